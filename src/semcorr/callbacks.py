@@ -1,0 +1,42 @@
+"""Checkpoints: the best and the last, of the moving weights only, and going on from the last."""
+
+from pathlib import Path
+
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+
+from semcorr.loggers import CSV
+
+MONITOR = "val/all/pck@0.1"
+
+
+def checkpoints(run_dir: Path) -> list[Callback]:
+    """`best.ckpt` by validation PCK@0.1 on all keypoints, and `last.ckpt`, written as an epoch ends.
+
+    An epoch ends where the training stream can be taken up again exactly (sampler.py), so these are
+    all the checkpoints a run needs to be killed at any moment.
+    """
+    last = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="best",
+        monitor=MONITOR,
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return [last, LearningRateMonitor("step")]
+
+
+def resume(run_dir: Path, trainer: Trainer) -> str | None:
+    """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
+    import torch
+
+    path = run_dir / "checkpoints" / "last.ckpt"
+    if not path.is_file() or trainer.fast_dev_run:
+        return None
+    step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+    for logger in trainer.loggers:
+        if isinstance(logger, CSV):
+            logger.resume(step)
+    return str(path)

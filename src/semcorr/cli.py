@@ -1,0 +1,133 @@
+"""From a command line to a configuration: Hydra, our error messages, and runs that bring their own.
+
+The only module that knows Hydra's command line. A user's mistake ends in one sentence and exit code 2.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from semcorr.errors import UserError
+
+VERBS = ("train", "evaluate")
+BROUGHT = ("seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "trainer")
+
+
+def conf_dir() -> Path:
+    """The configuration tree: package data in a wheel, `conf/` in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
+    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
+
+    def job(cfg: DictConfig) -> Any:
+        context = HydraConfig.get()
+        own_dir = Path(context.runtime.output_dir)
+        cfg.run_dir = str(own_dir)
+        try:
+            return task(with_checkpoint(cfg, list(context.overrides.task)))
+        finally:
+            with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
+                own_dir.rmdir()
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+    except Exception as error:
+        message = explained(error, name)
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """`checkpoint=RUN_DIR` brings that run's configuration; what was typed on the line still wins.
+
+    Training goes on in RUN_DIR itself; evaluation writes to its own run directory.
+    """
+    if cfg.checkpoint is None:
+        return cfg
+    path = Path(cfg.checkpoint) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+    brought = [key for key in BROUGHT if key in cfg and key not in typed and "experiment" not in typed]
+    with open_dict(cfg):
+        for key in brought:
+            chosen = {k: OmegaConf.select(cfg, k) for k in typed if k.startswith(f"{key}.")}
+            cfg[key] = saved[key]
+            OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
+            for override, value in chosen.items():
+                OmegaConf.update(cfg, override, value)
+        if "loss" in cfg:
+            cfg.run_dir = str(cfg.checkpoint)
+    return cfg
+
+
+def explained(error: BaseException, name: str) -> str | None:
+    """What to tell the user, or None if the fault is ours."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError):  # a loader's process prepends its traceback
+            return str(cause).rsplit("UserError: ", 1)[-1].strip()
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    if type(error).__name__ == "InstantiationException":
+        cause = error.__cause__
+        return str(error).splitlines()[0] if isinstance(cause, TypeError | ValueError) else None
+    text = str(error).strip()
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown[1].partition("@")[0]
+        near = difflib.get_close_matches(key, known_keys(name), n=3, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
+        return f"unknown config key `{key}`. {hint}"
+    return re.sub(r"\s*\n\s*", " ", text)
+
+
+def known_keys(name: str) -> list[str]:
+    """Every key of the default configuration, groups included."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(name)
+    return sorted({*_flat(cfg), "experiment"})
+
+
+def main() -> None:
+    """semcorr VERB ...: the same as python -m semcorr.VERB ..."""
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    verb = sys.argv.pop(1)
+    importlib.import_module(f"semcorr.{verb}").main()
+
+
+def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(node := cfg._get_node(key)) and not node._is_none():
+            yield from _flat(node, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,156 @@
+"""Any COCO-style keypoint file as a correspondence benchmark.
+
+Images of a category are sorted, shuffled by a seed and cut into test, val and train; the pairs of a
+split are all ordered pairs with enough shared keypoints, thinned by the same seed to a cap. Nothing
+depends on the file system's order.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.groups import Groups, groups_from_names
+from semcorr.data.record import (
+    ImageRecord, PairRecord, Point, image_record, image_size, log, longer_side, need, read_json, require_root,
+)  # fmt: skip
+from semcorr.errors import UserError
+
+BOXES = ("xywh", "xyxy")
+
+
+class COCOKeypoints(PairDataModule):
+    """Pairs made from `annotations`, a COCO keypoint file under `root`.
+
+    Args:
+        annotations: The JSON file, below `root`.
+        images: The folder of its images, below `root`.
+        box: `xywh` as COCO has it, or `xyxy` as some (AnimalPose) do.
+        val: Share of each category's images kept for validation,
+        test: and for testing. The splits have no image in common.
+        min_shared: Keypoints a pair must share.
+        pairs_per_category: Cap per split.
+        pairs_seed: Of the splits and of the cap.
+        **options: As for every benchmark.
+    """
+
+    name = "coco_keypoints"
+
+    def __init__(
+        self,
+        *,
+        annotations: str = "keypoints.json",
+        images: str = "images",
+        box: str = "xywh",
+        val: float = 0.1,
+        test: float = 0.1,
+        min_shared: int = 3,
+        pairs_per_category: int = 2000,
+        pairs_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if box not in BOXES:
+            raise UserError(f"`data.box` must be one of {', '.join(BOXES)}, got {box!r}")
+        self.annotations, self.image_folder, self.box = annotations, images, box
+        self.shares = {"test": test, "val": val, "train": 1 - val - test}
+        self.min_shared, self.cap, self.pairs_seed = min_shared, pairs_per_category, pairs_seed
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Sorted by category, source, target."""
+        images, groups = read_images(self.root, self.annotations, self.image_folder, self.box)
+        pairs: list[PairRecord] = []
+        for category in sorted(images):
+            mine = split_images(images[category], split, self.shares, f"{self.pairs_seed}/{category}")
+            chosen = choose_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
+            pairs += [
+                PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups[category])
+                for a, b in chosen
+            ]
+        return pairs
+
+
+def read_images(
+    root: Path, annotations: str, folder: str, box: str
+) -> tuple[dict[str, list[ImageRecord]], dict[str, Groups]]:
+    """Records and symmetry groups per category; images with several objects of a category stay out."""
+    require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
+    path = root / annotations
+    content = read_json(path)
+    files = _files(need(content, "images", path), path)
+    categories = {need(c, "id", path): c for c in need(content, "categories", path)}
+    records: dict[str, list[ImageRecord]] = {}
+    for entry in need(content, "annotations", path):
+        category = categories.get(need(entry, "category_id", path))
+        file = files.get(str(need(entry, "image_id", path)))
+        if category is None or file is None:
+            missing = f"category_id {entry['category_id']}" if category is None else f"image_id {entry['image_id']}"
+            raise UserError(f"{path}: an annotation names {missing}, which the file does not define.")
+        picture = root / folder / file
+        points = _keypoints(entry, len(need(category, "keypoints", path)), path)
+        corners = _corners(need(entry, "bbox", path), box)
+        if any(point is not None for point in points):
+            record = image_record(Path(file).stem, picture, image_size(picture), points, corners, path)
+            records.setdefault(category["name"], []).append(record)
+    groups = {c["name"]: groups_from_names(c["keypoints"]) for c in categories.values()}
+    return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, groups
+
+
+def split_images(
+    images: Sequence[ImageRecord], split: str, shares: Mapping[str, float], seed: str
+) -> list[ImageRecord]:
+    """One of the disjoint splits of a category, sorted by name."""
+    order = sorted(images, key=lambda image: image.name)
+    random.Random(seed).shuffle(order)
+    start = 0
+    for name, fraction in shares.items():
+        stop = len(order) if name == "train" else start + round(fraction * len(order))
+        if name == split:
+            return sorted(order[start:stop], key=lambda image: image.name)
+        start = stop
+    raise KeyError(split)
+
+
+def choose_pairs(
+    images: Sequence[ImageRecord], min_shared: int, cap: int, seed: str
+) -> list[tuple[ImageRecord, ImageRecord]]:
+    """All ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
+    fit = [(a, b) for a, b in permutations(images, 2) if int((a.visible & b.visible).sum()) >= min_shared]
+    if len(fit) <= cap:
+        return fit
+    kept = sorted(random.Random(seed).sample(range(len(fit)), cap))
+    return [fit[i] for i in kept]
+
+
+def _files(images: Any, path: Path) -> dict[str, str]:
+    """Image id to file name: COCO's list of objects, or AnimalPose's plain map."""
+    if isinstance(images, Mapping):
+        return {str(i): str(name) for i, name in images.items()}
+    return {str(need(image, "id", path)): str(need(image, "file_name", path)) for image in images}
+
+
+def _keypoints(entry: Mapping[str, Any], count: int, path: Path) -> list[Point]:
+    """COCO's flat x y v list, or rows of [x, y, v]; v = 0 is not annotated."""
+    values = need(entry, "keypoints", path)
+    rows = values if values and isinstance(values[0], list) else [values[i : i + 3] for i in range(0, len(values), 3)]
+    if len(rows) != count or any(len(row) != 3 for row in rows):
+        raise UserError(
+            f"{path}: field `keypoints` of image {entry['image_id']} has {len(rows)} points, its category {count}."
+        )
+    return [(float(x), float(y)) if v > 0 else None for x, y, v in rows]
+
+
+def _corners(box: Sequence[float], layout: str) -> list[float]:
+    x, y, *rest = map(float, box)
+    return [x, y, *rest] if layout == "xyxy" else [x, y, x + rest[0], y + rest[1]]
+
+
+def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:
+    """Two cats in one picture make "the same point" ill-defined."""
+    names = [image.name for image in images]
+    alone = [image for image in images if names.count(image.name) == 1]
+    if len(alone) < len(images):
+        log.warning("%s: %d images hold several objects and are left out", what, len(set(names)) - len(alone))
+    return alone

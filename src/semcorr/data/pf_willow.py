@@ -1,0 +1,68 @@
+"""PF-WILLOW: 900 pairs of 10 classes, 10 keypoints each, all visible.
+
+PCK@bbox-kp: the extent is the larger spread, in x or y, of the target's keypoints.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.record import ImageRecord, PairRecord, image_record, image_size, longer_side, require_root
+from semcorr.errors import UserError
+
+POINTS = 10
+COLUMNS = 2 + 4 * POINTS  # two images; then x of A, y of A, x of B, y of B
+
+
+class PFWillow(PairDataModule):
+    """`root` holds test_pairs.csv and PF-dataset/."""
+
+    name = "pf_willow"
+    splits = ("test",)
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Pairs in the order of the list."""
+        return willow_pairs(self.root)
+
+
+def willow_pairs(root: Path) -> list[PairRecord]:
+    """All rows of test_pairs.csv."""
+    require_root(root, "PF-WILLOW", "Download PF-dataset.zip and test_pairs.csv into it, or give data.root=DIR.")
+    path = root / "test_pairs.csv"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")
+    size = cache(image_size)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [_pair(root, path, i, row, size) for i, row in enumerate(rows, start=2)]
+
+
+def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord:  # type: ignore[no-untyped-def]
+    if len(row) != COLUMNS:
+        raise UserError(f"{path}, line {line}: {len(row)} columns, expected {COLUMNS}. Restore the official list.")
+    try:
+        numbers = [float(value) for value in row[2:]]
+    except ValueError as error:
+        raise UserError(f"{path}, line {line}: {error}. Restore the official list.") from None
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{path}, line {line}: a coordinate is not a finite number. Restore the official list.")
+    records = []
+    for name, start in ((row[0], 0), (row[1], 2 * POINTS)):
+        points = list(zip(numbers[start : start + POINTS], numbers[start + POINTS : start + 2 * POINTS], strict=True))
+        records.append(_image(root, path, name, points, size))
+    source, target = records
+    category = Path(row[0]).parts[1]
+    name = f"{source.name}-{target.name}"
+    return PairRecord(name, category, source, target, longer_side(target.box))
+
+
+def _image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size) -> ImageRecord:  # type: ignore[no-untyped-def]
+    """The box is that of the keypoints: nothing else is annotated."""
+    picture = root / name
+    xs, ys = zip(*points, strict=True)
+    box = (min(xs), min(ys), max(xs), max(ys))
+    short = "/".join(Path(name).with_suffix("").parts[1:])
+    return image_record(short, picture, size(picture), points, box, path)

@@ -1,0 +1,153 @@
+"""What a benchmark says of a pair, in original pixels and original keypoint ids, and its checks.
+
+A benchmark's reader builds these and nothing else; everything after it is shared. The checks name
+the file and the field, because the reader of the message has to mend one of them.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semcorr.data.groups import Groups
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Point = Sequence[float] | None  # (x, y), or None where the keypoint is not annotated
+
+
+class ImageRecord(NamedTuple):
+    """One annotated object in one image."""
+
+    name: str  # unique in its benchmark; the same image always has the same name
+    path: Path
+    size: tuple[int, int]  # width, height
+    keypoints: Tensor  # (n 2) float, one row per original id, (0, 0) where not visible
+    visible: Tensor  # (n) bool
+    box: tuple[float, float, float, float]  # x1 y1 x2 y2
+
+
+class PairRecord(NamedTuple):
+    """One pair as the benchmark states it."""
+
+    name: str
+    category: str
+    source: ImageRecord
+    target: ImageRecord
+    extent: float  # what alpha is a fraction of, in target pixels
+    groups: Groups = ()  # symmetry groups of the category
+    details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
+
+
+def image_record(
+    name: str,
+    path: Path,
+    size: tuple[int, int],
+    keypoints: Sequence[Point],
+    box: Sequence[float],
+    source: Path,
+) -> ImageRecord:
+    """Build a record, refusing what cannot be scored.
+
+    Args:
+        name: The image's id.
+        path: The image file.
+        size: Width and height in pixels.
+        keypoints: One entry per original id, None where there is none.
+        box: x1 y1 x2 y2.
+        source: The annotation file, for the messages.
+
+    Raises:
+        UserError: The image is absent, the box has no area, or a coordinate is not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"{source}: names the image {path}, which does not exist. Restore it or drop the entry.")
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+        raise UserError(
+            f"{source}: box {list(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
+        )
+    for i, point in enumerate(keypoints):
+        if point is not None and (len(point) != 2 or not all(map(math.isfinite, point))):
+            raise UserError(f"{source}: keypoint {i} of {name} is {list(point)}; it must be two finite numbers.")
+    points = torch.tensor([[0.0, 0.0] if p is None else list(p) for p in keypoints], dtype=torch.float32)
+    visible = torch.tensor([p is not None for p in keypoints])
+    x1, y1, x2, y2 = map(float, box)
+    return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2))
+
+
+def longer_side(box: Sequence[float]) -> float:
+    """PCK@bbox's extent: the longer side of a box."""
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def outside(record: ImageRecord) -> int:
+    """How many annotated keypoints lie outside the image they are annotated in."""
+    x, y = record.keypoints[record.visible].T
+    width, height = record.size
+    return int(((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)).sum())
+
+
+def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRecord]:
+    """Refuse pairs with nothing to score; count and report keypoints outside their image."""
+    if not pairs:
+        raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
+    for pair in pairs:
+        if not bool((pair.source.visible & pair.target.visible).any()):
+            raise UserError(
+                f"{benchmark}: pair {pair.name} has no keypoint visible in both {pair.source.path.name} and "
+                f"{pair.target.path.name}. Drop it from the pair list."
+            )
+        if not pair.extent > 0:
+            raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size.")
+    images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
+    strays = {name: count for name, image in images.items() if (count := outside(image))}
+    if strays:
+        log.warning(
+            "%s: %d keypoints lie outside their image (%s%s); they are kept as annotated",
+            benchmark, sum(strays.values()), ", ".join(sorted(strays)[:5]), " ..." if len(strays) > 5 else "",
+        )  # fmt: skip
+    return pairs
+
+
+def require_root(root: Path, benchmark: str, remedy: str) -> None:
+    """The benchmark's folder exists, or a sentence that says what to do."""
+    if not root.is_dir():
+        raise UserError(
+            f"{benchmark} is not at {root}: no such folder. {remedy} "
+            "To try semcorr without downloading anything: data=synthetic."
+        )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or a sentence naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Unpack the benchmark again, or drop what refers to it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Unpack the benchmark again.") from None
+
+
+def need(entry: Mapping[str, Any], key: str, path: Path) -> Any:
+    """A field of an annotation, or a sentence naming file and field."""
+    if not isinstance(entry, Mapping) or key not in entry:
+        raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
+    return entry[key]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height from the file's header, without decoding it."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Restore the image, or drop the pairs that name it.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as an image ({error}). Replace the file.") from None

@@ -1,0 +1,78 @@
+"""Which pairs come in which batch, on which process: pure functions of seed and position."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from semcorr.data.record import PairRecord
+
+
+class TrainingStream(Sampler[list[int]]):
+    """An endless, seeded stream of batches, cut into epochs of `steps`.
+
+    Batch i of the stream depends on the seed and i alone. An epoch is a slice of it, so a run resumed
+    at the start of an epoch sees what the uninterrupted one saw, and validation and checkpoints can be
+    more frequent than passes over 53,340 pairs. Process r of n takes every n-th batch: all processes
+    make the same number of steps.
+
+    >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
+    >>> len(stream), sorted(i for batch in stream for i in batch) != list(range(5))  # 4 of 5 so far
+    (2, True)
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, steps: int | None, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
+        self.rank, self.world = rank, world
+        self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
+        self.steps = steps or max(1, self.per_pass // world)
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "TrainingStream":
+        """Lightning looks for `set_epoch` on a batch sampler's `sampler`: that is this one itself."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this as an epoch starts, after a resume too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.epoch * self.steps
+        for step in range(first, first + self.steps):
+            turn, i = divmod(step * self.world + self.rank, self.per_pass)
+            yield self._shuffled(turn)[i * self.batch_size : (i + 1) * self.batch_size]
+
+    def _shuffled(self, turn: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+
+def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[int]]:
+    """Pairs that look into the same target image, together, in a fixed order.
+
+    The batches do not depend on how many processes share them, so neither do their results.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].target.name, pairs[i].source.name, i))
+    batches: list[list[int]] = []
+    for i in order:
+        last = batches[-1] if batches else []
+        if last and pairs[last[0]].target.name == pairs[i].target.name and len(last) < at_most:
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def share(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
+    """This process's batches: every one on exactly one process, none repeated.
+
+    >>> share([[0], [1], [2]], rank=1, world=2)
+    [[1]]
+    """
+    return list(batches[rank::world])

@@ -1,0 +1,67 @@
+"""An original image into the square a backbone sees, and the numbers that lead back.
+
+`squash` stretches both sides to the square; `letterbox` keeps the aspect and pads with black,
+centred. Neither changes a score under our own protocol: PCK is measured in original pixels.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from semcorr.errors import UserError
+
+RESIZES = ("squash", "letterbox")
+
+
+class Fit(NamedTuple):
+    """How an original of one size lands in a square."""
+
+    size: tuple[int, int]  # width, height of the resized original inside the square
+    scale: tuple[float, float]  # square pixels per original pixel, exactly size / original
+    offset: tuple[int, int]  # padding to the left and above
+
+
+def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
+    """Geometry alone, without pixels.
+
+    >>> fit((400, 200), side=100, resize="letterbox")
+    Fit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
+    >>> fit((400, 200), side=100, resize="squash").scale
+    (0.25, 0.5)
+    """
+    if resize not in RESIZES:
+        raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
+    width, height = original
+    if resize == "squash":
+        inside = (side, side)
+    else:
+        ratio = side / max(original)
+        inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    offset = ((side - inside[0]) // 2, (side - inside[1]) // 2)
+    return Fit(inside, (inside[0] / width, inside[1] / height), offset)
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode to RGB. EXIF orientation is not applied: no benchmark's annotations expect it."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Restore the image, or drop the pairs that name it.") from None
+    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as SyntaxError
+        raise UserError(f"{path} is damaged or not an image ({error}). Replace the file.") from None
+
+
+def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:
+    """Resize (bicubic, antialiased) and pad; RGB in [0, 1]."""
+    resized = image.resize(how.size, Image.Resampling.BICUBIC)
+    pixels = pil_to_tensor(resized).float() / 255
+    square = torch.zeros(3, side, side)
+    x, y = how.offset
+    square[:, y : y + how.size[1], x : x + how.size[0]] = pixels
+    return square

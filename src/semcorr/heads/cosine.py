@@ -1,0 +1,17 @@
+"""The head without parameters: cosine similarity of the features as they are."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.similarity import cosine, sample
+from semcorr.types import FeatureMap
+
+
+class Cosine(nn.Module):
+    """Read the source at the query points, compare with every target cell."""
+
+    def forward(
+        self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
+    ) -> Float[Tensor, "b n h w"]:
+        """`points` are in source pixels."""
+        return cosine(sample(source.values, points, source.stride), target.values)

@@ -1,0 +1,77 @@
+"""The predictions table: one row per matched keypoint, from which every number can be had again."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SCHEMA = pa.schema(
+    [
+        ("pair", pa.string()),
+        ("source", pa.string()),
+        ("target", pa.string()),
+        ("category", pa.string()),
+        ("keypoint", pa.int32()),  # original id
+        ("source_x", pa.float32()), ("source_y", pa.float32()),  # original source pixels
+        ("target_x", pa.float32()), ("target_y", pa.float32()),  # original target pixels, as predicted_*
+        ("predicted_x", pa.float32()), ("predicted_y", pa.float32()),
+        ("extent", pa.float32()),
+        ("ambiguous", pa.bool_()),
+        ("score", pa.float32()),  # similarity of the best cell
+        ("localise", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def rows(
+    *,
+    pair: Sequence[str],
+    source: Sequence[str],
+    target: Sequence[str],
+    category: Sequence[str],
+    points: Float[Tensor, "b n 6"],
+    extent: Float[Tensor, " b"],
+    shared: Bool[Tensor, "b n"],
+    ambiguous: Bool[Tensor, "b n"],
+    score: Float[Tensor, "b n"],
+    localise: str,
+) -> pa.Table:
+    """The shared keypoints of a batch; `points` are source, target and predicted (x, y)."""
+    which, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
+    columns: dict[str, Any] = {
+        "pair": [pair[i] for i in which],
+        "source": [source[i] for i in which],
+        "target": [target[i] for i in which],
+        "category": [category[i] for i in which],
+        "keypoint": keypoint,
+        "extent": [extent.tolist()[i] for i in which],
+        "ambiguous": ambiguous[shared].tolist(),
+        "score": score[shared].tolist(),
+        "localise": [localise] * len(which),
+    }
+    names = [f"{what}_{axis}" for what in ("source", "target", "predicted") for axis in "xy"]
+    columns |= dict(zip(names, points[shared].T.tolist(), strict=True))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def gather(tables: Sequence[pa.Table]) -> pa.Table:
+    """All processes' rows on every process, sorted by pair and keypoint."""
+    mine = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    parts: list[Any] = [mine]
+    if dist.is_available() and dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+    return pa.concat_tables(parts).sort_by([("pair", "ascending"), ("keypoint", "ascending")])
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """As Parquet; never a half-written file under the final name."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, beside)
+    beside.replace(path)

@@ -1,0 +1,206 @@
+"""The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from rich.progress import track
+from torch import Tensor, nn
+
+from semcorr.backbones import Backbone
+from semcorr.coords import from_view, to_grid, to_image
+from semcorr.errors import UserError
+from semcorr.finetune.modes import keep_frozen_in_eval
+from semcorr.metrics.pck import PCK, SUBSETS
+from semcorr.metrics.table import gather, rows
+from semcorr.types import FeatureMap, PairBatch, View
+
+
+class Correspondence(LightningModule):
+    """A backbone, a head and a localiser, evaluated and trained.
+
+    Evaluating encodes every image once and matches the pairs from the features.
+
+    Args:
+        backbone: Image to features.
+        head: Features and query points to similarity.
+        localise: Similarity to cells.
+        finetune: Called with the backbone; says which of its weights move.
+        loss: Similarity, true cells and mask to a scalar. Only training needs it, and the next two.
+        optimizer: Called with the moving parameters of the head and of the backbone.
+        scheduler: Called with the optimiser and the number of steps.
+        seed: Of whatever is random in a step.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        localise: Callable[[Tensor], Tensor],
+        finetune: Callable[[Backbone], None],
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        optimizer: Callable[..., Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.localise = backbone, head, localise
+        self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
+        self.strict_loading = False  # checkpoints hold the moving weights only
+        finetune(backbone)
+        self.pck: PCK | None = None
+        self.features: dict[str, Tensor] = {}
+        self.tables: list[pa.Table] = []
+        self.scores: dict[str, Any] = {}
+        self.seconds = {"encode": 0.0, "match": 0.0}
+
+    def train(self, mode: bool = True) -> "Correspondence":
+        """Frozen parts stay in eval mode."""
+        super().train(mode)
+        keep_frozen_in_eval(self.backbone)  # type: ignore[arg-type]
+        return self
+
+    def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
+        """Similarity of the source's keypoints to every target cell, from pixels."""
+        maps = self.backbone(torch.cat((source.image, target.image)))
+        a, b = (FeatureMap(values, maps.stride) for values in maps.values.chunk(2))
+        return self.head(a, b, source.keypoints)
+
+    # -- training --
+
+    def training_step(self, batch: PairBatch) -> Float[Tensor, ""]:
+        """The loss on the shared keypoints of a batch of pairs."""
+        similarity = self(batch.source, batch.target)
+        cells = to_grid(batch.target.keypoints, self.backbone.stride)
+        loss = self.loss(similarity.float(), cells, batch.shared)  # type: ignore[misc]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.pair))
+        return loss
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self.seed * 1_000_003 + step)
+
+    def configure_optimizers(self) -> Any:
+        """Separate rates for head and backbone; the schedule moves every step."""
+        moving = [[p for p in part.parameters() if p.requires_grad] for part in (self.head, self.backbone)]  # type: ignore[attr-defined]
+        if not any(moving):
+            raise UserError("Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2.")
+        optimizer = self.optimizer(*moving)  # type: ignore[misc]
+        schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))  # type: ignore[misc]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- evaluation --
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the images of the validation pairs."""
+        self._encode("val", int(self.trainer.num_val_batches[0]))
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the images of the test pairs."""
+        self._encode(self.trainer.datamodule.split, int(self.trainer.num_test_batches[0]))  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: PairBatch) -> None:
+        """Match and score."""
+        self._match(batch)
+
+    def test_step(self, batch: PairBatch) -> None:
+        """Match and score; keep the rows."""
+        self.tables.append(self._match(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<subset>/pck@<alpha>`, per image."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...` and gather the table."""
+        self._log("test")
+        self.table = gather(self.tables)
+        self.tables = []
+
+    @torch.no_grad()
+    def _encode(self, split: str, batches: int) -> None:
+        """Every image that the pairs ahead look at, once."""
+        start = time.perf_counter()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        categories = data.categories(split)
+        keypoints = len(data.pairs(split)[0].source.keypoints)
+        self.pck = PCK(categories, keypoints).to(self.device)
+        self.features = {}
+        loader = data.images(split, batches)
+        for views in track(loader, "Encoding images", transient=True, disable=self.global_rank > 0):
+            with self.trainer.precision_plugin.forward_context():
+                maps = self.backbone(views.image.to(self.device, non_blocking=True))
+            self.features.update(zip(views.name, maps.values, strict=True))
+        self.seconds["encode"] += time.perf_counter() - start
+
+    def _match(self, batch: PairBatch) -> pa.Table:
+        """Score a batch of pairs from their images' features; the rows of its keypoints."""
+        start = time.perf_counter()
+        assert self.pck is not None
+        stride, (source, target) = self.backbone.stride, batch[:2]
+        a, b = (FeatureMap(torch.stack([self.features[i] for i in v.name]), stride) for v in (source, target))
+        similarity = self.head(a, b, source.keypoints).float()
+        predicted = from_view(to_image(self.localise(similarity), stride), target.scale, target.offset)
+        truth = from_view(target.keypoints, target.scale, target.offset)
+        index = torch.tensor([self.pck.categories.index(name) for name in batch.category], device=self.device)
+        self.pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, index)
+        points = torch.cat((from_view(source.keypoints, source.scale, source.offset), truth, predicted), dim=-1)
+        table = rows(
+            pair=batch.pair, source=source.name, target=target.name, category=batch.category, points=points,
+            extent=batch.extent, shared=batch.shared, ambiguous=batch.ambiguous,
+            score=similarity.flatten(2).amax(-1), localise=described(self.localise),
+        )  # fmt: skip
+        self.seconds["match"] += time.perf_counter() - start
+        return table
+
+    def _log(self, stage: str) -> None:
+        assert self.pck is not None
+        self.scores = self.pck.compute()
+        self.features = {}
+        for subset in SUBSETS:
+            for alpha, value in self.scores["pck"][subset]["image"].items():
+                if value is not None:
+                    self.log(f"{stage}/{subset}/pck@{alpha}", value, rank_zero_only=True)
+
+    # -- checkpoints --
+
+    def moving(self) -> dict[str, Tensor]:
+        """What training changes: the backbone's moving parameters and the whole head."""
+        names = {f"backbone.{n}" for n, p in self.backbone.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+        names |= {f"head.{n}" for n in self.head.state_dict()}
+        return {name: value for name, value in self.state_dict().items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what moves, and what it moved away from."""
+        checkpoint["state_dict"] = self.moving()
+        checkpoint["base"] = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights that were trained on another base, or other parts of it."""
+        base, own = checkpoint["base"], {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+        if base != own:
+            raise UserError(
+                f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
+                f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
+            )
+        odd = sorted(checkpoint["state_dict"].keys() ^ self.moving().keys())
+        if odd:
+            raise UserError(f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head.")
+
+
+def described(rule: Callable[..., Any]) -> str:
+    """A localiser with its arguments, for tables.
+
+    >>> from semcorr.localise import window_soft_argmax
+    >>> described(partial(window_soft_argmax, window=9))
+    'window_soft_argmax(window=9)'
+    """
+    if not isinstance(rule, partial):
+        return rule.__name__
+    return f"{rule.func.__name__}({', '.join(f'{k}={v}' for k, v in rule.keywords.items())})"

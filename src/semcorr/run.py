@@ -1,0 +1,146 @@
+"""What train and evaluate share: building from a configuration, and what a run leaves behind."""
+
+import json
+import os
+import subprocess
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from semcorr import draw
+from semcorr.data.datamodule import PairDataModule
+from semcorr.errors import UserError
+from semcorr.loggers import CSV
+from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.table import write
+from semcorr.module import Correspondence, described
+
+PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
+
+
+def build(cfg: DictConfig, **training: Any) -> tuple[Correspondence, PairDataModule]:
+    """The module and the data, built in this order under the run's seed: random weights depend on it."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    backbone = instantiate(cfg.backbone)
+    data = instantiate(cfg.data, size=backbone.size)
+    module = Correspondence(
+        backbone,
+        head=instantiate(cfg.head),
+        localise=instantiate(cfg.localise),
+        finetune=instantiate(cfg.finetune),
+        seed=cfg.seed,
+        **training,
+    )
+    return module, data
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
+    """Lightning's Trainer with our loggers and progress bars."""
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    callbacks = [RichProgressBar(leave=False), *options.pop("callbacks", [])]
+    trainer: Trainer = instantiate(
+        cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
+    )
+    return trainer
+
+
+def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    """CSV always, first; and the one asked for. W&B and TensorBoard are told the configuration."""
+    asked = instantiate(cfg.logger, save_dir=str(run_dir))
+    if isinstance(asked, CSV):
+        return [asked]
+    asked.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return [CSV(run_dir), asked]
+
+
+def save_config(cfg: DictConfig, module: Correspondence, run_dir: Path) -> None:
+    """config.yaml: the resolved configuration, and what else a number depends on."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    resolved["provenance"] = {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _git_revision(),
+        "backbone": module.backbone.name,
+        "weights_sha256": module.backbone.sha256,
+    }
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
+    """metrics.json, predictions.parquet and matches.png; the metrics."""
+    table = module.table
+    metrics = {
+        **module.scores,
+        "pairs": len(set(table["pair"].to_pylist())),
+        "keypoints": table.num_rows,
+        "images": len({*table["source"].to_pylist(), *table["target"].to_pylist()}),
+        "protocol": "semcorr",
+        "localise": described(module.localise),
+        "split": f"{data.name} {data.split}",
+        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
+    }
+    write(table, run_dir / "predictions.parquet")
+    scored = set(table["pair"].to_pylist())
+    shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
+    draw.save(draw.page(shown, table), run_dir / "matches.png")
+    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def print_scores(metrics: Mapping[str, Any], title: str) -> None:
+    """Rows all/geo/std, columns alpha, per image and per point, in percent."""
+    alphas = list(metrics["pck"]["all"]["image"])
+    table = Table(title=title, caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}")
+    for header in ("", "", *alphas):
+        table.add_column(header, justify="right" if header else "left")
+    for by in ("image", "point"):
+        for subset in SUBSETS:
+            values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
+            table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+        table.add_section()
+    Console().print(table)
+
+
+def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
+    """A run's trained weights, onto the CPU, without running code from the file."""
+    path = run / "checkpoints" / f"{which}.ckpt"
+    if not path.is_file():
+        raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: a killed run leaves no half-written file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_revision() -> str | None:
+    """Of the checkout semcorr is run from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

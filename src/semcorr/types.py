@@ -1,0 +1,51 @@
+"""What flows along the arrows: a view, a batch of pairs, a feature map.
+
+NamedTuples, because PyTorch's collate, pinned memory and Lightning's device transfer all carry
+nested ones as they are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """One image of a pair, in the pixels the backbone sees.
+
+    ``image`` holds RGB in [0, 1]; a backbone applies its own mean and standard deviation. While a
+    benchmark is evaluated its images are encoded once, ahead of the pairs, and pairs then travel
+    with an image of zero height and width.
+    """
+
+    image: Float[Tensor, "*b 3 h w"]
+    keypoints: Float[Tensor, "*b n 2"]  # (x, y), one row per ORIGINAL keypoint id, never compressed
+    visible: Bool[Tensor, "*b n"]
+    box: Float[Tensor, "*b 4"]  # x1 y1 x2 y2
+    scale: Float[Tensor, "*b 2"]  # this image's pixels per original pixel, (x, y)
+    offset: Float[Tensor, "*b 2"]  # where the original's corner went; see coords.to_view
+    name: Sequence[str] | str  # the image's id, unique in its benchmark
+
+
+class PairBatch(NamedTuple):
+    """Pairs of one benchmark: transfer the source's keypoints to the target."""
+
+    source: View
+    target: View
+    ambiguous: Bool[Tensor, "*b n"]  # geometry-aware: a twin is also visible in the target
+    extent: Float[Tensor, "*b"]  # what alpha is a fraction of, in ORIGINAL target pixels
+    category: Sequence[str] | str
+    pair: Sequence[str] | str  # the pair's id: the key back to its record
+
+    @property
+    def shared(self) -> Bool[Tensor, "*b n"]:
+        """Keypoints visible in both images: the ones there is something to say about."""
+        return self.source.visible & self.target.visible
+
+
+class FeatureMap(NamedTuple):
+    """Dense features of a batch of images."""
+
+    values: Float[Tensor, "b c h w"]
+    stride: float  # image pixels per cell
