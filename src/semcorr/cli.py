@@ -112,7 +112,7 @@ def known_keys(name: str) -> list[str]:
 
 
 def main() -> None:
-    """semcorr VERB ...: the same as python -m semcorr.VERB ..."""
+    """Semcorr VERB ...: the same as python -m semcorr.VERB ..."""
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)

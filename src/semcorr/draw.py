@@ -81,6 +81,8 @@ def _at(row: Mapping[str, float], what: str, scale: float, left: int) -> tuple[f
     return left + (row[f"{what}_x"] + 0.5) * scale, (row[f"{what}_y"] + 0.5) * scale
 
 
-def _ring(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, colour: tuple[int, int, int], width: int) -> None:
+def _ring(
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, colour: tuple[int, int, int], width: int
+) -> None:
     x, y = centre
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=max(1, width // 2))

@@ -21,9 +21,7 @@ def argmax(similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
     return torch.stack((best % w, best // w), dim=-1).to(similarity.dtype)
 
 
-def soft_argmax(
-    similarity: Float[Tensor, "b n h w"], temperature: float = 0.02
-) -> Float[Tensor, "b n 2"]:
+def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: float = 0.02) -> Float[Tensor, "b n 2"]:
     """Expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
 
     A second, far mode pulls the answer off both; hence the two rules below.

@@ -40,7 +40,7 @@ def gaussian_cross_entropy(
 def _interpolate_log(
     log_p: Float[Tensor, "m h w"], points: Float[Tensor, "m k 2"]
 ) -> tuple[Float[Tensor, "m k"], Bool[Tensor, "m k"]]:
-    """log of the bilinearly interpolated p at `points`, and which of them lie within the cell centres."""
+    """Log of the bilinearly interpolated p at `points`, and which of them lie within the cell centres."""
     h, w = log_p.shape[-2:]
     last = torch.tensor([w - 1, h - 1], device=points.device)
     inside = ((points >= 0) & (points <= last)).all(-1)

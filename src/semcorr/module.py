@@ -90,7 +90,9 @@ class Correspondence(LightningModule):
         """Separate rates for head and backbone; the schedule moves every step."""
         moving = [[p for p in part.parameters() if p.requires_grad] for part in (self.head, self.backbone)]  # type: ignore[attr-defined]
         if not any(moving):
-            raise UserError("Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2.")
+            raise UserError(
+                "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
+            )
         optimizer = self.optimizer(*moving)  # type: ignore[misc]
         schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -191,7 +193,9 @@ class Correspondence(LightningModule):
             )
         odd = sorted(checkpoint["state_dict"].keys() ^ self.moving().keys())
         if odd:
-            raise UserError(f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head.")
+            raise UserError(
+                f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
+            )
 
 
 def described(rule: Callable[..., Any]) -> str:

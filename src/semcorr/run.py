@@ -103,7 +103,9 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
 def print_scores(metrics: Mapping[str, Any], title: str) -> None:
     """Rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
-    table = Table(title=title, caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}")
+    table = Table(
+        title=title, caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}"
+    )
     for header in ("", "", *alphas):
         table.add_column(header, justify="right" if header else "left")
     for by in ("image", "point"):

@@ -8,9 +8,7 @@ from torch.nn.functional import grid_sample, normalize
 from semcorr.coords import to_grid
 
 
-def sample(
-    features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], stride: float
-) -> Float[Tensor, "b n c"]:
+def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], stride: float) -> Float[Tensor, "b n c"]:
     """Bilinear descriptors at `points`, given in image pixels.
 
     Cells are read at their centres. A point in the outer half of a border cell gets that cell.
@@ -23,9 +21,7 @@ def sample(
     return sampled[..., 0].transpose(1, 2)
 
 
-def cosine(
-    descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b n h w"]:
+def cosine(descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n h w"]:
     """Cosine of every descriptor with every cell, in [-1, 1].
 
     >>> features = torch.eye(2).reshape(1, 2, 1, 2)  # two cells with orthogonal descriptors

@@ -1,7 +1,7 @@
 """Image to features. What every backbone promises."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from semcorr.types import FeatureMap
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A dense feature extractor; an `nn.Module` with these attributes.
 

@@ -40,7 +40,9 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> 
     problems = {"missing": missing, "not known to this backbone": surplus, "of another shape": shapes}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
-        raise UserError(f"`backbone.weights`: {path} does not fit this backbone. {told}. Give weights of the same model.")
+        raise UserError(
+            f"`backbone.weights`: {path} does not fit this backbone. {told}. Give weights of the same model."
+        )
     module.load_state_dict(dict(weights), strict=False)
 
 

@@ -1,0 +1,1 @@
+"""Benchmark files to batches of pairs."""

@@ -14,7 +14,16 @@ from typing import Any
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import Groups, groups_from_names
 from semcorr.data.record import (
-    ImageRecord, PairRecord, Point, image_record, image_size, log, longer_side, need, read_json, require_root,
+    ImageRecord,
+    PairRecord,
+    Point,
+    image_record,
+    image_size,
+    log,
+    longer_side,
+    need,
+    read_json,
+    require_root,
 )  # fmt: skip
 from semcorr.errors import UserError
 

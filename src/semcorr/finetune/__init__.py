@@ -1,0 +1,1 @@
+"""Which weights of a backbone move."""

@@ -1,0 +1,1 @@
+"""Two feature maps and query points to similarity."""

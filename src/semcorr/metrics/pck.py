@@ -52,8 +52,7 @@ def pck(
 def error(
     predicted: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], extent: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n"]:
-    """Distance as a fraction of ``extent``, in double precision so that a distance of exactly
-    alpha * extent counts as correct on every machine."""
+    """Distance as a fraction of ``extent``; in double precision, so that ties with alpha are the same everywhere."""
     distance = (predicted.double() - target.double()).norm(dim=-1)
     return distance / extent.double()[:, None]
 
@@ -79,9 +78,7 @@ class PCK(Metric):
     correct: Int[Tensor, "subsets categories alphas counts"]
     pairs: Int[Tensor, "subsets categories counts"]
 
-    def __init__(
-        self, categories: Sequence[str], keypoints: int, alphas: Sequence[float] = ALPHAS
-    ) -> None:
+    def __init__(self, categories: Sequence[str], keypoints: int, alphas: Sequence[float] = ALPHAS) -> None:
         super().__init__()
         self.categories, self.alphas = tuple(categories), tuple(alphas)
         shape = (len(SUBSETS), len(self.categories))
@@ -112,22 +109,16 @@ class PCK(Metric):
 
         A value is None where a subset has no keypoint at all.
         """
-        each = {
-            name: self._scores(self.correct[:, i], self.pairs[:, i])
-            for i, name in enumerate(self.categories)
-        }
+        each = {name: self._scores(self.correct[:, i], self.pairs[:, i]) for i, name in enumerate(self.categories)}
         return {"pck": self._scores(self.correct.sum(1), self.pairs.sum(1)), "category": each}
 
-    def _scores(
-        self, correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"]
-    ) -> Scores:
+    def _scores(self, correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"]) -> Scores:
         correct, pairs = correct[..., 1:].double(), pairs[:, 1:].double()
         n = torch.arange(1, pairs.shape[-1] + 1, dtype=torch.double, device=pairs.device)
         image = (correct / n).sum(-1) / pairs.sum(-1)[:, None]
         point = correct.sum(-1) / (pairs * n).sum(-1)[:, None]
         return {
-            subset: {"image": self._row(image[s]), "point": self._row(point[s])}
-            for s, subset in enumerate(SUBSETS)
+            subset: {"image": self._row(image[s]), "point": self._row(point[s])} for s, subset in enumerate(SUBSETS)
         }
 
     def _row(self, values: Float[Tensor, " alphas"]) -> dict[str, float | None]:

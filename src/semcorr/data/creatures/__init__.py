@@ -1,0 +1,1 @@
+"""Articulated animals, drawn: anatomy and pose, rasteriser, scenery, and the photograph of it all."""

@@ -1,0 +1,276 @@
+"""Articulated figures of round parts, and the z-buffer that a weak-perspective camera sees.
+
+Axes of the world and of every bone: x forward, y to the animal's left, z up; the trunk is about 1
+long. Each part is rigid: the hull of two spheres, squashed along its bone's axes, whose crossing
+with a viewing ray has a closed form.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Vector = Float[np.ndarray, "3"]
+Matrix = Float[np.ndarray, "3 3"]
+Angles = tuple[float, float, float]  # degrees: pitch (nose down), yaw (to its left), roll (left side up)
+Pose = Mapping[str, Angles]  # by bone; a bone left out keeps its rest angles (0, 0, 0)
+
+BLEND = 0.02  # depth over which touching parts melt into each other, in trunk lengths
+
+
+class Bone(NamedTuple):
+    """A rigid frame; `joint` is where it turns, in its parent's axes."""
+
+    parent: str | None
+    joint: Vector
+    coat: Vector  # where the bone's origin lies in coat space
+    limb: bool = False  # a limb's coat space has x and z exchanged: its stripes become rings
+
+
+class Part(NamedTuple):
+    """The hull of two spheres, its radii multiplied per axis by `squash`; in its bone's axes."""
+
+    bone: str
+    start: Vector
+    end: Vector
+    radius: tuple[float, float]
+    squash: Vector
+    material: int
+    tip: float  # 0 on the trunk to 1 at the extremities, for darker faces and paws
+
+
+class Landmark(NamedTuple):
+    """A keypoint in its bone's axes; seen if the surface is within `slack` of its depth."""
+
+    bone: str
+    point: Vector
+    slack: float
+    facing: Vector  # never seen from behind this direction; 0: from anywhere
+
+
+@dataclass
+class Creature:
+    """One individual. Bones come parents first."""
+
+    bones: dict[str, Bone] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
+    landmarks: dict[str, Landmark] = field(default_factory=dict)
+
+    def bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
+        """Add a bone; the first bone of a limb starts the coat space its bones share."""
+        above = self.bones[parent] if parent else Bone(None, joint, joint)
+        coat = above.coat + joint
+        if limb:
+            coat = above.coat + joint * (0, 0, 1) if above.limb else np.zeros(3)
+        self.bones[name] = Bone(parent, joint, coat, limb)
+
+    def part(
+        self,
+        bone: str,
+        start: Vector,
+        end: Vector,
+        radius: float | tuple[float, float],
+        *,
+        squash: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        material: int = 0,
+        tip: float = 0.0,
+    ) -> None:
+        """Add a part; one radius serves both ends."""
+        ends = radius if isinstance(radius, tuple) else (radius, radius)
+        self.parts.append(Part(bone, start, end, ends, np.array(squash, float), material, tip))
+
+    def mark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
+        """Add a landmark."""
+        self.landmarks[name] = Landmark(bone, point, slack, np.zeros(3) if facing is None else facing)
+
+    def surface(self, bone: str, origin: Vector, direction: Vector) -> Vector:
+        """Where a ray from inside `bone`'s parts leaves the last of them."""
+        ray = direction / np.linalg.norm(direction)
+        parts = [part for part in self.parts if part.bone == bone]
+        hits = [strike(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
+        return origin + max(hits) * ray
+
+
+def strike(
+    part: Part, origins: Float[np.ndarray, "3 n"], direction: Vector
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """How many times `direction` each line leaves the part (-inf: misses it), and where on its axis.
+
+    Lines are in the part's own space, (point - start) / squash, where it is round. One at distance
+    d(t) from the sphere at t on the axis leaves that sphere slope * t + sqrt(radius(t)^2 - d(t)^2)
+    along; this is concave in t unless the part is seen end on, so that the best t is known.
+    """
+    length = float(np.sqrt(direction @ direction))
+    ray, axis = direction / length, (part.end - part.start) / part.squash
+    slope, taper = float(axis @ ray), part.radius[1] - part.radius[0]
+    sideways = axis - slope * ray
+    along, linear = ray @ origins, sideways @ origins + part.radius[0] * taper
+    constant = part.radius[0] ** 2 + along**2 - (origins * origins).sum(0)
+    bend = float(sideways @ sideways) - taper**2
+    if bend > 1e-9:
+        middle = linear / bend
+        lean = slope / np.sqrt(bend * (bend + slope**2))
+        t = np.clip(middle + lean * np.sqrt(np.maximum(constant + linear * middle, 0)), 0, 1)
+    else:  # one end covers the other
+        wider = constant + 2 * linear - bend
+        ahead = slope + np.sqrt(np.maximum(wider, 0)) > np.sqrt(np.maximum(constant, 0))
+        t = np.where((wider >= 0) & (ahead | (constant < 0)), 1.0, 0.0)
+    square = constant + t * (2 * linear - bend * t)
+    reach = np.where(square >= 0, slope * t + np.sqrt(np.maximum(square, 0)), -np.inf)
+    return (reach - along) / length, t
+
+
+def rotation(angles: Angles) -> Matrix:
+    """Roll, then pitch, then yaw."""
+    (sp, sy, sr), (cp, cy, cr) = np.sin(np.radians(angles)), np.cos(np.radians(angles))
+    pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
+    yaw = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    roll = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
+    return yaw @ pitch @ roll
+
+
+class Frame(NamedTuple):
+    """Where a posed bone is: its axes as columns, and its origin."""
+
+    axes: Matrix
+    origin: Vector
+
+
+def assemble(creature: Creature, pose: Pose) -> dict[str, Frame]:
+    """Every bone in the world."""
+    frames: dict[str, Frame] = {}
+    for name, bone in creature.bones.items():
+        above = frames[bone.parent] if bone.parent else Frame(np.eye(3), np.zeros(3))
+        turn = rotation(pose.get(name, (0.0, 0.0, 0.0)))
+        frames[name] = Frame(above.axes @ turn, above.origin + above.axes @ bone.joint)
+    return frames
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Weak perspective: rows of `axes` are image right, image down and towards the viewer."""
+
+    axes: Matrix
+    scale: float = 1.0  # pixels per trunk length
+    centre: tuple[float, float] = (0.0, 0.0)  # the pixel where the world's origin falls
+
+    @classmethod
+    def towards(cls, azimuth: float, elevation: float = 0.0, tilt: float = 0.0) -> "Camera":
+        """Look at the world's origin; all in degrees.
+
+        At azimuth 0 the animal faces the viewer, at 90 the image's left edge (its left side is
+        seen), at 180 it is seen from behind. Elevation looks down on it; tilt turns the image.
+        """
+        a, e, r = np.radians([azimuth, elevation, tilt])
+        right = np.array([-np.sin(a), np.cos(a), 0.0])
+        level = np.array([np.cos(a), np.sin(a), 0.0])  # towards a viewer at eye level
+        viewer = np.cos(e) * level + np.sin(e) * np.array([0.0, 0.0, 1.0])
+        down = np.sin(e) * level - np.cos(e) * np.array([0.0, 0.0, 1.0])
+        return cls(np.stack([np.cos(r) * right + np.sin(r) * down, np.cos(r) * down - np.sin(r) * right, viewer]))
+
+    def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """World points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
+        seen = points @ self.axes.T
+        seen[:, :2] = seen[:, :2] * self.scale + self.centre
+        return seen
+
+
+def outline(creature: Creature, frames: Mapping[str, Frame], camera: Camera) -> Float[np.ndarray, "n 4"]:
+    """Each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
+    boxes = []
+    for part in creature.parts:
+        frame = frames[part.bone]
+        ends = camera.project(frame.origin + np.stack([part.start, part.end]) @ frame.axes.T)[:, :2]
+        reach = camera.scale * part.squash.max() * np.array(part.radius)[:, None]
+        boxes.append(np.concatenate([(ends - reach).min(0), (ends + reach).max(0)]))
+    return np.stack(boxes)
+
+
+class Raster(NamedTuple):
+    """What the camera sees. Pixel centres are at integers; where nothing is, depth is -inf.
+
+    All but depth have one row per pixel of the mask, in reading order.
+    """
+
+    depth: Float[np.ndarray, "h w"]
+    normal: Float[np.ndarray, "n 3"]  # image right, image down, towards the viewer
+    coat: Float[np.ndarray, "n 3"]  # where on the animal: (x, |y|, z) in coat space
+    tip: Float[np.ndarray, " n"]
+    material: Int[np.ndarray, " n"]
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """Where the creature is."""
+        return np.isfinite(self.depth)
+
+
+def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, shape: tuple[int, int]) -> Raster:
+    """The z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
+    depth, material = np.full(shape[0] * shape[1], -np.inf), np.zeros(shape[0] * shape[1], int)
+    total = np.zeros((8, len(depth)))
+    boxes = outline(creature, frames, camera)
+    low = np.maximum(np.ceil(boxes[:, :2]), 0).astype(int)
+    high = np.minimum(np.floor(boxes[:, 2:]), (shape[1] - 1, shape[0] - 1)).astype(int)
+    middles = [frames[p.bone].origin + frames[p.bone].axes @ (p.start + p.end) / 2 for p in creature.parts]
+    for i in np.argsort(middles @ -camera.axes[2], stable=True):  # near ones first: they hide much of the others
+        part, x, y = creature.parts[i], np.arange(low[i, 0], high[i, 0] + 1), np.arange(low[i, 1], high[i, 1] + 1)
+        if len(x) and len(y):
+            pixels = (y[:, None] * shape[1] + x).ravel()
+            near, seen, shown = facets(part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels])
+            pixels = pixels[seen]
+            total[:, pixels] += np.exp(near / BLEND) * shown
+            material[pixels] = np.where(near > depth[pixels], part.material, material[pixels])
+            depth[pixels] = np.maximum(near, depth[pixels])
+    mask = np.flatnonzero(np.isfinite(depth))
+    surface = total[:, mask]
+    surface /= surface[7]
+    normal = surface[:3] / np.maximum(np.sqrt((surface[:3] ** 2).sum(0)), 1e-9)
+    return Raster(depth.reshape(shape), normal.T, surface[3:6].T, surface[6], material[mask])
+
+
+def facets(
+    part: Part, bone: Bone, frame: Frame, camera: Camera, x: np.ndarray, y: np.ndarray, before: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
+    """One part over the box of pixels x times y, where it is not far behind the depth `before`.
+
+    Returns its depth there, which pixels these are, and their normal, coat position, tip and 1.
+    """
+    to_bone = camera.axes @ frame.axes  # rows: the image's axes in the bone's
+    view, squash, start = to_bone / part.squash, part.squash[:, None], part.start[:, None]
+    origin = (frame.origin @ frame.axes + part.start) / part.squash
+    across = np.multiply.outer(view[0], (x - camera.centre[0]) / camera.scale)
+    downward = np.multiply.outer(view[1], (y - camera.centre[1]) / camera.scale) - origin[:, None]
+    lines = (across[:, None, :] + downward[:, :, None]).reshape(3, -1)
+    near, t = strike(part, lines, view[2])
+    seen = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
+    near = near[seen]
+    point = lines[:, seen] + np.multiply.outer(view[2], near)
+    away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[seen])) / squash
+    shown = np.ones((8, len(near)))
+    shown[:3] = to_bone @ away / np.sqrt((away * away).sum(0))
+    shown[3:6] = bone.coat[:, None] + (point * squash + start)[:: -1 if bone.limb else 1]
+    shown[4] = np.abs(shown[4])
+    shown[6] = part.tip
+    return near, seen, shown
+
+
+def locate(
+    creature: Creature, frames: Mapping[str, Frame], camera: Camera, raster: Raster
+) -> dict[str, tuple[int, int] | None]:
+    """Landmarks to pixels; None where out of the image or behind something.
+
+    A landmark takes the nearest of the nine pixels around it that show the surface it lies on.
+    """
+    found: dict[str, tuple[int, int] | None] = {}
+    h, w = raster.depth.shape
+    for name, mark in creature.landmarks.items():
+        frame = frames[mark.bone]
+        x, y, depth = camera.project((frame.origin + frame.axes @ mark.point)[None])[0]
+        around = [(round(x) + i, round(y) + j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
+        inside = [(i, j) for i, j in around if 0 <= i < w and 0 <= j < h]
+        faces = frame.axes @ mark.facing @ camera.axes[2] >= 0
+        seen = [(i, j) for i, j in inside if faces and abs(raster.depth[j, i] - depth) < mark.slack]
+        found[name] = min(seen, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2, default=None)
+    return found

@@ -1,0 +1,248 @@
+"""The synthetic benchmark: rendered creatures on disk, in SPair-71k's own layout and words.
+
+`azimuth_id` k is the 45 degree bin centred on azimuth 45 k (`Camera.towards`): 0 faces the viewer,
+2 faces the image's left edge, 4 is seen from behind, 6 faces right; as in SPair-71k, whose words
+for these four `pose` takes, "Unspecified" for the rest. Every image draws from its own generator,
+seeded by (seed, category, split, index): it is the same whatever else is written, in any order.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+from rich.progress import track
+
+from semcorr.data.creatures.anatomy import CATEGORIES
+from semcorr.data.creatures.photograph import Shot, take
+from semcorr.data.groups import facts, keypoint_names
+from semcorr.data.record import PairRecord
+from semcorr.data.spair import FOLDERS, SPair, spair_pairs
+from semcorr.errors import UserError
+
+FORMAT = 1  # of the rendering and the files; part of the manifest
+MANIFEST = "synthetic.json"
+SPLITS = ("trn", "val", "test")
+IMAGES: Mapping[str, int] = MappingProxyType({"trn": 24, "val": 6, "test": 10})
+POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
+Annotation = dict[str, Any]
+
+
+class Synthetic(SPair):
+    """Creatures drawn into `root` on first use, then read as SPair-71k is.
+
+    Args:
+        train: Images per category; a pair is any two that share three keypoints.
+        val: The same for validation,
+        test: and for testing.
+        pairs_per_category: Cap per split, a seeded choice.
+        drawing: Seed of the drawings.
+        pixels: Image sides are drawn from 7/8 to 5/4 of it.
+        **options: As for every benchmark.
+    """
+
+    name = "synthetic"
+
+    def __init__(
+        self,
+        *,
+        train: int = 24,
+        val: int = 6,
+        test: int = 10,
+        pairs_per_category: int | None = None,
+        drawing: int = 0,
+        pixels: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.drawing: dict[str, Any] = {
+            "seed": drawing,
+            "images": {"trn": train, "val": val, "test": test},
+            "pairs_per_category": pairs_per_category,
+            "size": pixels,
+        }
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Draw what is not there yet, and read it."""
+        write_synthetic(self.root, **self.drawing)
+        return spair_pairs(self.root, FOLDERS[split])
+
+
+def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
+    """The image's annotation: coordinates are 0-based, a pixel's centre at integers."""
+    rows, columns = np.nonzero(shot.mask)
+    ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
+    found = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
+    return {
+        "filename": f"{stem}.jpg",
+        "src_database": "semcorr synthetic creatures",
+        "src_annotation": "semcorr",
+        "src_image": "rendered",
+        "image_width": shot.image.width,
+        "image_height": shot.image.height,
+        "image_depth": 3,
+        "category": category,
+        "pose": POSES.get(azimuth_id, "Unspecified"),
+        "truncated": int(shot.truncated),
+        "occluded": int(shot.occluded),
+        "difficult": 0,
+        "bndbox": [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())],
+        "kps": {i: list(xy) if xy else None for i, xy in found.items()},
+        "azimuth_id": azimuth_id,
+    }
+
+
+def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
+    """The pair's annotation.
+
+    The variations' thresholds are ours: azimuths 0-1, 2, 3-4 bins apart; areas of the boxes less
+    than 2, less than 4, 4 and more times apart. Truncation and occlusion: none, source, target,
+    both.
+    """
+    shared = [i for i in source["kps"] if source["kps"][i] and target["kps"][i]]
+    apart = abs(source["azimuth_id"] - target["azimuth_id"])
+    areas = sorted((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (source["bndbox"], target["bndbox"]))
+    stems = [Path(side["filename"]).stem for side in (source, target)]
+    return {
+        "pair_id": pair_id,
+        "filename": f"{pair_id:06d}-{stems[0]}-{stems[1]}:{source['category']}",
+        "src_imname": source["filename"],
+        "trg_imname": target["filename"],
+        "src_imsize": [source["image_width"], source["image_height"], 3],
+        "trg_imsize": [target["image_width"], target["image_height"], 3],
+        "src_bndbox": source["bndbox"],
+        "trg_bndbox": target["bndbox"],
+        "category": source["category"],
+        "src_pose": source["pose"],
+        "trg_pose": target["pose"],
+        "src_kps": [source["kps"][i] for i in shared],
+        "trg_kps": [target["kps"][i] for i in shared],
+        "kps_ids": shared,
+        "mirror": 0,
+        "viewpoint_variation": sum(min(apart, 8 - apart) >= bins for bins in (2, 3)),
+        "scale_variation": sum(areas[1] >= times * areas[0] for times in (2, 4)),
+        "truncation": source["truncated"] + 2 * target["truncated"],
+        "occlusion": source["occluded"] + 2 * target["occluded"],
+    }
+
+
+def choose_pairs(
+    annotations: Sequence[Annotation], most: int | None, rng: Generator
+) -> list[tuple[Annotation, Annotation]]:
+    """Ordered pairs that share three keypoints, or a random `most` of them in the same order."""
+    pairs = [
+        (source, target)
+        for source, target in permutations(annotations, 2)
+        if sum(bool(source["kps"][i] and target["kps"][i]) for i in source["kps"]) >= 3
+    ]
+    if most is None or most >= len(pairs):
+        return pairs
+    return [pairs[i] for i in sorted(rng.choice(len(pairs), most, replace=False))]
+
+
+def _write(root: Path, manifest: Mapping[str, Any]) -> None:
+    categories, images = sorted(manifest["categories"]), manifest["images"]
+    jobs = [(split, category, i) for split in images for category in categories for i in range(images[split])]
+    for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
+        for category in categories:
+            (root / folder / category).mkdir(parents=True)
+    shots: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
+    for split, category, index in track(jobs, "Rendering creatures", transient=True):
+        rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
+        shot = take(category, index % 8, manifest["size"], rng)
+        shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
+    (root / "Layout/large").mkdir(parents=True)
+    for split in images:
+        chosen: list[tuple[Annotation, Annotation]] = []
+        for category in categories:
+            rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
+            chosen += choose_pairs(shots[split, category], manifest["pairs_per_category"], rng)
+        _write_pairs(root, split, [pair_up(*pair, i) for i, pair in enumerate(chosen, 1)])
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_shot(root: Path, shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
+    annotation = describe(shot, category, stem, azimuth_id)
+    voc = facts("spair71k")["categories"][category]["voc_class_id"]
+    shot.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
+    Image.fromarray(np.where(shot.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
+    (root / f"ImageAnnotation/{category}/{stem}.json").write_text(json.dumps(annotation))
+    return annotation
+
+
+def _write_pairs(root: Path, split: str, pairs: Sequence[Annotation]) -> None:
+    folder = root / "PairAnnotation" / split
+    folder.mkdir(parents=True)
+    for pair in pairs:
+        (folder / f"{pair['filename']}.json").write_text(json.dumps(pair))
+    (root / f"Layout/large/{split}.txt").write_text("".join(f"{pair['filename']}\n" for pair in pairs))
+
+
+def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
+    if unknown := set(images) - set(SPLITS):
+        raise UserError(f"`images` may name the splits {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(categories) - set(CATEGORIES):
+        raise UserError(f"`categories` may be {', '.join(CATEGORIES)}, got {', '.join(sorted(unknown))}")
+
+
+def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether `root` is this benchmark (True) or free (False); anything else is an error."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    remedy = "delete it or choose another `root`"
+    if not (root / MANIFEST).is_file():
+        raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
+    found = json.loads((root / MANIFEST).read_text())
+    differ = [f"{k} is {found.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if found.get(k) != v]
+    if differ:
+        raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differ)}): {remedy}")
+    return True
+
+
+def write_synthetic(
+    root: Path,
+    *,
+    seed: int = 0,
+    images: Mapping[str, int] = IMAGES,
+    pairs_per_category: int | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    size: int = 256,
+) -> Path:
+    """Writes the benchmark unless `root` already holds exactly this one; returns `root`.
+
+    The files appear all at once: they are written beside `root` and renamed, so that neither a
+    killed writer nor two at the same time leave half a benchmark behind.
+
+    Args:
+        images: How many per category, by split. Splits share no individual.
+        pairs_per_category: Keeps this many random pairs per category and split, in order. All
+            ordered pairs with at least three shared keypoints if left out.
+        size: Image sides are drawn from 7/8 to 5/4 of it.
+    """
+    root = Path(root)
+    _check(images, categories)
+    manifest = {
+        "format": FORMAT, "seed": seed, "images": dict(images), "pairs_per_category": pairs_per_category,
+        "categories": list(categories), "size": size,
+    }  # fmt: skip
+    if _holds(root, manifest):
+        return root
+    staging = root.with_name(f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        _write(staging, manifest)
+        try:
+            staging.rename(root)
+        except OSError:  # another writer was faster
+            if not _holds(root, manifest):
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return root
