@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
+from semcorr.errors import UserError
 from semcorr.loggers import CSV
 
 MONITOR = "val/all/pck@0.1"
@@ -28,12 +29,21 @@ def checkpoints(run_dir: Path) -> list[Callback]:
     return [last, LearningRateMonitor("step")]
 
 
+def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
+    """A run directory holds one run: it is continued when asked, and never by accident."""
+    if checkpoint is None and (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
+            "or choose another run_dir."
+        )
+
+
 def resume(run_dir: Path, trainer: Trainer) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
     import torch
 
     path = run_dir / "checkpoints" / "last.ckpt"
-    if not path.is_file() or trainer.fast_dev_run:
+    if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     for logger in trainer.loggers:

@@ -5,6 +5,7 @@ The only module that knows Hydra's command line. A user's mistake ends in one se
 
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -36,6 +37,7 @@ def conf_dir() -> Path:
 def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     def job(cfg: DictConfig) -> Any:
         context = HydraConfig.get()
@@ -91,8 +93,8 @@ def explained(error: BaseException, name: str) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":
-        cause = error.__cause__
-        return str(error).splitlines()[0] if isinstance(cause, TypeError | ValueError) else None
+        reason = error.__cause__
+        return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
     text = str(error).strip()
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
@@ -121,10 +123,10 @@ def main() -> None:
 
 
 def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in cfg:
-        yield f"{prefix}{key}"
-        if OmegaConf.is_dict(node := cfg._get_node(key)) and not node._is_none():
-            yield from _flat(node, f"{prefix}{key}.")  # type: ignore[arg-type]
+    for key, value in cfg.items_ex(resolve=False):
+        yield f"{prefix}{key!s}"
+        if isinstance(value, DictConfig):
+            yield from _flat(value, f"{prefix}{key!s}.")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image, ImageDraw
@@ -22,7 +23,7 @@ def page(pairs: Sequence[PairRecord], table: pa.Table, alpha: float = 0.1, colum
         alpha: Tolerance of a right match; drawn as a hollow ring around the truth of a wrong one.
         columns: Tiles in a row.
     """
-    found: dict[str, list[Mapping[str, float]]] = {pair.name: [] for pair in pairs}
+    found: dict[str, list[Mapping[str, Any]]] = {pair.name: [] for pair in pairs}
     for row in table.to_pylist():
         if row["pair"] in found:
             found[row["pair"]].append(row)
@@ -39,7 +40,7 @@ def page(pairs: Sequence[PairRecord], table: pa.Table, alpha: float = 0.1, colum
     return sheet
 
 
-def tile(pair: PairRecord, rows: Sequence[Mapping[str, float]], alpha: float) -> Image.Image:
+def tile(pair: PairRecord, rows: Sequence[Mapping[str, Any]], alpha: float) -> Image.Image:
     """One pair. Drawn at three times the size and reduced, for smooth lines."""
     zoom = 3
     a, b = load_image(pair.source.path), load_image(pair.target.path)
@@ -77,7 +78,7 @@ def save(image: Image.Image, path: Path) -> None:
     beside.replace(path)
 
 
-def _at(row: Mapping[str, float], what: str, scale: float, left: int) -> tuple[float, float]:
+def _at(row: Mapping[str, Any], what: str, scale: float, left: int) -> tuple[float, float]:
     return left + (row[f"{what}_x"] + 0.5) * scale, (row[f"{what}_y"] + 0.5) * scale
 
 

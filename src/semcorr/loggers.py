@@ -52,6 +52,7 @@ class CSV(Logger):
         if not self.steps:
             return
         columns = ["step", *sorted({key for row in self.steps.values() for key in row})]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".metrics.csv.{os.getpid()}")
         with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")

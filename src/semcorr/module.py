@@ -88,7 +88,8 @@ class Correspondence(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
-        moving = [[p for p in part.parameters() if p.requires_grad] for part in (self.head, self.backbone)]  # type: ignore[attr-defined]
+        parts: tuple[Any, ...] = (self.head, self.backbone)
+        moving = [[p for p in part.parameters() if p.requires_grad] for part in parts]
         if not any(moving):
             raise UserError(
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
@@ -168,7 +169,7 @@ class Correspondence(LightningModule):
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():
                 if value is not None:
-                    self.log(f"{stage}/{subset}/pck@{alpha}", value, rank_zero_only=True)
+                    self.log(f"{stage}/{subset}/pck@{alpha}", value)
 
     # -- checkpoints --
 
@@ -207,4 +208,5 @@ def described(rule: Callable[..., Any]) -> str:
     """
     if not isinstance(rule, partial):
         return rule.__name__
-    return f"{rule.func.__name__}({', '.join(f'{k}={v}' for k, v in rule.keywords.items())})"
+    given = ", ".join(f"{key}={value}" for key, value in rule.keywords.items())
+    return f"{rule.func.__name__}({given})" if given else rule.func.__name__

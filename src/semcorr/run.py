@@ -1,6 +1,7 @@
 """What train and evaluate share: building from a configuration, and what a run leaves behind."""
 
 import json
+import logging
 import os
 import subprocess
 import warnings
@@ -47,8 +48,10 @@ def build(cfg: DictConfig, **training: Any) -> tuple[Correspondence, PairDataMod
 
 def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     """Lightning's Trainer with our loggers and progress bars."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     callbacks = [RichProgressBar(leave=False), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(

@@ -11,27 +11,28 @@ from semcorr.cli import hydra_main
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, keep the best by `val/all/pck@0.1`, score it on the test split.
 
-    A run directory that already has a checkpoint is continued from its last epoch.
+    With `cfg.checkpoint` the run is continued from its last epoch.
 
     Returns:
         What metrics.json holds.
     """
     from hydra.utils import instantiate
 
-    from semcorr.callbacks import checkpoints, resume
+    from semcorr.callbacks import checkpoints, refuse_to_mix, resume
     from semcorr.run import build, make_trainer, print_scores, read_checkpoint, save_config, write_results
 
+    run_dir = Path(cfg.run_dir)
+    refuse_to_mix(run_dir, cfg.checkpoint)
     training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
     module, data = build(cfg, **training)
     data.setup("fit")
     data.setup("test")
-    run_dir = Path(cfg.run_dir)
     trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
-    if not trainer.fast_dev_run:
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()
         module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
     trainer.test(module, datamodule=data, verbose=False)

@@ -31,6 +31,8 @@ class SqueezeNet(nn.Module):
     """
 
     name = "squeezenet1_1"
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, size: int, pretrained: bool = True, weights: str | None = None, layers: Sequence[int] = (-1,)
@@ -42,6 +44,7 @@ class SqueezeNet(nn.Module):
             fill(self.features, content, weights)
         elif pretrained:
             self.features.load_state_dict(_download())
+        self.features.to(memory_format=torch.channels_last)
         self.size, self.sha256 = size, sha256(self.features)
         self.layers = indices(layers, len(FIRE))
         self.features = self.features[: FIRE[self.layers[-1]] + 1]
@@ -59,22 +62,17 @@ class SqueezeNet(nn.Module):
 
         Nothing in this network pads, so a cell of stride s sees the pixels around s - 1 and not around
         its own centre (s - 1) / 2: half a cell too far. Padding by half a stride puts that right to half
-        a pixel, and gives exactly size / stride cells.
+        a pixel, and gives exactly size / stride cells; hence a pass for every stride that is read.
         """
-        h, w = image.shape[-2:]
-        x = pad((image - self.mean) / self.std, (8, 8, 8, 8))
-        maps = []
-        for i, module in enumerate(self.features):
-            x = module(x)
-            if i in FIRE and FIRE.index(i) in self.layers:
-                maps.append(_own(x, STRIDES[FIRE.index(i)], h, w))
+        normalised, maps = (image - self.mean) / self.std, []
+        for stride in sorted({STRIDES[i] for i in self.layers}):
+            read = [FIRE[i] for i in self.layers if STRIDES[i] == stride]
+            x = pad(normalised, (stride // 2,) * 4)
+            for i, module in enumerate(self.features[: read[-1] + 1]):
+                x = module(x)
+                if i in read:
+                    maps.append(x)
         return FeatureMap(concatenate(maps), self.stride)
-
-
-def _own(x: Tensor, stride: int, h: int, w: int) -> Tensor:
-    """Cut the cells that lie in the padding: (8 - stride / 2) pixels of it are too many above and left."""
-    first = (8 - stride // 2) // stride
-    return x[..., first : first + h // stride, first : first + w // stride]
 
 
 def _download() -> dict[str, Tensor]:

@@ -31,6 +31,9 @@ class TimmModel(nn.Module):
         options: Anything else timm's constructor takes.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str,
@@ -42,7 +45,7 @@ class TimmModel(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        model = create(name, pretrained and weights is None, **options)
+        model: Any = create(name, pretrained and weights is None, **options)
         if weights is not None:
             fill(model, _converted(model, read_weights(weights)), weights)
         self.name, self.size, self.sha256 = name, size, sha256(model)
@@ -55,7 +58,7 @@ class TimmModel(nn.Module):
             raise UserError(f"`backbone.size` must be a multiple of {self.multiple} for {name}, got {size}")
         self.apply_norm = norm
         model.prune_intermediate_layers(self.layers, prune_norm=not norm, prune_head=True)
-        self.model = model
+        self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         self.register_buffer("mean", torch.tensor(model.pretrained_cfg["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(model.pretrained_cfg["std"])[:, None, None], persistent=False)
 

@@ -23,7 +23,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"`backbone.weights`: {path} does not exist. Give the path of a weights file.") from None
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, AttributeError) as error:
         raise UserError(
-            f"`backbone.weights`: {path} is not a safetensors file or a plain PyTorch state dict ({_first(error)})."
+            f"`backbone.weights`: {path} is not a safetensors file or a plain PyTorch state dict ({_first(error)}). "
+            "Give one that is."
         ) from None
 
 

@@ -96,14 +96,15 @@ def read_images(
         file = files.get(str(need(entry, "image_id", path)))
         if category is None or file is None:
             missing = f"category_id {entry['category_id']}" if category is None else f"image_id {entry['image_id']}"
-            raise UserError(f"{path}: an annotation names {missing}, which the file does not define.")
+            raise UserError(f"{path}: an annotation names {missing}, which the file does not define. Drop it.")
         picture = root / folder / file
         points = _keypoints(entry, len(need(category, "keypoints", path)), path)
         corners = _corners(need(entry, "bbox", path), box)
         if any(point is not None for point in points):
-            record = image_record(Path(file).stem, picture, image_size(picture), points, corners, path)
-            records.setdefault(category["name"], []).append(record)
-    groups = {c["name"]: groups_from_names(c["keypoints"]) for c in categories.values()}
+            name = Path(file).with_suffix("").as_posix()
+            record = image_record(name, picture, image_size(picture), points, corners, path)
+            records.setdefault(need(category, "name", path), []).append(record)
+    groups = {c["name"]: groups_from_names(c["keypoints"]) for c in categories.values() if c.get("name") in records}
     return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, groups
 
 
@@ -146,14 +147,17 @@ def _keypoints(entry: Mapping[str, Any], count: int, path: Path) -> list[Point]:
     rows = values if values and isinstance(values[0], list) else [values[i : i + 3] for i in range(0, len(values), 3)]
     if len(rows) != count or any(len(row) != 3 for row in rows):
         raise UserError(
-            f"{path}: field `keypoints` of image {entry['image_id']} has {len(rows)} points, its category {count}."
+            f"{path}: field `keypoints` of image {entry['image_id']} has {len(rows)} points, its category {count}. "
+            "Correct it."
         )
     return [(float(x), float(y)) if v > 0 else None for x, y, v in rows]
 
 
 def _corners(box: Sequence[float], layout: str) -> list[float]:
-    x, y, *rest = map(float, box)
-    return [x, y, *rest] if layout == "xyxy" else [x, y, x + rest[0], y + rest[1]]
+    if layout == "xyxy" or len(box) != 4:  # not 4: refused by image_record
+        return list(box)
+    x, y, width, height = map(float, box)
+    return [x, y, x + width, y + height]
 
 
 def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:

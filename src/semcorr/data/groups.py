@@ -17,6 +17,8 @@ from torch import Tensor
 
 Groups = tuple[tuple[int, ...], ...]
 
+ABBREVIATIONS = {"l": "left", "r": "right", "f": "front", "b": "back"}
+
 
 def keypoint_names(benchmark: str, category: str) -> dict[int, str]:
     """Original id to name.
@@ -111,7 +113,8 @@ def _entry(benchmark: str, category: str) -> dict[str, Any]:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[^a-z0-9]+", name.lower())
+    """AnimalPose's `L_F_Paw` is left, front, paw."""
+    return [ABBREVIATIONS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower())]
 
 
 def _without(name: str, words: Iterable[str]) -> str:

@@ -75,7 +75,9 @@ def image_record(
         )
     for i, point in enumerate(keypoints):
         if point is not None and (len(point) != 2 or not all(map(math.isfinite, point))):
-            raise UserError(f"{source}: keypoint {i} of {name} is {list(point)}; it must be two finite numbers.")
+            raise UserError(
+                f"{source}: keypoint {i} of {name} is {list(point)}; it must be two finite numbers. Correct it."
+            )
     points = torch.tensor([[0.0, 0.0] if p is None else list(p) for p in keypoints], dtype=torch.float32)
     visible = torch.tensor([p is not None for p in keypoints])
     x1, y1, x2, y2 = map(float, box)
@@ -105,7 +107,7 @@ def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRec
                 f"{pair.target.path.name}. Drop it from the pair list."
             )
         if not pair.extent > 0:
-            raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size.")
+            raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size. Drop it.")
     images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
     strays = {name: count for name, image in images.items() if (count := outside(image))}
     if strays:

@@ -85,8 +85,12 @@ def _check(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, p
     for side, record in (("src", source), ("trg", target)):
         points = need(entry, f"{side}_kps", path)
         if len(points) != len(ids):
-            raise UserError(f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids.")
+            raise UserError(f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids. Unpack it again.")
         if record.keypoints[ids].tolist() != [[float(x), float(y)] for x, y in points]:
-            raise UserError(f"{path}: field `{side}_kps` differs from the image annotation of {record.name}.")
+            raise UserError(
+                f"{path}: field `{side}_kps` differs from the image annotation of {record.name}. Unpack it again."
+            )
         if tuple(map(float, need(entry, f"{side}_bndbox", path))) != record.box:
-            raise UserError(f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}.")
+            raise UserError(
+                f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}. Unpack it again."
+            )

@@ -5,6 +5,7 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,7 +105,7 @@ class PCK(Metric):
             right_of_n = (right & mask[:, None]).sum(-1)  # (b alphas)
             self.correct[s].transpose(1, 2).index_put_((category, n), right_of_n, accumulate=True)
 
-    def compute(self) -> dict[str, Scores | dict[str, Scores]]:
+    def compute(self) -> dict[str, Any]:
         """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}}`.
 
         A value is None where a subset has no keypoint at all.

@@ -1,0 +1,38 @@
+# make demo and make test do everything on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test slow lint types format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semcorr needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
+	$(BIN)/python scripts/demo.py
+
+test: .venv/installed ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+
+slow: .venv/installed ## the proofs that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/installed ## ruff and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: .venv/installed ## mypy, strict
+	$(BIN)/mypy
+
+format: .venv/installed ## ruff's formatting and fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## forget the environment
+	rm -rf .venv

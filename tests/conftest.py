@@ -1,0 +1,39 @@
+"""A tiny drawn benchmark, and one line to compose a configuration as the command line would."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from semcorr.cli import conf_dir
+from semcorr.data.synthetic import write_synthetic
+
+DRAWING = {"train": 3, "val": 2, "test": 3, "pixels": 96}
+SMALL = [f"data.{key}={value}" for key, value in DRAWING.items()]
+
+
+@pytest.fixture(scope="session")
+def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen training images, ten for validation, fifteen for testing."""
+    root = tmp_path_factory.mktemp("data") / "synthetic"
+    return write_synthetic(root, images={"trn": 3, "val": 2, "test": 3}, size=96)
+
+
+@pytest.fixture
+def tiny(creatures: Path) -> list[str]:
+    """Overrides for a run of seconds: random four-block transformer, tiny drawings."""
+    return ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """config("train", "finetune.blocks=2") is what that command line gives the program."""
+
+    def build(name: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            run_dir = [] if any(o.startswith("run_dir=") for o in overrides) else [f"run_dir={tmp_path / 'run'}"]
+            return compose(name, [*overrides, *run_dir])
+
+    return build

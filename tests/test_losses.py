@@ -1,0 +1,121 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import grid_sample
+from torch.testing import assert_close
+
+from semcorr.losses import gaussian_cross_entropy
+
+SIGMA = 1.5
+DENSITY = {
+    (dx, dy): math.exp(-(dx**2 + dy**2) / (2 * SIGMA**2)) / (2 * math.pi * SIGMA**2)
+    for dx in range(-3, 4)
+    for dy in range(-3, 4)
+}
+CELLS = torch.tensor(
+    [[[5.3, 4.7], [0.0, 0.0], [11.0, 8.0]], [[0.2, 7.9], [10.6, 0.4], [-0.4, 3.2]]], dtype=torch.double
+)  # inside, at corners, near borders and in the outer half of a border cell of a 9 x 12 map
+
+
+def slow_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, temperature: float) -> float:
+    """As published: interpolate the probability, then take its log."""
+    b, n, h, w = similarity.shape
+    losses = []
+    for i in range(b):
+        for j in range(n):
+            if not mask[i, j]:
+                continue
+            p = (similarity[i, j] / temperature).flatten().softmax(0).reshape(1, 1, h, w)
+            loss = 0.0
+            for (dx, dy), density in DENSITY.items():
+                x, y = cells[i, j, 0] + dx, cells[i, j, 1] + dy
+                if 0 <= x <= w - 1 and 0 <= y <= h - 1:
+                    at = torch.stack((2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1)).reshape(1, 1, 1, 2)
+                    loss -= density * grid_sample(p, at, align_corners=True).log().item()
+            losses.append(loss)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.3])
+def test_the_loss_is_the_published_one(temperature):
+    similarity = torch.rand(2, 3, 9, 12, dtype=torch.double) * 2 - 1
+    mask = torch.tensor([[True, True, True], [True, True, True]])
+
+    loss = gaussian_cross_entropy(similarity, CELLS, mask, temperature)
+
+    assert loss.item() == pytest.approx(slow_loss(similarity, CELLS, mask, temperature), rel=1e-5)
+
+
+def test_the_mean_is_over_the_points_in_the_mask():
+    similarity = torch.rand(2, 3, 9, 12, dtype=torch.double)
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+
+    loss = gaussian_cross_entropy(similarity, CELLS, mask)
+
+    assert loss.item() == pytest.approx(slow_loss(similarity, CELLS, mask, 0.03), rel=1e-5)
+
+
+def test_a_flat_map_costs_the_log_of_its_size():
+    loss = gaussian_cross_entropy(torch.zeros(1, 1, 9, 12), torch.tensor([[[5.0, 4.0]]]), torch.tensor([[True]]))
+
+    assert loss.item() == pytest.approx(sum(DENSITY.values()) * math.log(9 * 12), rel=1e-5)
+
+
+def test_an_underflowing_softmax_gives_a_finite_loss_and_gradient():
+    similarity = torch.full((1, 1, 15, 20), -1.0)
+    similarity[0, 0, 2, 17] = 1.0
+    similarity.requires_grad_()
+    assert (similarity / 1e-3).flatten().softmax(0)[0] == 0  # p is 0 in float32 all around the true cell
+
+    loss = gaussian_cross_entropy(similarity, torch.tensor([[[5.3, 8.6]]]), torch.tensor([[True]]), temperature=1e-3)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(2000 * sum(DENSITY.values()), rel=1e-5)  # log p = -2 / 1e-3
+    assert similarity.grad.isfinite().all()
+    assert similarity.grad[0, 0, 9, 5] < 0 < similarity.grad[0, 0, 2, 17]  # up at the true cell, down at the peak
+
+
+def test_points_outside_the_mask_do_not_matter():
+    similarity = torch.rand(1, 3, 9, 12, requires_grad=True)
+    cells, mask = CELLS[:1].float(), torch.tensor([[True, False, True]])
+    loss = gaussian_cross_entropy(similarity, cells, mask)
+    loss.backward()
+
+    other = torch.where(mask[..., None, None], similarity.detach(), -7.0)
+    elsewhere = torch.where(mask[..., None], cells, torch.nan)
+
+    assert gaussian_cross_entropy(other, elsewhere, mask) == loss
+    assert similarity.grad.flatten(2).abs().sum(-1).bool().tolist() == [[True, False, True]]
+
+
+def test_nothing_to_score_is_no_loss_and_no_gradient():
+    similarity = torch.rand(1, 3, 9, 12, requires_grad=True)
+
+    loss = gaussian_cross_entropy(similarity, CELLS[:1].float(), torch.zeros(1, 3, dtype=torch.bool))
+    loss.backward()
+
+    assert loss == 0
+    assert not similarity.grad.any()
+
+
+@pytest.mark.parametrize(("x", "y"), [(6, 3), (0, 0), (11, 8)])
+def test_the_loss_is_least_with_the_peak_at_the_true_cell(x, y):
+    losses = {}
+    for row in range(9):
+        for column in range(12):
+            similarity = torch.zeros(1, 1, 9, 12)
+            similarity[0, 0, row, column] = 0.1
+            true = torch.tensor([[[x, y]]]).float()
+            losses[column, row] = gaussian_cross_entropy(similarity, true, torch.tensor([[True]])).item()
+
+    assert min(losses, key=losses.get) == (x, y)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    similarity = torch.rand(1, 2, 4, 5, dtype=torch.double, requires_grad=True)
+    cells = torch.tensor([[[2.3, 1.6], [0.0, 2.9]]], dtype=torch.double)
+    loss = partial(gaussian_cross_entropy, cells=cells, mask=torch.tensor([[True, True]]), temperature=0.3, kernel=3)
+
+    assert torch.autograd.gradcheck(loss, similarity)
