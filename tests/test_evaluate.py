@@ -96,7 +96,7 @@ class Noise(PairDataModule):
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_identical_images_give_pck_1(tmp_path, resize):
-    """Every point is found in its own cell (or, midway, in the next): within 5.7 pixels, less than 0.1 * 96."""
+    """Every point is found in its own cell (or, midway between two, in the other): within 5.7 pixels, less than 0.1 * 96."""
     module = Correspondence(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
     data = Noise(root=str(tmp_path), size=96, resize=resize, workers=0)
 
@@ -108,8 +108,8 @@ def test_identical_images_give_pck_1(tmp_path, resize):
     for row in rows:
         width, height = {"0": (96, 64), "1": (64, 96), "2": (80, 80)}[row["source"]]
         cell = (8 * width / 96, 8 * height / 96) if resize == "squash" else (8 * max(width, height) / 96,) * 2
-        assert abs(row["predicted_x"] - row["target_x"]) <= cell[0] / 2 + 0.1
-        assert abs(row["predicted_y"] - row["target_y"]) <= cell[1] / 2 + 0.1
+        assert abs(row["predicted_x"] - row["target_x"]) <= 0.6 * cell[0]
+        assert abs(row["predicted_y"] - row["target_y"]) <= 0.6 * cell[1]
 
 
 def test_each_image_is_encoded_once(config, tiny):

@@ -1,6 +1,7 @@
 """Checkpoints: the best and the last, of the moving weights only, and going on from the last."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -17,16 +18,14 @@ def checkpoints(run_dir: Path) -> list[Callback]:
     An epoch ends where the training stream can be taken up again exactly (sampler.py), so these are
     all the checkpoints a run needs to be killed at any moment.
     """
-    last = ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
-        filename="best",
-        monitor=MONITOR,
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [last, LearningRateMonitor("step")]
+    common: dict[str, Any] = {
+        "dirpath": run_dir / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
+    last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
+    return [best, last, LearningRateMonitor("step")]
 
 
 def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:

@@ -25,7 +25,7 @@ def adamw(
 def one_cycle(optimizer: AdamW, steps: int, warmup: float = 0.3) -> LRScheduler:
     """Up for the `warmup` share of the steps, then down along a cosine (GeoAware-SC on SPair-71k)."""
     rates = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=rates, total_steps=steps, pct_start=warmup)
+    return OneCycleLR(optimizer, max_lr=rates, total_steps=max(2, steps), pct_start=warmup)
 
 
 def constant(optimizer: AdamW, steps: int) -> LRScheduler:

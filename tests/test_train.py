@@ -1,0 +1,184 @@
+"""Training as a whole: what moves, what is saved, and that a killed run ends where an unbroken one does."""
+
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from lightning import Trainer
+
+from semcorr.errors import UserError
+from semcorr.evaluate import evaluate
+from semcorr.run import build
+from semcorr.train import train
+
+QUICK = ["finetune.blocks=2", "data.steps=3", "data.batch_size=4", "optimizer.backbone_lr=1e-3"]
+
+
+def _weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"{which}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
+    """After three steps everything else is bit-identical."""
+    cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
+    module, _ = build(cfg)
+    before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
+
+    train(cfg)
+
+    after = _weights(Path(cfg.run_dir))
+    assert {name.split(".")[3] for name in after if ".blocks." in name} == {"2", "3"}
+    assert all(".blocks." in name or ".norm." in name for name in after)
+    moved = {name for name, value in after.items() if not value.equal(before[name.removeprefix("backbone.")])}
+    assert moved == set(after)
+
+
+def test_frozen_weights_do_not_change_in_a_step(config, tiny):
+    module, data = build(config("train", *tiny, *QUICK), **_training(config("train", *tiny, *QUICK)))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    _step(module, data)
+
+    changed = {name for name, value in module.state_dict().items() if not value.equal(before[name])}
+    assert changed == set(module.moving())
+    assert changed
+
+
+def test_a_frozen_backbone_without_a_trainable_head_is_refused(config, tiny):
+    with pytest.raises(UserError, match=r"finetune\.blocks=2"):
+        train(config("train", *tiny, "finetune.blocks=0"))
+
+
+def test_training_lowers_the_loss_and_leaves_every_file(config, tiny, tmp_path):
+    train(config("train", *tiny, *QUICK, "data.steps=20", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"))
+
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "metrics.json", "metrics.csv", "predictions.parquet", "matches.png", "checkpoints",
+    }  # fmt: skip
+    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    column = lines[0].index("train/loss")
+    losses = [float(line[column]) for line in lines[1:] if line[column]]
+    assert len(losses) == 40
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert {"val/all/pck@0.1", "val/geo/pck@0.1", "val/std/pck@0.1", "test/all/pck@0.05"} <= set(lines[0])
+
+
+def test_a_checkpoint_holds_what_moves_and_names_its_base(config, tiny, tmp_path):
+    cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
+    train(cfg)
+
+    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    module, _ = build(cfg)
+    assert set(checkpoint["state_dict"]) == set(module.moving())
+    assert checkpoint["base"] == {"backbone": "vit_tiny_patch16_224", "sha256": module.backbone.sha256}
+
+
+def test_evaluating_a_run_gives_the_number_it_was_trained_to(config, tiny, tmp_path):
+    trained = train(config("train", *tiny, *QUICK, "trainer.max_epochs=2"))
+
+    again = evaluate(
+        config("evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'e'}")
+    )
+
+    assert again["pck"] == trained["pck"]
+
+
+def test_another_base_is_refused_by_name(config, tiny, tmp_path):
+    train(config("train", *tiny, *QUICK, "trainer.max_epochs=1"))
+
+    other = config("evaluate", *tiny, "finetune.blocks=2", "seed=7", f"checkpoint={tmp_path / 'run'}")
+    other.run_dir = str(tmp_path / "other")
+    with pytest.raises(UserError, match="trained on vit_tiny_patch16_224 with weights sha256"):
+        evaluate(other)
+
+
+def test_a_run_directory_is_not_trained_into_twice(config, tiny):
+    cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
+    train(cfg)
+
+    with pytest.raises(UserError, match="already holds a training run"):
+        train(cfg)
+
+
+def _command(creatures: Path, run: Path, *more: str) -> list[str]:
+    from conftest import SMALL
+
+    overrides = [
+        "data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", *QUICK,
+        "trainer.max_epochs=3", f"run_dir={run}",
+    ]  # fmt: skip
+    return [sys.executable, "-m", "semcorr.train", *(more or overrides)]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(creatures, tmp_path):
+    """SIGKILL after each of the first two checkpoints, then again at once, then on to the end."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(_command(creatures, whole), check=True, capture_output=True)
+
+    for epoch in (1, 2):
+        resume = [f"checkpoint={broken}"] if (broken / "config.yaml").is_file() else []
+        process = subprocess.Popen(_command(creatures, broken, *resume), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 60
+        while _epochs(broken) < epoch and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        assert _epochs(broken) >= epoch
+    subprocess.run(_command(creatures, broken, f"checkpoint={broken}"), check=True, capture_output=True)
+
+    expected, resumed = _weights(whole), _weights(broken)
+    assert set(expected) == set(resumed)
+    assert all(value.equal(resumed[name]) for name, value in expected.items())
+    columns = [(run / "metrics.csv").read_text().splitlines() for run in (whole, broken)]
+    assert columns[0] == columns[1]
+    assert not [path for path in broken.iterdir() if path.name.startswith(".metrics.json")]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(config, tiny, tmp_path):
+    """checkpoint=RUN_DIR on a run that saved nothing yet ends where an unbroken run does."""
+    whole = config("train", *tiny, *QUICK, "trainer.max_epochs=1", f"run_dir={tmp_path / 'whole'}")
+    train(whole)
+
+    again = config("train", *tiny, *QUICK, "trainer.max_epochs=1", f"run_dir={tmp_path / 'broken'}")
+    again.checkpoint = again.run_dir
+    train(again)
+
+    expected, found = _weights(tmp_path / "whole"), _weights(tmp_path / "broken")
+    assert all(value.equal(found[name]) for name, value in expected.items())
+
+
+def _epochs(run: Path) -> int:
+    path = run / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["epoch"] + 1 if path.is_file() else 0
+
+
+def test_config_yaml_says_what_the_number_depends_on(config, tiny, tmp_path):
+    train(config("train", *tiny, *QUICK, "trainer.max_epochs=1"))
+
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert saved["finetune"]["blocks"] == 2
+    assert saved["seed"] == 42
+    assert set(saved["provenance"]) == {"packages", "git", "backbone", "weights_sha256"}
+    assert saved["provenance"]["packages"]["torch"] == version("torch")
+
+
+def _training(cfg):
+    return {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
+
+
+def _step(module, data) -> None:
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, max_steps=1,
+        limit_val_batches=0, use_distributed_sampler=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
