@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,19 @@ def test_a_damaged_spair_tree_is_refused(tmp_path, case):
         SPair(root=str(tmp_path), size=32).pairs("test")
 
     assert said(error, parts), error.value
+
+
+def test_a_refused_tree_leaves_no_progress_bar_running(tmp_path):
+    """A bar that outlives its error holds a lock that the next bar may wait for."""
+    (write_spair(tmp_path) / PAIR).unlink()
+    before = set(threading.enumerate())
+
+    with pytest.raises(UserError) as error:
+        SPair(root=str(tmp_path), size=32).pairs("test")
+
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=1)
+        assert not thread.is_alive(), f"{thread} after {error.value}"  # `error` keeps the frames that hold it
 
 
 @pytest.mark.parametrize("case", COCO)

@@ -75,13 +75,13 @@ def write_willow(root: Path) -> Path:
 def write_coco(root: Path, names: list[str] | None = None, **changes: object) -> Path:
     """One dog per image; dog k has the points (k, 5), (k, 6) and, if k is even, (k, 7)."""
     names = names or [f"{k:02d}.jpg" for k in range(10)]
-    points = [[[k, 5, 2], [k, 6, 1], [k, 7, 2 * (k % 2 == 0)]] for k in range(len(names))]
+    points = [[k, 5, 2, k, 6, 1, k, 7, 2 * (k % 2 == 0)] for k in range(len(names))]
     content = {
         "images": [{"id": 100 + k, "file_name": name} for k, name in enumerate(names)],
         "categories": [{"id": 3, "name": "dog", "keypoints": ["left_paw", "right_paw", "nose"]}],
         "annotations": [
-            {"image_id": 100 + k, "category_id": 3, "bbox": [2, 3, 20 + k, 10], "keypoints": sum(rows, [])}
-            for k, rows in enumerate(points)
+            {"image_id": 100 + k, "category_id": 3, "bbox": [2, 3, 20 + k, 10], "keypoints": flat}
+            for k, flat in enumerate(points)
         ],
     } | changes  # fmt: skip
     for name in names:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,14 +44,24 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         context = HydraConfig.get()
         own_dir = Path(context.runtime.output_dir)
         cfg.run_dir = str(own_dir)
+        if context.mode is RunMode.MULTIRUN:
+            print(f"Job {context.job.num}: {' '.join(context.overrides.task)} -> {own_dir}")
         try:
-            return task(with_checkpoint(cfg, list(context.overrides.task)))
+            with _explaining(name):
+                return task(with_checkpoint(cfg, list(context.overrides.task)))
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
-    try:
+    with _explaining(name):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """A user's mistake ends the program with a sentence; ours keeps its traceback."""
+    try:
+        yield
     except Exception as error:
         message = explained(error, name)
         if message is None:
@@ -99,10 +110,10 @@ def explained(error: BaseException, name: str) -> str | None:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1].partition("@")[0]
-        near = difflib.get_close_matches(key, known_keys(name), n=3, cutoff=0.6)
+        near = difflib.get_close_matches(key, known_keys(name), n=2, cutoff=0.75)
         hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
         return f"unknown config key `{key}`. {hint}"
-    return re.sub(r"\s*\n\s*", " ", text)
+    return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
 
 
 def known_keys(name: str) -> list[str]:
@@ -124,6 +135,8 @@ def main() -> None:
 
 def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in cfg.items_ex(resolve=False):
+        if str(key).startswith("_"):
+            continue
         yield f"{prefix}{key!s}"
         if isinstance(value, DictConfig):
             yield from _flat(value, f"{prefix}{key!s}.")

@@ -21,7 +21,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         content = read_checkpoint(Path(cfg.checkpoint))
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=False)
-    data.setup("test")
     run_dir = Path(cfg.run_dir)
     trainer = make_trainer(cfg, run_dir)
     trainer.test(module, datamodule=data, verbose=False)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.errors import UserError
+
 
 def argmax(similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
     """The most similar cell.
@@ -38,7 +40,7 @@ def window_soft_argmax(
     code zeroes their similarity instead, which leaves them e^0 each.)
     """
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"`localise.window` must be odd and positive, got {window}")
+        raise UserError(f"`localise.window` must be odd and positive, got {window}")
     outside = ~_near(similarity, window // 2)
     return _expectation((similarity / temperature).masked_fill(outside, -torch.inf))
 

@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,19 @@ from semcorr.module import Correspondence, described
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
 
-def build(cfg: DictConfig, **training: Any) -> tuple[Correspondence, PairDataModule]:
-    """The module and the data, built in this order under the run's seed: random weights depend on it."""
+def build(cfg: DictConfig, stages: Sequence[str] = ("test",), **training: Any) -> tuple[Correspondence, PairDataModule]:
+    """The data, read for `stages`, and the module.
+
+    Data first: what is wrong with it is known before any weights are downloaded. The seed comes right
+    before the backbone, whose random weights must not depend on anything else.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
+    data = instantiate(cfg.data, size=cfg.backbone.size)
+    for stage in stages:
+        data.setup(stage)
     seed_everything(cfg.seed, workers=True, verbose=False)
     backbone = instantiate(cfg.backbone)
-    data = instantiate(cfg.data, size=backbone.size)
     module = Correspondence(
         backbone,
         head=instantiate(cfg.head),

@@ -24,9 +24,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir)
     refuse_to_mix(run_dir, cfg.checkpoint)
     training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-    module, data = build(cfg, **training)
-    data.setup("fit")
-    data.setup("test")
+    module, data = build(cfg, ("fit", "test"), **training)
     trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ HEADS = ("head", "fc", "classifier", "conv_head", "bn2")  # classifiers, which n
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A state dict from safetensors, or from a pickle with `weights_only=True`."""
     try:
-        return dict(load_state_dict(str(path), weights_only=True))
+        content = load_state_dict(str(path), weights_only=True)
+        return {key: value for key, value in content.items() if isinstance(value, Tensor)}
     except FileNotFoundError:
         raise UserError(f"`backbone.weights`: {path} does not exist. Give the path of a weights file.") from None
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, AttributeError) as error:

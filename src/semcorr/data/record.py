@@ -137,7 +137,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}). Unpack the benchmark again.") from None
 
 
-def need(entry: Mapping[str, Any], key: str, path: Path) -> Any:
+def need(entry: Any, key: str, path: Path) -> Any:
     """A field of an annotation, or a sentence naming file and field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")

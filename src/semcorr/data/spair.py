@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.progress import Progress
 
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import facts, symmetry_groups
@@ -44,7 +44,8 @@ def spair_pairs(root: Path, folder: str) -> list[PairRecord]:
         raise UserError(f"{layout} does not exist: {root} is not a whole SPair-71k tree. Unpack it again.")
     image = cache(lambda category, stem: read_image(root, category, stem))
     names = [line.strip() for line in layout.read_text().splitlines() if line.strip()]
-    return [_pair(root, folder, name, image, layout) for name in track(names, f"Reading {folder}", transient=True)]
+    with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
+        return [_pair(root, folder, name, image, layout) for name in bar.track(names, description=f"Reading {folder}")]
 
 
 def read_image(root: Path, category: str, stem: str) -> ImageRecord:

@@ -1,0 +1,202 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+from torch.testing import assert_close
+from torchvision.models import squeezenet1_1
+
+from semcorr.backbones import Backbone
+from semcorr.backbones.efficientnet_lite0 import EfficientNetLite0
+from semcorr.backbones.squeezenet import STRIDES, SqueezeNet
+from semcorr.backbones.timm_model import TimmModel, create
+
+VIT = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+
+
+def tiny(seed: int = 0, **options: object) -> TimmModel:
+    torch.manual_seed(seed)  # the same weights every time
+    return TimmModel("vit_tiny_patch16_224", **({"size": 64, "pretrained": False} | VIT | options)).eval()
+
+
+def squeezenet(seed: int = 0, **options: object) -> SqueezeNet:
+    torch.manual_seed(seed)
+    return SqueezeNet(**({"size": 64, "pretrained": False} | options)).eval()
+
+
+def resnet(seed: int = 0, **options: object) -> TimmModel:
+    torch.manual_seed(seed)
+    return TimmModel("resnet18", **({"size": 64, "pretrained": False, "layers": [3]} | options)).eval()
+
+
+def lite0(seed: int = 0, **options: object) -> EfficientNetLite0:
+    torch.manual_seed(seed)
+    return EfficientNetLite0(**({"size": 64, "pretrained": False} | options)).eval()
+
+
+class Promise(NamedTuple):
+    build: Callable[..., Backbone]
+    channels: int
+    stride: int
+    blocks: int
+    norm: bool
+
+
+PROMISES = {
+    "tiny": Promise(tiny, channels=48, stride=8, blocks=4, norm=True),
+    "squeezenet": Promise(squeezenet, channels=512, stride=16, blocks=8, norm=False),
+    "efficientnet_lite0": Promise(lite0, channels=112, stride=16, blocks=5, norm=False),
+    "resnet18": Promise(resnet, channels=256, stride=16, blocks=3, norm=False),
+}
+CONTRACT = pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
+IMAGE = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@CONTRACT
+def test_a_backbone_keeps_its_promises_on_an_image_that_is_not_square(promise):
+    backbone = promise.build()
+
+    with torch.no_grad():
+        features = backbone(IMAGE)
+
+    assert isinstance(backbone, Backbone)
+    assert features.values.shape == (2, promise.channels, 64 // promise.stride, 96 // promise.stride)
+    assert (backbone.channels, backbone.stride, features.stride) == (promise.channels, promise.stride, promise.stride)
+    assert len(backbone.blocks) == promise.blocks
+    assert isinstance(backbone.norm, nn.LayerNorm) == promise.norm
+
+
+@CONTRACT
+def test_the_features_of_an_image_do_not_depend_on_its_batch(promise):
+    backbone = promise.build()
+
+    with torch.no_grad():
+        assert_close(backbone(IMAGE).values[1:], backbone(IMAGE[1:]).values, atol=1e-4, rtol=1e-4)
+
+
+@CONTRACT
+def test_every_block_and_the_norm_take_part_in_the_features(promise):
+    backbone = promise.build()
+
+    backbone(IMAGE[:1]).values.square().sum().backward()
+
+    for module in [*backbone.blocks, *filter(None, [backbone.norm])]:
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "sizes"),
+    [
+        (tiny, [1, 3], [(8, 12), (8, 12)]),
+        (resnet, [2, 3], [(8, 12), (4, 6)]),
+        (squeezenet, [3, -1], [(8, 12), (4, 6)]),
+        (lite0, [2, 3], [(8, 12), (4, 6)]),
+    ],
+)
+def test_several_layers_are_unit_parts_side_by_side_on_the_finest_grid(build, layers, sizes):
+    with torch.no_grad():
+        together = build(layers=layers)
+        alone = [build(layers=[layer])(IMAGE).values for layer in layers]
+        values, stride = together(IMAGE)
+
+    assert [tuple(values.shape[-2:]) for values in alone] == sizes
+    parts = [normalize(part, dim=1) for part in alone]
+    parts[1] = interpolate(parts[1], size=sizes[0], mode="bilinear")
+    assert_close(values, torch.cat(parts, dim=1), atol=1e-5, rtol=1e-4)
+    assert (together.channels, together.stride, stride) == (values.shape[1], 8, 8)
+
+
+def test_transformer_features_are_the_patch_tokens_in_reading_order():
+    backbone = tiny()
+    image = (IMAGE - backbone.mean) / backbone.std
+
+    with torch.no_grad():
+        tokens = backbone.model.forward_features(image)[:, 1:]  # without the class token
+        values = backbone(IMAGE).values
+
+    for y in range(8):
+        for x in range(12):
+            assert_close(values[:, :, y, x], tokens[:, 12 * y + x], atol=1e-5, rtol=1e-4)
+
+
+def test_norm_is_the_final_layer_norm_and_nothing_else():
+    raw, normed = tiny(norm=False), tiny(norm=True)
+    normed.norm.weight.data.uniform_(0.5, 2)
+
+    with torch.no_grad():
+        before, after = raw(IMAGE).values, normed(IMAGE).values
+        assert_close(normed.norm(before.movedim(1, -1)).movedim(-1, 1), after, atol=1e-5, rtol=1e-4)
+    assert raw.norm is None
+
+
+def test_the_blocks_end_with_the_last_layer_read():
+    assert len(tiny(layers=[1]).blocks) == 2
+    assert len(squeezenet(layers=[0, 3]).blocks) == 4
+    assert len(resnet(layers=[2]).blocks) == 2
+
+
+@pytest.mark.parametrize("layer", range(8))
+def test_a_cell_of_squeezenet_looks_at_its_own_centre(layer):
+    """With equal weights and mean pooling the gradient of a cell is its receptive field, and symmetric."""
+    backbone = squeezenet(layers=[layer])
+    for parameter in backbone.parameters():
+        nn.init.constant_(parameter, 0.01)
+    for i, module in enumerate(backbone.features):
+        if isinstance(module, nn.MaxPool2d):
+            backbone.features[i] = nn.AvgPool2d(3, 2, ceil_mode=True)
+    image = torch.ones(1, 3, 256, 320, requires_grad=True)  # the widest field is 190 pixels
+    values, stride = backbone(image)
+    y, x = values.shape[2] // 2, values.shape[3] // 2 - 1
+
+    values[0, :, y, x].sum().backward()
+
+    field = image.grad[0].sum(0)
+    centre = (field.sum(0) @ torch.arange(320.0) / field.sum(), field.sum(1) @ torch.arange(256.0) / field.sum())
+    assert stride == STRIDES[layer]
+    assert centre[0].item() == pytest.approx((x + 0.5) * stride - 0.5, abs=0.6)
+    assert centre[1].item() == pytest.approx((y + 0.5) * stride - 0.5, abs=0.6)
+
+
+@CONTRACT
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_from_a_file_give_the_same_features_and_the_same_hash(tmp_path, promise, suffix):
+    original = promise.build()
+    torch.manual_seed(0)
+    whole = (
+        squeezenet1_1().features
+        if promise.build is squeezenet
+        else create(original.name, False, **(VIT if promise.build is tiny else {}))
+    )
+    state = {key: value.contiguous() for key, value in whole.state_dict().items()}
+    path = tmp_path / f"weights.{suffix}"
+    (torch.save if suffix == "pth" else save_file)(state, path)
+
+    loaded = promise.build(seed=1, weights=str(path))
+
+    assert loaded.sha256 == original.sha256 != promise.build(seed=1).sha256
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE).values, original(IMAGE).values)
+
+
+def test_one_changed_value_changes_the_hash(tmp_path):
+    original = tiny()
+    state = {key: value.clone() for key, value in original.model.state_dict().items()}
+    state["blocks.2.mlp.fc1.weight"][3, 4] += 1e-6
+    torch.save(state, tmp_path / "weights.pth")
+
+    assert tiny(weights=str(tmp_path / "weights.pth")).sha256 != original.sha256
+
+
+def test_squeezenet_reads_torchvisions_own_keys(tmp_path):
+    original = squeezenet()
+    state = {f"features.{key}": value for key, value in original.features.state_dict().items()}
+    torch.save(state | {"classifier.1.weight": torch.zeros(1)}, tmp_path / "whole.pth")
+
+    torch.manual_seed(1)
+    loaded = SqueezeNet(size=64, weights=str(tmp_path / "whole.pth")).eval()
+
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE).values, original(IMAGE).values)
