@@ -1,4 +1,4 @@
-"""Every bad input ends in a sentence that names the file or the pair, the field and a remedy."""
+"""Every damaged benchmark ends in a sentence that names the file or the pair, the field and a remedy."""
 
 import json
 import logging
@@ -7,22 +7,16 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_benchmarks import edit, write_coco, write_spair, write_willow
-from torch import nn
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.weights import fill, read_weights
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.dataset import ImageDataset, PairDataset, unique_images
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
 from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
 
 IMAGE, OTHER = "ImageAnnotation/cat/one.json", "ImageAnnotation/cat/two.json"
 PAIR, LAYOUT = "PairAnnotation/test/000001-one-two:cat.json", "Layout/large/test.txt"
-TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 
 
 def put(**fields: object):
@@ -235,105 +229,6 @@ def test_keypoints_outside_their_image_are_kept_and_reported(tmp_path, caplog):
     assert "spair test: 2 keypoints lie outside their image (cat/one); they are kept as annotated" in caplog.text
     assert pair.source.keypoints[0].tolist() == [-7, 50]
     assert pair.source.visible[[0, 9]].tolist() == [True, True]
-
-
-SMALL = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
-
-
-@pytest.mark.parametrize(
-    ("weights", "parts"),
-    [
-        ({"0.weight": SMALL["0.weight"]}, ["1 missing: 0.bias"]),
-        (SMALL | {"9.weight": torch.zeros(1)}, ["1 not known to this backbone: 9.weight"]),
-        (SMALL | {"0.bias": torch.zeros(4)}, ["1 of another shape: 0.bias (4,) for (3,)"]),
-        ({}, ["2 missing: 0.weight, 0.bias"]),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused_by_name(weights, parts):
-    module = nn.Sequential(nn.Linear(2, 3))
-    before = module[0].weight.clone()
-
-    with pytest.raises(UserError) as error:
-        fill(module, weights, "some/file.pth")
-
-    assert said(error, ["`backbone.weights`", "some/file.pth", "same model", *parts]), error.value
-    assert torch.equal(module[0].weight, before)  # nothing was loaded
-
-
-def test_a_classifier_in_the_weights_is_no_misfit():
-    module = nn.Sequential(nn.Linear(2, 3))
-
-    fill(module, SMALL | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, "file.pth")
-
-    assert not module[0].weight.any()
-
-
-@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 a cut archive"])
-def test_a_file_without_weights_is_refused(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-
-    with pytest.raises(UserError) as error:
-        read_weights(tmp_path / name)
-
-    assert said(error, ["`backbone.weights`", name, "safetensors", "Give one that is"]), error.value
-
-
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"epoch": 3}, nn.Linear(1, 1)])
-def test_a_pickle_of_something_else_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "model.pth")
-
-    with pytest.raises(UserError) as error:
-        fill(nn.Linear(1, 1), read_weights(tmp_path / "model.pth"), tmp_path / "model.pth")
-
-    assert said(error, ["`backbone.weights`", "model.pth", "Give"]), error.value
-
-
-def test_absent_weights_are_named(tmp_path):
-    with pytest.raises(UserError) as error:
-        TimmModel(size=64, weights=str(tmp_path / "absent.pth"), **TINY)
-
-    assert said(error, ["`backbone.weights`", "absent.pth", "does not exist", "Give the path"])
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (
-            lambda: last_blocks(TimmModel(size=64, pretrained=False, **TINY), 5),
-            "`finetune.blocks` must be between 0 and 4, the depth of this backbone, got 5",
-        ),
-        (
-            lambda: last_blocks(TimmModel(size=64, pretrained=False, **TINY), -1),
-            "`finetune.blocks` must be between 0 and 4, the depth of this backbone, got -1",
-        ),
-        (
-            lambda: TimmModel(size=64, pretrained=False, layers=[4], **TINY),
-            "`backbone.layers` must be between -4 and 3 here, got [4]",
-        ),
-        (
-            lambda: TimmModel(size=64, pretrained=False, layers=[], **TINY),
-            "`backbone.layers` must be between -4 and 3 here, got []",
-        ),
-        (
-            lambda: TimmModel(size=60, pretrained=False, **TINY),
-            "`backbone.size` must be a multiple of 8 for vit_tiny_patch16_224, got 60",
-        ),
-        (lambda: SPair(root=".", size=32, split="trian"), "`spair` has no split 'trian'; it has train, val, test"),
-        (lambda: PFWillow(root=".", size=32, split="val"), "`pf_willow` has no split 'val'; it has test"),
-        (
-            lambda: SPair(root=".", size=32, resize="stretch"),
-            "`data.resize` must be one of squash, letterbox, got 'stretch'",
-        ),
-        (lambda: SPair(root=".", size=32, batch_size=0), "`data.batch_size` must be at least 1, got 0"),
-        (lambda: COCOKeypoints(root=".", size=32, box="cxcywh"), "`data.box` must be one of xywh, xyxy, got 'cxcywh'"),
-    ],
-)
-def test_an_option_out_of_range_is_told_its_range(attempt, message):
-    with pytest.raises(UserError) as error:
-        attempt()
-
-    assert str(error.value) == message
 
 
 def test_json_that_is_a_list_is_refused(tmp_path):

@@ -182,3 +182,14 @@ def _step(module, data) -> None:
         limit_val_batches=0, use_distributed_sampler=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
+
+
+def test_wandb_runs_offline_without_a_key_and_tensorboard_writes_events(config, tiny, tmp_path, monkeypatch):
+    """The CSV file is there whichever logger is asked for."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.login", lambda prompt: False)  # no key, whoever runs this
+    for logger, files in (("wandb", "wandb/offline-run-*/*.wandb"), ("tensorboard", "tensorboard/events*")):
+        run = tmp_path / logger
+        train(config("train", *tiny, *QUICK, "trainer.max_epochs=1", f"logger={logger}", f"run_dir={run}"))
+        assert list(run.glob(files))
+        assert "val/all/pck@0.1" in (run / "metrics.csv").read_text()

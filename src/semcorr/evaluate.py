@@ -14,6 +14,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
+    from semcorr.loggers import finish
     from semcorr.run import build, make_trainer, print_scores, read_checkpoint, save_config, write_results
 
     module, data = build(cfg)
@@ -24,6 +25,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir)
     trainer = make_trainer(cfg, run_dir)
     trainer.test(module, datamodule=data, verbose=False)
+    finish(trainer.loggers)
     if not trainer.is_global_zero:
         return {}
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,16 @@ def wandb(save_dir: str | Path, project: str = "semcorr", **options: Any) -> Wan
     """W&B; offline unless a key is at hand, in WANDB_API_KEY or from `wandb login`."""
     import wandb as client
 
-    options.setdefault("offline", client.api.api_key is None)
+    if "mode" not in options and not client.login(prompt=False):
+        options["mode"] = "offline"
     return WandbLogger(save_dir=str(save_dir), project=project, **options)
+
+
+def finish(loggers: Iterable[Logger]) -> None:
+    """End a W&B run, so that the next job of a sweep starts its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def tensorboard(save_dir: str | Path) -> TensorBoardLogger:
