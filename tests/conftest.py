@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from semcorr.cli import conf_dir
 from semcorr.data.synthetic import write_synthetic
+
+torch.set_num_threads(1)  # the suite runs two processes on two cores
 
 DRAWING = {"train": 3, "val": 2, "test": 3, "pixels": 96}
 SMALL = [f"data.{key}={value}" for key, value in DRAWING.items()]

@@ -64,6 +64,13 @@ def test_train_dinov2_runs_on_synthetic(typed, creatures, capfd):
     assert "per image" in capfd.readouterr().out
 
 
+@pytest.mark.slow
+def test_train_dinov2_runs_at_its_full_size(typed, tmp_path):
+    """The same line with nothing cut: DINOv2-B at 840 pixels, one batch each of training, validation and test."""
+    line = "backbone=dinov2 finetune.blocks=2 backbone.pretrained=false trainer.fast_dev_run=true data=synthetic"
+    assert typed(train, *line.split()) == 0
+
+
 def test_evaluate_willow_with_weights_from_a_file(typed, tmp_path):
     """python -m semcorr.evaluate data=pf_willow data.root=DIR backbone=squeezenet backbone.weights=FILE run_dir=OUT"""
     write_willow(tmp_path / "willow")

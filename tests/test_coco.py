@@ -62,6 +62,21 @@ def test_coco_splits_have_no_image_in_common_and_leave_none_out(tmp_path):
     assert len(set.union(*parts.values())) == 10
 
 
+def test_a_picture_of_two_categories_is_in_one_split_only(tmp_path):
+    """Every picture shows a dog and a cat: the cats follow the dogs' split."""
+
+    def with_cats(content: dict) -> None:
+        content["categories"].append(content["categories"][0] | {"id": 4, "name": "cat"})
+        content["annotations"] += [entry | {"category_id": 4} for entry in content["annotations"]]
+
+    edit(write_coco(tmp_path) / "keypoints.json", with_cats)
+    data = coco(tmp_path)
+
+    parts = {split: {name for pair in names(data.pairs(split)) for name in pair} for split in ("train", "val", "test")}
+
+    assert sum(len(part) for part in parts.values()) == len(set.union(*parts.values())) == 10
+
+
 def test_coco_pairs_do_not_depend_on_the_order_of_the_file(tmp_path):
     write_coco(tmp_path)
     before = {split: names(coco(tmp_path).pairs(split)) for split in ("train", "val", "test")}

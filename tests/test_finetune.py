@@ -123,3 +123,13 @@ def test_no_batch_norm_trains_its_statistics_even_in_a_free_block():
     assert len(norms) > 20
     assert not any(norm.training for norm in norms)
     assert backbone.blocks[-1].training
+
+
+def test_dropout_of_a_moving_block_trains_and_that_of_a_frozen_one_does_not():
+    backbone = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)) for _ in range(2)))
+    backbone[0].requires_grad_(False)
+
+    backbone.train()
+    keep_frozen_in_eval(backbone)
+
+    assert [block[1].training for block in backbone] == [False, True]

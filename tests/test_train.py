@@ -40,8 +40,12 @@ def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
     assert moved == set(after)
 
 
-def test_frozen_weights_do_not_change_in_a_step(config, tiny):
-    module, data = build(config("train", *tiny, *QUICK), **_training(config("train", *tiny, *QUICK)))
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+@pytest.mark.parametrize("backbone", ["tiny", "efficientnet_lite0"])
+def test_frozen_weights_and_statistics_do_not_change_in_a_step(config, tiny, backbone):
+    """Nor do the running means of the batch norms, in moving blocks or frozen ones."""
+    cfg = config("train", *tiny, *QUICK, f"backbone={backbone}", "backbone.pretrained=false", "backbone.size=64")
+    module, data = build(cfg, **_training(cfg))
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
     _step(module, data)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
@@ -81,6 +81,10 @@ class Correspondence(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.pair))
         return loss
 
+    def on_fit_start(self) -> None:
+        """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
+        self.train()
+
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
         step = self.global_step * self.trainer.world_size + self.global_rank
@@ -105,7 +109,8 @@ class Correspondence(LightningModule):
         self._encode("val", int(self.trainer.num_val_batches[0]))
 
     def on_test_epoch_start(self) -> None:
-        """Encode the images of the test pairs."""
+        """Encode the images of the test pairs; what is reported starts here."""
+        self.tables, self.seconds = [], {"encode": 0.0, "match": 0.0}
         self._encode(self.trainer.datamodule.split, int(self.trainer.num_test_batches[0]))  # type: ignore[attr-defined]
 
     def validation_step(self, batch: PairBatch) -> None:
@@ -124,7 +129,6 @@ class Correspondence(LightningModule):
         """Log `test/...` and gather the table."""
         self._log("test")
         self.table = gather(self.tables)
-        self.tables = []
 
     @torch.no_grad()
     def _encode(self, split: str, batches: int) -> None:
@@ -136,10 +140,11 @@ class Correspondence(LightningModule):
         self.pck = PCK(categories, keypoints).to(self.device)
         self.features = {}
         loader = data.images(split, batches)
-        for views in track(loader, "Encoding images", transient=True, disable=self.global_rank > 0):
-            with self.trainer.precision_plugin.forward_context():
-                maps = self.backbone(views.image.to(self.device, non_blocking=True))
-            self.features.update(zip(views.name, maps.values, strict=True))
+        with Progress(transient=True, disable=self.global_rank > 0) as bar:
+            for views in bar.track(loader, description="Encoding images"):
+                with self.trainer.precision_plugin.forward_context():
+                    maps = self.backbone(views.image.to(self.device, non_blocking=True))
+                self.features.update(zip(views.name, maps.values, strict=True))
         self.seconds["encode"] += time.perf_counter() - start
 
     def _match(self, batch: PairBatch) -> pa.Table:

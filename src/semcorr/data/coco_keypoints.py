@@ -64,15 +64,16 @@ class COCOKeypoints(PairDataModule):
         if box not in BOXES:
             raise UserError(f"`data.box` must be one of {', '.join(BOXES)}, got {box!r}")
         self.annotations, self.image_folder, self.box = annotations, images, box
-        self.shares = {"test": test, "val": val, "train": 1 - val - test}
+        self.shares = {"test": test, "val": val}
         self.min_shared, self.cap, self.pairs_seed = min_shared, pairs_per_category, pairs_seed
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Sorted by category, source, target."""
         images, groups = read_images(self.root, self.annotations, self.image_folder, self.box)
+        split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
         for category in sorted(images):
-            mine = split_images(images[category], split, self.shares, f"{self.pairs_seed}/{category}")
+            mine = sorted((i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name)
             chosen = choose_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
             pairs += [
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups[category])
@@ -108,19 +109,24 @@ def read_images(
     return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, groups
 
 
-def split_images(
-    images: Sequence[ImageRecord], split: str, shares: Mapping[str, float], seed: str
-) -> list[ImageRecord]:
-    """One of the disjoint splits of a category, sorted by name."""
-    order = sorted(images, key=lambda image: image.name)
-    random.Random(seed).shuffle(order)
-    start = 0
-    for name, fraction in shares.items():
-        stop = len(order) if name == "train" else start + round(fraction * len(order))
-        if name == split:
-            return sorted(order[start:stop], key=lambda image: image.name)
-        start = stop
-    raise KeyError(split)
+def split_of_images(
+    images: Mapping[str, Sequence[ImageRecord]], shares: Mapping[str, float], seed: str
+) -> dict[str, str]:
+    """Image name to split, in the same shares for every category.
+
+    A picture with a cat and a dog goes where its first category puts it: splits share no image.
+    """
+    split_of: dict[str, str] = {}
+    for category in sorted(images):
+        names = sorted({image.name for image in images[category]} - split_of.keys())
+        random.Random(f"{seed}/{category}").shuffle(names)
+        stops = {
+            "test": round(shares["test"] * len(names)),
+            "val": round((shares["test"] + shares["val"]) * len(names)),
+        }
+        for i, name in enumerate(names):
+            split_of[name] = next((split for split, stop in stops.items() if i < stop), "train")
+    return split_of
 
 
 def choose_pairs(

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from semcorr.errors import UserError
+
 Groups = tuple[tuple[int, ...], ...]
 
 ABBREVIATIONS = {"l": "left", "r": "right", "f": "front", "b": "back"}
@@ -108,7 +110,7 @@ def _entry(benchmark: str, category: str) -> dict[str, Any]:
     categories = facts(benchmark)["categories"]
     entry = categories.get(category, categories.get("*"))  # "*": one table for every species
     if entry is None:
-        raise KeyError(f"`{benchmark}` has no category {category!r}; it has {', '.join(categories)}")
+        raise UserError(f"{benchmark} has no category {category!r}; it has {', '.join(categories)}")
     return dict(entry)
 
 

@@ -69,12 +69,12 @@ def image_record(
     """
     if not path.is_file():
         raise UserError(f"{source}: names the image {path}, which does not exist. Restore it or drop the entry.")
-    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+    if len(box) != 4 or not (_is_point(box[:2]) and _is_point(box[2:])) or box[2] <= box[0] or box[3] <= box[1]:
         raise UserError(
             f"{source}: box {list(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
         )
     for i, point in enumerate(keypoints):
-        if point is not None and (len(point) != 2 or not all(map(math.isfinite, point))):
+        if point is not None and not _is_point(point):
             raise UserError(
                 f"{source}: keypoint {i} of {name} is {list(point)}; it must be two finite numbers. Correct it."
             )
@@ -82,6 +82,11 @@ def image_record(
     visible = torch.tensor([p is not None for p in keypoints])
     x1, y1, x2, y2 = map(float, box)
     return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2))
+
+
+def _is_point(point: Any) -> bool:
+    pair = isinstance(point, list | tuple) and len(point) == 2
+    return pair and all(isinstance(value, int | float) and math.isfinite(value) for value in point)
 
 
 def longer_side(box: Sequence[float]) -> float:

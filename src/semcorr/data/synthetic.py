@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.photograph import Shot, take
@@ -155,10 +155,11 @@ def _write(root: Path, manifest: Mapping[str, Any]) -> None:
         for category in categories:
             (root / folder / category).mkdir(parents=True)
     shots: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
-    for split, category, index in track(jobs, "Rendering creatures", transient=True):
-        rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
-        shot = take(category, index % 8, manifest["size"], rng)
-        shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
+    with Progress(transient=True) as bar:
+        for split, category, index in bar.track(jobs, description="Drawing creatures"):
+            rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
+            shot = take(category, index % 8, manifest["size"], rng)
+            shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
         chosen: list[tuple[Annotation, Annotation]] = []
