@@ -14,25 +14,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
-    from semcorr.loggers import finish
-    from semcorr.run import build, make_trainer, print_scores, read_checkpoint, save_config, write_results
+    from semcorr.run import build, make_trainer, read_checkpoint, score
 
     module, data = build(cfg)
     if cfg.checkpoint:
         content = read_checkpoint(Path(cfg.checkpoint))
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=False)
-    run_dir = Path(cfg.run_dir)
-    trainer = make_trainer(cfg, run_dir)
-    trainer.test(module, datamodule=data, verbose=False)
-    finish(trainer.loggers)
-    if not trainer.is_global_zero:
-        return {}
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(cfg, module, run_dir)
-    metrics = write_results(module, data, run_dir)
-    print_scores(metrics, f"{metrics['split']}, {module.backbone.name}")
-    return metrics
+    return score(cfg, make_trainer(cfg, Path(cfg.run_dir)), module, data)
 
 
 def main() -> None:

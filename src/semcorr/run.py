@@ -22,7 +22,7 @@ from rich.table import Table
 from semcorr import draw
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
-from semcorr.loggers import CSV
+from semcorr.loggers import CSV, finish
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence, described
@@ -77,6 +77,20 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
         return [asked]
     asked.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     return [CSV(run_dir), asked]
+
+
+def score(cfg: DictConfig, trainer: Trainer, module: Correspondence, data: PairDataModule) -> dict[str, Any]:
+    """Test, then leave the results in `cfg.run_dir` and print them; on the first process only."""
+    trainer.test(module, datamodule=data, verbose=False)
+    finish(trainer.loggers)
+    if not trainer.is_global_zero:
+        return {}
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(cfg, module, run_dir)
+    metrics = write_results(module, data, run_dir)
+    print_scores(metrics, f"{metrics['split']}, {module.backbone.name}")
+    return metrics
 
 
 def save_config(cfg: DictConfig, module: Correspondence, run_dir: Path) -> None:

@@ -19,8 +19,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
 
     from semcorr.callbacks import checkpoints, refuse_to_mix, resume
-    from semcorr.loggers import finish
-    from semcorr.run import build, make_trainer, print_scores, read_checkpoint, save_config, write_results
+    from semcorr.run import build, make_trainer, read_checkpoint, save_config, score
 
     run_dir = Path(cfg.run_dir)
     refuse_to_mix(run_dir, cfg.checkpoint)
@@ -34,13 +33,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()
         module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
-    trainer.test(module, datamodule=data, verbose=False)
-    finish(trainer.loggers)
-    if not trainer.is_global_zero:
-        return {}
-    metrics = write_results(module, data, run_dir)
-    print_scores(metrics, f"{metrics['split']}, {module.backbone.name}, trained")
-    return metrics
+    return score(cfg, trainer, module, data)
 
 
 def main() -> None:

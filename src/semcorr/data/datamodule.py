@@ -1,5 +1,6 @@
 """Splits and loaders, for any benchmark: a subclass only lists its records."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from semcorr.errors import UserError
 from semcorr.types import PairBatch, View
 
 
-class PairDataModule(LightningDataModule):
+class PairDataModule(LightningDataModule, ABC):
     """A benchmark's pairs as Lightning wants them.
 
     For evaluation a benchmark is two loaders: `images` gives every image once, to be encoded; the
@@ -60,9 +61,9 @@ class PairDataModule(LightningDataModule):
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
 
+    @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
         """The pairs of a split, in the benchmark's order. A benchmark defines this, and no more."""
-        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
