@@ -116,8 +116,8 @@ def _command(creatures: Path, run: Path, *more: str) -> list[str]:
     from conftest import SMALL
 
     overrides = [
-        "data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", *QUICK,
-        "trainer.max_epochs=3", f"run_dir={run}",
+        "data=synthetic", f"data.root={creatures}", *SMALL, "backbone=tiny", "trainer=cpu", *QUICK,
+        "trainer.max_epochs=3", "data.workers=1", f"run_dir={run}",
     ]  # fmt: skip
     return [sys.executable, "-m", "semcorr.train", *(more or overrides)]
 

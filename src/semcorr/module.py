@@ -1,5 +1,6 @@
 """The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -99,8 +100,17 @@ class Correspondence(LightningModule):
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
             )
         optimizer = self.optimizer(*moving)  # type: ignore[misc]
-        schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))  # type: ignore[misc]
+        schedule = self.scheduler(optimizer, self._steps())  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
+        """
+        trainer: Any = self.trainer
+        epochs = math.ceil(len(trainer.datamodule.stream()) / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 
     # -- evaluation --
 

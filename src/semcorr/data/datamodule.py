@@ -58,6 +58,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed = workers, seed
+        self.resumed_epoch = 0  # the loader starts before Lightning has restored its own count
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
 
@@ -72,10 +73,15 @@ class PairDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Seeded, endless, sliced into epochs."""
-        pairs = self.pairs("train")
-        stream = TrainingStream(len(pairs), self.batch_size, self.steps, self.seed, *self._place())
+        pairs, stream = self.pairs("train"), self.stream()
+        if trainer := self.trainer:
+            stream.clock = lambda: max(trainer.current_epoch, self.resumed_epoch)
         dataset = PairDataset(pairs, self.size, self.resize)
         return self._loader(dataset, batch_sampler=stream, persistent_workers=self.workers > 0)
+
+    def stream(self) -> TrainingStream:
+        """The order of the training pairs; its length is the steps of an epoch."""
+        return TrainingStream(len(self.pairs("train")), self.batch_size, self.steps, self.seed, *self._place())
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """This process's share of the validation pairs."""

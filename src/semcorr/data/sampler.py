@@ -1,6 +1,6 @@
 """Which pairs come in which batch, on which process: pure functions of seed and position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -29,6 +29,7 @@ class TrainingStream(Sampler[list[int]]):
         self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
         self.steps = steps or max(1, self.per_pass // world)
         self.epoch = 0
+        self.clock: Callable[[], int] | None = None  # a resumed run iterates before it calls `set_epoch`
 
     @property
     def sampler(self) -> "TrainingStream":
@@ -43,7 +44,7 @@ class TrainingStream(Sampler[list[int]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.epoch * self.steps
+        first = (self.clock() if self.clock else self.epoch) * self.steps
         for step in range(first, first + self.steps):
             turn, i = divmod(step * self.world + self.rank, self.per_pass)
             yield self._shuffled(turn)[i * self.batch_size : (i + 1) * self.batch_size]
