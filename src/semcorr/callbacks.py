@@ -6,7 +6,6 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
-from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV
 
@@ -38,15 +37,14 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
         )
 
 
-def resume(run_dir: Path, trainer: Trainer, data: PairDataModule) -> str | None:
+def resume(run_dir: Path, trainer: Trainer) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
     import torch
 
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    step, data.resumed_epoch = checkpoint["global_step"], checkpoint["epoch"] + 1
+    step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, CSV):
             logger.resume(step)

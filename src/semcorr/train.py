@@ -29,7 +29,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
-    trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer, data), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()
         module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)

@@ -58,7 +58,6 @@ class PairDataModule(LightningDataModule, ABC):
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed = workers, seed
-        self.resumed_epoch = 0  # the loader starts before Lightning has restored its own count
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
 
@@ -74,14 +73,14 @@ class PairDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Seeded, endless, sliced into epochs."""
         pairs, stream = self.pairs("train"), self.stream()
-        if trainer := self.trainer:
-            stream.clock = lambda: max(trainer.current_epoch, self.resumed_epoch)
         dataset = PairDataset(pairs, self.size, self.resize)
         return self._loader(dataset, batch_sampler=stream, persistent_workers=self.workers > 0)
 
     def stream(self) -> TrainingStream:
         """The order of the training pairs; its length is the steps of an epoch."""
-        return TrainingStream(len(self.pairs("train")), self.batch_size, self.steps, self.seed, *self._place())
+        return TrainingStream(
+            len(self.pairs("train")), self.batch_size, self.steps, self.seed, *self._place(), self._epoch
+        )
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """This process's share of the validation pairs."""
@@ -130,6 +129,10 @@ class PairDataModule(LightningDataModule, ABC):
     def _place(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _epoch(self) -> int:
+        """Epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
         return DataLoader(dataset, num_workers=self.workers, pin_memory=self._on_gpu(), **options)

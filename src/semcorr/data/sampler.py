@@ -16,35 +16,35 @@ class TrainingStream(Sampler[list[int]]):
     more frequent than passes over 53,340 pairs. Process r of n takes every n-th batch: all processes
     make the same number of steps.
 
+    `epoch` is asked whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
+    resume only after loader processes have begun to fetch.
+
     >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
     >>> len(stream), sorted(i for batch in stream for i in batch) != list(range(5))  # 4 of 5 so far
     (2, True)
     """
 
     def __init__(
-        self, length: int, batch_size: int, steps: int | None, seed: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        steps: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
         self.rank, self.world = rank, world
         self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
         self.steps = steps or max(1, self.per_pass // world)
-        self.epoch = 0
-        self.clock: Callable[[], int] | None = None  # a resumed run iterates before it calls `set_epoch`
-
-    @property
-    def sampler(self) -> "TrainingStream":
-        """Lightning looks for `set_epoch` on a batch sampler's `sampler`: that is this one itself."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this as an epoch starts, after a resume too."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = (self.clock() if self.clock else self.epoch) * self.steps
+        first = self.epoch() * self.steps
         for step in range(first, first + self.steps):
             turn, i = divmod(step * self.world + self.rank, self.per_pass)
             yield self._shuffled(turn)[i * self.batch_size : (i + 1) * self.batch_size]
