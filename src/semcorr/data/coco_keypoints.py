@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import Groups, groups_from_names
+from semcorr.data.groups import flip_from_names, groups_from_names
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
@@ -69,14 +69,15 @@ class COCOKeypoints(PairDataModule):
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Sorted by category, source, target."""
-        images, groups = read_images(self.root, self.annotations, self.image_folder, self.box)
+        images, names = read_images(self.root, self.annotations, self.image_folder, self.box)
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
         for category in sorted(images):
             mine = sorted((i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name)
             chosen = choose_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
+            groups, flip = groups_from_names(names[category]), flip_from_names(names[category])
             pairs += [
-                PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups[category])
+                PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
                 for a, b in chosen
             ]
         return pairs
@@ -84,8 +85,8 @@ class COCOKeypoints(PairDataModule):
 
 def read_images(
     root: Path, annotations: str, folder: str, box: str
-) -> tuple[dict[str, list[ImageRecord]], dict[str, Groups]]:
-    """Records and symmetry groups per category; images with several objects of a category stay out."""
+) -> tuple[dict[str, list[ImageRecord]], dict[str, list[str]]]:
+    """Records and keypoint names per category; images with several objects of a category stay out."""
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
     content = read_json(path)
@@ -105,8 +106,8 @@ def read_images(
             name = Path(file).with_suffix("").as_posix()
             record = image_record(name, picture, image_size(picture), points, corners, path)
             records.setdefault(need(category, "name", path), []).append(record)
-    groups = {c["name"]: groups_from_names(c["keypoints"]) for c in categories.values() if c.get("name") in records}
-    return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, groups
+    names = {c["name"]: c["keypoints"] for c in categories.values() if c.get("name") in records}
+    return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, names
 
 
 def split_of_images(

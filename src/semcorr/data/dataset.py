@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,6 +32,8 @@ def _pixels(record: ImageRecord, side: int, resize: str) -> Tensor:
             f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
             f"{record.size[0]} x {record.size[1]}. Restore the official image."
         )
+    if record.mirrored:
+        image = ImageOps.mirror(image)
     return render(image, side, fit(record.size, side, resize))
 
 

@@ -32,6 +32,7 @@ class ImageRecord(NamedTuple):
     keypoints: Tensor  # (n 2) float, one row per original id, (0, 0) where not visible
     visible: Tensor  # (n) bool
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
+    mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
 
 
 class PairRecord(NamedTuple):
@@ -43,6 +44,7 @@ class PairRecord(NamedTuple):
     target: ImageRecord
     extent: float  # what alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
+    flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
     details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 

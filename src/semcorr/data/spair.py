@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import Progress
 
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import facts, symmetry_groups
+from semcorr.data.groups import facts, flip_permutation, symmetry_groups
 from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, need, read_json, require_root
 from semcorr.errors import UserError
 
@@ -74,7 +74,8 @@ def _pair(root: Path, folder: str, name: str, image: Any, layout: Path) -> PairR
     _check(entry, source, target, path)
     details = {key: entry.get(key) for key in DETAILS}
     groups = symmetry_groups("spair71k", category)
-    return PairRecord(name, category, source, target, longer_side(target.box), groups, details)
+    flip = flip_permutation("spair71k", category)
+    return PairRecord(name, category, source, target, longer_side(target.box), groups, flip, details)
 
 
 def _check(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> None:
