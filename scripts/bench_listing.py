@@ -32,8 +32,8 @@ def generate(root: Path) -> None:
     number = 0
     for i, category in enumerate(track(table["categories"], "Writing the tree")):
         images = _write_images(root, category)
-        for split in IMAGES:
-            total = table["splits"][split]
+        for ours, split in FOLDERS.items():
+            total = table["official"]["pairs"][ours]
             mine = [im for im in images if im["split"] == split]
             share = total // 18 + (i < total % 18)
             for a, b in _enough(mine, share):

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from semcorr.data.datamodule import PairDataModule
+from semcorr.data.groups import facts
+from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import ImageRecord, PairRecord, image_record, image_size, longer_side, require_root
 from semcorr.errors import UserError
 
@@ -21,6 +23,15 @@ class PFWillow(PairDataModule):
     """`root` holds test_pairs.csv and PF-dataset/."""
 
     name = "pf_willow"
+    recipe = Recipe(
+        licence="research use; images collected from the web",
+        archives=(
+            Archive("PF-dataset.zip", "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset.zip"),
+            Archive("test_pairs.csv", "https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv"),
+        ),
+        landmark="PF-dataset/car(G)",
+    )
+    official = facts("pf_willow")["official"]
     splits = ("test",)
 
     def records(self, split: str) -> Sequence[PairRecord]:
@@ -30,7 +41,7 @@ class PFWillow(PairDataModule):
 
 def willow_pairs(root: Path) -> list[PairRecord]:
     """All rows of test_pairs.csv."""
-    require_root(root, "PF-WILLOW", "Download PF-dataset.zip and test_pairs.csv into it, or give data.root=DIR.")
+    require_root(root, "PF-WILLOW", "Run `python -m semcorr.prepare pf_willow`, or give data.root=DIR.")
     path = root / "test_pairs.csv"
     if not path.is_file():
         raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")

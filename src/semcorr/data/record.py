@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from semcorr.data.groups import Groups
 from semcorr.errors import UserError
@@ -91,9 +92,30 @@ def _is_point(point: Any) -> bool:
     return pair and all(isinstance(value, int | float) and math.isfinite(value) for value in point)
 
 
+def padded(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+    """The same pairs with as many keypoint rows everywhere; the new rows are not visible.
+
+    Rows are told apart by `visible` alone: no value of a padding ever enters a score.
+    """
+    slots = max((len(image.visible) for pair in pairs for image in (pair.source, pair.target)), default=0)
+    return [pair._replace(source=_padded(pair.source, slots), target=_padded(pair.target, slots)) for pair in pairs]
+
+
+def _padded(record: ImageRecord, slots: int) -> ImageRecord:
+    more = slots - len(record.visible)
+    keypoints, visible = pad(record.keypoints, (0, 0, 0, more)), pad(record.visible, (0, more))
+    return record._replace(keypoints=keypoints, visible=visible)
+
+
 def longer_side(box: Sequence[float]) -> float:
     """PCK@bbox's extent: the longer side of a box."""
     return max(box[2] - box[0], box[3] - box[1])
+
+
+def around(points: Sequence[Point]) -> tuple[float, float, float, float]:
+    """The box of the keypoints, for benchmarks that annotate no other; a pixel at least."""
+    xs, ys = zip(*(p for p in points if p is not None), strict=True)
+    return (min(xs), min(ys), max(max(xs), min(xs) + 1), max(max(ys), min(ys) + 1))
 
 
 def outside(record: ImageRecord) -> int:

@@ -4,95 +4,145 @@ Records come from ImageAnnotation, which knows all keypoints of both images (the
 subset needs those of the target that the source does not share); PairAnnotation must agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import facts, flip_permutation, symmetry_groups
-from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, need, read_json, require_root
+from semcorr.data.recipe import Archive, Recipe
+from semcorr.data.record import ImageRecord, PairRecord, image_record, log, longer_side, need, read_json, require_root
 from semcorr.errors import UserError
 
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}  # our split to theirs
 DETAILS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "src_pose", "trg_pose", "mirror")
 
 
+class Tree(NamedTuple):
+    """Where the parts of a benchmark in SPair-71k's format lie."""
+
+    layout: Path  # pair lists
+    pairs: Path  # PairAnnotation
+    images: Path  # ImageAnnotation
+    pictures: Path
+    slots: int | None = 30  # keypoint slots of every image; None: as many as there are
+    facts: str | None = "spair71k"  # symmetry groups and flips
+    partial: bool = False  # pairs of the list may have no annotation
+
+
 class SPair(PairDataModule):
     """The official tree at `root`; 53,340 / 5,384 / 12,234 pairs, PCK@bbox."""
 
     name = "spair"
+    recipe: Recipe | None = Recipe(
+        licence="research use; images from PASCAL VOC (Flickr terms)",
+        archives=(Archive("SPair-71k.tar.gz", "https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz"),),
+        landmark="Layout/large/test.txt",
+    )
+    official = facts("spair71k")["official"]
+
+    def tree(self) -> Tree:
+        """The official folders."""
+        return official_tree(self.root)
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of Layout/large."""
-        return spair_pairs(self.root, FOLDERS[split])
+        return read_pairs(self.tree(), FOLDERS[split])
+
+    def contradictions(self, split: str) -> list[str]:
+        """Where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
+        found: list[str] = []
+        read_pairs(self.tree(), FOLDERS[split], complain=found.append)
+        return found
+
+
+def official_tree(root: Path) -> Tree:
+    """As SPair-71k.tar.gz unpacks."""
+    require_root(root, "SPair-71k", "Run `python -m semcorr.prepare spair`, or give data.root=DIR.")
+    return Tree(root / "Layout" / "large", root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages")
 
 
 def spair_pairs(root: Path, folder: str) -> list[PairRecord]:
-    """All pairs of Layout/large/<folder>.txt.
+    """All pairs of Layout/large/<folder>.txt of an official tree."""
+    return read_pairs(official_tree(root), folder)
+
+
+def _refuse(contradiction: str) -> None:
+    raise UserError(f"{contradiction} Unpack it again.")
+
+
+def read_pairs(tree: Tree, folder: str, complain: Callable[[str], None] = _refuse) -> list[PairRecord]:
+    """All pairs of a list.
+
+    Args:
+        tree: Where the benchmark lies.
+        folder: trn, val or test.
+        complain: Told of every pair whose two kinds of annotation differ.
 
     Raises:
-        UserError: Something is missing, or the two kinds of annotation disagree.
+        UserError: Something is missing, or (unless `complain` says otherwise) annotations differ.
     """
-    require_root(
-        root, "SPair-71k", "Download SPair-71k.tar.gz from its project page, unpack it there, or give data.root=DIR."
-    )
-    layout = root / "Layout" / "large" / f"{folder}.txt"
+    layout = tree.layout / f"{folder}.txt"
     if not layout.is_file():
-        raise UserError(f"{layout} does not exist: {root} is not a whole SPair-71k tree. Unpack it again.")
-    image = cache(lambda category, stem: read_image(root, category, stem))
+        raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
+    image = cache(lambda category, stem: read_image(tree, category, stem))
     names = [line.strip() for line in layout.read_text().splitlines() if line.strip()]
+    if tree.partial:
+        there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
+        absent = len(names) - len(names := [name for name in names if name in there])
+        log.warning("%s: %d of its pairs have no annotation and are left out, as published", tree.pairs, absent)
     with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
-        return [_pair(root, folder, name, image, layout) for name in bar.track(names, description=f"Reading {folder}")]
+        return [
+            _pair(tree, folder, name, image, complain) for name in bar.track(names, description=f"Reading {folder}")
+        ]
 
 
-def read_image(root: Path, category: str, stem: str) -> ImageRecord:
-    """One ImageAnnotation with its 30 keypoint slots."""
-    path = root / "ImageAnnotation" / category / f"{stem}.json"
+def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
+    """One ImageAnnotation with all its keypoint slots."""
+    path = tree.images / category / f"{stem}.json"
     entry = read_json(path)
     slots = need(entry, "kps", path)
-    expected = facts("spair71k")["slots"]
-    if not isinstance(slots, Mapping) or len(slots) != expected:
-        raise UserError(f"{path}: field `kps` must map {expected} ids to [x, y] or null, got {len(slots)} entries.")
-    keypoints = [need(slots, str(i), path) for i in range(expected)]
+    if not isinstance(slots, Mapping) or len(slots) != (tree.slots or len(slots)):
+        raise UserError(f"{path}: field `kps` must map {tree.slots} ids to [x, y] or null, got {len(slots)} entries.")
+    keypoints = [need(slots, str(i), path) for i in range(len(slots))]
     size = (int(need(entry, "image_width", path)), int(need(entry, "image_height", path)))
-    picture = root / "JPEGImages" / category / need(entry, "filename", path)
+    picture = tree.pictures / category / need(entry, "filename", path)
     return image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
 
 
-def _pair(root: Path, folder: str, name: str, image: Any, layout: Path) -> PairRecord:
+def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
     try:  # 000001-2008_001546-2008_004704:aeroplane
         stems, category = name.rsplit(":", 1)
         _, source_stem, target_stem = stems.split("-")
     except ValueError:
+        layout = tree.layout / f"{folder}.txt"
         raise UserError(f"{layout}: {name!r} is not <id>-<source>-<target>:<category>. Restore the file.") from None
     source, target = image(category, source_stem), image(category, target_stem)
-    path = root / "PairAnnotation" / folder / f"{name}.json"
+    path = tree.pairs / folder / f"{name}.json"
     entry = read_json(path)
-    _check(entry, source, target, path)
+    if (contradiction := _contradiction(entry, source, target, path)) is not None:
+        complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
-    groups = symmetry_groups("spair71k", category)
-    flip = flip_permutation("spair71k", category)
+    groups = symmetry_groups(tree.facts, category) if tree.facts else ()
+    flip = flip_permutation(tree.facts, category) if tree.facts else None
     return PairRecord(name, category, source, target, longer_side(target.box), groups, flip, details)
 
 
-def _check(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> None:
+def _contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
     """PairAnnotation lists the keypoints visible in both images, in the order of their ids."""
     ids = [int(i) for i in need(entry, "kps_ids", path)]
     shared = (source.visible & target.visible).nonzero().flatten().tolist()
     if sorted(ids) != shared:
-        raise UserError(f"{path}: field `kps_ids` is {ids}, the image annotations share {shared}. Unpack it again.")
+        return f"{path}: field `kps_ids` is {ids}, the image annotations share {shared}."
     for side, record in (("src", source), ("trg", target)):
         points = need(entry, f"{side}_kps", path)
         if len(points) != len(ids):
-            raise UserError(f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids. Unpack it again.")
+            return f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids."
         if record.keypoints[ids].tolist() != [[float(x), float(y)] for x, y in points]:
-            raise UserError(
-                f"{path}: field `{side}_kps` differs from the image annotation of {record.name}. Unpack it again."
-            )
+            return f"{path}: field `{side}_kps` differs from the image annotation of {record.name}."
         if tuple(map(float, need(entry, f"{side}_bndbox", path))) != record.box:
-            raise UserError(
-                f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}. Unpack it again."
-            )
+            return f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}."
+    return None

@@ -1,0 +1,110 @@
+"""AP-10K: 54 species in 23 families, 17 keypoints; pairs within a species, a family, and across families.
+
+Two trees are read: the official one with the lists that `prepare ap10k` adds (`ap10k_pairs`), and
+the one that GeoAware-SC's notebook leaves. PCK@bbox.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, animal, read_animals, write_pairs
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.groups import facts, flip_permutation, symmetry_groups
+from semcorr.data.recipe import Archive, Recipe
+from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, read_json, require_root
+from semcorr.errors import UserError
+
+CROSS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
+NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
+PREPARE = "Run `python -m semcorr.prepare ap10k`"
+DRIVE = "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
+
+
+class AP10K(PairDataModule):
+    """A category is a species in the splits within species, a family across species, `all` across families."""
+
+    name = "ap10k"
+    splits = ("train", "val", "test", *CROSS)
+    official = facts("ap10k")["official"]
+    recipe = Recipe(
+        licence="CC-BY-4.0",
+        archives=(Archive("ap-10k.zip", DRIVE),),
+        landmark=ANNOTATIONS[0],
+        convert=write_pairs,
+    )
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Sorted by category and image ids."""
+        return ap10k_pairs(self.root, split)
+
+
+def ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
+    """The pairs of a split, from either tree.
+
+    Raises:
+        UserError: Neither tree is there, or a list names an image that is not.
+    """
+    require_root(root, "AP-10K", f"{PREPARE}, or give data.root=DIR.")
+    released = (root / "PairAnnotation").is_dir()
+    names = _released_names(root, split) if released else _own_names(root, split)
+    image = cache(_released_images(root) if released else _own_images(root))
+    groups, flip = symmetry_groups("ap10k", "*"), flip_permutation("ap10k", "*")
+    pairs = []
+    for name in names:
+        try:  # 12-345:king cheetah
+            ids, label = name.split(":")
+            source, target = (image(int(i)) for i in ids.split("-"))
+        except (ValueError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE}."
+            ) from None
+        pairs.append(PairRecord(name, label, source, target, longer_side(target.box), groups, flip))
+    return pairs
+
+
+def _own_names(root: Path, split: str) -> list[str]:
+    path = root / "pairs" / f"{split}.txt"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE}, which makes them.")
+    return path.read_text().splitlines()
+
+
+def _own_images(root: Path) -> Callable[[int], ImageRecord]:
+    animals = {a.id: a for a in read_animals([root / file for file in ANNOTATIONS])}
+
+    def image(key: int) -> ImageRecord:
+        if key not in animals:
+            raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE} again.")
+        return _record(animals[key], root / "data" / animals[key].file, root / "annotations")
+
+    return image
+
+
+def _released_names(root: Path, split: str) -> list[str]:
+    """File names carry all that the files hold: two ids and what they have in common."""
+    folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE} with another --root.")
+    found = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
+    ours = sorted((match[3], int(match[1]), int(match[2])) for match in found if match)
+    return [f"{source}-{target}:{label}" for label, source, target in ours]
+
+
+def _released_images(root: Path) -> Callable[[int], ImageRecord]:
+    paths = {int(path.stem): path for path in (root / "ImageAnnotation").glob("*/*/*.json")}
+
+    def image(key: int) -> ImageRecord:
+        if key not in paths:
+            raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
+        below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
+        return _record(animal(read_json(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
+
+    return image
+
+
+def _record(a: Animal, picture: Path, source: Path) -> ImageRecord:
+    return image_record(a.name, picture, a.size, a.keypoints, a.box, source)

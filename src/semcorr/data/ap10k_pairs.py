@@ -1,0 +1,185 @@
+"""AP-10K as a correspondence benchmark, built from its official COCO files.
+
+The construction is GeoAware-SC's ("Telling Left from Right", section 5 and its released notebook):
+drop the images with several animals and those with fewer than 3 keypoints; per species 30 images to
+test and 20 to validate; pairs share at least 3 keypoints. Its lists depend on the order of a
+directory listing, so nobody can make them again. Here every choice is a sort, by image id or by a
+hash of the pair's own name: the same everywhere, for ever, whatever the file system or Python.
+"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semcorr.data.groups import facts
+from semcorr.data.record import need, read_json
+from semcorr.errors import UserError
+
+ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
+TEST, VAL = 30, 20  # images per species
+MIN_KEYPOINTS = MIN_SHARED = 3
+TRAIN_PAIRS = 50  # at most, per training image of a species
+PER_FAMILY = {"test": 900, "val": 400}  # cross-species pairs
+PER_TWO_FAMILIES = {"test": 30, "val": 20}  # cross-family pairs
+SEED = 42
+
+Pair = tuple[int, int, str]  # source id, target id, and what both are: species, family or "all"
+
+
+class Animal(NamedTuple):
+    """The one annotation kept of an image."""
+
+    id: int  # of the image
+    species: str
+    family: str
+    file: str
+    size: tuple[int, int]
+    keypoints: tuple[tuple[float, float] | None, ...]
+    box: tuple[float, float, float, float]  # x1 y1 x2 y2
+
+    @property
+    def name(self) -> str:
+        """Its place in GeoAware-SC's tree, and ours in every table."""
+        return f"{self.family}/{self.species}/{self.id:012d}"
+
+    @property
+    def bits(self) -> int:
+        """Visible keypoints, one bit each."""
+        return sum(1 << i for i, point in enumerate(self.keypoints) if point is not None)
+
+
+def read_animals(files: Sequence[Path]) -> list[Animal]:
+    """The first annotation of every image, in the order of the files, sorted by image id."""
+    animals: dict[int, Animal] = {}
+    for path in files:
+        content = read_json(path)
+        images = {need(image, "id", path): image for image in need(content, "images", path)}
+        species = {need(c, "id", path): c for c in need(content, "categories", path)}
+        for entry in need(content, "annotations", path):
+            image, kind = images.get(need(entry, "image_id", path)), species.get(need(entry, "category_id", path))
+            if image is None or kind is None:
+                raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
+            if image["id"] not in animals:
+                animals[image["id"]] = animal({**kind, **entry, **image}, path)
+    return [animals[key] for key in sorted(animals)]
+
+
+def animal(entry: Mapping[str, Any], path: Path) -> Animal:
+    """One annotation merged with its image and its category, as GeoAware-SC stores it and COCO splits it.
+
+    A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
+    would halve the coordinates of an occluded point).
+    """
+    flat = need(entry, "keypoints", path)
+    points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
+    x, y, width, height = map(float, need(entry, "bbox", path))
+    return Animal(
+        id=int(need(entry, "id", path)),
+        species=need(entry, "name", path),
+        family=need(entry, "supercategory", path),
+        file=need(entry, "file_name", path),
+        size=(int(need(entry, "width", path)), int(need(entry, "height", path))),
+        keypoints=tuple(points),
+        box=(x, y, x + width, y + height),
+    )
+
+
+def usable(animals: Iterable[Animal]) -> list[Animal]:
+    """Without the images that hold several animals (1,847, listed by hand) or show too few keypoints."""
+    several = set(facts("ap10k_multi_instance")["ids"])
+    return [a for a in animals if a.id not in several and a.bits.bit_count() >= MIN_KEYPOINTS]
+
+
+def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]]:
+    """Split to species to images: of each species the last 30 test, the up to 20 before validate."""
+    by_species: dict[str, list[Animal]] = defaultdict(list)
+    for a in sorted(animals, key=lambda a: a.id):
+        by_species[a.species].append(a)
+    splits: dict[str, dict[str, list[Animal]]] = {"train": {}, "val": {}, "test": {}}
+    for species in sorted(by_species):
+        images = by_species[species]
+        test = max(0, len(images) - TEST)
+        val = max(0, test - VAL)
+        parts = {"train": images[:val], "val": images[val:test], "test": images[test:]}
+        for split, part in parts.items():
+            if part:
+                splits[split][species] = part
+    return splits
+
+
+def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
+    """All seven splits: train, val, test and {val,test}_cross_{species,family}."""
+    splits = split_images(usable(animals))
+    pairs = {split: _intra_species(split, images) for split, images in splits.items()}
+    for split in ("val", "test"):
+        families: dict[str, dict[str, list[Animal]]] = defaultdict(dict)
+        for species, images in splits[split].items():
+            families[images[0].family][species] = images
+        pairs[f"{split}_cross_species"] = _cross_species(split, families)
+        pairs[f"{split}_cross_family"] = _cross_family(split, families)
+    return pairs
+
+
+def _intra_species(split: str, images: Mapping[str, Sequence[Animal]]) -> list[Pair]:
+    pairs = []
+    for species, mine in images.items():
+        cap = TRAIN_PAIRS * len(mine) if split == "train" else None
+        pairs += _choose(combinations(mine, 2), cap, split, species)
+    return sorted(pairs, key=lambda pair: (pair[2], *pair))
+
+
+def _cross_species(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
+    pairs = []
+    for family in sorted(families):
+        candidates = (p for one, other in combinations(families[family].values(), 2) for p in product(one, other))
+        pairs += _choose(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
+    return sorted(pairs, key=lambda pair: (pair[2], *pair))
+
+
+def _cross_family(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
+    members = {name: [a for images in family.values() for a in images] for name, family in families.items()}
+    pairs = []
+    for one, other in combinations(sorted(members), 2):
+        candidates = product(members[one], members[other])
+        chosen = _choose(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{one}/{other}")
+        pairs += [(source, target, "all") for source, target, _ in chosen]
+    return sorted(pairs)
+
+
+def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
+    """`count` of the pairs that share enough keypoints, those of the smallest hashes; one more bit turns them."""
+    ranked = []
+    for a, b in candidates:
+        if (a.bits & b.bits).bit_count() >= MIN_SHARED:
+            low, high = sorted((a.id, b.id))
+            rank = hashlib.sha256(f"{SEED}/{split}/{label}/{low}/{high}".encode()).digest()
+            ranked.append((rank, (low, high) if rank[-1] % 2 else (high, low)))
+    return [(*ids, label) for _, ids in sorted(ranked)[:count]]
+
+
+def write_pairs(root: Path) -> None:
+    """Root/pairs: a list per split and a manifest, from the annotations of an official tree; all or nothing."""
+    pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
+    beside = root / f".pairs.{os.getpid()}"
+    beside.mkdir()
+    for split, mine in pairs.items():
+        (beside / f"{split}.txt").write_text(listed(mine))
+    (beside / "manifest.json").write_text(json.dumps(manifest(pairs), indent=1) + "\n")
+    beside.replace(root / "pairs")
+
+
+def listed(pairs: Iterable[Pair]) -> str:
+    """One line per pair, named as GeoAware-SC's files are."""
+    return "".join(f"{source}-{target}:{label}\n" for source, target, label in pairs)
+
+
+def manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """Counts, and the hash that says two builds are the same."""
+    digests = {split: hashlib.sha256(listed(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
+    whole = hashlib.sha256("".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()).hexdigest()
+    return {"sha256": whole, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}

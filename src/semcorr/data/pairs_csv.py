@@ -1,0 +1,116 @@
+"""Your own pairs: one row each, with their points.
+
+Columns: `source_image`, `target_image` (paths below the root), `XA`, `YA` (the source's points, `;`
+between them), `XB`, `YB` (the target's, in the same order), and if you like `category` and `box`
+(the target's, x1;y1;x2;y2). An empty number is a point not visible there. Pixel centres are at integers:
+the top left pixel is (0, 0).
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.record import PairRecord, Point, around, image_record, image_size, longer_side, padded, require_root
+from semcorr.errors import UserError
+
+COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
+EXTENTS = ("image", "box", "keypoints")
+
+
+class PairsCSV(PairDataModule):
+    """A CSV file per split below `root`.
+
+    Args:
+        test: The file of the test pairs,
+        val: of the validation pairs,
+        train: and of the training pairs; null where there are none.
+        extent: What alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
+            the box around its `keypoints`.
+        **options: As for every benchmark.
+    """
+
+    name = "pairs_csv"
+
+    def __init__(
+        self, *, test: str | None = "pairs.csv", val: str | None = None, train: str | None = None,
+        extent: str = "image", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**options)
+        if extent not in EXTENTS:
+            raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
+        self.lists, self.extent = {"train": train, "val": val, "test": test}, extent
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Pairs in the order of the file."""
+        file = self.lists[split]
+        if file is None:
+            raise UserError(f"pairs_csv has no {split} pairs. Give data.{split}=FILE.")
+        return read_csv(self.root, file, self.extent)
+
+
+def read_csv(root: Path, file: str, extent: str) -> list[PairRecord]:
+    """All rows of a file."""
+    require_root(root, "Your set of pairs", "Give data.root=DIR.")
+    path = root / file
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
+    with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark at the start
+        reader = csv.DictReader(lines, skipinitialspace=True)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(COLUMNS)}. Add it.")
+        rows = list(reader)
+    size = cache(image_size)
+    return padded([_pair(root, path, line, row, extent, size) for line, row in enumerate(rows, start=2)])
+
+
+def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size) -> PairRecord:  # type: ignore[no-untyped-def]
+    where = f"{path}, line {line}"
+    if None in row or None in row.values():
+        raise UserError(f"{where}: not as many columns as the header has. Correct it.")
+    sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
+    if len(sides["source"]) != len(sides["target"]):
+        raise UserError(
+            f"{where}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
+            "Give as many, empty where one is not visible."
+        )
+    records = []
+    for side, points in sides.items():
+        picture = root / row[f"{side}_image"]
+        box = _box(row, where) if side == "target" and row.get("box") else None
+        if box is None and extent == "box" and side == "target":
+            raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
+        known = box or (around(points) if any(points) else [0, 0, 1, 1])
+        name = Path(row[f"{side}_image"]).with_suffix("").as_posix()
+        records.append(image_record(name, picture, size(picture), points, known, path))
+    source, target = records
+    lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
+               "keypoints": lambda: longer_side(around(sides["target"]))}  # fmt: skip
+    category = row.get("category") or "object"
+    return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
+
+
+def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
+    columns = [row[f"{axis}{side}"].split(";") for axis in "XY"]
+    if len(columns[0]) != len(columns[1]):
+        raise UserError(f"{where}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
+    points: list[Point] = []
+    for x, y in zip(*columns, strict=True):
+        if x.strip() == y.strip() == "":
+            points.append(None)
+            continue
+        try:
+            points.append((float(x), float(y)))
+        except ValueError:
+            raise UserError(f"{where}: X{side}, Y{side} hold {x!r}, {y!r}, which is no point. Correct it.") from None
+    return points
+
+
+def _box(row: Mapping[str, str], where: str) -> list[float]:
+    try:
+        return [float(value) for value in row["box"].split(";")]
+    except ValueError:
+        raise UserError(f"{where}: box is {row['box']!r}; it must be x1;y1;x2;y2. Correct it.") from None

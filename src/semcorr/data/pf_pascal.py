@@ -1,0 +1,184 @@
+"""PF-PASCAL: 2,940 / 308 / 299 pairs of 20 classes; PCK@img by default.
+
+The lists are CSV files: train and val name two images, a 1-based class and whether both are
+mirrored, and their points are in the .mat annotations; test carries its points itself. 488 rows of
+train are exact duplicates and 302 of its images are in test as well: kept, as everyone keeps them,
+and counted by `prepare --verify`.
+
+Coordinates are those of images scaled to a longer side of 300 pixels, which the official ones are.
+(No point of the test list exceeds 299.8, and on pictures that AnimalPose annotates too, both sets
+of points agree to a pixel after scaling by the longer side / 300.) Where PASCAL VOC's own, larger
+frames are used instead, points and boxes are scaled to them.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.groups import facts
+from semcorr.data.recipe import Archive, Recipe
+from semcorr.data.record import (
+    ImageRecord,
+    PairRecord,
+    Point,
+    around,
+    image_record,
+    image_size,
+    log,
+    longer_side,
+    padded,
+    require_root,
+)  # fmt: skip
+from semcorr.errors import UserError
+
+LISTS = {"train": ("train", "trn"), "val": ("val",), "test": ("test",)}
+FRAME = 300  # longer side of the images the points were measured in
+FOLDERS = ("PF-dataset-PASCAL", "PF-PASCAL", ".")  # the official one; HPF's and CATs' re-packed one
+EXTENTS = ("image", "box")
+Annotation = tuple[list[Point], list[float]]  # keypoints, box
+
+
+class PFPascal(PairDataModule):
+    """`root` holds the pair lists and PF-dataset-PASCAL/{JPEGImages,Annotations}.
+
+    Args:
+        extent: What alpha is a fraction of: the longer side of the target `image` (as published), or
+            of its `box`, which only the .mat annotations have.
+        **options: As for every benchmark.
+    """
+
+    name = "pf_pascal"
+    official = facts("pf_pascal")["official"]
+    recipe = Recipe(
+        licence="research use; images from PASCAL VOC (Flickr terms)",
+        archives=(
+            Archive(
+                "PF-dataset-PASCAL.zip",
+                "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset-PASCAL.zip",
+            ),
+            Archive("pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"),
+        ),
+        landmark="PF-dataset-PASCAL/JPEGImages",
+    )  # fmt: skip
+
+    def __init__(self, *, extent: str = "image", **options: Any) -> None:
+        super().__init__(**options)
+        if extent not in EXTENTS:
+            raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
+        self.extent = extent
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Pairs in the order of the list, duplicates included."""
+        return pascal_pairs(self.root, split, self.extent)
+
+
+def pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairRecord]:
+    """All rows of a split's list."""
+    require_root(root, "PF-PASCAL", "Run `python -m semcorr.prepare pf_pascal`, or give data.root=DIR.")
+    path = list_of(root, split)
+    rows = read_list(path)
+    folder = next((root / name for name in FOLDERS if (root / name / "JPEGImages").is_dir()), None)
+    if folder is None:
+        tried = ", ".join(str(root / name / "JPEGImages") for name in FOLDERS)
+        raise UserError(f"PF-PASCAL's images are at none of {tried}. Unpack PF-dataset-PASCAL.zip into {root}.")
+    size, annotation = cache(image_size), cache(read_mat)
+    pairs = [_pair(folder, path, i, row, extent, size, annotation) for i, row in enumerate(rows, start=2)]
+    images = {image.path: max(image.size) for pair in pairs for image in (pair.source, pair.target)}
+    if larger := sum(side > FRAME for side in images.values()):
+        log.warning("%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
+                    "points and boxes are scaled to them", path, larger, len(images), FRAME)  # fmt: skip
+    return padded(pairs)
+
+
+def list_of(root: Path, split: str) -> Path:
+    """A split's list under any of its published names, in the root or beside the images."""
+    names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
+    places = [root, *(root / folder for folder in FOLDERS), root / "image_pairs"]
+    found = next((place / name for place in places for name in names if (place / name).is_file()), None)
+    if found is None:
+        raise UserError(f"No list of PF-PASCAL's {split} pairs in {root}: none of {', '.join(names)}. Put one there.")
+    return found
+
+
+def read_list(path: Path) -> list[dict[str, str]]:
+    """The rows of a list, whatever its further columns."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        missing = {"source_image", "target_image", "class"} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(sorted(missing))}. Restore the official list.")
+        return list(reader)
+
+
+def read_mat(path: Path) -> Annotation:
+    """Keypoints (NaN is not annotated) and box of one .mat annotation."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path)
+        rows, box = content["kps"].tolist(), content["bbox"].ravel().tolist()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Unpack PF-dataset-PASCAL.zip again.") from None
+    except (KeyError, ValueError, MatReadError) as error:
+        raise UserError(
+            f"{path} is not a PF-PASCAL annotation ({error}). Unpack PF-dataset-PASCAL.zip again."
+        ) from None
+    return [None if any(map(math.isnan, row)) else (float(row[0]), float(row[1])) for row in rows], box
+
+
+def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size, annotation) -> PairRecord:  # type: ignore[no-untyped-def]
+    where = f"{path}, line {line}"
+    category, mirrored = _category(row["class"], where), row.get("flip") == "1"
+    stems = [Path(row[f"{side}_image"]).stem for side in ("source", "target")]
+    listed = [_points(row, side, where) for side in "AB"] if "XA" in row else None
+    records = []
+    for i, stem in enumerate(stems):
+        if listed and extent == "image":  # all that the test list has
+            points, box = listed[i], around(listed[i])
+        else:
+            points, box = annotation(folder / "Annotations" / category / f"{stem}.mat")
+        picture = folder / "JPEGImages" / f"{stem}.jpg"
+        records.append(_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path))
+    source, target = records
+    alike = float(max(target.size)) if extent == "image" else longer_side(target.box)
+    name = f"{line - 1:04d}-{source.name}-{target.name}"
+    return PairRecord(name, category, source, target, alike)
+
+
+def _image(
+    stem: str, picture: Path, size: tuple[int, int], points: Sequence[Point], box: Sequence[float], mirrored: bool,
+    path: Path,
+) -> ImageRecord:  # fmt: skip
+    """A flip=1 row mirrors both images, so ids keep matching and are not swapped."""
+    if max(size) > FRAME:
+        larger = max(size) / FRAME
+        points = [None if p is None else (p[0] * larger, p[1] * larger) for p in points]
+        box = [larger * value for value in box]
+    if not mirrored:
+        return image_record(stem, picture, size, points, box, path)
+    last = size[0] - 1  # pixel centres are at integers; published code takes the width
+    points = [None if p is None else (last - p[0], p[1]) for p in points]
+    box = (last - box[2], box[1], last - box[0], box[3])
+    return image_record(f"{stem}~mirrored", picture, size, points, box, path)._replace(mirrored=True)
+
+
+def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
+    try:
+        x, y = ([float(value) for value in row[f"{axis}{side}"].split(";")] for axis in "XY")
+        return list(zip(x, y, strict=True))
+    except ValueError as error:
+        raise UserError(
+            f"{where}: X{side} and Y{side} must be as many numbers each ({error}). Restore the list."
+        ) from None
+
+
+def _category(number: str, where: str) -> str:
+    classes = facts("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
+    if not number.isdigit() or not 1 <= int(number) <= len(classes):
+        raise UserError(f"{where}: class must be 1 to {len(classes)}, got {number!r}. Restore the official list.")
+    return str(classes[int(number) - 1])
