@@ -33,9 +33,9 @@ def generate(root: Path) -> None:
     for i, category in enumerate(track(table["categories"], "Writing the tree")):
         images = _write_images(root, category)
         for ours, split in FOLDERS.items():
-            total = table["official"]["pairs"][ours]
-            mine = [im for im in images if im["split"] == split]
-            share = total // 18 + (i < total % 18)
+            total, mine = table["official"]["pairs"][ours], [im for im in images if im["split"] == split]
+            known = table["official"]["pairs_per_category"].get(ours)
+            share = known[category] if known else total // 18 + (i < total % 18)
             for a, b in _enough(mine, share):
                 number += 1
                 _write_pair(root, split, f"{number:06d}-{a['stem']}-{b['stem']}:{category}", a, b)

@@ -38,17 +38,16 @@ class PairsCSV(PairDataModule):
         self, *, test: str | None = "pairs.csv", val: str | None = None, train: str | None = None,
         extent: str = "image", **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(**options)
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
-        self.lists, self.extent = {"train": train, "val": val, "test": test}, extent
+        lists = {"train": train, "val": val, "test": test}
+        self.lists, self.extent = {split: file for split, file in lists.items() if file}, extent
+        self.splits = tuple(self.lists)
+        super().__init__(**options)
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the file."""
-        file = self.lists[split]
-        if file is None:
-            raise UserError(f"pairs_csv has no {split} pairs. Give data.{split}=FILE.")
-        return read_csv(self.root, file, self.extent)
+        return read_csv(self.root, self.lists[split], self.extent)
 
 
 def read_csv(root: Path, file: str, extent: str) -> list[PairRecord]:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from semcorr.data.datamodule import PairDataModule
+from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import (
@@ -71,6 +71,19 @@ class PFPascal(PairDataModule):
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
         self.extent = extent
 
+    def listed(self, split: str) -> Sequence[Row]:
+        """The rows of the CSV file, which need no images."""
+        path = list_of(self.root, split)
+        return [
+            Row(
+                Path(row["source_image"]).stem,
+                Path(row["target_image"]).stem,
+                _category(row["class"], f"{path}, line {i}"),
+                row.get("flip") == "1",
+            )
+            for i, row in enumerate(read_list(path), start=2)
+        ]
+
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the list, duplicates included."""
         return pascal_pairs(self.root, split, self.extent)
@@ -95,9 +108,9 @@ def pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairReco
 
 
 def list_of(root: Path, split: str) -> Path:
-    """A split's list under any of its published names, in the root or beside the images."""
+    """A split's list under any of its published names, in the root or a folder of it."""
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
-    places = [root, *(root / folder for folder in FOLDERS), root / "image_pairs"]
+    places = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
     if found is None:
         raise UserError(f"No list of PF-PASCAL's {split} pairs in {root}: none of {', '.join(names)}. Put one there.")
@@ -119,11 +132,11 @@ def read_mat(path: Path) -> Annotation:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Unpack PF-dataset-PASCAL.zip again.")
     try:
         content = loadmat(path)
         rows, box = content["kps"].tolist(), content["bbox"].ravel().tolist()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Unpack PF-dataset-PASCAL.zip again.") from None
     except (KeyError, ValueError, MatReadError) as error:
         raise UserError(
             f"{path} is not a PF-PASCAL annotation ({error}). Unpack PF-dataset-PASCAL.zip again."

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
-from semcorr.data.datamodule import PairDataModule
+from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts, flip_permutation, symmetry_groups
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import ImageRecord, PairRecord, image_record, log, longer_side, need, read_json, require_root
@@ -52,6 +52,12 @@ class SPair(PairDataModule):
         """Pairs in the order of Layout/large."""
         return read_pairs(self.tree(), FOLDERS[split])
 
+    def listed(self, split: str) -> Sequence[Row]:
+        """The list alone, which names images and category."""
+        tree = self.tree()
+        parts = [_parts(name, tree.layout) for name in listed_names(tree, FOLDERS[split])]
+        return [Row(f"{category}/{source}", f"{category}/{target}", category) for source, target, category in parts]
+
     def contradictions(self, split: str) -> list[str]:
         """Where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
         found: list[str] = []
@@ -85,19 +91,27 @@ def read_pairs(tree: Tree, folder: str, complain: Callable[[str], None] = _refus
     Raises:
         UserError: Something is missing, or (unless `complain` says otherwise) annotations differ.
     """
-    layout = tree.layout / f"{folder}.txt"
-    if not layout.is_file():
-        raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
     image = cache(lambda category, stem: read_image(tree, category, stem))
-    names = [line.strip() for line in layout.read_text().splitlines() if line.strip()]
-    if tree.partial:
-        there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
-        absent = len(names) - len(names := [name for name in names if name in there])
-        log.warning("%s: %d of its pairs have no annotation and are left out, as published", tree.pairs, absent)
+    names = listed_names(tree, folder)
     with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
         return [
             _pair(tree, folder, name, image, complain) for name in bar.track(names, description=f"Reading {folder}")
         ]
+
+
+def listed_names(tree: Tree, folder: str) -> list[str]:
+    """The names of the pairs, without those a partial benchmark does not annotate."""
+    layout = tree.layout / f"{folder}.txt"
+    if not layout.is_file():
+        raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
+    names = [line.strip() for line in layout.read_text().splitlines() if line.strip()]
+    if not tree.partial:
+        return names
+    there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
+    annotated = [name for name in names if name in there]
+    log.warning("%s: %d of %d pairs have no annotation and are left out, as published",
+                tree.pairs, len(names) - len(annotated), len(names))  # fmt: skip
+    return annotated
 
 
 def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
@@ -114,12 +128,7 @@ def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
 
 
 def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
-    try:  # 000001-2008_001546-2008_004704:aeroplane
-        stems, category = name.rsplit(":", 1)
-        _, source_stem, target_stem = stems.split("-")
-    except ValueError:
-        layout = tree.layout / f"{folder}.txt"
-        raise UserError(f"{layout}: {name!r} is not <id>-<source>-<target>:<category>. Restore the file.") from None
+    source_stem, target_stem, category = _parts(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"
     entry = read_json(path)
@@ -129,6 +138,15 @@ def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[st
     groups = symmetry_groups(tree.facts, category) if tree.facts else ()
     flip = flip_permutation(tree.facts, category) if tree.facts else None
     return PairRecord(name, category, source, target, longer_side(target.box), groups, flip, details)
+
+
+def _parts(name: str, layout: Path) -> tuple[str, str, str]:
+    try:  # 000001-2008_001546-2008_004704:aeroplane
+        stems, category = name.rsplit(":", 1)
+        _, source, target = stems.split("-")
+    except ValueError:
+        raise UserError(f"{layout}: {name!r} is not <id>-<source>-<target>:<category>. Restore the file.") from None
+    return source, target, category
 
 
 def _contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
