@@ -184,9 +184,9 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
     try:
         x, y = ([float(value) for value in row[f"{axis}{side}"].split(";")] for axis in "XY")
         return list(zip(x, y, strict=True))
-    except ValueError as error:
+    except ValueError:
         raise UserError(
-            f"{where}: X{side} and Y{side} must be as many numbers each ({error}). Restore the list."
+            f"{where}: X{side} and Y{side} must be numbers, as many in both. Restore the official list."
         ) from None
 
 
