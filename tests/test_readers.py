@@ -1,9 +1,16 @@
 import pytest
-from tiny_benchmarks import write_spair, write_willow
+import torch
+from PIL import Image
+from tiny_benchmarks import edit, picture, write_spair, write_willow
 
+from semcorr.coords import from_view
 from semcorr.data.dataset import PairDataset, unique_images
 from semcorr.data.pf_willow import PFWillow
+from semcorr.data.record import padded
 from semcorr.data.spair import SPair
+from semcorr.data.transforms import load_image
+from semcorr.evaluate import evaluate
+from semcorr.metrics.pck import pck
 
 
 def names(pairs) -> list[tuple[str, str]]:
@@ -66,3 +73,53 @@ def test_willow_reads_ten_points_of_both_images_from_a_row(tmp_path):
     assert first.target.visible.tolist() == [True] * 10
     assert first.extent == 13.5  # the larger spread of the target's keypoints, here in x
     assert first.target.path.name == "b.png"
+
+
+def test_willows_threshold_is_the_spread_of_the_ten_target_points_whatever_is_padded(tmp_path):
+    """Published code pads to 20 points with -1 and took the -1 for a coordinate: about 80 instead of 70."""
+    pairs = PFWillow(root=str(write_willow(tmp_path)), size=32).pairs("test")
+    crowd = pairs[0].source._replace(keypoints=torch.zeros(20, 2), visible=torch.ones(20, dtype=torch.bool))
+    wide = pairs[0]._replace(source=crowd, target=crowd)
+
+    alone, *_ = PairDataset(pairs, 32, "squash")
+    among, *_ = PairDataset(padded([*pairs, wide]), 32, "squash")
+
+    assert among.target.keypoints.shape == (20, 2)
+    assert among.extent == alone.extent == 13.5  # x from 1 to 14.5; with the padding it would be 15.5
+    truth = from_view(alone.target.keypoints[None], alone.target.scale[None], alone.target.offset[None])
+    near = truth + torch.tensor([1.4, 0.0])  # within 0.1 x 15.5 of the truth, not within 0.1 x 13.5
+    far = torch.cat((near, torch.zeros(1, 10, 2)), dim=1)
+    more = torch.cat((truth, torch.zeros(1, 10, 2)), dim=1)
+    assert pck(near, truth, alone.extent[None], 0.1).item() == 0
+    assert pck(far, more, among.extent[None], 0.1, among.shared[None]).item() == 0
+
+
+def test_a_keypoint_on_the_far_edge_is_matched_like_any_other(tmp_path, config):
+    """SPair-71k is 1-based: x may equal the width, one past the last pixel's index."""
+    root = write_spair(tmp_path / "SPair-71k")
+    for stem in ("one", "two"):
+        edit(root / "ImageAnnotation" / "cat" / f"{stem}.json", lambda e: e["kps"].update({"2": [40, 30]}))
+    for name in ("000001-one-two", "000002-three-one"):
+        path = root / "PairAnnotation" / "test" / f"{name}:cat.json"
+        sides = ("src", "trg") if name.endswith("two") else ("trg",)
+        edit(path, lambda e, sides=sides: [e[f"{s}_kps"].__setitem__(e["kps_ids"].index("2"), [40, 30]) for s in sides])
+
+    scores = evaluate(config("evaluate", "data=spair", f"data.root={root}", "backbone=tiny", "data.workers=0"))
+
+    assert scores["keypoints"] == 4
+
+
+def test_the_layouts_empty_last_line_is_no_pair(tmp_path):
+    root = write_spair(tmp_path)
+    layout = root / "Layout" / "large" / "test.txt"
+    layout.write_text(layout.read_text() + "\n\n")
+    assert len(SPair(root=str(root), size=32).pairs("test")) == 2
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    """No benchmark's annotations expect it; readers that turn images move every keypoint."""
+    path = picture(tmp_path / "a.jpg", (40, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    assert load_image(path).size == (40, 30)

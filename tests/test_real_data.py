@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.data.coco_keypoints import COCOKeypoints
+from semcorr.data.ap10k_pairs import read_animals
+from semcorr.data.coco_keypoints import COCOKeypoints, read_images
+from semcorr.data.pf_pascal import PFPascal
 from semcorr.data.pf_willow import willow_pairs
 from semcorr.data.spair import spair_pairs
+from semcorr.data.verify import verify
 from semcorr.evaluate import evaluate
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -28,6 +31,39 @@ def test_willow_has_900_pairs_of_ten_keypoints():
     assert len(pairs) == 900
     assert all(pair.source.visible.sum() == pair.target.visible.sum() == 10 for pair in pairs)
     assert len({pair.category for pair in pairs}) == 10
+
+
+def test_pascals_full_lists_are_as_published():
+    report = verify(PFPascal(root=str(SHARED / "data/pf-pascal/full_pair_lists"), size=64))
+
+    numbers = {(check.what, check.where): check.found for check in report.checks}
+    assert [numbers["pairs", split] for split in ("train", "val", "test")] == [2940, 308, 299]
+    assert numbers["exact duplicates", "train"] == 488
+    assert numbers["images in both", "train & test"] == 302
+    assert all(check.verdict == "ok" for check in report.checks if check.official is not None)
+
+
+def test_the_65_pascal_pairs_are_scored_far_above_chance(config, tmp_path):
+    weights = SHARED / "weights/squeezenet1_1_imagenet_features.pth"
+    line = [f"data.root={SHARED / 'data/pf-pascal'}", f"backbone.weights={weights}", "data.workers=0"]
+
+    scores = evaluate(config("evaluate", "data=pf_pascal", "backbone=squeezenet", "trainer=cpu", *line))
+
+    assert scores["pairs"] == 65
+    assert scores["pck"]["all"]["image"]["0.1"] > 0.5  # 0.23 where the points are not scaled to these images
+
+
+def test_the_ap10k_fixture_reads_as_official_coco():
+    root = SHARED / "data/ap-10k-fixture"
+    file = "annotations/ap10k-test-split1.json"
+    animals = {a.id: a for a in read_animals([root / file])}
+    assert {a.species for a in animals.values()} == {"antelope", "jaguar"}
+    assert animals[37516].size == (1200, 867)
+    assert animals[37516].box == (66, 192, 1158, 704)
+    assert animals[37516].bits.bit_count() == 16
+    images, names = read_images(root, file, "data", "xywh")
+    assert {name: len(mine) for name, mine in images.items()} == {"jaguar": 1, "antelope": 1}
+    assert names["antelope"][0] == "left_eye"
 
 
 def test_animal_pose_gives_pairs_of_its_five_animals():

@@ -41,16 +41,12 @@ class Animal(NamedTuple):
     size: tuple[int, int]
     keypoints: tuple[tuple[float, float] | None, ...]
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
+    bits: int  # visible keypoints, one bit each
 
     @property
     def name(self) -> str:
         """Its place in GeoAware-SC's tree, and ours in every table."""
         return f"{self.family}/{self.species}/{self.id:012d}"
-
-    @property
-    def bits(self) -> int:
-        """Visible keypoints, one bit each."""
-        return sum(1 << i for i, point in enumerate(self.keypoints) if point is not None)
 
 
 def read_animals(files: Sequence[Path]) -> list[Animal]:
@@ -86,6 +82,7 @@ def animal(entry: Mapping[str, Any], path: Path) -> Animal:
         size=(int(need(entry, "width", path)), int(need(entry, "height", path))),
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),
+        bits=sum(1 << i for i, point in enumerate(points) if point is not None),
     )
 
 
