@@ -146,6 +146,8 @@ def test_every_config_file_composes_and_its_target_accepts_its_keys(config, path
     ("verb", "line", "told"),
     [
         (train, "finetune.blcks=3", "unknown config key `finetune.blcks`. Did you mean finetune.blocks?"),
+        (train, "augment.flipp=1", "unknown config key `augment.flipp`. Did you mean augment.flip?"),
+        (train, "augment.flip=2 data=synthetic", "`augment.flip` must be between 0, which is off, and 1, got 2"),
         (train, "bakbone=dinov2", "unknown config key `bakbone`. Did you mean backbone"),
         (evaluate, "backbone=dinov9", "Could not find 'backbone/dinov9'"),
         (evaluate, "data=spair", "data=synthetic"),

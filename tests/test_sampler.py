@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import TrainingStream, batches_by_target, share
+from semcorr.data.sampler import Draw, TrainingStream, batches_by_target, share
 
 
 def stream(epoch: int = 0, **options: int) -> list[list[int]]:
+    """The pairs of every batch."""
+    return [[draw.pair for draw in batch] for batch in draws(epoch, **options)]
+
+
+def draws(epoch: int = 0, **options: int) -> list[list[Draw]]:
     given = {"length": 12, "batch_size": 3, "steps": 2, "seed": 0} | options
     return list(TrainingStream(**given, epoch=lambda: epoch))
 
@@ -56,14 +61,14 @@ def test_resuming_at_an_epoch_gives_the_batches_of_the_uninterrupted_run():
     for count in range(4):  # noqa: B007  (the stream reads it)
         seen.append(list(uninterrupted))
 
-    assert stream(epoch=3) == seen[3]
+    assert draws(epoch=3) == seen[3]
     assert seen[3] != seen[2]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_stream_of_one_process(world):
-    alone = stream(steps=6 * world)
-    ranks = [stream(steps=6, rank=rank, world=world) for rank in range(world)]
+    alone = draws(steps=6 * world)
+    ranks = [draws(steps=6, rank=rank, world=world) for rank in range(world)]
 
     for rank, batches in enumerate(ranks):
         assert batches == alone[rank::world]
@@ -74,6 +79,15 @@ def test_two_ranks_see_disjoint_halves_of_a_pass():
 
     assert len(first) == len(second) == 6
     assert first.isdisjoint(second)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_draw_of_the_stream_has_a_number_of_its_own(world):
+    """13 pairs in batches of 3: a pass leaves one out, and no number."""
+    every = [draws(epoch=k, length=13, rank=rank, world=world) for k in range(6) for rank in range(world)]
+
+    numbers = sorted(draw.number for batches in every for batch in batches for draw in batch)
+    assert numbers == list(range(36 * world))
 
 
 def test_passes_and_seeds_differ():

@@ -26,7 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from semcorr.errors import UserError
 
 VERBS = ("train", "evaluate")
-BROUGHT = ("seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "trainer")
+BROUGHT = (
+    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "trainer",
+)  # fmt: skip
 
 
 def conf_dir() -> Path:
@@ -83,7 +85,8 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
     typed = [override.lstrip("+").partition("=")[0] for override in overrides]
-    brought = [key for key in BROUGHT if key in cfg and key not in typed and "experiment" not in typed]
+    ours = [key for key in BROUGHT if key in cfg and key in saved]  # a run of before has no `augment`
+    brought = [key for key in ours if key not in typed and "experiment" not in typed]
     with open_dict(cfg):
         for key in brought:
             chosen = {k: OmegaConf.select(cfg, k) for k in typed if k.startswith(f"{key}.")}

@@ -43,3 +43,18 @@ def from_view(
 ) -> Float[Tensor, "*b n 2"]:
     """A view's pixels to original pixels; the inverse of `to_view`."""
     return (points + 0.5 - offset[..., None, :]) / scale[..., None, :] - 0.5
+
+
+def to_unit(points: Float[Tensor, "*b 2"], side: int) -> Float[Tensor, "*b 2"]:
+    """Pixels of a square image to [-1, 1], corner to corner: `grid_sample` with align_corners=False.
+
+    >>> import torch
+    >>> to_unit(torch.tensor([-0.5, 1.5]), side=4)  # its corner, its centre
+    tensor([-1.,  0.])
+    """
+    return (points + 0.5) * 2 / side - 1
+
+
+def from_unit(points: Float[Tensor, "*b 2"], side: int) -> Float[Tensor, "*b 2"]:
+    """The inverse of `to_unit`."""
+    return (points + 1) * side / 2 - 0.5

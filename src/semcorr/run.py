@@ -39,6 +39,7 @@ def build(cfg: DictConfig, stages: Sequence[str] = ("test",), **training: Any) -
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
     data = instantiate(cfg.data, size=cfg.backbone.size)
+    data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
     for stage in stages:
         data.setup(stage)
     seed_everything(cfg.seed, workers=True, verbose=False)

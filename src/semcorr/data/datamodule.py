@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from semcorr.data.dataset import ImageDataset, PairDataset, unique_images
+from semcorr.data.augment import Augment, require_flips
+from semcorr.data.dataset import ImageDataset, PairDataset, TrainingPairs, unique_images
 from semcorr.data.record import PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, share
 from semcorr.data.transforms import RESIZES
@@ -31,7 +32,10 @@ class PairDataModule(LightningDataModule, ABC):
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once during evaluation.
         workers: Loader processes.
-        seed: Of the training order.
+        seed: Of the training order and the augmentation.
+
+    Attributes:
+        augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
     """
 
     name = ""
@@ -58,6 +62,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed = workers, seed
+        self.augment: Augment | None = None
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
 
@@ -69,11 +74,13 @@ class PairDataModule(LightningDataModule, ABC):
         """Read what the stage needs now, so that bad data is reported before anything runs."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (self.split,)):
             self.pairs(split)
+        if stage == "fit" and self.augment is not None and self.augment.flip:
+            require_flips(self.pairs("train"), self.name)
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Seeded, endless, sliced into epochs."""
         pairs, stream = self.pairs("train"), self.stream()
-        dataset = PairDataset(pairs, self.size, self.resize)
+        dataset = TrainingPairs(pairs, self.size, self.resize, self.augment, self.seed)
         return self._loader(dataset, batch_sampler=stream, persistent_workers=self.workers > 0)
 
     def stream(self) -> TrainingStream:

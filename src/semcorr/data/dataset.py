@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from semcorr.coords import to_view
+from semcorr.data.augment import Augment
 from semcorr.data.groups import ambiguous
 from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.data.sampler import Draw
 from semcorr.data.transforms import fit, load_image, render
 from semcorr.errors import UserError
 from semcorr.types import PairBatch, View
@@ -53,6 +56,25 @@ class PairDataset(Dataset[PairBatch]):
         twins = ambiguous(source.visible & target.visible, target.visible, pair.groups)
         extent = torch.tensor(pair.extent)
         return PairBatch(source, target, twins, extent, pair.category, pair.name)
+
+
+class TrainingPairs(Dataset[PairBatch]):
+    """Pairs by their draw, augmented if asked for.
+
+    What is random in a sample follows from the seed and the draw's number: a resumed run, and any number of
+    loader processes, give the same.
+    """
+
+    def __init__(
+        self, pairs: Sequence[PairRecord], side: int, resize: str, augment: Augment | None = None, seed: int = 42
+    ) -> None:
+        self.pairs, self.augment, self.seed = PairDataset(pairs, side, resize), augment, seed
+
+    def __getitem__(self, draw: Draw) -> PairBatch:
+        pair = self.pairs[draw.pair]
+        if self.augment is None:
+            return pair
+        return self.augment(pair, self.pairs.pairs[draw.pair], np.random.default_rng([self.seed, draw.number]))
 
 
 class ImageDataset(Dataset[View]):

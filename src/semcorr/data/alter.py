@@ -1,0 +1,79 @@
+"""What can be done to a view before training on it: geometry and colours, the annotations with the pixels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from semcorr.data.warp import Warp, outline, warp_image, warp_points
+from semcorr.types import View
+
+
+class Geometry(NamedTuple):
+    """What becomes of an image's places: mirrored, then warped."""
+
+    mirrored: bool = False
+    warp: Warp | None = None
+
+
+class Colours(NamedTuple):
+    """What becomes of an image's colours: three factors, a fraction of the colour circle, a choice."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    grey: bool = False
+
+
+def mirror(view: View, permutation: Sequence[int]) -> View:
+    """Keypoints, visibility and box of the mirror image: row i is what row permutation[i] was."""
+    order, last = list(permutation), view.image.shape[-1] - 1
+    x, y = view.keypoints[order].unbind(-1)
+    x1, y1, x2, y2 = view.box
+    return view._replace(
+        keypoints=torch.stack((last - x, y), dim=-1),
+        visible=view.visible[order],
+        box=torch.stack((last - x2, y1, last - x1, y2)),
+    )
+
+
+def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> View:
+    """Keypoints, visibility and box under `geometry`; the pixels are `redraw`'s.
+
+    A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
+    within the square. `scale` and `offset` go on describing the view as it was: training stays in its pixels.
+    """
+    if geometry.mirrored:
+        assert permutation is not None, "augment.require_flips comes first"
+        view = mirror(view, permutation)
+    if geometry.warp is None:
+        return view
+    side, count = view.image.shape[-1], len(view.keypoints)
+    moved = warp_points(torch.cat((view.keypoints, outline(view.box))), geometry.warp, side)
+    keypoints, edges = moved[:count], moved[count:].clamp(-0.5, side - 0.5)
+    inside = ((keypoints >= -0.5) & (keypoints <= side - 0.5)).all(-1)
+    box = torch.cat((edges.amin(0), edges.amax(0)))
+    return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)
+
+
+def redraw(image: Float[Tensor, "3 s s"], geometry: Geometry) -> Float[Tensor, "3 s s"]:
+    """The pixels under `geometry`: mirrored exactly, warped by one interpolation."""
+    image = image.flip(-1) if geometry.mirrored else image
+    return image if geometry.warp is None else warp_image(image, geometry.warp)
+
+
+def recolour(image: Float[Tensor, "3 h w"], colours: Colours) -> Float[Tensor, "3 h w"]:
+    """RGB in [0, 1] to RGB in [0, 1]. Letterbox bars count as image: less contrast lifts them above black."""
+    steps = (
+        (functional.adjust_brightness, colours.brightness, 1.0),
+        (functional.adjust_contrast, colours.contrast, 1.0),
+        (functional.adjust_saturation, colours.saturation, 1.0),
+        (functional.adjust_hue, colours.hue, 0.0),
+    )
+    for adjust, amount, neutral in steps:
+        image = image if amount == neutral else adjust(image, amount)
+    return functional.rgb_to_grayscale(image, num_output_channels=3) if colours.grey else image

@@ -1,0 +1,128 @@
+"""Training pairs made different at each use: mirrored, warped and recoloured, annotations with them."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import torch
+from numpy.random import Generator
+
+from semcorr.data.alter import Colours, Geometry, carry, recolour, redraw
+from semcorr.data.groups import ambiguous
+from semcorr.data.record import PairRecord
+from semcorr.data.warp import CONTROLS, Warp, affine, thin_plate
+from semcorr.errors import UserError
+from semcorr.types import PairBatch, View
+
+TRIES = 10  # draws of a pair's geometry until a keypoint is visible in both images
+MOST = {
+    "flip": 1.0, "rotate": 180.0, "scale": 1.0, "shift": 0.5, "shear": 45.0, "crop": 0.9, "thin_plate": 0.2,
+    "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "grey": 1.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How far training pairs may be changed. Everything is 0, and off, if left out.
+
+    Both images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
+    the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.
+
+    Args:
+        flip: Probability of a mirror image, its left and right keypoints exchanged.
+        rotate: Degrees, either way.
+        scale: Of up to 1 + scale larger or smaller.
+        shift: Fraction of the side, along x and y.
+        shear: Degrees, either way.
+        crop: Fraction of the side that is cut away at most, anywhere; the rest is enlarged to the square.
+        thin_plate: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; less
+            where the image would fold.
+        brightness: Of up to 1 + brightness more or 1 - brightness less; likewise
+        contrast: and
+        saturation: of the colours.
+        hue: Fraction of the colour circle, either way.
+        grey: Probability of losing all colour.
+    """
+
+    flip: float = 0.0
+    rotate: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    shear: float = 0.0
+    crop: float = 0.0
+    thin_plate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, most in MOST.items():
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value <= most:
+                raise UserError(f"`augment.{key}` must be between 0, which is off, and {most:g}, got {value!r}")
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be changed at all."""
+        return any(astuple(self))
+
+    def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
+        """One draw. `record` knows the category's permutation and symmetry groups."""
+        colours = [self.colours(chance) for _ in range(2)]
+        geometries, carried = self._carried(pair, record.flip, chance)
+        source, target = (
+            view._replace(image=redraw(recolour(view.image, colour), geometry))
+            for view, colour, geometry in zip(carried, colours, geometries, strict=True)
+        )
+        twins = ambiguous(source.visible & target.visible, target.visible, record.groups)
+        return pair._replace(source=source, target=target, ambiguous=twins)
+
+    def geometry(self, chance: Generator) -> Geometry:
+        """Takes as many random numbers whatever is off, so that turning one option changes no other."""
+        mirrored = bool(chance.random() < self.flip)
+        rotate, zoom, shear, x, y, centre_x, centre_y = chance.uniform(-1, 1, 7).tolist()
+        cut = self.crop * chance.random()
+        offsets = chance.uniform(-1, 1, (CONTROLS**2, 2))
+        if not any((self.rotate, self.scale, self.shift, self.shear, self.crop, self.thin_plate)):
+            return Geometry(mirrored)
+        matrix = affine(
+            rotate=self.rotate * rotate,
+            zoom=(1 + self.scale) ** zoom,
+            shift=(2 * self.shift * x, 2 * self.shift * y),  # the side is 2 units
+            shear=self.shear * shear,
+            window=(cut * centre_x, cut * centre_y, 1 - cut),  # anywhere within the square
+        )
+        spline = thin_plate(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
+        return Geometry(mirrored, Warp(matrix, spline))
+
+    def colours(self, chance: Generator) -> Colours:
+        """Also the same count always."""
+        brightness, contrast, saturation, hue = chance.uniform(-1, 1, 4).tolist()
+        return Colours(
+            1 + self.brightness * brightness,
+            1 + self.contrast * contrast,
+            1 + self.saturation * saturation,
+            self.hue * hue,
+            bool(chance.random() < self.grey),
+        )
+
+    def _carried(
+        self, pair: PairBatch, permutation: Sequence[int] | None, chance: Generator
+    ) -> tuple[list[Geometry], list[View]]:
+        """A draw that leaves a keypoint visible in both images; the pair as it is if none is found."""
+        for _ in range(TRIES):
+            drawn = [self.geometry(chance) for _ in range(2)]
+            views = [carry(view, geometry, permutation) for view, geometry in zip(pair[:2], drawn, strict=True)]
+            if bool((views[0].visible & views[1].visible).any()):
+                return drawn, views
+        return [Geometry(), Geometry()], list(pair[:2])
+
+
+def require_flips(pairs: Sequence[PairRecord], benchmark: str) -> None:
+    """Refuse to mirror what nobody said the left and right of."""
+    lacking = sorted({pair.category for pair in pairs if pair.flip is None})
+    if lacking:
+        raise UserError(
+            f"`augment.flip`: {benchmark} does not say which keypoints change places in a mirror image of "
+            f"{', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Set augment.flip=0."
+        )
