@@ -1,20 +1,32 @@
 """Splits and loaders, for any benchmark: a subclass only lists its records."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from semcorr.data.augment import Augment, require_flips
 from semcorr.data.dataset import ImageDataset, PairDataset, TrainingPairs, unique_images
+from semcorr.data.recipe import Recipe
 from semcorr.data.record import PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, share
 from semcorr.data.transforms import RESIZES
 from semcorr.errors import UserError
 from semcorr.types import PairBatch, View
+
+
+class Row(NamedTuple):
+    """A pair as a benchmark's list names it."""
+
+    source: str
+    target: str
+    category: str
+    mirrored: bool = False
 
 
 class PairDataModule(LightningDataModule, ABC):
@@ -39,6 +51,8 @@ class PairDataModule(LightningDataModule, ABC):
     """
 
     name = ""
+    recipe: Recipe | None = None  # where it is to be had, if it is to be had
+    official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
     def __init__(
@@ -65,6 +79,14 @@ class PairDataModule(LightningDataModule, ABC):
         self.augment: Augment | None = None
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
+
+    def listed(self, split: str) -> Sequence[Row]:
+        """The pair list by itself, for a benchmark that has one apart from the annotations."""
+        return [Row(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
+
+    def contradictions(self, split: str) -> list[str] | None:
+        """Where a benchmark's annotation files disagree with each other; None: nothing is said twice."""
+        return None
 
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:

@@ -50,6 +50,8 @@ class Synthetic(SPair):
     """
 
     name = "synthetic"
+    recipe = None  # drawn, not downloaded
+    official = MappingProxyType({})
 
     def __init__(
         self,
