@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate")
+VERBS = ("train", "evaluate", "prepare")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "trainer",
 )  # fmt: skip
@@ -49,18 +49,18 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         if context.mode is RunMode.MULTIRUN:
             print(f"Job {context.job.num}: {' '.join(context.overrides.task)} -> {own_dir}")
         try:
-            with _explaining(name):
+            with explaining(name):
                 return task(with_checkpoint(cfg, list(context.overrides.task)))
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
-    with _explaining(name):
+    with explaining(name):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
 
 
 @contextmanager
-def _explaining(name: str) -> Iterator[None]:
+def explaining(name: str) -> Iterator[None]:
     """A user's mistake ends the program with a sentence; ours keeps its traceback."""
     try:
         yield

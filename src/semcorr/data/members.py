@@ -1,0 +1,93 @@
+"""The members of a .zip, .tar or .tar.gz in common words, and a look at whether it is all there.
+
+The standard library stops in silence where a list of members is damaged. Here that is an error.
+"""
+
+import gzip
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CHUNK = 1 << 20
+DAMAGE = (  # what the standard library raises for bytes that make no sense
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, struct.error,
+    EOFError, ValueError, IndexError, OverflowError, RuntimeError,
+)  # fmt: skip
+
+
+class Member(NamedTuple):
+    """One entry, in the words common to both kinds of archive."""
+
+    name: str
+    kind: str  # "file", "folder", or what it is that we do not take
+    size: int
+    entry: Any  # the archive's own
+
+
+Opened = tuple[Sequence[Member], Callable[[Any], Any]]  # and how one is read
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Opened]:
+    """By content: a user's own file may have any name."""
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            _check_count(archive)
+            yield [_of_zip(info) for info in archive.infolist()], archive.open
+    else:
+        with tarfile.open(path) as tar:
+            members = [_of_tar(info) for info in tar.getmembers()]
+            _check_end(tar)
+            yield members, tar.extractfile
+
+
+def _of_zip(info: zipfile.ZipInfo) -> Member:
+    """A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none."""
+    plain = "folder" if info.is_dir() else "file"
+    kinds = {0: plain, stat.S_IFREG: plain, stat.S_IFDIR: plain, stat.S_IFLNK: "symbolic link"}
+    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "special file")
+    return Member(info.filename, kind, info.file_size, info)
+
+
+def _of_tar(info: tarfile.TarInfo) -> Member:
+    odd = "symbolic link" if info.issym() else "hard link" if info.islnk() else "special file"
+    kind = "file" if info.isreg() else "folder" if info.isdir() else odd
+    return Member(info.name, kind, info.size, info)
+
+
+def _check_count(archive: zipfile.ZipFile) -> None:
+    """As many members as the end of the file says: a length altered in the list swallows those after it."""
+    file: Any = archive.fp
+    file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    told = int.from_bytes(tail[end + 10 : end + 12], "little")
+    if told not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
+        raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {told}")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Read on to the end of the file.
+
+    tarfile stops at the first header that makes no sense, as if the archive ended there; it does end
+    there only if nothing but zeros follows. And gzip compares its checksum at the end, not before.
+    """
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    zeros = 0
+    while block := file.read(CHUNK):
+        zeros += len(block)
+        if block.count(0) != len(block):
+            raise tarfile.ReadError("a header is not readable")
+    if not zeros:
+        raise tarfile.ReadError("it ends too early")

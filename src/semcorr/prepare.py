@@ -1,0 +1,202 @@
+"""python -m semcorr.prepare NAME: a benchmark from its official archives to a tree that is read and counted.
+
+None of it is ours to pass on: archives come from their authors' addresses, or with --archive.
+"""
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from semcorr.cli import conf_dir, explained, explaining
+from semcorr.errors import UserError
+
+if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
+    from semcorr.data.recipe import Recipe
+    from semcorr.data.sources import Source
+    from semcorr.data.tree import Report
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Typed(NamedTuple):
+    """What was asked for, besides the benchmark."""
+
+    given: Sequence[Path] = ()
+    root: Path | None = None
+    verify: bool = False
+    report: Path | None = None
+    yes: bool = False
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="An official file you have, instead of a download. Repeatable.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where it goes, if not to its data.root (SEMCORR_DATA).")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Get nothing; read and count what is there.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")] = False,
+) -> None:
+    """Download, unpack and check a benchmark.
+
+    It appears at its root whole or not at all; if it was killed, run the same line again. The exit
+    code is 0 if it is there with its official counts, 1 if they differ, 2 if it could not be prepared.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    typed = Typed(archive or [], root, verify, report, yes)
+    try:
+        with explaining("evaluate"):
+            if (verify and archive) or (report and not verify):
+                raise UserError("--verify gets nothing: it goes with --report, not with --archive")
+            code = _all(typed) if name == "all" else _one(name, typed)
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same line again to go on", file=sys.stderr)
+        code = 130
+    raise typer.Exit(code)
+
+
+def _one(name: str, typed: Typed) -> int:
+    cfg = composed(name)
+    place = typed.root or Path(cfg.data.root)
+    official = _verified(name, cfg, place, typed.report) if typed.verify else _installed(name, cfg, place, typed)
+    if not official:
+        print(f"Error: {name} at {place} does not have its official counts; --verify shows them", file=sys.stderr)
+    return 0 if official else 1
+
+
+def _all(typed: Typed) -> int:
+    """One after another; what fails stops no other."""
+    if typed.root or typed.report:
+        raise UserError("`all` goes to every benchmark's own data.root. SEMCORR_DATA=DIR moves them together")
+    files = {name: {archive.file for archive in recipe.archives} for name, recipe in obtainable().items()}
+    expected = set().union(*files.values())
+    if strange := [path for path in typed.given if path.name not in expected]:
+        raise UserError(f"--archive {strange[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
+    codes = {}
+    for name in files:
+        try:
+            codes[name] = _one(name, typed._replace(given=[path for path in typed.given if path.name in files[name]]))
+        except Exception as error:
+            if (message := explained(error, "evaluate")) is None:
+                raise
+            print(f"Error: {name}: {message}", file=sys.stderr)
+            codes[name] = 2
+    if failed := [name for name, code in codes.items() if code]:
+        print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
+    return max(codes.values())
+
+
+def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
+    """Get it, unless it is there. Whether its counts are the official ones."""
+    from semcorr.data.stage import install
+    from semcorr.data.tree import has_official_counts
+
+    recipe = recipe_of(cfg)
+    if recipe is None:
+        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(obtainable())}")
+    report = install(
+        name,
+        recipe,
+        place,
+        typed.given,
+        check=lambda tree: checked(cfg, tree, place),
+        announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
+    )
+    if report is None:
+        print(f"{name} is at {place} already; there is nothing to do")
+        return has_official_counts(place)
+    Console().print(report.table())
+    print(f"{name} is at {place}")
+    return not report.failed
+
+
+def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
+    from semcorr.data.sources import announcement
+
+    Console().print(announcement(name, recipe, place, chosen))
+    asked = sys.stdin.isatty() and not yes and not all(source.given for source in chosen)
+    if asked and not typer.confirm("Download?", default=True):
+        raise UserError("nothing is downloaded. Give the files with --archive FILE")
+
+
+def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
+    """Read what is there, write what was found. Whether its counts are the official ones."""
+    from semcorr.data.tree import VERIFIED
+    from semcorr.run import write_text
+
+    if not place.is_dir():
+        raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")
+    report = checked(cfg, place, place)
+    Console().print(report.table())
+    path = path or place / VERIFIED
+    try:
+        write_text(path, json.dumps(report.as_json(), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Choose a place with --report FILE") from None
+    return not report.failed
+
+
+def checked(cfg: DictConfig, tree: Path, place: Path) -> "Report":
+    """Every split of `tree`, read and counted; told as what lies at `place`, where it is about to go."""
+    from semcorr.data.verify import verify
+
+    found = verify(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
+    checks = [
+        check._replace(examples=tuple(example.replace(str(tree), str(place)) for example in check.examples))
+        for check in found.checks
+    ]
+    report: Report = found._replace(root=str(place), checks=tuple(checks))
+    return report
+
+
+def composed(name: str) -> DictConfig:
+    """The configuration that `python -m semcorr.evaluate data=NAME` has."""
+    cfg = _composed(name) if name in _files() else None
+    if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
+        near = difflib.get_close_matches(name, [*obtainable(), "all"], n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"no benchmark is called `{name}`. {hint}To be had: {', '.join(obtainable())}, or all")
+    return cfg
+
+
+def obtainable() -> "dict[str, Recipe]":
+    """Every benchmark of conf/data with a recipe."""
+    recipes = {name: recipe_of(_composed(name)) for name in _files()}
+    return {name: recipe for name, recipe in recipes.items() if recipe}
+
+
+def recipe_of(cfg: DictConfig) -> "Recipe | None":
+    """What the benchmark's class says of where it is to be had."""
+    return getattr(get_class(cfg.data._target_), "recipe", None) if "_target_" in cfg.data else None
+
+
+def _files() -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
+
+
+def _composed(name: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("evaluate", [f"data={name}"])
+
+
+def main() -> None:
+    """The command."""
+    app(prog_name="semcorr prepare")
+
+
+if __name__ == "__main__":
+    main()
