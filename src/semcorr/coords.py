@@ -45,6 +45,16 @@ def from_view(
     return (points + 0.5 - offset[..., None, :]) / scale[..., None, :] - 0.5
 
 
+def from_corner(points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 2"]:
+    """From where pixel k is [k, k + 1] and the image's corner is at 0 (TAP-Vid) to our convention."""
+    return points - 0.5
+
+
+def to_corner(points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 2"]:
+    """The inverse of `from_corner`."""
+    return points + 0.5
+
+
 def to_unit(points: Float[Tensor, "*b 2"], side: int) -> Float[Tensor, "*b 2"]:
     """Pixels of a square image to [-1, 1], corner to corner: `grid_sample` with align_corners=False.
 

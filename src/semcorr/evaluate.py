@@ -14,14 +14,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
+    from semcorr.data.tapvid import TapVid
     from semcorr.run import build, make_trainer, read_checkpoint, score
+    from semcorr.track_results import print_tracks, write_tracks
+    from semcorr.tracking import Tracking
 
     module, data = build(cfg)
     if cfg.checkpoint:
         content = read_checkpoint(Path(cfg.checkpoint))
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=False)
-    return score(cfg, make_trainer(cfg, Path(cfg.run_dir)), module, data)
+    trainer = make_trainer(cfg, Path(cfg.run_dir))
+    if isinstance(data, TapVid):
+        cycle = data.cycle_threshold if data.occlusion == "cycle" else None
+        return score(cfg, trainer, Tracking(module, cycle), data, (write_tracks, print_tracks))
+    return score(cfg, trainer, module, data)
 
 
 def main() -> None:

@@ -5,14 +5,14 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +30,9 @@ from semcorr.module import Correspondence, described
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
 
-def build(cfg: DictConfig, stages: Sequence[str] = ("test",), **training: Any) -> tuple[Correspondence, PairDataModule]:
+def build(
+    cfg: DictConfig, stages: Sequence[str] = ("test",), **training: Any
+) -> tuple[Correspondence, LightningDataModule]:
     """The data, read for `stages`, and the module.
 
     Data first: what is wrong with it is known before any weights are downloaded. The seed comes right
@@ -80,8 +82,17 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     return [CSV(run_dir), asked]
 
 
-def score(cfg: DictConfig, trainer: Trainer, module: Correspondence, data: PairDataModule) -> dict[str, Any]:
-    """Test, then leave the results in `cfg.run_dir` and print them; on the first process only."""
+def score(
+    cfg: DictConfig,
+    trainer: Trainer,
+    module: Any,
+    data: Any,
+    results: tuple[Callable[..., dict[str, Any]], Callable[..., None]] | None = None,
+) -> dict[str, Any]:
+    """Test, then leave the results in `cfg.run_dir` and print them; on the first process only.
+
+    `results` writes the files and prints the table: those of pairs, if left out.
+    """
     trainer.test(module, datamodule=data, verbose=False)
     finish(trainer.loggers)
     if not trainer.is_global_zero:
@@ -89,12 +100,13 @@ def score(cfg: DictConfig, trainer: Trainer, module: Correspondence, data: PairD
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(cfg, module, run_dir)
-    metrics = write_results(module, data, run_dir)
-    print_scores(metrics, f"{metrics['split']}, {module.backbone.name}")
+    write_files, print_table = results or (write_results, print_scores)
+    metrics = write_files(module, data, run_dir)
+    print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     return metrics
 
 
-def save_config(cfg: DictConfig, module: Correspondence, run_dir: Path) -> None:
+def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     """config.yaml: the resolved configuration, and what else a number depends on."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)

@@ -60,14 +60,16 @@ def rows(
     return pa.table(columns, schema=SCHEMA)
 
 
-def gather(tables: Sequence[pa.Table]) -> pa.Table:
-    """All processes' rows on every process, sorted by pair and keypoint."""
-    mine = pa.concat_tables([SCHEMA.empty_table(), *tables])
+def gather(
+    tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ("pair", "keypoint")
+) -> pa.Table:
+    """All processes' rows on every process, sorted."""
+    mine = pa.concat_tables([schema.empty_table(), *tables])
     parts: list[Any] = [mine]
     if dist.is_available() and dist.is_initialized():
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, mine)
-    return pa.concat_tables(parts).sort_by([("pair", "ascending"), ("keypoint", "ascending")])
+    return pa.concat_tables(parts).sort_by([(column, "ascending") for column in order])
 
 
 def write(table: pa.Table, path: Path) -> None:

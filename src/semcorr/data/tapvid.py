@@ -1,0 +1,166 @@
+"""TAP-Vid-DAVIS (Doersch et al. 2022): thirty videos with tracked points, from the official pickle.
+
+Points stay in the official frame, 256 x 256 with the corner at 0, until they are looked up.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semcorr.data.recipe import Archive, Recipe
+from semcorr.data.record import require_root
+from semcorr.data.sampler import share
+from semcorr.data.tapvid_videos import FILE, SIDE, FrameDataset, Video, find, read_videos
+from semcorr.data.transforms import RESIZES, fit
+from semcorr.errors import UserError
+
+EVERY = 5  # frames between the query frames of `strided`
+OCCLUSIONS = ("visible", "cycle")
+
+
+class Queries(NamedTuple):
+    """Which points are asked for: in place of the official (t, y, x), where to find them."""
+
+    track: Int[Tensor, " q"]  # row of the video's points
+    frame: Int[Tensor, " q"]
+    evaluated: Bool[Tensor, "q t"]  # the frames that count
+
+
+class Tracks(NamedTuple):
+    """A video's queries and their truth, without its pixels: what a test step is given."""
+
+    video: str
+    queries: Queries
+    points: Float[Tensor, "q t 2"]  # (x, y), the official frame
+    occluded: Bool[Tensor, "q t"]
+    scale: Float[Tensor, " 2"]  # pixels the backbone sees per pixel of the official frame, and
+    offset: Float[Tensor, " 2"]  # where the official corner went; see coords.to_view
+
+
+def queries_first(occluded: Bool[Tensor, "n t"]) -> Queries:
+    """Each track from its first visible frame; only later frames count. Tracks never visible are dropped.
+
+    >>> queries_first(torch.tensor([[True, False, False], [True, True, True]]))
+    Queries(track=tensor([0]), frame=tensor([1]), evaluated=tensor([[False, False,  True]]))
+    """
+    track = (~occluded).any(1).nonzero()[:, 0]
+    frame = (~occluded[track]).int().argmax(1)  # the first of equals
+    return Queries(track, frame, torch.arange(occluded.shape[1]) > frame[:, None])
+
+
+def queries_strided(occluded: Bool[Tensor, "n t"]) -> Queries:
+    """Every fifth frame asks for all points visible in it; all frames but the query's count.
+
+    >>> queries_strided(torch.tensor([[False, False], [True, False]]))
+    Queries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
+    """
+    turn, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
+    frame = turn * EVERY
+    return Queries(track, frame, torch.arange(occluded.shape[1]) != frame[:, None])
+
+
+MODES: Mapping[str, Callable[[Tensor], Queries]] = {"first": queries_first, "strided": queries_strided}
+
+
+class TapVid(LightningDataModule):
+    """The official pickle, `tapvid_davis.pkl`, in `root` or its sub-folder `tapvid_davis`.
+
+    Args:
+        root: Where the pickle is.
+        size: Side of the square the backbone sees, in pixels.
+        split: There is only `test`.
+        resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.
+        encode_batch: Frames encoded at once.
+        workers: Loader processes.
+        query: `first` or `strided`.
+        occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
+            visible if, matched back into the query frame, it returns to the query.
+        cycle_threshold: How near it must return, in pixels of the official frame.
+        frames: Side to which the frames are resized before anything else. The official protocol says 256,
+            from which the backbone's size is enlarged again; `native` leaves that out.
+        training: What other benchmarks take for training. This one is for evaluation alone.
+    """
+
+    name = "tapvid_davis"
+    splits = ("test",)
+    recipe = Recipe(
+        licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",
+        archives=(Archive("tapvid_davis.zip", "https://storage.googleapis.com/dm-tapnet/tapvid_davis.zip"),),
+        landmark=FILE,
+    )
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        split: str = "test",
+        resize: str = "squash",
+        encode_batch: int = 8,
+        workers: int = 2,
+        query: str = "first",
+        occlusion: str = "visible",
+        cycle_threshold: float = 8.0,
+        frames: int | str | None = SIDE,
+        **training: Any,
+    ) -> None:
+        super().__init__()
+        choices = {"split": self.splits, "resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
+        for (key, allowed), value in zip(choices.items(), (split, resize, query, occlusion), strict=True):
+            if value not in allowed:
+                raise UserError(f"`data.{key}` must be one of {', '.join(allowed)}, got {value!r}")
+        side = None if frames == "native" else frames
+        if isinstance(side, str) or (side is not None and side < 1):
+            raise UserError(f"`data.frames` must be a side in pixels or native, got {frames!r}")
+        for key, number in {"encode_batch": encode_batch, "cycle_threshold": cycle_threshold}.items():
+            if not number > 0:
+                raise UserError(f"`data.{key}` must be positive, got {number}")
+        self.root, self.size, self.split, self.resize = Path(root), size, split, resize
+        self.encode_batch, self.workers, self.side = encode_batch, workers, side
+        self.query, self.occlusion, self.cycle_threshold = query, occlusion, cycle_threshold
+        self.videos = cache(self._read)
+
+    def setup(self, stage: str) -> None:
+        """Read the pickle now, so that bad data is reported before anything runs."""
+        if stage != "test":
+            raise UserError(
+                f"`{self.name}` has nothing to train on. Train on another benchmark, for example data=spair, then "
+                f"python -m semcorr.evaluate checkpoint=RUN_DIR data={self.name}."
+            )
+        self.videos()
+
+    def test_dataloader(self) -> DataLoader[Tracks]:
+        """This process's share of the videos: their queries, one video a batch."""
+        place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        names = list(self.videos())
+        mine = share([[i] for i in range(len(names))], *place)
+        return DataLoader([self.tracks(names[i]) for (i,) in mine], batch_size=None)  # type: ignore[arg-type]
+
+    def tracks(self, name: str) -> Tracks:
+        """A video's queries and their truth."""
+        video = self.videos()[name]
+        queries = MODES[self.query](video.occluded)
+        how = fit((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
+        scale, offset = torch.tensor(how.size) / SIDE, torch.tensor(how.offset, dtype=torch.float32)
+        return Tracks(name, queries, video.points[queries.track], video.occluded[queries.track], scale, offset)
+
+    def images(self, name: str) -> DataLoader[Tensor]:
+        """A video's frames as the backbone sees them, in batches of `encode_batch`."""
+        dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(dataset, self.encode_batch, num_workers=self.workers, pin_memory=on_gpu)
+
+    def _read(self) -> dict[str, Video]:
+        url = self.recipe.archives[0].url
+        require_root(self.root, "TAP-Vid-DAVIS", f"Download {url} and unpack it there, or give data.root=DIR.")
+        path = find(self.root)
+        videos = read_videos(path)
+        if not any(MODES[self.query](video.occluded).evaluated.any() for video in videos.values()):
+            raise UserError(f"{path}: no point is visible in any video, so there is nothing to follow.")
+        return videos

@@ -1,0 +1,103 @@
+"""TAP-Vid's pickle to videos with checked points, and a video to the frames a backbone sees."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from semcorr.data.array_pickle import load_arrays
+from semcorr.data.transforms import fit, render
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SIDE = 256  # of the official frame, pixels
+FILE = "tapvid_davis.pkl"
+
+
+class Video(NamedTuple):
+    """One entry of the pickle."""
+
+    name: str
+    frames: np.ndarray  # uint8 (t h w 3)
+    points: Float[Tensor, "n t 2"]  # (x, y), the official frame
+    occluded: Bool[Tensor, "n t"]
+
+
+def find(root: Path) -> Path:
+    """The pickle in its folder, or in the folder that its archive makes there."""
+    for path in (root / FILE, root / "tapvid_davis" / FILE):
+        if path.is_file():
+            return path
+    raise UserError(f"{root} holds neither {FILE} nor tapvid_davis/{FILE}. Unpack tapvid_davis.zip there.")
+
+
+def read_videos(path: Path) -> dict[str, Video]:
+    """All videos by name, sorted.
+
+    Raises:
+        UserError: The file is damaged, or a field of a video is not what it has to be.
+    """
+    content = load_arrays(path)
+    if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path}: must be a dictionary from names to videos. Restore the official file.")
+    videos = {name: _video(content[name], name, path) for name in sorted(content)}
+    strays = {name: count for name, video in videos.items() if (count := _outside(video))}
+    if strays:
+        log.warning(
+            "%s: %d visible points lie outside their frame (%s); they are kept as annotated",
+            path.name, sum(strays.values()), ", ".join(strays),
+        )  # fmt: skip
+    return videos
+
+
+class FrameDataset(Dataset[Tensor]):
+    """A video's frames, resized to `side` if there is one and then into the backbone's square."""
+
+    def __init__(self, frames: np.ndarray, side: int | None, size: int, resize: str) -> None:
+        self.frames, self.side, self.size, self.resize = frames, side, size, resize
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "3 size size"]:
+        image = Image.fromarray(self.frames[index])
+        if self.side:  # Lanczos, as the official reader
+            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+        return render(image, self.size, fit(image.size, self.size, self.resize))
+
+
+def _video(entry: Any, name: str, path: Path) -> Video:
+    frames = _array(entry, "video", np.uint8, (None, None, None, 3), name, path)
+    points = _array(entry, "points", np.floating, (None, len(frames), 2), name, path)
+    occluded = _array(entry, "occluded", np.bool_, points.shape[:2], name, path)
+    if not np.isfinite(points[~occluded]).all():
+        raise UserError(f"{path}: video {name}: `points` is not finite where visible. Restore the official file.")
+    at = torch.tensor(points.astype(np.float32)) * SIDE  # an exact power of two
+    return Video(name, frames, at, torch.tensor(occluded))
+
+
+def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
+    """A field of a video, of the kind and shape it must have; None is any length but zero."""
+    if not isinstance(entry, Mapping) or field not in entry:
+        raise UserError(f"{path}: video {name} has no field `{field}`. Restore the official file.")
+    value = entry[field]
+    wanted = f"{kind.__name__} ({', '.join('any' if n is None else str(n) for n in shape)})"
+    if not isinstance(value, np.ndarray):
+        raise UserError(f"{path}: video {name}: `{field}` must be an array, {wanted}, got a {type(value).__name__}.")
+    fits = value.ndim == len(shape) and all(n > 0 and m in (None, n) for n, m in zip(value.shape, shape, strict=True))
+    if not fits or not np.issubdtype(value.dtype, kind):
+        raise UserError(f"{path}: video {name}: `{field}` must be {wanted}, got {value.dtype} {value.shape}.")
+    return value
+
+
+def _outside(video: Video) -> int:
+    visible = video.points[~video.occluded]
+    return int(((visible < 0) | (visible > SIDE)).any(-1).sum())

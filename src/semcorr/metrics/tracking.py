@@ -1,0 +1,91 @@
+"""Point tracks to numbers: how near, how often rightly called hidden, and both at once.
+
+All definitions are those of TAP-Vid (Doersch et al. 2022) and its released evaluation: pixels of a
+256 x 256 frame, strictly nearer than the threshold, per video over all its queries, then the plain
+mean over videos.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+THRESHOLDS = (1, 2, 4, 8, 16)  # pixels of the 256 x 256 frame
+
+Scores = dict[str, Any]  # {"delta_avg", "OA", "AJ": value, "delta", "jaccard": {threshold: value}}
+
+
+def tracking(
+    predicted: Float[Tensor, "n t 2"],
+    predicted_occluded: Bool[Tensor, "n t"],
+    truth: Float[Tensor, "n t 2"],
+    occluded: Bool[Tensor, "n t"],
+    evaluated: Bool[Tensor, "n t"],
+) -> Scores:
+    """TAP-Vid's scores of one video: delta_avg, OA (occlusion accuracy) and AJ (average Jaccard), in [0, 1].
+
+    delta at a threshold: of the truly visible points, those within it, whatever was said of their
+    occlusion. Jaccard: within and called visible, over the truly visible plus those wrongly called
+    visible (hidden in truth, or not within). None where there is nothing to divide by.
+
+    Args:
+        predicted: (x, y) of every query in every frame, pixels of the 256 x 256 frame.
+        predicted_occluded: What the tracker calls hidden.
+        truth: As `predicted`. Of no account where `occluded`.
+        occluded: What is hidden in truth.
+        evaluated: The frames of each query that count; never its own.
+
+    Example:
+        >>> import torch
+        >>> truth = torch.zeros(1, 4, 2)  # the query is frame 0; the point is hidden in frame 3
+        >>> predicted = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
+        >>> hidden = torch.tensor([[False, False, False, True]])
+        >>> scores = tracking(predicted, torch.zeros(1, 4, dtype=torch.bool), truth, hidden, torch.arange(4)[None] > 0)
+        >>> scores["delta"]  # one of two within 1 and 2, both within 4
+        {'1': 0.5, '2': 0.5, '4': 1.0, '8': 1.0, '16': 1.0}
+        >>> scores["jaccard"]["1"], scores["jaccard"]["8"]  # 1 / (2 visible + 2 wrongly so), 2 / (2 + 1)
+        (0.25, 0.6666666666666666)
+        >>> scores["delta_avg"], scores["AJ"], scores["OA"]
+        (0.8, 0.5, 0.6666666666666666)
+    """
+    seen, called = ~occluded & evaluated, ~predicted_occluded & evaluated
+    squared = (predicted.double() - truth.double()).square().sum(-1)  # double: ties are the same everywhere
+    delta, jaccard = {}, {}
+    for threshold in THRESHOLDS:
+        within = (squared < threshold**2) & seen
+        delta[str(threshold)] = _ratio(within.sum(), seen.sum())
+        jaccard[str(threshold)] = _ratio((within & called).sum(), seen.sum() + (called & ~within).sum())
+    agreed = (predicted_occluded == occluded) & evaluated
+    return {
+        "delta_avg": _mean(delta.values()),
+        "OA": _ratio(agreed.sum(), evaluated.sum()),
+        "AJ": _mean(jaccard.values()),
+        "delta": delta,
+        "jaccard": jaccard,
+    }
+
+
+def mean_over_videos(videos: Mapping[str, Scores]) -> Scores:
+    """The plain mean of every score; a video where it is None is left out of that score.
+
+    >>> mean_over_videos({"a": {"OA": 1.0, "delta": {"1": 0.5}}, "b": {"OA": None, "delta": {"1": 0.0}}})
+    {'OA': 1.0, 'delta': {'1': 0.25}}
+    """
+    means: Scores = {}
+    for key, first in next(iter(videos.values())).items():
+        each = {name: scores[key] for name, scores in videos.items()}
+        known = [value for value in each.values() if value is not None]
+        means[key] = mean_over_videos(each) if isinstance(first, Mapping) else _mean(known or [None])
+    return means
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float | None:
+    return int(part) / int(whole) if whole else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where one of them is: there was nothing to divide by. `fsum`: in any order the same digits."""
+    known = list(values)
+    return None if None in known else math.fsum(known) / len(known)  # type: ignore[arg-type]

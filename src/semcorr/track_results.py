@@ -1,0 +1,64 @@
+"""What an evaluation of point tracking leaves behind."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from semcorr import draw, draw_tracks
+from semcorr.data.tapvid import TapVid
+from semcorr.metrics.table import write
+from semcorr.metrics.tracking import THRESHOLDS
+from semcorr.module import described
+from semcorr.run import write_text
+from semcorr.tracking import Tracking
+
+SHOWN = 6  # videos in the picture
+
+
+def write_tracks(module: Tracking, data: TapVid, run_dir: Path) -> dict[str, Any]:
+    """metrics.json, predictions.parquet and tracks.png; the metrics."""
+    table, videos = module.table, {name: data.videos()[name].frames for name in module.videos}
+    cycle = f"cycle(threshold={data.cycle_threshold:g})"
+    metrics = {
+        "tracking": module.scores,
+        "video": module.videos,
+        "queries": table.group_by(["video", "query"]).aggregate([]).num_rows,
+        "frames": sum(len(frames) for frames in videos.values()),
+        "videos": len(videos),
+        "query_mode": data.query,
+        "occlusion": data.occlusion if data.occlusion == "visible" else cycle,
+        "localise": described(module.matcher.localise),
+        "protocol": "tapvid",
+        "split": f"{data.name} {data.split}",
+        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
+    }
+    write(table, run_dir / "predictions.parquet")
+    step = max(1, len(videos) // SHOWN)
+    shown = dict(list(videos.items())[::step][:SHOWN])
+    draw.save(draw_tracks.page(shown, table), run_dir / "tracks.png")
+    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def print_tracks(metrics: Mapping[str, Any], title: str) -> None:
+    """The three scores, and what delta_avg and AJ are the means of, in percent."""
+    scores = metrics["tracking"]
+    table = Table(
+        title=title,
+        caption=f"TAP-Vid in percent, mean over {metrics['videos']} videos, {metrics['queries']} queries "
+        f"({metrics['query_mode']}), occlusion: {metrics['occlusion']}, {metrics['localise']}",
+    )
+    for header in ("", "mean", *(f"{threshold} px" for threshold in THRESHOLDS)):
+        table.add_column(header, justify="right" if header else "left")
+    for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
+        table.add_row(name, *(_percent(value) for value in (scores[mean], *scores[parts].values())))
+    table.add_row("occlusion accuracy", _percent(scores["OA"]))
+    Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
