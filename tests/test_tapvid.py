@@ -342,7 +342,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("data.query=furst", "`data.query` must be one of first, strided, got 'furst'"),
+        ("data.query=latest", "`data.query` must be one of first, strided, got 'latest'"),
         ("data.occlusion=none", "`data.occlusion` must be one of visible, cycle"),
         ("data.split=train", "`data.split` must be one of test"),
         ("data.resize=crop", "`data.resize` must be one of"),

@@ -6,6 +6,7 @@ Points stay in the official frame, 256 x 256 with the corner at 0, until they ar
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +91,7 @@ class TapVid(LightningDataModule):
 
     name = "tapvid_davis"
     splits = ("test",)
+    official: Mapping[str, int] = MappingProxyType({"videos": 30})
     recipe = Recipe(
         licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",
         archives=(Archive("tapvid_davis.zip", "https://storage.googleapis.com/dm-tapnet/tapvid_davis.zip"),),
@@ -157,8 +159,7 @@ class TapVid(LightningDataModule):
         return DataLoader(dataset, self.encode_batch, num_workers=self.workers, pin_memory=on_gpu)
 
     def _read(self) -> dict[str, Video]:
-        url = self.recipe.archives[0].url
-        require_root(self.root, "TAP-Vid-DAVIS", f"Download {url} and unpack it there, or give data.root=DIR.")
+        require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")
         path = find(self.root)
         videos = read_videos(path)
         if not any(MODES[self.query](video.occluded).evaluated.any() for video in videos.values()):

@@ -49,7 +49,7 @@ def read_videos(path: Path) -> dict[str, Video]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: must be a dictionary from names to videos. Restore the official file.")
     videos = {name: _video(content[name], name, path) for name in sorted(content)}
-    strays = {name: count for name, video in videos.items() if (count := _outside(video))}
+    strays = {name: count for name, video in videos.items() if (count := outside_frame(video))}
     if strays:
         log.warning(
             "%s: %d visible points lie outside their frame (%s); they are kept as annotated",
@@ -98,6 +98,7 @@ def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], na
     return value
 
 
-def _outside(video: Video) -> int:
+def outside_frame(video: Video) -> int:
+    """How many points are called visible where there is no picture."""
     visible = video.points[~video.occluded]
     return int(((visible < 0) | (visible > SIDE)).any(-1).sum())
