@@ -1,11 +1,13 @@
 """The report: every count and every quirk is found, and what is published is compared."""
 
 import json
+import pickle
 from types import MappingProxyType
 
 import pytest
 from PIL import Image
 from rich.console import Console
+from test_tapvid import moving_square
 from tiny_ap10k import write_ap10k
 from tiny_benchmarks import edit, write_spair, write_willow
 from tiny_pascal import write_pascal
@@ -15,6 +17,7 @@ from semcorr.data.ap10k_pairs import write_pairs
 from semcorr.data.pf_pascal import PFPascal
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
+from semcorr.data.tapvid import TapVid
 from semcorr.data.verify import Check, Report, list_checks, verify
 from semcorr.errors import UserError
 
@@ -173,6 +176,21 @@ def test_willow_and_ap10k_are_compared_with_their_counts(tmp_path):
     assert found(report, "pairs", "test_cross_family").official == 6300
     assert found(report, "file sizes as annotated", "all").verdict == "ok"
     assert not any("_cross_" in check.where for check in report.checks if check.what == "images in both")
+
+
+def test_tapvid_is_counted_in_videos(tmp_path):
+    video = moving_square()
+    video["points"][0, 1] = 1.5
+    video["occluded"][3] = True
+    (tmp_path / "tapvid_davis.pkl").write_bytes(pickle.dumps({"one": video, "two": moving_square()}))
+
+    report = verify(TapVid(root=str(tmp_path), size=32))
+
+    assert report.failed  # there should be thirty
+    assert (found(report, "videos").found, found(report, "videos").official) == (2, 30)
+    assert found(report, "tracks").found == 8
+    assert found(report, "videos with tracks that are never visible").examples == ("one: 1",)
+    assert found(report, "videos with visible points outside the frame").examples == ("one: 1",)
 
 
 def test_nothing_readable_at_all_is_an_error(tmp_path):

@@ -18,6 +18,8 @@ from rich.table import Table
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.dataset import unique_images
 from semcorr.data.record import ImageRecord, PairRecord, outside
+from semcorr.data.tapvid import TapVid
+from semcorr.data.tapvid_videos import Video, outside_frame
 from semcorr.errors import UserError
 
 OK, NOTE, DIFFERS = "ok", "note", "differs"
@@ -80,12 +82,14 @@ class Report(NamedTuple):
         }
 
 
-def verify(data: PairDataModule) -> Report:
+def verify(data: PairDataModule | TapVid) -> Report:
     """Read every split of a benchmark and compare it with what was published.
 
     Raises:
-        UserError: There is no readable pair list at all.
+        UserError: There is no readable pair list at all, or no readable video.
     """
+    if isinstance(data, TapVid):
+        return Report(data.name, str(data.root), tuple(video_checks(data.videos().values(), data.official)))
     checks: list[Check] = []
     rows: dict[str, Sequence[Row]] = {}
     for split in data.splits:
@@ -176,6 +180,20 @@ def image_checks(images: Iterable[ImageRecord]) -> list[Check]:
         _tell("images that EXIF would turn (it is not applied)", "all", turned),
         _tell("images with keypoints outside", "all", stray),
         _tell("images with keypoints outside the box", "all", unboxed),
+    ]
+
+
+def video_checks(videos: Iterable[Video], official: Mapping[str, int]) -> list[Check]:
+    """Point tracking has videos and tracks in place of pairs."""
+    videos = list(videos)
+    unseen = [f"{v.name}: {n}" for v in videos if (n := int(v.occluded.all(1).sum()))]
+    stray = [f"{v.name}: {n}" for v in videos if (n := outside_frame(v))]
+    return [
+        _count("videos", "test", len(videos), official.get("videos")),
+        _count("frames", "test", sum(len(v.frames) for v in videos), None),
+        _count("tracks", "test", sum(len(v.points) for v in videos), None),
+        _tell("videos with tracks that are never visible", "test", unseen),
+        _tell("videos with visible points outside the frame", "test", stray),
     ]
 
 
