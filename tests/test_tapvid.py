@@ -160,7 +160,7 @@ def test_a_missing_field_is_named_with_its_video(tmp_path):
 
 
 def test_a_missing_root_or_pickle_says_where_it_is_to_be_had(tmp_path):
-    with pytest.raises(UserError, match=r"dm-tapnet/tapvid_davis\.zip"):
+    with pytest.raises(UserError, match=r"semcorr\.prepare tapvid_davis.*data\.root=DIR"):
         TapVid(str(tmp_path / "nowhere"), size=64).setup("test")
     with pytest.raises(UserError, match=r"neither tapvid_davis\.pkl nor tapvid_davis/tapvid_davis\.pkl"):
         TapVid(str(tmp_path), size=64).setup("test")
