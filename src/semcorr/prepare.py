@@ -43,9 +43,12 @@ class Typed(NamedTuple):
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
     archive: Annotated[
-        list[Path] | None, typer.Option(help="An official file you have, instead of a download. Repeatable.")
+        list[Path] | None,
+        typer.Option(readable=False, help="An official file you have, instead of a download. Repeatable."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where it goes, if not to its data.root (SEMCORR_DATA).")] = None,
+    root: Annotated[
+        Path | None, typer.Option(readable=False, help="Where it goes, if not to its data.root (SEMCORR_DATA).")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Get nothing; read and count what is there.")] = False,
     report: Annotated[Path | None, typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")] = False,
@@ -62,7 +65,7 @@ def prepare(
             if (verify and archive) or (report and not verify):
                 raise UserError("--verify gets nothing: it goes with --report, not with --archive")
             code = _all(typed) if name == "all" else _one(name, typed)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Abort: at the question
         print("Interrupted. Run the same line again to go on", file=sys.stderr)
         code = 130
     raise typer.Exit(code)
