@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tiny_ap10k import write_ap10k
 from tiny_archives import Server, listing, packed, serving
 from tiny_benchmarks import edit, write_spair, write_willow
 
 from semcorr import prepare
 from semcorr.cli import conf_dir
 from semcorr.data import fetch
+from semcorr.data.ap10k import AP10K
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.spair import SPair
@@ -251,3 +253,15 @@ def test_every_recipe_can_be_followed():
         assert len(set(files)) == len(files)
         assert all(Path(file).name == file for file in files)
         assert all(archive.url.startswith(("https://", "http://")) for archive in recipe.archives)
+
+
+def test_an_official_tree_unpacked_by_hand_gets_the_pairs_it_lacks(typed, tmp_path, monkeypatch):
+    root = write_ap10k(tmp_path / "mine", usual=3, pictures=True)
+    monkeypatch.setattr(AP10K, "official", {})
+    before = {name: content for name, content in listing(root).items() if not name.startswith("pairs")}
+
+    assert typed("ap10k --root mine") == 0
+
+    assert (root / "pairs" / "manifest.json").is_file()
+    assert {name: content for name, content in listing(root).items() if not name.startswith("pairs")} == before
+    assert typed("ap10k --root mine") == 0

@@ -109,3 +109,13 @@ def test_a_target_shifted_by_whole_patches_is_found_that_many_cells_away(stride,
     found = to_image(argmax(Cosine()(*features, points)), stride)
 
     assert_close(found - points, torch.tensor([right * stride, down * stride]).float().expand_as(points))
+
+
+def test_features_of_lower_precision_are_read_at_the_exact_point():
+    """In bfloat16 the coordinate 419.6 of 840 pixels would be rounded by up to a pixel."""
+    ramp = torch.linspace(0, 1, 60).repeat(60, 1)[None, None].bfloat16()
+    points = 13.5 + 813 * torch.rand(1, 200, 2)
+
+    low, exact = sample(ramp, points, 14), sample(ramp.float(), points, 14)
+
+    torch.testing.assert_close(low, exact.bfloat16(), atol=0, rtol=0)

@@ -11,14 +11,14 @@ from semcorr.coords import to_grid
 def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], stride: float) -> Float[Tensor, "b n c"]:
     """Bilinear descriptors at `points`, given in image pixels.
 
-    Cells are read at their centres. A point in the outer half of a border cell gets that cell.
+    Cells are read at their centres. A point in the outer half of a border cell gets that cell. Points
+    keep their precision whatever that of the features: bfloat16 has 8 bits, a coordinate needs more.
     """
     h, w = features.shape[-2:]
     size = torch.tensor([w, h], dtype=points.dtype, device=points.device)
     grid = (2 * to_grid(points, stride) + 1) / size - 1  # align_corners=False puts -1 at the corner
-    grid = grid.to(features.dtype)[:, :, None]
-    sampled = grid_sample(features, grid, padding_mode="border", align_corners=False)
-    return sampled[..., 0].transpose(1, 2)
+    sampled = grid_sample(features.float(), grid.float()[:, :, None], padding_mode="border", align_corners=False)
+    return sampled[..., 0].transpose(1, 2).to(features.dtype)
 
 
 def cosine(descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n h w"]:
