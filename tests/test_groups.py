@@ -64,7 +64,13 @@ def test_the_tables_count_what_the_benchmarks_have():
 
     assert len(categories) == 18
     assert sum(len(keypoint_names("spair71k", category)) for category in categories) == 319
-    assert sum(entry["test_pairs"] for entry in categories.values()) == 12_234
+    official = facts("spair71k")["official"]
+    assert official["pairs"] == {"train": 53_340, "val": 5_384, "test": 12_234}
+    assert set(official["pairs_per_category"]["test"]) == set(categories)
+    assert sum(official["pairs_per_category"]["test"].values()) == 12_234
+    pascal = facts("pf_pascal")["official"]
+    assert {split: sum(counts.values()) for split, counts in pascal["pairs_per_category"].items()} == pascal["pairs"]
+    assert len(facts("ap10k_multi_instance")["ids"]) == 1_847
     assert len(keypoint_names("ap10k", "lion")) == 17
 
 
