@@ -1,8 +1,6 @@
-from collections.abc import Callable
-from typing import NamedTuple
-
 import pytest
 import torch
+from backbone_cases import CONVNEXT, DINOV3, IMAGE, PROMISES, VIT, convnext, dinov3, lite0, resnet, squeezenet, tiny
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import interpolate, normalize
@@ -10,49 +8,10 @@ from torch.testing import assert_close
 from torchvision.models import squeezenet1_1
 
 from semcorr.backbones import Backbone
-from semcorr.backbones.efficientnet_lite0 import EfficientNetLite0
 from semcorr.backbones.squeezenet import STRIDES, SqueezeNet
 from semcorr.backbones.timm_model import TimmModel, create
 
-VIT = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-
-
-def tiny(seed: int = 0, **options: object) -> TimmModel:
-    torch.manual_seed(seed)  # the same weights every time
-    return TimmModel("vit_tiny_patch16_224", **({"size": 64, "pretrained": False} | VIT | options)).eval()
-
-
-def squeezenet(seed: int = 0, **options: object) -> SqueezeNet:
-    torch.manual_seed(seed)
-    return SqueezeNet(**({"size": 64, "pretrained": False} | options)).eval()
-
-
-def resnet(seed: int = 0, **options: object) -> TimmModel:
-    torch.manual_seed(seed)
-    return TimmModel("resnet18", **({"size": 64, "pretrained": False, "layers": [3]} | options)).eval()
-
-
-def lite0(seed: int = 0, **options: object) -> EfficientNetLite0:
-    torch.manual_seed(seed)
-    return EfficientNetLite0(**({"size": 64, "pretrained": False} | options)).eval()
-
-
-class Promise(NamedTuple):
-    build: Callable[..., Backbone]
-    channels: int
-    stride: int
-    blocks: int
-    norm: bool
-
-
-PROMISES = {
-    "tiny": Promise(tiny, channels=48, stride=8, blocks=4, norm=True),
-    "squeezenet": Promise(squeezenet, channels=512, stride=16, blocks=8, norm=False),
-    "efficientnet_lite0": Promise(lite0, channels=112, stride=16, blocks=5, norm=False),
-    "resnet18": Promise(resnet, channels=256, stride=16, blocks=3, norm=False),
-}
 CONTRACT = pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
-IMAGE = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
 @CONTRACT
@@ -132,6 +91,38 @@ def test_norm_is_the_final_layer_norm_and_nothing_else():
     assert raw.norm is None
 
 
+@pytest.mark.parametrize("build", [tiny, dinov3])
+@pytest.mark.parametrize(("facet", "part"), [("query", 0), ("key", 1), ("value", 2)])
+def test_a_facet_is_its_third_of_the_projection_in_reading_order(build, facet, part):
+    backbone = build(facet=facet, layers=[1])
+    seen = []
+    backbone.blocks[1].attn.qkv.register_forward_hook(lambda module, args, out: seen.append(out))
+
+    with torch.no_grad():
+        values = backbone(IMAGE).values
+
+    channels, special = backbone.channels, backbone.model.num_prefix_tokens
+    expected = seen[0][:, special:, part * channels : (part + 1) * channels]
+    assert_close(values.flatten(2).mT, expected, atol=1e-6, rtol=1e-6)
+    assert backbone.norm is None
+
+
+def test_a_facet_has_the_biases_that_some_networks_keep_apart():
+    """EVA: the projection has no bias of its own, queries and values have one each."""
+    torch.manual_seed(0)
+    shape = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
+    backbone = TimmModel("eva02_tiny_patch14_224", size=64, pretrained=False, facet="value", layers=[1], **shape)
+    attention = backbone.blocks[1].attn
+    if attention.qkv is None:
+        pytest.fail("this network projects separately; choose another for this test")
+    before = backbone(IMAGE).values
+
+    attention.v_bias.data += 3
+    assert_close(backbone(IMAGE).values, before + 3)
+    attention.q_bias.data += 5
+    assert_close(backbone(IMAGE).values, before + 3)
+
+
 def test_the_blocks_end_with_the_last_layer_read():
     assert len(tiny(layers=[1]).blocks) == 2
     assert len(squeezenet(layers=[0, 3]).blocks) == 4
@@ -164,8 +155,8 @@ def test_a_cell_of_squeezenet_looks_at_its_own_centre(layer):
 def test_weights_from_a_file_of_either_kind_give_the_same_features_and_the_same_hash(tmp_path, promise):
     original = promise.build()
     torch.manual_seed(0)
-    vit = VIT if promise.build is tiny else {}
-    whole = squeezenet1_1().features if promise.build is squeezenet else create(original.name, False, **vit)
+    shape = {tiny: VIT, dinov3: DINOV3, convnext: CONVNEXT}.get(promise.build, {})
+    whole = squeezenet1_1().features if promise.build is squeezenet else create(original.name, False, **shape)
     state = {key: value.contiguous() for key, value in whole.state_dict().items()}
     torch.save(state, tmp_path / "weights.pth")
     save_file(state, tmp_path / "weights.safetensors")
@@ -176,6 +167,20 @@ def test_weights_from_a_file_of_either_kind_give_the_same_features_and_the_same_
         assert loaded.sha256 == original.sha256
         with torch.no_grad():
             assert torch.equal(loaded(IMAGE).values, original(IMAGE).values)
+
+
+@CONTRACT
+def test_a_file_of_the_parts_that_are_read_is_enough(tmp_path, promise):
+    """What `export --format merged` writes."""
+    original = promise.build()
+    network = original.features if promise.build is squeezenet else original.model
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+
+    loaded = promise.build(seed=1, weights=str(tmp_path / "weights.pth"))
+
+    assert loaded.sha256 == original.sha256
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE).values, original(IMAGE).values)
 
 
 def test_one_changed_value_changes_the_hash(tmp_path):

@@ -97,7 +97,25 @@ def test_absent_weights_are_named(tmp_path):
         ),
         (
             lambda: TimmModel(size=60, pretrained=False, **TINY),
-            "`backbone.size` must be a multiple of 8 for vit_tiny_patch16_224, got 60",
+            "`backbone.size`: the image side of vit_tiny_patch16_224 must be a multiple of 8 pixels, got 60. "
+            "Set `backbone.size` to 56 or 64, for instance.",
+        ),
+        (
+            lambda: TimmModel(size=64, pretrained=False, facet="keys", **TINY),
+            "`backbone.facet` must be one of token, query, key, value, got 'keys'",
+        ),
+        (
+            lambda: TimmModel("resnet18", size=64, pretrained=False, facet="key"),
+            "`backbone.facet`: resnet18 has no queries, keys and values, only `token`",
+        ),
+        (
+            lambda: TimmModel("resnet18", size=64, pretrained=False, layers=[0, 3]),
+            "`backbone.layers`: layer 0 of resnet18 has no block before it to be read after; choose from 1 to 4",
+        ),
+        (
+            lambda: TimmModel(size=64, pretrained=False, facet="key", layers=[0], **TINY),
+            "`backbone.layers`: layer 0 of vit_tiny_patch16_224 has no block before it to be read after; "
+            "choose from 1 to 3",
         ),
         (lambda: SPair(root=".", size=32, split="trian"), "`spair` has no split 'trian'; it has train, val, test"),
         (lambda: PFWillow(root=".", size=32, split="val"), "`pf_willow` has no split 'val'; it has test"),

@@ -23,7 +23,7 @@ from semcorr.localise import argmax
 from semcorr.metrics.pck import SUBSETS
 from semcorr.module import Correspondence
 from semcorr.run import build
-from semcorr.types import FeatureMap
+from semcorr.types import FeatureMap, State
 
 
 def test_a_run_leaves_config_metrics_table_and_picture(config, tiny, tmp_path):
@@ -74,9 +74,16 @@ class Patches(nn.Module):
     """The pixels of each 8 x 8 patch as its descriptor: as distinctive as the image is."""
 
     name, size, stride, channels, blocks, norm, sha256 = "patches", 96, 8, 192, (), None, ""
+    lora_targets, pairwise = (), False
 
     def forward(self, image: torch.Tensor) -> FeatureMap:
-        return FeatureMap(pixel_unshuffle(image - 0.5, self.stride), self.stride)
+        return self.suffix(self.prefix(image, 0), 0)
+
+    def prefix(self, image: torch.Tensor, depth: int) -> State:
+        return State({"0": pixel_unshuffle(image - 0.5, self.stride)}, image.shape[-2:])
+
+    def suffix(self, state: State, depth: int) -> FeatureMap:
+        return FeatureMap(state.values["0"], self.stride)
 
 
 class Noise(PairDataModule):
@@ -161,10 +168,7 @@ def _trainer():
 def test_module_is_a_plain_composition():
     """Any callables of the right kind make a module: nothing asks for a name or a registry."""
 
-    class Ones(nn.Module):
-        name, size, stride, channels, blocks, norm, sha256 = "ones", 8, 4, 1, (), None, ""
-
-    module = Correspondence(Ones(), head=nn.Identity(), localise=lambda s: s, finetune=lambda b: None)
+    module = Correspondence(Patches(), head=nn.Identity(), localise=lambda s: s, finetune=lambda b: None)
     assert module.moving() == {}
 
 

@@ -55,11 +55,6 @@ def test_frozen_weights_and_statistics_do_not_change_in_a_step(config, tiny, bac
     assert changed
 
 
-def test_a_frozen_backbone_without_a_trainable_head_is_refused(config, tiny):
-    with pytest.raises(UserError, match=r"finetune\.blocks=2"):
-        train(config("train", *tiny, "finetune.blocks=0"))
-
-
 def test_training_lowers_the_loss_and_leaves_every_file(config, tiny, tmp_path):
     train(config("train", *tiny, *QUICK, "data.steps=20", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"))
 
@@ -197,3 +192,23 @@ def test_wandb_runs_offline_without_a_key_and_tensorboard_writes_events(config, 
         train(config("train", *tiny, *QUICK, "trainer.max_epochs=1", f"logger={logger}", f"run_dir={run}"))
         assert list(run.glob(files))
         assert "val/all/pck@0.1" in (run / "metrics.csv").read_text()
+
+
+def test_a_frozen_backbone_is_scored_as_it_is(config, tiny, tmp_path, capsys):
+    """The baseline of a sweep: the same numbers as `evaluate`, and no checkpoint."""
+    frozen = train(config("train", *tiny, "finetune.blocks=0", f"run_dir={tmp_path / 'frozen'}"))
+
+    assert "Nothing to train" in capsys.readouterr().out
+    assert not (tmp_path / "frozen" / "checkpoints").exists()
+    assert (tmp_path / "frozen" / "metrics.json").is_file()
+    assert frozen["pck"] == evaluate(config("evaluate", *tiny))["pck"]
+
+
+def test_a_grid_sets_the_size_and_the_run_says_so(config, tiny, tmp_path):
+    """Three cells of eight pixels; a run that is brought back by checkpoint=RUN has the size in pixels."""
+    metrics = evaluate(config("evaluate", *tiny, "backbone.grid=3"))
+
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["backbone"]
+    assert (saved["size"], saved["grid"]) == (24, None)
+    assert metrics["pck"] == evaluate(config("evaluate", *tiny, "backbone.size=24"))["pck"]
+    assert metrics["pck"] != evaluate(config("evaluate", *tiny))["pck"]

@@ -15,6 +15,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         What metrics.json holds.
     """
     from semcorr.data.tapvid import TapVid
+    from semcorr.errors import UserError
     from semcorr.run import build, make_trainer, read_checkpoint, score
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
@@ -25,6 +26,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=False)
     trainer = make_trainer(cfg, Path(cfg.run_dir))
+    if isinstance(data, TapVid) and module.backbone.pairwise:
+        raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None
         return score(cfg, trainer, Tracking(module, cycle), data, (write_tracks, print_tracks))

@@ -25,7 +25,8 @@ from semcorr.types import FeatureMap, PairBatch, View
 class Correspondence(LightningModule):
     """A backbone, a head and a localiser, evaluated and trained.
 
-    Evaluating encodes every image once and matches the pairs from the features.
+    Evaluating encodes every image once and matches the pairs from the features; or pair by pair, where
+    a backbone must see both images at once.
 
     Args:
         backbone: Image to features.
@@ -68,9 +69,21 @@ class Correspondence(LightningModule):
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
         """Similarity of the source's keypoints to every target cell, from pixels."""
+        return self.head(*self._seen(source, target), source.keypoints)
+
+    def _seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Features of both images of a batch of pairs, from pixels."""
+        if self.backbone.pairwise:
+            pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
+            return pair
         maps = self.backbone(torch.cat((source.image, target.image)))
-        a, b = (FeatureMap(values, maps.stride) for values in maps.values.chunk(2))
-        return self.head(a, b, source.keypoints)
+        a, b = maps.values.chunk(2)
+        return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
+
+    def _known(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """The same, from the features of images encoded ahead."""
+        a, b = (torch.stack([self.features[name] for name in view.name]) for view in (source, target))
+        return FeatureMap(a, self.backbone.stride), FeatureMap(b, self.backbone.stride)
 
     # -- training --
 
@@ -142,14 +155,14 @@ class Correspondence(LightningModule):
 
     @torch.no_grad()
     def _encode(self, split: str, batches: int) -> None:
-        """Every image that the pairs ahead look at, once."""
+        """Every image that the pairs ahead look at, once; none where pairs must be seen whole."""
         start = time.perf_counter()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         categories = data.categories(split)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = PCK(categories, keypoints).to(self.device)
         self.features = {}
-        loader = data.images(split, batches)
+        loader = [] if self.backbone.pairwise else data.images(split, batches)
         with Progress(transient=True, disable=self.global_rank > 0) as bar:
             for views in bar.track(loader, description="Encoding images"):
                 with self.trainer.precision_plugin.forward_context():
@@ -162,7 +175,7 @@ class Correspondence(LightningModule):
         start = time.perf_counter()
         assert self.pck is not None
         stride, (source, target) = self.backbone.stride, batch[:2]
-        a, b = (FeatureMap(torch.stack([self.features[i] for i in v.name]), stride) for v in (source, target))
+        a, b = (self._seen if self.backbone.pairwise else self._known)(source, target)
         similarity = self.head(a, b, source.keypoints).float()
         predicted = from_view(to_image(self.localise(similarity), stride), target.scale, target.offset)
         truth = from_view(target.keypoints, target.scale, target.offset)

@@ -40,7 +40,7 @@ def build(
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
-    data = instantiate(cfg.data, size=cfg.backbone.size)
+    data = instantiate(cfg.data, size=cfg.backbone.size or 0)  # loaders are made later, with the backbone's own
     data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
     for stage in stages:
         data.setup(stage)
@@ -54,6 +54,10 @@ def build(
         seed=cfg.seed,
         **training,
     )
+    data.size, data.pixels = backbone.size, module.backbone.pairwise
+    cfg.backbone.size = backbone.size  # from `grid`, where that was given: what config.yaml then holds
+    if "grid" in cfg.backbone:
+        cfg.backbone.grid = None
     return module, data
 
 

@@ -11,7 +11,8 @@ from semcorr.cli import hydra_main
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, keep the best by `val/all/pck@0.1`, score it on the test split.
 
-    With `cfg.checkpoint` the run is continued from its last epoch.
+    With `cfg.checkpoint` the run is continued from its last epoch. A frozen backbone under a head without
+    weights is scored as it is: the baseline of a sweep.
 
     Returns:
         What metrics.json holds.
@@ -29,6 +30,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
+        return score(cfg, trainer, module, data)
     trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()

@@ -49,3 +49,10 @@ class FeatureMap(NamedTuple):
 
     values: Float[Tensor, "b c h w"]
     stride: float  # image pixels per cell
+
+
+class State(NamedTuple):
+    """A backbone's work up to a depth: all that the rest of it needs."""
+
+    values: dict[str, Tensor]  # each batch first, so that they can be stored image by image
+    size: tuple[int, int]  # height and width of the images in pixels

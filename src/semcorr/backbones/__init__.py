@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.types import FeatureMap
+from semcorr.types import FeatureMap, State
 
 
 @runtime_checkable
@@ -14,7 +14,8 @@ class Backbone(Protocol):
     """A dense feature extractor; an `nn.Module` with these attributes.
 
     It takes RGB in [0, 1] and normalises by its own statistics. Image sides must be multiples of its
-    largest stride.
+    largest stride. Where `pairwise` is true it also has `pair(source, target)`, which gives the
+    features of two images that are seen together.
     """
 
     name: str
@@ -24,6 +25,14 @@ class Backbone(Protocol):
     blocks: Sequence[nn.Module]  # trainable units, first to last, none beyond the last layer read
     norm: nn.Module | None  # applied after the last block, and trained with it
     sha256: str  # of the weights it was built with
+    lora_targets: Sequence[str]  # endings of the names, inside a block, of the modules that LoRA goes to by default
+    pairwise: bool  # whether an image's features depend on the other image of its pair
 
     def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Features of a batch of images."""
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> State:
+        """The embedding and the first `depth` blocks: what is frozen and need not be computed twice."""
+
+    def suffix(self, state: State, depth: int) -> FeatureMap:
+        """The rest: `suffix(prefix(x, d), d) == backbone(x)`."""

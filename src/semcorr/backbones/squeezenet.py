@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
+from semcorr.backbones.chain import Grid, lora_targets
 from semcorr.backbones.layers import concatenate, indices
 from semcorr.backbones.weights import fill, read_weights, sha256
 from semcorr.errors import UserError
-from semcorr.types import FeatureMap
+from semcorr.types import FeatureMap, State
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIRE = (3, 4, 6, 7, 9, 10, 11, 12)  # places of the eight fire modules in torchvision's `features`
@@ -23,56 +24,92 @@ CHANNELS = (128, 128, 256, 256, 384, 384, 512, 512)
 class SqueezeNet(nn.Module):
     """The convolutional part of torchvision's `squeezenet1_1`.
 
+    Nothing in this network pads, so a cell of stride s sees the pixels around s - 1 and not around its
+    own centre (s - 1) / 2: half a cell too far. Padding by half a stride puts that right to half a
+    pixel, and gives exactly size / stride cells; hence a pass for every stride that is read.
+
     Args:
         size: Side of the square images are resized to, in pixels.
+        grid: Cells along that side instead.
         pretrained: Download torchvision's ImageNet weights.
         weights: A local file instead, with `features.`'s keys, prefixed or not.
         layers: Which of the eight fire modules to read.
     """
 
     name = "squeezenet1_1"
+    norm = None
+    pairwise = False
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, size: int, pretrained: bool = True, weights: str | None = None, layers: Sequence[int] = (-1,)
+        self,
+        size: int | None,
+        grid: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        layers: Sequence[int] = (-1,),
     ) -> None:
         super().__init__()
-        self.features = squeezenet1_1().features
+        self.layers = indices(layers, len(FIRE))
+        self.channels = sum(CHANNELS[i] for i in self.layers)
+        self.strides = sorted({STRIDES[i] for i in self.layers})
+        self.stride = self.strides[0]
+        self.size = Grid(self.stride, 16).side(self.name, size, grid)
+        whole = squeezenet1_1().features
+        self.features = whole[: FIRE[self.layers[-1]] + 1]
         if weights is not None:
             content = {key.removeprefix("features."): value for key, value in read_weights(weights).items()}
-            fill(self.features, content, weights)
+            fill(self.features, content, weights, spare=set(whole.state_dict()))
         elif pretrained:
-            self.features.load_state_dict(_download())
+            fill(self.features, _download(), self.name, spare=set(whole.state_dict()))
         self.features.to(memory_format=torch.channels_last)
-        self.size, self.sha256 = size, sha256(self.features)
-        self.layers = indices(layers, len(FIRE))
-        self.features = self.features[: FIRE[self.layers[-1]] + 1]
-        self.channels = sum(CHANNELS[i] for i in self.layers)
-        self.stride = min(STRIDES[i] for i in self.layers)
-        self.blocks: list[nn.Module] = [self.features[i] for i in FIRE[: self.layers[-1] + 1]]
-        self.norm = None
-        if size % 16:
-            raise UserError(f"`backbone.size` must be a multiple of 16 for {self.name}, got {size}")
+        self.sha256 = sha256(self.features)
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
-    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """RGB in [0, 1] to features.
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The fire modules, up to the last one read."""
+        return [self.features[i] for i in FIRE[: self.layers[-1] + 1]]
 
-        Nothing in this network pads, so a cell of stride s sees the pixels around s - 1 and not around
-        its own centre (s - 1) / 2: half a cell too far. Padding by half a stride puts that right to half
-        a pixel, and gives exactly size / stride cells; hence a pass for every stride that is read.
-        """
-        normalised, maps = (image - self.mean) / self.std, []
-        for stride in sorted({STRIDES[i] for i in self.layers}):
-            read = [FIRE[i] for i in self.layers if STRIDES[i] == stride]
-            x = pad(normalised, (stride // 2,) * 4)
-            for i, module in enumerate(self.features[: read[-1] + 1]):
-                x = module(x)
-                if i in read:
-                    maps.append(x)
-        return FeatureMap(concatenate(maps), self.stride)
+    @property
+    def lora_targets(self) -> list[str]:
+        """Every convolution of a fire module."""
+        return lora_targets(self.blocks)
+
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+        """RGB in [0, 1] to features."""
+        return self.suffix(self.prefix(image, 0), 0)
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> State:
+        """The stem and the first `depth` fire modules, of each pass."""
+        values: dict[str, Tensor] = {}
+        normalised = (image - self.mean) / self.std
+        for stride in self.strides:
+            values |= self._run(pad(normalised, (stride // 2,) * 4), stride, 0, self._end(depth))
+        return State(values, (image.shape[-2], image.shape[-1]))
+
+    def suffix(self, state: State, depth: int) -> FeatureMap:
+        """From the state after `depth` fire modules to features."""
+        values = dict(state.values)
+        for stride in self.strides:
+            values |= self._run(values[f"stride{stride}"], stride, self._end(depth), len(self.features))
+        return FeatureMap(concatenate([values[f"layer{i}"] for i in self.layers]), self.stride)
+
+    def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
+        """The pass for one stride through the modules from `start` to before `end`, and what is read on the way."""
+        read = {FIRE[i]: f"layer{i}" for i in self.layers if STRIDES[i] == stride}
+        values = {}
+        for i in range(start, min(end, max(read) + 1)):
+            x = self.features[i](x)
+            if i in read:
+                values[read[i]] = x
+        return values | {f"stride{stride}": x}
+
+    def _end(self, depth: int) -> int:
+        """The first module not yet run after `depth` fire modules."""
+        return FIRE[depth - 1] + 1 if depth else FIRE[0]
 
 
 def _download() -> dict[str, Tensor]:

@@ -10,57 +10,57 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.backbones.layers import concatenate, indices
+from semcorr.backbones.chain import Chain, Grid, stepping
+from semcorr.backbones.facets import check_facet, project, to_maps
+from semcorr.backbones.layers import indices
 from semcorr.backbones.weights import fill, read_weights, sha256
 from semcorr.errors import UserError
-from semcorr.types import FeatureMap
 
 
-class TimmModel(nn.Module):
+class TimmModel(Chain):
     """Dense features of a timm model.
 
     Args:
         name: timm's name, with or without the tag of its weights.
         size: Side of the square images are resized to, in pixels.
+        grid: Cells along that side instead.
         pretrained: Download the weights by name. Without them, and without `weights`, they are random.
-        weights: A local file instead: timm's own layout, or any that timm knows how to convert.
+        weights: A local file instead: timm's own layout, or an official one that can be converted.
         layers: Which blocks' (transformers) or stages' (convolutional networks) outputs to read;
             negatives count from the end.
         norm: Apply a transformer's final LayerNorm to what is read. DINOv2's own feature extractor and
             the unified benchmark do, GeoAware-SC does not.
+        facet: `token`, or `query`, `key`, `value` of the attention in the blocks read; these know no norm.
         options: Anything else timm's constructor takes.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
         name: str,
-        size: int,
+        size: int | None,
+        grid: int | None = None,
         pretrained: bool = True,
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
         norm: bool = True,
+        facet: str = "token",
         **options: Any,
     ) -> None:
-        super().__init__()
+        check_facet(facet)
         model: Any = create(name, pretrained and weights is None, **options)
-        if weights is not None:
-            fill(model, _converted(model, read_weights(weights)), weights)
-        self.name, self.size, self.sha256 = name, size, sha256(model)
-        self.layers = indices(layers, len(model.feature_info))
-        info = [model.feature_info[i] for i in self.layers]
+        layers = indices(layers, len(model.feature_info))
+        info = [model.feature_info[i] for i in layers]
+        lattice = Grid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
+        super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
+        self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
         self.channels = sum(entry["num_chs"] for entry in info)
-        self.stride = min(int(entry["reduction"]) for entry in info)
-        self.multiple = max(int(entry["reduction"]) for entry in info)
-        if size % self.multiple:
-            raise UserError(f"`backbone.size` must be a multiple of {self.multiple} for {name}, got {size}")
-        self.apply_norm = norm
-        model.prune_intermediate_layers(self.layers, prune_norm=not norm, prune_head=True)
+        whole = set(model.state_dict())
+        model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
         self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
-        self.register_buffer("mean", torch.tensor(model.pretrained_cfg["mean"])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(model.pretrained_cfg["std"])[:, None, None], persistent=False)
+        if weights is not None:
+            fill(model, _converted(model, read_weights(weights)), weights, spare=whole)
+        self.sha256 = sha256(model)
+        self._check_points()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -68,21 +68,54 @@ class TimmModel(nn.Module):
         return units(self.model, self.model.feature_info[self.layers[-1]]["module"])
 
     @property
-    def norm(self) -> nn.Module | None:
+    def points(self) -> list[int]:
+        """Layers are read after their block; facets, before it."""
+        blocks = self.blocks
+        read = [self.model.get_submodule(self.model.feature_info[i]["module"]) for i in self.layers]
+        after = [next((i + 1 for i, block in enumerate(blocks) if block is module), 0) for module in read]
+        return after if self.facet == "token" else [point - 1 for point in after]
+
+    @property
+    def norm(self) -> nn.Module | None:  # type: ignore[override]
         """The final LayerNorm, where there is one and it is applied."""
         return getattr(self.model, "norm", None) if self.apply_norm else None
 
-    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """RGB in [0, 1] to features."""
-        maps = self.model.forward_intermediates(
-            (image - self.mean) / self.std,
+    def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Normalised images to maps, one per layer."""
+        if self.facet == "token":
+            return self._run(image)
+        tokens: dict[int, Tensor] = {}
+
+        def record(i: int, own: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            tokens[i] = x
+            return own(x, *args, **kwargs)
+
+        with stepping([self.blocks[i] for i in self.layers], record):
+            self._run(image)
+        projected = {i: project(self.blocks[self.layers[i]], x, self.facet) for i, x in tokens.items()}
+        return to_maps(projected, self.model.num_prefix_tokens, image.shape[-2] // self.stride)
+
+    def _run(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        maps: list[Tensor] = self.model.forward_intermediates(
+            image,
             indices=self.layers,
             norm=self.apply_norm,
             output_fmt="NCHW",
             intermediates_only=True,
             stop_early=True,
         )
-        return FeatureMap(concatenate(maps), self.stride)
+        return maps
+
+    def _check_points(self) -> None:
+        """A layer is a block, or the input of one that is not the first: the embedding has no cut before it."""
+        if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
+            raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
+        if min(self.points) < 1:
+            first, last = 1, len(self.model.feature_info) - 1
+            raise UserError(
+                f"`backbone.layers`: layer 0 of {self.name} has no block before it to be read after; "
+                f"choose from {first} to {last}"
+            )
 
 
 def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
@@ -91,7 +124,7 @@ def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
         raise UserError(f"timm has no model {name!r}." + (f" It has {', '.join(near)}." if near else ""))
     try:
-        return _create(name, pretrained, **options)
+        model = _create(name, pretrained, **options)
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise
@@ -101,18 +134,24 @@ def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
             "run again, or download them elsewhere and set HF_HUB_CACHE to that cache; backbone.weights=FILE with "
             "a local file; backbone.pretrained=false for random weights."
         ) from error
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"timm's {name} does not give its intermediate features. Choose a model that does.")
+    return model
 
 
 def units(model: nn.Module, last: str) -> list[nn.Module]:
     """The module named `last` and its numbered siblings before it.
 
-    `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3.
+    `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3. What has no number,
+    as the stem, is none.
     """
-    path, stem = re.sub(r"\d+$", "", last).rpartition(".")[::2]
+    number = re.search(r"\d+$", last)
+    if number is None:
+        return []
+    path, stem = last[: number.start()].rpartition(".")[::2]
     children = dict(model.get_submodule(path).named_children())
     siblings = [(int(key[len(stem) :]), child) for key, child in children.items() if re.fullmatch(rf"{stem}\d+", key)]
-    end = int(last[len(last) - len(re.search(r"\d+$", last)[0]) :])  # type: ignore[index]
-    return [child for number, child in siblings if number <= end]
+    return [child for place, child in siblings if place <= int(number[0])]
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:

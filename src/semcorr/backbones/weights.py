@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -29,11 +29,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from None
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load `weights`, or name the first keys that do not fit. Surplus classifier keys are no misfit."""
+def fill(
+    module: nn.Module, weights: Mapping[str, Tensor], path: str | Path, spare: Collection[str] = frozenset()
+) -> None:
+    """Load `weights`, or name the first keys that do not fit.
+
+    Surplus keys are no misfit where they are a classifier's or in `spare`: of parts that are not used.
+    """
     own = module.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in weights if key not in own and not key.startswith(HEADS)]
+    surplus = [key for key in weights if key not in own and key not in spare and not key.startswith(HEADS)]
     shapes = [
         f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
         for key in own
@@ -45,7 +50,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> 
         raise UserError(
             f"`backbone.weights`: {path} does not fit this backbone. {told}. Give weights of the same model."
         )
-    module.load_state_dict(dict(weights), strict=False)
+    module.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
 
 
 def sha256(module: nn.Module) -> str:

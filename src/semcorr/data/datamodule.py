@@ -48,6 +48,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
+        pixels: Pairs of the evaluation come with their pixels, for a backbone that must see both at once.
     """
 
     name = ""
@@ -77,6 +78,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed = workers, seed
         self.augment: Augment | None = None
+        self.pixels = False
         self.pairs = cache(self._checked)  # one reading per split
         self._need(split)
 
@@ -149,7 +151,7 @@ class PairDataModule(LightningDataModule, ABC):
             raise UserError(f"`{self.name}` has no split {split!r}; it has {', '.join(self.splits)}")
 
     def _evaluation(self, split: str) -> DataLoader[PairBatch]:
-        dataset = PairDataset(self.pairs(split), self.size, self.resize, pixels=False)
+        dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
         return self._loader(dataset, batch_sampler=self._share(split))
 
     def _share(self, split: str) -> list[list[int]]:

@@ -1,0 +1,80 @@
+"""A backbone that must see both images of a pair is given both, in training and in evaluation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import open_dict
+
+from semcorr.backbones.timm_model import TimmModel
+from semcorr.errors import UserError
+from semcorr.evaluate import evaluate
+from semcorr.run import build, make_trainer, score
+from semcorr.types import FeatureMap
+
+
+class Together(TimmModel):
+    """Sees images two at a time; how much of the other image it mixes in is its `share`."""
+
+    pairwise = True
+    share = 0.0
+
+    def forward(self, image: torch.Tensor) -> FeatureMap:
+        raise AssertionError("an image was encoded alone")
+
+    def pair(self, source: torch.Tensor, target: torch.Tensor) -> tuple[FeatureMap, FeatureMap]:
+        a, b = (super(Together, self).forward(image) for image in (source, target))
+        mean = (a.values + b.values) / 2
+        return tuple(FeatureMap(torch.lerp(m.values, mean, self.share), m.stride) for m in (a, b))
+
+
+class HalfMixed(Together):
+    share = 0.5
+
+
+def scored(cfg, kind=None):
+    if kind is not None:
+        with open_dict(cfg):
+            cfg.backbone._target_ = f"{kind.__module__}.{kind.__name__}"
+    module, data = build(cfg)
+    metrics = score(cfg, make_trainer(cfg, Path(cfg.run_dir)), module, data)
+    return metrics["pck"], module.table.drop_columns("score").to_pylist()
+
+
+def test_pairs_encoded_together_score_as_images_encoded_alone_where_nothing_is_mixed(config, tiny):
+    alone = scored(config("evaluate", *tiny))
+    together = scored(config("evaluate", *tiny), Together)
+
+    assert alone[0] == together[0]
+    for a, b in zip(alone[1], together[1], strict=True):
+        assert a.keys() == b.keys()
+        assert a["predicted_x"] == pytest.approx(b["predicted_x"], abs=1e-2)
+
+
+def test_what_the_other_image_adds_is_seen_in_evaluation(config, tiny):
+    assert scored(config("evaluate", *tiny), Together)[1] != scored(config("evaluate", *tiny), HalfMixed)[1]
+
+
+def test_training_gives_both_images_to_the_pair(config, tiny):
+    cfg = config("train", *tiny, "data.batch_size=2")
+    with open_dict(cfg):
+        cfg.backbone._target_ = f"{HalfMixed.__module__}.HalfMixed"
+    module, data = build(cfg, ("fit",), loss=instantiate(cfg.loss))
+    batch = next(iter(data.train_dataloader()))
+
+    similarity = module(batch.source, batch.target)
+
+    a, b = module.backbone.pair(batch.source.image, batch.target.image)
+    assert torch.equal(similarity, module.head(a, b, batch.source.keypoints))
+    assert not torch.equal(similarity, module.head(b, a, batch.source.keypoints))
+
+
+def test_a_video_has_no_pairs(config, tiny, monkeypatch):
+    cfg = config("evaluate", *tiny)
+    with open_dict(cfg):
+        cfg.backbone._target_ = f"{Together.__module__}.Together"
+    monkeypatch.setattr("semcorr.data.tapvid.TapVid", type(instantiate(cfg.data, size=64)))
+
+    with pytest.raises(UserError, match="sees images in pairs, which a video has not"):
+        evaluate(cfg)
