@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.weights import fill, read_weights
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import fill
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair

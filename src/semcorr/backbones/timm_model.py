@@ -1,7 +1,6 @@
 """Any timm model as a backbone: Vision Transformers and convolutional networks alike."""
 
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,11 @@ from torch import Tensor, nn
 
 from semcorr.backbones.chain import Chain, Grid, stepping
 from semcorr.backbones.facets import check_facet, project, to_maps
+from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import indices
-from semcorr.backbones.weights import fill, read_weights, sha256
+from semcorr.backbones.layouts import to_timm
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import fill, sha256
 from semcorr.errors import UserError
 
 
@@ -55,10 +57,11 @@ class TimmModel(Chain):
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
         self.channels = sum(entry["num_chs"] for entry in info)
         whole = set(model.state_dict())
+        content = to_timm(read_weights(weights), model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
         self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
-            fill(model, _converted(model, read_weights(weights)), weights, spare=whole)
+            fill(model, content, weights, spare=whole)
         self.sha256 = sha256(model)
         self._check_points()
 
@@ -120,20 +123,19 @@ class TimmModel(Chain):
 
 def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
     """Build a timm model for any image size, or say why not."""
-    if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
+    plain, _, tag = name.partition(".")
+    if not timm.is_model(plain):
+        near = timm.list_models(f"*{plain[:12]}*")[:3]
         raise UserError(f"timm has no model {name!r}." + (f" It has {', '.join(near)}." if near else ""))
+    tagged = timm.list_models(f"{plain}.*", pretrained=True)
+    if tag and name not in tagged:
+        raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
         model = _create(name, pretrained, **options)
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"The weights of {name} could not be downloaded ({reason}). Three ways out: connect to the internet and "
-            "run again, or download them elsewhere and set HF_HUB_CACHE to that cache; backbone.weights=FILE with "
-            "a local file; backbone.pretrained=false for random weights."
-        ) from error
+        raise hub_problem(error, name, timm.get_pretrained_cfg_value(name, "hf_hub_id")) from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name} does not give its intermediate features. Choose a model that does.")
     return model
@@ -159,9 +161,3 @@ def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional networks take any size as they are
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-
-
-def _converted(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Through timm's own converter for official checkpoints of this family, where it has one."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return convert(weights, model) if convert else weights

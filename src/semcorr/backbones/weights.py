@@ -1,32 +1,15 @@
-"""Weights from a file, all of them or a sentence; and what they hash to."""
+"""Weights into a network, all of them or a sentence; and what they hash to."""
 
 import hashlib
-import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from semcorr.errors import UserError
 
 HEADS = ("head", "fc", "classifier", "conv_head", "bn2")  # classifiers, which no backbone keeps
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from a pickle with `weights_only=True`."""
-    try:
-        content = load_state_dict(str(path), weights_only=True)
-        return {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    except FileNotFoundError:
-        raise UserError(f"`backbone.weights`: {path} does not exist. Give the path of a weights file.") from None
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, AttributeError) as error:
-        raise UserError(
-            f"`backbone.weights`: {path} is not a safetensors file or a plain PyTorch state dict ({_first(error)}). "
-            "Give one that is."
-        ) from None
 
 
 def fill(
@@ -60,8 +43,3 @@ def sha256(module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

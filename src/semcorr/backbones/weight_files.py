@@ -1,0 +1,103 @@
+"""A file of weights, or a folder of them, to one state dict, whatever it is wrapped in."""
+
+import argparse
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from semcorr.backbones.torchscript import is_torchscript, read_torchscript
+from semcorr.errors import UserError
+
+# Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
+NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and DistributedDataParallel
+FAULTS = (
+    *(pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, OSError),
+    *(RuntimeError, EOFError, AttributeError, KeyError, TypeError, ValueError),
+)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A flat state dict from safetensors, a pickle of tensors, a TorchScript archive, or a folder with either.
+
+    No code in any of them is run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"`backbone.weights`: {path} does not exist. Give the path of a weights file.")
+    content: dict[str, Any] = {}
+    for file in _members(path) if path.is_dir() else [path]:
+        try:
+            content |= _read(file)
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise _unreadable(file, error) from None
+    return unwrap(content)
+
+
+def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's own tensors in a checkpoint; of a network with heads beside its `backbone.`, that.
+
+    >>> unwrap({"epoch": 3, "teacher": {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}})
+    {'norm.bias': tensor([1.])}
+    """
+    for nest in NESTS:
+        if isinstance(content.get(nest), Mapping):
+            return unwrap(content[nest])
+    tensors = {WRAPPERS.sub("", key): value for key, value in content.items() if isinstance(value, Tensor)}
+    for prefix in ("teacher.backbone.", "backbone."):
+        if any(key.startswith(prefix) for key in tensors):
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return tensors
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    if is_torchscript(file):
+        return read_torchscript(file)
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
+        warnings.simplefilter("ignore")  # on pickles of another protocol
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise TypeError(f"it holds a {type(content).__name__}")
+    return dict(content)
+
+
+def _members(folder: Path) -> list[Path]:
+    """The file or the shards in a folder of Hugging Face's layout."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if (folder / f"{stem}{suffix}").is_file():
+            return [folder / f"{stem}{suffix}"]
+        index = folder / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    raise UserError(
+        f"`backbone.weights`: {folder} has neither model.safetensors nor pytorch_model.bin. "
+        "Give a folder that has, or a weights file."
+    )
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    called = re.search(r"GLOBAL (\S+)", str(error))
+    if called and isinstance(error, pickle.UnpicklingError):
+        return UserError(
+            f"`backbone.weights`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
+            "Give a safetensors file or a plain PyTorch state dict."
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"`backbone.weights`: {file} is not a safetensors file or a plain PyTorch state dict ({reason}). "
+        "Give one that is."
+    )
