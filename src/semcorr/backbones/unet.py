@@ -1,0 +1,130 @@
+"""A diffusers UNet as a row of units: its encoder's blocks, the middle, the steps of its decoder."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+FREEU = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as sd-dino and GeoAware-SC have it
+
+
+class Walk(NamedTuple):
+    """What one unit hands to the next."""
+
+    hidden: Float[Tensor, "n _ _ _"]
+    skips: dict[int, Tensor]  # the encoder's outputs that the decoder still needs, by their number
+
+
+class Step(NamedTuple):
+    """A step of the decoder: a residual block, attention if it has any, upsampling if it ends its block.
+
+    Steps are numbered as latent diffusion numbers its `output_blocks`: 0 to 11 in Stable Diffusion.
+    """
+
+    block: int  # of the UNet's up blocks
+    resnet: int  # in that block
+    channels: int  # of what it puts out
+    factor: int  # latent cells per cell of what it puts out
+
+
+def steps(unet: Any) -> list[Step]:
+    """Every step of the decoder, first to last."""
+    factor, listed = coarsest(unet), []
+    for i, block in enumerate(unet.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            if j == len(block.resnets) - 1 and block.upsamplers is not None:
+                factor //= 2
+            listed.append(Step(i, j, resnet.out_channels, factor))
+    return listed
+
+
+def coarsest(unet: Any) -> int:
+    """Latent cells per cell in the middle: what latents' sides must be multiples of."""
+    return 2 ** sum(block.downsamplers is not None for block in unet.down_blocks)
+
+
+class Down(nn.Module):
+    """A block of the encoder.
+
+    Args:
+        block: diffusers' own.
+        first: The number of the first skip it puts out.
+        needed: The number of the first skip that any step reads; those before it are dropped.
+    """
+
+    def __init__(self, block: nn.Module, first: int, needed: int) -> None:
+        super().__init__()
+        self.block, self.first, self.needed = block, first, needed
+
+    def forward(self, walk: Walk, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> Walk:
+        """Its output, and one more skip for each of its layers."""
+        hidden, outputs = self.block(walk.hidden, time, **_attending(self.block, text))
+        new = {number: skip for number, skip in enumerate(outputs, self.first) if number >= self.needed}
+        return Walk(hidden, walk.skips | new)
+
+
+class Middle(nn.Module):
+    """The block between encoder and decoder."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, walk: Walk, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> Walk:
+        """Its output; the skips pass by."""
+        return Walk(self.block(walk.hidden, time, **_attending(self.block, text)), walk.skips)
+
+
+class Up(nn.Module):
+    """A step of the decoder.
+
+    Args:
+        block: The up block it belongs to.
+        step: Which.
+        skip: The number of the skip it reads.
+        freeu: diffusers' `apply_freeu`, where the step is to go through FreeU (Si et al. 2024).
+    """
+
+    def __init__(self, block: Any, step: Step, skip: int, freeu: Callable[..., Any] | None) -> None:
+        super().__init__()
+        attentions = getattr(block, "attentions", None)
+        ends = step.resnet == len(block.resnets) - 1
+        self.resnet = block.resnets[step.resnet]
+        self.attention = None if attentions is None else attentions[step.resnet]
+        self.upsampler = block.upsamplers[0] if ends and block.upsamplers is not None else None
+        self.skip, self.block, self.freeu = skip, step.block, freeu
+
+    def forward(self, walk: Walk, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> Walk:
+        """Its output, and the skips without the one it read."""
+        hidden, skip = walk.hidden, walk.skips[self.skip]
+        if self.freeu is not None:  # it writes into what it is given, which may have been read as a layer
+            hidden, skip = self.freeu(self.block, hidden.clone(), skip, **FREEU)
+        hidden = self.resnet(torch.cat((hidden, skip), dim=1), time)
+        if self.attention is not None:
+            hidden = self.attention(hidden, encoder_hidden_states=text, return_dict=False)[0]
+        if self.upsampler is not None:
+            hidden = self.upsampler(hidden)
+        return Walk(hidden, {number: kept for number, kept in walk.skips.items() if number != self.skip})
+
+
+def units(unet: Any, last: int, freeu: Callable[..., Any] | None) -> list[nn.Module]:
+    """The UNet's blocks up to decoder step `last`, in the order they run.
+
+    The skips are used up last first, so what the decoder leaves undone needs no skip.
+    """
+    listed: list[nn.Module] = []
+    decoder, first = steps(unet), 1  # skip 0 is what goes into the encoder
+    needed = len(decoder) - 1 - last
+    for block in unet.down_blocks:
+        listed.append(Down(block, first, needed))
+        first += len(block.resnets) + (block.downsamplers is not None)
+    listed.append(Middle(unet.mid_block))
+    for number, step in enumerate(decoder[: last + 1]):
+        listed.append(Up(unet.up_blocks[step.block], step, len(decoder) - 1 - number, freeu))
+    return listed
+
+
+def _attending(block: Any, text: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
