@@ -1,0 +1,64 @@
+"""Adapters in series: Houlsby et al. (2019) in transformers, Rebuffi et al. (2018) in convolutional networks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from semcorr.backbones import Backbone
+from semcorr.errors import UserError
+from semcorr.finetune.adapter import Bottleneck, follow, units
+from semcorr.finetune.chosen import last
+
+
+def houlsby(backbone: Backbone, width: int = 64, blocks: int | None = None) -> None:
+    """Freeze everything; two bottlenecks per transformer block, after its attention and after its feed-forward.
+
+    Each is a residual of its own, before the block's addition and after its LayerScale, where there is one.
+    The paper starts them near the identity; here they start at it, to the bit. A block without attention
+    gets one after itself, of 1 x 1 convolutions: a residual adapter in series.
+
+    Args:
+        width: Channels of a bottleneck's middle.
+        blocks: How many of the last blocks; all if left out.
+    """
+    if width < 1:
+        raise UserError(f"`finetune.width` must be at least 1, got {width}")
+    chosen = last(backbone, blocks)
+    assert isinstance(backbone, nn.Module)
+    backbone.requires_grad_(False)
+    plain = [block for block in chosen if not list(units(block))]
+    for block, channels in zip(plain, outputs(backbone, plain), strict=True):
+        like = next(backbone.parameters())
+        follow(block, Bottleneck(channels, width, nn.GELU(), maps=True, like=like))
+    for unit in [unit for block in chosen for unit in units(block)]:
+        for branch in (unit.attention, unit.feed_forward):
+            follow(branch, Bottleneck(len(unit.scale), width, nn.GELU(), like=unit.scale))
+
+
+def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
+    """Channels of the feature maps that `blocks` put out, from a run that computes shapes only."""
+    assert isinstance(backbone, nn.Module)
+    if not blocks:
+        return []
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(block: nn.Module, _: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        shapes[block] = tuple(first.shape) if isinstance(first, Tensor) else ()
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            backbone(torch.empty(1, 3, backbone.size, backbone.size, device=next(backbone.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    odd = [type(block).__name__ for block in blocks if len(shapes[block]) != 4]
+    if odd:
+        raise UserError(
+            f"finetune=houlsby: {odd[0]} of {backbone.name} has neither attention and feed-forward by a name that is "
+            "known nor a feature map as its output. Use finetune=lora or finetune=last_blocks."
+        )
+    return [shapes[block][1] for block in blocks]

@@ -1,0 +1,32 @@
+"""Fold what tuning added back into the backbone's own weights."""
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from semcorr.errors import UserError
+from semcorr.finetune.adapter import Bottleneck
+
+
+def merge(backbone: nn.Module) -> None:
+    """Give the backbone its original modules, with weights that have learned.
+
+    The features stay the same to rounding. What is not linear in its input cannot be folded; nothing is
+    changed then. Blocks that were tuned as they are need no folding.
+    """
+    if any(isinstance(module, Bottleneck) for module in backbone.modules()):
+        raise _refusal("adapters are not linear")
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        try:
+            layer.merge()
+        except NotImplementedError:  # of all layers of a tuner or of none
+            raise _refusal(f"peft cannot do it for {type(layer).__module__.split('.')[-2]}") from None
+        backbone.set_submodule(name, layer.get_base_layer())
+    if layers:
+        del backbone.peft_config  # left there by peft
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(
+        f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole: --format onnx."
+    )
