@@ -95,6 +95,35 @@ def test_sweep_makes_one_run_directory_per_job(typed, tmp_path, tiny):
     assert len({str(c.run_dir) for c in configs}) == 4
 
 
+def test_a_sweep_ends_with_a_table_of_what_differs(typed, tmp_path, tiny, capfd):
+    jobs = ["-m", "finetune.blocks=0,2", "data.steps=1", "trainer.max_epochs=1", "run_dir=sweep"]
+    assert typed(train, *jobs, *tiny) == 0
+
+    table = capfd.readouterr().out.partition("2 jobs, scored on synthetic test")[2].splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if "│" in line]
+    metrics = [json.loads((tmp_path / "sweep" / f"{i}" / "metrics.json").read_text()) for i in range(2)]
+    expected = [f"{100 * m['pck'][subset]['image']['0.1']:.1f}" for m in metrics for subset in ("all", "geo", "std")]
+    assert [row[:2] for row in rows] == [["0", "0"], ["1", "2"]]
+    assert rows[0][2:] == ["0", *expected[:3]]
+    assert int(rows[1][2].replace(",", "")) == metrics[1]["trained_parameters"] > 50_000
+    assert rows[1][3:] == expected[3:]
+
+
+def test_a_run_may_be_scored_on_another_benchmark_than_it_trained_on(typed, tmp_path, tiny):
+    """python -m semcorr.train ... data@test=NAME test.root=DIR"""
+    write_willow(tmp_path / "willow")
+    line = ["data.steps=1", "trainer.max_epochs=1", "data@test=pf_willow", "test.root=willow", "test.workers=0"]
+    assert typed(train, *tiny, *line, "run_dir=RUN") == 0
+    first = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
+    assert first["split"] == "pf_willow test"
+
+    assert typed(evaluate, "checkpoint=RUN", "data=pf_willow", "data.root=willow", "data.workers=0", "run_dir=E") == 0
+    assert json.loads((tmp_path / "E" / "metrics.json").read_text())["pck"] == first["pck"]
+
+    assert typed(train, "checkpoint=RUN", "trainer.max_epochs=2") == 0  # and so when it is gone on with
+    assert json.loads((tmp_path / "RUN" / "metrics.json").read_text())["split"] == "pf_willow test"
+
+
 def test_sweep_over_dinov2_and_dinov3_composes(config):
     for backbone, patch in (("dinov2", 14), ("dinov3", 16)):
         cfg = config("train", f"backbone={backbone}", "localise.window=9")

@@ -40,10 +40,7 @@ def build(
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
-    data = instantiate(cfg.data, size=cfg.backbone.size or 0)  # loaders are made later, with the backbone's own
-    data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
-    for stage in stages:
-        data.setup(stage)
+    data = benchmark(cfg, "data", stages)
     seed_everything(cfg.seed, workers=True, verbose=False)
     backbone = instantiate(cfg.backbone)
     module = Correspondence(
@@ -59,6 +56,15 @@ def build(
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
     return module, data
+
+
+def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
+    """The benchmark of `cfg[key]`, read for `stages`. Its loaders come later, with the size of the backbone built."""
+    data: Any = instantiate(cfg[key], size=cfg.backbone.size or 0)
+    data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
+    for stage in stages:
+        data.setup(stage)
+    return data
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
@@ -134,6 +140,7 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
         "protocol": "semcorr",
         "localise": described(module.localise),
         "split": f"{data.name} {data.split}",
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
     }
     write(table, run_dir / "predictions.parquet")

@@ -12,32 +12,49 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, keep the best by `val/all/pck@0.1`, score it on the test split.
 
     With `cfg.checkpoint` the run is continued from its last epoch. A frozen backbone under a head without
-    weights is scored as it is: the baseline of a sweep.
+    weights is scored as it is: the baseline of a sweep. With `cfg.test` (`data@test=NAME`) another benchmark
+    than the one trained on is scored.
 
     Returns:
         What metrics.json holds.
     """
-    from hydra.utils import instantiate
-
     from semcorr.callbacks import checkpoints, refuse_to_mix, resume
-    from semcorr.run import build, make_trainer, read_checkpoint, save_config, score
+    from semcorr.run import make_trainer, read_checkpoint, save_config, score
 
     run_dir = Path(cfg.run_dir)
     refuse_to_mix(run_dir, cfg.checkpoint)
-    training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-    module, data = build(cfg, ("fit", "test"), **training)
+    module, data, scored = _built(cfg)
     trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
-        return score(cfg, trainer, module, data)
+        return score(cfg, trainer, module, scored)
     trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()
         module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
-    return score(cfg, trainer, module, data)
+    return score(cfg, trainer, module, scored)
+
+
+def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
+    """The module, what it is trained on and what it is scored on."""
+    from hydra.utils import instantiate
+
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.errors import UserError
+    from semcorr.run import benchmark, build
+
+    training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
+    other = benchmark(cfg, "test", ("test",)) if "test" in cfg else None
+    if other is not None and not isinstance(other, PairDataModule):
+        raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
+    data: Any
+    module, data = build(cfg, ("fit",) if other else ("fit", "test"), **training)
+    scored = other or data
+    scored.size, scored.pixels = data.size, data.pixels
+    return module, data, scored
 
 
 def main() -> None:
