@@ -22,12 +22,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare")
+VERBS = ("train", "evaluate", "prepare", "export")
 BROUGHT = (
-    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "trainer",
+    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "test",
+    "trainer",
 )  # fmt: skip
 
 
@@ -42,6 +44,8 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
+    jobs = []
+
     def job(cfg: DictConfig) -> Any:
         context = HydraConfig.get()
         own_dir = Path(context.runtime.output_dir)
@@ -50,13 +54,20 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
             print(f"Job {context.job.num}: {' '.join(context.overrides.task)} -> {own_dir}")
         try:
             with explaining(name):
-                return task(with_checkpoint(cfg, list(context.overrides.task)))
+                metrics = task(with_checkpoint(cfg, list(context.overrides.task)))
+                if context.mode is RunMode.MULTIRUN and metrics:  # the first process alone has them
+                    jobs.append((list(context.overrides.task), metrics))
+                return metrics
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
     with explaining(name):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+    if len(jobs) > 1:
+        from semcorr.sweep import Job, summary
+
+        Console().print(summary([Job(*each) for each in jobs]))
 
 
 @contextmanager
@@ -85,7 +96,8 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
     typed = [override.lstrip("+").partition("=")[0] for override in overrides]
-    ours = [key for key in BROUGHT if key in cfg and key in saved]  # a run of before has no `augment`
+    known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
+    ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
     brought = [key for key in ours if key not in typed and "experiment" not in typed]
     with open_dict(cfg):
         for key in brought:
