@@ -49,3 +49,4 @@ def adaptformer(
         assert unit.norm is not None
         adapter = Bottleneck(len(unit.scale), width, nn.ReLU(), dropout, scale, norm=layernorm == "in", like=unit.scale)
         bypass(unit.norm, unit.feed_forward, adapter)
+    backbone.train(backbone.training)  # what is new, too

@@ -35,6 +35,7 @@ def houlsby(backbone: Backbone, width: int = 64, blocks: int | None = None) -> N
     for unit in [unit for block in chosen for unit in units(block)]:
         for branch in (unit.attention, unit.feed_forward):
             follow(branch, Bottleneck(len(unit.scale), width, nn.GELU(), like=unit.scale))
+    backbone.train(backbone.training)  # what is new, too
 
 
 def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:

@@ -43,3 +43,4 @@ def lora(
     scale = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=names, use_dora=dora)  # type: ignore[arg-type]
     inject_adapter_in_model(config, backbone)
+    backbone.train(backbone.training)  # what is new, too

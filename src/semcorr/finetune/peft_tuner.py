@@ -15,6 +15,9 @@ from semcorr.errors import UserError
 from semcorr.finetune.chosen import layers, targeted
 
 PROMPTS = "it learns prompts of a language model"
+BASIS = (
+    "it learns in a basis, decomposed from the weights, that no checkpoint holds and another machine may sign otherwise"
+)
 REFUSED = {
     "lora": "it has a file of its own: finetune=lora or finetune=dora",
     "adalora": "its ranks are allotted by calls from the training loop; without them it is LoRA by another name",
@@ -25,6 +28,7 @@ REFUSED = {
     "xlora": "it mixes LoRAs that were trained before",
     **dict.fromkeys(("adaption_prompt", "cartridge", "cpt", "multitask_prompt_tuning", "p_tuning"), PROMPTS),
     **dict.fromkeys(("prefix_tuning", "prompt_tuning"), PROMPTS),
+    **dict.fromkeys(("frod", "psoft"), BASIS),
 }
 START: dict[str, dict[str, Any]] = {  # from the pretrained features, where peft's default is random or has to be given
     "c3a": {"init_weights": True},
@@ -45,8 +49,8 @@ def peft_tuner(
 ) -> None:
     """Freeze everything; let `tuner` adapt the layers that `targets` names.
 
-    Most start from the backbone's own features to the bit; those that rotate or decompose weights (`deft`,
-    `hra`, `osf`, `frod`) to rounding, and `vblora` and `unilora`, which start from random vectors, near them.
+    Most start from the backbone's own features to the bit; those that reflect, project or decompose weights
+    (`hra`, `deft`, `osf`) to rounding, and `vblora` and `unilora`, which start from random vectors, near them.
     Not every tuner can adapt convolutions.
 
     Args:
@@ -71,6 +75,7 @@ def peft_tuner(
         except (ValueError, TypeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"finetune=peft: peft cannot put {tuner} into {backbone.name} ({reason}).") from error
+    backbone.train(backbone.training)  # what is new, too
 
 
 def configuration(tuner: str, options: Mapping[str, Any]) -> Callable[..., PeftConfig]:
