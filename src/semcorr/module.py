@@ -17,6 +17,7 @@ from semcorr.backbones import Backbone
 from semcorr.coords import from_view, to_grid, to_image
 from semcorr.errors import UserError
 from semcorr.finetune.modes import keep_frozen_in_eval
+from semcorr.finetune.moving import saved
 from semcorr.metrics.pck import PCK, SUBSETS
 from semcorr.metrics.table import gather, rows
 from semcorr.types import FeatureMap, PairBatch, View
@@ -54,7 +55,9 @@ class Correspondence(LightningModule):
         self.backbone, self.head, self.localise = backbone, head, localise
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.strict_loading = False  # checkpoints hold the moving weights only
+        buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
         finetune(backbone)
+        self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.pck: PCK | None = None
         self.features: dict[str, Tensor] = {}
         self.tables: list[pa.Table] = []
@@ -202,9 +205,8 @@ class Correspondence(LightningModule):
     # -- checkpoints --
 
     def moving(self) -> dict[str, Tensor]:
-        """What training changes: the backbone's moving parameters and the whole head."""
-        names = {f"backbone.{n}" for n, p in self.backbone.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
-        names |= {f"head.{n}" for n in self.head.state_dict()}
+        """What training changes, and the buffers that tuning added: of the backbone, and the whole head."""
+        names = self.saved | {f"head.{name}" for name in self.head.state_dict()}
         return {name: value for name, value in self.state_dict().items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
