@@ -1,0 +1,177 @@
+"""python -m semcorr.export RUN: the backbone that a training run tuned, for use elsewhere.
+
+Whatever is written is read back, and its features compared with the run's, before it gets its name.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from omegaconf import DictConfig
+from rich.console import Console
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+
+if TYPE_CHECKING:  # it brings torch, which --help can do without
+    from semcorr.module import Correspondence
+
+FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # and where they go in RUN/export
+CHECKPOINTS = ("best", "last")
+TOLERANCE = 1e-4  # of the largest feature
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Typed(NamedTuple):
+    """What was asked for."""
+
+    run: Path
+    format: str
+    out: Path
+    which: str = "best"
+    size: str | None = None
+    weights: Path | None = None
+    force: bool = False
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
+    out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
+    which: Annotated[str, typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")] = "best",
+    size: Annotated[
+        str | None, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Write the backbone that a training run tuned.
+
+    merged: a safetensors file of the network's own keys, which backbone.weights=FILE reads.
+    peft: a folder with the adapter alone, which PeftModel.from_pretrained loads onto the plain network.
+    onnx: a graph from an image (1, 3, height, width), RGB in [0, 1], to features (1, c, h, w); it normalises
+    the image itself and leaves the features as the backbone gives them, not of unit length.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        with explaining("train"):
+            if format not in FORMATS:
+                raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
+            _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _export(typed: Typed) -> None:
+    if typed.which not in CHECKPOINTS:
+        raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {typed.which}")
+    if typed.size is not None and typed.format != "onnx":
+        raise UserError("--size goes with --format onnx: only a graph has a fixed size")
+    from semcorr.export_run import configuration, rebuilt
+
+    cfg = configuration(typed.run, typed.weights)
+    final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
+    _refuse(final, typed.force)
+    with Console(stderr=True).status("") as status:
+        status.update(f"Building the backbone of {typed.run}")
+        module = rebuilt(cfg, typed.run, typed.which)
+        facts = _facts(module, typed)  # before merging, after which nothing moves
+        status.update(f"Writing {typed.out}")
+        with placing(final, typed.force) as beside:
+            difference = _write(module, cfg, typed, beside, facts)
+            if difference is not None and not difference <= TOLERANCE:
+                raise UserError(
+                    f"What {typed.out} would hold gives other features than the run (they differ by {difference:.1e} "
+                    "of the largest), so it was not written. Try another --format."
+                )
+            names = sorted(path.name for path in beside.parent.iterdir())
+    _tell(typed, facts, [final.with_name(name) for name in names], difference)
+
+
+def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:
+    """Where the numbers come from."""
+    from semcorr import __version__
+
+    return {
+        "semcorr": __version__,
+        "base": module.backbone.name,
+        "base_sha256": module.backbone.sha256,
+        "run": str(typed.run.resolve()),
+        "checkpoint": typed.which if module.moving() else "none",
+    }
+
+
+def _write(module: "Correspondence", cfg: DictConfig, typed: Typed, path: Path, facts: dict[str, str]) -> float | None:
+    """The files, into the folder of `path`. By how much the features that come out of them differ, if that is known."""
+    from semcorr.export_weights import adapter, merged, write_head
+
+    backbone: Any = module.backbone
+    write_head(module.head, path.with_name("head.safetensors"), facts)
+    if typed.format == "onnx":
+        from semcorr.onnx_graph import graph, sides
+
+        return graph(backbone, path, sides(backbone, typed.size), facts)
+    if not module.moving():
+        raise UserError(
+            f"{typed.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
+            "Use those, by backbone.weights=FILE or by name; or --format onnx."
+        )
+    return (adapter if typed.format == "peft" else merged)(backbone, cfg, path, facts)
+
+
+def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: float | None) -> None:
+    for path in files:
+        print(f"Wrote {path} ({path.stat().st_size:,} bytes)")
+    trained = (
+        f"{typed.run}/checkpoints/{typed.which}.ckpt" if facts["checkpoint"] != "none" else "no checkpoint: frozen"
+    )
+    print(f"{facts['base']}, base weights with sha256 {facts['base_sha256'][:12]}, and what was trained from {trained}")
+    use = {
+        "merged": f"backbone.weights={typed.out}",
+        "peft": f'PeftModel.from_pretrained(network, "{typed.out}")',
+        "onnx": "image: RGB in [0, 1], normalised inside; features: as the backbone gives them, not of unit length",
+    }
+    print(use[typed.format])
+    if difference is None:
+        print("Not checked: onnxruntime is not installed. pip install semcorr[onnx]")
+    else:
+        print(f"Read back, its features differ from the run's by at most {difference:.1e} of the largest")
+
+
+@contextmanager
+def placing(final: Path, force: bool = False) -> Iterator[Path]:
+    """A place to write `final` and what goes with it; all get their names when that is done, `final` last."""
+    home = next(folder for folder in final.absolute().parents if folder.is_dir())
+    try:
+        with TemporaryDirectory(prefix=f".{final.name}.", dir=home) as folder:
+            yield Path(folder) / final.name
+            made = sorted(Path(folder).iterdir(), key=lambda path: path.name == final.name)
+            for path in made:
+                _refuse(final.with_name(path.name), force)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            for path in made:
+                path.replace(final.with_name(path.name))
+    except OSError as error:
+        raise UserError(f"{final} cannot be written ({error.strerror or error}). Choose a place with --out") from None
+
+
+def _refuse(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UserError(f"{path} exists. Replace it with --force, or choose another place with --out")
+
+
+def main() -> None:
+    """The command."""
+    app(prog_name="semcorr export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A training run's directory to the module as it was trained; no data needed."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from semcorr.errors import UserError
+from semcorr.module import Correspondence
+from semcorr.run import read_checkpoint
+
+
+def configuration(run: Path, weights: Path | None = None) -> DictConfig:
+    """What a training run was, with the file of its base weights somewhere else, if need be."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Give the run_dir of a training run.")
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig) or "backbone" not in cfg or "loss" not in cfg:
+        origin = cfg.get("checkpoint") if isinstance(cfg, DictConfig) else None
+        hint = f" It scored {origin}: export that." if origin else ""
+        raise UserError(f"{run} is no training run, by its config.yaml.{hint or ' Give the run_dir of one.'}")
+    if weights is not None:
+        cfg.backbone.weights = str(weights)
+    return cfg
+
+
+def rebuilt(cfg: DictConfig, run: Path, which: str = "best") -> Correspondence:
+    """The module as it was trained, in eval mode; of a frozen run, as it was built. Needs no data."""
+    module = Correspondence(
+        base(cfg),
+        head=instantiate(cfg.head),
+        localise=instantiate(cfg.localise),
+        finetune=instantiate(cfg.finetune),
+        seed=cfg.seed,
+    )
+    origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
+    content = read_checkpoint(run, which) if module.moving() else {"base": origin, "state_dict": {}}
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=False)
+    return module.eval()
+
+
+def base(cfg: DictConfig, **changed: Any) -> Any:
+    """The backbone as it was before any tuning; random weights as the run had them."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    return instantiate(cfg.backbone, **changed).eval()
