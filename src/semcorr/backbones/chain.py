@@ -166,11 +166,12 @@ def lora_targets(blocks: Sequence[nn.Module]) -> list[str]:
     """Endings of the names of the modules that LoRA adapts by default.
 
     Queries and values (Hu et al. 2021, section 4.2); where one layer makes queries, keys and values
-    at once, the keys are adapted, too. Grouped convolutions have no low rank to speak of.
+    at once, the keys are adapted, too. Of a convolutional network, every convolution, also where it is
+    written as a linear layer (ConvNeXt); grouped ones have no low rank to speak of.
     """
     named = [(name.rpartition(".")[2], module) for block in blocks for name, module in block.named_modules()]
     linear = {name for name, module in named if isinstance(module, nn.Linear)}
     for choice in (("qkv",), ("q_proj", "v_proj"), ("query", "value")):
         if linear.issuperset(choice):
             return list(choice)
-    return sorted({name for name, module in named if isinstance(module, nn.Conv2d) and module.groups == 1})
+    return sorted(linear | {name for name, module in named if isinstance(module, nn.Conv2d) and module.groups == 1})
