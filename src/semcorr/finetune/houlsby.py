@@ -49,14 +49,18 @@ def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
         first = output[0] if isinstance(output, tuple) else output
         shapes[block] = tuple(first.shape) if isinstance(first, Tensor) else ()
 
+    modes = {module: module.training for module in backbone.modules()}
     hooks = [block.register_forward_hook(note) for block in blocks]
     try:
+        backbone.eval()  # batch norms count batches even of this kind
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             backbone(torch.empty(1, 3, backbone.size, backbone.size, device=next(backbone.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-    odd = [type(block).__name__ for block in blocks if len(shapes[block]) != 4]
+        for module, mode in modes.items():
+            module.training = mode
+    odd = [type(block).__name__ for block in blocks if len(shapes.get(block, ())) != 4]
     if odd:
         raise UserError(
             f"finetune=houlsby: {odd[0]} of {backbone.name} has neither attention and feed-forward by a name that is "

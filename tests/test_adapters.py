@@ -1,0 +1,315 @@
+"""Houlsby's and AdaptFormer's bottlenecks: where each kind of block takes them, and what it then computes."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from backbone_cases import IMAGE, dinov3, lite0, resnet, squeezenet, tiny
+from jaxtyping import Float
+from segment_anything.modeling.image_encoder import Block as SegmentAnythingBlock
+from segment_anything.modeling.image_encoder import window_partition, window_unpartition
+from timm.layers import LayerNorm
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, relu
+from torch.testing import assert_close
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionConfig
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Config, Dinov2Layer
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTConfig, DINOv3ViTLayer
+from transformers.models.vit.modeling_vit import ViTConfig, ViTLayer
+
+from semcorr.backbones.timm_model import TimmModel
+from semcorr.errors import UserError
+from semcorr.finetune.adapter import Bottleneck
+from semcorr.finetune.adaptformer import adaptformer
+from semcorr.finetune.houlsby import houlsby
+from semcorr.finetune.modes import keep_frozen_in_eval
+
+C = 16
+SIZES = {"hidden_size": C, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1}
+EAGER = {"attn_implementation": "eager"}
+
+
+class Stack(nn.Module):
+    """Blocks, and as little else as a backbone can have."""
+
+    name, size, norm, pairwise, sha256, lora_targets = "stack", 16, None, False, "", ("qkv",)
+    channels = stride = 0
+    prefix = suffix = nn.Module.forward  # not asked for
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+
+Branch = Callable[[Tensor], Tensor]
+
+
+def timm_block(b: Block) -> tuple[Branch, Branch]:
+    return lambda x: b.ls1(b.attn(b.norm1(x))), lambda x: b.ls2(b.mlp(b.norm2(x)))
+
+
+def eva_block(b: EvaBlock) -> tuple[Branch, Branch]:
+    return lambda x: b.gamma_1 * b.attn(b.norm1(x)), lambda x: b.gamma_2 * b.mlp(b.norm2(x))
+
+
+def sam_block(b: SegmentAnythingBlock) -> tuple[Branch, Branch]:
+    def attention(x: Tensor) -> Tensor:
+        windows, padded = window_partition(b.norm1(x), b.window_size)
+        return window_unpartition(b.attn(windows), b.window_size, padded, x.shape[1:3])
+
+    return attention, lambda x: b.mlp(b.norm2(x))
+
+
+def dinov2_layer(b: Dinov2Layer) -> tuple[Branch, Branch]:
+    return (
+        lambda x: b.layer_scale1(b.attention(b.norm1(x))[0]),
+        lambda x: b.layer_scale2(b.mlp(b.norm2(x))),
+    )
+
+
+def dinov3_layer(b: DINOv3ViTLayer) -> tuple[Branch, Branch]:
+    return (
+        lambda x: b.layer_scale1(b.attention(b.norm1(x), position_embeddings=ROTATION)[0]),
+        lambda x: b.layer_scale2(b.mlp(b.norm2(x))),
+    )
+
+
+def clip_layer(b: CLIPEncoderLayer) -> tuple[Branch, Branch]:
+    return lambda x: b.self_attn(b.layer_norm1(x), attention_mask=None)[0], lambda x: b.mlp(b.layer_norm2(x))
+
+
+def vit_layer(b: ViTLayer) -> tuple[Branch, Branch]:
+    return lambda x: b.attention(b.layernorm_before(x))[0], lambda x: b.mlp(b.layernorm_after(x))
+
+
+ROTATION = (torch.ones(5, C // 2), torch.zeros(5, C // 2))  # by no angle
+TOKENS, MAP = torch.Size((2, 5, C)), torch.Size((2, 5, 6, C))
+KINDS = {  # how to build it, its two branches by hand, the shape of its stream, what its forward takes besides
+    "timm": (lambda: Block(C, 2, init_values=0.5), timm_block, TOKENS, {}),
+    "timm without LayerScale": (lambda: Block(C, 2), timm_block, TOKENS, {}),
+    "timm's EVA": (lambda: EvaBlock(C, 2, init_values=0.5, norm_layer=LayerNorm), eva_block, TOKENS, {}),
+    "segment anything": (lambda: SegmentAnythingBlock(C, 2, window_size=4), sam_block, MAP, {}),
+    "transformers' DINOv2": (lambda: Dinov2Layer(Dinov2Config(**SIZES, **EAGER)), dinov2_layer, TOKENS, {}),
+    "transformers' DINOv3": (
+        lambda: DINOv3ViTLayer(DINOv3ViTConfig(**SIZES, **EAGER)),
+        dinov3_layer,
+        TOKENS,
+        {"position_embeddings": ROTATION},
+    ),
+    "transformers' CLIP": (
+        lambda: CLIPEncoderLayer(CLIPVisionConfig(**SIZES, **EAGER)),
+        clip_layer,
+        TOKENS,
+        {"attention_mask": None},
+    ),
+    "transformers' ViT": (lambda: ViTLayer(ViTConfig(**SIZES, **EAGER)), vit_layer, TOKENS, {}),
+}
+KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def untrained(kind: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    block = KINDS[kind][0]().eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return block, torch.randn(KINDS[kind][2])
+
+
+def randomised(block: nn.Module) -> list[dict[str, Tensor]]:
+    """The weights of the block's adapters, in order, with any values but those at the start."""
+    adapters = [module for module in block.modules() if isinstance(module, Bottleneck)]
+    torch.manual_seed(1)
+    for parameter in [p for adapter in adapters for p in adapter.parameters()]:
+        nn.init.normal_(parameter, std=0.3)
+    return [dict(adapter.named_parameters()) for adapter in adapters]
+
+
+def bottleneck(x: Float[Tensor, "... c"], weights: dict[str, Tensor], activation: Branch) -> Float[Tensor, "... c"]:
+    """Independently of the module."""
+    middle = activation(x @ weights["down.weight"].T + weights["down.bias"])
+    return middle @ weights["up.weight"].T + weights["up.bias"]
+
+
+@KIND
+def test_houlsby_changes_each_branch_before_it_is_added(kind):
+    (block, x), (_, by_hand, _, options) = untrained(kind), KINDS[kind]
+    attention, feed_forward = by_hand(deepcopy(block))
+    plain = block(x, **options)
+
+    houlsby(Stack(block), width=3)
+    assert torch.equal(block(x, **options), plain)
+    first, second = randomised(block)
+
+    a = attention(x)
+    y = x + a + bottleneck(a, first, gelu)
+    f = feed_forward(y)
+    assert_close(block(x, **options), y + f + bottleneck(f, second, gelu), atol=1e-4, rtol=1e-4)
+
+
+@KIND
+@pytest.mark.parametrize("layernorm", ["none", "in"])
+def test_adaptformer_reads_the_stream_before_the_norm_and_adds_outside_of_any_scale(kind, layernorm):
+    (block, x), (_, by_hand, _, options) = untrained(kind), KINDS[kind]
+    attention, feed_forward = by_hand(deepcopy(block))
+    plain = block(x, **options)
+
+    stack = Stack(block)
+    stack.eval()
+    adaptformer(stack, width=3, scale=0.3, layernorm=layernorm)
+    assert torch.equal(block(x, **options), plain)
+    (weights,) = randomised(block)
+
+    y = x + attention(x)
+    read = layer_norm(y, (C,), weights["norm.weight"], weights["norm.bias"]) if layernorm == "in" else y
+    expected = y + feed_forward(y) + 0.3 * bottleneck(read, weights, relu)
+    assert_close(block(x, **options), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("build", "place"), [(squeezenet, -1), (resnet, 1), (lite0, 3)])
+def test_a_convolutional_block_is_followed_by_a_bottleneck_of_its_maps(build, place):
+    backbone = build()
+    plain, x = deepcopy(backbone.blocks[place]), {}
+    houlsby(backbone, width=3)
+    (weights,) = randomised(backbone.blocks[place])
+    backbone.blocks[place].register_forward_pre_hook(lambda _, args: x.update(input=args[0]))
+    backbone(IMAGE)
+
+    out = plain.eval()(x["input"])
+    weights = {key: value.flatten(1) if value.ndim == 4 else value for key, value in weights.items()}
+    expected = out + bottleneck(out.movedim(1, -1), weights, gelu).movedim(-1, 1)
+    assert_close(backbone.blocks[place](x["input"]), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_looking_at_a_convolutional_network_to_size_its_adapters_changes_no_statistic():
+    backbone = lite0().train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    houlsby(backbone)
+
+    assert all(torch.equal(backbone.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("tune", [houlsby, adaptformer])
+@pytest.mark.parametrize("build", [tiny, dinov3])
+def test_no_weight_of_the_base_is_renamed(build, tune):
+    backbone, plain = build(), build()
+
+    tune(backbone)
+
+    own = {key: value for key, value in backbone.state_dict().items() if ".adapter." not in key}
+    plain.load_state_dict(own)
+
+
+@pytest.mark.parametrize("tune", [houlsby, adaptformer])
+def test_a_copy_has_adapters_of_its_own(tune):
+    backbone = tiny()
+    tune(backbone)
+    before, copy = backbone(IMAGE).values, deepcopy(backbone)
+
+    randomised(copy)
+
+    assert torch.equal(backbone(IMAGE).values, before)
+    assert not torch.allclose(copy(IMAGE).values, before)
+    randomised(backbone)
+    assert torch.equal(copy(IMAGE).values, backbone(IMAGE).values)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_blocks_before_the_last_ones_get_none(blocks):
+    for tune, each in ((houlsby, 2), (adaptformer, 1)):
+        backbone = tiny()
+        tune(backbone, blocks=blocks)
+        counts = [sum(isinstance(m, Bottleneck) for m in block.modules()) for block in backbone.blocks]
+        assert counts == [0] * (4 - blocks) + [each] * blocks
+
+
+def test_adaptformer_starts_as_published_and_drops_out_only_while_training():
+    backbone = tiny()
+    adaptformer(backbone)
+    adapter = next(module for module in backbone.modules() if isinstance(module, Bottleneck))
+
+    assert (adapter.scale, adapter.dropout.p, adapter.down.out_features) == (0.1, 0.1, 64)
+    assert adapter.down.weight.abs().max() <= 48**-0.5  # Kaiming with a = sqrt(5) is uniform up to 1 / sqrt(fan in)
+    assert adapter.down.weight.std().item() == pytest.approx((3 * 48) ** -0.5, rel=0.05)
+    assert not any(p.any() for p in (adapter.down.bias, adapter.up.weight, adapter.up.bias))
+    assert not adapter.training
+    backbone.train()
+    keep_frozen_in_eval(backbone)
+    assert adapter.dropout.training
+    assert not backbone.blocks[0].mlp.training
+    assert not backbone.blocks[0].attn.training
+
+
+def test_members_of_a_stage_are_adapted_where_blocks_are_stages():
+    sizes = {"embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4, "img_size": 64}
+    backbone = TimmModel("swin_tiny_patch4_window7_224", size=64, pretrained=False, **sizes).eval()
+    before = backbone(IMAGE[..., :64]).values
+
+    houlsby(backbone, width=2)
+
+    widths = [len(m.up.bias) for m in backbone.modules() if isinstance(m, Bottleneck)]
+    assert widths == [8, 8, 16, 16, 16, 16]
+    assert torch.equal(backbone(IMAGE[..., :64]).values, before)
+
+
+@pytest.mark.parametrize("tune", [houlsby, adaptformer])
+def test_adapters_leave_nothing_behind_after_a_step(tune):
+    """What AdaptFormer remembers between its two ends would hold a graph, and stop a copy."""
+    backbone = tiny()
+    tune(backbone)
+
+    backbone(IMAGE).values.sum().backward()
+
+    assert all(m.seen is None for m in backbone.modules() if isinstance(m, Bottleneck))
+    deepcopy(backbone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_adapters_have_the_precision_of_the_base(dtype):
+    for build in (tiny, resnet):
+        backbone = build().to(dtype)
+        houlsby(backbone, width=2)
+        assert {parameter.dtype for parameter in backbone.parameters()} == {dtype}
+
+
+def post_normed() -> Stack:
+    block = nn.Module()
+    block.attn, block.norm1, block.mlp, block.norm2 = nn.Linear(C, C), nn.LayerNorm(C), nn.Linear(C, C), nn.LayerNorm(C)
+    return Stack(block)
+
+
+class Odd(Stack):
+    """Its block puts out tokens and has no names that are known."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.blocks[0](image.flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "told"),
+    [
+        (lambda: houlsby(tiny(), width=0), "`finetune.width` must be at least 1, got 0"),
+        (lambda: adaptformer(tiny(), width=-1), "`finetune.width` must be at least 1, got -1"),
+        (lambda: adaptformer(tiny(), dropout=1.5), "`finetune.dropout` must be at least 0 and below 1, got 1.5"),
+        (lambda: adaptformer(tiny(), layernorm="out"), "`finetune.layernorm` must be one of none, in, got 'out'"),
+        (lambda: houlsby(tiny(), blocks=9), "between 1 and 4, the depth of this backbone, or null, got 9"),
+        (lambda: adaptformer(post_normed()), "stack has none with a norm before it. Use finetune=houlsby"),
+        (lambda: houlsby(Odd(nn.Identity(), nn.Linear(1, 1))), "Identity of stack has neither attention"),
+    ],
+)
+def test_what_cannot_be_done_is_told_with_what_can(attempt, told):
+    with pytest.raises(UserError) as error:
+        attempt()
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("tune", [houlsby, adaptformer])
+def test_a_backbone_with_adapters_takes_no_more(tune):
+    backbone = tiny()
+    tune(backbone)
+
+    with pytest.raises(UserError, match="has adapters already"):
+        tune(backbone)
