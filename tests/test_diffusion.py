@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
+from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 from tiny_diffusion import parts, tiny_sd, write_parts
 from torch.nn.functional import interpolate, normalize
@@ -248,12 +249,21 @@ def test_a_weight_that_is_missing_is_told_and_never_made_up(tmp_path):
         tiny_sd(parts=None, weights=str(tmp_path))
 
 
-@pytest.mark.parametrize("broken", ["vae", "unet", "text_encoder"])
-def test_a_part_that_cannot_be_read_is_named(tmp_path, broken):
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("vae", "config.json"),
+        ("unet", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "config.json"),
+        ("text_encoder", "model.safetensors"),
+        ("tokenizer", "tokenizer.json"),
+    ],
+)
+def test_a_part_that_cannot_be_read_is_named(tmp_path, folder, file):
     write_parts(tmp_path, parts())
-    (tmp_path / broken / "config.json").write_text(json.dumps({"_class_name": "Nothing"})[:-3])
+    (tmp_path / folder / file).write_text('{"cut": ')
 
-    with pytest.raises(UserError, match=rf"`backbone\.weights`: {broken} in .* cannot be read"):
+    with pytest.raises(UserError, match=rf"`backbone\.weights`: {folder} in .* cannot be read"):
         tiny_sd(parts=None, weights=str(tmp_path))
 
 
@@ -264,7 +274,10 @@ def test_a_directory_of_another_layout_is_refused(tmp_path):
 
 def test_a_hub_out_of_reach_leaves_three_ways_out(monkeypatch):
     def fail(*_, **__):
-        raise OSError("no route to host")
+        try:
+            raise ConnectionError("no route to host")
+        except ConnectionError as error:
+            raise OSError("there is no config.json") from error
 
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fail)
 
@@ -370,3 +383,47 @@ def test_components_of_several_layers_lie_side_by_side_and_need_a_pair():
     assert_close(*cosines, atol=1e-3, rtol=1e-3)
     with pytest.raises(UserError, match="depend on both images"):
         backbone(IMAGE)
+
+
+def test_the_hubs_files_are_read_as_they_were_written_years_ago(tmp_path):
+    """Stable Diffusion's files have older names for the autoencoder's attention, the text encoder, the vocabulary."""
+    original = tiny_sd(prompt="a cat")
+    write_parts(tmp_path, parts())
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    content = load_file(path)
+    for new, former in old.items():
+        content = {key.replace(f".{new}.", f".{former}."): value for key, value in content.items()}
+    assert any("proj_attn" in key for key in content)
+    save_file(content, path)
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    content = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
+    save_file(content | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
+    vocabulary = parts().text().tokenizer.get_vocab()
+    for file in (tmp_path / "tokenizer").iterdir():
+        file.unlink()
+    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "pad_token": "!"})
+    )
+
+    loaded = tiny_sd(parts=None, weights=str(tmp_path), prompt="a cat")
+
+    assert loaded.sha256 == original.sha256
+    assert loaded.text().frame(2)[0].tolist() == [512, 0, 0, 513, *[0] * 73]  # 2.1 pads with its first word
+    assert_close(loaded.prompt()[:, :6], original.prompt()[:, :6])  # up to the end of the text
+
+
+@pytest.mark.parametrize(
+    ("choice", "layers", "timestep", "ensemble", "freeu"),
+    [("sd", [5], 261, 8, False), ("sd15", [1, 4, 7], 50, 1, True)],
+)
+def test_the_yaml_is_the_published_setting(config, choice, layers, timestep, ensemble, freeu):
+    chosen = config("train", f"backbone={choice}", "backbone.grid=4").backbone
+
+    backbone = instantiate(chosen, parts=parts())
+
+    assert (backbone.layers, backbone.timestep, backbone.ensemble, backbone.size) == (layers, timestep, ensemble, 64)
+    assert (backbone.units[-1].freeu is not None) == freeu
+    assert chosen.name.rpartition("/")[2] in PUBLISHED

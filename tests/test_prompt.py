@@ -3,17 +3,21 @@ import math
 import pytest
 import torch
 from backbone_cases import tiny
+from conftest import SMALL
 from hydra.utils import instantiate
-from tiny_diffusion import parts, tiny_sd
+from tiny_diffusion import parts, tiny_sd, write_parts
 from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from semcorr.backbones.diffusion import FixedPrompt
 from semcorr.backbones.fuse import Fuse
+from semcorr.cli import with_checkpoint
 from semcorr.errors import UserError
+from semcorr.evaluate import evaluate
 from semcorr.finetune.conditional_prompt import conditional_prompt
 from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.prompt import prompt
+from semcorr.train import train
 
 SOURCE, TARGET = torch.rand(2, 2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
 DINO = {"dino": "vit_tiny_patch16_224", "dino_size": 32, "pretrained": False, "patch_size": 8}
@@ -234,3 +238,23 @@ def test_the_yaml_is_the_published_choice(config, choice, tokens):
 
     assert backbone.prompt.words.shape == (1, tokens, 12)
     assert choice == "prompt" or backbone.prompt.position.shape == (1, 50, 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+@pytest.mark.parametrize("choice", ["finetune=prompt", "finetune=cpm"])
+def test_a_run_saves_the_prompt_alone_and_scores_with_it(config, creatures, tmp_path, choice):
+    given = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", choice]
+    given += ["backbone=sd", f"backbone.weights={write_parts(tmp_path, parts())}"]
+    given += ["backbone.size=64", "backbone.ensemble=1"]
+    if choice == "finetune=cpm":
+        given += ["finetune.dino=vit_tiny_patch16_224", "finetune.pretrained=false", "+finetune.depth=1"]
+    quick = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.backbone_lr=0.01"]
+    run = tmp_path / "run"
+
+    trained = train(config("train", *given, *quick, f"run_dir={run}"))
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    again = [f"checkpoint={run}", f"run_dir={tmp_path / 'again'}"]
+    scored = evaluate(with_checkpoint(config("evaluate", *again), again))
+
+    assert set(saved) == {f"backbone.prompt.{name}" for name in (CPM if choice == "finetune=cpm" else {"words"})}
+    assert scored["pck"] == trained["pck"]

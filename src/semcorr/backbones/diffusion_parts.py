@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
 
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
 from semcorr.errors import UserError
 
+# What the two libraries raise where a file is absent, or none of theirs.
+BROKEN = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError)
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer")  # diffusers' layout, as far as it is read
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -97,7 +102,7 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
     options = {"output_loading_info": True} if info else {}
     try:
         part = kind.from_pretrained(source, subfolder=folder, local_files_only=local, **options)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:  # what the two libraries raise
+    except BROKEN as error:
         raise _told(error, source, local, folder) from error
     if not info:
         return part
@@ -113,7 +118,8 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
 
 def _told(error: Exception, source: str, local: bool, folder: str) -> UserError:
     """The failure in a sentence, with the ways out."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    root = error if local else _causes(error)[-1]  # the libraries say "no config.json" where there is no network
+    reason = (str(root).strip().splitlines() or [type(root).__name__])[0]
     if local:
         return UserError(f"`backbone.weights`: {folder} in {source} cannot be read ({reason}). Give one that is whole.")
     if any(type(cause).__name__ == "GatedRepoError" for cause in _causes(error)):
