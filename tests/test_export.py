@@ -34,6 +34,7 @@ from semcorr.finetune.lora import lora
 from semcorr.finetune.peft_tuner import peft_tuner
 from semcorr.onnx_graph import graph
 from semcorr.train import train
+from semcorr.types import FeatureMap
 
 QUICK = [
     "data.steps=3",
@@ -145,7 +146,7 @@ def test_every_backbone_reads_back_what_was_merged_and_gives_the_same_features(t
 
 
 def config_of(build: Callable, **options: object) -> DictConfig:
-    return OmegaConf.create({"seed": 0, "backbone": {"_target_": f"backbone_cases.{build.__name__}", **options}})
+    return OmegaConf.create({"seed": 0, "backbone": {"_target_": build, **options}}, flags={"allow_objects": True})
 
 
 def test_merged_keys_are_the_networks_own(tmp_path):
@@ -321,13 +322,48 @@ def test_a_frozen_run_is_exported_as_a_graph_and_has_no_other_weights(typed, run
     monkeypatch.setattr("semcorr.onnx_graph._run", lambda path, image: features(of_run(frozen), image).numpy())
     frozen = run("frozen")
     assert typed(frozen, "--format", "onnx", "--out", "b.onnx") == 0
-    assert "no checkpoint: frozen" in capfd.readouterr().out
+    assert ", frozen\n" in capfd.readouterr().out
 
     for format in ("merged", "peft"):
         assert typed(frozen, "--format", format) == 2
         error = capfd.readouterr().err
         assert "is a frozen run: it trained nothing" in error
         assert "backbone.weights=FILE" in error
+
+
+def test_base_weights_that_have_moved_are_given_anew(typed, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run("lora"), other)
+    torch.save(base_weights(other), tmp_path / "moved.pth")
+    cfg = OmegaConf.load(other / "config.yaml")
+    cfg.backbone.weights = "gone.pth"
+    OmegaConf.save(cfg, other / "config.yaml")
+
+    assert typed("other") == 2
+    assert typed("other", "--weights", "moved.pth") == 0
+    assert (other / "export/backbone.safetensors").stat().st_mode & 0o777 == (
+        other / "config.yaml"
+    ).stat().st_mode & 0o777
+
+
+def test_a_graph_too_large_for_one_file_has_its_weights_beside_it(typed, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    assert typed(run("lora"), "--format", "onnx", "--out", "b.onnx") == 0
+
+    assert {path.name for path in tmp_path.iterdir()} == {"b.onnx", "b.onnx.data"}
+    assert onnxruntime.InferenceSession(tmp_path / "b.onnx").get_outputs()[0].shape == [1, 48, 8, 8]
+
+
+def test_what_the_exporter_cannot_do_is_a_sentence_and_its_own_words_are_not_shown(tmp_path, capfd):
+    class Odd(nn.Module):
+        name, size, stride, pairwise = "odd", 8, 8, False
+
+        def forward(self, image: torch.Tensor) -> FeatureMap:
+            return FeatureMap(image * float(image.mean() > 0.5), 8)
+
+    with pytest.raises(UserError, match=r"odd cannot be written as an ONNX graph: .*[^.]\. Try another --format\."):
+        graph(Odd(), tmp_path / "b.onnx", (8, 8), FACTS)
+    assert capfd.readouterr() == ("", "")
 
 
 # -- whole or not at all --
@@ -376,6 +412,7 @@ MISTAKES = {
     "RUN --format onnx --size big": ["SIDE or HEIGHTxWIDTH", "got big"],
     "RUN --format peft": ["Only a run that peft tuned", "finetune=lora"],
     "RUN --weights nowhere.pth": ["nowhere.pth does not exist"],
+    "RUN --out weights.pth": ["--out must end with .safetensors for --format merged, got weights.pth"],
     "nowhere": ["nowhere/config.yaml does not exist. Give the run_dir of a training run."],
 }
 
@@ -427,13 +464,13 @@ def test_what_sees_two_images_is_no_graph(tmp_path):
 
 def test_several_networks_are_no_file_of_weights(tmp_path):
     class Two(nn.Module):
-        name, size, pairwise = "two", 64, False
+        name = "two"
 
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = tiny(), tiny()
+            self.a, self.parts = tiny(), nn.ModuleList([tiny(), tiny()])
 
-    with pytest.raises(UserError, match=r"made of several networks \(a, b\)"):
+    with pytest.raises(UserError, match=r"made of several networks \(a, parts.0, parts.1\)"):
         merged(Two(), config_of(tiny), tmp_path / "w.safetensors", FACTS)
 
 

@@ -4,6 +4,7 @@ Whatever is written is read back, and its features compared with the run's, befo
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,12 +76,15 @@ def _export(typed: Typed) -> None:
         raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {typed.which}")
     if typed.size is not None and typed.format != "onnx":
         raise UserError("--size goes with --format onnx: only a graph has a fixed size")
+    ending = Path(FORMATS[typed.format]).suffix
+    if ending and typed.out.suffix != ending:  # readers go by it
+        raise UserError(f"--out must end with {ending} for --format {typed.format}, got {typed.out}")
     from semcorr.export_run import configuration, rebuilt
 
     cfg = configuration(typed.run, typed.weights)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
     _refuse(final, typed.force)
-    with Console(stderr=True).status("") as status:
+    with Console(file=sys.stderr).status("") as status:
         status.update(f"Building the backbone of {typed.run}")
         module = rebuilt(cfg, typed.run, typed.which)
         facts = _facts(module, typed)  # before merging, after which nothing moves
@@ -130,10 +134,8 @@ def _write(module: "Correspondence", cfg: DictConfig, typed: Typed, path: Path, 
 def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: float | None) -> None:
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")
-    trained = (
-        f"{typed.run}/checkpoints/{typed.which}.ckpt" if facts["checkpoint"] != "none" else "no checkpoint: frozen"
-    )
-    print(f"{facts['base']}, base weights with sha256 {facts['base_sha256'][:12]}, and what was trained from {trained}")
+    tuned = f"tuned as {typed.run}/checkpoints/{typed.which}.ckpt says" if facts["checkpoint"] != "none" else "frozen"
+    print(f"{facts['base']} with base weights of sha256 {facts['base_sha256'][:12]}, {tuned}")
     use = {
         "merged": f"backbone.weights={typed.out}",
         "peft": f'PeftModel.from_pretrained(network, "{typed.out}")',
@@ -158,9 +160,16 @@ def placing(final: Path, force: bool = False) -> Iterator[Path]:
                 _refuse(final.with_name(path.name), force)
             final.parent.mkdir(parents=True, exist_ok=True)
             for path in made:
+                path.chmod(0o666 & ~_umask())  # safetensors' own are for their owner's eyes only
                 path.replace(final.with_name(path.name))
     except OSError as error:
         raise UserError(f"{final} cannot be written ({error.strerror or error}). Choose a place with --out") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _refuse(path: Path, force: bool) -> None:

@@ -59,6 +59,8 @@ def write_head(head: nn.Module, path: Path, facts: dict[str, str]) -> None:
 def plain(backbone: nn.Module) -> tuple[str, nn.Module]:
     """The network that others know, and what its names begin with here."""
     parts = {name: part for name, part in backbone.named_children() if next(part.parameters(), None) is not None}
+    for name in [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]:
+        parts |= {f"{name}.{i}": part for i, part in parts.pop(name).named_children()}
     if len(parts) != 1:
         raise UserError(
             f"{backbone.name} is made of several networks ({', '.join(parts)}), which no one file of weights holds. "

@@ -5,8 +5,9 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def graph(backbone: Any, path: Path, sides: tuple[int, int], facts: dict[str, st
             program.model.metadata_props.update(facts | {"image": "RGB in [0, 1]", "stride": str(backbone.stride)})
             program.save(path)
     except torch.onnx.OnnxExporterError as error:
-        raise UserError(f"{backbone.name} cannot be written as an ONNX graph: {_reason(error)}") from error
+        raise UserError(
+            f"{backbone.name} cannot be written as an ONNX graph: {_reason(error)}. Try another --format."
+        ) from error
     if find_spec("onnxruntime") is None:
         return None
     image = noise(sides)
@@ -93,8 +96,11 @@ class _PlainAttention(TorchFunctionMode):
 def _run(path: Path, image: Tensor) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["features"], {"image": image.numpy()})[0]
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return session.run(["features"], {"image": image.numpy()})[0]
+    except Exception as error:  # its errors have no other class in common
+        raise UserError(f"onnxruntime cannot run the graph: {_reason(error)}. Try another --format.") from error
 
 
 @contextmanager
@@ -103,7 +109,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -114,4 +120,4 @@ def _reason(error: BaseException) -> str:
     """The first line of what lies at the bottom of it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
