@@ -72,19 +72,20 @@ class SegmentAnything(Chain):
         if neck and self.layers != [built["depth"] - 1]:
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
         encoder = ImageEncoderViT(norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, **built)
-        source = weights or (_download(name) if pretrained else None)
-        if source is not None:
-            fill(encoder, image_encoder(read_weights(source)), source)
+        whole = set(encoder.state_dict())
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
         encoder.neck = encoder.neck if neck else nn.Identity()
-        self.encoder: Any = encoder
+        source = weights or (_download(name) if pretrained else None)
+        if source is not None:
+            fill(encoder, image_encoder(read_weights(source)), source, spare=whole)
+        self.model: Any = encoder
         self.channels = built["out_chans"] if neck else built["embed_dim"] * len(self.layers)
         self.sha256 = sha256(encoder)
 
     @property
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks up to the last layer read."""
-        return list(self.encoder.blocks)
+        return list(self.model.blocks)
 
     @property
     def points(self) -> list[int]:
@@ -96,13 +97,13 @@ class SegmentAnything(Chain):
 
         Relative positions of the global blocks are resized by the package itself; windows are filled up with zeros.
         """
-        tokens = self.encoder.patch_embed(image)
-        tokens = tokens + resized(self.encoder.pos_embed, tokens.shape[1], tokens.shape[2])
+        tokens = self.model.patch_embed(image)
+        tokens = tokens + resized(self.model.pos_embed, tokens.shape[1], tokens.shape[2])
         maps = []
-        for layer, block in enumerate(self.encoder.blocks):
+        for layer, block in enumerate(self.model.blocks):
             tokens = block(tokens)
             if layer in self.layers:
-                maps.append(self.encoder.neck(tokens.movedim(-1, 1)))
+                maps.append(self.model.neck(tokens.movedim(-1, 1)))
         return maps
 
 
@@ -133,5 +134,5 @@ def _download(name: str) -> Path:
         try:
             torch.hub.download_url_to_file(ADDRESS + file, str(path), hash_prefix=digest)
         except (OSError, RuntimeError) as error:  # no network; another file than the official one
-            raise hub_problem(error, f"sam_{name}") from error
+            raise hub_problem(error, f"sam_{name}", file=ADDRESS + file) from error
     return path

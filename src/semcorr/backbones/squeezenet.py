@@ -10,10 +10,10 @@ from torch.nn.functional import pad
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from semcorr.backbones.chain import Grid, lora_targets
+from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import concatenate, indices
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
-from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -114,11 +114,9 @@ class SqueezeNet(nn.Module):
 
 
 def _download() -> dict[str, Tensor]:
+    official = SqueezeNet1_1_Weights.IMAGENET1K_V1
     try:
-        state = SqueezeNet1_1_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (URLError, OSError) as error:
-        raise UserError(
-            f"The weights of squeezenet1_1 could not be downloaded ({error}). Three ways out: connect to the internet "
-            "and run again; backbone.weights=FILE with a local file; backbone.pretrained=false for random weights."
-        ) from error
+        state = official.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another file than the official one
+        raise hub_problem(error, SqueezeNet.name, file=official.url) from error
     return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
