@@ -156,7 +156,10 @@ def test_weights_from_a_file_of_either_kind_give_the_same_features_and_the_same_
     original = promise.build()
     torch.manual_seed(0)
     shape = {tiny: VIT, dinov3: DINOV3, convnext: CONVNEXT}.get(promise.build, {})
-    whole = squeezenet1_1().features if promise.build is squeezenet else create(original.name, False, **shape)
+    if promise.whole is not None:
+        whole = promise.whole()
+    else:
+        whole = squeezenet1_1().features if promise.build is squeezenet else create(original.name, False, **shape)
     state = {key: value.contiguous() for key, value in whole.state_dict().items()}
     torch.save(state, tmp_path / "weights.pth")
     save_file(state, tmp_path / "weights.safetensors")

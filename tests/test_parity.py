@@ -207,7 +207,7 @@ def test_segment_anythings_own_package_and_timm_agree(tmp_path, neck):
         "global_attn_indexes": (1,),
     }
     theirs = shaken(SegmentAnything(size=160, pretrained=False, neck=True, **small))
-    state = {f"image_encoder.{key}": value for key, value in theirs.encoder.state_dict().items()}
+    state = {f"image_encoder.{key}": value for key, value in theirs.model.state_dict().items()}
     torch.save(state, tmp_path / "sam.pth")
     ours = SegmentAnything(size=160, weights=str(tmp_path / "sam.pth"), neck=neck, **small).eval()
     timms = TimmModel(
@@ -218,8 +218,8 @@ def test_segment_anythings_own_package_and_timm_agree(tmp_path, neck):
     with torch.no_grad():
         found = difference(ours(image).values, timms(image).values)
         if neck:
-            assert isinstance(theirs.encoder, ImageEncoderViT)
-            assert difference(ours(image).values, theirs.encoder((image - ours.mean) / ours.std)) < 1e-6
+            assert isinstance(theirs.model, ImageEncoderViT)
+            assert difference(ours(image).values, theirs.model((image - ours.mean) / ours.std)) < 1e-6
 
     print(f"sam: {found:.1e}")
     assert found < 1e-4

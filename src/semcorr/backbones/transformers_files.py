@@ -20,15 +20,15 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # no part 
 
 def load(
     name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
-) -> nn.Module:
-    """The image encoder, all of its weights from one source."""
+) -> tuple[nn.Module, list[str]]:
+    """The image encoder, and the names of its parameters that were asked for and not found: they are random."""
     config = _config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
     if type(config) not in MODEL_MAPPING:
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     family: Any = MODEL_MAPPING[type(config)]
     if weights is None and not pretrained:
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config), []
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
     if weights is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": read_weights(weights)}
@@ -39,13 +39,18 @@ def load(
         if weights is None:
             raise hub_problem(error, name) from error
         raise UserError(f"`backbone.weights`: {weights} does not fit this backbone. {_first(error)}") from error
-    missing = sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
+    return model, sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
+
+
+def check_found(model: nn.Module, missing: Sequence[str], source: str) -> None:
+    """Nothing that is left of the network may be random."""
+    own = model.state_dict()
+    missing = [key for key in missing if key in own]
     if missing:
         raise UserError(
-            f"`backbone.weights`: {weights or name} does not fit this backbone. {len(missing)} missing: "
+            f"`backbone.weights`: {source} does not fit this backbone. {len(missing)} missing: "
             f"{', '.join(missing[:3])}. Give weights of the same model."
         )
-    return model
 
 
 def statistics(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semcorr.backbones.chain import Chain, Grid, stepping
 from semcorr.backbones.facets import check_facet, to_maps
 from semcorr.backbones.layers import indices
-from semcorr.backbones.transformers_files import load, statistics
+from semcorr.backbones.transformers_files import check_found, load, statistics
 from semcorr.backbones.weights import sha256
 from semcorr.errors import UserError
 
@@ -54,7 +54,7 @@ class TransformersModel(Chain):
         **options: Any,
     ) -> None:
         check_facet(facet)
-        model = load(name, pretrained, weights, model_type, options)
+        model, missing = load(name, pretrained, weights, model_type, options)
         self.path = _path(name, model)
         units: Any = model.get_submodule(self.path)
         self.convolutional = not hasattr(model.config, "num_hidden_layers") or hasattr(model.config, "depths")
@@ -73,6 +73,7 @@ class TransformersModel(Chain):
         for key in AUGMENTED:
             if hasattr(model.config, key):
                 setattr(model.config, key, None)
+        check_found(model, missing, weights or name)
         self.model: Any = model
         self.sha256 = sha256(model)
         if facet != "token":
