@@ -54,12 +54,12 @@ def reference(pieces, image, layers, timestep=261, seed=42, prompt="", freeu=Fal
 
 
 @VERSIONS
-@pytest.mark.parametrize("freeu", [False, True], ids=["", "freeu"])
+@pytest.mark.parametrize("freeu", [None, "blocks"])
 def test_every_step_of_the_decoder_is_what_diffusers_computes(version, freeu):
     pieces = parts(version=version)
 
     with torch.no_grad():
-        expected = reference(pieces, IMAGE, range(12), prompt="a cat", freeu=freeu)
+        expected = reference(pieces, IMAGE, range(12), prompt="a cat", freeu=freeu is not None)
         backbone = tiny_sd(parts=pieces, layers=range(12), prompt="a cat", freeu=freeu)
         maps = backbone._read(backbone.encode(IMAGE), backbone.prompt())
 
@@ -76,10 +76,57 @@ def test_step_3i_plus_2_is_the_output_of_up_block_i():
             assert torch.equal(tiny_sd(parts=pieces, layers=[3 * i + 2])(IMAGE).values, expected)
 
 
-def test_freeu_makes_a_difference_from_the_first_step_on():
+def test_the_original_freeu_goes_by_channels():
+    """Written out: 24 channels, the most, are the first stage, 16 the second, 8 none."""
+    pieces = parts()
+    backbone = tiny_sd(parts=pieces, layers=range(12), freeu="channels")
+    stages = {24: (1.2, 0.9), 16: (1.4, 0.2)}
+    entered = []
+
+    def filtered(step):
+        def hook(_, given):
+            hidden, skip = given[0].split((entered[-1].shape[1], given[0].shape[1] - entered[-1].shape[1]), dim=1)
+            assert torch.equal(hidden, entered[-1])
+            if hidden.shape[1] in stages:
+                strength, smooth = stages[hidden.shape[1]]
+                half = hidden.shape[1] // 2
+                hidden = torch.cat((strength * hidden[:, :half], hidden[:, half:]), dim=1)
+                frequencies = torch.fft.fft2(skip)
+                for y in (-1, 0):  # the lowest, and one beside it on each axis
+                    for x in (-1, 0):
+                        frequencies[..., y, x] *= smooth
+                skip = torch.fft.ifft2(frequencies).real
+            return (torch.cat((hidden, skip), dim=1), *given[1:])
+
+        return hook
+
+    unet, handles = pieces.unet, []
+    for step in range(12):
+        block = unet.up_blocks[step // 3]
+        handles.append(block.resnets[step % 3].register_forward_pre_hook(filtered(step)))
+        last = block.attentions[step % 3] if hasattr(block, "attentions") else block.resnets[step % 3]
+        last = block.upsamplers[0] if step % 3 == 2 and block.upsamplers else last
+        handles.append(
+            last.register_forward_hook(lambda _, __, out: entered.append(out[0] if isinstance(out, tuple) else out))
+        )
+    handles.append(unet.mid_block.register_forward_hook(lambda _, __, out: entered.append(out)))
+    wide = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        reference(pieces, wide, [])
+        for handle in handles:
+            handle.remove()
+        maps = backbone._read(backbone.encode(wide), backbone.prompt())
+
+    for layer in range(12):
+        assert_close(maps[layer], entered[1 + layer], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("freeu", ["blocks", "channels"])
+def test_freeu_makes_a_difference_from_the_first_step_on(freeu):
     with torch.no_grad():
         for layer in (0, 4):
-            plain, free = (tiny_sd(layers=[layer], freeu=freeu)(IMAGE).values for freeu in (False, True))
+            plain, free = (tiny_sd(layers=[layer], freeu=choice)(IMAGE).values for choice in (None, freeu))
             assert (plain - free).abs().max() > 0.01
 
 
@@ -132,7 +179,7 @@ def test_the_prompt_is_seen():
     assert (long - cat).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("layers", "freeu"), [([1, 4, 7], True), ([5], False), ([-1, 2], False)])
+@pytest.mark.parametrize(("layers", "freeu"), [([1, 4, 7], "channels"), ([5], None), ([-1, 2], "blocks")])
 def test_the_halves_are_the_whole_at_every_depth(layers, freeu):
     backbone = tiny_sd(layers=layers, freeu=freeu, ensemble=2)
 
@@ -315,6 +362,7 @@ def test_without_diffusers_the_extra_is_named(monkeypatch):
         ({"ensemble": 0}, "`backbone.ensemble` must be at least 1, got 0"),
         ({"layers": [12]}, "`backbone.layers` must be between -12 and 11 here, got [12]"),
         ({"components": 25}, "`backbone.components` must be between 1 and 24, got 25"),
+        ({"freeu": "yes"}, "`backbone.freeu` must be null, blocks or channels, got yes"),
         ({"size": 96}, "must be a multiple of 64 pixels, got 96"),
         ({"parts": None, "pretrained": False}, "must end in stable-diffusion-2-1 or stable-diffusion-v1-5, got tiny"),
     ],

@@ -167,4 +167,3 @@ def test_the_yaml_is_a_constructor_call(config):
     assert backbone.size == 64
     assert backbone.parts[0].layers == [1, 4, 7]
     assert backbone.parts[0].timestep == 100
-    assert backbone.parts[0].units[-1].freeu is not None

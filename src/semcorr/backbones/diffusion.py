@@ -12,7 +12,7 @@ from semcorr.backbones.diffusion_parts import Parts, load
 from semcorr.backbones.joint_pca import joint_pca, stack
 from semcorr.backbones.layers import concatenate, indices
 from semcorr.backbones.noise import TIMESTEPS, noised
-from semcorr.backbones.unet import Walk, coarsest, steps, units
+from semcorr.backbones.unet import STAGES, Walk, coarsest, steps, units
 from semcorr.backbones.weights import sha256
 from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
@@ -54,8 +54,8 @@ class StableDiffusion(nn.Module):
         ensemble: Over how many noises to average the features.
         prompt: The text. DIFT's "a photo of a {category}" names what it is not told in general.
         seed: Of the noises.
-        freeu: Send the decoder's first two blocks through FreeU, as diffusers does it. The original, which
-            sd-dino and GeoAware-SC use, goes by channels, so that the first factors last one step longer.
+        freeu: Send the decoder through FreeU: its two stages told by `channels`, as in the original and
+            GeoAware-SC, or by `blocks`, as in diffusers.
         components: Reduce each layer to so many principal components of both images of a pair (sd-dino: 256).
         parts: The networks themselves instead of all of the above ways to get them.
     """
@@ -74,13 +74,15 @@ class StableDiffusion(nn.Module):
         ensemble: int = 8,
         prompt: str = "",
         seed: int = 42,
-        freeu: bool = False,
+        freeu: str | None = None,
         components: int | None = None,
         parts: Parts | None = None,
     ) -> None:
         super().__init__()
         _check("timestep", timestep, 0, TIMESTEPS - 1)
         _check("ensemble", ensemble, 1, None)
+        if freeu is not None and freeu not in STAGES:
+            raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
         parts = parts or load(name, pretrained, weights)
         unet, vae, text = parts.unet, parts.vae, parts.text()
         decoder = steps(unet)
@@ -95,7 +97,7 @@ class StableDiffusion(nn.Module):
         self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
         self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config.scaling_factor)
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
-        self.units = nn.ModuleList(units(unet, self.layers[-1], _apply_freeu() if freeu else None))
+        self.units = nn.ModuleList(units(unet, self.layers[-1], freeu))
         self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
         self.text = parts.text  # not a module: read again only if a prompt is to be learned
         with torch.no_grad():
@@ -187,12 +189,6 @@ class StableDiffusion(nn.Module):
             if i - first in self.layers:
                 maps[i - first] = walk.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
         return walk
-
-
-def _apply_freeu() -> Any:
-    from diffusers.utils.torch_utils import apply_freeu
-
-    return apply_freeu
 
 
 def _check(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:

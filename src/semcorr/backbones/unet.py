@@ -1,13 +1,16 @@
 """A diffusers UNet as a row of units: its encoder's blocks, the middle, the steps of its decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FREEU = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as sd-dino and GeoAware-SC have it
+FREEU = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as GeoAware-SC has it
+STAGES = ("blocks", "channels")  # what FreeU's two stages are told by
+Filter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Walk(NamedTuple):
@@ -84,23 +87,23 @@ class Up(nn.Module):
         block: The up block it belongs to.
         step: Which.
         skip: The number of the skip it reads.
-        freeu: diffusers' `apply_freeu`, where the step is to go through FreeU (Si et al. 2024).
+        freeu: FreeU (Si et al. 2024) on what comes in and that skip, where the step is to go through it.
     """
 
-    def __init__(self, block: Any, step: Step, skip: int, freeu: Callable[..., Any] | None) -> None:
+    def __init__(self, block: Any, step: Step, skip: int, freeu: Filter | None) -> None:
         super().__init__()
         attentions = getattr(block, "attentions", None)
         ends = step.resnet == len(block.resnets) - 1
         self.resnet = block.resnets[step.resnet]
         self.attention = None if attentions is None else attentions[step.resnet]
         self.upsampler = block.upsamplers[0] if ends and block.upsamplers is not None else None
-        self.skip, self.block, self.freeu = skip, step.block, freeu
+        self.skip, self.freeu = skip, freeu
 
     def forward(self, walk: Walk, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> Walk:
         """Its output, and the skips without the one it read."""
         hidden, skip = walk.hidden, walk.skips[self.skip]
         if self.freeu is not None:  # it writes into what it is given, which may have been read as a layer
-            hidden, skip = self.freeu(self.block, hidden.clone(), skip, **FREEU)
+            hidden, skip = self.freeu(hidden.clone(), skip)
         hidden = self.resnet(torch.cat((hidden, skip), dim=1), time)
         if self.attention is not None:
             hidden = self.attention(hidden, encoder_hidden_states=text, return_dict=False)[0]
@@ -109,8 +112,8 @@ class Up(nn.Module):
         return Walk(hidden, {number: kept for number, kept in walk.skips.items() if number != self.skip})
 
 
-def units(unet: Any, last: int, freeu: Callable[..., Any] | None) -> list[nn.Module]:
-    """The UNet's blocks up to decoder step `last`, in the order they run.
+def units(unet: Any, last: int, freeu: str | None) -> list[nn.Module]:
+    """The UNet's blocks up to decoder step `last`, in the order they run, with FreeU's stages told by `freeu`.
 
     The skips are used up last first, so what the decoder leaves undone needs no skip.
     """
@@ -122,8 +125,25 @@ def units(unet: Any, last: int, freeu: Callable[..., Any] | None) -> list[nn.Mod
         first += len(block.resnets) + (block.downsamplers is not None)
     listed.append(Middle(unet.mid_block))
     for number, step in enumerate(decoder[: last + 1]):
-        listed.append(Up(unet.up_blocks[step.block], step, len(decoder) - 1 - number, freeu))
+        stage = _stage(decoder, number, freeu)
+        listed.append(Up(unet.up_blocks[step.block], step, len(decoder) - 1 - number, stage))
     return listed
+
+
+def _stage(decoder: Sequence[Step], number: int, freeu: str | None) -> Filter | None:
+    """FreeU for a step, with the factors of its stage.
+
+    The original goes by the channels that come in: its first stage has the most, 1280 in Stable
+    Diffusion, its second 640. diffusers takes the first two blocks, the second of which gets 1280, too.
+    """
+    if freeu is None:
+        return None
+    from diffusers.utils.torch_utils import apply_freeu
+
+    widths = sorted({step.channels for step in decoder}, reverse=True)
+    entering = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
+    stage = decoder[number].block if freeu == "blocks" else widths.index(entering)
+    return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
 
 
 def _attending(block: Any, text: Tensor) -> dict[str, Tensor]:
