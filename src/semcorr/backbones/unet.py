@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FREEU = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as GeoAware-SC has it
+FREEU: dict[str, Any] = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as GeoAware-SC has it
 STAGES = ("blocks", "channels")  # what FreeU's two stages are told by
 Filter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
