@@ -9,10 +9,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from backbone_cases import IMAGE, PROMISES
+from tiny_diffusion import tiny_sd
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from semcorr.backbones import Backbone
+from semcorr.backbones.diffusion import StableDiffusion
 from semcorr.backbones.timm_model import TimmModel
 from semcorr.errors import UserError
 from semcorr.finetune.adaptformer import adaptformer
@@ -43,19 +45,32 @@ WAYS = {
     "houlsby": Way(partial(houlsby, width=4), ".adapter.", folds=False),
     "adaptformer": Way(partial(adaptformer, width=4, blocks=1), ".adapter.", blocks=1, folds=False),
 }
-NO_FEED_FORWARD = ("squeezenet", "efficientnet_lite0", "resnet18", "convnext")
-CASES = [(a, b) for a in PROMISES for b in WAYS if not (b == "adaptformer" and a in NO_FEED_FORWARD)]
+BUILDS: dict[str, Callable[[], Backbone]] = {name: promise.build for name, promise in PROMISES.items()}
+BUILDS["stable_diffusion"] = partial(tiny_sd, layers=[4])
+WIDE = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(0))  # Stable Diffusion's sides are of 64s
+CONVOLUTIONAL = ("squeezenet", "efficientnet_lite0", "resnet18", "convnext", "hf_convnext")
+NO_FEED_FORWARD = [name for name in CONVOLUTIONAL if name in BUILDS]
+CASES = [(a, b) for a in BUILDS for b in WAYS if not (b == "adaptformer" and a in NO_FEED_FORWARD)]
 GRID = pytest.mark.parametrize(("name", "way"), CASES)
-CUT = [(a, b) for a, b in CASES if not PROMISES[a].build().pairwise]
 
 
-def base(name: str) -> Backbone:
-    """With no branch shut off: untrained residual networks scale theirs by zero, which lets no gradient in."""
-    backbone = PROMISES[name].build()
+@cache
+def original(name: str) -> Backbone:
+    """Frozen, by which PyTorch may choose other kernels; and with no branch shut off.
+
+    Untrained residual networks scale theirs by zero, which lets no gradient in.
+    """
+    torch.manual_seed(0)
+    backbone = BUILDS[name]().eval().requires_grad_(False)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             nn.init.ones_(module.weight)
     return backbone
+
+
+def base(name: str) -> Backbone:
+    """One to change."""
+    return deepcopy(original(name))
 
 
 def built(name: str, way: str, seed: int = 0) -> Backbone:
@@ -85,7 +100,7 @@ def trained(name: str, way: str) -> Run:
     for seed in range(2):  # after the first, what starts at zero lets a gradient through
         torch.manual_seed(seed)
         optimizer.zero_grad()
-        values = backbone(IMAGE).values
+        values = backbone(image(backbone)).values
         (values * torch.randn_like(values)).sum().backward()
         optimizer.step()
     return Run(backbone.eval(), before, promised(backbone, WAYS[way]))
@@ -100,14 +115,18 @@ def promised(backbone: Backbone, way: Way) -> set[str]:
     return {n for n, _ in backbone.named_parameters() if n.startswith(tuple(places)) and way.added in n}
 
 
+def image(backbone: Backbone) -> Tensor:
+    return WIDE if isinstance(backbone, StableDiffusion) else IMAGE
+
+
 def features(backbone: Backbone) -> Tensor:
     with torch.no_grad():
-        return backbone(IMAGE).values
+        return backbone(image(backbone)).values
 
 
 @GRID
 def test_tuning_starts_from_the_features_of_the_base_to_the_bit_in_either_mode(name, way):
-    before, backbone = features(base(name)), built(name, way)
+    before, backbone = features(original(name)), built(name, way)
 
     assert torch.equal(features(backbone), before)
     backbone.train()
@@ -131,24 +150,24 @@ def test_steps_move_all_that_is_promised_and_not_a_bit_of_the_rest(name, way):
 
     for key, value in run.backbone.state_dict().items():  # buffers too
         assert torch.equal(value, run.before[key]) != (key in run.promised), key
-    assert not torch.equal(features(run.backbone), features(base(name)))
+    assert not torch.equal(features(run.backbone), features(original(name)))
 
 
-@pytest.mark.parametrize(("name", "way"), CUT)
+@GRID
 @pytest.mark.parametrize("after", [False, True], ids=["untrained", "trained"])
 def test_a_tuned_backbone_is_cut_at_any_depth(name, way, after):
     backbone = trained(name, way).backbone if after else built(name, way)
 
     with torch.no_grad():
-        whole = backbone(IMAGE).values
+        x, whole = image(backbone), features(backbone)
         for depth in range(len(backbone.blocks) + 1):
-            assert torch.equal(backbone.suffix(backbone.prefix(IMAGE, depth), depth).values, whole), depth
+            assert torch.equal(backbone.suffix(backbone.prefix(x, depth), depth).values, whole), depth
 
 
 @GRID
 def test_what_is_saved_brings_a_new_backbone_to_the_same_features(name, way):
     run, file = trained(name, way), io.BytesIO()
-    names = saved(run.backbone, buffers={key for key, _ in PROMISES[name].build().named_buffers()})
+    names = saved(run.backbone, buffers={key for key, _ in original(name).named_buffers()})
     torch.save({key: run.backbone.state_dict()[key] for key in names}, file)
     file.seek(0)
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from semcorr.backbones import Backbone
 from semcorr.errors import UserError
@@ -39,7 +38,7 @@ def houlsby(backbone: Backbone, width: int = 64, blocks: int | None = None) -> N
 
 
 def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
-    """Channels of the feature maps that `blocks` put out, from a run that computes shapes only."""
+    """Channels of the feature maps that `blocks` put out, from a run on a small image."""
     assert isinstance(backbone, nn.Module)
     if not blocks:
         return []
@@ -52,9 +51,11 @@ def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
     modes = {module: module.training for module in backbone.modules()}
     hooks = [block.register_forward_hook(note) for block in blocks]
     try:
-        backbone.eval()  # batch norms count batches even of this kind
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            backbone(torch.empty(1, 3, backbone.size, backbone.size, device=next(backbone.parameters()).device))
+        backbone.eval()  # this is no image for batch norms to learn from
+        side = min(backbone.size, 4 * getattr(backbone, "multiple", backbone.size))
+        image = next(backbone.parameters()).new_zeros(1, 3, side, side)
+        with torch.no_grad():
+            backbone.pair(image, image) if backbone.pairwise else backbone(image)  # type: ignore[attr-defined]
     finally:
         for hook in hooks:
             hook.remove()
