@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,11 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from transformers import Dinov2Config, Dinov2Model
 
 from semcorr import export
 from semcorr.backbones.timm_model import TimmModel
+from semcorr.backbones.transformers_model import TransformersModel
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.export_run import configuration, rebuilt
@@ -41,7 +44,7 @@ QUICK = [
     "data.batch_size=4",
     "optimizer.backbone_lr=1e-2",
     "trainer.max_epochs=1",
-    "backbone.layers=[2]",
+    "backbone.layers=[1]",
 ]
 FACTS = {"base": "some"}
 
@@ -54,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(runs: Path, tiny: list[str], config: Callable[..., DictConfig]) -> Callable[..., Path]:
-    """run("lora") is the directory of a run with finetune=lora; it reads the third of the network's four blocks."""
+    """run("lora") is the directory of a run with finetune=lora; it reads the second of the network's four blocks."""
 
     def trained(finetune: str, *more: str) -> Path:
         if not (runs / finetune / "metrics.json").exists():
@@ -112,10 +115,10 @@ def test_a_merged_run_is_a_file_of_weights_that_scores_as_the_run_does(typed, ru
     trained = run(finetune)
     assert typed(trained, "--format", "merged", "--out", "w.safetensors") == 0
 
-    plain = [*tiny, "backbone.layers=[2]", f"backbone.weights={tmp_path / 'w.safetensors'}"]
+    plain = [*tiny, "backbone.layers=[1]", f"backbone.weights={tmp_path / 'w.safetensors'}"]
     found = evaluate(config("evaluate", *plain, "finetune.blocks=0"))
     assert found["pck"] == json.loads((trained / "metrics.json").read_text())["pck"]
-    untuned = tiny_of(config("evaluate", *tiny, "backbone.layers=[2]"))
+    untuned = tiny_of(config("evaluate", *tiny, "backbone.layers=[1]"))
     assert difference(features(untuned), features(of_run(trained))) > 1e-3
 
 
@@ -147,6 +150,19 @@ def test_every_backbone_reads_back_what_was_merged_and_gives_the_same_features(t
 
 def config_of(build: Callable, **options: object) -> DictConfig:
     return OmegaConf.create({"seed": 0, "backbone": {"_target_": build, **options}}, flags={"allow_objects": True})
+
+
+def test_a_network_of_the_transformers_library_gets_its_configuration_beside_its_weights(tmp_path):
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "layerscale_value": 1.0}
+    build = partial(TransformersModel, "some", size=56, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    backbone = build(pretrained=False, model_type="dinov2", **shape)
+    lora(backbone, rank=2)
+    expected = features(moved(backbone), IMAGE[..., :56, :84])
+
+    merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
+
+    again = TransformersModel("some", size=56, weights=str(tmp_path / "w.safetensors")).eval()  # nothing else is said
+    assert difference(features(again, IMAGE[..., :56, :84]), expected) < 1e-5
 
 
 def test_merged_keys_are_the_networks_own(tmp_path):
@@ -189,26 +205,26 @@ def test_the_last_checkpoint_is_another_than_the_best(typed, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run("last_blocks"), other)
     content = torch.load(other / "checkpoints/last.ckpt", weights_only=True)
-    name = "backbone.model.blocks.2.mlp.fc2.bias"
+    name = "backbone.model.blocks.1.mlp.fc2.bias"
     content["state_dict"][name] = torch.full_like(content["state_dict"][name], 7)
     torch.save(content, other / "checkpoints/last.ckpt")
 
     assert typed("other", "--which", "last") == 0
-    assert load_file(other / "export/backbone.safetensors")["blocks.2.mlp.fc2.bias"].unique().tolist() == [7]
+    assert load_file(other / "export/backbone.safetensors")["blocks.1.mlp.fc2.bias"].unique().tolist() == [7]
 
 
 # -- peft --
 
 
 def test_stock_peft_loads_the_adapter_onto_a_whole_plain_timm_network(typed, run, tmp_path):
-    """It has four blocks; three were read, and adapted."""
+    """It has four blocks; two were read, and adapted."""
     trained = run("lora")
     assert typed(trained, "--format", "peft", "--out", "adapter") == 0
 
     tuned = of_run(trained)
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, **VIT).eval()
     network.load_state_dict(base_weights(trained), strict=False)
-    read = partial(network.forward_intermediates, indices=[2], norm=True, output_fmt="NCHW", intermediates_only=True)
+    read = partial(network.forward_intermediates, indices=[1], norm=True, output_fmt="NCHW", intermediates_only=True)
     image = (IMAGE - tuned.mean) / tuned.std
     with torch.no_grad():
         before = read(image)[0]
@@ -218,7 +234,29 @@ def test_stock_peft_loads_the_adapter_onto_a_whole_plain_timm_network(typed, run
     assert difference(after, features(tuned)) < 1e-5
     assert difference(before, features(tuned)) > 1e-3
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
-    assert adapted == {f"base_model.model.blocks.{i}.attn.qkv" for i in range(3)}
+    assert adapted == {f"base_model.model.blocks.{i}.attn.qkv" for i in range(2)}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft on newer transformers
+def test_stock_peft_loads_the_adapter_onto_a_plain_network_of_the_transformers_library(tmp_path):
+    """Three blocks, of which two were read."""
+    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "layerscale_value": 1.0}
+    torch.manual_seed(0)
+    network = Dinov2Model(Dinov2Config(**shape)).eval()
+    given = {"size": 56, "pretrained": False, "model_type": "dinov2", "layers": [1], "norm": False} | shape
+    backbone = TransformersModel("some", **given)
+    backbone.model.load_state_dict(network.state_dict(), strict=False)
+    untuned = deepcopy(backbone)
+    lora(backbone, rank=2)
+
+    adapter(moved(backbone), config_of(lambda: untuned), tmp_path / "adapter_config.json", FACTS)
+
+    image = torch.rand(1, 3, 56, 84)
+    model = PeftModel.from_pretrained(network, str(tmp_path))
+    with torch.no_grad():
+        tokens = model(pixel_values=(image - backbone.mean) / backbone.std, output_hidden_states=True).hidden_states[2]
+    found = tokens[:, 1:].unflatten(1, (4, 6)).movedim(-1, 1)
+    assert difference(found, features(backbone, image)) < 1e-5
 
 
 def base_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -295,11 +333,11 @@ def sam() -> TimmModel:
 def dinov2() -> TimmModel:
     """Its position embeddings are for another size, and resampled in the graph."""
     torch.manual_seed(0)
-    return TimmModel("vit_small_patch14_dinov2", 56, pretrained=False, embed_dim=48, depth=2, num_heads=3).eval()
+    return TimmModel("vit_small_patch14_dinov2", 56, pretrained=False, embed_dim=48, depth=1, num_heads=3).eval()
 
 
 GRAPHS = {
-    "adaptformer": (tiny, partial(adaptformer, width=4)),
+    "adaptformer": (partial(tiny, depth=2), partial(adaptformer, width=4)),
     "houlsby, two layers": (partial(squeezenet, layers=[3, 6]), partial(houlsby, width=4)),
     "attention with a mask": (sam, partial(last_blocks, blocks=1)),
     "position embeddings": (dinov2, partial(lora, rank=2, dora=True)),

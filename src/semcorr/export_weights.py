@@ -1,5 +1,7 @@
 """A tuned backbone to files of weights that others read: all of them, or what an adapter added."""
 
+import json
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from semcorr.export_run import base
 from semcorr.finetune.merge import merge
 
 
-def merged(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def merged(backbone: Any, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
     """Fold what tuning added into the network and write all of it. How much the features change on the way."""
     _, network = plain(backbone)
     if "weights" not in cfg.backbone:
@@ -25,6 +27,11 @@ def merged(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, st
     expected = features(backbone)
     merge(backbone)
     _save(network.state_dict(), path, facts)
+    config: Any = getattr(network, "config", None)
+    if config is not None:  # the transformers library looks beside the weights for how to build and normalise
+        config.save_pretrained(str(path.parent))
+        statistics = {"image_mean": backbone.mean.flatten().tolist(), "image_std": backbone.std.flatten().tolist()}
+        path.with_name("preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
     return difference(features(base(cfg, weights=str(path))), expected)
 
 
@@ -46,7 +53,9 @@ def adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, s
     config.base_model_name_or_path, config.inference_mode = facts["base"], True
     config.save_pretrained(str(path.parent))
     untuned = base(cfg)
-    PeftModel.from_pretrained(plain(untuned)[1], str(path.parent))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft on newer transformers
+        PeftModel.from_pretrained(plain(untuned)[1], str(path.parent))
     return difference(features(untuned.eval()), features(backbone))
 
 
