@@ -24,9 +24,9 @@ def load(
     """The image encoder, and the names of its parameters that were asked for and not found: they are random."""
     config = _config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
-    if type(config) not in MODEL_MAPPING:
+    family: Any = MODEL_MAPPING.get(type(config), None)
+    if getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
-    family: Any = MODEL_MAPPING[type(config)]
     if weights is None and not pretrained:
         return AutoModel.from_config(config), []
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
