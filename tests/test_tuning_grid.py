@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from backbone_cases import IMAGE, PROMISES
+from hydra.utils import instantiate
 from tiny_diffusion import tiny_sd
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -185,7 +186,7 @@ def test_what_folds_back_keeps_its_features_under_the_keys_of_the_base_and_the_r
     backbone = deepcopy(run.backbone)
 
     if not WAYS[way].folds:
-        with pytest.raises(UserError, match=r"cannot be folded .* --format onnx"):
+        with pytest.raises(UserError, match=r"cannot be folded .*--format onnx"):
             merge(backbone)
         assert torch.equal(features(backbone), features(run.backbone))
         return
@@ -202,6 +203,30 @@ def test_what_folds_back_keeps_its_features_under_the_keys_of_the_base_and_the_r
 def test_adaptformer_names_what_works_where_there_is_no_feed_forward(name):
     with pytest.raises(UserError, match="Use finetune=houlsby or finetune=lora"):
         built(name, "adaptformer")
+
+
+TYPED = {  # what is typed, and how many tensors it lets move in a random transformer of four blocks
+    "frozen": (["finetune=frozen"], 0),
+    "blocks_1": (["finetune=blocks_1"], 12 + 2),
+    "blocks_2": (["finetune=blocks_2"], 24 + 2),
+    "blocks_4": (["finetune=blocks_4"], 48 + 2),
+    "lora": (["finetune=lora", "finetune.rank=16", "finetune.blocks=2"], 2 * 2),
+    "targets": (["finetune=lora", "finetune.targets=[fc1,fc2]"], 4 * 2 * 2),
+    "dora": (["finetune=dora"], 4 * 3),
+    "peft": (["finetune=peft", "finetune.tuner=lokr", "+finetune.r=4"], 4 * 3),
+    "houlsby": (["finetune=houlsby", "finetune.width=8"], 4 * 2 * 4),
+    "adaptformer": (["finetune=adaptformer", "finetune.layernorm=in", "finetune.blocks=1"], 4 + 2),
+}
+
+
+@pytest.mark.parametrize("way", TYPED)
+def test_a_way_is_chosen_on_the_command_line(config, way):
+    typed, tensors = TYPED[way]
+    backbone = base("tiny").requires_grad_(True)
+
+    instantiate(config("train", *typed).finetune)(backbone)
+
+    assert sum(parameter.requires_grad for parameter in backbone.parameters()) == tensors
 
 
 def test_a_checkpoint_of_lora_on_a_base_transformer_is_below_five_megabytes_with_its_optimiser():

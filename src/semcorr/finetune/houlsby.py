@@ -55,7 +55,7 @@ def outputs(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
         side = min(backbone.size, 4 * getattr(backbone, "multiple", backbone.size))
         image = next(backbone.parameters()).new_zeros(1, 3, side, side)
         with torch.no_grad():
-            backbone.pair(image, image) if backbone.pairwise else backbone(image)  # type: ignore[attr-defined]
+            backbone.pair(image, image) if backbone.pairwise else backbone(image)  # type: ignore[attr-defined,operator]
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,6 +5,14 @@ from torch import nn
 
 from semcorr.errors import UserError
 from semcorr.finetune.adapter import Bottleneck
+from semcorr.finetune.conditional_prompt import ConditionalPrompt
+from semcorr.finetune.prompt import LearnedPrompt
+
+NEVER: dict[type[nn.Module], str] = {
+    Bottleneck: "adapters are not linear",
+    LearnedPrompt: "a prompt is no weight of the network",
+    ConditionalPrompt: "a prompt is made anew for every pair",
+}
 
 
 def merge(backbone: nn.Module) -> None:
@@ -13,8 +21,9 @@ def merge(backbone: nn.Module) -> None:
     The features stay the same to rounding. What is not linear in its input cannot be folded; nothing is
     changed then. Blocks that were tuned as they are need no folding.
     """
-    if any(isinstance(module, Bottleneck) for module in backbone.modules()):
-        raise _refusal("adapters are not linear")
+    for kind, reason in NEVER.items():
+        if any(isinstance(module, kind) for module in backbone.modules()):
+            raise _refusal(reason)
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
         try:
@@ -28,5 +37,6 @@ def merge(backbone: nn.Module) -> None:
 
 def _refusal(reason: str) -> UserError:
     return UserError(
-        f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole: --format onnx."
+        f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole (--format onnx), "
+        "or evaluate the run itself (checkpoint=RUN)."
     )
