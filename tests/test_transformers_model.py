@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from backbone_cases import HUGGING_FACE, IMAGE, STATISTICS, hf_convnext, hf_vit
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
@@ -19,7 +18,6 @@ from transformers import (
     ResNetModel,
 )
 
-from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.transformers_model import TransformersModel
 from semcorr.errors import UserError
 
@@ -205,52 +203,6 @@ def test_an_option_out_of_range_is_told_its_range(options, message):
 def test_facets_of_a_convolutional_network_are_refused():
     with pytest.raises(UserError, match="has no queries, keys and values, only `token`"):
         hf_convnext(facet="key")
-
-
-class Response:
-    """What the hub's errors are made of."""
-
-    headers: dict = {}  # noqa: RUF012
-    status_code = 403
-    request = None
-
-
-def gated() -> OSError:
-    error = OSError("You are trying to access a gated repo.\nMake sure ...")
-    error.__cause__ = GatedRepoError("403 Client Error", response=Response())
-    return error
-
-
-def absent() -> OSError:
-    error = OSError("x is not a local folder and is not a valid model identifier")
-    error.__cause__ = RepositoryNotFoundError("401 Client Error", response=Response())
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "parts"),
-    [
-        (gated(), ["are gated", "https://huggingface.co/facebook/dinov3", "hf auth login"]),
-        (absent(), ["no https://huggingface.co/facebook/dinov3", "`backbone.name`"]),
-        (LocalEntryNotFoundError("no network"), ["could not be downloaded (no network)", "HF_HUB_CACHE"]),
-        (OSError(""), ["could not be downloaded (OSError)", "connect to the internet"]),
-    ],
-)
-def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, parts):
-    def refuse(*_, **__):
-        raise error
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
-
-    with pytest.raises(UserError) as told:
-        TransformersModel("facebook/dinov3", size=64)
-
-    for part in [*parts, "Three ways out", "backbone.weights=FILE", "backbone.pretrained=false"]:
-        assert part in str(told.value)
-
-
-def test_a_gated_repository_is_named_where_it_is_not_the_networks_name():
-    assert "https://huggingface.co/timm/some" in str(hub_problem(gated(), "some.tag", "timm/some"))
 
 
 def test_random_weights_need_no_hub_but_a_family(monkeypatch):
