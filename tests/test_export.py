@@ -123,7 +123,7 @@ def test_a_merged_run_is_a_file_of_weights_that_scores_as_the_run_does(typed, ru
 
 
 def tiny_of(cfg: DictConfig) -> nn.Module:
-    from semcorr.export_run import base
+    from semcorr.run import base
 
     return base(cfg)
 

@@ -212,3 +212,14 @@ def test_a_grid_sets_the_size_and_the_run_says_so(config, tiny, tmp_path):
     assert (saved["size"], saved["grid"]) == (24, None)
     assert metrics["pck"] == evaluate(config("evaluate", *tiny, "backbone.size=24"))["pck"]
     assert metrics["pck"] != evaluate(config("evaluate", *tiny))["pck"]
+
+
+@pytest.mark.parametrize("verb", [train, evaluate])
+def test_a_damaged_checkpoint_is_named(config, tiny, tmp_path, verb):
+    train(config("train", *tiny, *QUICK, "data.steps=1", "trainer.max_epochs=1"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    cfg = config(verb.__name__, *tiny, f"checkpoint={tmp_path / 'run'}")
+
+    with pytest.raises(UserError, match=r"(best|last)\.ckpt is damaged .*Take another copy of it, or train again"):
+        verb(cfg)

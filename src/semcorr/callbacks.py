@@ -39,12 +39,12 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
 
 def resume(run_dir: Path, trainer: Trainer) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
-    import torch
+    from semcorr.run import read_checkpoint
 
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+    step = read_checkpoint(run_dir, "last")["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, CSV):
             logger.resume(step)

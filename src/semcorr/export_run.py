@@ -1,15 +1,12 @@
 """A training run's directory to the module as it was trained; no data needed."""
 
 from pathlib import Path
-from typing import Any
 
-from hydra.utils import instantiate
-from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
-from semcorr.run import read_checkpoint
+from semcorr.run import assembled, read_checkpoint
 
 
 def configuration(run: Path, weights: Path | None = None) -> DictConfig:
@@ -29,21 +26,9 @@ def configuration(run: Path, weights: Path | None = None) -> DictConfig:
 
 def rebuilt(cfg: DictConfig, run: Path, which: str = "best") -> Correspondence:
     """The module as it was trained, in eval mode; of a frozen run, as it was built. Needs no data."""
-    module = Correspondence(
-        base(cfg),
-        head=instantiate(cfg.head),
-        localise=instantiate(cfg.localise),
-        finetune=instantiate(cfg.finetune),
-        seed=cfg.seed,
-    )
+    module = assembled(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
     content = read_checkpoint(run, which) if module.moving() else {"base": origin, "state_dict": {}}
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"], strict=False)
     return module.eval()
-
-
-def base(cfg: DictConfig, **changed: Any) -> Any:
-    """The backbone as it was before any tuning; random weights as the run had them."""
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    return instantiate(cfg.backbone, **changed).eval()

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semcorr.errors import UserError
-from semcorr.export_run import base
 from semcorr.finetune.merge import merge
+from semcorr.run import base
 
 
 def merged(backbone: Any, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
@@ -32,7 +32,7 @@ def merged(backbone: Any, cfg: DictConfig, path: Path, facts: dict[str, str]) ->
         config.save_pretrained(str(path.parent))
         statistics = {"image_mean": backbone.mean.flatten().tolist(), "image_std": backbone.std.flatten().tolist()}
         path.with_name("preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
-    return difference(features(base(cfg, weights=str(path))), expected)
+    return difference(features(base(cfg, weights=str(path)).eval()), expected)
 
 
 def adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
@@ -52,7 +52,7 @@ def adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, s
     )  # peft's own are shortened to this network
     config.base_model_name_or_path, config.inference_mode = facts["base"], True
     config.save_pretrained(str(path.parent))
-    untuned = base(cfg)
+    untuned = base(cfg).eval()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft on newer transformers
         PeftModel.from_pretrained(plain(untuned)[1], str(path.parent))

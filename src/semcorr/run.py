@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,27 +36,35 @@ def build(
 ) -> tuple[Correspondence, LightningDataModule]:
     """The data, read for `stages`, and the module.
 
-    Data first: what is wrong with it is known before any weights are downloaded. The seed comes right
-    before the backbone, whose random weights must not depend on anything else.
+    Data first: what is wrong with it is known before any weights are downloaded.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
     data = benchmark(cfg, "data", stages)
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone = instantiate(cfg.backbone)
-    module = Correspondence(
-        backbone,
+    module = assembled(cfg, **training)
+    data.size, data.pixels = module.backbone.size, module.backbone.pairwise
+    cfg.backbone.size = module.backbone.size  # from `grid`, where that was given: what config.yaml then holds
+    if "grid" in cfg.backbone:
+        cfg.backbone.grid = None
+    return module, data
+
+
+def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
+    """Backbone, head and localiser of a configuration, tuned as it says."""
+    return Correspondence(
+        base(cfg),
         head=instantiate(cfg.head),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
         **training,
     )
-    data.size, data.pixels = backbone.size, module.backbone.pairwise
-    cfg.backbone.size = backbone.size  # from `grid`, where that was given: what config.yaml then holds
-    if "grid" in cfg.backbone:
-        cfg.backbone.grid = None
-    return module, data
+
+
+def base(cfg: DictConfig, **changed: Any) -> Any:
+    """The backbone before any tuning. The seed comes right before: random weights depend on nothing else."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    return instantiate(cfg.backbone, **changed)
 
 
 def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
@@ -172,7 +181,12 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
     path = run / "checkpoints" / f"{which}.ckpt"
     if not path.is_file():
         raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(
+            f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
+        ) from error
     return content
 
 
