@@ -55,6 +55,8 @@ class TimmModel(Chain):
         lattice = Grid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
+        if self.apply_norm and isinstance(getattr(model, "neck", None), nn.Module):
+            raise UserError(f"{name} has a neck and no norm. Set backbone.norm=false, or use backbone=sam")
         self.channels = sum(entry["num_chs"] for entry in info)
         whole = set(model.state_dict())
         content = to_timm(read_weights(weights), model) if weights is not None else {}

@@ -175,6 +175,6 @@ def _probe(model: Any, units: nn.ModuleList, side: int = 64) -> tuple[list[int],
 
 def _project(block: nn.Module, tokens: Float[Tensor, "b n c"], facet: str) -> Float[Tensor, "b n _"]:
     """Queries, keys or values as the block makes them, before any rotation."""
-    norm = next(child for child in block.children() if isinstance(child, nn.LayerNorm))
+    norm = next(child for key, child in block.named_children() if "norm" in key)
     projection = next(module for key, module in block.named_modules() if key.endswith(f"{facet[0]}_proj"))
     return projection(norm(tokens))
