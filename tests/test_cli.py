@@ -71,6 +71,22 @@ def test_train_dinov2_runs_at_its_full_size(typed, tmp_path):
     assert typed(train, *line.split()) == 0
 
 
+def test_a_sweep_over_backbones_at_the_same_grid(typed, tmp_path, creatures):
+    """The smaller ones of the line below, at four cells a side: 56 pixels for patch 14, 64 for patch 16."""
+    line = "-m backbone=dinov2_s,dinov3_s,dino_s16,clip_b16,sam,resnet101 backbone.pretrained=false backbone.grid=4"
+    rest = "data=synthetic trainer.fast_dev_run=true data.workers=0 data.batch_size=2 run_dir=sweep"
+    assert typed(train, *line.split(), *rest.split(), f"data.root={creatures}", *SMALL) == 0
+
+    sizes = [OmegaConf.load(tmp_path / "sweep" / f"{i}" / "config.yaml").backbone.size for i in range(6)]
+    assert sizes == [56, 64, 64, 64, 64, 64]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_backbones_at_their_own_sizes(typed):
+    line = "-m backbone=dinov2,dinov3,dino,clip,sam,resnet101 backbone.pretrained=false data=synthetic"
+    assert typed(train, *line.split(), "trainer.fast_dev_run=true") == 0
+
+
 def test_evaluate_willow_with_weights_from_a_file(typed, tmp_path):
     """python -m semcorr.evaluate data=pf_willow data.root=DIR backbone=squeezenet backbone.weights=FILE run_dir=OUT"""
     write_willow(tmp_path / "willow")
