@@ -132,10 +132,16 @@ def explained(error: BaseException, name: str) -> str | None:
 
 
 def known_keys(name: str) -> list[str]:
-    """Every key of the default configuration, groups included."""
+    """Every key of the configuration, groups included, with what the command line chose of each group."""
+    typed = (override.partition(",")[0] for override in sys.argv[1:])
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    chosen = [each for each in typed if each.partition("=")[0] in groups and not each.endswith("=")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(name)
+        try:
+            cfg = compose(name, chosen)
+        except HydraException:  # a choice that there is not
+            cfg = compose(name)
     return sorted({*_flat(cfg), "experiment"})
 
 
