@@ -199,7 +199,7 @@ def test_a_way_to_tune_that_is_typed_is_not_changed_by_the_experiment(config, ex
     ("verb", "line", "told"),
     [
         (train, "finetune.blcks=3", "unknown config key `finetune.blcks`. Did you mean finetune.blocks?"),
-        (train, "finetune=lora finetune.rnak=4", "unknown config key `finetune.rnak`. Did you mean finetune.rank?"),
+        (train, "finetune=lora finetune.rnak=4", "unknown config key `finetune.rnak`. Did you mean finetune.rank"),
         (train, "augment.flipp=1", "unknown config key `augment.flipp`. Did you mean augment.flip?"),
         (train, "augment.flip=2 data=synthetic", "`augment.flip` must be between 0, which is off, and 1, got 2"),
         (train, "bakbone=dinov2", "unknown config key `bakbone`. Did you mean backbone"),
