@@ -10,7 +10,7 @@ help: ## this list
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semcorr needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,sd,onnx,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,sd,onnx,dev]'
 	touch $@
 
 demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
