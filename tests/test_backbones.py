@@ -123,6 +123,15 @@ def test_a_facet_has_the_biases_that_some_networks_keep_apart():
     assert_close(backbone(IMAGE).values, before + 3)
 
 
+@pytest.mark.parametrize(("norm", "channels"), [(True, 256), (False, 24)])
+def test_timms_sam_has_a_neck_for_a_norm(norm, channels):
+    shape = {"embed_dim": 24, "depth": 2, "num_heads": 2, "global_attn_indexes": (1,)}
+    backbone = TimmModel("samvit_base_patch16", size=64, pretrained=False, norm=norm, **shape).eval()
+
+    assert backbone.channels == channels == backbone(IMAGE).values.shape[1]
+    assert (backbone.norm is not None) == norm
+
+
 def test_the_blocks_end_with_the_last_layer_read():
     assert len(tiny(layers=[1]).blocks) == 2
     assert len(squeezenet(layers=[0, 3]).blocks) == 4

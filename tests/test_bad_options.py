@@ -102,10 +102,6 @@ def test_absent_weights_are_named(tmp_path):
             "Set `backbone.size` to 56 or 64, for instance.",
         ),
         (
-            lambda: TimmModel("samvit_base_patch16", size=64, pretrained=False, embed_dim=24, depth=2, num_heads=2),
-            "samvit_base_patch16 has a neck and no norm. Set backbone.norm=false, or use backbone=sam",
-        ),
-        (
             lambda: TimmModel(size=64, pretrained=False, facet="keys", **TINY),
             "`backbone.facet` must be one of token, query, key, value, got 'keys'",
         ),

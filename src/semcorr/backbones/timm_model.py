@@ -55,9 +55,8 @@ class TimmModel(Chain):
         lattice = Grid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
-        if self.apply_norm and isinstance(getattr(model, "neck", None), nn.Module):
-            raise UserError(f"{name} has a neck and no norm. Set backbone.norm=false, or use backbone=sam")
-        self.channels = sum(entry["num_chs"] for entry in info)
+        neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm has for a norm
+        self.channels = sum(neck[0].out_channels if neck else entry["num_chs"] for entry in info)
         whole = set(model.state_dict())
         content = to_timm(read_weights(weights), model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
@@ -82,8 +81,8 @@ class TimmModel(Chain):
 
     @property
     def norm(self) -> nn.Module | None:  # type: ignore[override]
-        """The final LayerNorm, where there is one and it is applied."""
-        return getattr(self.model, "norm", None) if self.apply_norm else None
+        """The final LayerNorm, or SAM's neck, where there is one and it is applied."""
+        return getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
 
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Normalised images to maps, one per layer."""
