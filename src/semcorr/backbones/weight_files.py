@@ -68,7 +68,7 @@ def _read(file: Path) -> dict[str, Any]:
     if is_torchscript(file):
         return read_torchscript(file)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
-        warnings.simplefilter("ignore")  # on pickles of another protocol
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
         content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}")
