@@ -402,18 +402,26 @@ def test_killed_before_every_single_change_to_the_disk_and_run_again_it_ends_the
     assert int(kills.split()[0]) > 30, done.stderr
 
 
+def on_disk(root: Path) -> int:
+    """How many bytes of downloads lie beside `root`."""
+    return sum(path.stat().st_size for path in root.with_name(f".{root.name}.downloads").glob("*.part"))
+
+
 def test_killed_while_it_downloads_it_goes_on_from_there(server, tmp_path):
-    """From outside, at moments that nobody chose."""
+    """From outside, at moments that nobody chose, once each child has something on the disk."""
     root = tmp_path / "Bench"
     code = "import sys; from test_stage import *; install_from(sys.argv[1], Path(sys.argv[2]))"
     program = [sys.executable, "-c", code, server.url(""), str(root)]
     server.pause = 0.001
-    for already in (100_000, 180_000, 260_000):
+    have = 0
+    for _ in range(3):
         child = subprocess.Popen(program, stdout=subprocess.DEVNULL, cwd=HERE)
-        while server.sent < already and child.poll() is None:
+        while (now := on_disk(root)) <= have and child.poll() is None:
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         child.wait()
+        assert now > have
+        have = on_disk(root)
         assert not root.exists()
     server.pause = 0
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL, cwd=HERE)
