@@ -408,8 +408,8 @@ def test_the_batches_do_not_depend_on_the_number_of_loader_processes(config, tin
 
 def test_two_uses_of_a_pair_differ_and_a_use_repeated_does_not(config, tiny):
     data = fit_data(config, tiny, "augment=standard")
-    dataset = TrainingPairs(data.pairs("train"), data.size, data.resize, data.augment, seed=1)
-    other_seed = TrainingPairs(data.pairs("train"), data.size, data.resize, data.augment, seed=2)
+    pairs = PairDataset(data.pairs("train"), data.size, data.resize)
+    dataset, other_seed = (TrainingPairs(pairs, data.augment, seed) for seed in (1, 2))
 
     assert equal(dataset[Draw(0, 5)], dataset[Draw(0, 5)])
     assert not equal(dataset[Draw(0, 5)], dataset[Draw(0, 6)])

@@ -4,7 +4,8 @@ from PIL import Image
 from tiny_benchmarks import edit, picture, write_spair, write_willow
 
 from semcorr.coords import from_view
-from semcorr.data.dataset import PairDataset, unique_images
+from semcorr.data.dataset import PairDataset
+from semcorr.data.images import unique_images
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.record import padded
 from semcorr.data.spair import SPair

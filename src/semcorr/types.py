@@ -1,4 +1,4 @@
-"""What flows along the arrows: a view, a batch of pairs, a feature map.
+"""What flows along the arrows: a view, a batch of pairs or images, a feature map.
 
 NamedTuples, because PyTorch's collate, pinned memory and Lightning's device transfer all carry
 nested ones as they are.
@@ -7,16 +7,16 @@ nested ones as they are.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class View(NamedTuple):
     """One image of a pair, in the pixels the backbone sees.
 
-    ``image`` holds RGB in [0, 1]; a backbone applies its own mean and standard deviation. While a
-    benchmark is evaluated its images are encoded once, ahead of the pairs, and pairs then travel
-    with an image of zero height and width.
+    ``image`` holds RGB in [0, 1]; a backbone applies its own mean and standard deviation. Where images
+    are encoded once, ahead of the pairs, pairs travel without pixels: with an image of zero height and
+    its true width.
     """
 
     image: Float[Tensor, "*b 3 h w"]
@@ -42,6 +42,16 @@ class PairBatch(NamedTuple):
     def shared(self) -> Bool[Tensor, "*b n"]:
         """Keypoints visible in both images: the ones there is something to say about."""
         return self.source.visible & self.target.visible
+
+
+class ImageBatch(NamedTuple):
+    """Images of one category: every ordered pair of them is trained on."""
+
+    view: View
+    category: str
+    # (source image, keypoint, target image): a keypoint visible in both. Listed where the batch is made,
+    # on the CPU, so that a step on a GPU need not wait for the size of a mask.
+    queries: Int[Tensor, "r 3"]
 
 
 class FeatureMap(NamedTuple):

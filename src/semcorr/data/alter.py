@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from semcorr.data.images import mirrored_name
 from semcorr.data.warp import Warp, outline, warp_image, warp_points
 from semcorr.types import View
 
@@ -30,7 +31,8 @@ class Colours(NamedTuple):
 
 
 def mirror(view: View, permutation: Sequence[int]) -> View:
-    """Keypoints, visibility and box of the mirror image: row i is what row permutation[i] was."""
+    """Keypoints, visibility, box and name of the mirror image: row i is what row permutation[i] was."""
+    assert isinstance(view.name, str), "one image, not a batch of them"
     order, last = list(permutation), view.image.shape[-1] - 1
     x, y = view.keypoints[order].unbind(-1)
     x1, y1, x2, y2 = view.box
@@ -38,11 +40,12 @@ def mirror(view: View, permutation: Sequence[int]) -> View:
         keypoints=torch.stack((last - x, y), dim=-1),
         visible=view.visible[order],
         box=torch.stack((last - x2, y1, last - x1, y2)),
+        name=mirrored_name(view.name),
     )
 
 
 def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> View:
-    """Keypoints, visibility and box under `geometry`; the pixels are `redraw`'s.
+    """Keypoints, visibility, box and name under `geometry`; the pixels are `redraw`'s.
 
     A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
     within the square. `scale` and `offset` go on describing the view as it was: training stays in its pixels.

@@ -1,10 +1,12 @@
 """Training pairs made different at each use: mirrored, warped and recoloured, annotations with them."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
+from jaxtyping import Bool
 from numpy.random import Generator
+from torch import Tensor
 
 from semcorr.data.alter import Colours, Geometry, carry, recolour, redraw
 from semcorr.data.groups import ambiguous
@@ -13,7 +15,7 @@ from semcorr.data.warp import CONTROLS, Warp, affine, thin_plate
 from semcorr.errors import UserError
 from semcorr.types import PairBatch, View
 
-TRIES = 10  # draws of a pair's geometry until a keypoint is visible in both images
+TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
 MOST = {
     "flip": 1.0, "rotate": 180.0, "scale": 1.0, "shift": 0.5, "shear": 45.0, "crop": 0.9, "thin_plate": 0.2,
     "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "grey": 1.0,
@@ -24,7 +26,7 @@ MOST = {
 class Augment:
     """How far training pairs may be changed. Everything is 0, and off, if left out.
 
-    Both images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
+    The images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
     the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.
 
     Args:
@@ -66,16 +68,25 @@ class Augment:
         """Whether anything is to be changed at all."""
         return any(astuple(self))
 
+    @property
+    def only_flips(self) -> bool:
+        """An image or its exact mirror image: two to encode, once and for all."""
+        return not any(astuple(replace(self, flip=0.0)))
+
     def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
         """One draw. `record` knows the category's permutation and symmetry groups."""
-        colours = [self.colours(chance) for _ in range(2)]
-        geometries, carried = self._carried(pair, record.flip, chance)
-        source, target = (
-            view._replace(image=redraw(recolour(view.image, colour), geometry))
-            for view, colour, geometry in zip(carried, colours, geometries, strict=True)
-        )
+        source, target = self.together(pair[:2], record.flip, chance)
         twins = ambiguous(source.visible & target.visible, target.visible, record.groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
+
+    def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
+        """Images of one category, each changed by a draw of its own; some keypoint stays visible in two of them."""
+        colours = [self.colours(chance) for _ in views]
+        geometries, carried = self._carried(views, permutation, chance)
+        return [
+            view._replace(image=redraw(recolour(view.image, colour), geometry))
+            for view, colour, geometry in zip(carried, colours, geometries, strict=True)
+        ]
 
     def geometry(self, chance: Generator) -> Geometry:
         """Takes as many random numbers whatever is off, so that turning one option changes no other."""
@@ -107,15 +118,20 @@ class Augment:
         )
 
     def _carried(
-        self, pair: PairBatch, permutation: Sequence[int] | None, chance: Generator
+        self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator
     ) -> tuple[list[Geometry], list[View]]:
-        """A draw that leaves a keypoint visible in both images; the pair as it is if none is found."""
+        """A draw that leaves a keypoint visible in two images; the images as they are if none is found."""
         for _ in range(TRIES):
-            drawn = [self.geometry(chance) for _ in range(2)]
-            views = [carry(view, geometry, permutation) for view, geometry in zip(pair[:2], drawn, strict=True)]
-            if bool((views[0].visible & views[1].visible).any()):
-                return drawn, views
-        return [Geometry(), Geometry()], list(pair[:2])
+            drawn = [self.geometry(chance) for _ in views]
+            carried = [carry(view, geometry, permutation) for view, geometry in zip(views, drawn, strict=True)]
+            if shares(torch.stack([view.visible for view in carried])):
+                return drawn, carried
+        return [Geometry() for _ in views], list(views)
+
+
+def shares(visible: Bool[Tensor, "m n"]) -> bool:
+    """Whether any keypoint is visible in two of m images."""
+    return bool((visible.sum(0) >= 2).any())
 
 
 def require_flips(pairs: Sequence[PairRecord], benchmark: str) -> None:

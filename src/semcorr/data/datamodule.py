@@ -1,7 +1,7 @@
 """Splits and loaders, for any benchmark: a subclass only lists its records."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
 from semcorr.data.augment import Augment, require_flips
-from semcorr.data.dataset import ImageDataset, PairDataset, TrainingPairs, unique_images
+from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
+from semcorr.data.images import Shown, shown, unique_images
 from semcorr.data.recipe import Recipe
-from semcorr.data.record import PairRecord, check_pairs
+from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, share
 from semcorr.data.transforms import RESIZES
 from semcorr.errors import UserError
-from semcorr.types import PairBatch, View
+from semcorr.types import ImageBatch, PairBatch, View
+
+AT_MOST = 32  # pairs matched at once; they look into the same image
 
 
 class Row(NamedTuple):
@@ -32,8 +36,9 @@ class Row(NamedTuple):
 class PairDataModule(LightningDataModule, ABC):
     """A benchmark's pairs as Lightning wants them.
 
-    For evaluation a benchmark is two loaders: `images` gives every image once, to be encoded; the
-    pairs then come grouped by target and without pixels.
+    A benchmark is pairs and, apart from them, images: `to_score` and `to_train_on` list those that pairs
+    will look at, `encoding` loads them, each once. The pairs then come without pixels; those to be scored
+    grouped by target.
 
     Args:
         root: The benchmark's folder.
@@ -41,6 +46,7 @@ class PairDataModule(LightningDataModule, ABC):
         split: What `evaluate` scores: one of `splits`.
         resize: `squash` or `letterbox`.
         batch_size: Training pairs per process and step.
+        all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once during evaluation.
         workers: Loader processes.
@@ -49,6 +55,7 @@ class PairDataModule(LightningDataModule, ABC):
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
         pixels: Pairs of the evaluation come with their pixels, for a backbone that must see both at once.
+        train_pixels: Those of the training do, because there is more to encode than images as they are.
     """
 
     name = ""
@@ -67,6 +74,7 @@ class PairDataModule(LightningDataModule, ABC):
         encode_batch: int = 8,
         workers: int = 2,
         seed: int = 42,
+        all_pairs: int | None = None,
     ) -> None:
         super().__init__()
         if resize not in RESIZES:
@@ -74,12 +82,15 @@ class PairDataModule(LightningDataModule, ABC):
         for key, value in {"batch_size": batch_size, "encode_batch": encode_batch, "steps": steps or 1}.items():
             if value < 1:
                 raise UserError(f"`data.{key}` must be at least 1, got {value}")
+        if all_pairs is not None and all_pairs < 2:
+            raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
-        self.workers, self.seed = workers, seed
+        self.workers, self.seed, self.all_pairs = workers, seed, all_pairs
         self.augment: Augment | None = None
-        self.pixels = False
+        self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked)  # one reading per split
+        self.galleries = cache(lambda: galleries(self.pairs("train")))
         self._need(split)
 
     def listed(self, split: str) -> Sequence[Row]:
@@ -100,18 +111,28 @@ class PairDataModule(LightningDataModule, ABC):
             self.pairs(split)
         if stage == "fit" and self.augment is not None and self.augment.flip:
             require_flips(self.pairs("train"), self.name)
+        if stage == "fit" and self.all_pairs is not None:
+            self.galleries()
 
-    def train_dataloader(self) -> DataLoader[PairBatch]:
+    def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
         """Seeded, endless, sliced into epochs."""
-        pairs, stream = self.pairs("train"), self.stream()
-        dataset = TrainingPairs(pairs, self.size, self.resize, self.augment, self.seed)
-        return self._loader(dataset, batch_sampler=stream, persistent_workers=self.workers > 0)
+        assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
+        persistent, stream = self.workers > 0, self.stream()
+        if isinstance(stream, ImageStream):
+            images = TrainingImages(
+                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels
+            )
+            return self._loader(images, batch_size=None, sampler=stream, persistent_workers=persistent)
+        pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels)
+        drawn = TrainingPairs(pairs, self.augment, self.seed)
+        return self._loader(drawn, batch_sampler=stream, persistent_workers=persistent)
 
-    def stream(self) -> TrainingStream:
-        """The order of the training pairs; its length is the steps of an epoch."""
-        return TrainingStream(
-            len(self.pairs("train")), self.batch_size, self.steps, self.seed, *self._place(), self._epoch
-        )
+    def stream(self) -> TrainingStream | ImageStream:
+        """The order of training; its length is the steps of an epoch."""
+        where = (self.steps, self.seed, *self._place(), self._epoch)
+        if self.all_pairs is not None:
+            return ImageStream(self.galleries(), self.all_pairs, *where)
+        return TrainingStream(len(self.pairs("train")), self.batch_size, *where)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """This process's share of the validation pairs."""
@@ -120,6 +141,29 @@ class PairDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[PairBatch]:
         """This process's share of the pairs of `split`."""
         return self._evaluation(self.split)
+
+    def to_score(self, split: str, batches: int) -> list[Shown]:
+        """The images that the first `batches` batches of any process's share look at, by name."""
+        _, world = self._place()
+        ahead = batches_by_target(self.pairs(split), AT_MOST)[: batches * world]
+        return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
+
+    def to_train_on(self, epochs: int) -> list[Shown]:
+        """The images that any process draws from now to the end of `epochs`, and what flips make of them; by name."""
+        stream = self.stream()
+        drawn: Iterable[ImageRecord]
+        if isinstance(stream, ImageStream):
+            taken = {(draw.gallery, image) for draw in stream.ahead(epochs) for image in draw.images}
+            categories = self.galleries()
+            drawn = {(one := categories[gallery].images[i]).name: one for gallery, i in taken}.values()
+        else:
+            pairs = {draw.pair for batch in stream.ahead(epochs) for draw in batch}
+            drawn = unique_images(self.pairs("train")[i] for i in pairs)
+        return shown(drawn, mirrored=self.augment is not None and self.augment.flip > 0)
+
+    def encoding(self, images: Sequence[Shown], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
+        """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""
+        return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
 
     def images(self, split: str, batches: int) -> DataLoader[View]:
         """The images that the first `batches` batches of this process's share look at, each once.
@@ -136,7 +180,7 @@ class PairDataModule(LightningDataModule, ABC):
             for start in range(0, len(everything), self.encode_batch)
         ]
         needed = [chunk for chunk in chunks if any(everything[i].name in wanted for i in chunk)]
-        return self._loader(ImageDataset(everything, self.size, self.resize), batch_sampler=needed)
+        return self._loader(ImageDataset(shown(everything), self.size, self.resize), batch_sampler=needed)
 
     def categories(self, split: str) -> list[str]:
         """Names of the categories of a split, sorted."""
@@ -152,10 +196,12 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, split: str) -> DataLoader[PairBatch]:
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
-        return self._loader(dataset, batch_sampler=self._share(split))
+        if self.pixels:
+            return self._loader(dataset, batch_sampler=self._share(split))
+        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._share(split), num_workers=0)
 
     def _share(self, split: str) -> list[list[int]]:
-        return share(batches_by_target(self.pairs(split), at_most=32), *self._place())
+        return share(batches_by_target(self.pairs(split), AT_MOST), *self._place())
 
     def _place(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
@@ -166,7 +212,7 @@ class PairDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        return DataLoader(dataset, num_workers=self.workers, pin_memory=self._on_gpu(), **options)
+        return DataLoader(dataset, **{"num_workers": self.workers, "pin_memory": self._on_gpu()} | options)
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

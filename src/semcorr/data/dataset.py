@@ -1,16 +1,18 @@
-"""Records to samples: pairs, and every image of a set of pairs once."""
+"""Records to samples: pairs, batches of them, and images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from semcorr.coords import to_view
+from semcorr.data.alter import mirror
 from semcorr.data.augment import Augment
 from semcorr.data.groups import ambiguous
+from semcorr.data.images import Shown
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.sampler import Draw
 from semcorr.data.transforms import fit, load_image, render
@@ -24,11 +26,12 @@ def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> Vi
     scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
-    image = _pixels(record, side, resize) if pixels else torch.empty(3, 0, 0)
+    image = drawn(record, side, resize) if pixels else torch.empty(3, 0, side)
     return View(image, keypoints, record.visible, box, scale, offset, record.name)
 
 
-def _pixels(record: ImageRecord, side: int, resize: str) -> Tensor:
+def drawn(record: ImageRecord, side: int, resize: str) -> Tensor:
+    """The pixels of `view`."""
     image = load_image(record.path)
     if image.size != record.size:
         raise UserError(
@@ -41,21 +44,67 @@ def _pixels(record: ImageRecord, side: int, resize: str) -> Tensor:
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Pairs, with their pixels or (once their images are encoded) without."""
+    """Pairs, with their pixels or (once their images are encoded) without.
+
+    Where an image's keypoints land in the square is worked out once per record, not once per pair.
+    """
 
     def __init__(self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True) -> None:
         self.pairs, self.side, self.resize, self.pixels = pairs, side, resize, pixels
+        places: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
+        ends = [[places.setdefault(id(image), len(places)) for image in (p.source, p.target)] for p in pairs]
+        known = {places[id(image)]: image for p in pairs for image in (p.source, p.target)}
+        self.records, self.ends = [known[place] for place in range(len(known))], torch.tensor(ends)
+        self.views: dict[int, View] = {}  # by place among the records, without pixels
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
-        pair = self.pairs[index]
-        source = view(pair.source, self.side, self.resize, self.pixels)
-        target = view(pair.target, self.side, self.resize, self.pixels)
+        pair, places = self.pairs[index], self.ends[index].tolist()
+        source, target = (self._with_pixels(place) if self.pixels else self.view(place) for place in places)
         twins = ambiguous(source.visible & target.visible, target.visible, pair.groups)
-        extent = torch.tensor(pair.extent)
-        return PairBatch(source, target, twins, extent, pair.category, pair.name)
+        return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
+
+    def view(self, place: int) -> View:
+        """One record's, without pixels."""
+        if place not in self.views:
+            self.views[place] = view(self.records[place], self.side, self.resize, pixels=False)
+        return self.views[place]
+
+    def _with_pixels(self, place: int) -> View:
+        return self.view(place)._replace(image=drawn(self.records[place], self.side, self.resize))
+
+
+class PairBatches(Dataset[PairBatch]):
+    """Batches of pairs without pixels, by the list of their indices: rows of a table of the images.
+
+    Equal to collating the items of a `PairDataset`, and much faster.
+    """
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self.pairs = pairs
+        self.images: View = default_collate([pairs.view(place) for place in range(len(pairs.records))])
+        rows: dict[tuple, int] = {}  # what may be mistaken in a target, by target and its category's groups
+        keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
+        self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
+        seen = [(pairs.view(place).visible, groups) for place, groups in rows]
+        self.twins = torch.stack([ambiguous(visible, visible, groups) for visible, groups in seen])
+        self.extents = torch.tensor([pair.extent for pair in pairs.pairs])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, indices: list[int]) -> PairBatch:
+        records = [self.pairs.pairs[index] for index in indices]
+        source, target = (self._rows(places) for places in self.pairs.ends[indices].T)
+        twins = source.visible & target.visible & self.twins[self.twin_rows[indices]]
+        categories, names = [pair.category for pair in records], [pair.name for pair in records]
+        return PairBatch(source, target, twins, self.extents[indices], categories, names)
+
+    def _rows(self, places: Tensor) -> View:
+        *columns, names = self.images
+        return View._make([*(column[places] for column in columns), [names[place] for place in places.tolist()]])
 
 
 class TrainingPairs(Dataset[PairBatch]):
@@ -65,10 +114,8 @@ class TrainingPairs(Dataset[PairBatch]):
     loader processes, give the same.
     """
 
-    def __init__(
-        self, pairs: Sequence[PairRecord], side: int, resize: str, augment: Augment | None = None, seed: int = 42
-    ) -> None:
-        self.pairs, self.augment, self.seed = PairDataset(pairs, side, resize), augment, seed
+    def __init__(self, pairs: PairDataset, augment: Augment | None = None, seed: int = 42) -> None:
+        self.pairs, self.augment, self.seed = pairs, augment, seed
 
     def __getitem__(self, draw: Draw) -> PairBatch:
         pair = self.pairs[draw.pair]
@@ -78,19 +125,17 @@ class TrainingPairs(Dataset[PairBatch]):
 
 
 class ImageDataset(Dataset[View]):
-    """Images, each once."""
+    """Images, each once. The keypoint rows of a mirror image keep their ids: nobody asks for them."""
 
-    def __init__(self, images: Sequence[ImageRecord], side: int, resize: str) -> None:
+    def __init__(self, images: Sequence[Shown], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> View:
-        return view(self.images[index], self.side, self.resize)
-
-
-def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
-    """Every image of the pairs once, in the order of their names."""
-    images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
-    return [images[name] for name in sorted(images)]
+        record, mirrored = self.images[index]
+        seen = view(record, self.side, self.resize)
+        if not mirrored:
+            return seen
+        return mirror(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))

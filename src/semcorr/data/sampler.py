@@ -1,7 +1,9 @@
-"""Which pairs come in which batch, on which process: pure functions of seed and position."""
+"""What comes in which batch, on which process: pure functions of seed and position."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import Sampler
@@ -16,7 +18,10 @@ class Draw(NamedTuple):
     number: int
 
 
-class TrainingStream(Sampler[list[Draw]]):
+Drawn = TypeVar("Drawn")  # what a training dataset is asked for: a batch
+
+
+class Stream(Sampler[Drawn], ABC):
     """An endless, seeded stream of batches, cut into epochs of `steps`.
 
     Batch i of the stream depends on the seed and i alone. An epoch is a slice of it, so a run resumed
@@ -26,6 +31,30 @@ class TrainingStream(Sampler[list[Draw]]):
 
     `epoch` is asked whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
     resume only after loader processes have begun to fetch.
+    """
+
+    def __init__(self, steps: int, rank: int = 0, world: int = 1, epoch: Callable[[], int] = lambda: 0) -> None:
+        self.steps, self.rank, self.world, self.epoch = max(1, steps), rank, world, epoch
+
+    @abstractmethod
+    def batch(self, number: int) -> Drawn:
+        """Batch `number` of all processes'."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Drawn]:
+        first = self.epoch() * self.steps
+        return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
+
+    def ahead(self, epochs: int) -> Iterator[Drawn]:
+        """What all processes draw from the present epoch to the end of `epochs`."""
+        first, end = (epoch * self.steps * self.world for epoch in (self.epoch(), epochs))
+        return map(self.batch, range(first, end))
+
+
+class TrainingStream(Stream[list[Draw]]):
+    """Batches of pairs, pass after pass over all of them in a new order each.
 
     >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
     >>> len(stream), [draw.number for batch in stream for draw in batch]
@@ -43,25 +72,19 @@ class TrainingStream(Sampler[list[Draw]]):
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
-        self.rank, self.world = rank, world
         self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
-        self.steps = steps or max(1, self.per_pass // world)
-        self.epoch = epoch
+        super().__init__(steps or self.per_pass // world, rank, world, epoch)
 
-    def __len__(self) -> int:
-        return self.steps
+    def batch(self, number: int) -> list[Draw]:
+        """A slice of its pass."""
+        turn, i = divmod(number, self.per_pass)
+        indices = _shuffled(self.length, self.seed * 1_000_003 + turn)[i * self.batch_size : (i + 1) * self.batch_size]
+        return [Draw(index, number * self.batch_size + k) for k, index in enumerate(indices)]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        first = self.epoch() * self.steps
-        for step in range(first, first + self.steps):
-            batch = step * self.world + self.rank
-            turn, i = divmod(batch, self.per_pass)
-            indices = self._shuffled(turn)[i * self.batch_size : (i + 1) * self.batch_size]
-            yield [Draw(index, batch * self.batch_size + k) for k, index in enumerate(indices)]
 
-    def _shuffled(self, turn: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-        return torch.randperm(self.length, generator=generator).tolist()
+@lru_cache(maxsize=2)  # a pass is asked for batch by batch
+def _shuffled(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[int]]:

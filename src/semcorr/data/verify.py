@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from semcorr.data.datamodule import PairDataModule, Row
-from semcorr.data.dataset import unique_images
+from semcorr.data.images import unique_images
 from semcorr.data.record import ImageRecord, PairRecord, outside
 from semcorr.data.tapvid import TapVid
 from semcorr.data.tapvid_videos import Video, outside_frame

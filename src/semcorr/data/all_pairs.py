@@ -1,0 +1,140 @@
+"""Batches of images of one category, of which every ordered pair is trained on: m images, m (m - 1) pairs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from semcorr.data.augment import Augment, shares
+from semcorr.data.dataset import view
+from semcorr.data.images import unique_images
+from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.data.sampler import Stream
+from semcorr.errors import UserError
+from semcorr.types import ImageBatch
+
+
+class Gallery(NamedTuple):
+    """The training images of a category."""
+
+    category: str
+    images: Sequence[ImageRecord]
+    pairs: int  # how many the benchmark lists
+    flip: tuple[int, ...] | None
+
+
+class ImageDraw(NamedTuple):
+    """Some images of a gallery, and their batch's place in the stream of all processes."""
+
+    gallery: int
+    images: tuple[int, ...]
+    number: int
+
+
+def galleries(pairs: Sequence[PairRecord]) -> list[Gallery]:
+    """Categories with their images, both sorted by name; those of which two images share a keypoint.
+
+    Images mirrored by the benchmark (half of PF-PASCAL's training list) are left out: their rows keep the
+    ids of the unmirrored image, so that left is right among both. `augment.flip` mirrors with ids exchanged.
+
+    Raises:
+        UserError: Keypoints are stated per pair, so that rows of images of different pairs have nothing in common.
+    """
+    by_category: dict[str, list[PairRecord]] = defaultdict(list)
+    for pair in pairs:
+        by_category[pair.category].append(pair)
+    found = []
+    for category, members in sorted(by_category.items()):
+        _require_one_annotation(members)
+        images = [image for image in unique_images(members) if not image.mirrored]
+        if images and shares(torch.stack([image.visible for image in images])):
+            found.append(Gallery(category, images, len(members), members[0].flip))
+    if not found:
+        raise UserError("`data.all_pairs`: no category has two images that share a keypoint. Set data.all_pairs=null.")
+    return found
+
+
+def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
+    known: dict[str, ImageRecord] = {}
+    for image in (image for pair in pairs for image in (pair.source, pair.target)):
+        first = known.setdefault(image.name, image)
+        if first is not image and not (
+            torch.equal(first.visible, image.visible) and torch.equal(first.keypoints, image.keypoints)
+        ):
+            raise UserError(
+                f"`data.all_pairs`: {image.name} has other keypoints in other pairs, so pairs that are not listed "
+                "cannot be made of it. Set data.all_pairs=null."
+            )
+
+
+class ImageStream(Stream[ImageDraw]):
+    """Batches of `count` images: a category in proportion to its listed pairs, then images of it without repetition.
+
+    A smaller category gives all that it has. A draw in which no two images share a keypoint is drawn again.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Gallery],
+        count: int,
+        steps: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.count, self.seed = count, seed
+        self.visible = [torch.stack([image.visible for image in gallery.images]) for gallery in categories]
+        pairs = np.array([gallery.pairs for gallery in categories])
+        self.shares = pairs / pairs.sum()
+        images = sum(len(gallery.images) for gallery in categories)
+        super().__init__(steps or images // count // world, rank, world, epoch)  # about a pass over the images
+
+    def batch(self, number: int) -> ImageDraw:
+        """Depends on the seed and `number` alone."""
+        chance = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
+        gallery = int(chance.choice(len(self.shares), p=self.shares))
+        visible = self.visible[gallery]
+        while True:  # ends: a gallery has two images that share a keypoint
+            images = chance.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
+            if shares(visible[images]):
+                return ImageDraw(gallery, tuple(images), number)
+
+
+class TrainingImages(Dataset[ImageBatch]):
+    """Whole batches by their draw, augmented if asked for; like `TrainingPairs` a function of seed and draw."""
+
+    def __init__(
+        self,
+        categories: Sequence[Gallery],
+        side: int,
+        resize: str,
+        augment: Augment | None = None,
+        seed: int = 42,
+        pixels: bool = True,
+    ) -> None:
+        self.categories, self.side, self.resize, self.pixels = categories, side, resize, pixels
+        self.augment, self.seed = augment, seed
+
+    def __getitem__(self, draw: ImageDraw) -> ImageBatch:
+        gallery = self.categories[draw.gallery]
+        views = [view(gallery.images[i], self.side, self.resize, self.pixels) for i in draw.images]
+        if self.augment is not None:
+            views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
+        batch = default_collate(views)
+        return ImageBatch(batch, gallery.category, queries(batch.visible))
+
+
+def queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
+    """(source, keypoint, target) wherever the keypoint is visible in both, sorted.
+
+    >>> queries(torch.tensor([[True, True], [False, True]])).tolist()
+    [[0, 1, 1], [1, 1, 0]]
+    """
+    both = visible[:, :, None] & visible.T[None]
+    return (both & ~torch.eye(len(visible), dtype=torch.bool)[:, None]).nonzero()
