@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import pixel_unshuffle
+from torch.nn.functional import grid_sample, pixel_unshuffle
 from torch.testing import assert_close
 
 from semcorr.coords import to_image
@@ -63,6 +63,23 @@ def test_points_beyond_the_border_cells_get_the_border_cell():
         assert_close(got, features[0, :, y, x], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_reading_four_cells_agrees_with_interpolating_the_whole_map(dtype):
+    """PyTorch's own grid_sample, its gradient too; points inside, on the border and beyond."""
+    features = torch.randn(2, 3, 4, 6).to(dtype).requires_grad_()
+    points = torch.rand(2, 40, 2) * torch.tensor([70.0, 50.0]) - 10
+    grid = (points + 0.5) / torch.tensor([24.0, 16.0]) - 1  # 6 x 4 cells of 8 pixels
+    weights = torch.randn(2, 40, 3)
+
+    whole = grid_sample(features.float(), grid[:, :, None], padding_mode="border", align_corners=False)
+    expected = whole[..., 0].transpose(1, 2)
+    sampled = sample(features, points, stride=8)
+
+    assert_close(sampled, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad((it * weights).sum(), features)[0] for it in (sampled, expected)]
+    assert_close(*gradients, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
 def test_cosine_agrees_with_a_double_loop():
     descriptors, features = torch.randn(2, 4, 5), torch.randn(2, 5, 3, 6)
 
@@ -118,4 +135,4 @@ def test_features_of_lower_precision_are_read_at_the_exact_point():
 
     low, exact = sample(ramp, points, 14), sample(ramp.float(), points, 14)
 
-    torch.testing.assert_close(low, exact.bfloat16(), atol=0, rtol=0)
+    assert_close(low, exact, atol=0, rtol=0)

@@ -1,9 +1,13 @@
-"""Features to similarity: pure functions on feature maps and points."""
+"""Features to similarity: pure functions on feature maps and points.
+
+Maps may come in half precision. What is computed from them is in single: bfloat16 cannot tell a
+cosine of 0.997 from 1, nor a coordinate of 419.6 pixels from 420.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample, normalize
+from torch.nn.functional import normalize
 
 from semcorr.coords import to_grid
 
@@ -11,23 +15,35 @@ from semcorr.coords import to_grid
 def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], stride: float) -> Float[Tensor, "b n c"]:
     """Bilinear descriptors at `points`, given in image pixels.
 
-    Cells are read at their centres. A point in the outer half of a border cell gets that cell. Points
-    keep their precision whatever that of the features: bfloat16 has 8 bits, a coordinate needs more.
+    Cells are read at their centres. A point in the outer half of a border cell gets that cell. Only
+    the four cells around each point are touched: what a point costs does not depend on the map.
     """
     h, w = features.shape[-2:]
-    size = torch.tensor([w, h], dtype=points.dtype, device=points.device)
-    grid = (2 * to_grid(points, stride) + 1) / size - 1  # align_corners=False puts -1 at the corner
-    sampled = grid_sample(features.float(), grid.float()[:, :, None], padding_mode="border", align_corners=False)
-    return sampled[..., 0].transpose(1, 2).to(features.dtype)
+    last = torch.tensor([w - 1, h - 1], device=points.device)
+    cells = torch.minimum(to_grid(points.float(), stride).clamp(min=0), last)
+    low = cells.floor()
+    part = (cells - low)[:, :, None]  # (b n 1 2)
+    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points.device)
+    weights = torch.where(corners.bool(), part, 1 - part).prod(-1)  # (b n 4)
+    x, y = torch.minimum(low[:, :, None] + corners, last).long().unbind(-1)
+    columns = (y * w + x).flatten(1)[:, None].expand(-1, features.shape[1], -1)
+    read = features.flatten(2).gather(2, columns).unflatten(2, (-1, 4)).float()  # at once: one write in backward
+    return (read * weights[:, None]).sum(-1).transpose(1, 2)
 
 
 def cosine(descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n h w"]:
     """Cosine of every descriptor with every cell, in [-1, 1].
+
+    The cells are divided by their lengths after the product, not before it: n numbers per cell then
+    change, not c, and no second map is written.
 
     >>> features = torch.eye(2).reshape(1, 2, 1, 2)  # two cells with orthogonal descriptors
     >>> cosine(torch.tensor([[[3.0, 0.0]]]), features)
     tensor([[[[1., 0.]]]])
     """
     h, w = features.shape[-2:]
-    cells = normalize(features.flatten(2), dim=1)
-    return (normalize(descriptors, dim=-1) @ cells).unflatten(-1, (h, w))
+    with torch.autocast(features.device.type, enabled=False):
+        cells = features.flatten(2).float()
+        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
+        similarity = normalize(descriptors.float(), dim=-1) @ cells / lengths
+    return similarity.unflatten(-1, (h, w))

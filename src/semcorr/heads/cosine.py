@@ -14,4 +14,12 @@ class Cosine(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """`points` are in source pixels."""
-        return cosine(sample(source.values, points, source.stride), target.values)
+        return self.compare(self.describe(source, points), target)
+
+    def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
+        """Bilinear descriptors of points."""
+        return sample(source.values, points, source.stride)
+
+    def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
+        """Cosine with every cell."""
+        return cosine(descriptors, target.values)

@@ -1,0 +1,89 @@
+"""Many pairs at once: every query into one target in one product, every ordered pair of a few images.
+
+The slow twin of both is the head called pair by pair.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from semcorr.heads import Separable
+from semcorr.types import FeatureMap
+
+Rule = Callable[[Tensor], Tensor]  # similarity (b n h w) to cells (b n 2)
+
+VALUES = 2**25  # similarities held at once: 128 MiB
+
+
+class Matched(NamedTuple):
+    """Where the queries into one target lie."""
+
+    cells: list[Float[Tensor, "q 2"]]  # one per rule, from the same similarity
+    score: Float[Tensor, " q"]  # similarity of the best cell
+
+
+def match_into(
+    head: Any,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Rule],
+    values: int = VALUES,
+) -> Matched:
+    """All queries into one target image.
+
+    A separable head compares them in one product, queries of all sources together and nothing
+    padded; any other is asked source by source.
+
+    Args:
+        head: Features and points to similarity.
+        target: Of one image.
+        sources: Of one image each,
+        points: and the points asked of it, in its pixels. The answers come in this order.
+        rules: Read-outs; all of them read the same similarity.
+        values: How many similarities are held at once.
+    """
+    h, w = target.values.shape[-2:]
+    at_once = max(1, values // (h * w))
+    if isinstance(head, Separable):
+        described = [head.describe(one, some[None])[0] for one, some in zip(sources, points, strict=True)]
+        maps = (head.compare(queries[None], target) for queries in torch.cat(described).split(at_once))
+    else:
+        asked = ((one, some) for one, each in zip(sources, points, strict=True) for some in each.split(at_once))
+        maps = (head(one, target, some[None]) for one, some in asked)
+    parts = [_read(similarity.float(), rules) for similarity in maps]
+    cells = [torch.cat([part.cells[i] for part in parts]) for i in range(len(rules))]
+    return Matched(cells, torch.cat([part.score for part in parts]))
+
+
+def among(
+    head: Any, maps: FeatureMap, points: Float[Tensor, "m n 2"], queries: Int[Tensor, "r 3"]
+) -> Float[Tensor, "r h w"]:
+    """Similarity of the queries (source image, keypoint, target image) among the images of one batch.
+
+    Each image is described once, and compared with all queries of all images at once.
+    """
+    source, keypoint, target = queries.unbind(-1)
+    m, n, _ = points.shape
+    if isinstance(head, Separable):
+        described = head.describe(maps, points).flatten(0, 1)
+        return head.compare(described.expand(m, -1, -1), maps)[target, source * n + keypoint]
+    first, second = (index.flatten() for index in _ordered_pairs(m, points.device))
+    one, other = (FeatureMap(maps.values[index], maps.stride) for index in (first, second))
+    similarity = head(one, other, points[first])
+    pair = source * (m - 1) + target - (target > source).long()  # its place among the ordered pairs
+    return similarity[pair, keypoint]
+
+
+def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sources and targets (m, m - 1) of all ordered pairs of m images, source by source."""
+    every = torch.arange(m, device=device)
+    others = torch.arange(m - 1, device=device).expand(m, -1)
+    return every[:, None].expand(-1, m - 1), others + (others >= every[:, None]).long()
+
+
+def _read(similarity: Float[Tensor, "1 q h w"], rules: Sequence[Rule]) -> Matched:
+    return Matched([rule(similarity)[0] for rule in rules], similarity[0].flatten(1).amax(-1))
