@@ -63,8 +63,8 @@ def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> 
     return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)
 
 
-def redraw(image: Float[Tensor, "3 s s"], geometry: Geometry) -> Float[Tensor, "3 s s"]:
-    """The pixels under `geometry`: mirrored exactly, warped by one interpolation."""
+def redraw(image: Float[Tensor, "3 h s"], geometry: Geometry) -> Float[Tensor, "3 h s"]:
+    """The pixels under `geometry`: mirrored exactly, warped by one interpolation. No pixels stay none if mirrored."""
     image = image.flip(-1) if geometry.mirrored else image
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
