@@ -1,33 +1,38 @@
 """The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
-from semcorr.coords import from_view, to_grid, to_image
+from semcorr.coords import to_grid
+from semcorr.encoding import Group
 from semcorr.errors import UserError
+from semcorr.evaluation import Evaluation
 from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import saved
-from semcorr.metrics.pck import PCK, SUBSETS
-from semcorr.metrics.table import gather, rows
-from semcorr.types import FeatureMap, PairBatch, View
+from semcorr.frozen import Frozen, Keep
+from semcorr.held import Held
+from semcorr.matching import among
+from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.table import gather
+from semcorr.read_outs import described
+from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
+
+ORDER = ("pair", "keypoint", "localise")
 
 
 class Correspondence(LightningModule):
     """A backbone, a head and a localiser, evaluated and trained.
 
     Evaluating encodes every image once and matches the pairs from the features; or pair by pair, where
-    a backbone must see both images at once.
+    a backbone must see both images at once. Training computes frozen blocks once per image, if told to.
 
     Args:
         backbone: Image to features.
@@ -38,6 +43,11 @@ class Correspondence(LightningModule):
         optimizer: Called with the moving parameters of the head and of the backbone.
         scheduler: Called with the optimiser and the number of steps.
         seed: Of whatever is random in a step.
+        keep: Where features of frozen blocks are kept.
+        key: What these depend on besides the weights; names them in a store on disk.
+
+    Attributes:
+        reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
     """
 
     def __init__(
@@ -50,6 +60,8 @@ class Correspondence(LightningModule):
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         seed: int = 42,
+        keep: Keep | None = None,
+        key: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.localise = backbone, head, localise
@@ -58,11 +70,10 @@ class Correspondence(LightningModule):
         buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
         finetune(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
-        self.pck: PCK | None = None
-        self.features: dict[str, Tensor] = {}
-        self.tables: list[pa.Table] = []
+        self.frozen = Frozen(backbone, keep or Keep(), key or {})
+        self.reuse = False
         self.scores: dict[str, Any] = {}
-        self.seconds = {"encode": 0.0, "match": 0.0}
+        self.seconds: dict[str, float] = {}
 
     def train(self, mode: bool = True) -> "Correspondence":
         """Frozen parts stay in eval mode."""
@@ -72,31 +83,51 @@ class Correspondence(LightningModule):
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
         """Similarity of the source's keypoints to every target cell, from pixels."""
-        return self.head(*self._seen(source, target), source.keypoints)
+        return self.head(*self.seen(source, target), source.keypoints)
 
-    def _seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Features of both images of a batch of pairs, from pixels."""
+    def seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Features of both images of a batch of pairs."""
         if self.backbone.pairwise:
             pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
             return pair
-        maps = self.backbone(torch.cat((source.image, target.image)))
+        maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
 
-    def _known(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """The same, from the features of images encoded ahead."""
-        a, b = (torch.stack([self.features[name] for name in view.name]) for view in (source, target))
-        return FeatureMap(a, self.backbone.stride), FeatureMap(b, self.backbone.stride)
+    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Of a batch of images; without pixels, from what the frozen blocks made of them."""
+        if image.shape[-2]:
+            return self.backbone(image)
+        return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
 
     # -- training --
 
-    def training_step(self, batch: PairBatch) -> Float[Tensor, ""]:
-        """The loss on the shared keypoints of a batch of pairs."""
-        similarity = self(batch.source, batch.target)
-        cells = to_grid(batch.target.keypoints, self.backbone.stride)
-        loss = self.loss(similarity.float(), cells, batch.shared)  # type: ignore[misc]
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.pair))
+    def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
+        """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
+        similarity, cells, mask = (self._of_images if isinstance(batch, ImageBatch) else self._of_pairs)(batch)
+        loss = self.loss(similarity.float(), cells, mask)  # type: ignore[misc]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(mask))
         return loss
+
+    def _of_pairs(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+        cells = to_grid(batch.target.keypoints, self.backbone.stride)
+        return self(batch.source, batch.target), cells, batch.shared
+
+    def _of_images(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """As one pair with very many keypoints: the loss is a mean over points, whichever pair they are from."""
+        view, (_, keypoint, target) = batch.view, batch.queries.unbind(-1)
+        similarity = among(self.head, self.features(view.name, view.image), view.keypoints, batch.queries)
+        cells = to_grid(view.keypoints[target, keypoint], self.backbone.stride)
+        return similarity[None], cells[None], torch.ones_like(keypoint, dtype=torch.bool)[None]
+
+    def on_train_start(self) -> None:
+        """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
+        if self.reuse:
+            trainer: Any = self.trainer
+            ahead = self._data.to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
+            scored = self._data.to_score("val", int(trainer.num_val_batches[0])) if trainer.num_val_batches else []
+            shown = list({one.name: one for one in (*ahead, *scored)}.values())
+            self.frozen.fill(shown, self._data, self._group, self._precision)
 
     def on_fit_start(self) -> None:
         """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
@@ -132,20 +163,20 @@ class Correspondence(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs."""
-        self._encode("val", int(self.trainer.num_val_batches[0]))
+        self._start("val", self.trainer.num_val_batches, self.reuse or self.frozen.whole)
 
     def on_test_epoch_start(self) -> None:
         """Encode the images of the test pairs; what is reported starts here."""
-        self.tables, self.seconds = [], {"encode": 0.0, "match": 0.0}
-        self._encode(self.trainer.datamodule.split, int(self.trainer.num_test_batches[0]))  # type: ignore[attr-defined]
+        self.frozen.forget()
+        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.whole)
 
     def validation_step(self, batch: PairBatch) -> None:
         """Match and score."""
-        self._match(batch)
+        self._pass.match(batch)
 
     def test_step(self, batch: PairBatch) -> None:
-        """Match and score; keep the rows."""
-        self.tables.append(self._match(batch))
+        """Match and score."""
+        self._pass.match(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/<subset>/pck@<alpha>`, per image."""
@@ -154,53 +185,36 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table = gather(self.tables)
+        self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
+        self.frozen.forget()
 
-    @torch.no_grad()
-    def _encode(self, split: str, batches: int) -> None:
-        """Every image that the pairs ahead look at, once; none where pairs must be seen whole."""
-        start = time.perf_counter()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        categories = data.categories(split)
-        keypoints = len(data.pairs(split)[0].source.keypoints)
-        self.pck = PCK(categories, keypoints).to(self.device)
-        self.features = {}
-        loader = [] if self.backbone.pairwise else data.images(split, batches)
-        with Progress(transient=True, disable=self.global_rank > 0) as bar:
-            for views in bar.track(loader, description="Encoding images"):
-                with self.trainer.precision_plugin.forward_context():
-                    maps = self.backbone(views.image.to(self.device, non_blocking=True))
-                self.features.update(zip(views.name, maps.values, strict=True))
-        self.seconds["encode"] += time.perf_counter() - start
-
-    def _match(self, batch: PairBatch) -> pa.Table:
-        """Score a batch of pairs from their images' features; the rows of its keypoints."""
-        start = time.perf_counter()
-        assert self.pck is not None
-        stride, (source, target) = self.backbone.stride, batch[:2]
-        a, b = (self._seen if self.backbone.pairwise else self._known)(source, target)
-        similarity = self.head(a, b, source.keypoints).float()
-        predicted = from_view(to_image(self.localise(similarity), stride), target.scale, target.offset)
-        truth = from_view(target.keypoints, target.scale, target.offset)
-        index = torch.tensor([self.pck.categories.index(name) for name in batch.category], device=self.device)
-        self.pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, index)
-        points = torch.cat((from_view(source.keypoints, source.scale, source.offset), truth, predicted), dim=-1)
-        table = rows(
-            pair=batch.pair, source=source.name, target=target.name, category=batch.category, points=points,
-            extent=batch.extent, shared=batch.shared, ambiguous=batch.ambiguous,
-            score=similarity.flatten(2).amax(-1), localise=described(self.localise),
-        )  # fmt: skip
-        self.seconds["match"] += time.perf_counter() - start
-        return table
+    def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
+        kept = reuse or self.frozen.keep.root is not None
+        self._pass = Evaluation(self, self._data, split, self._group, self._precision)
+        self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
-        assert self.pck is not None
-        self.scores = self.pck.compute()
-        self.features = {}
+        self.scores, *others = (pck.compute() for pck in self._pass.pck)
+        if others:
+            named = zip(self._pass.rules, (self.scores, *others), strict=True)
+            self.scores["read_outs"] = {described(rule): scores["pck"] for rule, scores in named}
+        self._pass.held = Held(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():
                 if value is not None:
                     self.log(f"{stage}/{subset}/pck@{alpha}", value)
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def _group(self) -> Group:
+        return Group(self.global_rank, self.trainer.world_size, self.device)
+
+    @property
+    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+        return self.trainer.precision_plugin.forward_context
 
     # -- checkpoints --
 
@@ -227,16 +241,3 @@ class Correspondence(LightningModule):
             raise UserError(
                 f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
             )
-
-
-def described(rule: Callable[..., Any]) -> str:
-    """A localiser with its arguments, for tables.
-
-    >>> from semcorr.localise import window_soft_argmax
-    >>> described(partial(window_soft_argmax, window=9))
-    'window_soft_argmax(window=9)'
-    """
-    if not isinstance(rule, partial):
-        return rule.__name__
-    given = ", ".join(f"{key}={value}" for key, value in rule.keywords.items())
-    return f"{rule.func.__name__}({given})" if given else rule.func.__name__

@@ -138,7 +138,7 @@ def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source
 def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
     """Read what is there, write what was found. Whether its counts are the official ones."""
     from semcorr.data.tree import VERIFIED
-    from semcorr.run import write_text
+    from semcorr.results import write_text
 
     if not place.is_dir():
         raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")

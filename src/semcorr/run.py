@@ -1,11 +1,9 @@
 """What train and evaluate share: building from a configuration, and what a run leaves behind."""
 
-import json
 import logging
-import os
 import subprocess
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,16 +15,12 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from semcorr import draw
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
-from semcorr.metrics.pck import SUBSETS
-from semcorr.metrics.table import write
-from semcorr.module import Correspondence, described
+from semcorr.module import Correspondence
+from semcorr.results import print_scores, write_results, write_text
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
@@ -57,8 +51,30 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
+        keep=instantiate(cfg.store),
+        key=features_key(cfg),
         **training,
     )
+
+
+def features_key(cfg: DictConfig) -> dict[str, Any]:
+    """What features depend on besides the weights, whose hash is known, and the size, which the backbone knows."""
+    backbone = OmegaConf.to_container(cfg.backbone, resolve=True)
+    assert isinstance(backbone, dict)
+    apart = ("pretrained", "weights", "size", "grid")
+    options = {key: value for key, value in backbone.items() if key not in apart}
+    return {"options": options, "precision": str(cfg.trainer.precision) if "trainer" in cfg else None}
+
+
+def reuse(module: Correspondence, data: PairDataModule) -> None:
+    """Let training take frozen blocks from where they are kept, unless every step sees other pixels."""
+    frozen = module.frozen
+    if not frozen.worth or frozen.keep.place == "off":
+        return
+    if data.augment is not None and not data.augment.only_flips:
+        print("Frozen blocks are computed at every step: `augment` changes pixels. After flips alone they are kept.")
+        return
+    module.reuse, data.train_pixels = True, False
 
 
 def base(cfg: DictConfig, **changed: Any) -> Any:
@@ -138,44 +154,6 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
-def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
-    """metrics.json, predictions.parquet and matches.png; the metrics."""
-    table = module.table
-    metrics = {
-        **module.scores,
-        "pairs": len(set(table["pair"].to_pylist())),
-        "keypoints": table.num_rows,
-        "images": len({*table["source"].to_pylist(), *table["target"].to_pylist()}),
-        "protocol": "semcorr",
-        "localise": described(module.localise),
-        "split": f"{data.name} {data.split}",
-        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
-    }
-    write(table, run_dir / "predictions.parquet")
-    scored = set(table["pair"].to_pylist())
-    shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
-    draw.save(draw.page(shown, table), run_dir / "matches.png")
-    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    return metrics
-
-
-def print_scores(metrics: Mapping[str, Any], title: str) -> None:
-    """Rows all/geo/std, columns alpha, per image and per point, in percent."""
-    alphas = list(metrics["pck"]["all"]["image"])
-    table = Table(
-        title=title, caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}"
-    )
-    for header in ("", "", *alphas):
-        table.add_column(header, justify="right" if header else "left")
-    for by in ("image", "point"):
-        for subset in SUBSETS:
-            values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
-            table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
-        table.add_section()
-    Console().print(table)
-
-
 def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
     """A run's trained weights, onto the CPU, without running code from the file."""
     path = run / "checkpoints" / f"{which}.ckpt"
@@ -188,13 +166,6 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: a killed run leaves no half-written file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _version(package: str) -> str:

@@ -12,8 +12,8 @@ from semcorr import draw, draw_tracks
 from semcorr.data.tapvid import TapVid
 from semcorr.metrics.table import write
 from semcorr.metrics.tracking import THRESHOLDS
-from semcorr.module import described
-from semcorr.run import write_text
+from semcorr.read_outs import described
+from semcorr.results import write_text
 from semcorr.tracking import Tracking
 
 SHOWN = 6  # videos in the picture

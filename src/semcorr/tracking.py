@@ -15,7 +15,8 @@ from semcorr.data.tapvid import Queries, Tracks
 from semcorr.metrics.table import gather
 from semcorr.metrics.track_table import ORDER, SCHEMA, scores_of, track_rows
 from semcorr.metrics.tracking import mean_over_videos
-from semcorr.module import Correspondence, described
+from semcorr.module import Correspondence
+from semcorr.read_outs import described
 from semcorr.types import FeatureMap
 
 POINTS = 256  # queries matched at once

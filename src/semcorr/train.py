@@ -44,7 +44,7 @@ def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
     from semcorr.data.datamodule import PairDataModule
     from semcorr.errors import UserError
-    from semcorr.run import benchmark, build
+    from semcorr.run import benchmark, build, reuse
 
     training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
     other = benchmark(cfg, "test", ("test",)) if "test" in cfg else None
@@ -52,6 +52,7 @@ def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
     data: Any
     module, data = build(cfg, ("fit",) if other else ("fit", "test"), **training)
+    reuse(module, data)
     scored = other or data
     scored.size, scored.pixels = data.size, data.pixels
     return module, data, scored

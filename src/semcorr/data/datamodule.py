@@ -148,16 +148,19 @@ class PairDataModule(LightningDataModule, ABC):
         ahead = batches_by_target(self.pairs(split), AT_MOST)[: batches * world]
         return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
-    def to_train_on(self, epochs: int) -> list[Shown]:
-        """The images that any process draws from now to the end of `epochs`, and what flips make of them; by name."""
+    def to_train_on(self, epochs: int, steps: int | None = None) -> list[Shown]:
+        """The images that any process draws from now to the end of `epochs`, and what flips make of them; by name.
+
+        `steps` is how many of each epoch are made, if not all.
+        """
         stream = self.stream()
         drawn: Iterable[ImageRecord]
         if isinstance(stream, ImageStream):
-            taken = {(draw.gallery, image) for draw in stream.ahead(epochs) for image in draw.images}
+            taken = {(draw.gallery, image) for draw in stream.ahead(epochs, steps) for image in draw.images}
             categories = self.galleries()
             drawn = {(one := categories[gallery].images[i]).name: one for gallery, i in taken}.values()
         else:
-            pairs = {draw.pair for batch in stream.ahead(epochs) for draw in batch}
+            pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
             drawn = unique_images(self.pairs("train")[i] for i in pairs)
         return shown(drawn, mirrored=self.augment is not None and self.augment.flip > 0)
 

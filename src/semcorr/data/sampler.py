@@ -47,10 +47,12 @@ class Stream(Sampler[Drawn], ABC):
         first = self.epoch() * self.steps
         return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
 
-    def ahead(self, epochs: int) -> Iterator[Drawn]:
-        """What all processes draw from the present epoch to the end of `epochs`."""
-        first, end = (epoch * self.steps * self.world for epoch in (self.epoch(), epochs))
-        return map(self.batch, range(first, end))
+    def ahead(self, epochs: int, steps: int | None = None) -> Iterator[Drawn]:
+        """What all processes draw from the present epoch to the end of `epochs`, of each its first `steps`."""
+        steps = min(steps or self.steps, self.steps)
+        for epoch in range(self.epoch(), epochs):
+            first = epoch * self.steps * self.world
+            yield from map(self.batch, range(first, first + steps * self.world))
 
 
 class TrainingStream(Stream[list[Draw]]):

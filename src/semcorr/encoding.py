@@ -1,0 +1,138 @@
+"""Images to what is kept of them, each computed once: by one process, by all of a run, or by an earlier run."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from rich.progress import Progress
+from torch import Tensor
+
+from semcorr.data.images import Shown, content_id
+from semcorr.held import Held, converted
+from semcorr.store import FeatureStore
+
+Values = dict[str, Tensor]  # of a batch of images, first axis first
+TRIES = 3  # walks through a store whose entries vanish while they are read
+
+
+class Group(NamedTuple):
+    """This process, and how many share the work."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def encode(held: Held, shown: Sequence[Shown], data: Any, compute: Callable[[Tensor], Values], group: Group) -> None:
+    """Fill `held` with every image of `shown` that it lacks.
+
+    The images go in chunks of a fixed list, and process r of n computes every n-th chunk: what an
+    image's features are, to the last bit, does not depend on the number of processes.
+
+    Args:
+        held: Where the values go, by name.
+        shown: The same on every process.
+        data: Decodes images: `encoding(shown, chunks)`, `encode_batch` images at once.
+        compute: A batch of images to values.
+        group: Who shares the work.
+    """
+    missing = [one for one in shown if one.name not in held]
+    chunks = chunked(range(len(missing)), data.encode_batch)
+    mine = chunks[group.rank :: group.size]
+    if not missing:
+        return
+
+    def computed() -> Iterator[tuple[Sequence[str], Values]]:
+        for view in data.encoding(missing, mine):
+            yield view.name, compute(view.image.to(group.device, non_blocking=True))
+
+    with Progress(transient=True, disable=group.rank > 0) as bar:
+        work = everywhere(computed(), len(chunks), group)
+        for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
+            held.add(names, values)
+
+
+def encode_stored(
+    held: Held,
+    store: FeatureStore,
+    shown: Sequence[Shown],
+    data: Any,
+    compute: Callable[[Tensor], Values],
+    group: Group,
+) -> None:
+    """The same, by way of a store on disk, which other processes may be filling, too.
+
+    What cannot be stored stays in memory. An entry that was damaged, or that another process has
+    thrown out, is computed again.
+    """
+    for _ in range(TRIES):
+        lacking = {content_id(one): one for one in shown if one.name not in held}
+        if not lacking:
+            return
+        _compute_missing(held, store, lacking, data, compute, group)
+        for entry, one in lacking.items():
+            if one.name not in held and (values := store.get(entry)) is not None:
+                held.keep(one.name, values)
+        twins = {content_id(one): one.name for one in shown if one.name in held}
+        for one in shown:  # files with the same content have one entry
+            if one.name not in held and content_id(one) in twins:
+                held.keep(one.name, held[twins[content_id(one)]])
+    encode(held, shown, data, compute, group._replace(rank=0, size=1))
+
+
+def _compute_missing(
+    held: Held, store: FeatureStore, lacking: Mapping[str, Shown], data: Any, compute: Any, group: Group
+) -> None:
+    entries, images = list(lacking), list(lacking.values())
+    place = {entry: i for i, entry in enumerate(entries)}
+    named = {one.name: entry for entry, one in lacking.items()}
+    claims = ([place[entry] for entry in some] for some in store.claims(chunked(entries, data.encode_batch)))
+    with Progress(transient=True, disable=group.rank > 0) as bar:
+        task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
+        for view in data.encoding(images, claims):
+            values = compute(view.image.to(group.device, non_blocking=True))
+            values = {key: converted(value, held.dtype).cpu() for key, value in values.items()}
+            for i, name in enumerate(view.name):
+                one = {key: value[i] for key, value in values.items()}
+                if not store.put(named[name], one, name):
+                    held.keep(name, one)
+            store.release([named[name] for name in view.name])
+            bar.advance(task, len(view.name))
+
+
+def everywhere(
+    mine: Iterable[tuple[Sequence[str], Values]], count: int, group: Group
+) -> Iterator[tuple[Sequence[str], Values]]:
+    """All processes' chunks on every process, in order; process r computes every n-th of `count`."""
+    own = iter(mine)
+    for start in range(0, count, group.size):
+        last = next(own, None)  # before anything is sent: all compute at once
+        for owner in range(min(group.size, count - start)):
+            yield _sent(last if owner == group.rank else None, owner, group)
+
+
+def _sent(chunk: tuple[Sequence[str], Values] | None, owner: int, group: Group) -> tuple[Sequence[str], Values]:
+    """`owner`'s chunk, on every process."""
+    if group.size == 1:
+        assert chunk is not None
+        return chunk
+    shapes = {key: (value.shape, value.dtype) for key, value in chunk[1].items()} if chunk else None
+    told: list[Any] = [chunk and list(chunk[0]), shapes]
+    dist.broadcast_object_list(told, src=owner, device=group.device)
+    names, shapes = told
+    values = {key: torch.empty(shape, dtype=dtype, device=group.device) for key, (shape, dtype) in shapes.items()}
+    if chunk:
+        values = {key: value.contiguous() for key, value in chunk[1].items()}
+    for value in values.values():
+        dist.broadcast(value, src=owner)
+    return names, values
+
+
+def chunked(items: Sequence[Any], size: int) -> list[list[Any]]:
+    """Consecutive chunks.
+
+    >>> chunked("abcde", 2)
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

@@ -1,0 +1,161 @@
+"""One pass over a split: every image encoded once, every target matched once, every pair scored."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.coords import from_view, to_image
+from semcorr.data.images import Shown
+from semcorr.encoding import Group, Values, chunked, encode, everywhere
+from semcorr.frozen import Frozen, Keep
+from semcorr.held import Held
+from semcorr.matching import Matched, match_into
+from semcorr.metrics.pck import PCK
+from semcorr.metrics.table import rows
+from semcorr.read_outs import described, rules_of
+from semcorr.types import FeatureMap, PairBatch
+
+
+class Evaluation:
+    """What is known while a split is scored.
+
+    Args:
+        module: Its backbone, head and localiser.
+        data: The benchmark.
+        split: Of it.
+        group: Who shares the work.
+        context: The precision that features are computed in.
+    """
+
+    def __init__(
+        self, module: Any, data: Any, split: str, group: Group, context: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.module, self.data, self.split, self.group, self.context = module, data, split, group, context
+        self.rules = rules_of(module.localise)
+        categories = data.categories(split)
+        keypoints = len(data.pairs(split)[0].source.keypoints)
+        self.pck = [PCK(categories, keypoints).to(group.device) for _ in self.rules]
+        self.held = Held(0, group.device)
+        self.tables: list[pa.Table] = []
+        self.seconds = {"encode": 0.0, "match": 0.0}
+
+    @torch.no_grad()
+    def encode(self, batches: int, reuse: bool) -> None:
+        """Every image that the pairs ahead look at, once; none where pairs must be seen whole.
+
+        Args:
+            batches: How many of the split's, on each process.
+            reuse: Go on from what the frozen blocks made of them, and keep that for the next time.
+        """
+        start = time.perf_counter()
+        if not self.module.backbone.pairwise:
+            shown = self.data.to_score(self.split, batches)
+            self.held = self._reused(shown) if reuse else self._direct(shown)
+        self.seconds["encode"] += time.perf_counter() - start
+
+    def match(self, batch: PairBatch) -> None:
+        """Score a batch of pairs; keep the rows of its keypoints."""
+        start = time.perf_counter()
+        source, target = batch[:2]
+        cells, score = self._matched(batch)
+        truth = from_view(target.keypoints, target.scale, target.offset)
+        asked = from_view(source.keypoints, source.scale, source.offset)
+        names = self.pck[0].categories
+        category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
+        for pck, rule, found in zip(self.pck, self.rules, cells, strict=True):
+            predicted = from_view(to_image(found, self.module.backbone.stride), target.scale, target.offset)
+            pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category)
+            self.tables.append(
+                rows(
+                    pair=batch.pair, source=source.name, target=target.name, category=batch.category,
+                    points=torch.cat((asked, truth, predicted), dim=-1), extent=batch.extent, shared=batch.shared,
+                    ambiguous=batch.ambiguous, score=score, localise=described(rule),
+                )
+            )  # fmt: skip
+        self.seconds["match"] += time.perf_counter() - start
+
+    def _direct(self, shown: list[Shown]) -> Held:
+        """From pixels, kept for this pass."""
+
+        def compute(image: Tensor) -> Values:
+            with self.context():
+                return {"features": self.module.backbone(image).values}
+
+        keep: Keep = self.module.frozen.keep
+        held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
+        encode(held, shown, self.data, compute, self.group)
+        return held
+
+    def _reused(self, shown: list[Shown]) -> Held:
+        """From what the frozen blocks made of the images; the rest of the backbone, each process its share."""
+        frozen: Frozen = self.module.frozen
+        frozen.fill(shown, self.data, self.group, self.context)
+        if frozen.whole:
+            assert frozen.held is not None
+            return frozen.held
+        size, device = (self.module.backbone.size,) * 2, self.group.device
+        chunks = chunked([one.name for one in shown], self.data.encode_batch)
+
+        def computed() -> Iterator[tuple[list[str], Values]]:
+            for some in chunks[self.group.rank :: self.group.size]:
+                with self.context():
+                    yield some, {"features": frozen.features(some, size, device).values}
+
+        held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
+        for some, values in everywhere(computed(), len(chunks), self.group):
+            held.add(some, values)
+        return held
+
+    def _matched(self, batch: PairBatch) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
+        """Cells by every read-out and the best similarity; only shared keypoints are filled in."""
+        shared, points = batch.shared, batch.source.keypoints
+        counts = shared.sum(-1).tolist()
+        asked = points[shared].split(counts)
+        cells = [torch.zeros_like(points) for _ in self.rules]
+        score = torch.zeros_like(points[..., 0])
+        for pairs, target, sources in self._by_target(batch):
+            found = match_into(self.module.head, target, sources, [asked[i] for i in pairs], self.rules)
+            _place(found, pairs, shared, cells, score)
+        return cells, score
+
+    def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
+        """Pairs that look into the same features, those, and the features of their sources."""
+        if self.module.backbone.pairwise:
+            sources, targets = self.module.seen(batch.source, batch.target)
+            for i in range(len(batch.pair)):
+                yield [i], _one(targets, i), [_one(sources, i)]
+            return
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(batch.target.name):
+            groups.setdefault(name, []).append(i)
+        for name, pairs in groups.items():
+            yield pairs, self._held(name), [self._held(batch.source.name[i]) for i in pairs]
+
+    def _held(self, name: str) -> FeatureMap:
+        values = self.held[name]["features"].to(self.group.device, non_blocking=True)
+        return FeatureMap(values[None], self.module.backbone.stride)
+
+
+def _one(maps: FeatureMap, i: int) -> FeatureMap:
+    return FeatureMap(maps.values[i : i + 1], maps.stride)
+
+
+def _place(
+    found: Matched,
+    pairs: list[int],
+    shared: Bool[Tensor, "b n"],
+    cells: list[Float[Tensor, "b n 2"]],
+    score: Float[Tensor, "b n"],
+) -> None:
+    """Answers, in the order of the pairs' shared keypoints, to their rows."""
+    mask = torch.zeros_like(shared)
+    mask[pairs] = shared[pairs]
+    for into, some in zip(cells, found.cells, strict=True):
+        into[mask] = some
+    score[mask] = found.score
