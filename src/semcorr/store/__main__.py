@@ -1,0 +1,5 @@
+"""python -m semcorr.store."""
+
+from semcorr.store import main
+
+main()

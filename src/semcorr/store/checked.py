@@ -1,0 +1,83 @@
+"""Whether a stored file is whole, told by itself and without torch.
+
+A safetensors file is eight bytes of length, a JSON header padded with spaces, and the tensors' bytes.
+Ours carries in its header the image's name and a checksum over the rest of the header and all bytes.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+METADATA, NAME, CHECKSUM = "__metadata__", "name", "xxh3_128"
+SUFFIX, UNFINISHED = ".safetensors", ".tmp"
+LENGTH = struct.Struct("<Q")
+ALIGN = 64  # bytes, of the first tensor: a cache line
+
+Header = dict[str, Any]
+
+
+class Damaged(Exception):  # noqa: N818
+    """A file that is not what was stored; says what is wrong with it."""
+
+
+def checksum(header: Mapping[str, Any], data: Iterable[Any]) -> str:
+    """Of names, dtypes, shapes and places in `header`, and the bytes in `data` one after the other."""
+    state = xxhash.xxh3_128(json.dumps(header, sort_keys=True).encode())
+    for part in data:
+        state.update(part)
+    return state.hexdigest()
+
+
+def framed(header: Mapping[str, Any], digest: str) -> bytes:
+    """What stands before the tensors: the header with its checksum, and its length."""
+    sealed = {**header, METADATA: {**header[METADATA], CHECKSUM: digest}}
+    text = json.dumps(sealed, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH.size + len(text)) % ALIGN)
+    return LENGTH.pack(len(text)) + text
+
+
+def opened(content: memoryview, check: bool = True) -> tuple[Header, int]:
+    """The header, less the checksum, and where the tensors begin, if `content` is whole.
+
+    Without `check` the checksum is not computed: for what this process has checked before.
+
+    Raises:
+        Damaged: It is not whole.
+    """
+    header, begin = _header(content)
+    told = header[METADATA].pop(CHECKSUM, None)
+    if told is None:
+        raise Damaged("it carries no checksum of ours")
+    if check and told != checksum(header, [content[begin:]]):
+        raise Damaged("its checksum does not fit its content")
+    return header, begin
+
+
+def image_of(path: Path) -> str:
+    """The name of the image whose features these are, as far as the file can be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(LENGTH.size)
+            head += file.read(min(LENGTH.unpack(head)[0], 1 << 20))
+        return str(_header(memoryview(head))[0][METADATA][NAME])
+    except (OSError, Damaged, KeyError, struct.error):
+        return "unknown image"
+
+
+def _header(content: memoryview) -> tuple[Header, int]:
+    if len(content) < LENGTH.size:
+        raise Damaged(f"it has {len(content)} bytes")
+    begin = LENGTH.size + LENGTH.unpack(content[: LENGTH.size])[0]
+    if begin > len(content):
+        raise Damaged("it ends within its header")
+    try:
+        header = json.loads(bytes(content[LENGTH.size : begin]))
+        if isinstance(header[METADATA], dict):
+            return header, begin
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise Damaged("its header cannot be read")

@@ -1,0 +1,168 @@
+"""python -m semcorr.store ls|verify|prune: what lies in the feature store, whether it is whole, less of it."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import track
+from rich.table import Table
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+from semcorr.store import default_root
+from semcorr.store.checked import Damaged, image_of, opened
+from semcorr.store.listing import Entry, Folder, by_use, folders, remove, tidied
+
+COLUMNS = ("backbone", "depth", "size", "dtype")
+DAY = 86400.0  # seconds
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."
+    ),
+]  # fmt: skip
+
+
+@app.callback()
+def about() -> None:
+    """Features that were computed once and are kept on disk."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@app.command()
+def ls(root: Root = None) -> None:
+    """What is stored: a line for everything that features can depend on but the image."""
+    with _telling():
+        root, found = _opened(root)
+        Console().print(_table(root, found))
+
+
+@app.command()
+def verify(
+    root: Root = None,
+    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+) -> None:
+    """Read everything. The exit code is 1 if anything is damaged."""
+    with _telling():
+        root, found = _opened(root)
+        entries = by_use(found)
+        damaged = []
+        for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
+            if why := _damage(entry.path):
+                print(f"{image_of(entry.path)}: {entry.path} is damaged ({why})")
+                damaged.append(entry)
+        if remove_damaged:
+            remove(damaged)
+    went = "; removed, they are computed again" if damaged and remove_damaged else ""
+    print(f"{len(damaged)} of {len(entries)} images' features are damaged{went}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+@app.command()
+def prune(
+    root: Root = None,
+    key: Annotated[str | None, typer.Option(help="Only of this key; the beginning of its name will do.")] = None,
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="What no run has used for DAYS.")] = None,
+    max_gb: Annotated[float | None, typer.Option(metavar="X", help="The least recently used, down to X GB.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
+) -> None:
+    """Remove features, and what killed processes left.
+
+    --key with --older-than or --max-gb removes only within that key; alone, all of it. Without any
+    option only what killed processes left goes. A run that is using the features goes on with them.
+    """
+    with _telling():
+        root, found = _opened(root)
+        if everything and not (key is None and older_than is None and max_gb is None):
+            raise UserError("--all is all of it: it goes with no other option but --root")
+        for option, value in (("--older-than", older_than), ("--max-gb", max_gb)):
+            if value is not None and not value >= 0:
+                raise UserError(f"{option} {value} is not an amount. Give 0 or more")
+        chosen = found if key is None else [_called(key, root, found)]
+        whole = everything or (key is not None and older_than is None and max_gb is None)
+        going = by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
+        gone = remove(going)
+        litter = sum(tidied(folder.path) for folder in found)
+    left = f", and {litter} files that killed processes had left" if litter else ""
+    print(f"{len(gone)} images' features, {_size(gone)}, are removed from {root}{left}")
+
+
+def _too_much(entries: list[Entry], older_than: float | None, max_gb: float | None) -> list[Entry]:
+    """Of entries in the order of their use those that are too old, or more than fits."""
+    old = sum(older_than is not None and time.time() - entry.used > older_than * DAY for entry in entries)
+    size = sum(entry.size for entry in entries[old:])
+    while max_gb is not None and size > max_gb * 1e9:
+        size -= entries[old].size
+        old += 1
+    return entries[:old]
+
+
+def _called(key: str, root: Path, found: list[Folder]) -> Folder:
+    named = [folder for folder in found if folder.path.name.startswith(key)]
+    if len(named) != 1:
+        known = ", ".join(folder.path.name for folder in named or found) or "none"
+        raise UserError(
+            f"--key {key}: {'several keys begin' if named else 'no key begins'} so in {root}. There: {known}"
+        )
+    return named[0]
+
+
+def _opened(root: Path | None) -> tuple[Path, list[Folder]]:
+    root = (root or default_root()).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder. Give --root DIR, or set SEMCORR_STORE=DIR")
+    return root, folders(root)
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        with suppress(FileNotFoundError):  # evicted meanwhile
+            opened(memoryview(path.read_bytes()))
+    except Damaged as damage:
+        return str(damage)
+    return None
+
+
+def _table(root: Path, found: list[Folder]) -> Table:
+    table = Table(title=str(root), title_justify="left", show_footer=True)
+    for column, total in zip(("key", *COLUMNS), ("total", *[""] * len(COLUMNS)), strict=True):
+        table.add_column(column, total, overflow="fold")
+    table.add_column("images", f"{sum(len(folder.entries) for folder in found)}", justify="right")
+    table.add_column("GB", _gb(folder.size for folder in found), justify="right")
+    table.add_column("last use")
+    for folder in sorted(found, key=lambda folder: folder.used or 0.0, reverse=True):
+        about = (_text(folder.key.get(column)) for column in COLUMNS)
+        used = f"{datetime.fromtimestamp(folder.used):%Y-%m-%d %H:%M}" if folder.used else ""
+        table.add_row(folder.path.name, *about, f"{len(folder.entries)}", _gb([folder.size]), used)
+    return table
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _gb(sizes: "Iterator[int] | list[int]") -> str:
+    return f"{sum(sizes) / 1e9:.3f}"
+
+
+def _size(entries: list[Entry]) -> str:
+    return decimal(sum(entry.size for entry in entries))
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Mistakes, and disks and permissions that do not go along, in a sentence."""
+    with explaining("evaluate"):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}. See to its permissions and run again") from None

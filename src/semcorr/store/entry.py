@@ -1,0 +1,103 @@
+"""One image's features to a file and back: checked, and mapped rather than read."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from semcorr.store.checked import METADATA, NAME, SUFFIX, UNFINISHED, Damaged, Header, checksum, framed, opened
+
+__all__ = ["Damaged", "Packed", "pack", "read_entry", "write_entry", "write_packed"]
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Packed(NamedTuple):
+    """A file's content before it is written."""
+
+    head: bytes
+    parts: list[memoryview]  # of the tensors themselves, not copied
+    size: int  # of the file, in bytes
+
+
+def pack(values: Mapping[str, Tensor], name: str) -> Packed:
+    """What the file will hold. Tensors that lie contiguously in the CPU's memory are not copied."""
+    # Those of the widest numbers first: every tensor begins at a multiple of its number's width.
+    chosen = sorted(values.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: Header = {METADATA: {NAME: name}}
+    parts: list[memoryview] = []
+    end = 0
+    for key, value in chosen:
+        start, end = end, end + value.numel() * value.element_size()
+        header[key] = {"dtype": NAMES[value.dtype], "shape": [*value.shape], "data_offsets": [start, end]}
+        parts.append(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    head = framed(header, checksum(header, parts))
+    return Packed(head, parts, len(head) + end)
+
+
+def write_entry(path: Path, values: Mapping[str, Tensor], name: str) -> None:
+    """Store one image's tensors (no batch axis) under its readable name.
+
+    Written beside and renamed: who opens `path` finds all of it or nothing, however this process ends.
+    Nothing waits for the disk. A power cut can leave a file whose bytes never arrived; its checksum
+    says so, and it is computed again.
+    """
+    write_packed(path, pack(values, name))
+
+
+def write_packed(path: Path, packed: Packed) -> None:
+    """The same of what is packed already."""
+    beside = path.with_name(f".{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        with beside.open("wb") as file:
+            file.write(packed.head)
+            for part in packed.parts:
+                file.write(part)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read_entry(path: Path, check: bool = True) -> dict[str, Tensor]:
+    """What was stored, mapped: the tensors are the file's pages, shared by all who read it.
+
+    Writing to them changes no file. Without `check`, only the header is looked at.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        Damaged: It is not what was stored.
+    """
+    content = _mapped(path)
+    header, begin = opened(content.numpy().data, check)
+    try:
+        return dict(_tensors(content[begin:], header))
+    except (RuntimeError, ValueError, KeyError, TypeError):  # it has changed since it was checked
+        raise Damaged("its header does not fit its content") from None
+
+
+def _tensors(data: Tensor, header: Header) -> Iterator[tuple[str, Tensor]]:
+    for key, about in header.items():
+        if key != METADATA:
+            start, end = about["data_offsets"]
+            yield key, data[start:end].view(DTYPES[about["dtype"]]).view(about["shape"])
+
+
+def _mapped(path: Path) -> Tensor:
+    """The file's bytes. Private to this process once written to, and no file descriptor stays open."""
+    size = path.stat().st_size
+    if size == 0:
+        raise Damaged("it is empty")
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        if not path.exists():  # evicted since we looked
+            raise FileNotFoundError(path) from None
+        raise Damaged(str(error)) from None

@@ -1,0 +1,194 @@
+"""FeatureStore: a network's work on images that no process does twice."""
+
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from rich.filesize import decimal
+from torch import Tensor
+
+from semcorr.errors import UserError
+from semcorr.store.checked import SUFFIX, Damaged, image_of
+from semcorr.store.claims import Claims
+from semcorr.store.entry import Packed, pack, read_entry, write_packed
+from semcorr.store.listing import CLAIMS, KEY
+from semcorr.store.room import Room
+
+log = logging.getLogger(__name__)
+
+POLL = 0.05  # seconds between two looks at what others are computing
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class FeatureStore:
+    """Features of images under one key, in a folder of `root`.
+
+    Args:
+        root: Of all keys.
+        key: Everything that the features depend on, but the image: backbone, sha256 of its weights,
+            layers, size, resize, depth, dtype, ... What JSON can hold.
+        max_gb: What all keys together may take, in GB of 10^9 bytes. None: whatever the disk has.
+
+    Entries are named by the caller, safely for a file: a hash of the image's content.
+    """
+
+    def __init__(self, root: Path, key: Mapping[str, Any], max_gb: float | None = None) -> None:
+        if max_gb is not None and not max_gb > 0:
+            raise UserError(f"`store.max_gb` is {max_gb}. Give GB, more than 0, or null for no limit")
+        self.root, self.max_gb = Path(root).expanduser(), max_gb
+        self._key = json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
+        canonical = json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
+        self.folder = self.root / xxhash.xxh3_64_hexdigest(canonical.encode())
+        self._claims = Claims(self.folder / CLAIMS)
+        self._room = None if max_gb is None else Room(self.root, round(max_gb * 1e9))
+        self._used: set[str] = set()  # by this process: ours to keep
+        self._checked: set[str] = set()
+        self._unstorable: set[str] = set()
+        try:
+            self._open()
+        except OSError as error:
+            raise UserError(
+                f"`store.root`: {self.root} cannot be written ({error.strerror}). Choose another folder, "
+                "with store.root=DIR or the environment variable SEMCORR_STORE"
+            ) from None
+
+    def __contains__(self, entry: str) -> bool:
+        return self._path(entry).exists()
+
+    def get(self, entry: str) -> dict[str, Tensor] | None:
+        """The entry's tensors, mapped; None if there are none.
+
+        Checked when this process reads them for the first time. What is damaged goes, and is reported.
+        """
+        path = self._path(entry)
+        try:
+            values = read_entry(path, check=entry not in self._checked)
+        except FileNotFoundError:  # never there, or evicted by another process
+            self._forget(entry)
+            return None
+        except Damaged as damage:
+            log.warning("%s, %s, is damaged (%s); it is computed again", path, image_of(path), damage)
+            path.unlink(missing_ok=True)  # if another process has just replaced it: computed once more, no harm
+            self._forget(entry)
+            return None
+        self._checked.add(entry)
+        self._use(entry)
+        return values
+
+    def put(self, entry: str, values: Mapping[str, Tensor], name: str) -> bool:
+        """Store an image's tensors (no batch axis) under its readable name; False if there is no room.
+
+        Then it is told once, and the caller keeps them in memory. Nothing half-written stays.
+        """
+        if entry not in self:
+            packed = pack(values, name)
+            if self._room and not self._room.make(packed.size, self._is_kept):
+                return self._refuse(
+                    entry, packed.size, f"`store.max_gb` is {self.max_gb:g}, all of it in use by this run"
+                )
+            try:
+                self._write(self._path(entry), packed)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                return self._refuse(entry, packed.size, str(error.strerror))
+        self._use(entry)
+        return True
+
+    def claims(self, chunks: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+        """What the caller is to compute, put and release, chunk by chunk; nobody else is given the same.
+
+        Of each chunk, what is not stored yet: all of it, or nothing yet if another process is busy with
+        a part. Such chunks come last, when each entry has been stored or its process has died or could
+        not store it: the latter two are the caller's then.
+
+        It waits for other processes only while this one holds no claims: two that wait while each has
+        work of the other's in its loader would wait for ever. A caller who computes, puts and releases
+        before asking for the next has everything at the end. One who asks ahead (a DataLoader) finds
+        the end early, and calls again, all released, until nothing is yielded.
+        """
+        while True:
+            busy = []
+            for chunk in chunks:
+                ours = self._take(chunk)
+                if ours is None:
+                    busy.append(chunk)
+                elif ours:
+                    yield ours
+            if not busy or self._claims:
+                return
+            time.sleep(POLL)
+            chunks = busy
+
+    def release(self, entries: Iterable[str]) -> None:
+        """They are put, or cannot be: others need not wait any longer."""
+        self._claims.give_back(entries)
+
+    def _take(self, chunk: Sequence[str]) -> list[str] | None:
+        """What is left to do of `chunk`, now ours; None if a part of it is somebody else's."""
+        # What this process holds is on its way, what it has put is done, what it could not put is in its memory.
+        settled = (self._claims, self._used, self._unstorable)
+        wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in each for each in (*settled, self))]
+        try:
+            if not self._claims.take(wanted):
+                return None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return wanted  # no room for a lock, nor for what it is about
+        done = [entry for entry in wanted if entry in self]  # since we looked; see Claims
+        self._claims.give_back(done)
+        return [entry for entry in wanted if entry not in done]
+
+    def _open(self) -> None:
+        """The folder and what it is about, made if need be."""
+        self._claims.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        about = self.folder / KEY
+        if not about.exists() or about.read_text() != self._key:
+            beside = about.with_name(f"{KEY}.{os.getpid()}")
+            beside.write_text(self._key)
+            beside.replace(about)
+
+    def _write(self, path: Path, packed: Packed) -> None:
+        try:
+            if not (self.folder / KEY).exists():
+                raise FileNotFoundError
+            write_packed(path, packed)
+        except FileNotFoundError:  # pruned away under us
+            self._open()
+            write_packed(path, packed)
+
+    def _refuse(self, entry: str, size: int, reason: str) -> bool:
+        if not self._unstorable:
+            log.warning(
+                "%s takes no more features (%s): %s would be needed for the next image. They stay in memory",
+                self.root, reason, decimal(size),
+            )  # fmt: skip
+        self._unstorable.add(entry)
+        return False
+
+    def _use(self, entry: str) -> None:
+        """Once per process and entry: it is the most recently used."""
+        if entry not in self._used:
+            self._used.add(entry)
+            with suppress(OSError):  # gone, or another user's
+                os.utime(self._path(entry))
+
+    def _forget(self, entry: str) -> None:
+        self._used.discard(entry)
+        self._checked.discard(entry)
+
+    def _is_kept(self, path: Path) -> bool:
+        return path.parent == self.folder and path.name.removesuffix(SUFFIX) in self._used
+
+    def _path(self, entry: str) -> Path:
+        return self.folder / f"{entry}{SUFFIX}"

@@ -1,0 +1,104 @@
+"""What lies in a store: its folders, their entries, and what killed processes left. Needs no torch."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from semcorr.store.checked import SUFFIX, UNFINISHED
+
+KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
+ABANDONED = 60.0  # seconds since anything was written to an unfinished file; one takes well under a second
+
+
+class Entry(NamedTuple):
+    """One image's features."""
+
+    path: Path
+    size: int  # bytes
+    used: float  # when last, in seconds of the clock
+
+
+class Folder(NamedTuple):
+    """All features of one key."""
+
+    path: Path
+    key: dict[str, Any]
+    entries: list[Entry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def used(self) -> float | None:
+        """When an entry was, last."""
+        return max((entry.used for entry in self.entries), default=None)
+
+
+def folders(root: Path) -> list[Folder]:
+    """Those of `root` that a store made. Whatever else lies there is none of our business."""
+    ours = [path for path in sorted(root.iterdir()) if re.fullmatch("[0-9a-f]{16}", path.name)]
+    return [
+        Folder(path, _key(path), _entries(path)) for path in ours if (path / CLAIMS).is_dir() or (path / KEY).is_file()
+    ]
+
+
+def by_use(found: Iterable[Folder]) -> list[Entry]:
+    """Their entries, the one not used for longest first."""
+    return sorted((entry for folder in found for entry in folder.entries), key=lambda entry: entry.used)
+
+
+def remove(entries: Iterable[Entry]) -> list[Entry]:
+    """Those that are gone by our doing. Who has one mapped keeps it (POSIX)."""
+    gone = []
+    for entry in entries:
+        with suppress(FileNotFoundError):
+            entry.path.unlink()
+            gone.append(entry)
+    return gone
+
+
+def tidied(folder: Path) -> int:
+    """Remove what killed processes left in `folder`, and itself if it is empty then. How many files went."""
+    now, gone = time.time(), 0
+    for path in folder.glob(f".*{UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > ABANDONED:
+                path.unlink()
+                gone += 1
+    for path in (folder / CLAIMS).glob(f"*{LOCK}"):
+        with suppress(Timeout, FileNotFoundError), FileLock(path, blocking=False):  # nobody alive holds it
+            path.unlink()
+            gone += 1
+    if not {path.name for path in folder.iterdir()} - {KEY, CLAIMS} and not any((folder / CLAIMS).iterdir()):
+        # In one step: a run that is about to use it finds all of it or nothing, and makes it anew.
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")))
+    return gone
+
+
+def _entries(folder: Path) -> list[Entry]:
+    found = []
+    with suppress(FileNotFoundError), os.scandir(folder) as files:  # three times as fast as Path.glob
+        for file in files:
+            if file.name.endswith(SUFFIX):
+                with suppress(FileNotFoundError):  # evicted meanwhile
+                    about = file.stat()
+                    found.append(Entry(Path(file.path), about.st_size, about.st_mtime))
+    return found
+
+
+def _key(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / KEY).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
