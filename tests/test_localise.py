@@ -18,6 +18,16 @@ def slow_expectation(logits: list[list[float]]) -> list[float]:
     return [x, y]
 
 
+def full_map_window(similarity: torch.Tensor, window: int = 15, temperature: float = 0.02) -> torch.Tensor:
+    """The same rule with every cell's exponential, most of them of -inf."""
+    h, w = similarity.shape[-2:]
+    top, left = (argmax(similarity)[..., k, None, None] for k in (1, 0))
+    rows, columns = torch.arange(h)[:, None], torch.arange(w)
+    outside = ((rows - top).abs() > window // 2) | ((columns - left).abs() > window // 2)
+    weights = (similarity / temperature).masked_fill(outside, -torch.inf).flatten(2).softmax(-1).unflatten(-1, (h, w))
+    return torch.stack(((weights * columns).sum((-2, -1)), (weights * rows).sum((-2, -1))), dim=-1)
+
+
 def best(rows: list[list[float]]) -> tuple[int, int]:
     return max(((i, j) for i in range(len(rows)) for j in range(len(rows[0]))), key=lambda at: rows[at[0]][at[1]])
 
@@ -83,6 +93,43 @@ def test_window_soft_argmax_agrees_with_a_slow_loop(window):
                     near = abs(i - top) <= window // 2 and abs(j - left) <= window // 2
                     rows[i][j] = rows[i][j] / 0.1 if near else -math.inf
             assert found[b, n].tolist() == pytest.approx(slow_expectation(rows), abs=1e-4)
+
+
+@pytest.mark.parametrize("window", [1, 5, 9, 15, 41])
+@pytest.mark.parametrize("shape", [(2, 7, 6, 9), (1, 4, 30, 20), (1, 3, 1, 8), (1, 2, 1, 1)])
+def test_the_cropped_window_is_the_window_of_the_whole_map(window, shape):
+    similarity = torch.rand(shape, dtype=torch.double, generator=torch.Generator().manual_seed(0)) / 5
+    similarity[0, 0, 0, -1] = similarity[0, 1, -1, 0] = 0.25  # the best cell in a corner
+    cropped, full = similarity.clone().requires_grad_(), similarity.clone().requires_grad_()
+    weights = torch.rand(*shape[:2], 2, dtype=torch.double)
+
+    found, expected = window_soft_argmax(cropped, window), full_map_window(full, window)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+
+    assert_close(found, expected, atol=1e-6, rtol=0)
+    assert_close(cropped.grad, full.grad, atol=1e-6, rtol=1e-6)
+    assert_close(window_soft_argmax(similarity.float(), window), expected.float().detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bfloat16_similarity_is_read_to_single_precision(rule):
+    """A far cell, so that 8 bits would not hold it."""
+    similarity = (torch.rand(1, 3, 40, 300) / 2).bfloat16()
+    similarity[..., 21, 259] = 1.0
+
+    assert rule(similarity).dtype == torch.float32
+    assert_close(rule(similarity), rule(similarity.float()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_autocast_costs_no_precision(rule):
+    similarity = torch.rand(1, 3, 40, 60)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rule(similarity)
+
+    assert_close(found, rule(similarity), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 7.0])

@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -35,6 +36,74 @@ def slow_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor,
                     loss -= density * grid_sample(p, at, align_corners=True).log().item()
             losses.append(loss)
     return sum(losses) / len(losses)
+
+
+def masked_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+    """In log space as ours, but on the points of the mask alone: their number is asked of the device."""
+    log_p = (similarity / temperature).flatten(2).log_softmax(-1)[mask].unflatten(-1, similarity.shape[-2:])
+    losses = []
+    for p, (x, y) in zip(log_p, cells[mask], strict=True):
+        for (dx, dy), density in DENSITY.items():
+            across, down = x + dx, y + dy
+            if not (0 <= across <= p.shape[1] - 1 and 0 <= down <= p.shape[0] - 1):
+                continue
+            i, j = int(down), int(across)
+            corners = [
+                p[k, m] + ((1 - abs(across - m)) * (1 - abs(down - k))).log()
+                for k, m in product((i, i + 1), (j, j + 1))
+                if abs(across - m) < 1 and abs(down - k) < 1
+            ]
+            losses.append(-density * torch.stack(corners).logsumexp(0))
+    return torch.stack(losses).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.3])
+def test_masking_without_selecting_is_selecting(temperature):
+    similarity = torch.rand(2, 3, 9, 12, dtype=torch.double)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    ours, theirs = similarity.clone().requires_grad_(), similarity.clone().requires_grad_()
+
+    loss, expected = (
+        loss_of(s, CELLS, mask, temperature) for loss_of, s in ((gaussian_cross_entropy, ours), (masked_loss, theirs))
+    )
+    loss.backward()
+    expected.backward()
+
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rubbish", [torch.nan, torch.inf, -torch.inf])
+def test_rubbish_outside_the_mask_reaches_neither_loss_nor_gradient(rubbish):
+    similarity, cells, mask = torch.rand(2, 3, 9, 12), CELLS.float().clone(), torch.zeros(2, 3, dtype=torch.bool)
+    mask[0, 1] = True
+    clean = gaussian_cross_entropy(similarity, cells, mask)
+    similarity[~mask], cells[~mask] = rubbish, rubbish
+    similarity.requires_grad_()
+
+    loss = gaussian_cross_entropy(similarity, cells, mask)
+    loss.backward()
+
+    assert loss == clean
+    assert similarity.grad.isfinite().all()
+    assert not similarity.grad[~mask].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_a_gpu_waits_for_nothing():
+    similarity = torch.rand(2, 3, 9, 12, device="cuda", requires_grad=True)
+    cells, mask = CELLS.float().cuda(), torch.tensor([[True, False, True], [True, True, False]]).cuda()
+    gaussian_cross_entropy(similarity, cells, mask).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = gaussian_cross_entropy(similarity, cells, mask)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    expected = gaussian_cross_entropy(*(value.detach().cpu() for value in (similarity, cells, mask)))
+    torch.testing.assert_close(loss.detach().cpu(), expected)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3])

@@ -23,18 +23,19 @@ def gaussian_cross_entropy(
     dropped; the mean is over the points in `mask`. With no such point the loss is 0.
 
     Theirs takes log of the interpolated probability, which is log 0 where a softmax underflows;
-    here interpolation happens in log space.
+    here interpolation happens in log space. Nothing has a size that only the device knows, so a step on
+    a GPU waits for nothing; what lies outside the mask may be anything, NaN included.
     """
-    log_p = (similarity / temperature).flatten(2).log_softmax(-1)[mask]
-    log_p = log_p.unflatten(-1, similarity.shape[-2:])  # (m h w), m points to score
-    if len(log_p) == 0:
-        return similarity.sum() * 0.0
+    similarity = torch.where(mask[..., None, None], similarity, 0.0)
+    cells = torch.where(mask[..., None], cells, 0.0)
+    log_p = (similarity / temperature).flatten(2).log_softmax(-1).view_as(similarity).flatten(0, 1)
     steps = torch.arange(kernel, device=cells.device) - kernel // 2
     dy, dx = torch.meshgrid(steps, steps, indexing="ij")
     density = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
-    points = cells[mask][:, None] + torch.stack((dx, dy), -1).flatten(0, 1)  # (m k 2)
+    points = cells.flatten(0, 1)[:, None] + torch.stack((dx, dy), -1).flatten(0, 1)  # (m k 2), m = b n
     value, inside = _interpolate_log(log_p, points)
-    return -(density.flatten() * value.masked_fill(~inside, 0.0)).sum(-1).mean()
+    value = torch.where(inside & mask.flatten()[:, None], value, 0.0)
+    return -(density.flatten() * value).sum() / mask.sum().clamp(min=1)
 
 
 def _interpolate_log(
@@ -42,16 +43,15 @@ def _interpolate_log(
 ) -> tuple[Float[Tensor, "m k"], Bool[Tensor, "m k"]]:
     """Log of the bilinearly interpolated p at `points`, and which of them lie within the cell centres."""
     h, w = log_p.shape[-2:]
-    last = torch.tensor([w - 1, h - 1], device=points.device)
-    inside = ((points >= 0) & (points <= last)).all(-1)
-    low = points.floor().clamp(min=0)
-    low = torch.minimum(low, last.to(low.dtype))
-    part = points - low
-    terms = []
-    for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        step = torch.tensor(corner, device=points.device)
-        weight = torch.where(step.bool(), part, 1 - part).prod(-1)
-        x, y = torch.minimum(low + step, last.to(low.dtype)).long().unbind(-1)
-        value = log_p.flatten(1).gather(1, y * w + x)
-        terms.append(torch.where(weight > 0, value + weight.clamp(min=1e-30).log(), -torch.inf))
-    return torch.logsumexp(torch.stack(terms), dim=0), inside
+    x, y = points.unbind(-1)
+    inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
+    left, top = x.floor().clamp(0, w - 1), y.floor().clamp(0, h - 1)
+    cells, weights = [], []
+    for column, along_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, along_y in ((top, top + 1 - y), (top + 1, y - top)):
+            cells.append(row.clamp(max=h - 1).long() * w + column.clamp(max=w - 1).long())
+            weights.append(along_x * along_y)
+    weight = torch.stack(weights, dim=1)  # (m 4 k)
+    corners = log_p.flatten(1).gather(1, torch.cat(cells, dim=1)).view_as(weight)
+    terms = torch.where(weight > 0, corners + weight.clamp(min=1e-30).log(), -torch.inf)
+    return torch.logsumexp(terms, dim=1), inside
