@@ -119,7 +119,7 @@ def _called(key: str, root: Path, found: list[Folder]) -> Folder:
 def _opened(root: Path | None) -> tuple[Path, list[Folder]]:
     root = (root or default_root()).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder. Give --root DIR, or set SEMCORR_STORE=DIR")
+        raise UserError(f"there is no store at {root}. Give --root DIR, or set SEMCORR_STORE=DIR")
     return root, folders(root)
 
 
