@@ -133,7 +133,7 @@ class Correspondence(LightningModule):
         """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
         self.train()
 
-    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
         """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
         step = self.global_step * self.trainer.world_size + self.global_rank
         torch.manual_seed(self.seed * 1_000_003 + step)
