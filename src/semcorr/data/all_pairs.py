@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from semcorr.data.augment import Augment, shares
-from semcorr.data.dataset import view
 from semcorr.data.images import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.sampler import Stream
+from semcorr.data.views import Views
 from semcorr.errors import UserError
 from semcorr.types import ImageBatch
 
@@ -117,13 +118,16 @@ class TrainingImages(Dataset[ImageBatch]):
         augment: Augment | None = None,
         seed: int = 42,
         pixels: bool = True,
+        cache_gb: float = 0.0,
     ) -> None:
-        self.categories, self.side, self.resize, self.pixels = categories, side, resize, pixels
-        self.augment, self.seed = augment, seed
+        self.categories, self.augment, self.seed = categories, augment, seed
+        self.first = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each gallery, among the views
+        images = [image for gallery in categories for image in gallery.images]
+        self.views = Views(images, side, resize, pixels, cache_gb)
 
     def __getitem__(self, draw: ImageDraw) -> ImageBatch:
         gallery = self.categories[draw.gallery]
-        views = [view(gallery.images[i], self.side, self.resize, self.pixels) for i in draw.images]
+        views = [self.views[self.first[draw.gallery] + i] for i in draw.images]
         if self.augment is not None:
             views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)

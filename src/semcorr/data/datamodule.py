@@ -51,6 +51,7 @@ class PairDataModule(LightningDataModule, ABC):
         encode_batch: Images encoded at once during evaluation.
         workers: Loader processes.
         seed: Of the training order and the augmentation.
+        cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
@@ -75,6 +76,7 @@ class PairDataModule(LightningDataModule, ABC):
         workers: int = 2,
         seed: int = 42,
         all_pairs: int | None = None,
+        cache_gb: float = 0.0,
     ) -> None:
         super().__init__()
         if resize not in RESIZES:
@@ -84,9 +86,11 @@ class PairDataModule(LightningDataModule, ABC):
                 raise UserError(f"`data.{key}` must be at least 1, got {value}")
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
+        if not cache_gb >= 0:
+            raise UserError(f"`data.cache_gb` must be 0, which is off, or more, got {cache_gb}")
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
-        self.workers, self.seed, self.all_pairs = workers, seed, all_pairs
+        self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
         self.augment: Augment | None = None
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked)  # one reading per split
@@ -120,10 +124,10 @@ class PairDataModule(LightningDataModule, ABC):
         persistent, stream = self.workers > 0, self.stream()
         if isinstance(stream, ImageStream):
             images = TrainingImages(
-                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels
+                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb
             )
             return self._loader(images, batch_size=None, sampler=stream, persistent_workers=persistent)
-        pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels)
+        pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
         drawn = TrainingPairs(pairs, self.augment, self.seed)
         return self._loader(drawn, batch_sampler=stream, persistent_workers=persistent)
 
@@ -167,23 +171,6 @@ class PairDataModule(LightningDataModule, ABC):
     def encoding(self, images: Sequence[Shown], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""
         return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
-
-    def images(self, split: str, batches: int) -> DataLoader[View]:
-        """The images that the first `batches` batches of this process's share look at, each once.
-
-        They come in chunks of the whole split's image list. Which chunk an image is in, and so the
-        last bit of its features, does not depend on the number of processes.
-        """
-        pairs = self.pairs(split)
-        mine = [pairs[i] for batch in self._share(split)[:batches] for i in batch]
-        wanted = {image.name for image in unique_images(mine)}
-        everything = unique_images(pairs)
-        chunks = [
-            list(range(start, min(start + self.encode_batch, len(everything))))
-            for start in range(0, len(everything), self.encode_batch)
-        ]
-        needed = [chunk for chunk in chunks if any(everything[i].name in wanted for i in chunk)]
-        return self._loader(ImageDataset(shown(everything), self.size, self.resize), batch_sampler=needed)
 
     def categories(self, split: str) -> list[str]:
         """Names of the categories of a split, sorted."""

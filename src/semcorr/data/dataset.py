@@ -4,76 +4,39 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.coords import to_view
 from semcorr.data.alter import mirror
 from semcorr.data.augment import Augment
 from semcorr.data.groups import ambiguous
 from semcorr.data.images import Shown
-from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.data.record import PairRecord
 from semcorr.data.sampler import Draw
-from semcorr.data.transforms import fit, load_image, render
-from semcorr.errors import UserError
+from semcorr.data.views import Views, view
 from semcorr.types import PairBatch, View
 
 
-def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
-    """A record as the backbone sees it: resized into a square, keypoints and box with it."""
-    how = fit(record.size, side, resize)
-    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
-    box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
-    keypoints = to_view(record.keypoints, scale, offset)
-    image = drawn(record, side, resize) if pixels else torch.empty(3, 0, side)
-    return View(image, keypoints, record.visible, box, scale, offset, record.name)
-
-
-def drawn(record: ImageRecord, side: int, resize: str) -> Tensor:
-    """The pixels of `view`."""
-    image = load_image(record.path)
-    if image.size != record.size:
-        raise UserError(
-            f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
-            f"{record.size[0]} x {record.size[1]}. Restore the official image."
-        )
-    if record.mirrored:
-        image = ImageOps.mirror(image)
-    return render(image, side, fit(record.size, side, resize))
-
-
 class PairDataset(Dataset[PairBatch]):
-    """Pairs, with their pixels or (once their images are encoded) without.
+    """Pairs, with their pixels or (once their images are encoded) without."""
 
-    Where an image's keypoints land in the square is worked out once per record, not once per pair.
-    """
-
-    def __init__(self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True) -> None:
-        self.pairs, self.side, self.resize, self.pixels = pairs, side, resize, pixels
+    def __init__(
+        self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
+    ) -> None:
+        self.pairs = pairs
         places: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
         ends = [[places.setdefault(id(image), len(places)) for image in (p.source, p.target)] for p in pairs]
         known = {places[id(image)]: image for p in pairs for image in (p.source, p.target)}
-        self.records, self.ends = [known[place] for place in range(len(known))], torch.tensor(ends)
-        self.views: dict[int, View] = {}  # by place among the records, without pixels
+        self.ends = torch.tensor(ends)  # of each pair, places among the views
+        self.views = Views([known[place] for place in range(len(known))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
-        pair, places = self.pairs[index], self.ends[index].tolist()
-        source, target = (self._with_pixels(place) if self.pixels else self.view(place) for place in places)
+        pair, (source, target) = self.pairs[index], (self.views[place] for place in self.ends[index].tolist())
         twins = ambiguous(source.visible & target.visible, target.visible, pair.groups)
         return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
-
-    def view(self, place: int) -> View:
-        """One record's, without pixels."""
-        if place not in self.views:
-            self.views[place] = view(self.records[place], self.side, self.resize, pixels=False)
-        return self.views[place]
-
-    def _with_pixels(self, place: int) -> View:
-        return self.view(place)._replace(image=drawn(self.records[place], self.side, self.resize))
 
 
 class PairBatches(Dataset[PairBatch]):
@@ -84,11 +47,11 @@ class PairBatches(Dataset[PairBatch]):
 
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
-        self.images: View = default_collate([pairs.view(place) for place in range(len(pairs.records))])
+        self.images: View = default_collate([pairs.views[place] for place in range(len(pairs.views))])
         rows: dict[tuple, int] = {}  # what may be mistaken in a target, by target and its category's groups
         keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
         self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
-        seen = [(pairs.view(place).visible, groups) for place, groups in rows]
+        seen = [(pairs.views[place].visible, groups) for place, groups in rows]
         self.twins = torch.stack([ambiguous(visible, visible, groups) for visible, groups in seen])
         self.extents = torch.tensor([pair.extent for pair in pairs.pairs])
 

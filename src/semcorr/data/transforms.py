@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -59,9 +59,13 @@ def load_image(path: Path) -> Image.Image:
 
 def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:
     """Resize (bicubic, antialiased) and pad; RGB in [0, 1]."""
-    resized = image.resize(how.size, Image.Resampling.BICUBIC)
-    pixels = pil_to_tensor(resized).float() / 255
-    square = torch.zeros(3, side, side)
+    return square(image, side, how).float() / 255
+
+
+def square(image: Image.Image, side: int, how: Fit) -> UInt8[Tensor, "3 side side"]:
+    """The same in bytes, which lose nothing: that is what resizing gives."""
+    pixels = torch.zeros(3, side, side, dtype=torch.uint8)
     x, y = how.offset
-    square[:, y : y + how.size[1], x : x + how.size[0]] = pixels
-    return square
+    resized = image.resize(how.size, Image.Resampling.BICUBIC)
+    pixels[:, y : y + how.size[1], x : x + how.size[0]] = pil_to_tensor(resized)
+    return pixels

@@ -1,0 +1,46 @@
+"""Resized images in memory that all loader processes share: decoded once, by whichever asks first."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from semcorr.errors import UserError
+
+SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be given little of it
+
+
+class PixelCache:
+    """As many squares as fit `gigabytes` (1e9 bytes); the others are drawn at every use.
+
+    No lock: two processes that draw the same square at once write the same bytes, and a square counts
+    as there only after its last byte.
+    """
+
+    def __init__(self, images: int, side: int, gigabytes: float) -> None:
+        slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
+        _require_room(slots * 3 * side * side)
+        self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
+        self.there = torch.zeros(slots, dtype=torch.bool).share_memory_()
+
+    def get(self, slot: int, draw: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
+        """The square of image `slot`; not to be written to."""
+        if slot >= len(self.there):
+            return draw()
+        if not self.there[slot]:
+            self.squares[slot] = draw()
+            self.there[slot] = True
+        return self.squares[slot]
+
+
+def _require_room(needed: int) -> None:
+    """More than there is would end the process by a bus error, much later."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
+    if needed > free:
+        raise UserError(
+            f"`data.cache_gb`: {needed / 1e9:.2f} GB of images do not fit the shared memory of this machine, of which "
+            f"{free / 1e9:.2f} GB are free ({SHARED}). Give less, or enlarge it (docker run --shm-size)."
+        )

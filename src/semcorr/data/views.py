@@ -1,0 +1,68 @@
+"""Records as a backbone is shown them."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import UInt8
+from PIL import ImageOps
+from torch import Tensor
+
+from semcorr.coords import to_view
+from semcorr.data.pixel_cache import PixelCache
+from semcorr.data.record import ImageRecord
+from semcorr.data.transforms import fit, load_image, square
+from semcorr.errors import UserError
+from semcorr.types import View
+
+
+def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
+    """A record as the backbone sees it: resized into a square, keypoints and box with it."""
+    how = fit(record.size, side, resize)
+    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
+    box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
+    keypoints = to_view(record.keypoints, scale, offset)
+    image = drawn(record, side, resize).float() / 255 if pixels else torch.empty(3, 0, side)
+    return View(image, keypoints, record.visible, box, scale, offset, record.name)
+
+
+def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
+    """The pixels of `view`, in bytes."""
+    image = load_image(record.path)
+    if image.size != record.size:
+        raise UserError(
+            f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
+            f"{record.size[0]} x {record.size[1]}. Restore the official image."
+        )
+    if record.mirrored:
+        image = ImageOps.mirror(image)
+    return square(image, side, fit(record.size, side, resize))
+
+
+class Views:
+    """`view` of every record, to be asked for again and again.
+
+    Where keypoints land is worked out once; pixels are decoded at each use, or once if `cache_gb` has room.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
+    ) -> None:
+        self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
+        self.bare: dict[int, View] = {}
+        slots: dict[str, int] = {}  # an image may have many records
+        self.slots = [slots.setdefault(record.name, len(slots)) for record in records]
+        self.cache = PixelCache(len(slots), side, cache_gb) if pixels and cache_gb else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: int) -> View:
+        if place not in self.bare:
+            self.bare[place] = view(self.records[place], self.side, self.resize, pixels=False)
+        return self.bare[place]._replace(image=self._image(place)) if self.pixels else self.bare[place]
+
+    def _image(self, place: int) -> Tensor:
+        def draw() -> Tensor:
+            return drawn(self.records[place], self.side, self.resize)
+
+        return (self.cache.get(self.slots[place], draw) if self.cache else draw()).float() / 255
