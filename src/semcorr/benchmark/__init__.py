@@ -1,0 +1,13 @@
+"""How fast, beside what others do and beside what the machine allows: both in one run, as a ratio.
+
+`python -m semcorr.benchmark match|evaluate|train|store|startup`; each prints a table and writes benchmark.json.
+"""
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The command."""
+    from semcorr.benchmark.command import app
+
+    app(prog_name="semcorr benchmark")

@@ -1,0 +1,172 @@
+"""python -m semcorr.benchmark SUB: the command line. Work begins with the sub-command, and so do the imports."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from semcorr.cli import explaining
+
+if TYPE_CHECKING:
+    from semcorr.benchmark.report import Outcome
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option("--out", readable=False, help="Where the figures go, beside other sub-commands'.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Together = Annotated[
+    bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
+]
+Backbone = Annotated[str, typer.Option("--backbone", help="A file of conf/backbone.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
+Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
+Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]
+Scale = Annotated[str, typer.Option("--scale", help="Without --root: demo, drawn creatures; spair, SPair-71k's shape.")]
+Folder = Annotated[
+    Path | None, typer.Option("--folder", readable=False, help="Where --scale writes, if not to a temporary folder.")
+]
+Part = Annotated[float, typer.Option("--part", help="Of the images of --scale spair.")]
+OUT = Path("benchmark.json")
+
+
+@app.callback()
+def about() -> None:
+    """Ours against what others do, in one run, and against what the machine allows."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@app.command()
+def match(
+    pairs: Annotated[int, typer.Option(help="How many.")] = 90,
+    images: Annotated[int, typer.Option(help="Of how many images.")] = 10,
+    grid: Annotated[int, typer.Option(help="Cells along a side of a feature map.")] = 32,
+    channels: Annotated[int, typer.Option(help="Of a feature map.")] = 384,
+    naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loops match.")] = 30,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Pairs matched per second, from features. At full size: --pairs 600 --images 25 --grid 60 --channels 768."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.match import Shape, match
+        from semcorr.benchmark.measure import chosen
+
+        return match(Shape(pairs, images, grid, channels, naive_pairs, chosen(device)), not together)
+
+    _run("match", work, out, locals())
+
+
+@app.command()
+def evaluate(
+    backbone: Backbone = "efficientnet_lite0",
+    size: Size = None,
+    random: Random = False,
+    root: Root = None,
+    scale: Scale = "demo",
+    folder: Folder = None,
+    part: Part = 1.0,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[int | None, typer.Option(help="Only the first so many of the split.")] = None,
+    naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 2,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Pairs evaluated per second, from files to scores. At full size: --scale spair --backbone dinov2_s --random."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.evaluate import Part, evaluate
+        from semcorr.benchmark.measure import chosen
+        from semcorr.benchmark.runs import wanted
+
+        run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
+        return evaluate(run.plus(f"data.workers={workers}"), Part(split, pairs, naive_pairs), not together)
+
+    _run("evaluate", work, out, locals())
+
+
+@app.command()
+def train(
+    backbone: Backbone = "dinov2_s",
+    size: Size = 224,
+    random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
+    blocks: Annotated[int, typer.Option(help="How many of the last blocks move.")] = 2,
+    steps: Annotated[int, typer.Option(help="Of each run.")] = 12,
+    pairs: Annotated[int, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
+    root: Root = None,
+    scale: Scale = "demo",
+    folder: Folder = None,
+    part: Part = 1.0,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 2,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Steps per second with and without keeping what frozen blocks make of the images. Full size: --backbone dinov2."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.measure import chosen
+        from semcorr.benchmark.runs import wanted
+        from semcorr.benchmark.train import Steps, train
+
+        run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
+        return train(run, Steps(steps, blocks, pairs, workers), not together)
+
+    _run("train", work, out, locals())
+
+
+@app.command()
+def store(
+    entries: Annotated[int, typer.Option(help="How many images' features.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
+    channels: Annotated[int, typer.Option(help="Of a token.")] = 768,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    root: Annotated[Path | None, typer.Option(readable=False, help="A folder on the disk in question.")] = None,
+    encode_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds to encode an image; measured if left out.")
+    ] = None,
+    backbone: Backbone = "dinov2",
+    size: Annotated[int, typer.Option(help="Of the image that is encoded, in pixels.")] = 840,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """The feature store's GB/s, writing and reading, beside a plain write and a copy in memory."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.measure import chosen
+        from semcorr.benchmark.store import Entries, store
+
+        place = None if root is None else str(root)
+        asked = Entries(entries, tokens, channels, dtype, place, encode_ms, backbone, size, chosen(device))
+        return store(asked, not together)
+
+    _run("store", work, out, locals())
+
+
+@app.command()
+def startup(
+    tries: Annotated[int, typer.Option(help="Of each; the best counts.")] = 3,
+    out: Out = OUT,
+) -> None:
+    """Seconds until a fresh process is ready, beside the import of PyTorch."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.startup import startup
+
+        return startup(tries)
+
+    _run("startup", work, out, locals())
+
+
+def _run(name: str, work: "Callable[[], Outcome]", out: Path, typed: Mapping[str, Any]) -> None:
+    with explaining("evaluate"):
+        from semcorr.benchmark.report import known, publish
+
+        known(out)
+        settings = {key: str(v) if isinstance(v, Path) else v for key, v in typed.items() if key not in ("work", "out")}
+        publish(name, work(), out, settings)

@@ -1,0 +1,87 @@
+"""What a benchmark leaves behind: a table to read, and its part of benchmark.json."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from semcorr.errors import UserError
+
+HEADERS = ("", "naive", "ours", "ratio", "floor")
+
+
+class Row(NamedTuple):
+    """A line of the table: what the naive way and ours give, how many times better ours is, what is possible."""
+
+    what: str
+    naive: str = ""
+    ours: str = ""
+    ratio: str = ""
+    floor: str = ""
+
+
+class Outcome(NamedTuple):
+    """What was found.
+
+    `content` is what benchmark.json holds of it: `ratio`, `floor` and `peak` among the rest.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    caption: str
+    content: Mapping[str, Any]
+
+
+def times(ratio: float) -> str:
+    """A ratio, to be read.
+
+    >>> times(12.345), times(150.2)
+    ('12.3x', '150x')
+    """
+    return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
+
+
+def rate(value: float) -> str:
+    """A number per second, or of seconds, to be read.
+
+    >>> rate(1234.5), rate(0.01234)
+    ('1,234', '0.0123')
+    """
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def known(out: Path) -> dict[str, Any]:
+    """What benchmark.json holds so far. Asked before anything is measured: it may not be one."""
+    if not out.parent.is_dir():
+        raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
+    try:
+        content = json.loads(out.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"--out: {out} is not a benchmark.json. Choose another file")
+    return content
+
+
+def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any]) -> None:
+    """Print the table; put the rest in the place of what `out` held under the same name."""
+    from semcorr.results import write_text
+
+    table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
+    for header in HEADERS:
+        table.add_column(header, justify="right" if header else "left", overflow="fold")
+    for row in outcome.rows:
+        table.add_row(*row)
+    Console().print(table)
+    about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        write_text(out, json.dumps({**known(out), name: {**outcome.content, **about}}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another file") from None
+    Console().print(f"written to {out}")

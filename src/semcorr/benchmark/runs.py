@@ -1,0 +1,72 @@
+"""What is run: a benchmark's tree, a backbone, and the configuration that a command line would have made of them."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from semcorr.benchmark.spair_scale import default_folder, write_spair_scale
+from semcorr.cli import conf_dir
+from semcorr.errors import UserError
+
+SCALES = ("demo", "spair")
+GPU = ("trainer=auto", "trainer.accelerator=gpu")
+
+
+class Wanted(NamedTuple):
+    """A run as it is asked for; what a fresh process is sent."""
+
+    data: str
+    root: str
+    device: str
+    overrides: tuple[str, ...] = ()
+
+    def plus(self, *overrides: str) -> "Wanted":
+        """The same, with more said."""
+        return self._replace(overrides=(*self.overrides, *overrides))
+
+
+def wanted(
+    root: Path | None,
+    scale: str,
+    folder: Path | None,
+    device: str,
+    backbone: str,
+    size: int | None,
+    random: bool,
+    part: float = 1.0,
+) -> Wanted:
+    """Which tree and which backbone. A tree that is made up is written now, so that nobody waits for it later."""
+    if scale not in SCALES:
+        raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if root is not None and not root.is_dir():
+        raise UserError(f"--root: {root} is no folder. Give a tree in SPair-71k's layout, or --scale")
+    choices = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    if backbone not in choices:
+        raise UserError(f"--backbone: no backbone is called {backbone!r}. There are {', '.join(choices)}")
+    overrides = [f"backbone={backbone}"]
+    overrides += [f"backbone.size={size}"] if size is not None else []
+    overrides += ["backbone.pretrained=false"] if random else []
+    if root is not None:
+        return Wanted("spair", str(root.resolve()), device, tuple(overrides))
+    if scale == "spair":
+        place = write_spair_scale((folder or default_folder()).resolve(), part)
+        return Wanted("spair", str(place), device, tuple(overrides))
+    place = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
+    return Wanted("synthetic", str(place), device, tuple(overrides))
+
+
+@contextmanager
+def configured(verb: str, run: Wanted) -> Iterator[DictConfig]:
+    """What `python -m semcorr.VERB` would have; its run directory goes in the end."""
+    GlobalHydra.instance().clear()
+    trainer = GPU if run.device == "cuda" else ("trainer=cpu",)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), tempfile.TemporaryDirectory() as run_dir:
+        cfg = compose(verb, [f"data={run.data}", *trainer, *run.overrides])
+        cfg.data.root, cfg.run_dir = run.root, run_dir
+        yield cfg

@@ -1,0 +1,132 @@
+"""Features to the disk and back, beside a plain write and a plain copy of as many bytes."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from semcorr.benchmark.measure import Measured, best, machine, measured, now
+from semcorr.benchmark.report import Outcome, Row, rate, times
+from semcorr.errors import UserError
+from semcorr.store import FeatureStore
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Entries(NamedTuple):
+    """What is stored: the features of so many images, tokens x channels each."""
+
+    images: int
+    tokens: int
+    channels: int
+    dtype: str
+    root: str | None
+    encode_ms: float | None  # of an image; None: measured
+    backbone: str
+    size: int
+    device: str
+
+
+def store(entries: Entries, apart: bool = True) -> Outcome:
+    """Write, read for the first time, read again; each beside its limit."""
+    if min(entries.images, entries.tokens, entries.channels) < 1:
+        raise UserError("--entries, --tokens and --channels must be at least 1")
+    if entries.dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {entries.dtype!r}")
+    if entries.root is not None and not Path(entries.root).is_dir():
+        raise UserError(f"--root: {entries.root} is no folder. Make it, or choose another disk")
+    if entries.encode_ms is not None and not entries.encode_ms > 0:
+        raise UserError(f"--encode-ms must be more than 0, got {entries.encode_ms}")
+    found = measured(run_store, entries, apart=apart)
+    encoding = entries.encode_ms and entries.encode_ms / 1e3
+    return _outcome(entries, found, encoding or measured(encode, entries, apart=apart).value)
+
+
+def run_store(entries: Entries) -> dict[str, float]:
+    """Seconds for all entries, by what is done."""
+    values = torch.randn(entries.tokens, entries.channels).to(DTYPES[entries.dtype])
+    names = [f"{i:032x}" for i in range(entries.images)]
+    with tempfile.TemporaryDirectory(dir=entries.root, prefix="semcorr-benchmark-") as folder:
+        plain = Path(folder) / "plain"
+        plain.mkdir()
+        seconds = {"plain write": _timed(names, lambda name: _plain_write(plain / name, values))}
+        kept = FeatureStore(Path(folder) / "store", {"benchmark": "store"})
+        seconds["write"] = _timed(names, lambda name: _stored(kept, name, values))
+        read = FeatureStore(Path(folder) / "store", {"benchmark": "store"})  # which has checked nothing yet
+        seconds["first read"] = _timed(names, lambda name: _copied(read, name))
+        seconds["later read"] = _timed(names, lambda name: _copied(read, name))
+        seconds["plain read"] = _timed(names, lambda name: (plain / name).read_bytes())
+        if not torch.equal(_copied(read, names[-1]), values):
+            raise RuntimeError("the store gave back something else than was put into it")
+    other = torch.empty_like(values)
+    return {**seconds, "copy": best(lambda: other.copy_(values), times=5) * entries.images, "bytes": values.nbytes}
+
+
+def encode(entries: Entries) -> float:
+    """Seconds in which an image is encoded by itself, with random weights."""
+    from semcorr.benchmark.runs import Wanted, configured
+    from semcorr.run import base
+
+    overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
+    with configured("evaluate", Wanted("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
+        backbone: Any = base(cfg).to(entries.device).eval()
+        image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
+        return best(lambda: backbone(image), entries.device, times=1)
+
+
+def _timed(names: list[str], work: Callable[[str], Any]) -> float:
+    start = now()
+    for name in names:
+        work(name)
+    return now() - start
+
+
+def _plain_write(path: Path, values: Tensor) -> None:
+    with path.open("wb") as file:
+        file.write(values.flatten().view(torch.uint8).numpy().data)
+
+
+def _stored(store: FeatureStore, name: str, values: Tensor) -> None:
+    if not store.put(name, {"features": values}, name):
+        raise UserError(f"--root: there is no room for the entries in {store.root}. Give --entries fewer")
+
+
+def _copied(store: FeatureStore, name: str) -> Tensor:
+    """Every byte of an entry, in memory of our own."""
+    values = store.get(name)
+    assert values is not None
+    return values["features"].clone()
+
+
+def _outcome(entries: Entries, found: Measured, encoding: float) -> Outcome:
+    limits = machine(entries.device)
+    seconds, size = found.value, int(found.value["bytes"])
+    total = size * entries.images
+    against = {"write": "plain write", "first read": "copy", "later read": "copy"}
+    rows = [
+        Row(f"GB/s, {what}", "", rate(total / seconds[what] / 1e9), times(seconds[limit] / seconds[what]),
+            f"{rate(total / seconds[limit] / 1e9)} ({limit})")
+        for what, limit in against.items()
+    ]  # fmt: skip
+    written = entries.images / seconds["write"]
+    rows += [
+        Row("images/s: encoded, written", rate(1 / encoding), rate(written), times(written * encoding)),
+        Row("peak memory in MB", "", found.told),
+    ]
+    caption = (
+        f"{limits.told}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes. Nothing waits for the "
+        f"disk, neither ours nor the plain write; what is read was written just now. A plain read: "
+        f"{rate(total / seconds['plain read'] / 1e9)} GB/s. An image is encoded in {encoding * 1e3:,.0f} ms."
+    )
+    content = {
+        "ratio": written * encoding, "entry_bytes": size, "entries": entries.images,
+        "gb_s": {what: total / seconds[what] / 1e9 for what in seconds if what != "bytes"},
+        "floor": {what: seconds[limit] / seconds[what] for what, limit in against.items()},
+        "images_per_second": {"written": written, "encoded": 1 / encoding},
+        "peak": {"ours": found.peak}, "machine": limits.as_json(),
+    }  # fmt: skip
+    return Outcome(f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content)
