@@ -154,6 +154,30 @@ def test_every_process_lists_the_images_that_any_of_them_will_train_on(creatures
     assert [image.name for image in listed[0]] == sorted(seen)
 
 
+@pytest.mark.parametrize("all_pairs", [None, 3])
+def test_steps_that_are_not_made_show_no_images(creatures, all_pairs):
+    data = benchmark(creatures, batch_size=1, steps=4, all_pairs=all_pairs)
+
+    listed = {one.name for one in data.to_train_on(2, steps=1)}
+
+    first = list(data.stream().ahead(2))[::4]  # of either epoch
+    categories, pairs = data.galleries(), data.pairs("train")
+    if all_pairs:
+        assert listed == {categories[draw.gallery].images[i].name for draw in first for i in draw.images}
+    else:
+        assert listed == {one.name for one in unique_images(pairs[draw.pair] for (draw,) in first)}
+
+
+def test_pairs_without_pixels_need_no_loader_processes(creatures):
+    data = benchmark(creatures, workers=2)
+    assert data.test_dataloader().num_workers == 0
+    assert data.train_dataloader().num_workers == 2
+
+    data.pixels, data.train_pixels = True, False
+    assert data.test_dataloader().num_workers == 2
+    assert data.train_dataloader().num_workers == 0
+
+
 def test_where_training_flips_mirror_images_are_listed_too(creatures):
     data = benchmark(creatures)
     plain = data.to_train_on(1)

@@ -89,7 +89,7 @@ class ImageStream(Stream[ImageDraw]):
         world: int = 1,
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.count, self.seed = count, seed
+        self.categories, self.count, self.seed = categories, count, seed
         self.visible = [torch.stack([image.visible for image in gallery.images]) for gallery in categories]
         pairs = np.array([gallery.pairs for gallery in categories])
         self.shares = pairs / pairs.sum()
@@ -105,6 +105,17 @@ class ImageStream(Stream[ImageDraw]):
             images = chance.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
             if shares(visible[images]):
                 return ImageDraw(gallery, tuple(images), number)
+
+    def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
+        """Those in the batches `ahead`, each once."""
+        taken: dict[str, ImageRecord] = {}
+        every = {image.name for gallery in self.categories for image in gallery.images}
+        for draw in self.ahead(epochs, steps):
+            images = self.categories[draw.gallery].images
+            taken.update((images[i].name, images[i]) for i in draw.images)
+            if len(taken) == len(every):
+                break
+        return list(taken.values())
 
 
 class TrainingImages(Dataset[ImageBatch]):

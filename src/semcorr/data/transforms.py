@@ -59,7 +59,12 @@ def load_image(path: Path) -> Image.Image:
 
 def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:
     """Resize (bicubic, antialiased) and pad; RGB in [0, 1]."""
-    return square(image, side, how).float() / 255
+    return unit(square(image, side, how))
+
+
+def unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """Bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
+    return pixels.float().div_(255)
 
 
 def square(image: Image.Image, side: int, how: Fit) -> UInt8[Tensor, "3 side side"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from semcorr.coords import to_view
 from semcorr.data.pixel_cache import PixelCache
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import fit, load_image, square
+from semcorr.data.transforms import fit, load_image, square, unit
 from semcorr.errors import UserError
 from semcorr.types import View
 
@@ -21,7 +21,7 @@ def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> Vi
     scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
-    image = drawn(record, side, resize).float() / 255 if pixels else torch.empty(3, 0, side)
+    image = unit(drawn(record, side, resize)) if pixels else torch.empty(3, 0, side)
     return View(image, keypoints, record.visible, box, scale, offset, record.name)
 
 
@@ -65,4 +65,4 @@ class Views:
         def draw() -> Tensor:
             return drawn(self.records[place], self.side, self.resize)
 
-        return (self.cache.get(self.slots[place], draw) if self.cache else draw()).float() / 255
+        return unit(self.cache.get(self.slots[place], draw) if self.cache else draw())
