@@ -175,3 +175,10 @@ def test_module_is_a_plain_composition():
 def test_results_of_an_evaluation_do_not_need_a_folder_made_beforehand(config, tiny, tmp_path):
     evaluate(config("evaluate", *tiny, f"run_dir={tmp_path / 'a' / 'b'}"))
     assert (Path(tmp_path) / "a" / "b" / "metrics.json").is_file()
+
+
+def test_a_smoke_run_encodes_hardly_any_image(config, tiny):
+    metrics = evaluate(config("evaluate", *tiny, "trainer.fast_dev_run=true"))
+
+    assert metrics["pairs"] == 2
+    assert metrics["images"] == 3

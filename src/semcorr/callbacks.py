@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 
 from semcorr.errors import UserError
 from semcorr.loggers import CSV
@@ -26,6 +26,20 @@ def checkpoints(run_dir: Path) -> list[Callback]:
     best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
     last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
     return [best, last, LearningRateMonitor("step")]
+
+
+class Progress(RichProgressBar):
+    """Shows the loss as often as it is logged: to read a number from a GPU is to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self._read: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The last ones read."""
+        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
+            self._read = super().get_metrics(trainer, pl_module)
+        return self._read
 
 
 def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:

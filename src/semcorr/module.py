@@ -104,7 +104,7 @@ class Correspondence(LightningModule):
 
     def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
-        similarity, cells, mask = (self._of_images if isinstance(batch, ImageBatch) else self._of_pairs)(batch)
+        similarity, cells, mask = self._of_images(batch) if isinstance(batch, ImageBatch) else self._of_pairs(batch)
         loss = self.loss(similarity.float(), cells, mask)  # type: ignore[misc]
         self.log("train/loss", loss, prog_bar=True, batch_size=len(mask))
         return loss

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.callbacks import Progress
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
@@ -36,6 +36,8 @@ def build(
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
     data = benchmark(cfg, "data", stages)
     module = assembled(cfg, **training)
+    if cfg.compile is not None:
+        compile_blocks(module.backbone, cfg.compile)
     data.size, data.pixels = module.backbone.size, module.backbone.pairwise
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given: what config.yaml then holds
     if "grid" in cfg.backbone:
@@ -55,6 +57,14 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         key=features_key(cfg),
         **training,
     )
+
+
+def compile_blocks(backbone: Any, backend: str) -> None:
+    """Each block by itself: wherever the chain is cut, what is compiled is the same."""
+    if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
+        raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
+    for block in backbone.blocks:
+        block.forward = torch.compile(block.forward, backend=backend)
 
 
 def features_key(cfg: DictConfig) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    callbacks = [RichProgressBar(leave=False), *options.pop("callbacks", [])]
+    callbacks = [Progress(), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
     )

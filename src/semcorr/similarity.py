@@ -5,7 +5,7 @@ cosine of 0.997 from 1, nor a coordinate of 419.6 pixels from 420.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,16 +19,21 @@ def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], s
     the four cells around each point are touched: what a point costs does not depend on the map.
     """
     h, w = features.shape[-2:]
-    last = torch.tensor([w - 1, h - 1], device=points.device)
-    cells = torch.minimum(to_grid(points.float(), stride).clamp(min=0), last)
-    low = cells.floor()
-    part = (cells - low)[:, :, None]  # (b n 1 2)
-    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points.device)
-    weights = torch.where(corners.bool(), part, 1 - part).prod(-1)  # (b n 4)
-    x, y = torch.minimum(low[:, :, None] + corners, last).long().unbind(-1)
-    columns = (y * w + x).flatten(1)[:, None].expand(-1, features.shape[1], -1)
-    read = features.flatten(2).gather(2, columns).unflatten(2, (-1, 4)).float()  # at once: one write in backward
-    return (read * weights[:, None]).sum(-1).transpose(1, 2)
+    x, y = to_grid(points.float(), stride).unbind(-1)
+    columns, across = _neighbours(x, w)
+    rows, down = _neighbours(y, h)
+    cells = (rows[..., None] * w + columns[..., None, :]).flatten(1)[:, None]  # (b 1 4n)
+    weights = (down[..., None] * across[..., None, :]).flatten(2)  # (b n 4)
+    read = features.flatten(2).gather(2, cells.expand(-1, features.shape[1], -1))  # at once: one write in backward
+    return (read.unflatten(2, (-1, 4)).float() * weights[:, None]).sum(-1).transpose(1, 2)
+
+
+def _neighbours(place: Float[Tensor, "b n"], length: int) -> tuple[Int[Tensor, "b n 2"], Float[Tensor, "b n 2"]]:
+    """The cells on both sides of a place along an axis, and their weights."""
+    place = place.clamp(0, length - 1)
+    low = place.floor()
+    cells = torch.stack((low, (low + 1).clamp(max=length - 1)), dim=-1).long()
+    return cells, torch.stack((low + 1 - place, place - low), dim=-1)
 
 
 def cosine(descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n h w"]:

@@ -22,6 +22,7 @@ from semcorr.errors import UserError
 from semcorr.types import ImageBatch, PairBatch, View
 
 AT_MOST = 32  # pairs matched at once; they look into the same image
+SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
 
 class Row(NamedTuple):
@@ -149,7 +150,7 @@ class PairDataModule(LightningDataModule, ABC):
     def to_score(self, split: str, batches: int) -> list[Shown]:
         """The images that the first `batches` batches of any process's share look at, by name."""
         _, world = self._place()
-        ahead = batches_by_target(self.pairs(split), AT_MOST)[: batches * world]
+        ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
         return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
     def to_train_on(self, epochs: int, steps: int | None = None) -> list[Shown]:
@@ -189,7 +190,10 @@ class PairDataModule(LightningDataModule, ABC):
         return self._loader(PairBatches(dataset), batch_size=None, sampler=self._share(split), num_workers=0)
 
     def _share(self, split: str) -> list[list[int]]:
-        return share(batches_by_target(self.pairs(split), AT_MOST), *self._place())
+        return share(batches_by_target(self.pairs(split), self._at_most()), *self._place())
+
+    def _at_most(self) -> int:
+        return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
 
     def _place(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
