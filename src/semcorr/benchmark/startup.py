@@ -1,37 +1,62 @@
 """How long it takes until anything happens: fresh processes, beside the import of PyTorch alone."""
 
+import os
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
-from semcorr.benchmark.measure import resident_peak
 from semcorr.benchmark.report import Outcome, Row, rate, times
 from semcorr.errors import UserError
 
-TORCH = ("-c", "import torch")
+TORCH = "python -c 'import torch'"
 LINES = {
+    TORCH: ("-c", "import torch"),
     "python -m semcorr.train --help": ("-m", "semcorr.train", "--help"),
     "python -c 'import semcorr'": ("-c", "import semcorr"),
-    "python -c 'import semcorr.module'": ("-c", "import semcorr.module"),
 }
+
+
+class Run(NamedTuple):
+    """One process."""
+
+    seconds: float
+    memory: float  # MB at its peak
 
 
 def startup(tries: int) -> Outcome:
     """The best of some tries of each, in turns: what is busy beside them hits all of them."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
-    commands = {"python -c 'import torch'": TORCH, **LINES}
-    seconds = {line: float("inf") for line in commands}
+    found: dict[str, list[Run]] = {line: [] for line in LINES}
     for _ in range(tries):
-        for line, arguments in commands.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-            seconds[line] = min(seconds[line], time.perf_counter() - start)
-    torch, *ours = seconds.items()
-    rows = [Row(line, "", f"{rate(found)} s", times(torch[1] / found), f"{rate(torch[1])} s") for line, found in ours]
+        for line, arguments in LINES.items():
+            found[line].append(timed(arguments))
+    best = {line: min(runs) for line, runs in found.items()}
+    torch, mine = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
+    rows = [
+        Row(line, "", f"{rate(run.seconds)} s, {run.memory:.0f} MB", times(torch / run.seconds), f"{rate(torch)} s")
+        for line, run in mine.items()
+    ]
     content = {
-        "ratio": torch[1] / seconds["python -m semcorr.train --help"], "seconds": seconds,
-        "floor": {"seconds": torch[1]}, "peak": {"memory_mb": resident_peak() / 1e6},
+        "ratio": torch / best["python -m semcorr.train --help"].seconds,
+        "seconds": {line: run.seconds for line, run in best.items()},
+        "floor": {"seconds": torch}, "peak": {line: {"memory_mb": run.memory} for line, run in best.items()},
     }  # fmt: skip
-    caption = f"Best of {tries} fresh processes each. Floor: {torch[0]}, which every framework on PyTorch waits for."
+    caption = (
+        f"Best of {tries} fresh processes each. Floor: {TORCH}, which every framework on PyTorch waits for. Peaks are "
+        "upper bounds: Linux counts what started a process as well."
+    )
     return Outcome("Start", rows, caption, content)
+
+
+def timed(arguments: tuple[str, ...]) -> Run:
+    """A Python process to its end."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
