@@ -78,8 +78,16 @@ def machine(device: str, side: int = 1024, size: int = 2**26) -> Machine:
     flops = 2 * side**3 / best(lambda: a @ b, device, 5)
     one, other = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     copied = 2 * size / best(lambda: other.copy_(one), device, 5)
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return Machine(name, torch.get_num_threads(), flops, copied)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def now(device: str = "cpu") -> float:

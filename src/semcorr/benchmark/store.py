@@ -125,7 +125,7 @@ def _outcome(entries: Entries, found: Measured, encoding: float) -> Outcome:
     caption = (
         f"{limits.told}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, {encoding * 1e3:,.0f} ms "
         "to encode an image. Naive: torch.save and torch.load of one file per image, as GeoAware-SC does. Nothing "
-        "waits for the disk; what is read was written just now; a read ends with every byte in a tensor of the reader's."
+        "waits for the disk; what is read was written just now; a read ends with all of it in the reader's own tensor."
     )
     content = {
         "ratio": ratios["later read"], "ratios": ratios, "entry_bytes": size, "entries": entries.images, "gb_s": speed,
