@@ -1,16 +1,20 @@
 """What does not move is computed once per image, and training cannot tell the difference."""
 
 import csv
+import errno
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from semcorr import held
 from semcorr.backbones.timm_model import TimmModel
 from semcorr.evaluate import evaluate
 from semcorr.frozen import frozen_depth
 from semcorr.run import build, reuse
+from semcorr.store import feature_store
 from semcorr.train import train
 
 STEPS = [
@@ -149,6 +153,39 @@ def test_a_damaged_entry_is_computed_again_and_reported(config, tiny, tmp_path, 
     assert first["pck"] == again["pck"]
     assert "is damaged" in caplog.text
     assert bytes(content) != entry.read_bytes()
+
+
+def test_on_a_full_disk_the_numbers_are_the_same_and_the_user_is_told_once(config, tiny, tmp_path, monkeypatch, caplog):
+    plain = evaluate(config("evaluate", *tiny))
+    room = iter(range(4))
+
+    def full(path, packed, real=feature_store.write_packed):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, packed)
+
+    monkeypatch.setattr(feature_store, "write_packed", full)
+    root = tmp_path / "store"
+    stored = evaluate(config("evaluate", *tiny, "store=disk", f"store.root={root}", "store.dtype=null"))
+
+    assert stored["pck"] == plain["pck"]
+    assert len(list(root.glob("*/*.safetensors"))) == 4
+    assert [str(root) in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
+
+
+def test_what_does_not_fit_in_memory_is_mapped_from_a_folder_that_goes_away(
+    config, tiny, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plain = trained(config, *tiny, *STEPS, f"run_dir={tmp_path / 'plain'}")
+    monkeypatch.setattr(held, "free_memory", lambda: 1)
+
+    spilled = trained(config, *tiny, *STEPS, f"run_dir={tmp_path / 'spilled'}")
+
+    assert spilled[0] == plain[0]
+    assert spilled[1]["pck"] == plain[1]["pck"]
+    assert caplog.text.count("do not fit in memory") == 1
+    assert not list(tmp_path.glob("semcorr-*"))
 
 
 def test_features_of_tuned_blocks_are_never_stored(config, tiny, tmp_path):

@@ -87,18 +87,28 @@ def _compute_missing(
     entries, images = list(lacking), list(lacking.values())
     place = {entry: i for i, entry in enumerate(entries)}
     named = {one.name: entry for entry, one in lacking.items()}
-    claims = ([place[entry] for entry in some] for some in store.claims(chunked(entries, data.encode_batch)))
+    chunks = chunked(entries, data.encode_batch)
     with Progress(transient=True, disable=group.rank > 0) as bar:
         task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
-        for view in data.encoding(images, claims):
-            values = compute(view.image.to(group.device, non_blocking=True))
-            values = {key: converted(value, held.dtype).cpu() for key, value in values.items()}
-            for i, name in enumerate(view.name):
-                one = {key: value[i] for key, value in values.items()}
-                if not store.put(named[name], one, name):
-                    held.keep(name, one)
-            store.release([named[name] for name in view.name])
-            bar.advance(task, len(view.name))
+        busy = True
+        while busy:  # a loader asks ahead, and while it does nobody waits for other processes
+            busy = False
+            claims = ([place[entry] for entry in some] for some in store.claims(chunks))
+            for view in data.encoding(images, claims):
+                busy = True
+                values = compute(view.image.to(group.device, non_blocking=True))
+                _put(held, store, view.name, [named[name] for name in view.name], values)
+                bar.advance(task, len(view.name))
+
+
+def _put(held: Held, store: FeatureStore, names: Sequence[str], entries: Sequence[str], values: Values) -> None:
+    """A batch into the store; into memory where that refuses."""
+    values = {key: converted(value, held.dtype).cpu() for key, value in values.items()}
+    for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
+        one = {key: value[i] for key, value in values.items()}
+        if not store.put(entry, one, name):
+            held.keep(name, one)
+    store.release(entries)
 
 
 def everywhere(

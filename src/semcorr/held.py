@@ -2,8 +2,11 @@
 
 import hashlib
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -42,7 +45,6 @@ class Held:
     ) -> None:
         self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
         self.entries: dict[str, dict[str, Tensor]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._disk: FeatureStore | None = None
 
     def __contains__(self, name: str) -> bool:
@@ -83,15 +85,21 @@ class Held:
     def _mapped(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Written to a folder that goes with this object, and read where it lies."""
         if self._disk is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="semcorr-")
-            self._disk = FeatureStore(Path(self._folder.name), {})
-            log.warning(
-                "features of %d images do not fit in memory: they are kept in %s until the run ends. "
-                "store.dtype=float16 halves them; store.root=DIR keeps them for other runs",
-                self.count, self._folder.name,
-            )  # fmt: skip
+            folder = tempfile.mkdtemp(prefix="semcorr-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._disk = FeatureStore(Path(folder), {})
+            tell(Path(folder).parent)
         entry = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         return (self._disk.get(entry) if self._disk.put(entry, values, name) else None) or values
+
+
+@cache
+def tell(parent: Path) -> None:
+    """Once per process."""
+    log.warning(
+        "features of all images do not fit in memory: they are in %s until the run ends. "
+        "store.dtype=float16 halves them, store.root=DIR keeps them for other runs", parent,
+    )  # fmt: skip
 
 
 def converted(value: Tensor, dtype: torch.dtype | None) -> Tensor:
