@@ -13,7 +13,7 @@ from torch import Tensor
 from semcorr.coords import from_view, to_image
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
-from semcorr.frozen import Frozen, Keep
+from semcorr.frozen import Frozen, Keep, cells_of, map_of
 from semcorr.held import Held
 from semcorr.matching import Matched, match_into
 from semcorr.metrics.pck import PCK
@@ -85,7 +85,7 @@ class Evaluation:
 
         def compute(image: Tensor) -> Values:
             with self.context():
-                return {"features": self.module.backbone(image).values}
+                return cells_of(self.module.backbone(image))
 
         keep: Keep = self.module.frozen.keep
         held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
@@ -105,7 +105,7 @@ class Evaluation:
         def computed() -> Iterator[tuple[list[str], Values]]:
             for some in chunks[self.group.rank :: self.group.size]:
                 with self.context():
-                    yield some, {"features": frozen.features(some, size, device).values}
+                    yield some, cells_of(frozen.features(some, size, device))
 
         held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
         for some, values in everywhere(computed(), len(chunks), self.group):
@@ -138,8 +138,8 @@ class Evaluation:
             yield pairs, self._held(name), [self._held(batch.source.name[i]) for i in pairs]
 
     def _held(self, name: str) -> FeatureMap:
-        values = self.held[name]["features"].to(self.group.device, non_blocking=True)
-        return FeatureMap(values[None], self.module.backbone.stride)
+        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.held[name].items()}
+        return map_of(values, self.module.backbone.stride)
 
 
 def _one(maps: FeatureMap, i: int) -> FeatureMap:

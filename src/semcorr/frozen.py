@@ -83,7 +83,7 @@ class Frozen:
     def compute(self, image: Tensor) -> Values:
         """What is kept of a batch of images."""
         if self.depth is None:
-            return {"features": self.backbone(image).values}
+            return cells_of(self.backbone(image))
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
@@ -91,7 +91,7 @@ class Frozen:
         assert self.held is not None
         values = self.held.stack(names, device)
         if self.depth is None:
-            return FeatureMap(values["features"], self.backbone.stride)
+            return map_of(values, self.backbone.stride)
         if self.keep.dtype is not None:
             values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
         return self.backbone.suffix(State(values, size), self.depth)
@@ -127,6 +127,16 @@ class Frozen:
         shown = {"size": self.backbone.size, "resize": data.resize}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
         return {**base, "depth": depth, "dtype": self.keep.dtype or "as computed", **shown, **self.key}
+
+
+def cells_of(maps: FeatureMap) -> Values:
+    """How finished features are kept: a cell's channels side by side, so that a point reads four runs of memory."""
+    return {"cells": maps.values.permute(0, 2, 3, 1).contiguous()}
+
+
+def map_of(values: Values, stride: float) -> FeatureMap:
+    """Back; nothing is moved."""
+    return FeatureMap(values["cells"].permute(0, 3, 1, 2), stride)
 
 
 def frozen_depth(backbone: Backbone) -> int | None:

@@ -22,10 +22,11 @@ def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], s
     x, y = to_grid(points.float(), stride).unbind(-1)
     columns, across = _neighbours(x, w)
     rows, down = _neighbours(y, h)
-    cells = (rows[..., None] * w + columns[..., None, :]).flatten(1)[:, None]  # (b 1 4n)
+    cells = (rows[..., None] * w + columns[..., None, :]).flatten(1)  # (b 4n)
     weights = (down[..., None] * across[..., None, :]).flatten(2)  # (b n 4)
-    read = features.flatten(2).gather(2, cells.expand(-1, features.shape[1], -1))  # at once: one write in backward
-    return (read.unflatten(2, (-1, 4)).float() * weights[:, None]).sum(-1).transpose(1, 2)
+    every = cells[..., None].expand(-1, -1, features.shape[1])
+    read = features.flatten(2).transpose(1, 2).gather(1, every)  # all four at once: one write in backward
+    return (read.unflatten(1, (-1, 4)).float() * weights[..., None]).sum(2)
 
 
 def _neighbours(place: Float[Tensor, "b n"], length: int) -> tuple[Int[Tensor, "b n 2"], Float[Tensor, "b n 2"]]:
