@@ -236,6 +236,21 @@ def test_a_chunk_is_claimed_as_a_whole_or_not_at_all(two, tmp_path):
     assert next(FeatureStore(tmp_path, {}).claims([["0a"]])) == ["0a"]
 
 
+def test_a_lock_that_came_too_late_leaves_no_file(two, tmp_path, monkeypatch):
+    """One entry of a chunk was stored while another is still being computed."""
+    mine, other = two
+    assert next(mine.claims([["0b"]])) == ["0b"]
+    take = other._claims.take
+
+    def late(entries: Sequence[str]) -> bool:
+        put(FeatureStore(tmp_path, {}), ["0a"])
+        return take(entries)
+
+    monkeypatch.setattr(other._claims, "take", late)
+    assert other._take(["0a", "0b"]) is None
+    assert left(tmp_path) == ["0b.lock"]
+
+
 def test_it_comes_back_to_what_could_not_be_stored_elsewhere(two):
     mine, other = two
     claimed = next(mine.claims([["0a"]]))

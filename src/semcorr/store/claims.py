@@ -37,12 +37,12 @@ class Claims:
         taken: dict[str, FileLock] = {}
         # In one order for all processes: of two that want the same ones, the first does not fail.
         for entry in sorted(entries):
-            lock = FileLock(self.folder / f"{entry}{LOCK}", blocking=False, thread_local=False)
+            lock = FileLock(self._path(entry), blocking=False, thread_local=False)
             try:
                 lock.acquire()
             except BaseException as error:
                 for other in taken.values():
-                    other.release()  # their files stay: their entries are not there yet
+                    other.release()  # their files stay: their entries may not be there yet
                 if isinstance(error, Timeout):
                     return False
                 raise
@@ -54,5 +54,13 @@ class Claims:
         """Those of them that are held."""
         for entry in entries:
             if lock := self._held.pop(entry, None):
-                Path(lock.lock_file).unlink(missing_ok=True)
+                self.clear([entry])
                 lock.release()
+
+    def clear(self, entries: Iterable[str]) -> None:
+        """Remove files of locks that are of no more use: their entries are there."""
+        for entry in entries:
+            self._path(entry).unlink(missing_ok=True)
+
+    def _path(self, entry: str) -> Path:
+        return self.folder / f"{entry}{LOCK}"

@@ -138,6 +138,7 @@ class FeatureStore:
         wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in each for each in (*settled, self))]
         try:
             if not self._claims.take(wanted):
+                self._claims.clear(entry for entry in wanted if entry in self)  # since we looked
                 return None
         except OSError as error:
             if error.errno not in FULL:
