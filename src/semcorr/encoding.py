@@ -33,12 +33,12 @@ def encode(held: Held, shown: Sequence[Shown], data: Any, compute: Callable[[Ten
     Args:
         held: Where the values go, by name.
         shown: The same on every process.
-        data: Decodes images: `encoding(shown, chunks)`, `encode_batch` images at once.
+        data: Decodes images: `encoding(shown, chunks)`, `at_once` images at once.
         compute: A batch of images to values.
         group: Who shares the work.
     """
     missing = [one for one in shown if one.name not in held]
-    chunks = chunked(range(len(missing)), data.encode_batch)
+    chunks = chunked(range(len(missing)), data.at_once)
     mine = chunks[group.rank :: group.size]
     if not missing:
         return
@@ -87,7 +87,7 @@ def _compute_missing(
     entries, images = list(lacking), list(lacking.values())
     place = {entry: i for i, entry in enumerate(entries)}
     named = {one.name: entry for entry, one in lacking.items()}
-    chunks = chunked(entries, data.encode_batch)
+    chunks = chunked(entries, data.at_once)
     with Progress(transient=True, disable=group.rank > 0) as bar:
         task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
         busy = True

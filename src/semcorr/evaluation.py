@@ -100,7 +100,7 @@ class Evaluation:
             assert frozen.held is not None
             return frozen.held
         size, device = (self.module.backbone.size,) * 2, self.group.device
-        chunks = chunked([one.name for one in shown], self.data.encode_batch)
+        chunks = chunked([one.name for one in shown], self.data.at_once)
 
         def computed() -> Iterator[tuple[list[str], Values]]:
             for some in chunks[self.group.rank :: self.group.size]:

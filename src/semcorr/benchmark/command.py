@@ -72,7 +72,6 @@ def evaluate(
     pairs: Annotated[int | None, typer.Option(help="Only the first so many of the split.")] = None,
     naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 2,
-    encode_batch: Annotated[int, typer.Option(help="Images encoded at once.")] = 8,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -85,7 +84,7 @@ def evaluate(
         from semcorr.benchmark.runs import wanted
 
         run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
-        run = run.plus(f"data.workers={workers}", f"data.encode_batch={encode_batch}")
+        run = run.plus(f"data.workers={workers}")
         return evaluate(run, Part(split, pairs, naive_pairs), not together)
 
     _run("evaluate", work, out, locals())

@@ -91,7 +91,7 @@ def run_ours(run: Wanted, part: Part) -> dict[str, Any]:
             "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": module.table.num_rows,
             "keypoints": module.table.num_rows // len(rules_of(module.localise)),
         }  # fmt: skip
-        return found | _encoding(backbone, data.encode_batch, run.device)
+        return found | _encoding(backbone, data.at_once, run.device)
 
 
 @torch.no_grad()

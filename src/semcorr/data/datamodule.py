@@ -49,7 +49,8 @@ class PairDataModule(LightningDataModule, ABC):
         batch_size: Training pairs per process and step.
         all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
         steps: Training steps per epoch; a whole pass if left out.
-        encode_batch: Images encoded at once during evaluation.
+        encode_batch: Images encoded at once; 8 on a GPU and 1 on a CPU if left out. Convolutional networks take 1.5
+            times as long per image in batches of 8 on a CPU, whose caches they leave; transformers as long.
         workers: Loader processes.
         seed: Of the training order and the augmentation.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
@@ -73,7 +74,7 @@ class PairDataModule(LightningDataModule, ABC):
         resize: str = "squash",
         batch_size: int = 8,
         steps: int | None = None,
-        encode_batch: int = 8,
+        encode_batch: int | None = None,
         workers: int = 2,
         seed: int = 42,
         all_pairs: int | None = None,
@@ -82,8 +83,8 @@ class PairDataModule(LightningDataModule, ABC):
         super().__init__()
         if resize not in RESIZES:
             raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
-        for key, value in {"batch_size": batch_size, "encode_batch": encode_batch, "steps": steps or 1}.items():
-            if value < 1:
+        for key, value in {"batch_size": batch_size, "encode_batch": encode_batch, "steps": steps}.items():
+            if value is not None and value < 1:
                 raise UserError(f"`data.{key}` must be at least 1, got {value}")
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
@@ -109,6 +110,11 @@ class PairDataModule(LightningDataModule, ABC):
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
         """The pairs of a split, in the benchmark's order. A benchmark defines this, and no more."""
+
+    @property
+    def at_once(self) -> int:
+        """Images encoded at once."""
+        return self.encode_batch or (8 if self._on_gpu() else 1)
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""

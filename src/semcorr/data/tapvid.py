@@ -78,7 +78,7 @@ class TapVid(LightningDataModule):
         size: Side of the square the backbone sees, in pixels.
         split: There is only `test`.
         resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.
-        encode_batch: Frames encoded at once.
+        encode_batch: Frames encoded at once; 8 on a GPU and 1 on a CPU if left out.
         workers: Loader processes.
         query: `first` or `strided`.
         occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
@@ -104,7 +104,7 @@ class TapVid(LightningDataModule):
         size: int,
         split: str = "test",
         resize: str = "squash",
-        encode_batch: int = 8,
+        encode_batch: int | None = None,
         workers: int = 2,
         query: str = "first",
         occlusion: str = "visible",
@@ -121,7 +121,7 @@ class TapVid(LightningDataModule):
         if isinstance(side, str) or (side is not None and side < 1):
             raise UserError(f"`data.frames` must be a side in pixels or native, got {frames!r}")
         for key, number in {"encode_batch": encode_batch, "cycle_threshold": cycle_threshold}.items():
-            if not number > 0:
+            if number is not None and not number > 0:
                 raise UserError(f"`data.{key}` must be positive, got {number}")
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.encode_batch, self.workers, self.side = encode_batch, workers, side
@@ -156,7 +156,8 @@ class TapVid(LightningDataModule):
         """A video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(dataset, self.encode_batch, num_workers=self.workers, pin_memory=on_gpu)
+        at_once = self.encode_batch or (8 if on_gpu else 1)
+        return DataLoader(dataset, at_once, num_workers=self.workers, pin_memory=on_gpu)
 
     def _read(self) -> dict[str, Video]:
         require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")
