@@ -42,3 +42,17 @@ def test_two_processes_train_validate_and_test(creatures, tmp_path):
     alone = _run("evaluate", creatures, tmp_path / "again", f"checkpoint={tmp_path / 'run'}", "trainer=cpu")
     assert metrics["pck"] == alone["pck"]
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_two_processes_fill_one_store_and_a_third_run_takes_it_from_there(creatures, tmp_path):
+    """Fifteen images, fifteen entries; the numbers are those of a run that keeps nothing."""
+    store = ["store=disk", f"store.root={tmp_path / 'store'}", "store.dtype=null"]
+    plain = _run("evaluate", creatures, tmp_path / "plain", "trainer=cpu")
+
+    two = _run("evaluate", creatures, tmp_path / "two", *TWO, *store)
+    entries = {path: path.stat().st_ino for path in (tmp_path / "store").glob("*/*.safetensors")}
+    again = _run("evaluate", creatures, tmp_path / "again", "trainer=cpu", *store)
+
+    assert two["pck"] == plain["pck"] == again["pck"]
+    assert len(entries) == 15
+    assert entries == {path: path.stat().st_ino for path in (tmp_path / "store").glob("*/*.safetensors")}
