@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from semcorr.data import loading
 from semcorr.data.augment import Augment
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, view
 from semcorr.data.images import Shown, content_id, shown, unique_images
@@ -240,3 +241,14 @@ def test_an_image_annotated_anew_for_every_pair_keeps_all_its_annotations(tmp_pa
     found = [pair.source.keypoints[0, 0].item() for pair in PairDataset(pairs, 8, "squash", pixels=False)]
 
     assert found == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "processes", "expected"), [(True, 1, 16), (True, 8, 4), (False, 1, 8), (False, 8, 1)]
+)
+def test_who_decodes_follows_from_who_encodes(monkeypatch, on_gpu, processes, expected):
+    monkeypatch.setattr(loading, "cores", lambda: 32)
+
+    assert loading.decoders(None, on_gpu, processes) == expected
+    assert loading.decoders(3, on_gpu, processes) == 3
+    assert loading.images_at_once(None, on_gpu) == (8 if on_gpu else 1)

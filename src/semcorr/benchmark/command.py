@@ -71,7 +71,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     pairs: Annotated[int | None, typer.Option(help="Only the first so many of the split.")] = None,
     naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 2,
+    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -84,7 +84,7 @@ def evaluate(
         from semcorr.benchmark.runs import wanted
 
         run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
-        run = run.plus(f"data.workers={workers}")
+        run = run.plus(f"data.workers={'null' if workers is None else workers}")
         return evaluate(run, Part(split, pairs, naive_pairs), not together)
 
     _run("evaluate", work, out, locals())
@@ -102,7 +102,7 @@ def train(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 2,
+    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,

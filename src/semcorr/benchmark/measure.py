@@ -119,7 +119,7 @@ def measured(work: Callable[..., Any], *args: Any, apart: bool = True) -> Measur
         return Measured(work(*args), *_peak())
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(sender, work, args))
+    process = context.Process(target=_tell, args=(sender, work, args, multiprocessing.get_start_method()))
     process.start()
     sender.close()
     try:
@@ -133,7 +133,8 @@ def measured(work: Callable[..., Any], *args: Any, apart: bool = True) -> Measur
     return Measured(*told)
 
 
-def _tell(sender: Connection, work: Callable[..., Any], args: Any) -> None:
+def _tell(sender: Connection, work: Callable[..., Any], args: Any, method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)  # of loaders: a spawned process would spawn its own
     try:
         sender.send((work(*args), *_peak()))
     except UserError as error:  # anything else prints its traceback here

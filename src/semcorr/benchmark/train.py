@@ -26,7 +26,7 @@ class Steps(NamedTuple):
     steps: int
     blocks: int
     pairs: int  # of a batch
-    workers: int
+    workers: int | None
 
 
 def train(run: Wanted, asked: Steps, apart: bool = True) -> Outcome:
@@ -36,9 +36,10 @@ def train(run: Wanted, asked: Steps, apart: bool = True) -> Outcome:
             f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {asked.steps}, {asked.pairs} "
             f"and {asked.blocks}"
         )
+    workers = "null" if asked.workers is None else asked.workers
     run = run.plus(
         f"finetune.blocks={asked.blocks}", f"data.steps={asked.steps}", f"data.batch_size={asked.pairs}",
-        f"data.workers={asked.workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
+        f"data.workers={workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
     )  # fmt: skip
     limits = machine(run.device)

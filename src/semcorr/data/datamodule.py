@@ -14,6 +14,7 @@ from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
 from semcorr.data.augment import Augment, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
 from semcorr.data.images import Shown, shown, unique_images
+from semcorr.data.loading import decoders, images_at_once
 from semcorr.data.recipe import Recipe
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, share
@@ -49,9 +50,8 @@ class PairDataModule(LightningDataModule, ABC):
         batch_size: Training pairs per process and step.
         all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
         steps: Training steps per epoch; a whole pass if left out.
-        encode_batch: Images encoded at once; 8 on a GPU and 1 on a CPU if left out. Convolutional networks take 1.5
-            times as long per image in batches of 8 on a CPU, whose caches they leave; transformers as long.
-        workers: Loader processes.
+        encode_batch: Images encoded at once; as in `loading` if left out.
+        workers: Loader processes that decode; as in `loading` if left out.
         seed: Of the training order and the augmentation.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
@@ -75,7 +75,7 @@ class PairDataModule(LightningDataModule, ABC):
         batch_size: int = 8,
         steps: int | None = None,
         encode_batch: int | None = None,
-        workers: int = 2,
+        workers: int | None = None,
         seed: int = 42,
         all_pairs: int | None = None,
         cache_gb: float = 0.0,
@@ -114,7 +114,7 @@ class PairDataModule(LightningDataModule, ABC):
     @property
     def at_once(self) -> int:
         """Images encoded at once."""
-        return self.encode_batch or (8 if self._on_gpu() else 1)
+        return images_at_once(self.encode_batch, self._on_gpu())
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
@@ -128,7 +128,7 @@ class PairDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
         """Seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
-        stream, workers = self.stream(), self.workers if self.train_pixels else 0  # who decode; the rest takes 3 ms
+        stream, workers = self.stream(), self._decoders() if self.train_pixels else 0  # the rest takes 3 ms
         how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
@@ -210,7 +210,10 @@ class PairDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        return DataLoader(dataset, **{"num_workers": self.workers, "pin_memory": self._on_gpu()} | options)
+        return DataLoader(dataset, **{"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options)
+
+    def _decoders(self) -> int:
+        return decoders(self.workers, self._on_gpu(), self._place()[1])
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from semcorr.data.loading import decoders, images_at_once
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import require_root
 from semcorr.data.sampler import share
@@ -78,8 +79,8 @@ class TapVid(LightningDataModule):
         size: Side of the square the backbone sees, in pixels.
         split: There is only `test`.
         resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.
-        encode_batch: Frames encoded at once; 8 on a GPU and 1 on a CPU if left out.
-        workers: Loader processes.
+        encode_batch: Frames encoded at once, and
+        workers: loader processes; as in `loading` if left out.
         query: `first` or `strided`.
         occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
             visible if, matched back into the query frame, it returns to the query.
@@ -105,7 +106,7 @@ class TapVid(LightningDataModule):
         split: str = "test",
         resize: str = "squash",
         encode_batch: int | None = None,
-        workers: int = 2,
+        workers: int | None = None,
         query: str = "first",
         occlusion: str = "visible",
         cycle_threshold: float = 8.0,
@@ -156,8 +157,8 @@ class TapVid(LightningDataModule):
         """A video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        at_once = self.encode_batch or (8 if on_gpu else 1)
-        return DataLoader(dataset, at_once, num_workers=self.workers, pin_memory=on_gpu)
+        at_once, workers = images_at_once(self.encode_batch, on_gpu), decoders(self.workers, on_gpu)
+        return DataLoader(dataset, at_once, num_workers=workers, pin_memory=on_gpu)
 
     def _read(self) -> dict[str, Video]:
         require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")
