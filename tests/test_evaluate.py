@@ -177,6 +177,28 @@ def test_results_of_an_evaluation_do_not_need_a_folder_made_beforehand(config, t
     assert (Path(tmp_path) / "a" / "b" / "metrics.json").is_file()
 
 
+class Finer(Cosine):
+    """Twice as many cells along a side, and as many images adapted as it says."""
+
+    adapted = 0
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        self.adapted += len(maps.values)
+        return FeatureMap(maps.values.repeat_interleave(2, -1).repeat_interleave(2, -2), maps.stride / 2)
+
+
+def test_a_head_adapts_every_image_once_and_may_make_the_grid_finer(tmp_path):
+    tables = {}
+    for head in (Cosine(), Finer()):
+        module = Correspondence(Patches(), head, localise=argmax, finetune=lambda backbone: None)
+        _trainer().test(module, datamodule=Noise(root=str(tmp_path), size=96, workers=0), verbose=False)
+        tables[head] = [(row["predicted_x"], row["predicted_y"]) for row in module.table.to_pylist()]
+
+    coarse, fine = map(torch.tensor, tables.values())
+    assert head.adapted == 3 + 1  # one, to see whether there is anything to do
+    assert 0 < (coarse - fine).abs().median() <= 2  # a quarter of a cell, of which the first of four equals is taken
+
+
 def test_a_smoke_run_encodes_hardly_any_image(config, tiny):
     metrics = evaluate(config("evaluate", *tiny, "trainer.fast_dev_run=true"))
 

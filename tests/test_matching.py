@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from semcorr.coords import to_image
 from semcorr.data.all_pairs import queries
 from semcorr.heads import Separable
 from semcorr.heads.cosine import Cosine
@@ -43,8 +44,8 @@ def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
     found = match_into(head, target, sources, asked, RULES, values)
 
     similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
-    for rule, cells in zip(RULES, found.cells, strict=True):
-        assert_close(cells, torch.cat([rule(each)[0] for each in similarity]), atol=1e-5, rtol=0)
+    for rule, pixels in zip(RULES, found.points, strict=True):
+        assert_close(pixels, to_image(torch.cat([rule(each)[0] for each in similarity]), 8), atol=1e-4, rtol=0)
     assert_close(found.score, torch.cat([each[0].flatten(1).amax(-1) for each in similarity]))
 
 

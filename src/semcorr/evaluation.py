@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from semcorr.coords import from_view, to_image
+from semcorr.coords import from_view
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
 from semcorr.frozen import Frozen, Keep, cells_of, map_of
+from semcorr.heads import Separable
 from semcorr.held import Held
 from semcorr.matching import Matched, match_into
 from semcorr.metrics.pck import PCK
@@ -63,13 +64,13 @@ class Evaluation:
         """Score a batch of pairs; keep the rows of its keypoints."""
         start = time.perf_counter()
         source, target = batch[:2]
-        cells, score = self._matched(batch)
+        points, score = self._matched(batch)
         truth = from_view(target.keypoints, target.scale, target.offset)
         asked = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
-        for pck, rule, found in zip(self.pck, self.rules, cells, strict=True):
-            predicted = from_view(to_image(found, self.module.backbone.stride), target.scale, target.offset)
+        for pck, rule, found in zip(self.pck, self.rules, points, strict=True):
+            predicted = from_view(found, target.scale, target.offset)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category)
             self.tables.append(
                 rows(
@@ -85,7 +86,7 @@ class Evaluation:
 
         def compute(image: Tensor) -> Values:
             with self.context():
-                return cells_of(self.module.backbone(image))
+                return cells_of(self._adapted(self.module.backbone(image)))
 
         keep: Keep = self.module.frozen.keep
         held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
@@ -93,19 +94,20 @@ class Evaluation:
         return held
 
     def _reused(self, shown: list[Shown]) -> Held:
-        """From what the frozen blocks made of the images; the rest of the backbone, each process its share."""
+        """From what the frozen blocks made of the images; the rest of the backbone and the head, each its share."""
         frozen: Frozen = self.module.frozen
         frozen.fill(shown, self.data, self.group, self.context)
-        if frozen.whole:
+        size, device = (self.module.backbone.size,) * 2, self.group.device
+        one = frozen.features([shown[0].name], size, device) if frozen.whole else None
+        if one is not None and self._adapted(one) is one:  # nothing is left to do
             assert frozen.held is not None
             return frozen.held
-        size, device = (self.module.backbone.size,) * 2, self.group.device
         chunks = chunked([one.name for one in shown], self.data.at_once)
 
         def computed() -> Iterator[tuple[list[str], Values]]:
             for some in chunks[self.group.rank :: self.group.size]:
                 with self.context():
-                    yield some, cells_of(frozen.features(some, size, device))
+                    yield some, cells_of(self._adapted(frozen.features(some, size, device)))
 
         held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
         for some, values in everywhere(computed(), len(chunks), self.group):
@@ -113,21 +115,21 @@ class Evaluation:
         return held
 
     def _matched(self, batch: PairBatch) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
-        """Cells by every read-out and the best similarity; only shared keypoints are filled in."""
+        """Target pixels by every read-out and the best similarity; only shared keypoints are filled in."""
         shared, points = batch.shared, batch.source.keypoints
         counts = shared.sum(-1).tolist()
         asked = points[shared].split(counts)
-        cells = [torch.zeros_like(points) for _ in self.rules]
+        predicted = [torch.zeros_like(points) for _ in self.rules]
         score = torch.zeros_like(points[..., 0])
         for pairs, target, sources in self._by_target(batch):
             found = match_into(self.module.head, target, sources, [asked[i] for i in pairs], self.rules)
-            _place(found, pairs, shared, cells, score)
-        return cells, score
+            _place(found, pairs, shared, predicted, score)
+        return predicted, score
 
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
         """Pairs that look into the same features, those, and the features of their sources."""
         if self.module.backbone.pairwise:
-            sources, targets = self.module.seen(batch.source, batch.target)
+            sources, targets = map(self._adapted, self.module.seen(batch.source, batch.target))
             for i in range(len(batch.pair)):
                 yield [i], _one(targets, i), [_one(sources, i)]
             return
@@ -139,7 +141,11 @@ class Evaluation:
 
     def _held(self, name: str) -> FeatureMap:
         values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.held[name].items()}
-        return map_of(values, self.module.backbone.stride)
+        side = self.module.backbone.size
+        return map_of(values, side / values["cells"].shape[2])
+
+    def _adapted(self, maps: FeatureMap) -> FeatureMap:
+        return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
 
 
 def _one(maps: FeatureMap, i: int) -> FeatureMap:
@@ -150,12 +156,12 @@ def _place(
     found: Matched,
     pairs: list[int],
     shared: Bool[Tensor, "b n"],
-    cells: list[Float[Tensor, "b n 2"]],
+    predicted: list[Float[Tensor, "b n 2"]],
     score: Float[Tensor, "b n"],
 ) -> None:
     """Answers, in the order of the pairs' shared keypoints, to their rows."""
     mask = torch.zeros_like(shared)
     mask[pairs] = shared[pairs]
-    for into, some in zip(cells, found.cells, strict=True):
+    for into, some in zip(predicted, found.points, strict=True):
         into[mask] = some
     score[mask] = found.score

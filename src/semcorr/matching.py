@@ -3,17 +3,17 @@
 The slow twin of both is the head called pair by pair.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from semcorr.coords import to_image
 from semcorr.heads import Separable
+from semcorr.read_outs import Rule
 from semcorr.types import FeatureMap
-
-Rule = Callable[[Tensor], Tensor]  # similarity (b n h w) to cells (b n 2)
 
 VALUES = 2**25  # similarities held at once: 128 MiB
 
@@ -21,7 +21,7 @@ VALUES = 2**25  # similarities held at once: 128 MiB
 class Matched(NamedTuple):
     """Where the queries into one target lie."""
 
-    cells: list[Float[Tensor, "q 2"]]  # one per rule, from the same similarity
+    points: list[Float[Tensor, "q 2"]]  # in its pixels; one per rule, from the same similarity
     score: Float[Tensor, " q"]  # similarity of the best cell
 
 
@@ -40,8 +40,8 @@ def match_into(
 
     Args:
         head: Features and points to similarity.
-        target: Of one image.
-        sources: Of one image each,
+        target: Of one image; adapted, if the head is separable, as
+        sources: of one image each,
         points: and the points asked of it, in its pixels. The answers come in this order.
         rules: Read-outs; all of them read the same similarity.
         values: How many similarities are held at once.
@@ -54,9 +54,14 @@ def match_into(
     else:
         asked = ((one, some) for one, each in zip(sources, points, strict=True) for some in each.split(at_once))
         maps = (head(one, target, some[None]) for one, some in asked)
-    parts = [_read(similarity.float(), rules) for similarity in maps]
-    cells = [torch.cat([part.cells[i] for part in parts]) for i in range(len(rules))]
-    return Matched(cells, torch.cat([part.score for part in parts]))
+    parts = [_read(similarity.float(), rules, cell_stride(target, similarity)) for similarity in maps]
+    found = [torch.cat([part.points[i] for part in parts]) for i in range(len(rules))]
+    return Matched(found, torch.cat([part.score for part in parts]))
+
+
+def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
+    """Image pixels per cell of a similarity, whose grid a head may have made finer than its features'."""
+    return maps.stride * maps.values.shape[-1] / similarity.shape[-1]
 
 
 def among(
@@ -64,11 +69,12 @@ def among(
 ) -> Float[Tensor, "r h w"]:
     """Similarity of the queries (source image, keypoint, target image) among the images of one batch.
 
-    Each image is described once, and compared with all queries of all images at once.
+    Each image is adapted and described once, and compared with all queries of all images at once.
     """
     source, keypoint, target = queries.unbind(-1)
     m, n, _ = points.shape
     if isinstance(head, Separable):
+        maps = head.adapt(maps)
         described = head.describe(maps, points).flatten(0, 1)
         return head.compare(described.expand(m, -1, -1), maps)[target, source * n + keypoint]
     first, second = (index.flatten() for index in _ordered_pairs(m, points.device))
@@ -85,5 +91,5 @@ def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return every[:, None].expand(-1, m - 1), others + (others >= every[:, None]).long()
 
 
-def _read(similarity: Float[Tensor, "1 q h w"], rules: Sequence[Rule]) -> Matched:
-    return Matched([rule(similarity)[0] for rule in rules], similarity[0].flatten(1).amax(-1))
+def _read(similarity: Float[Tensor, "1 q h w"], rules: Sequence[Rule], stride: float) -> Matched:
+    return Matched([to_image(rule(similarity)[0], stride) for rule in rules], similarity[0].flatten(1).amax(-1))

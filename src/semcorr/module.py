@@ -110,15 +110,19 @@ class Correspondence(LightningModule):
         return loss
 
     def _of_pairs(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        cells = to_grid(batch.target.keypoints, self.backbone.stride)
-        return self(batch.source, batch.target), cells, batch.shared
+        similarity = self(batch.source, batch.target)
+        return similarity, to_grid(batch.target.keypoints, self._stride(similarity)), batch.shared
 
     def _of_images(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
         """As one pair with very many keypoints: the loss is a mean over points, whichever pair they are from."""
         view, (_, keypoint, target) = batch.view, batch.queries.unbind(-1)
         similarity = among(self.head, self.features(view.name, view.image), view.keypoints, batch.queries)
-        cells = to_grid(view.keypoints[target, keypoint], self.backbone.stride)
+        cells = to_grid(view.keypoints[target, keypoint], self._stride(similarity))
         return similarity[None], cells[None], torch.ones_like(keypoint, dtype=torch.bool)[None]
+
+    def _stride(self, similarity: Float[Tensor, "*q h w"]) -> float:
+        """Image pixels per cell; a head may make the grid finer."""
+        return self.backbone.size / similarity.shape[-1]
 
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from semcorr.coords import from_corner, from_view, to_corner, to_image, to_view
 from semcorr.data.tapvid import Queries, Tracks
+from semcorr.matching import cell_stride
 from semcorr.metrics.table import gather
 from semcorr.metrics.track_table import ORDER, SCHEMA, scores_of, track_rows
 from semcorr.metrics.tracking import mean_over_videos
@@ -107,9 +108,10 @@ class Tracking(LightningModule):
     def _transfer(
         self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"]
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
-        stride = self.backbone.stride
-        similarity = self.matcher.head(FeatureMap(source, stride), FeatureMap(target, stride), points).float()
-        return to_image(self.matcher.localise(similarity), stride), similarity.flatten(2).amax(-1)
+        here, there = (FeatureMap(maps, self.backbone.stride) for maps in (source, target))
+        similarity = self.matcher.head(here, there, points).float()
+        found = to_image(self.matcher.localise(similarity), cell_stride(there, similarity))
+        return found, similarity.flatten(2).amax(-1)
 
 
 def chunks(queries: Queries, frames: int) -> Iterator[tuple[int, Int[Tensor, " n"], Int[Tensor, " b"]]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
 from semcorr.benchmark.naive import KERNEL, LOOPS, SIGMA, SOFT
 from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.coords import to_image
+from semcorr.coords import to_grid, to_image
 from semcorr.errors import UserError
 from semcorr.heads.cosine import Cosine
 from semcorr.localise import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
@@ -118,8 +118,8 @@ def _grouped(work: Task) -> list[list[Float[Tensor, "n 2"]]]:
     for target, members in groups.items():
         sources = [FeatureMap(work.maps[work.pairs[i][0], None], STRIDE) for i in members]
         asked = [work.points[i] for i in members]
-        cells = match_into(head, FeatureMap(work.maps[target, None], STRIDE), sources, asked, RULES).cells
-        parts = [rule.split([len(some) for some in asked]) for rule in cells]
+        cells = match_into(head, FeatureMap(work.maps[target, None], STRIDE), sources, asked, RULES).points
+        parts = [to_grid(rule, STRIDE).split([len(some) for some in asked]) for rule in cells]
         found |= {i: [part[k] for part in parts] for k, i in enumerate(members)}
     return [found[i] for i in range(len(work.pairs))]
 

@@ -19,13 +19,17 @@ class Head(Protocol):
 
 @runtime_checkable
 class Separable(Protocol):
-    """A head that looks at one image at a time until the very end: `compare(describe(a, points), b)`.
+    """A head that looks at one image at a time until the very end: `compare(describe(adapt(a), points), adapt(b))`.
 
-    Its queries into one target are matched in one product, whichever images they come from.
+    Its queries into one target are matched in one product, whichever images they come from, and each
+    image is adapted once, whatever number of pairs it is in.
     """
 
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """What the head makes of the features of images, each by itself. The grid may become finer."""
+
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
-        """Descriptors of points, in source pixels."""
+        """Descriptors of points, in source pixels; `source` is adapted."""
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
-        """Similarity of descriptors to every target cell."""
+        """Similarity of descriptors to every target cell; `target` is adapted."""

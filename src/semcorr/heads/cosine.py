@@ -14,7 +14,11 @@ class Cosine(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """`points` are in source pixels."""
-        return self.compare(self.describe(source, points), target)
+        return self.compare(self.describe(self.adapt(source), points), self.adapt(target))
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """As they are."""
+        return maps
 
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
         """Bilinear descriptors of points."""
