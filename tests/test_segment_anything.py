@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import torch
 from backbone_cases import IMAGE, sam
+from segment_anything.modeling.image_encoder import Attention
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from semcorr.backbones import segment_anything
-from semcorr.backbones.segment_anything import FILES, SegmentAnything, resized
+from semcorr.backbones.segment_anything import FILES, OneByOne, SegmentAnything, resized
 from semcorr.errors import UserError
 
 SQUARE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))  # what `sam`'s positions are for
@@ -153,3 +156,25 @@ def test_a_download_is_kept_and_read_once(monkeypatch, tmp_path):
     assert len(calls) == 1
     assert torch.equal(loaded[0].model.blocks[2].mlp.lin1.weight, loaded[1].model.blocks[2].mlp.lin1.weight)
     assert torch.equal(loaded[0].model.blocks[2].mlp.lin1.weight, state["image_encoder.blocks.2.mlp.lin1.weight"])
+
+
+def test_global_attention_image_by_image_is_the_packages_own_gradients_too():
+    """Also with attention kept for the backward pass as the package does."""
+    backbone = sam(layers=[-1])
+    image = torch.rand(2, 3, 64, 96)
+    plain = copy.deepcopy(backbone)
+    replaced = [block.attn for block in plain.model.blocks if isinstance(block.attn, OneByOne)]
+    for attention in replaced:
+        attention.__class__ = Attention
+
+    results = []
+    for network in (backbone, plain):
+        network.requires_grad_(True)
+        values = network(image).values
+        (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum().backward()
+        results.append((values, [parameter.grad for parameter in network.parameters()]))
+
+    assert replaced
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from semcorr.backbones.chain import Chain, Grid
 from semcorr.backbones.hub import hub_problem
@@ -32,6 +34,20 @@ FILES = {
     "vit_l": ("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     "vit_h": ("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
 }
+
+
+class OneByOne(Attention):
+    """Global attention, one image at a time, and computed again in the backward pass.
+
+    With relative positions there is a matrix of 4,096 x 4,096 per head at 1024 pixels: 0.8 GB an image,
+    several times over. Held for a batch of 8 pairs they would take 26 GB for each global block that trains.
+    """
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """As the package's."""
+        if not torch.is_grad_enabled():
+            return torch.cat([super(OneByOne, self).forward(one) for one in x.split(1)])
+        return torch.cat([checkpoint(super(OneByOne, self).forward, one, use_reentrant=False) for one in x.split(1)])
 
 
 class SegmentAnything(Chain):
@@ -75,6 +91,9 @@ class SegmentAnything(Chain):
         whole = set(encoder.state_dict())
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
         encoder.neck = encoder.neck if neck else nn.Identity()
+        for block in encoder.blocks:
+            if block.window_size == 0:
+                block.attn.__class__ = OneByOne
         source = weights or (_download(name) if pretrained else None)
         if source is not None:
             fill(encoder, image_encoder(read_weights(source)), source, spare=whole)
