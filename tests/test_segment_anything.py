@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from semcorr.backbones import segment_anything
-from semcorr.backbones.segment_anything import FILES, OneByOne, SegmentAnything, resized
+from semcorr.backbones.segment_anything import FILES, HeadByHead, SegmentAnything, resized
 from semcorr.errors import UserError
 
 SQUARE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))  # what `sam`'s positions are for
@@ -158,12 +158,12 @@ def test_a_download_is_kept_and_read_once(monkeypatch, tmp_path):
     assert torch.equal(loaded[0].model.blocks[2].mlp.lin1.weight, state["image_encoder.blocks.2.mlp.lin1.weight"])
 
 
-def test_global_attention_image_by_image_is_the_packages_own_gradients_too():
+def test_global_attention_head_by_head_is_the_packages_own_gradients_too():
     """Also with attention kept for the backward pass as the package does."""
     backbone = sam(layers=[-1])
     image = torch.rand(2, 3, 64, 96)
     plain = copy.deepcopy(backbone)
-    replaced = [block.attn for block in plain.model.blocks if isinstance(block.attn, OneByOne)]
+    replaced = [block.attn for block in plain.model.blocks if isinstance(block.attn, HeadByHead)]
     for attention in replaced:
         attention.__class__ = Attention
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import Attention
+from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
@@ -36,18 +36,26 @@ FILES = {
 }
 
 
-class OneByOne(Attention):
-    """Global attention, one image at a time, and computed again in the backward pass.
+class HeadByHead(Attention):
+    """Global attention, one head of one image at a time, and computed again in the backward pass.
 
-    With relative positions there is a matrix of 4,096 x 4,096 per head at 1024 pixels: 0.8 GB an image,
-    several times over. Held for a batch of 8 pairs they would take 26 GB for each global block that trains.
+    With relative positions there is a matrix of 4,096 x 4,096 per head at 1024 pixels, several times over:
+    0.8 GB an image. Held for a batch of 8 pairs they would take 40 GB for each global block that trains.
     """
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """As the package's."""
-        if not torch.is_grad_enabled():
-            return torch.cat([super(OneByOne, self).forward(one) for one in x.split(1)])
-        return torch.cat([checkpoint(super(OneByOne, self).forward, one, use_reentrant=False) for one in x.split(1)])
+        b, h, w, _ = x.shape
+        qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        one: Any = partial(checkpoint, self._one, use_reentrant=False) if torch.is_grad_enabled() else self._one
+        heads = torch.cat([one(*head, (h, w)) for head in zip(*(part.split(1) for part in qkv), strict=True)])
+        return self.proj(heads.view(b, self.num_heads, h, w, -1).permute(0, 2, 3, 1, 4).flatten(3))
+
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        if self.use_rel_pos:
+            scores = add_decomposed_rel_pos(scores, q, self.rel_pos_h, self.rel_pos_w, grid, grid)
+        return scores.softmax(dim=-1) @ v
 
 
 class SegmentAnything(Chain):
@@ -93,7 +101,7 @@ class SegmentAnything(Chain):
         encoder.neck = encoder.neck if neck else nn.Identity()
         for block in encoder.blocks:
             if block.window_size == 0:
-                block.attn.__class__ = OneByOne
+                block.attn.__class__ = HeadByHead
         source = weights or (_download(name) if pretrained else None)
         if source is not None:
             fill(encoder, image_encoder(read_weights(source)), source, spare=whole)
