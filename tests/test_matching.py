@@ -18,6 +18,11 @@ from semcorr.types import FeatureMap
 RULES = [argmax, soft_argmax, window_soft_argmax]
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 class Whole(nn.Module):
     """Not separable: what it says of a point depends on both maps."""
 
@@ -45,7 +50,7 @@ def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
 
     similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
     for rule, pixels in zip(RULES, found.points, strict=True):
-        assert_close(pixels, to_image(torch.cat([rule(each)[0] for each in similarity]), 8), atol=1e-4, rtol=0)
+        assert_close(pixels, to_image(torch.cat([rule(each)[0] for each in similarity]), 8), atol=1e-3, rtol=0)
     assert_close(found.score, torch.cat([each[0].flatten(1).amax(-1) for each in similarity]))
 
 
