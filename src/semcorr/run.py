@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from semcorr.callbacks import Progress
 from semcorr.data.datamodule import PairDataModule
@@ -47,9 +48,10 @@ def build(
 
 def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
     """Backbone, head and localiser of a configuration, tuned as it says."""
+    backbone = base(cfg)
     return Correspondence(
-        base(cfg),
-        head=instantiate(cfg.head),
+        backbone,
+        head=fitted_head(cfg.head, backbone.channels),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -57,6 +59,17 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         key=features_key(cfg),
         **training,
     )
+
+
+def fitted_head(cfg: DictConfig, channels: int) -> nn.Module:
+    """The head; its `channels: null` are those of the backbone, and no others will do."""
+    head = instantiate(cfg, channels=channels) if cfg.get("channels", 0) is None else instantiate(cfg)
+    if getattr(head, "channels_in", channels) != channels:
+        raise UserError(
+            f"`head.channels` must add up to {channels}, the channels of this backbone, got {cfg.channels}. "
+            "Set it to null for the backbone's."
+        )
+    return head
 
 
 def compile_blocks(backbone: Any, backend: str) -> None:

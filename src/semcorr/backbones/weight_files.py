@@ -27,22 +27,22 @@ FAULTS = (
 )
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str, Tensor]:
     """A flat state dict from safetensors, a pickle of tensors, a TorchScript archive, or a folder with either.
 
-    No code in any of them is run.
+    No code in any of them is run. `option` is what the path was given as.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"`backbone.weights`: {path} does not exist. Give the path of a weights file.")
+        raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
     content: dict[str, Any] = {}
-    for file in _members(path) if path.is_dir() else [path]:
+    for file in _members(path, option) if path.is_dir() else [path]:
         try:
             content |= _read(file)
         except UserError:
             raise
         except FAULTS as error:
-            raise _unreadable(file, error) from None
+            raise _unreadable(file, error, option) from None
     return unwrap(content)
 
 
@@ -75,7 +75,7 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _members(folder: Path) -> list[Path]:
+def _members(folder: Path, option: str) -> list[Path]:
     """The file or the shards in a folder of Hugging Face's layout."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if (folder / f"{stem}{suffix}").is_file():
@@ -84,20 +84,19 @@ def _members(folder: Path) -> list[Path]:
         if index.is_file():
             return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     raise UserError(
-        f"`backbone.weights`: {folder} has neither model.safetensors nor pytorch_model.bin. "
+        f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. "
         "Give a folder that has, or a weights file."
     )
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def _unreadable(file: Path, error: Exception, option: str) -> UserError:
     called = re.search(r"GLOBAL (\S+)", str(error))
     if called and isinstance(error, pickle.UnpicklingError):
         return UserError(
-            f"`backbone.weights`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
+            f"`{option}`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
             "Give a safetensors file or a plain PyTorch state dict."
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"`backbone.weights`: {file} is not a safetensors file or a plain PyTorch state dict ({reason}). "
-        "Give one that is."
+        f"`{option}`: {file} is not a safetensors file or a plain PyTorch state dict ({reason}). Give one that is."
     )

@@ -13,12 +13,18 @@ HEADS = ("head", "fc", "classifier", "conv_head", "bn2")  # classifiers, which n
 
 
 def fill(
-    module: nn.Module, weights: Mapping[str, Tensor], path: str | Path, spare: Collection[str] = frozenset()
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    spare: Collection[str] = frozenset(),
+    option: str = "backbone.weights",
 ) -> None:
     """Load `weights`, or name the first keys that do not fit.
 
     Surplus keys are no misfit where they are a classifier's or in `spare`: of parts that are not used.
+    `option` is what the path was given as.
     """
+    part = option.split(".")[0]
     own = module.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     surplus = [key for key in weights if key not in own and key not in spare and not key.startswith(HEADS)]
@@ -27,12 +33,10 @@ def fill(
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
-    problems = {"missing": missing, "not known to this backbone": surplus, "of another shape": shapes}
+    problems = {"missing": missing, f"not known to this {part}": surplus, "of another shape": shapes}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
-        raise UserError(
-            f"`backbone.weights`: {path} does not fit this backbone. {told}. Give weights of the same model."
-        )
+        raise UserError(f"`{option}`: {path} does not fit this {part}. {told}. Give weights of the same model.")
     module.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
 
 

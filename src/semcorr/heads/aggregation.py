@@ -1,0 +1,55 @@
+"""A bottleneck for each of several maps, mixed, then cosines: GeoAware-SC's post-processor, and DIY-SC's."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from semcorr.errors import UserError
+from semcorr.heads.cosine import Cosine
+from semcorr.heads.residual import Residual
+from semcorr.heads.weight_file import load
+from semcorr.types import FeatureMap
+
+
+class Aggregation(Cosine):
+    """Split the channels, send each part through a bottleneck of its own, add them up with learned shares.
+
+    "Four bottleneck layers with 5M parameters" (Zhang et al. 2024) are four side by side, not in series:
+    of Stable Diffusion's three maps and of DINOv2's. Of DINOv2's alone it is DIY-SC's adapter.
+
+    Args:
+        channels: Of each part, in the order in which the backbone lays them side by side.
+        out: Channels that all parts are brought to.
+        width: Of the bottlenecks' middle.
+        groups: Of every norm.
+        dropout: Share of all numbers that come in, element by element, that a training step does not see.
+        weights: A file to start from, GeoAware-SC's and DIY-SC's own included.
+    """
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        out: int = 768,
+        width: int = 192,
+        groups: int = 32,
+        dropout: float = 0.2,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"`head.dropout` must be at least 0 and below 1, got {dropout}")
+        self.channels = [channels] if isinstance(channels, int) else list(channels)
+        self.channels_in = sum(self.channels)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Residual(each, out, width, groups) for each in self.channels)
+        self.mixing = nn.Parameter(torch.ones(len(self.channels)))
+        if weights is not None:
+            load(self, weights)
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Every part through its block, in shares of one."""
+        parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.channels, dim=1)
+        every = zip(self.mixing.softmax(0), self.blocks, parts, strict=True)
+        mixed = sum((share * block(part) for share, block, part in every), start=self.mixing.new_zeros(()))
+        return FeatureMap(mixed, maps.stride)

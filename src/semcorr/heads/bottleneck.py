@@ -1,0 +1,29 @@
+"""One bottleneck after the backbone, then cosines: the unified benchmark's "ResNet bottleneck block"."""
+
+from torch import nn
+
+from semcorr.heads.cosine import Cosine
+from semcorr.heads.residual import Residual
+from semcorr.types import FeatureMap
+
+
+class Bottleneck(Cosine):
+    """768 -> 192 -> 768 for DINOv2-B; as many channels go out as come in.
+
+    The benchmark names width and reduction and no norm; group norm is GeoAware-SC's.
+
+    Args:
+        channels: Of the features.
+        width: Of the middle; a quarter of the channels if left out.
+        groups: Of every norm.
+    """
+
+    def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
+        super().__init__()
+        self.channels_in = channels
+        self.block: nn.Module = Residual(channels, channels, channels // 4 if width is None else width, groups)
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Through the block."""
+        precision = next(self.parameters()).dtype  # features may be kept in half of it
+        return FeatureMap(self.block(maps.values.to(precision)), maps.stride)

@@ -1,0 +1,42 @@
+"""A file of a head's weights into the head: our own names, or those of GeoAware-SC's aggregation network."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import fill
+
+# Names in the files of GeoAware-SC and DIY-SC to ours, first to last. None of them matches a name of ours.
+AGGREGATION = (
+    (r"^mixing_weights$", "mixing"),
+    (r"^bottleneck_layers\.(\d+)\.0\.(\w+)\.weight$", r"blocks.\1.\2.0.weight"),
+    (r"^bottleneck_layers\.(\d+)\.0\.(\w+)\.norm\.", r"blocks.\1.\2.1."),
+)
+TEMPERATURES = ("logit_scale", "self_logit_scale")  # of their training losses; the network does not read them
+
+
+def load(head: nn.Module, path: str | Path) -> None:
+    """Fill the head; a key that is missing, unknown or of another shape is refused by name.
+
+    `semcorr.export` writes such a file, head.safetensors.
+    """
+    fill(head, renamed(read_weights(path, "head.weights")), path, TEMPERATURES, "head.weights")
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under our names; what is under none of theirs stays as it is.
+
+    >>> import torch
+    >>> list(renamed({"bottleneck_layers.3.0.shortcut.norm.bias": torch.zeros(1)}))
+    ['blocks.3.shortcut.1.bias']
+    """
+    return {_renamed(key): value for key, value in state.items()}
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in AGGREGATION:
+        key = re.sub(pattern, replacement, key)
+    return key
