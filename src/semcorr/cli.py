@@ -28,8 +28,8 @@ from semcorr.errors import UserError
 
 VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark")
 BROUGHT = (
-    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "test",
-    "trainer",
+    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
+    "feature_dropout", "test", "trainer",
 )  # fmt: skip
 
 

@@ -71,17 +71,25 @@ def among(
 
     Each image is adapted and described once, and compared with all queries of all images at once.
     """
-    source, keypoint, target = queries.unbind(-1)
-    m, n, _ = points.shape
     if isinstance(head, Separable):
         maps = head.adapt(maps)
-        described = head.describe(maps, points).flatten(0, 1)
-        return head.compare(described.expand(m, -1, -1), maps)[target, source * n + keypoint]
+        return between(head, head.describe(maps, points), maps, queries)
+    m = len(points)
+    source, keypoint, target = queries.unbind(-1)
     first, second = (index.flatten() for index in _ordered_pairs(m, points.device))
     one, other = (FeatureMap(maps.values[index], maps.stride) for index in (first, second))
     similarity = head(one, other, points[first])
     pair = source * (m - 1) + target - (target > source).long()  # its place among the ordered pairs
     return similarity[pair, keypoint]
+
+
+def between(
+    head: Separable, described: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
+) -> Float[Tensor, "r h w"]:
+    """The same from descriptors of all keypoints and adapted maps."""
+    source, keypoint, target = queries.unbind(-1)
+    m, n, _ = described.shape
+    return head.compare(described.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]
 
 
 def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:

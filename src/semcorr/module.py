@@ -11,7 +11,6 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
-from semcorr.coords import to_grid
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
@@ -19,10 +18,12 @@ from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
-from semcorr.matching import among
+from semcorr.losses import Loss, loss_of, reads_descriptors
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import gather
+from semcorr.pose_variant import PoseVariant
 from semcorr.read_outs import described
+from semcorr.training import asked, check, dropped, maps_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
 
 ORDER = ("pair", "keypoint", "localise")
@@ -39,12 +40,14 @@ class Correspondence(LightningModule):
         head: Features and query points to similarity.
         localise: Similarity to cells.
         finetune: Called with the backbone; says which of its weights move.
-        loss: Similarity, true cells and mask to a scalar. Only training needs it, and the next two.
+        loss: Similarity, true cells and mask to a scalar. Only training needs it, and what follows.
         optimizer: Called with the moving parameters of the head and of the backbone.
         scheduler: Called with the optimiser and the number of steps.
         seed: Of whatever is random in a step.
         keep: Where features of frozen blocks are kept.
         key: What these depend on besides the weights; names them in a store on disk.
+        variants: Of a training pair, with one or both images mirrored, and what they count.
+        dropout: Share of the features' numbers that the head does not see in a training step.
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
@@ -56,16 +59,20 @@ class Correspondence(LightningModule):
         head: nn.Module,
         localise: Callable[[Tensor], Tensor],
         finetune: Callable[[Backbone], None],
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        loss: Loss | None = None,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         seed: int = 42,
         keep: Keep | None = None,
         key: Mapping[str, Any] | None = None,
+        variants: PoseVariant | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.localise = backbone, head, localise
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
+        self.variants, self.dropout = variants or PoseVariant(), dropout
+        check(backbone, head, loss, self.variants, dropout)
         self.strict_loading = False  # checkpoints hold the moving weights only
         buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
         finetune(backbone)
@@ -104,25 +111,11 @@ class Correspondence(LightningModule):
 
     def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
-        similarity, cells, mask = self._of_images(batch) if isinstance(batch, ImageBatch) else self._of_pairs(batch)
-        loss = self.loss(similarity.float(), cells, mask)  # type: ignore[misc]
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(mask))
+        maps = dropped(maps_of(self, batch), self.dropout)
+        step = asked(self.head, maps, batch, self.variants, self.global_step, reads_descriptors(self.loss))
+        loss = loss_of(self.loss, step)  # type: ignore[arg-type]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
         return loss
-
-    def _of_pairs(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        similarity = self(batch.source, batch.target)
-        return similarity, to_grid(batch.target.keypoints, self._stride(similarity)), batch.shared
-
-    def _of_images(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """As one pair with very many keypoints: the loss is a mean over points, whichever pair they are from."""
-        view, (_, keypoint, target) = batch.view, batch.queries.unbind(-1)
-        similarity = among(self.head, self.features(view.name, view.image), view.keypoints, batch.queries)
-        cells = to_grid(view.keypoints[target, keypoint], self._stride(similarity))
-        return similarity[None], cells[None], torch.ones_like(keypoint, dtype=torch.bool)[None]
-
-    def _stride(self, similarity: Float[Tensor, "*q h w"]) -> float:
-        """Image pixels per cell; a head may make the grid finer."""
-        return self.backbone.size / similarity.shape[-1]
 
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
@@ -144,15 +137,21 @@ class Correspondence(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
-        parts: tuple[Any, ...] = (self.head, self.backbone)
-        moving = [[p for p in part.parameters() if p.requires_grad] for part in parts]
-        if not any(moving):
+        head, backbone = self.trained()
+        if not head and not backbone:
             raise UserError(
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
             )
-        optimizer = self.optimizer(*moving)  # type: ignore[misc]
+        loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
+        optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
         schedule = self.scheduler(optimizer, self._steps())  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
+        parts: tuple[Any, ...] = (self.head, self.backbone)
+        head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+        return head, backbone
 
     def _steps(self) -> int:
         """Optimiser steps of the whole run.
@@ -223,9 +222,9 @@ class Correspondence(LightningModule):
     # -- checkpoints --
 
     def moving(self) -> dict[str, Tensor]:
-        """What training changes, and the buffers that tuning added: of the backbone, and the whole head."""
-        names = self.saved | {f"head.{name}" for name in self.head.state_dict()}
-        return {name: value for name, value in self.state_dict().items() if name in names}
+        """What training changes, and the buffers that tuning added: of the backbone, and the whole head and loss."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what moves, and what it moved away from."""
@@ -240,7 +239,10 @@ class Correspondence(LightningModule):
                 f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
                 f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
             )
-        odd = sorted(checkpoint["state_dict"].keys() ^ self.moving().keys())
+        names = set(checkpoint["state_dict"])
+        if self.loss is None:  # to be scored; what a loss learned is for training
+            names = {name for name in names if not name.startswith("loss.")}
+        odd = sorted(names ^ self.moving().keys())
         if odd:
             raise UserError(
                 f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."

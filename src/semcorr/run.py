@@ -21,6 +21,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
+from semcorr.pose_variant import PoseVariant
 from semcorr.results import print_scores, write_results, write_text
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
@@ -57,8 +58,15 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         seed=cfg.seed,
         keep=instantiate(cfg.store),
         key=features_key(cfg),
+        variants=pose_variant(cfg),
+        dropout=cfg.get("feature_dropout", 0.0),
         **training,
     )
+
+
+def pose_variant(cfg: DictConfig) -> PoseVariant:
+    """In what variants training meets its pairs; evaluation, and a run of before, in none."""
+    return instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()  # type: ignore[no-any-return]
 
 
 def fitted_head(cfg: DictConfig, channels: int) -> nn.Module:
@@ -110,6 +118,7 @@ def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
     """The benchmark of `cfg[key]`, read for `stages`. Its loaders come later, with the size of the backbone built."""
     data: Any = instantiate(cfg[key], size=cfg.backbone.size or 0)
     data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
+    data.pose_variant = pose_variant(cfg) or None
     for stage in stages:
         data.setup(stage)
     return data

@@ -28,7 +28,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
+    if not any(module.trained()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
     trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)

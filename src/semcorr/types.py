@@ -37,6 +37,8 @@ class PairBatch(NamedTuple):
     extent: Float[Tensor, "*b"]  # what alpha is a fraction of, in ORIGINAL target pixels
     category: Sequence[str] | str
     pair: Sequence[str] | str  # the pair's id: the key back to its record
+    # Mirror images of the source, or of both, without pixels: where training meets pairs in variants of pose.
+    mirrored: Sequence[View] = ()
 
     @property
     def shared(self) -> Bool[Tensor, "*b n"]:
@@ -50,8 +52,9 @@ class ImageBatch(NamedTuple):
     view: View
     category: str
     # (source image, keypoint, target image): a keypoint visible in both. Listed where the batch is made,
-    # on the CPU, so that a step on a GPU need not wait for the size of a mask.
+    # on the CPU, so that a step on a GPU need not wait for the size of a mask. Mirror images come after all images.
     queries: Int[Tensor, "r 3"]
+    mirrored: Sequence[View] = ()  # mirror images of all of them, without pixels, as in `PairBatch`
 
 
 class FeatureMap(NamedTuple):

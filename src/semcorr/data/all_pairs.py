@@ -11,12 +11,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from semcorr.data.alter import bare_mirror
 from semcorr.data.augment import Augment, shares
 from semcorr.data.images import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.sampler import Stream
 from semcorr.data.views import Views
 from semcorr.errors import UserError
+from semcorr.pose_variant import PoseVariant, image_weights
 from semcorr.types import ImageBatch
 
 
@@ -130,8 +132,10 @@ class TrainingImages(Dataset[ImageBatch]):
         seed: int = 42,
         pixels: bool = True,
         cache_gb: float = 0.0,
+        variants: PoseVariant | None = None,
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
+        self.variants = variants or PoseVariant()
         self.first = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each gallery, among the views
         images = [image for gallery in categories for image in gallery.images]
         self.views = Views(images, side, resize, pixels, cache_gb)
@@ -142,7 +146,11 @@ class TrainingImages(Dataset[ImageBatch]):
         if self.augment is not None:
             views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)
-        return ImageBatch(batch, gallery.category, queries(batch.visible))
+        if not self.variants:
+            return ImageBatch(batch, gallery.category, queries(batch.visible))
+        turned = default_collate([bare_mirror(view, gallery.flip) for view in views])
+        weights = image_weights(batch.visible, turned.visible, self.variants)
+        return ImageBatch(batch, gallery.category, weights.nonzero(), [turned])
 
 
 def queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:

@@ -44,6 +44,12 @@ def mirror(view: View, permutation: Sequence[int]) -> View:
     )
 
 
+def bare_mirror(view: View, permutation: Sequence[int] | None) -> View:
+    """`mirror`, without pixels: they are the view's own, turned round."""
+    assert permutation is not None, "augment.require_flips comes first"
+    return mirror(view, permutation)._replace(image=view.image[:, :0])
+
+
 def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> View:
     """Keypoints, visibility, box and name under `geometry`; the pixels are `redraw`'s.
 

@@ -134,11 +134,13 @@ def shares(visible: Bool[Tensor, "m n"]) -> bool:
     return bool((visible.sum(0) >= 2).any())
 
 
-def require_flips(pairs: Sequence[PairRecord], benchmark: str) -> None:
+def require_flips(
+    pairs: Sequence[PairRecord], benchmark: str, option: str = "augment.flip", remedy: str = "augment.flip=0"
+) -> None:
     """Refuse to mirror what nobody said the left and right of."""
     lacking = sorted({pair.category for pair in pairs if pair.flip is None})
     if lacking:
         raise UserError(
-            f"`augment.flip`: {benchmark} does not say which keypoints change places in a mirror image of "
-            f"{', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Set augment.flip=0."
+            f"`{option}`: {benchmark} does not say which keypoints change places in a mirror image of "
+            f"{', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Set {remedy}."
         )

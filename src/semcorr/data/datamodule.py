@@ -20,6 +20,7 @@ from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, share
 from semcorr.data.transforms import RESIZES
 from semcorr.errors import UserError
+from semcorr.pose_variant import PoseVariant
 from semcorr.types import ImageBatch, PairBatch, View
 
 AT_MOST = 32  # pairs matched at once; they look into the same image
@@ -57,6 +58,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
+        pose_variant: Training pairs come with mirror images for these variants of them; None, without. Likewise.
         pixels: Pairs of the evaluation come with their pixels, for a backbone that must see both at once.
         train_pixels: Those of the training do, because there is more to encode than images as they are.
     """
@@ -94,6 +96,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
         self.augment: Augment | None = None
+        self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked)  # one reading per split
         self.galleries = cache(lambda: galleries(self.pairs("train")))
@@ -122,6 +125,8 @@ class PairDataModule(LightningDataModule, ABC):
             self.pairs(split)
         if stage == "fit" and self.augment is not None and self.augment.flip:
             require_flips(self.pairs("train"), self.name)
+        if stage == "fit" and self.pose_variant:
+            require_flips(self.pairs("train"), self.name, "pairs", "pairs=plain")
         if stage == "fit" and self.all_pairs is not None:
             self.galleries()
 
@@ -132,11 +137,13 @@ class PairDataModule(LightningDataModule, ABC):
         how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
-                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb
-            )
+                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb,
+                self.pose_variant,
+            )  # fmt: skip
             return self._loader(images, batch_size=None, sampler=stream, **how)
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
-        return self._loader(TrainingPairs(pairs, self.augment, self.seed), batch_sampler=stream, **how)
+        drawn = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
+        return self._loader(drawn, batch_sampler=stream, **how)
 
     def stream(self) -> TrainingStream | ImageStream:
         """The order of training; its length is the steps of an epoch."""
@@ -160,7 +167,7 @@ class PairDataModule(LightningDataModule, ABC):
         return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
     def to_train_on(self, epochs: int, steps: int | None = None) -> list[Shown]:
-        """The images that any process draws from now to the end of `epochs`, and what flips make of them; by name.
+        """The images that any process draws from now to the end of `epochs`, and what mirroring makes of them; by name.
 
         `steps` is how many of each epoch are made, if not all.
         """
@@ -171,7 +178,8 @@ class PairDataModule(LightningDataModule, ABC):
         else:
             pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
             drawn = unique_images(self.pairs("train")[i] for i in pairs)
-        return shown(drawn, mirrored=self.augment is not None and self.augment.flip > 0)
+        flips = self.augment is not None and self.augment.flip > 0
+        return shown(drawn, mirrored=flips or bool(self.pose_variant))
 
     def encoding(self, images: Sequence[Shown], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""

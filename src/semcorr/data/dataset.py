@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.data.alter import mirror
+from semcorr.data.alter import bare_mirror, mirror
 from semcorr.data.augment import Augment
 from semcorr.data.groups import ambiguous
 from semcorr.data.images import Shown
 from semcorr.data.record import PairRecord
 from semcorr.data.sampler import Draw
 from semcorr.data.views import Views, view
+from semcorr.pose_variant import PoseVariant
 from semcorr.types import PairBatch, View
 
 
@@ -71,20 +72,23 @@ class PairBatches(Dataset[PairBatch]):
 
 
 class TrainingPairs(Dataset[PairBatch]):
-    """Pairs by their draw, augmented if asked for.
+    """Pairs by their draw, augmented if asked for; with mirror images of them where they are to be met in variants.
 
     What is random in a sample follows from the seed and the draw's number: a resumed run, and any number of
     loader processes, give the same.
     """
 
-    def __init__(self, pairs: PairDataset, augment: Augment | None = None, seed: int = 42) -> None:
-        self.pairs, self.augment, self.seed = pairs, augment, seed
+    def __init__(
+        self, pairs: PairDataset, augment: Augment | None = None, seed: int = 42, variants: PoseVariant | None = None
+    ) -> None:
+        self.pairs, self.augment, self.seed, self.variants = pairs, augment, seed, variants or PoseVariant()
 
     def __getitem__(self, draw: Draw) -> PairBatch:
-        pair = self.pairs[draw.pair]
-        if self.augment is None:
-            return pair
-        return self.augment(pair, self.pairs.pairs[draw.pair], np.random.default_rng([self.seed, draw.number]))
+        pair, record = self.pairs[draw.pair], self.pairs.pairs[draw.pair]
+        if self.augment is not None:
+            pair = self.augment(pair, record, np.random.default_rng([self.seed, draw.number]))
+        ends = (pair.source, pair.target)[: self.variants.mirrored]
+        return pair._replace(mirrored=[bare_mirror(view, record.flip) for view in ends])
 
 
 class ImageDataset(Dataset[View]):

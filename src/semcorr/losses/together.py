@@ -1,0 +1,77 @@
+"""Losses, weighted and added up."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.errors import UserError
+from semcorr.losses.contrastive import SymmetricContrastive
+from semcorr.losses.dense import Dense
+from semcorr.losses.gaussian import GaussianCrossEntropy
+from semcorr.losses.step import Loss, Step, loss_of, reads_descriptors
+
+
+class Together(nn.Module):
+    """The weighted sum of losses of any kind.
+
+    Args:
+        terms: By name.
+        weights: By the same names.
+
+    >>> import torch
+    >>> step = Step(torch.ones(1, 1, 2, 2), *[torch.zeros(1, 1)] * 4, number=0)
+    >>> losses = {"first": lambda similarity, cells, mask: similarity.sum(), "second": lambda *_: torch.tensor(1.0)}
+    >>> Together(losses, {"first": 0.5, "second": 3.0})(step)
+    tensor(5.)
+    """
+
+    def __init__(self, terms: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        if terms.keys() != weights.keys():
+            raise UserError(f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights)}")
+        self.terms, self.weights = dict(terms), dict(weights)
+        self.learned = nn.ModuleDict({name: each for name, each in terms.items() if isinstance(each, nn.Module)})
+        self.reads_descriptors = any(map(reads_descriptors, terms.values()))
+
+    def forward(self, step: Step) -> Float[Tensor, ""]:
+        """All of the same step."""
+        parts = [self.weights[name] * loss_of(term, step) for name, term in self.terms.items()]
+        return sum(parts[1:], start=parts[0])
+
+
+def together(
+    dense: float = 1.0,
+    contrastive: float = 1.0,
+    cross_entropy: float = 0.0,
+    temperature: float = 0.02,
+    noise: float = 0.1,
+    contrastive_flips: bool = True,
+    integer_source: bool = False,
+    trained_grid: int | None = None,
+) -> Together:
+    """The losses of this package by their weights; with no weight a loss is left out.
+
+    The defaults are the objective of "Telling Left from Right": dense and contrastive, added up.
+
+    Args:
+        dense: Weight of `Dense`,
+        contrastive: of `SymmetricContrastive`,
+        cross_entropy: of `GaussianCrossEntropy`, with its own defaults.
+        temperature: Of the dense loss, as the rest:
+        noise: see there.
+        contrastive_flips: `flips` of the contrastive loss.
+        integer_source: See `Dense`, and
+        trained_grid: likewise.
+    """
+    weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
+    if min(weights.values()) < 0 or not any(weights.values()):
+        told = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+        raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {told}")
+    kinds = {
+        "dense": lambda: Dense(temperature, noise, integer_source, trained_grid),
+        "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
+        "cross_entropy": GaussianCrossEntropy,
+    }
+    weights = {name: weight for name, weight in weights.items() if weight}
+    return Together({name: kinds[name]() for name in weights}, weights)

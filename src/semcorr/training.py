@@ -1,0 +1,166 @@
+"""What a training step asks: batches and features of their images to what a loss is told."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from semcorr.coords import to_grid
+from semcorr.errors import UserError
+from semcorr.heads import Separable
+from semcorr.losses import Descriptors, Loss, Step, reads_descriptors
+from semcorr.matching import among, between
+from semcorr.pose_variant import PoseVariant, Term, image_weights, point_weights
+from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
+
+
+def check(backbone: Any, head: Any, loss: Loss | None, variants: PoseVariant, share: float) -> None:
+    """Refuse, before anything is computed, what cannot be asked."""
+    if not 0 <= share < 1:
+        raise UserError(f"`feature_dropout` must be at least 0, which is off, and less than 1, got {share}")
+    if reads_descriptors(loss) and not isinstance(head, Separable):
+        raise UserError(
+            f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
+            "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
+        )
+    if variants and backbone.pairwise:
+        raise UserError(
+            f"`pairs`: {backbone.name} sees images in pairs, and variants of a pair are made from features of one "
+            "image each. Set pairs=plain."
+        )
+
+
+def maps_of(module: Any, batch: PairBatch | ImageBatch) -> FeatureMap:
+    """Features of all images of a batch, then of their mirror images."""
+    if not module.backbone.pairwise:
+        return module.features(*views_of(batch))  # type: ignore[no-any-return]
+    if isinstance(batch, ImageBatch):
+        raise UserError(f"`data.all_pairs`: {module.backbone.name} sees images in pairs. Set data.all_pairs=null.")
+    a, b = module.seen(batch.source, batch.target)
+    return FeatureMap(torch.cat((a.values, b.values)), a.stride)
+
+
+def views_of(batch: PairBatch | ImageBatch) -> tuple[list[str], Float[Tensor, "k 3 h w"]]:
+    """Names and pixels of all images of a batch, and then of their mirror images."""
+    views = [batch.view] if isinstance(batch, ImageBatch) else [batch.source, batch.target]
+    names = [name for view in (*views, *batch.mirrored) for name in view.name]
+    turned = [view.image.flip(-1) for view in views[: len(batch.mirrored)]]  # of a pair, the source alone may be
+    return names, torch.cat([*(view.image for view in views), *turned])
+
+
+def dropped(maps: FeatureMap, share: float) -> FeatureMap:
+    """Feature dropout, element by element ("Telling Left from Right", 4.2)."""
+    return maps._replace(values=dropout(maps.values, share)) if share else maps
+
+
+def asked(
+    head: Any, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, describe: bool
+) -> Step:
+    """All that a loss may know of a batch.
+
+    Args:
+        head: Features to similarity. One that is separable adapts and describes each image once.
+        maps: Of the images of `views_of`.
+        batch: With mirrored views, if there are variants.
+        variants: What is asked besides the pairs.
+        step: Optimiser steps made before.
+        describe: The loss reads descriptors.
+    """
+    maps = head.adapt(maps) if isinstance(head, Separable) else maps
+    if isinstance(batch, ImageBatch):
+        return _of_images(head, maps, batch, variants, step, describe)
+    parts = maps.values.chunk(2 + len(batch.mirrored))
+    return _of_pairs(head, [FeatureMap(part, maps.stride) for part in parts], batch, variants, step, describe)
+
+
+def _of_pairs(
+    head: Any, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, describe: bool
+) -> Step:
+    """The pairs, row by row; then their variants. Images are counted as in `pose_variant`."""
+    views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
+    sources, targets = [views[term.source] for term in terms], [views[term.target] for term in terms]
+    similarity, descriptors = _compared(head, maps, views, terms, describe)
+    masks = torch.stack([a.visible & b.visible for a, b in zip(sources, targets, strict=True)])
+    weights = point_weights(masks, [term.weight for term in terms]) if variants else masks
+    mask, cell = weights.flatten(0, 1), batch.source.image.shape[-1] / similarity.shape[-1]
+    original = torch.arange(len(mask), device=mask.device) < len(batch.pair)
+    return Step(
+        similarity=similarity,
+        cells=to_grid(torch.cat([view.keypoints for view in targets]), cell),
+        mask=mask,
+        starts=to_grid(torch.cat([view.keypoints for view in sources]), cell),
+        extent=torch.cat([extent(view) for view in targets])[:, None].expand(-1, mask.shape[1], -1) / cell,
+        number=step,
+        descriptors=Descriptors(*descriptors, mask, original) if descriptors else None,
+    )
+
+
+def _compared(
+    head: Any, maps: Sequence[FeatureMap], views: Sequence[View], terms: Sequence[Term], describe: bool
+) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
+    """Similarity of all terms, and the descriptors of both ends if asked for."""
+    if not isinstance(head, Separable):
+        return torch.cat([head(maps[a], maps[b], views[a].keypoints) for a, b, _ in terms]).float(), None
+    wanted = {place for a, b, _ in terms for place in ((a, b) if describe else (a,))}
+    described = {place: head.describe(maps[place], views[place].keypoints) for place in sorted(wanted)}
+    similarity = torch.cat([head.compare(described[a], maps[b]) for a, b, _ in terms]).float()
+    if not describe:
+        return similarity, None
+    return similarity, (torch.cat([described[a] for a, _, _ in terms]), torch.cat([described[b] for _, b, _ in terms]))
+
+
+def _of_images(
+    head: Any, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, describe: bool
+) -> Step:
+    """All ordered pairs of a few images, and their variants, as one pair with very many keypoints.
+
+    The loss is a mean over points, whichever pair they are from.
+    """
+    views = [batch.view, *batch.mirrored]
+    points, visible = torch.cat([view.keypoints for view in views]), torch.cat([view.visible for view in views])
+    source, keypoint, target = batch.queries.unbind(-1)
+    if isinstance(head, Separable):
+        described = head.describe(maps, points)
+        similarity = between(head, described, maps, batch.queries).float()
+    else:
+        similarity = among(head, maps, points, batch.queries).float()
+    cell = batch.view.image.shape[-1] / similarity.shape[-1]
+    every = image_weights(views[0].visible, views[1].visible, variants) if variants else None
+    mask = torch.ones_like(keypoint, dtype=torch.bool) if every is None else every[source, keypoint, target]
+    return Step(
+        similarity=similarity[None],
+        cells=to_grid(points[target, keypoint], cell)[None],
+        mask=mask[None],
+        starts=to_grid(points[source, keypoint], cell)[None],
+        extent=torch.cat([extent(view) for view in views])[target][None] / cell,
+        number=step,
+        descriptors=_all_descriptors(described, visible, every, len(batch.view.name)) if describe else None,
+    )
+
+
+def _all_descriptors(
+    described: Float[Tensor, "k n c"],
+    visible: Bool[Tensor, "k n"],
+    weights: Float[Tensor, "k n k"] | None,
+    count: int,
+) -> Descriptors:
+    """Of every ordered pair of images, also where nothing is shared: how many are not would have to be waited for."""
+    k = len(visible)
+    if weights is None:
+        others = ~torch.eye(k, dtype=torch.bool, device=visible.device)
+        mask: Tensor = visible[:, :, None] & visible.T[None] & others[:, None]
+    else:
+        mask = weights
+    every = torch.arange(k, device=visible.device)
+    first, second = every[:, None].expand(-1, k).flatten(), every.repeat(k)
+    original = (first < count) & (second < count)
+    return Descriptors(described[first], described[second], mask.transpose(1, 2).flatten(0, 1), original)
+
+
+def extent(view: View) -> Float[Tensor, "b 2"]:
+    """The longer side of the box, measured in original pixels, in pixels of the view along x and along y."""
+    sides = (view.box[:, 2:] - view.box[:, :2]) / view.scale
+    return sides.amax(-1, keepdim=True) * view.scale
