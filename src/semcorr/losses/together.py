@@ -29,7 +29,9 @@ class Together(nn.Module):
     def __init__(self, terms: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
         super().__init__()
         if terms.keys() != weights.keys():
-            raise UserError(f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights)}")
+            raise UserError(
+                f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights) or 'nothing'}"
+            )
         self.terms, self.weights = dict(terms), dict(weights)
         self.learned = nn.ModuleDict({name: each for name, each in terms.items() if isinstance(each, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
