@@ -52,7 +52,7 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
     backbone = base(cfg)
     return Correspondence(
         backbone,
-        head=fitted_head(cfg.head, backbone.channels),
+        head=fitted_head(cfg.head, backbone.channels, backbone.size // backbone.stride),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -69,8 +69,10 @@ def pose_variant(cfg: DictConfig) -> PoseVariant:
     return instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()  # type: ignore[no-any-return]
 
 
-def fitted_head(cfg: DictConfig, channels: int) -> nn.Module:
-    """The head; its `channels: null` are those of the backbone, and no others will do."""
+def fitted_head(cfg: DictConfig, channels: int, grid: int | None = None) -> nn.Module:
+    """The head; its `channels: null` are those of the backbone, and no others will do; `grid: null` is its grid."""
+    if cfg.get("grid", 0) is None:
+        cfg.grid = grid  # what config.yaml then holds: the weights belong to it
     head = instantiate(cfg, channels=channels) if cfg.get("channels", 0) is None else instantiate(cfg)
     if getattr(head, "channels_in", channels) != channels:
         raise UserError(

@@ -18,15 +18,21 @@ def sample(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], s
     Cells are read at their centres. A point in the outer half of a border cell gets that cell. Only
     the four cells around each point are touched: what a point costs does not depend on the map.
     """
-    h, w = features.shape[-2:]
+    cells, weights = around(points, stride, *features.shape[-2:])
+    every = cells.flatten(1)[..., None].expand(-1, -1, features.shape[1])
+    read = features.flatten(2).transpose(1, 2).gather(1, every)  # all four at once: one write in backward
+    return (read.unflatten(1, (-1, 4)).float() * weights[..., None]).sum(2)
+
+
+def around(
+    points: Float[Tensor, "b n 2"], stride: float, h: int, w: int
+) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
+    """The four cells around each point, counted row by row through a map of h x w, and their bilinear weights."""
     x, y = to_grid(points.float(), stride).unbind(-1)
     columns, across = _neighbours(x, w)
     rows, down = _neighbours(y, h)
-    cells = (rows[..., None] * w + columns[..., None, :]).flatten(1)  # (b 4n)
-    weights = (down[..., None] * across[..., None, :]).flatten(2)  # (b n 4)
-    every = cells[..., None].expand(-1, -1, features.shape[1])
-    read = features.flatten(2).transpose(1, 2).gather(1, every)  # all four at once: one write in backward
-    return (read.unflatten(1, (-1, 4)).float() * weights[..., None]).sum(2)
+    cells = (rows[..., None] * w + columns[..., None, :]).flatten(2)
+    return cells, (down[..., None] * across[..., None, :]).flatten(2)
 
 
 def _neighbours(place: Float[Tensor, "b n"], length: int) -> tuple[Int[Tensor, "b n 2"], Float[Tensor, "b n 2"]]:

@@ -1,6 +1,6 @@
 """How fast, beside what others do and beside what the machine allows: both in one run, as a ratio.
 
-`python -m semcorr.benchmark match|evaluate|train|store|startup`; each prints a table and writes benchmark.json.
+`python -m semcorr.benchmark match|evaluate|train|store|conv4d|startup`; each prints a table and writes benchmark.json.
 """
 
 __all__ = ["main"]

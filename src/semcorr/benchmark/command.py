@@ -150,6 +150,29 @@ def store(
 
 
 @app.command()
+def conv4d(
+    side: Annotated[list[int], typer.Option(help="Cells along each axis of a volume; may be given several times.")] = [  # noqa: B006
+        16,
+        32,
+    ],
+    channels: Annotated[int, typer.Option(help="In and out.")] = 8,
+    kernel: Annotated[int, typer.Option(help="Cells along each axis of a kernel.")] = 3,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """A 4-D convolution's seconds and memory, forward and with backward, beside a loop of 3-D convolutions."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.conv4d import conv4d
+        from semcorr.benchmark.measure import chosen
+
+        return conv4d(side, channels, kernel, chosen(device), not together)
+
+    _run("conv4d", work, out, locals())
+
+
+@app.command()
 def startup(
     tries: Annotated[int, typer.Option(help="Of each; the best counts.")] = 3,
     out: Out = OUT,
