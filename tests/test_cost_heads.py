@@ -17,10 +17,11 @@ from semcorr.coords import to_image
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.heads import Separable, match_to_match
+from semcorr.heads.additive_attention import Layer, Tokens
 from semcorr.heads.cats import Cats
 from semcorr.heads.consensus import Consensus
 from semcorr.heads.correlation import correlation, mutual_matching, rows_at, swapped
-from semcorr.heads.match_to_match import Layer, MatchToMatch, Tokens, angles
+from semcorr.heads.match_to_match import MatchToMatch, angles
 from semcorr.localise import argmax, window_soft_argmax
 from semcorr.run import build
 from semcorr.train import train
@@ -370,9 +371,12 @@ def test_the_grid_of_cats_is_that_of_the_backbone_and_is_written_down(config, ti
 def test_a_layer_is_fastformers_attention_with_rotated_pairs():
     """Pairs of numbers as complex ones, all tokens at once."""
     torch.manual_seed(0)
-    layer, chance = Layer(10, 4, 20), torch.randn(2, 6, 5, 10)
+    layer, tokens = Layer(10, 4, 20), torch.randn(2, 6, 5, 10)
     source, target = torch.randn(6, 2, 2), torch.randn(5, 2, 2)  # two heads each, x and y
     turn = torch.cat((source[:, None].expand(-1, 5, -1, -1), target[None].expand(6, -1, -1, -1)), 2).flatten(0, 1)
+    for norm in (layer.norm1, layer.norm2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
 
     def split(weights, x):
         return linear(x, weights.weight).unflatten(-1, (4, 2, 2))
@@ -381,8 +385,8 @@ def test_a_layer_is_fastformers_attention_with_rotated_pairs():
         weights = torch.softmax(logits / math.sqrt(4), dim=1)
         return torch.einsum("bth,bthp->bhp", weights, pairs)[:, None]
 
-    x = chance.flatten(1, 2)
-    normed = layer_norm(x, (10,), layer.norm.weight, layer.norm.bias)
+    x = tokens.flatten(1, 2)
+    normed = layer_norm(x, (10,), layer.norm1.weight, layer.norm1.bias)
     q, k, v = (split(one, normed) for one in (layer.query, layer.key, layer.value))
     turned_q, turned_k, turned_v = (
         torch.view_as_complex(one) * torch.polar(torch.ones_like(turn), turn) for one in (q, k, v)
@@ -394,11 +398,13 @@ def test_a_layer_is_fastformers_attention_with_rotated_pairs():
     key = summed(logits, turned_k.real) + 1j * summed(logits, turned_k.imag)
     found = linear((turned_v * key.conj()).real, layer.spread.weight, layer.spread.bias) + q.flatten(-2)
     x = x + layer.merge(found.flatten(-2))
-    expected = x + layer.mlp(x)
+    normed = layer_norm(x, (10,), layer.norm2.weight, layer.norm2.bias)
+    expected = x + layer.narrow(gelu(layer.widen(normed)))
 
-    (result,) = layer([Tokens(chance, source[:, None], target[None])])
+    places = source.permute(1, 2, 0)[..., None], target.permute(1, 2, 0)[:, :, None]
+    (result,) = layer([Tokens(tokens.permute(0, 3, 1, 2), *places)])
 
-    assert_close(result.values.flatten(1, 2), expected, atol=1e-5, rtol=1e-4)
+    assert_close(result.values.permute(0, 2, 3, 1).flatten(1, 2), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_looked_at_in_parts_are_tokens_looked_at_together(monkeypatch):
@@ -430,8 +436,8 @@ def test_match_to_match_has_16_numbers_a_token_and_26_thousand_weights():
 
 def test_where_a_cell_is_does_not_depend_on_how_many_there_are():
     """The middle of the image is turned by nothing, its corners by most."""
-    assert_close(angles(3, 5, 4)[7], torch.zeros(4, 2))
-    assert_close(angles(1, 2, 1)[:, 0, 0], torch.tensor([-math.pi / 2, math.pi / 2]))
+    assert_close(angles(3, 5, 4)[..., 7], torch.zeros(4, 2))
+    assert_close(angles(1, 2, 1)[0, 0], torch.tensor([-math.pi / 2, math.pi / 2]))
     assert angles(60, 60, 4).abs().max() == pytest.approx(5 * math.pi * 59 / 60, rel=1e-5)
 
 
