@@ -88,7 +88,7 @@ class TrainingPairs(Dataset[PairBatch]):
         if self.augment is not None:
             pair = self.augment(pair, record, np.random.default_rng([self.seed, draw.number]))
         ends = (pair.source, pair.target)[: self.variants.mirrored]
-        return pair._replace(mirrored=[bare_mirror(view, record.flip) for view in ends])
+        return pair._replace(mirrored=tuple(bare_mirror(view, record.flip) for view in ends))
 
 
 class ImageDataset(Dataset[View]):
