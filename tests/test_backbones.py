@@ -23,6 +23,7 @@ def test_a_backbone_keeps_its_promises_on_an_image_that_is_not_square(promise):
 
     assert isinstance(backbone, Backbone)
     assert features.values.shape == (2, promise.channels, 64 // promise.stride, 96 // promise.stride)
+    assert sum(backbone.widths) == backbone.channels
     assert (backbone.channels, backbone.stride, features.stride) == (promise.channels, promise.stride, promise.stride)
     assert len(backbone.blocks) == promise.blocks
     assert isinstance(backbone.norm, nn.LayerNorm) == promise.norm

@@ -184,14 +184,6 @@ def test_every_config_file_composes_and_its_target_accepts_its_keys(config, path
         assert open_ended or {str(key) for key in node if not str(key).startswith("_")} <= set(parameters)
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
-def test_a_way_to_tune_that_is_typed_is_not_changed_by_the_experiment(config, experiment):
-    """An experiment that sets `finetune.blocks` by itself would train two blocks of a backbone said to be frozen."""
-    assert config("train", f"experiment={experiment}", "finetune=frozen").finetune.blocks == 0
-    assert config("train", f"experiment={experiment}", "finetune=lora").finetune.blocks is None
-    assert config("evaluate", "finetune=lora").finetune.blocks is None
-
-
 # -- mistakes --
 
 

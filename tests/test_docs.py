@@ -9,7 +9,12 @@ from semcorr.cli import conf_dir
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize(("group", "page"), [("backbone", "backbones"), ("finetune", "finetuning"), ("data", "data")])
+PAGES = {"backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads"} | dict.fromkeys(
+    ("loss", "pairs"), "losses"
+)
+
+
+@pytest.mark.parametrize(("group", "page"), PAGES.items())
 def test_every_choice_is_on_its_page(group, page):
     text = (DOCS / f"{page}.md").read_text()
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")} - {"common", "tiny"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_heads import CHANNELS, built, maps, points
+from test_heads import built, maps, points
 from torch import nn
 from torch.testing import assert_close
 from torchvision.models.resnet import Bottleneck as Torchvision
@@ -73,7 +73,7 @@ def test_weights_start_by_he_over_what_goes_out():
 
 
 def test_each_part_goes_through_its_own_block_in_its_share():
-    head = built("aggregation", "channels=[16,24,8]")
+    head = built("aggregation", widths=[16, 24, 8])
     parts = head.blocks[0], head.blocks[1], head.blocks[2]
     x = maps(2, 4, 3)
     split = x.values[:, :16], x.values[:, 16:40], x.values[:, 40:]
@@ -299,7 +299,7 @@ def test_an_option_out_of_range_is_told_its_range(attempt, message):
 QUICK = ["finetune=frozen", "data.steps=12", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-2"]
 SMALL = {
     "bottleneck": ["head.groups=4"],
-    "aggregation": [f"head.channels=[{CHANNELS}]", "head.out=32", "head.width=8", "head.groups=4"],
+    "aggregation": ["head.out=32", "head.width=8", "head.groups=4"],
     "self_attention": [],
     "cross_attention": [],
     "upsample": [],

@@ -40,6 +40,7 @@ def test_it_keeps_a_backbones_promises_on_an_image_that_is_not_square():
     assert (backbone.size, backbone.stride, stride, backbone.multiple) == (256, 16, 16, 64)
     assert values.shape == (2, backbone.channels, 8, 16)
     assert backbone.channels == sd.channels + dino.channels
+    assert backbone.widths == [*sd.widths, *dino.widths]
     assert backbone.blocks == [*sd.blocks, *dino.blocks]
     assert backbone.norm is dino.norm
     assert backbone.lora_targets == ["to_q", "to_k", "to_v", "to_out.0", "qkv"]

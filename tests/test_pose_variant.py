@@ -68,7 +68,7 @@ def features(batch: PairBatch | ImageBatch) -> FeatureMap:
 
 
 def loss_on(loss, batch: PairBatch | ImageBatch, variants: PoseVariant, head=None) -> torch.Tensor:
-    return loss_of(loss, asked(head or Cosine(), features(batch), batch, variants, 0, True))
+    return loss_of(loss, asked(head or Cosine(), features(batch), batch, variants, 0, loss))
 
 
 class Whole(nn.Module):
@@ -241,17 +241,34 @@ def test_a_mirrored_pair_costs_what_the_pair_does_where_features_are_mirrored_wi
     plain, both = (default_collate([made_pair(*pair, each)]) for each in (PoseVariant(), variants))
     maps = [FeatureMap(nn.functional.avg_pool2d(views_of(batch)[1], 8), 8.0) for batch in (plain, both)]
     for loss in (gaussian_cross_entropy, SymmetricContrastive(), Dense(noise=0.0)):
-        expected = loss_of(loss, asked(Cosine(), maps[0], plain, PoseVariant(), 0, True))
-        found = loss_of(loss, asked(Cosine(), maps[1], both, variants, 0, True))
+        expected = loss_of(loss, asked(Cosine(), maps[0], plain, PoseVariant(), 0, loss))
+        found = loss_of(loss, asked(Cosine(), maps[1], both, variants, 0, loss))
         torch.testing.assert_close(found, expected)
 
 
 def test_a_head_that_sees_both_images_is_asked_the_same():
     views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101"))]
     for batch in (default_collate([made_pair(*views[:2], PAPER)]), made_images(views, PAPER)):
-        whole, cosine = (asked(head, features(batch), batch, PAPER, 0, False) for head in (Whole(), Cosine()))
+        whole, cosine = (asked(head, features(batch), batch, PAPER, 0, None) for head in (Whole(), Cosine()))
         torch.testing.assert_close(whole.similarity, cosine.similarity)
         assert torch.equal(whole.mask, cosine.mask)
+
+
+@pytest.mark.parametrize("head", [Cosine(), Whole()])
+def test_as_released_features_are_read_at_the_centre_of_the_cell_a_point_falls_in(head):
+    """Between cells otherwise. Where the point itself lies is told either way."""
+    views = [made_view(str(i)) for i in range(3)]
+    centred = [view._replace(keypoints=(view.keypoints + 0.5).div(8).floor() * 8 + 3.5) for view in views]
+    assert not torch.equal(views[0].keypoints, centred[0].keypoints)
+    for make in (lambda them: default_collate([made_pair(*them[:2], PAPER)]), lambda them: made_images(them, PAPER)):
+        batch, moved = make(views), make(centred)
+        released, paper = (
+            asked(head, features(batch), batch, PAPER, 0, Dense(integer_source=whole)) for whole in (True, False)
+        )
+        at_centres = asked(head, features(moved), moved, PAPER, 0, None).similarity
+        torch.testing.assert_close(released.similarity, at_centres)
+        assert (paper.similarity - at_centres).abs().max() > 0.01
+        assert torch.equal(released.starts, paper.starts)
 
 
 @pytest.mark.parametrize("variants", [PoseVariant(), PAPER])

@@ -18,7 +18,7 @@ from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
-from semcorr.losses import Loss, loss_of, reads_descriptors
+from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import gather
 from semcorr.pose_variant import PoseVariant
@@ -112,7 +112,7 @@ class Correspondence(LightningModule):
     def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
         maps = dropped(maps_of(self, batch), self.dropout)
-        step = asked(self.head, maps, batch, self.variants, self.global_step, reads_descriptors(self.loss))
+        step = asked(self.head, maps, batch, self.variants, self.global_step, self.loss)
         loss = loss_of(self.loss, step)  # type: ignore[arg-type]
         self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
         return loss

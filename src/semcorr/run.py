@@ -52,7 +52,7 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
     backbone = base(cfg)
     return Correspondence(
         backbone,
-        head=fitted_head(cfg.head, backbone.channels, backbone.size // backbone.stride),
+        head=fitted_head(cfg.head, backbone.widths, backbone.size // backbone.stride),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -69,17 +69,20 @@ def pose_variant(cfg: DictConfig) -> PoseVariant:
     return instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()  # type: ignore[no-any-return]
 
 
-def fitted_head(cfg: DictConfig, channels: int, grid: int | None = None) -> nn.Module:
-    """The head; its `channels: null` are those of the backbone, and no others will do; `grid: null` is its grid."""
-    if cfg.get("grid", 0) is None:
-        cfg.grid = grid  # what config.yaml then holds: the weights belong to it
-    head = instantiate(cfg, channels=channels) if cfg.get("channels", 0) is None else instantiate(cfg)
-    if getattr(head, "channels_in", channels) != channels:
-        raise UserError(
-            f"`head.channels` must add up to {channels}, the channels of this backbone, got {cfg.channels}. "
-            "Set it to null for the backbone's."
-        )
-    return head
+def fitted_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
+    """The head, with `channels`, `maps` and `grid` those of the backbone where they are null.
+
+    Args:
+        cfg: Of the head. What was null is filled in, and config.yaml then holds it: the weights belong to it.
+        widths: Channels of the maps that the backbone lays side by side. The head must be made for them.
+        grid: Cells along the side of its map.
+    """
+    own = {"channels": sum(widths), "maps": list(widths), "grid": grid}
+    for key in own.keys() & cfg.keys():
+        cfg[key] = own[key] if cfg[key] is None else cfg[key]
+        if key != "grid" and cfg[key] != own[key]:
+            raise UserError(f"`head.{key}` must be {own[key]} for this backbone, or null for the same; got {cfg[key]}")
+    return instantiate(cfg)  # type: ignore[no-any-return]
 
 
 def compile_blocks(backbone: Any, backend: str) -> None:

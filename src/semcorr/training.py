@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from semcorr.coords import to_grid
+from semcorr.coords import to_grid, to_image
 from semcorr.errors import UserError
 from semcorr.heads import Separable
-from semcorr.losses import Descriptors, Loss, Step, reads_descriptors
+from semcorr.losses import Descriptors, Loss, Step, reads_descriptors, reads_whole_cells
 from semcorr.matching import among, between
 from semcorr.pose_variant import PoseVariant, Term, image_weights, point_weights
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
@@ -57,7 +57,7 @@ def dropped(maps: FeatureMap, share: float) -> FeatureMap:
 
 
 def asked(
-    head: Any, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, describe: bool
+    head: Any, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> Step:
     """All that a loss may know of a batch.
 
@@ -67,22 +67,23 @@ def asked(
         batch: With mirrored views, if there are variants.
         variants: What is asked besides the pairs.
         step: Optimiser steps made before.
-        describe: The loss reads descriptors.
+        loss: Whether it reads descriptors, and where features are read for it.
     """
     maps = head.adapt(maps) if isinstance(head, Separable) else maps
     if isinstance(batch, ImageBatch):
-        return _of_images(head, maps, batch, variants, step, describe)
+        return _of_images(head, maps, batch, variants, step, loss)
     parts = maps.values.chunk(2 + len(batch.mirrored))
-    return _of_pairs(head, [FeatureMap(part, maps.stride) for part in parts], batch, variants, step, describe)
+    return _of_pairs(head, [FeatureMap(part, maps.stride) for part in parts], batch, variants, step, loss)
 
 
 def _of_pairs(
-    head: Any, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, describe: bool
+    head: Any, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> Step:
     """The pairs, row by row; then their variants. Images are counted as in `pose_variant`."""
     views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
     sources, targets = [views[term.source] for term in terms], [views[term.target] for term in terms]
-    similarity, descriptors = _compared(head, maps, views, terms, describe)
+    points = [_read_at(view.keypoints, maps[0].stride, loss) for view in views]
+    similarity, descriptors = _compared(head, maps, points, terms, reads_descriptors(loss))
     masks = torch.stack([a.visible & b.visible for a, b in zip(sources, targets, strict=True)])
     weights = point_weights(masks, [term.weight for term in terms]) if variants else masks
     mask, cell = weights.flatten(0, 1), batch.source.image.shape[-1] / similarity.shape[-1]
@@ -99,13 +100,13 @@ def _of_pairs(
 
 
 def _compared(
-    head: Any, maps: Sequence[FeatureMap], views: Sequence[View], terms: Sequence[Term], describe: bool
+    head: Any, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[Term], describe: bool
 ) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
     """Similarity of all terms, and the descriptors of both ends if asked for."""
     if not isinstance(head, Separable):
-        return torch.cat([head(maps[a], maps[b], views[a].keypoints) for a, b, _ in terms]).float(), None
+        return torch.cat([head(maps[a], maps[b], points[a]) for a, b, _ in terms]).float(), None
     wanted = {place for a, b, _ in terms for place in ((a, b) if describe else (a,))}
-    described = {place: head.describe(maps[place], views[place].keypoints) for place in sorted(wanted)}
+    described = {place: head.describe(maps[place], points[place]) for place in sorted(wanted)}
     similarity = torch.cat([head.compare(described[a], maps[b]) for a, b, _ in terms]).float()
     if not describe:
         return similarity, None
@@ -113,7 +114,7 @@ def _compared(
 
 
 def _of_images(
-    head: Any, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, describe: bool
+    head: Any, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> Step:
     """All ordered pairs of a few images, and their variants, as one pair with very many keypoints.
 
@@ -122,11 +123,12 @@ def _of_images(
     views = [batch.view, *batch.mirrored]
     points, visible = torch.cat([view.keypoints for view in views]), torch.cat([view.visible for view in views])
     source, keypoint, target = batch.queries.unbind(-1)
+    read, describe = _read_at(points, maps.stride, loss), reads_descriptors(loss)
     if isinstance(head, Separable):
-        described = head.describe(maps, points)
+        described = head.describe(maps, read)
         similarity = between(head, described, maps, batch.queries).float()
     else:
-        similarity = among(head, maps, points, batch.queries).float()
+        similarity = among(head, maps, read, batch.queries).float()
     cell = batch.view.image.shape[-1] / similarity.shape[-1]
     every = image_weights(views[0].visible, views[1].visible, variants) if variants else None
     mask = torch.ones_like(keypoint, dtype=torch.bool) if every is None else every[source, keypoint, target]
@@ -139,6 +141,11 @@ def _of_images(
         number=step,
         descriptors=_all_descriptors(described, visible, every, len(batch.view.name)) if describe else None,
     )
+
+
+def _read_at(points: Float[Tensor, "*b n 2"], stride: float, loss: Loss | None) -> Float[Tensor, "*b n 2"]:
+    """Where features are read for points: there, or at the centre of the cell they fall in."""
+    return to_image(to_grid(points, stride).add(0.5).floor(), stride) if reads_whole_cells(loss) else points
 
 
 def _all_descriptors(

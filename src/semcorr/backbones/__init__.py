@@ -21,6 +21,7 @@ class Backbone(Protocol):
     name: str
     size: int  # side of the square it is evaluated at unless told otherwise, in pixels
     channels: int
+    widths: Sequence[int]  # channels of the maps it lays side by side, in their order; their sum is `channels`
     stride: int  # image pixels per cell
     blocks: Sequence[nn.Module]  # trainable units, first to last, none beyond the last layer read
     norm: nn.Module | None  # applied after the last block, and trained with it

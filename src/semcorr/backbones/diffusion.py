@@ -92,7 +92,8 @@ class StableDiffusion(nn.Module):
         pixels = 2 ** (len(vae.config.block_out_channels) - 1)  # per latent cell
         self.stride, self.multiple = pixels * min(step.factor for step in read), pixels * coarsest(unet)
         self.name, self.size = name, Grid(self.stride, self.multiple).side(name, size, grid)
-        self.channels = sum(components or step.channels for step in read)
+        self.widths = [components or step.channels for step in read]
+        self.channels = sum(self.widths)
         self.sha256 = sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
         self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
         self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config.scaling_factor)

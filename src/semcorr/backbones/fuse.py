@@ -42,7 +42,8 @@ class Fuse(nn.Module):
         self.shares = [(weight / sum(balance)) ** 0.5 for weight in balance]
         self.name = "+".join(part.name for part in parts)
         self.size: int = max(part.size for part in parts)
-        self.channels: int = sum(part.channels for part in parts)
+        self.widths: list[int] = [width for part in parts for width in part.widths]
+        self.channels: int = sum(self.widths)
         cells = max(Fraction(part.size, part.stride) for part in parts)
         if self.size % cells:
             sizes = ", ".join(f"{part.name}: {part.size} pixels, {part.size // part.stride} cells" for part in parts)

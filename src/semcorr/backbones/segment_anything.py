@@ -106,7 +106,8 @@ class SegmentAnything(Chain):
         if source is not None:
             fill(encoder, image_encoder(read_weights(source)), source, spare=whole)
         self.model: Any = encoder
-        self.channels = built["out_chans"] if neck else built["embed_dim"] * len(self.layers)
+        self.widths = [built["out_chans"]] if neck else [built["embed_dim"]] * len(self.layers)
+        self.channels = sum(self.widths)
         self.sha256 = sha256(encoder)
 
     @property

@@ -53,7 +53,8 @@ class SqueezeNet(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = indices(layers, len(FIRE))
-        self.channels = sum(CHANNELS[i] for i in self.layers)
+        self.widths = [CHANNELS[i] for i in self.layers]
+        self.channels = sum(self.widths)
         self.strides = sorted({STRIDES[i] for i in self.layers})
         self.stride = self.strides[0]
         self.size = Grid(self.stride, 16).side(self.name, size, grid)

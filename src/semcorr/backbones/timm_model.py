@@ -56,7 +56,8 @@ class TimmModel(Chain):
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
         neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm has for a norm
-        self.channels = sum(neck[0].out_channels if neck else entry["num_chs"] for entry in info)
+        self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
+        self.channels = sum(self.widths)
         whole = set(model.state_dict())
         content = to_timm(read_weights(weights), model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)

@@ -65,7 +65,8 @@ class TransformersModel(Chain):
         super().__init__(name, size, grid, lattice, normalised)
         del units[read[-1] + 1 :]
         self.layers, self.facet = read, facet
-        self.channels = sum(widths[i] for i in read)
+        self.widths = [widths[i] for i in read]
+        self.channels = sum(self.widths)
         self.final = next((key for key in NORMS if isinstance(getattr(model, key, None), nn.LayerNorm)), "")
         self.apply_norm = norm and facet == "token" and not self.convolutional and bool(self.final)
         if self.final and not self.apply_norm:

@@ -19,7 +19,7 @@ class Aggregation(Cosine):
     of Stable Diffusion's three maps and of DINOv2's. Of DINOv2's alone it is DIY-SC's adapter.
 
     Args:
-        channels: Of each part, in the order in which the backbone lays them side by side.
+        maps: Channels of each part, in the order in which the backbone lays them side by side.
         out: Channels that all parts are brought to.
         width: Of the bottlenecks' middle.
         groups: Of every norm.
@@ -29,7 +29,7 @@ class Aggregation(Cosine):
 
     def __init__(
         self,
-        channels: int | Sequence[int],
+        maps: Sequence[int],
         out: int = 768,
         width: int = 192,
         groups: int = 32,
@@ -39,17 +39,16 @@ class Aggregation(Cosine):
         super().__init__()
         if not 0 <= dropout < 1:
             raise UserError(f"`head.dropout` must be at least 0 and below 1, got {dropout}")
-        self.channels = [channels] if isinstance(channels, int) else list(channels)
-        self.channels_in = sum(self.channels)
+        self.maps = list(maps)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Residual(each, out, width, groups) for each in self.channels)
-        self.mixing = nn.Parameter(torch.ones(len(self.channels)))
+        self.blocks = nn.ModuleList(Residual(each, out, width, groups) for each in self.maps)
+        self.mixing = nn.Parameter(torch.ones(len(self.maps)))
         if weights is not None:
             load(self, weights)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Every part through its block, in shares of one."""
-        parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.channels, dim=1)
+        parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.maps, dim=1)
         every = zip(self.mixing.softmax(0), self.blocks, parts, strict=True)
         mixed = sum((share * block(part) for share, block, part in every), start=self.mixing.new_zeros(()))
         return FeatureMap(mixed, maps.stride)

@@ -35,7 +35,6 @@ class SelfAttention(Cosine):
 
     def __init__(self, channels: int, depth: int = 1, heads: int = 8, width: int | None = None) -> None:
         super().__init__()
-        self.channels_in = channels
         self.layers = _layers(channels, depth, heads, width)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
@@ -63,7 +62,6 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, depth: int = 1, heads: int = 8, width: int | None = None) -> None:
         super().__init__()
-        self.channels_in = channels
         self.within, self.across = (_layers(channels, depth, heads, width) for _ in range(2))
 
     def forward(

@@ -20,7 +20,6 @@ class Bottleneck(Cosine):
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
         super().__init__()
-        self.channels_in = channels
         self.block: nn.Module = Residual(channels, channels, channels // 4 if width is None else width, groups)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:

@@ -45,7 +45,7 @@ class Cats(nn.Module):
             raise UserError(
                 f"`head.depth` must be at least 1 and `head.heads` between 1 and {width}, got {depth} and {heads}"
             )
-        self.channels_in, self.grid = channels, grid
+        self.grid = grid
         self.project = nn.Linear(channels, projected)
         self.columns = nn.Parameter(torch.empty(grid, width // 2))
         self.rows = nn.Parameter(torch.empty(grid, width - width // 2))

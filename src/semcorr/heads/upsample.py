@@ -24,7 +24,6 @@ class Upsample(Cosine):
         super().__init__()
         if stages < 1:
             raise UserError(f"`head.stages` must be at least 1, got {stages}")
-        self.channels_in = channels
         self.stages = nn.Sequential(*(_doubling(channels) for _ in range(stages)))
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:

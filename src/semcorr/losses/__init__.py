@@ -7,7 +7,7 @@ of a step takes all of it; see `semcorr.losses.step`.
 from semcorr.losses.contrastive import SymmetricContrastive, symmetric_contrastive
 from semcorr.losses.dense import Dense, soft_argmax_distance
 from semcorr.losses.gaussian import GaussianCrossEntropy, annealed, gaussian_cross_entropy
-from semcorr.losses.step import Descriptors, Loss, OfStep, Step, loss_of, reads_descriptors
+from semcorr.losses.step import Descriptors, Loss, OfStep, Step, loss_of, reads_descriptors, reads_whole_cells
 from semcorr.losses.together import Together, together
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "gaussian_cross_entropy",
     "loss_of",
     "reads_descriptors",
+    "reads_whole_cells",
     "soft_argmax_distance",
     "symmetric_contrastive",
     "together",

@@ -46,6 +46,7 @@ class SymmetricContrastive(nn.Module):
     """
 
     reads_descriptors = True
+    whole_cells = False
 
     def __init__(self, scale: float = 1 / 0.07, flips: bool = True) -> None:
         super().__init__()

@@ -35,7 +35,8 @@ class Dense(nn.Module):
         noise: The true cell is moved by a normal deviate with a standard deviation of half this fraction of the
             extent: 2 sigma are the radius of PCK@noise. The extent is the longer side of the target's box.
         integer_source: As released: the displacement is predicted from the whole cell that the source point falls
-            in, but measured from the point itself. The true cell is then off by what was cut away, half a cell at most.
+            in, with that cell's features, but measured from the point itself. The true cell is then off by what was
+            cut away, half a cell at most.
         trained_grid: As released: the coordinates that soft-argmax averages are parameters, trained and decayed;
             this many along a side. The read-outs of evaluation know nothing of them. None: they are the cells'.
     """
@@ -54,7 +55,7 @@ class Dense(nn.Module):
             raise UserError(f"`loss.noise` must be 0, which is off, or more, got {noise}")
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
-        self.temperature, self.noise, self.integer_source = temperature, noise, integer_source
+        self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source
         # x and y from -1 to 1, their scale in the released code: what a rate of learning means depends on it
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
 
@@ -63,7 +64,7 @@ class Dense(nn.Module):
         cells = kept(step.cells, step.mask)
         if self.noise:
             cells = cells + self.noise / 2 * step.extent * torch.randn_like(cells)
-        if self.integer_source:
+        if self.whole_cells:
             corner = step.starts + 0.5  # from the grid's corner: a cell is [k, k + 1]
             cells = cells + 0.5 - (corner - corner.floor())
         if self.grid is None:

@@ -101,6 +101,7 @@ class GaussianCrossEntropy(nn.Module):
     """
 
     reads_descriptors = False
+    whole_cells = False
 
     def __init__(
         self,

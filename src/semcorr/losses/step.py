@@ -37,6 +37,7 @@ class OfStep(Protocol):
     """A loss that takes the whole step."""
 
     reads_descriptors: bool
+    whole_cells: bool  # points are read at the centre of the cell they fall in, not between cells
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         """The loss of it."""
@@ -53,6 +54,11 @@ def loss_of(loss: Loss, step: Step) -> Float[Tensor, ""]:
 def reads_descriptors(loss: Loss | None) -> bool:
     """Whether the step must describe the targets' keypoints for this loss."""
     return isinstance(loss, OfStep) and loss.reads_descriptors
+
+
+def reads_whole_cells(loss: Loss | None) -> bool:
+    """Whether points are to be read at cells' centres for this loss."""
+    return isinstance(loss, OfStep) and loss.whole_cells
 
 
 def mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, ""]:

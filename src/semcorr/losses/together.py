@@ -9,7 +9,7 @@ from semcorr.errors import UserError
 from semcorr.losses.contrastive import SymmetricContrastive
 from semcorr.losses.dense import Dense
 from semcorr.losses.gaussian import GaussianCrossEntropy
-from semcorr.losses.step import Loss, Step, loss_of, reads_descriptors
+from semcorr.losses.step import Loss, Step, loss_of, reads_descriptors, reads_whole_cells
 
 
 class Together(nn.Module):
@@ -35,6 +35,7 @@ class Together(nn.Module):
         self.terms, self.weights = dict(terms), dict(weights)
         self.learned = nn.ModuleDict({name: each for name, each in terms.items() if isinstance(each, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
+        self.whole_cells = any(map(reads_whole_cells, terms.values()))
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """All of the same step."""
