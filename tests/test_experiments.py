@@ -11,7 +11,6 @@ from semcorr.train import train
 FOLDER = conf_dir() / "experiment"
 NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 SMALLER = {  # where an experiment names what only fits a large backbone
-    "unified/bottleneck": ["head.groups=4"],
     "geo_aware": ["head.out=32", "head.width=8", "head.groups=4"],
     "geo_aware/released": ["loss.trained_grid=4"],
     "marco": ["finetune.blocks=2", "finetune.width=8"],

@@ -273,11 +273,18 @@ def test_features_moved_by_a_cell_are_found_moved_by_four():
 # -- options --
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(768, 32), (384, 32), (112, 4), (48, 4), (7, 1)])
+def test_a_bottleneck_has_as_many_groups_up_to_32_as_divide_its_channels(channels, groups):
+    norms = [part for part in Bottleneck(channels).modules() if isinstance(part, nn.GroupNorm)]
+
+    assert [norm.num_groups for norm in norms] == [groups] * 3
+
+
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
         (
-            lambda: Bottleneck(48),
+            lambda: Bottleneck(48, groups=32),
             "`head.groups` must divide the 48 channels that go out and the 12 of the middle: one of 1, 2, 3, 4, 6, 12 "
             "here, got 32. Or set `head.width` to a multiple of it.",
         ),
@@ -298,7 +305,7 @@ def test_an_option_out_of_range_is_told_its_range(attempt, message):
 
 QUICK = ["finetune=frozen", "data.steps=12", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-2"]
 SMALL = {
-    "bottleneck": ["head.groups=4"],
+    "bottleneck": [],
     "aggregation": ["head.out=32", "head.width=8", "head.groups=4"],
     "self_attention": [],
     "cross_attention": [],
@@ -360,7 +367,7 @@ def test_an_untrained_attention_scores_what_the_cosine_scores(config, tiny, tmp_
 
 
 def test_head_and_backbone_train_together(config, tiny, tmp_path):
-    train(config("train", *tiny, *QUICK, "backbone.size=32", "finetune=blocks_1", "head=bottleneck", "head.groups=4"))
+    train(config("train", *tiny, *QUICK, "backbone.size=32", "finetune=blocks_1", "head=bottleneck"))
 
     after = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert {key.split(".")[0] for key in after} == {"backbone", "head"}

@@ -23,7 +23,7 @@ WIDTHS = [16, 32]  # of two maps, side by side
 CHANNELS = sum(WIDTHS)
 HEADS = {  # name: what makes conf/head/NAME.yaml small
     "cosine": [],
-    "bottleneck": ["groups=4"],
+    "bottleneck": [],
     "aggregation": ["out=32", "width=8", "groups=4"],
     "self_attention": ["depth=2"],
     "cross_attention": ["depth=2"],

@@ -1,5 +1,7 @@
 """One bottleneck after the backbone, then cosines: the unified benchmark's "ResNet bottleneck block"."""
 
+from math import gcd
+
 from torch import nn
 
 from semcorr.heads.cosine import Cosine
@@ -15,12 +17,14 @@ class Bottleneck(Cosine):
     Args:
         channels: Of the features.
         width: Of the middle; a quarter of the channels if left out.
-        groups: Of every norm.
+        groups: Of every norm; if left out the most that divide 32, the channels and the width: 32 of 768 and 192.
     """
 
-    def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
+    def __init__(self, channels: int, width: int | None = None, groups: int | None = None) -> None:
         super().__init__()
-        self.block: nn.Module = Residual(channels, channels, channels // 4 if width is None else width, groups)
+        width = channels // 4 if width is None else width
+        groups = gcd(32, channels, width) if groups is None else groups
+        self.block: nn.Module = Residual(channels, channels, width, groups)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Through the block."""
