@@ -73,7 +73,7 @@ def test_the_table_holds_the_annotation_in_original_pixels(config, tiny, tmp_pat
 class Patches(nn.Module):
     """The pixels of each 8 x 8 patch as its descriptor: as distinctive as the image is."""
 
-    name, size, stride, channels, blocks, norm, sha256 = "patches", 96, 8, 192, (), None, ""
+    name, size, stride, channels, widths, blocks, norm, sha256 = "patches", 96, 8, 192, (192,), (), None, ""
     lora_targets, pairwise = (), False
 
     def forward(self, image: torch.Tensor) -> FeatureMap:
