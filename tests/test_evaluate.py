@@ -74,7 +74,7 @@ class Patches(nn.Module):
     """The pixels of each 8 x 8 patch as its descriptor: as distinctive as the image is."""
 
     name, size, stride, channels, blocks, norm, sha256 = "patches", 96, 8, 192, (), None, ""
-    lora_targets, pairwise = (), False
+    lora_targets, pairwise, widths = (), False, (192,)
 
     def forward(self, image: torch.Tensor) -> FeatureMap:
         return self.suffix(self.prefix(image, 0), 0)

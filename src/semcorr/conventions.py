@@ -36,10 +36,7 @@ def scaled(points: Float[Tensor, "b n 2"], at: Placed, how: str, clamp: bool = F
     aligned: x (inside - 1) / (size - 1) + o.
     """
     factor, offset = _factor(at, how)[:, None], at.offset[:, None]
-    if how == "exact":
-        found = (points + 0.5) * factor + offset - 0.5
-    else:
-        found = points * factor + offset
+    found = (points + 0.5) * factor + offset - 0.5 if how == "exact" else points * factor + offset
     found = found.trunc() if how == "whole" else found
     return found.clamp(EPSILON, at.side - 1 - EPSILON) if clamp else found
 
@@ -80,7 +77,7 @@ def looked_up(points: Float[Tensor, "b n 2"], side: int, grid: int, how: str) ->
 def around(cells: Float[Tensor, "b n 2"], grid: int) -> tuple[Float[Tensor, "b n 4 2"], Float[Tensor, "b n 4"]]:
     """The four cells around a place between them, and their bilinear weights.
 
-    >>> around(torch.tensor([[[0.25, 2.0]]]), grid=3)[1]
+    >>> around(torch.tensor([[[0.25, 1.0]]]), grid=3)[1]
     tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])
     """
     low = cells.floor().clamp(max=max(grid - 2, 0))
@@ -154,7 +151,9 @@ def upsampled_lengths(features: Float[Tensor, "1 c h w"], size: tuple[int, int])
     mixed = off[above][:, left] * (1 - across) ** 2 + off[above][:, right] * across**2
     mixed = mixed + across * (1 - across) * (main[above][:, left] + anti[above][:, left])
     down = down[:, None]
-    squares = row(own, along, above) * (1 - down) ** 2 + row(own, along, below) * down**2 + 2 * down * (1 - down) * mixed
+    squares = (
+        row(own, along, above) * (1 - down) ** 2 + row(own, along, below) * down**2 + 2 * down * (1 - down) * mixed
+    )
     return squares.clamp_min(1e-24).sqrt()
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from semcorr.errors import UserError
 
-
 Best = tuple[Tensor, Tensor]  # column and row of the most similar cell, (b n) each, where they are known already
 
 
@@ -137,7 +136,9 @@ def together(
     w = similarity.shape[-1]
     best = (place % w, place // w)
     known = [(rule.func if isinstance(rule, partial) else rule) in AROUND for rule in rules]
-    return [rule(similarity, best=best) if one else rule(similarity) for rule, one in zip(rules, known, strict=True)], score
+    return [
+        rule(similarity, best=best) if one else rule(similarity) for rule, one in zip(rules, known, strict=True)
+    ], score
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import gather
 from semcorr.pose_variant import PoseVariant
-from semcorr.read_outs import described
+from semcorr.protocol import SEMCORR, Protocol
+from semcorr.read_outs import Published
+from semcorr.readings import readings, scores_of
 from semcorr.training import asked, check, dropped, maps_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
 
-ORDER = ("pair", "keypoint", "localise")
+ORDER = ("pair", "keypoint", "localise", "protocol")
 
 
 class Correspondence(LightningModule):
@@ -48,16 +50,19 @@ class Correspondence(LightningModule):
         key: What these depend on besides the weights; names them in a store on disk.
         variants: Of a training pair, with one or both images mirrored, and what they count.
         dropout: Share of the features' numbers that the head does not see in a training step.
+        protocols: What it is scored by; the first is the one validated, drawn and reported as the score.
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
+        readings: The protocols, each with its read-outs.
+        tabled: Testing leaves a row per keypoint and reading.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         head: nn.Module,
-        localise: Callable[[Tensor], Tensor],
+        localise: Callable[..., Tensor] | Published,
         finetune: Callable[[Backbone], None],
         loss: Loss | None = None,
         optimizer: Callable[..., Any] | None = None,
@@ -67,9 +72,12 @@ class Correspondence(LightningModule):
         key: Mapping[str, Any] | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
+        protocols: Sequence[Protocol] = (SEMCORR,),
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.localise = backbone, head, localise
+        self.readings, self.tabled = readings(protocols, localise), True
+        self.backbone, self.head = backbone, head
+        self.localise = self.readings[0].rule if isinstance(localise, Published) else localise
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         check(backbone, head, loss, self.variants, dropout)
@@ -193,14 +201,12 @@ class Correspondence(LightningModule):
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
         kept = reuse or self.frozen.keep.root is not None
-        self._pass = Evaluation(self, self._data, split, self._group, self._precision)
+        chosen = self.readings[:1] if self.trainer.validating or self.trainer.training else self.readings
+        self._pass = Evaluation(self, self._data, split, self._group, self._precision, chosen, self.tabled)
         self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
-        self.scores, *others = (pck.compute() for pck in self._pass.pck)
-        if others:
-            named = zip(self._pass.rules, (self.scores, *others), strict=True)
-            self.scores["read_outs"] = {described(rule): scores["pck"] for rule, scores in named}
+        self.scores = scores_of(self._pass.readings, self._pass.pck)
         self._pass.held = Held(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():

@@ -25,6 +25,8 @@ SCHEMA = pa.schema(
         ("ambiguous", pa.bool_()),
         ("score", pa.float32()),  # similarity of the best cell
         ("localise", pa.string()),
+        ("protocol", pa.string()),
+        ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
 )  # fmt: skip
 
@@ -41,19 +43,24 @@ def rows(
     ambiguous: Bool[Tensor, "b n"],
     score: Float[Tensor, "b n"],
     localise: str,
+    protocol: str,
+    error: Float[Tensor, "b n"],
 ) -> pa.Table:
     """The shared keypoints of a batch; `points` are source, target and predicted (x, y)."""
     which, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
+    extents = extent.tolist()
     columns: dict[str, Any] = {
         "pair": [pair[i] for i in which],
         "source": [source[i] for i in which],
         "target": [target[i] for i in which],
         "category": [category[i] for i in which],
         "keypoint": keypoint,
-        "extent": [extent.tolist()[i] for i in which],
+        "extent": [extents[i] for i in which],
         "ambiguous": ambiguous[shared].tolist(),
         "score": score[shared].tolist(),
         "localise": [localise] * len(which),
+        "protocol": [protocol] * len(which),
+        "error": error[shared].tolist(),
     }
     names = [f"{what}_{axis}" for what in ("source", "target", "predicted") for axis in "xy"]
     columns |= dict(zip(names, points[shared].T.tolist(), strict=True))
