@@ -56,6 +56,7 @@ class Correspondence(LightningModule):
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
         readings: The protocols, each with its read-outs.
         tabled: Testing leaves a row per keypoint and reading.
+        each: Every reading's scores, after a split.
     """
 
     def __init__(
@@ -206,7 +207,8 @@ class Correspondence(LightningModule):
         self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
-        self.scores = scores_of(self._pass.readings, self._pass.pck)
+        self.each = [pck.compute() for pck in self._pass.pck]
+        self.scores = scores_of(self._pass.readings, self.each)
         self._pass.held = Held(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():

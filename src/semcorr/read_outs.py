@@ -79,3 +79,22 @@ def described(localise: Rule) -> str:
         return rule.__name__
     given = ", ".join(f"{key}={value}" for key, value in rule.keywords.items())
     return f"{rule.func.__name__}({given})" if given else rule.func.__name__
+
+
+def short(rule: Rule) -> str:
+    """A read-out as it would be typed, and its temperature where it is not that of the short name.
+
+    >>> short(named("window_15_zero")), short(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
+    ('window_15_zero', 'kernel_7 at 0.04')
+    """
+    function, given = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    usual = {window_soft_argmax: 0.02, kernel_soft_argmax: 0.03, soft_argmax: 0.02}
+    names = {
+        window_soft_argmax: f"window_{given.get('window', 15)}{'_zero' if given.get('outside') == 'zero' else ''}",
+        kernel_soft_argmax: f"kernel_{given.get('sigma', 7.0):g}",
+        soft_argmax: "soft",
+    }
+    if function not in names:
+        return function.__name__
+    temperature = given.get("temperature", usual[function])
+    return names[function] + ("" if temperature == usual[function] else f" at {temperature:g}")

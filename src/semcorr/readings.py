@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from semcorr.errors import UserError
 from semcorr.heads.cosine import Cosine
-from semcorr.metrics.pck import PCK
 from semcorr.protocol import Protocol
 from semcorr.read_outs import Published, Rule, described, rules_of
 
@@ -44,12 +43,11 @@ def check_readings(chosen: Sequence[Reading], head: Any) -> None:
             )
 
 
-def scores_of(chosen: Sequence[Reading], pck: Sequence[PCK]) -> dict[str, Any]:
+def scores_of(chosen: Sequence[Reading], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What metrics.json says: of the first reading, and of the others beside it where there are more.
 
     `headline` is what the protocol's authors report, at each alpha.
     """
-    each = [metric.compute() for metric in pck]
     scores: dict[str, Any] = each[0] | _definition(chosen[0])
     names = list(dict.fromkeys(one.protocol.name for one in chosen))
     by_protocol: dict[str, Any] = {name: {} for name in names}

@@ -120,9 +120,10 @@ class PCK(Metric):
             self.correct[s].transpose(1, 2).index_put_((category, n), right_of_n, accumulate=True)
 
     def compute(self) -> dict[str, Any]:
-        """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}, "headline": {alpha: value}}`.
+        """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}, "headline": {...}}`.
 
-        A value is None where a subset has no keypoint at all.
+        The last is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
+        no keypoint at all.
         """
         each = {name: self._scores(self.correct[:, i], self.pairs[:, i]) for i, name in enumerate(self.categories)}
         pooled = self._scores(self.correct.sum(1), self.pairs.sum(1))
