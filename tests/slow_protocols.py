@@ -13,7 +13,7 @@ SIDE = 96
 
 
 def cosines(vector, target):
-    c, h, w = target.shape
+    _, h, w = target.shape
     found = np.zeros((h, w))
     for y in range(h):
         for x in range(w):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
-from semcorr.conventions import around, decoded, looked_up, placed, scaled, unscaled, upsampled_cosine
+from semcorr.conventions import around, decoded, looked_up, placed, scaled, unscaled
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, image_record, longer_side
 from semcorr.errors import UserError
@@ -26,6 +26,7 @@ from semcorr.module import Correspondence
 from semcorr.protocol import AXES, PRESETS, Protocol, preset, several, shared_resize
 from semcorr.read_outs import Published, Several, named
 from semcorr.types import FeatureMap, State
+from semcorr.upsampled import upsampled_argmax, upsampled_cosine
 
 SIDE, GRID = slow_protocols.SIDE, 20
 SIZES = [(64, 50), (40, 61), (57, 57)]
@@ -264,6 +265,9 @@ def test_upsampling_products_equals_upsampling_features():
     fast = upsampled_cosine(queries, features, (31, 23))
 
     large = normalize(interpolate(features, (23, 31), mode="bilinear", align_corners=False), dim=1)
+    pixels, scores = upsampled_argmax(queries, features, (31, 23), values=31 * 23 * 3)
+    assert_close(scores, fast[0].flatten(1).amax(-1))
+    assert_close(pixels[:, 0] + 31 * pixels[:, 1], fast[0].flatten(1).argmax(-1).float())
     assert_close(fast[0], torch.einsum("nc,chw->nhw", normalize(queries, dim=-1), large[0]), atol=1e-5, rtol=1e-5)
 
 

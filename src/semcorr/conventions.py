@@ -6,7 +6,7 @@ Everything is computed in double precision: where a point falls exactly between 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-4  # how far inside the view SD4Match, Visual-AI and MARCO keep points
@@ -108,57 +108,3 @@ def decoded(cells: Float[Tensor, "b n 2"], side: int, grid: int, how: str) -> Fl
 def box_extent(box: Float[Tensor, "b 4"], at: Placed, how: str) -> Float[Tensor, " b"]:
     """The longer side of a box whose sides were scaled axis by axis, in view pixels."""
     return ((box[:, 2:] - box[:, :2]) * _factor(at, how)).amax(-1)
-
-
-def upsampled_cosine(
-    descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"], size: tuple[int, int]
-) -> Float[Tensor, "1 n height width"]:
-    """Cosine of descriptors with features that were bilinearly upsampled to `size` (width, height), as DIFT's.
-
-    A dot product with an interpolated vector is the interpolated dot product. So the products are upsampled, n
-    numbers per pixel and not c, and divided by the lengths of the upsampled features, which `upsampled_lengths`
-    has from the products of neighbouring cells.
-    """
-    from torch.nn.functional import interpolate, normalize
-
-    products = torch.einsum("nc,bchw->bnhw", normalize(descriptors.float(), dim=-1), features.float())
-    large: Tensor = interpolate(products, size[::-1], mode="bilinear", align_corners=False)
-    return large.div_(upsampled_lengths(features, size))
-
-
-def upsampled_lengths(features: Float[Tensor, "1 c h w"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Lengths of the vectors of a map that was bilinearly upsampled to `size`, without making that map.
-
-    The square of sum w_i f_i over four cells is a sum of their ten products, and so are those of all pixels between
-    the same cells.
-    """
-    cells = features[0].float()
-    (left, right, across), (above, below, down) = (
-        _between(features.shape[-1 - axis], size[axis], cells.device) for axis in (0, 1)
-    )
-    east, south = (cells.roll(-1, axis) for axis in (2, 1))
-    diagonal = south.roll(-1, 2)
-    own, along, off, main, anti = (
-        (one * other).sum(0)
-        for one, other in ((cells, cells), (cells, east), (cells, south), (cells, diagonal), (east, south))
-    )
-
-    def row(same: Tensor, next_to: Tensor, at: Tensor) -> Tensor:
-        """Squared length, half way along x, of the cells of the rows `at`."""
-        values = same[at][:, left] * (1 - across) ** 2 + same[at][:, right] * across**2
-        return values + 2 * across * (1 - across) * next_to[at][:, left]
-
-    mixed = off[above][:, left] * (1 - across) ** 2 + off[above][:, right] * across**2
-    mixed = mixed + across * (1 - across) * (main[above][:, left] + anti[above][:, left])
-    down = down[:, None]
-    squares = (
-        row(own, along, above) * (1 - down) ** 2 + row(own, along, below) * down**2 + 2 * down * (1 - down) * mixed
-    )
-    return squares.clamp_min(1e-24).sqrt()
-
-
-def _between(length: int, pixels: int, device: torch.device) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Tensor]:
-    """For every pixel of an axis the cells on both sides of it, and how far it is from the first to the second."""
-    place = ((torch.arange(pixels, device=device) + 0.5) * (length / pixels) - 0.5).clamp(0, length - 1)
-    low = place.floor().clamp(max=max(length - 2, 0)).long()
-    return low, (low + 1).clamp(max=length - 1), place - low

@@ -68,6 +68,7 @@ class Evaluation:
         ]
         self.held = Held(0, group.device)
         self.tables: list[pa.Table] = []
+        self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
@@ -121,10 +122,10 @@ class Evaluation:
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
         """Predictions in original target pixels, and their errors."""
         if known is None or protocol.exact:
-            side = batch.target.image.shape[-1]
-            predicted = from_view(to_image(cells, side / self.grid), batch.target.scale, batch.target.offset)
+            predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
             return predicted, error(predicted, truth, batch.extent)
-        predicted, errors = scored(known, protocol, cells, self.grid)
+        grid = round(known.target_at.side / self.stride)
+        predicted, errors = scored(known, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
     def _direct(self, shown: list[Shown]) -> Held:
@@ -203,7 +204,7 @@ class Evaluation:
             size = self.records[batch.pair[pairs[0]]].target.size
             return match_native(self.module.head, target, sources, points, rules, size)
         found = match_into(self.module.head, target, sources, points, rules)
-        self.grid = round(batch.target.image.shape[-1] / found.stride)
+        self.stride = found.stride
         return found
 
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:

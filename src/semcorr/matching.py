@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from semcorr.conventions import around, upsampled_cosine
+from semcorr.conventions import around
 from semcorr.coords import to_grid, to_image
 from semcorr.heads import Separable
-from semcorr.localise import together
+from semcorr.localise import argmax, together
 from semcorr.read_outs import Rule, blends
 from semcorr.types import FeatureMap
+from semcorr.upsampled import upsampled_argmax, upsampled_cosine
 
 VALUES = 2**25  # similarities held at once: 128 MiB
 
@@ -104,14 +105,16 @@ def match_native(
     For heads that compare by cosine, and images that fill the view.
     """
     described = torch.cat([head.describe(one, some[None])[0] for one, some in zip(sources, points, strict=True)])
+    others = [rule for rule in rules if rule is not argmax]
     with torch.autocast(described.device.type, enabled=False):
-        maps = (
-            upsampled_cosine(some, target.values, size)
-            for some in described.split(max(1, values // (size[0] * size[1])))
-        )
-        parts = [together(similarity, rules) for similarity in maps]
-    found = [torch.cat([part[0][i][0] for part in parts]) for i in range(len(rules))]
-    return Matched(found, torch.cat([part[1][0] for part in parts]), 1.0)
+        pixel, score = upsampled_argmax(described, target.values, size, values)
+        at_once = max(1, values // (size[0] * size[1])) if others else max(1, len(described))
+        parts = [
+            together(upsampled_cosine(some, target.values, size), others)[0] if others else []
+            for some in described.split(at_once)
+        ]
+    found = iter([torch.cat([part[i][0] for part in parts]) for i in range(len(others))])
+    return Matched([pixel if rule is argmax else next(found) for rule in rules], score, 1.0)
 
 
 def _similarities(
