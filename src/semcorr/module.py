@@ -28,8 +28,6 @@ from semcorr.readings import readings, scores_of
 from semcorr.training import asked, check, dropped, maps_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
 
-ORDER = ("pair", "keypoint", "localise", "protocol")
-
 
 class Correspondence(LightningModule):
     """A backbone, a head and a localiser, evaluated and trained.
@@ -54,9 +52,8 @@ class Correspondence(LightningModule):
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
-        readings: The protocols, each with its read-outs.
+        readings: The protocols, each with its read-outs; `each` has their scores, after a split.
         tabled: Testing leaves a row per keypoint and reading.
-        each: Every reading's scores, after a split.
     """
 
     def __init__(
@@ -76,9 +73,8 @@ class Correspondence(LightningModule):
         protocols: Sequence[Protocol] = (SEMCORR,),
     ) -> None:
         super().__init__()
-        self.readings, self.tabled = readings(protocols, localise), True
-        self.backbone, self.head = backbone, head
-        self.localise = self.readings[0].rule if isinstance(localise, Published) else localise
+        self.backbone, self.head, self.tabled = backbone, head, True
+        self.readings, self.localise = readings(protocols, localise)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         check(backbone, head, loss, self.variants, dropout)
@@ -102,7 +98,7 @@ class Correspondence(LightningModule):
         return self.head(*self.seen(source, target), source.keypoints)
 
     def seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Features of both images of a batch of pairs."""
+        """Features of both images."""
         if self.backbone.pairwise:
             pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
             return pair
@@ -186,9 +182,7 @@ class Correspondence(LightningModule):
         """Match and score."""
         self._pass.match(batch)
 
-    def test_step(self, batch: PairBatch) -> None:
-        """Match and score."""
-        self._pass.match(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/<subset>/pck@<alpha>`, per image."""
@@ -197,7 +191,7 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
+        self.table, self.seconds = gather(self._pass.tables), self._pass.seconds
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:

@@ -44,14 +44,19 @@ def named(name: str) -> Rule:
     >>> described(named("window_5")), described(named("kernel_2.5"))
     ('window_soft_argmax(window=5)', 'kernel_soft_argmax(sigma=2.5)')
     """
-    plain = {"argmax": argmax, "bilinear_nn": bilinear_nn, "soft": soft_argmax, "soft_argmax": soft_argmax}
+    plain: dict[str, Rule] = {
+        "argmax": argmax,
+        "bilinear_nn": bilinear_nn,
+        "soft": soft_argmax,
+        "soft_argmax": soft_argmax,
+    }
     if name in plain:
         return plain[name]
     if window := re.fullmatch(r"window_(\d+)(_zero)?", name):
         if int(window[1]) % 2 == 0:
             raise UserError(f"`localise`: {name}: a window must be odd and positive, so that it has a middle")
-        outside = {"outside": "zero"} if window[2] else {}
-        return partial(window_soft_argmax, window=int(window[1]), **outside)
+        ours = partial(window_soft_argmax, window=int(window[1]))
+        return partial(ours, outside="zero") if window[2] else ours
     kernel = re.fullmatch(r"kernel_(\d+\.?\d*)", name)
     if kernel is None or not float(kernel[1]):
         raise UserError(f"`localise`: no read-out is called {name!r}. There are {SPELLED}")

@@ -26,11 +26,14 @@ class Reading(NamedTuple):
         return (*self.protocol.query, self.protocol.decode == "native")
 
 
-def readings(protocols: Sequence[Protocol], localise: Any) -> list[Reading]:
-    """Every protocol with every read-out; with its own where those published are asked for."""
+def readings(protocols: Sequence[Protocol], localise: Any) -> tuple[list[Reading], Any]:
+    """Every protocol with every read-out, or with its own where those published are asked for; and what to localise by.
+
+    That is the first protocol's own then.
+    """
     if isinstance(localise, Published):
-        return [Reading(one, one.read_out) for one in protocols]
-    return [Reading(one, rule) for one in protocols for rule in rules_of(localise)]
+        return [Reading(one, one.read_out) for one in protocols], protocols[0].read_out
+    return [Reading(one, rule) for one in protocols for rule in rules_of(localise)], localise
 
 
 def check_readings(chosen: Sequence[Reading], head: Any) -> None:

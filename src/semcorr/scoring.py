@@ -50,7 +50,8 @@ def views(images: Sequence[ImageRecord], side: int, resize: str, device: torch.d
     """How images land in their squares."""
     fits = [fit(image.size, side, resize) for image in images]
     sizes = ([image.size for image in images], [one.size for one in fits], [one.offset for one in fits])
-    return placed(*(torch.tensor(size, dtype=torch.double, device=device) for size in sizes), side)
+    size, inside, offset = (torch.tensor(each, dtype=torch.double, device=device) for each in sizes)
+    return placed(size, inside, offset, side)
 
 
 def goes_by_image(pair: PairRecord) -> bool:

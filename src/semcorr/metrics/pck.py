@@ -133,8 +133,8 @@ class PCK(Metric):
         """All shared keypoints, pooled as this protocol's authors do."""
         if self.pooling in ("image", "point"):
             return all_of["all"][self.pooling]
-        counts = self.pairs[0, :, 1:].sum(-1)
-        counts = (counts if self.pooling == "category_by_pairs" else (counts > 0).long()).tolist()
+        pairs = self.pairs[0, :, 1:].sum(-1)
+        counts = (pairs if self.pooling == "category_by_pairs" else (pairs > 0).long()).tolist()
         found: dict[str, float | None] = {}
         for alpha in all_of["all"]["point"]:
             terms = zip(counts, (each[name]["all"]["point"][alpha] for name in self.categories), strict=True)

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
 )  # fmt: skip
+ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 
 
 def rows(
@@ -67,9 +68,7 @@ def rows(
     return pa.table(columns, schema=SCHEMA)
 
 
-def gather(
-    tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ("pair", "keypoint")
-) -> pa.Table:
+def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
     """All processes' rows on every process, sorted."""
     mine = pa.concat_tables([schema.empty_table(), *tables])
     parts: list[Any] = [mine]
