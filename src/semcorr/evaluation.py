@@ -18,7 +18,7 @@ from semcorr.heads import Separable
 from semcorr.held import Held
 from semcorr.matching import Matched, match_into, match_native
 from semcorr.metrics.pck import PCK, error
-from semcorr.metrics.table import rows
+from semcorr.metrics.table import rows, varied
 from semcorr.protocol import Protocol
 from semcorr.readings import Reading, check_readings
 from semcorr.scoring import Annotated, annotated, asked, scored
@@ -94,18 +94,20 @@ class Evaluation:
         queries = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
+        table = None
         for pck, reading, read in zip(self.pck, self.readings, self._matched(batch, known), strict=True):
             predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
-            if self.tabled:
-                self.tables.append(
-                    rows(
-                        pair=batch.pair, source=source.name, target=target.name, category=batch.category,
-                        points=torch.cat((queries, truth, predicted), dim=-1), extent=batch.extent,
-                        shared=batch.shared, ambiguous=batch.ambiguous, score=read.score,
-                        localise=reading.localise, protocol=reading.protocol.name, error=errors,
-                    )
-                )  # fmt: skip
+            if not self.tabled:
+                continue
+            said: dict[str, Any] = {"localise": reading.localise, "protocol": reading.protocol.name, "error": errors}
+            said |= {"score": read.score, "shared": batch.shared}
+            table = varied(table, predicted=predicted, **said) if table is not None else rows(
+                pair=batch.pair, source=source.name, target=target.name, category=batch.category,
+                points=torch.cat((queries, truth, predicted), dim=-1), extent=batch.extent, ambiguous=batch.ambiguous,
+                **said,
+            )  # fmt: skip
+            self.tables.append(table)
         self.seconds["match"] += time.perf_counter() - start
 
     def _annotated(self, batch: PairBatch) -> Annotated:

@@ -68,6 +68,24 @@ def rows(
     return pa.table(columns, schema=SCHEMA)
 
 
+def varied(
+    table: pa.Table,
+    *,
+    predicted: Float[Tensor, "b n 2"],
+    shared: Bool[Tensor, "b n"],
+    score: Float[Tensor, "b n"],
+    localise: str,
+    protocol: str,
+    error: Float[Tensor, "b n"],
+) -> pa.Table:
+    """The rows of the same keypoints by another reading: what they have in common is not written again."""
+    x, y = predicted[shared].cpu().unbind(-1)
+    changed = {"predicted_x": x, "predicted_y": y, "score": score[shared].cpu(), "error": error[shared].cpu()}
+    columns = {name: pa.array(values.numpy(), SCHEMA.field(name).type) for name, values in changed.items()}
+    columns |= {key: pa.repeat(value, len(table)) for key, value in (("localise", localise), ("protocol", protocol))}
+    return pa.table([columns.get(name, table[name]) for name in SCHEMA.names], schema=SCHEMA)
+
+
 def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
     """All processes' rows on every process, sorted."""
     mine = pa.concat_tables([schema.empty_table(), *tables])
