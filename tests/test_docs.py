@@ -10,12 +10,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 PAGES = {
-    "backbone": "backbones",
-    "finetune": "finetuning",
-    "data": "data",
-    "head": "heads",
-    "protocol": "protocols",
-} | dict.fromkeys(("loss", "pairs"), "losses")
+    "backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads", "loss": "losses",
+    "pairs": "losses", "protocol": "protocols",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "page"), PAGES.items())
