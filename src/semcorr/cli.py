@@ -26,11 +26,13 @@ from rich.console import Console
 
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark")
+VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
-    "feature_dropout", "test", "trainer",
+    "feature_dropout", "test", "trainer", "protocol",
 )  # fmt: skip
+
+LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
 
 def conf_dir() -> Path:
@@ -62,12 +64,32 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
+    sys.argv[1:] = spelled(sys.argv[1:])
     with explaining(name):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     if len(jobs) > 1:
         from semcorr.sweep import Job, summary
 
         Console().print(summary([Job(*each) for each in jobs]))
+
+
+def spelled(overrides: Sequence[str]) -> list[str]:
+    """Lists of read-outs and protocols, and read-outs by their short names, as Hydra knows them.
+
+    >>> spelled(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
+    ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
+    >>> spelled(["localise=window_5", "localise=argmax"])
+    ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
+    """
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        short = key == "localise" and re.fullmatch(r"window_\d\w*|kernel_\d[\w.]*|soft", value)
+        if key in LISTS and (short or re.fullmatch(r"\[[^\[\]]*\]", value)):
+            found += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
+        else:
+            found.append(override)
+    return found
 
 
 @contextmanager
@@ -99,6 +121,9 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
     brought = [key for key in ours if key not in typed and "experiment" not in typed]
+    if "protocol" in typed:  # it brings its own read-out, and the pixels it is defined on
+        brought = [key for key in brought if key != "localise"]
+        saved.data.resize = cfg.data.resize
     with open_dict(cfg):
         for key in brought:
             chosen = {k: OmegaConf.select(cfg, k) for k in typed if k.startswith(f"{key}.")}

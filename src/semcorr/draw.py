@@ -53,8 +53,7 @@ def tile(pair: PairRecord, rows: Sequence[Mapping[str, Any]], alpha: float) -> I
     for row in rows:
         start = _at(row, "source", scales[0], 0)
         end, truth = (_at(row, what, scales[1], a.width) for what in ("predicted", "target"))
-        missed = ((row["predicted_x"] - row["target_x"]) ** 2 + (row["predicted_y"] - row["target_y"]) ** 2) ** 0.5
-        right = missed <= alpha * row["extent"]
+        right = row["error"] <= alpha
         colour = RIGHT if right else WRONG
         if not right:
             _ring(draw, truth, alpha * row["extent"] * scales[1], colour, zoom)

@@ -28,6 +28,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer = make_trainer(cfg, Path(cfg.run_dir))
     if isinstance(data, TapVid) and module.backbone.pairwise:
         raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
+    if isinstance(data, TapVid) and (len(module.readings) > 1 or module.readings[0].protocol.name != "semcorr"):
+        raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None
         return score(cfg, trainer, Tracking(module, cycle), data, (write_tracks, print_tracks))

@@ -1,26 +1,35 @@
 """One pass over a split: every image encoded once, every target matched once, every pair scored."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from semcorr.coords import from_view
+from semcorr.coords import from_view, to_image
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
 from semcorr.frozen import Frozen, Keep, cells_of, map_of
 from semcorr.heads import Separable
 from semcorr.held import Held
-from semcorr.matching import Matched, match_into
-from semcorr.metrics.pck import PCK
-from semcorr.metrics.table import rows
-from semcorr.read_outs import described, rules_of
+from semcorr.matching import Matched, match_into, match_native
+from semcorr.metrics.pck import PCK, error
+from semcorr.metrics.table import rows, varied
+from semcorr.protocol import Protocol
+from semcorr.readings import Reading, check_readings
+from semcorr.scoring import Annotated, annotated, asked, scored
 from semcorr.types import FeatureMap, PairBatch
+
+
+class Read(NamedTuple):
+    """A batch by one reading; only shared keypoints are filled in."""
+
+    cells: Float[Tensor, "b n 2"]
+    score: Float[Tensor, "b n"]  # similarity of the best cell
 
 
 class Evaluation:
@@ -32,18 +41,34 @@ class Evaluation:
         split: Of it.
         group: Who shares the work.
         context: The precision that features are computed in.
+        readings: Protocols and read-outs; all of them see the same features.
+        tabled: Keep a row per keypoint and reading, and not the scores alone.
     """
 
     def __init__(
-        self, module: Any, data: Any, split: str, group: Group, context: Callable[[], AbstractContextManager[Any]]
+        self,
+        module: Any,
+        data: Any,
+        split: str,
+        group: Group,
+        context: Callable[[], AbstractContextManager[Any]],
+        readings: Sequence[Reading],
+        tabled: bool = True,
     ) -> None:
         self.module, self.data, self.split, self.group, self.context = module, data, split, group, context
-        self.rules = rules_of(module.localise)
+        self.readings, self.tabled = list(readings), tabled
+        check_readings(self.readings, module.head)
+        self.records = {pair.name: pair for pair in data.pairs(split)}
+        self.foreign = not all(reading.protocol.exact for reading in self.readings)
         categories = data.categories(split)
         keypoints = len(data.pairs(split)[0].source.keypoints)
-        self.pck = [PCK(categories, keypoints).to(group.device) for _ in self.rules]
+        self.pck = [
+            PCK(categories, keypoints, strict=one.protocol.strict, pooling=one.protocol.pooling).to(group.device)
+            for one in self.readings
+        ]
         self.held = Held(0, group.device)
         self.tables: list[pa.Table] = []
+        self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
@@ -64,22 +89,46 @@ class Evaluation:
         """Score a batch of pairs; keep the rows of its keypoints."""
         start = time.perf_counter()
         source, target = batch[:2]
-        points, score = self._matched(batch)
+        known = self._annotated(batch) if self.foreign else None
         truth = from_view(target.keypoints, target.scale, target.offset)
-        asked = from_view(source.keypoints, source.scale, source.offset)
+        queries = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
-        for pck, rule, found in zip(self.pck, self.rules, points, strict=True):
-            predicted = from_view(found, target.scale, target.offset)
-            pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category)
-            self.tables.append(
-                rows(
-                    pair=batch.pair, source=source.name, target=target.name, category=batch.category,
-                    points=torch.cat((asked, truth, predicted), dim=-1), extent=batch.extent, shared=batch.shared,
-                    ambiguous=batch.ambiguous, score=score, localise=described(rule),
-                )
+        table = None
+        for pck, reading, read in zip(self.pck, self.readings, self._matched(batch, known), strict=True):
+            predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
+            pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
+            if not self.tabled:
+                continue
+            said: dict[str, Any] = {"localise": reading.localise, "protocol": reading.protocol.name, "error": errors}
+            said |= {"score": read.score, "shared": batch.shared}
+            table = varied(table, predicted=predicted, **said) if table is not None else rows(
+                pair=batch.pair, source=source.name, target=target.name, category=batch.category,
+                points=torch.cat((queries, truth, predicted), dim=-1), extent=batch.extent, ambiguous=batch.ambiguous,
+                **said,
             )  # fmt: skip
+            self.tables.append(table)
         self.seconds["match"] += time.perf_counter() - start
+
+    def _annotated(self, batch: PairBatch) -> Annotated:
+        records = [self.records[name] for name in batch.pair]
+        return annotated(records, batch.target.image.shape[-1], self.data.resize, batch.extent.device)
+
+    def _scored(
+        self,
+        batch: PairBatch,
+        known: Annotated | None,
+        protocol: Protocol,
+        cells: Float[Tensor, "b n 2"],
+        truth: Float[Tensor, "b n 2"],
+    ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
+        """Predictions in original target pixels, and their errors."""
+        if known is None or protocol.exact:
+            predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
+            return predicted, error(predicted, truth, batch.extent)
+        grid = round(known.target_at.side / self.stride)
+        predicted, errors = scored(known, protocol, cells, grid)
+        return predicted.to(truth.dtype), errors
 
     def _direct(self, shown: list[Shown]) -> Held:
         """From pixels, kept for this pass."""
@@ -114,17 +163,51 @@ class Evaluation:
             held.add(some, values)
         return held
 
-    def _matched(self, batch: PairBatch) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
-        """Target pixels by every read-out and the best similarity; only shared keypoints are filled in."""
-        shared, points = batch.shared, batch.source.keypoints
+    def _matched(self, batch: PairBatch, known: Annotated | None) -> list[Read]:
+        """The answers of every reading, in their order. One pass per place the source is read at."""
+        shared = batch.shared
         counts = shared.sum(-1).tolist()
-        asked = points[shared].split(counts)
-        predicted = [torch.zeros_like(points) for _ in self.rules]
-        score = torch.zeros_like(points[..., 0])
+        empty = torch.zeros_like(batch.source.keypoints)
+        reads = [Read(empty.clone(), empty[..., 0].clone()) for _ in self.readings]
+        passes: dict[tuple[Any, ...], list[int]] = {}
+        for i, reading in enumerate(self.readings):
+            passes.setdefault(reading.source, []).append(i)
+        looked: dict[tuple[Any, ...], Sequence[Tensor]] = {}
         for pairs, target, sources in self._by_target(batch):
-            found = match_into(self.module.head, target, sources, [asked[i] for i in pairs], self.rules)
-            _place(found, pairs, shared, predicted, score)
-        return predicted, score
+            for members in passes.values():
+                protocol = self.readings[members[0]].protocol
+                if protocol.query not in looked:
+                    where = self._asked(batch, known, protocol, sources[0].values.shape[-1])
+                    looked[protocol.query] = where[shared].split(counts)
+                points = [looked[protocol.query][i] for i in pairs]
+                rules = {self.readings[i].localise: self.readings[i].rule for i in members}
+                found = self._found(batch, protocol, target, sources, points, pairs, list(rules.values()))
+                cells = dict(zip(rules, found.cells, strict=True))
+                mask = torch.zeros_like(shared)
+                mask[pairs] = shared[pairs]
+                for i in members:
+                    reads[i].cells[mask], reads[i].score[mask] = cells[self.readings[i].localise], found.score
+        return reads
+
+    def _asked(
+        self, batch: PairBatch, known: Annotated | None, protocol: Protocol, grid: int
+    ) -> Float[Tensor, "b n 2"]:
+        """Where the source's features are read, in pixels."""
+        if known is None or protocol.query == Protocol().query:
+            return batch.source.keypoints
+        return asked(known, protocol, grid)
+
+    def _found(
+        self, batch: PairBatch, protocol: Protocol, target: FeatureMap, sources: list[FeatureMap],
+        points: list[Tensor], pairs: list[int], rules: list[Any],
+    ) -> Matched:  # fmt: skip
+        """Queries of some pairs into their one target."""
+        if protocol.decode == "native":
+            size = self.records[batch.pair[pairs[0]]].target.size
+            return match_native(self.module.head, target, sources, points, rules, size)
+        found = match_into(self.module.head, target, sources, points, rules)
+        self.stride = found.stride
+        return found
 
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
         """Pairs that look into the same features, those, and the features of their sources."""
@@ -150,18 +233,3 @@ class Evaluation:
 
 def _one(maps: FeatureMap, i: int) -> FeatureMap:
     return FeatureMap(maps.values[i : i + 1], maps.stride)
-
-
-def _place(
-    found: Matched,
-    pairs: list[int],
-    shared: Bool[Tensor, "b n"],
-    predicted: list[Float[Tensor, "b n 2"]],
-    score: Float[Tensor, "b n"],
-) -> None:
-    """Answers, in the order of the pairs' shared keypoints, to their rows."""
-    mask = torch.zeros_like(shared)
-    mask[pairs] = shared[pairs]
-    for into, some in zip(predicted, found.points, strict=True):
-        into[mask] = some
-    score[mask] = found.score

@@ -6,21 +6,43 @@ softmax: small is sharp. Cells are computed in single precision at least, and wi
 bfloat16 has 8 bits, and so has what autocast multiplies.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from semcorr.errors import UserError
 
+Best = tuple[Tensor, Tensor]  # column and row of the most similar cell, (b n) each, where they are known already
 
-def argmax(similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
+
+def argmax(similarity: Float[Tensor, "b n h w"], best: Best | None = None) -> Float[Tensor, "b n 2"]:
     """The most similar cell.
 
     >>> argmax(torch.tensor([[[[0.1, 0.9, 0.2]]]]))
     tensor([[[1., 0.]]])
     """
     similarity = _precise(similarity)
-    return torch.stack(_best(similarity), dim=-1).to(similarity.dtype)
+    return torch.stack(best or _best(similarity), dim=-1).to(similarity.dtype)
+
+
+def bilinear_nn(
+    similarity: Float[Tensor, "b n 4 h w"], weights: Float[Tensor, "b n 4"], best: Best | None = None
+) -> Float[Tensor, "b n 2"]:
+    """The best cells of the four source cells around a point, blended as the point lies between them (NC-Net).
+
+    It asks the source four times: see `matching.blended`.
+
+    >>> similarity = torch.zeros(1, 1, 4, 1, 9)
+    >>> similarity[0, 0, [0, 1, 2, 3], 0, [2, 2, 6, 6]] = 1
+    >>> bilinear_nn(similarity, torch.tensor([[[0.75, 0.0, 0.25, 0.0]]]))  # a quarter of the way from 2 to 6
+    tensor([[[3., 0.]]])
+    """
+    cells = argmax(similarity.flatten(1, 2), best).unflatten(1, (-1, 4))
+    return (cells * weights[..., None]).sum(-2)
 
 
 def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: float = 0.02) -> Float[Tensor, "b n 2"]:
@@ -32,27 +54,59 @@ def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: float = 0.02)
 
 
 def window_soft_argmax(
-    similarity: Float[Tensor, "b n h w"], window: int = 15, temperature: float = 0.02
+    similarity: Float[Tensor, "b n h w"],
+    window: int = 15,
+    temperature: float = 0.02,
+    outside: str = "none",
+    best: Best | None = None,
 ) -> Float[Tensor, "b n 2"]:
     """Soft-argmax over a window x window square around the best cell ("Telling Left from Right", 4.3).
 
-    Cells outside the window get no weight at all, and the window is cut at the border. (The released
-    code zeroes their similarity instead, which leaves them e^0 each.)
+    The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
+    a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
     """
     if window < 1 or window % 2 == 0:
         raise UserError(f"`localise.window` must be odd and positive, got {window}")
+    if outside not in ("none", "zero"):
+        raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
     h, w = similarity.shape[-2:]
-    x, y = _best(similarity)
+    x, y = best or _best(similarity)
     columns, rows = (_reach(best, window // 2, length) for best, length in ((x, w), (y, h)))  # (b n k), (b n l)
     cells = rows.clamp(0, h - 1)[..., None] * w + columns.clamp(0, w - 1)[..., None, :]
     near = similarity.flatten(2).gather(-1, cells.flatten(2)).view(cells.shape)
     inside = ((rows >= 0) & (rows < h))[..., None] & ((columns >= 0) & (columns < w))[..., None, :]
-    found = _expectation((_precise(near) / temperature).masked_fill(~inside, -torch.inf))
-    return found + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    logits = (_precise(near) / temperature).masked_fill(~inside, -torch.inf)
+    found = _expectation(logits) + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    return found if outside == "none" else _beside_zeros(found, logits, inside, columns, rows, (w, h))
+
+
+def _beside_zeros(
+    found: Float[Tensor, "b n 2"],
+    logits: Float[Tensor, "b n k l"],
+    inside: Bool[Tensor, "b n k l"],
+    columns: Int[Tensor, "b n l"],
+    rows: Int[Tensor, "b n k"],
+    size: tuple[int, int],
+) -> Float[Tensor, "b n 2"]:
+    """The mean of the window, and of all other cells at a logit of 0: their sum is that of the map less the window's.
+
+    `found` is the expectation within the window; no map is looked at again.
+    """
+    w, h = size
+    total = logits.flatten(2).logsumexp(-1)
+    many = inside.flatten(2).sum(-1)
+    window = torch.stack(
+        [(inside * (columns[..., None, :])).flatten(2).sum(-1), (inside * rows[..., None]).flatten(2).sum(-1)], dim=-1
+    )
+    everything = torch.tensor([h * w * (w - 1) / 2, h * w * (h - 1) / 2], device=found.device)
+    count = (h * w - many).to(found)
+    rest = (everything - window) / count.clamp_min(1)[..., None]  # the mean cell outside
+    share = torch.sigmoid(count.log() - total)[..., None].to(found)  # of the weight that lies outside
+    return found * (1 - share) + rest * share
 
 
 def kernel_soft_argmax(
-    similarity: Float[Tensor, "b n h w"], sigma: float = 7.0, temperature: float = 0.03
+    similarity: Float[Tensor, "b n h w"], sigma: float = 7.0, temperature: float = 0.03, best: Best | None = None
 ) -> Float[Tensor, "b n 2"]:
     """Soft-argmax of the map times a Gaussian around the best cell (SFNet).
 
@@ -60,10 +114,31 @@ def kernel_soft_argmax(
     """
     similarity = _precise(similarity)
     along_x, along_y = (
-        torch.exp(-((torch.arange(length, device=best.device) - best[..., None]) ** 2) / (2 * sigma**2))
-        for best, length in zip(_best(similarity), similarity.shape[:-3:-1], strict=True)
+        torch.exp(-((torch.arange(length, device=at.device) - at[..., None]) ** 2) / (2 * sigma**2))
+        for at, length in zip(best or _best(similarity), similarity.shape[:-3:-1], strict=True)
     )  # the Gaussian is their product
     return _expectation((similarity * along_x[..., None, :]).mul_((along_y / temperature)[..., None]))
+
+
+AROUND = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
+
+
+def together(
+    similarity: Float[Tensor, "b n h w"], rules: Sequence[Any]
+) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
+    """What every rule says, and the best similarity. The best cell is looked for once.
+
+    >>> cells, score = together(torch.tensor([[[[0.1, 0.9, 0.2]]]]), [argmax, partial(soft_argmax, temperature=1e-3)])
+    >>> cells[0].tolist() == cells[1].tolist() == [[[1.0, 0.0]]], score
+    (True, tensor([[0.9000]]))
+    """
+    score, place = similarity.flatten(2).max(-1)
+    w = similarity.shape[-1]
+    best = (place % w, place // w)
+    known = [(rule.func if isinstance(rule, partial) else rule) in AROUND for rule in rules]
+    return [
+        rule(similarity, best=best) if one else rule(similarity) for rule, one in zip(rules, known, strict=True)
+    ], score
 
 
 def _precise(values: Tensor) -> Tensor:

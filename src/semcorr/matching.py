@@ -3,17 +3,20 @@
 The slow twin of both is the head called pair by pair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from semcorr.coords import to_image
+from semcorr.conventions import around
+from semcorr.coords import to_grid, to_image
 from semcorr.heads import Separable
-from semcorr.read_outs import Rule
+from semcorr.localise import argmax, together
+from semcorr.read_outs import Rule, blends
 from semcorr.types import FeatureMap
+from semcorr.upsampled import upsampled_argmax, upsampled_cosine
 
 VALUES = 2**25  # similarities held at once: 128 MiB
 
@@ -21,8 +24,14 @@ VALUES = 2**25  # similarities held at once: 128 MiB
 class Matched(NamedTuple):
     """Where the queries into one target lie."""
 
-    points: list[Float[Tensor, "q 2"]]  # in its pixels; one per rule, from the same similarity
+    cells: list[Float[Tensor, "q 2"]]  # one per rule, from the same similarity
     score: Float[Tensor, " q"]  # similarity of the best cell
+    stride: float  # image pixels per cell
+
+    @property
+    def points(self) -> list[Float[Tensor, "q 2"]]:
+        """In the target's pixels."""
+        return [to_image(cells, self.stride) for cells in self.cells]
 
 
 def match_into(
@@ -48,15 +57,78 @@ def match_into(
     """
     h, w = target.values.shape[-2:]
     at_once = max(1, values // (h * w))
+    parts, stride = [], target.stride
+    for similarity in _similarities(head, target, sources, points, at_once):
+        stride = cell_stride(target, similarity)
+        parts.append(together(similarity.float(), [rule for rule in rules if not blends(rule)]))
+    plain = iter([torch.cat(cells) for cells in zip(*([cells[0] for cells in part[0]] for part in parts), strict=True)])
+    mixed = [rule for rule in rules if blends(rule)]
+    blend = iter(blended(head, target, sources, points, mixed, max(4, at_once // 4 * 4)) if mixed else [])
+    found = [next(blend if blends(rule) else plain) for rule in rules]
+    return Matched(found, torch.cat([part[1][0] for part in parts]), stride)
+
+
+def blended(
+    head: Any,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Rule],
+    at_once: int,
+) -> list[Float[Tensor, "q 2"]]:
+    """Rules that match the four source cells around each point, and blend the four answers."""
+    grid, stride = sources[0].values.shape[-1], sources[0].stride
+    places = [around(to_grid(some, stride).clamp(0, grid - 1)[None], grid) for some in points]
+    asked = [to_image(four[0].flatten(0, 1), stride) for four, _ in places]
+    read: list[list[Tensor]] = [[] for _ in rules]
+    place, weights = 0, torch.cat([shares[0] for _, shares in places])
+    for similarity in _similarities(head, target, sources, asked, at_once):
+        four = similarity.float().unflatten(1, (-1, 4))
+        here = weights[place : place + four.shape[1]][None]
+        place += four.shape[1]
+        for into, rule in zip(read, rules, strict=True):
+            into.append(rule(four, here)[0])
+    return [torch.cat(cells) for cells in read]
+
+
+def match_native(
+    head: Separable,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Rule],
+    size: tuple[int, int],
+    values: int = VALUES,
+) -> Matched:
+    """All queries into one target, whose features are upsampled to its original `size`; cells are then its pixels.
+
+    For heads that compare by cosine, and images that fill the view.
+    """
+    described = torch.cat([head.describe(one, some[None])[0] for one, some in zip(sources, points, strict=True)])
+    others = [rule for rule in rules if rule is not argmax]
+    with torch.autocast(described.device.type, enabled=False):
+        pixel, score = upsampled_argmax(described, target.values, size, values)
+        at_once = max(1, values // (size[0] * size[1])) if others else max(1, len(described))
+        parts = [
+            together(upsampled_cosine(some, target.values, size), others)[0] if others else []
+            for some in described.split(at_once)
+        ]
+    found = iter([torch.cat([part[i][0] for part in parts]) for i in range(len(others))])
+    return Matched([pixel if rule is argmax else next(found) for rule in rules], score, 1.0)
+
+
+def _similarities(
+    head: Any, target: FeatureMap, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], at_once: int
+) -> Iterator[Float[Tensor, "1 q h w"]]:
+    """Of all queries, in their order, some at once."""
     if isinstance(head, Separable):
         described = [head.describe(one, some[None])[0] for one, some in zip(sources, points, strict=True)]
-        maps = (head.compare(queries[None], target) for queries in torch.cat(described).split(at_once))
-    else:
-        asked = ((one, some) for one, each in zip(sources, points, strict=True) for some in each.split(at_once))
-        maps = (head(one, target, some[None]) for one, some in asked)
-    parts = [_read(similarity.float(), rules, cell_stride(target, similarity)) for similarity in maps]
-    found = [torch.cat([part.points[i] for part in parts]) for i in range(len(rules))]
-    return Matched(found, torch.cat([part.score for part in parts]))
+        for queries in torch.cat(described).split(at_once):
+            yield head.compare(queries[None], target)
+        return
+    for one, each in zip(sources, points, strict=True):
+        for some in each.split(at_once):
+            yield head(one, target, some[None])
 
 
 def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
@@ -97,7 +169,3 @@ def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
     every = torch.arange(m, device=device)
     others = torch.arange(m - 1, device=device).expand(m, -1)
     return every[:, None].expand(-1, m - 1), others + (others >= every[:, None]).long()
-
-
-def _read(similarity: Float[Tensor, "1 q h w"], rules: Sequence[Rule], stride: float) -> Matched:
-    return Matched([to_image(rule(similarity)[0], stride) for rule in rules], similarity[0].flatten(1).amax(-1))

@@ -22,11 +22,11 @@ from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import gather
 from semcorr.pose_variant import PoseVariant
-from semcorr.read_outs import described
+from semcorr.protocol import SEMCORR, Protocol
+from semcorr.read_outs import Published
+from semcorr.readings import readings, scores_of
 from semcorr.training import asked, check, dropped, maps_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
-
-ORDER = ("pair", "keypoint", "localise")
 
 
 class Correspondence(LightningModule):
@@ -48,16 +48,19 @@ class Correspondence(LightningModule):
         key: What these depend on besides the weights; names them in a store on disk.
         variants: Of a training pair, with one or both images mirrored, and what they count.
         dropout: Share of the features' numbers that the head does not see in a training step.
+        protocols: What it is scored by; the first is the one validated, drawn and reported as the score.
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
+        readings: The protocols, each with its read-outs; `each` has their scores, after a split.
+        tabled: Testing leaves a row per keypoint and reading.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         head: nn.Module,
-        localise: Callable[[Tensor], Tensor],
+        localise: Callable[..., Tensor] | Published,
         finetune: Callable[[Backbone], None],
         loss: Loss | None = None,
         optimizer: Callable[..., Any] | None = None,
@@ -67,9 +70,11 @@ class Correspondence(LightningModule):
         key: Mapping[str, Any] | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
+        protocols: Sequence[Protocol] = (SEMCORR,),
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.localise = backbone, head, localise
+        self.backbone, self.head, self.tabled = backbone, head, True
+        self.readings, self.localise = readings(protocols, localise)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         check(backbone, head, loss, self.variants, dropout)
@@ -93,7 +98,7 @@ class Correspondence(LightningModule):
         return self.head(*self.seen(source, target), source.keypoints)
 
     def seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Features of both images of a batch of pairs."""
+        """Features of both images."""
         if self.backbone.pairwise:
             pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
             return pair
@@ -177,9 +182,7 @@ class Correspondence(LightningModule):
         """Match and score."""
         self._pass.match(batch)
 
-    def test_step(self, batch: PairBatch) -> None:
-        """Match and score."""
-        self._pass.match(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/<subset>/pck@<alpha>`, per image."""
@@ -188,19 +191,18 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
+        self.table, self.seconds = gather(self._pass.tables), self._pass.seconds
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
         kept = reuse or self.frozen.keep.root is not None
-        self._pass = Evaluation(self, self._data, split, self._group, self._precision)
+        chosen = self.readings[:1] if self.trainer.validating or self.trainer.training else self.readings
+        self._pass = Evaluation(self, self._data, split, self._group, self._precision, chosen, self.tabled)
         self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
-        self.scores, *others = (pck.compute() for pck in self._pass.pck)
-        if others:
-            named = zip(self._pass.rules, (self.scores, *others), strict=True)
-            self.scores["read_outs"] = {described(rule): scores["pck"] for rule, scores in named}
+        self.each = [pck.compute() for pck in self._pass.pck]
+        self.scores = scores_of(self._pass.readings, self.each)
         self._pass.held = Held(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():

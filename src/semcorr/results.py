@@ -15,21 +15,22 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence
-from semcorr.read_outs import described
 
 
 def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
     """metrics.json, predictions.parquet and matches.png; the metrics."""
     table = module.table
-    shown_by = described(module.localise)
-    table = table.filter(pc.equal(table["localise"], shown_by))
+    first = module.readings[0]
+    own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
+    table = table.filter(own)
     metrics = {
         **module.scores,
         "pairs": len(set(table["pair"].to_pylist())),
         "keypoints": table.num_rows,
         "images": len({*table["source"].to_pylist(), *table["target"].to_pylist()}),
-        "protocol": "semcorr",
-        "localise": shown_by,
+        "protocol": first.protocol.name,
+        "resize": data.resize,
+        "localise": first.localise,
         "split": f"{data.name} {data.split}",
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
@@ -56,8 +57,25 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
             table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
         table.add_section()
     Console().print(table)
+    if "protocols" in metrics:
+        print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
         print_read_outs(metrics["read_outs"], metrics["pairs"])
+
+
+def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
+    """One row per protocol and read-out: the same features, and what each would report of them."""
+    alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
+    table = Table(
+        title="Protocols", caption=f"PCK in percent at alpha = ..., each as it is pooled there; {pairs} pairs"
+    )
+    for header in ("", "read-out", "pooled by", *alphas):
+        table.add_column(header, justify="right" if header in alphas else "left")
+    for name, rules in scores.items():
+        for rule, found in rules.items():
+            values = ("-" if v is None else f"{100 * v:.1f}" for v in found["headline"].values())
+            table.add_row(name, rule, found["pooling"], *values)
+    Console().print(table)
 
 
 def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:

@@ -22,6 +22,7 @@ from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
+from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.results import print_scores, write_results, write_text
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
@@ -36,6 +37,7 @@ def build(
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
+    settle(cfg)
     data = benchmark(cfg, "data", stages)
     module = assembled(cfg, **training)
     if cfg.compile is not None:
@@ -60,8 +62,26 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         key=features_key(cfg),
         variants=pose_variant(cfg),
         dropout=cfg.get("feature_dropout", 0.0),
+        protocols=protocols(cfg),
         **training,
     )
+
+
+def settle(cfg: DictConfig) -> None:
+    """The image geometry that the protocols of a list share, where none was typed; config.yaml then holds it."""
+    if "protocol" not in cfg or "names" not in cfg.protocol:
+        return
+    if cfg.protocol.names is not None and cfg.protocol.resize is None:
+        cfg.protocol.resize = shared_resize(cfg.protocol.names)
+    cfg.protocol.resize = cfg.data.resize
+
+
+def protocols(cfg: DictConfig) -> list[Protocol]:
+    """What a run is scored by; one of before, by our own."""
+    if "protocol" not in cfg:
+        return [SEMCORR]
+    made = instantiate(cfg.protocol)
+    return made if isinstance(made, list) else [made.shown(cfg.data.resize)]
 
 
 def pose_variant(cfg: DictConfig) -> PoseVariant:

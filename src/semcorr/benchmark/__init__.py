@@ -1,6 +1,7 @@
 """How fast, beside what others do and beside what the machine allows: both in one run, as a ratio.
 
-`python -m semcorr.benchmark match|evaluate|train|store|conv4d|startup`; each prints a table and writes benchmark.json.
+`python -m semcorr.benchmark match|evaluate|read_outs|train|store|conv4d|startup`; each prints a table and
+writes benchmark.json.
 """
 
 __all__ = ["main"]

@@ -90,6 +90,35 @@ def evaluate(
     _run("evaluate", work, out, locals())
 
 
+@app.command("read_outs")
+def read_outs(
+    backbone: Backbone = "efficientnet_lite0",
+    size: Size = None,
+    random: Random = False,
+    root: Root = None,
+    scale: Scale = "demo",
+    folder: Folder = None,
+    part: Part = 1.0,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    tries: Annotated[int, typer.Option(help="Of each; the best counts.")] = 3,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Eleven read-outs beside one: how much longer a whole evaluation takes."""
+
+    def work() -> "Outcome":
+        from semcorr.benchmark.measure import chosen
+        from semcorr.benchmark.read_outs import read_outs
+        from semcorr.benchmark.runs import wanted
+
+        return read_outs(
+            wanted(root, scale, folder, chosen(device), backbone, size, random, part), split, tries, not together
+        )
+
+    _run("read_outs", work, out, locals())
+
+
 @app.command()
 def train(
     backbone: Backbone = "dinov2_s",

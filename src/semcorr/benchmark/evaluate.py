@@ -17,7 +17,6 @@ from semcorr.benchmark.report import Outcome, Row, rate, times
 from semcorr.benchmark.runs import Wanted, configured
 from semcorr.data.images import unique_images
 from semcorr.errors import UserError
-from semcorr.read_outs import rules_of
 
 ALLOWED = 1.3  # of the seconds that encoding every image once and matching take by themselves
 
@@ -89,7 +88,7 @@ def run_ours(run: Wanted, part: Part) -> dict[str, Any]:
         found = {
             "seconds": {"all": done - start, "read": read - start, **module.seconds},
             "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": module.table.num_rows,
-            "keypoints": module.table.num_rows // len(rules_of(module.localise)),
+            "keypoints": module.table.num_rows // len(module.readings),
         }  # fmt: skip
         return found | _encoding(backbone, data.at_once, run.device)
 

@@ -47,7 +47,7 @@ class PairDataModule(LightningDataModule, ABC):
         root: The benchmark's folder.
         size: Side of the square that images are resized to, in pixels; the backbone's.
         split: What `evaluate` scores: one of `splits`.
-        resize: `squash` or `letterbox`.
+        resize: `squash`, `letterbox` or `corner`.
         batch_size: Training pairs per process and step.
         all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
         steps: Training steps per epoch; a whole pass if left out.

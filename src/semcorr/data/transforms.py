@@ -1,7 +1,8 @@
 """An original image into the square a backbone sees, and the numbers that lead back.
 
 `squash` stretches both sides to the square; `letterbox` keeps the aspect and pads with black,
-centred. Neither changes a score under our own protocol: PCK is measured in original pixels.
+centred; `corner` likewise, to the right and below. None changes what a score means under our own
+protocol: PCK is measured in original pixels.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from semcorr.errors import UserError
 
-RESIZES = ("squash", "letterbox")
+RESIZES = ("squash", "letterbox", "corner")
 
 
 class Fit(NamedTuple):
@@ -42,7 +43,7 @@ def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
     else:
         ratio = side / max(original)
         inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    offset = ((side - inside[0]) // 2, (side - inside[1]) // 2)
+    offset = (0, 0) if resize == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
     return Fit(inside, (inside[0] / width, inside[1] / height), offset)
 
 

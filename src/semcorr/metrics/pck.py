@@ -4,6 +4,7 @@ Both follow our own protocol: distances in original target pixels, correct if di
 extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,9 @@ class PCK(Metric):
         categories: Their names; `update` takes indices into them.
         keypoints: Rows of a keypoint array, the largest n there can be.
         alphas: Tolerances, fractions of the extent.
+        strict: Right only if nearer than that (GeoAware-SC), not if as far.
+        pooling: Of the headline: over pairs (`image`), keypoints (`point`), or categories of the latter, alike
+            (`category`) or by their pairs (`category_by_pairs`).
     """
 
     full_state_update = False
@@ -79,8 +83,16 @@ class PCK(Metric):
     correct: Int[Tensor, "subsets categories alphas counts"]
     pairs: Int[Tensor, "subsets categories counts"]
 
-    def __init__(self, categories: Sequence[str], keypoints: int, alphas: Sequence[float] = ALPHAS) -> None:
+    def __init__(
+        self,
+        categories: Sequence[str],
+        keypoints: int,
+        alphas: Sequence[float] = ALPHAS,
+        strict: bool = False,
+        pooling: str = "image",
+    ) -> None:
         super().__init__()
+        self.strict, self.pooling = strict, pooling
         self.categories, self.alphas = tuple(categories), tuple(alphas)
         shape = (len(SUBSETS), len(self.categories))
         zeros = torch.zeros(*shape, len(self.alphas), keypoints + 1, dtype=torch.long)
@@ -95,10 +107,12 @@ class PCK(Metric):
         shared: Bool[Tensor, "b n"],
         ambiguous: Bool[Tensor, "b n"],
         category: Int[Tensor, " b"],
+        errors: Float[Tensor, "b n"] | None = None,
     ) -> None:
-        """Add a batch of pairs; points in original target pixels."""
-        alphas = torch.tensor(self.alphas, dtype=torch.double, device=extent.device)
-        right = error(predicted, target, extent)[:, None] <= alphas[:, None]  # (b alphas n)
+        """Add a batch of pairs; points in original target pixels, `errors` as another protocol measures them."""
+        errors = error(predicted, target, extent) if errors is None else errors
+        alphas = torch.tensor(self.alphas, dtype=torch.double, device=extent.device)[:, None]
+        right = errors[:, None] < alphas if self.strict else errors[:, None] <= alphas  # (b alphas n)
         for s, mask in enumerate((shared, shared & ambiguous, shared & ~ambiguous)):
             n = mask.sum(-1)  # 0 for a pair with nothing to score: kept, and left out by `compute`
             self.pairs[s].index_put_((category, n), torch.ones_like(n), accumulate=True)
@@ -106,12 +120,27 @@ class PCK(Metric):
             self.correct[s].transpose(1, 2).index_put_((category, n), right_of_n, accumulate=True)
 
     def compute(self) -> dict[str, Any]:
-        """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}}`.
+        """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}, "headline": {...}}`.
 
-        A value is None where a subset has no keypoint at all.
+        The last is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
+        no keypoint at all.
         """
         each = {name: self._scores(self.correct[:, i], self.pairs[:, i]) for i, name in enumerate(self.categories)}
-        return {"pck": self._scores(self.correct.sum(1), self.pairs.sum(1)), "category": each}
+        pooled = self._scores(self.correct.sum(1), self.pairs.sum(1))
+        return {"pck": pooled, "category": each, "headline": self._headline(pooled, each)}
+
+    def _headline(self, all_of: Scores, each: dict[str, Scores]) -> dict[str, float | None]:
+        """All shared keypoints, pooled as this protocol's authors do."""
+        if self.pooling in ("image", "point"):
+            return all_of["all"][self.pooling]
+        pairs = self.pairs[0, :, 1:].sum(-1)
+        counts = (pairs if self.pooling == "category_by_pairs" else (pairs > 0).long()).tolist()
+        found: dict[str, float | None] = {}
+        for alpha in all_of["all"]["point"]:
+            terms = zip(counts, (each[name]["all"]["point"][alpha] for name in self.categories), strict=True)
+            total = math.fsum(count * value for count, value in terms if value is not None)
+            found[alpha] = total / sum(counts) if sum(counts) else None
+        return found
 
     def _scores(self, correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"]) -> Scores:
         correct, pairs = correct[..., 1:].double(), pairs[:, 1:].double()

@@ -25,8 +25,11 @@ SCHEMA = pa.schema(
         ("ambiguous", pa.bool_()),
         ("score", pa.float32()),  # similarity of the best cell
         ("localise", pa.string()),
+        ("protocol", pa.string()),
+        ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
 )  # fmt: skip
+ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 
 
 def rows(
@@ -41,28 +44,49 @@ def rows(
     ambiguous: Bool[Tensor, "b n"],
     score: Float[Tensor, "b n"],
     localise: str,
+    protocol: str,
+    error: Float[Tensor, "b n"],
 ) -> pa.Table:
     """The shared keypoints of a batch; `points` are source, target and predicted (x, y)."""
     which, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
+    extents = extent.tolist()
     columns: dict[str, Any] = {
         "pair": [pair[i] for i in which],
         "source": [source[i] for i in which],
         "target": [target[i] for i in which],
         "category": [category[i] for i in which],
         "keypoint": keypoint,
-        "extent": [extent.tolist()[i] for i in which],
+        "extent": [extents[i] for i in which],
         "ambiguous": ambiguous[shared].tolist(),
         "score": score[shared].tolist(),
         "localise": [localise] * len(which),
+        "protocol": [protocol] * len(which),
+        "error": error[shared].tolist(),
     }
     names = [f"{what}_{axis}" for what in ("source", "target", "predicted") for axis in "xy"]
     columns |= dict(zip(names, points[shared].T.tolist(), strict=True))
     return pa.table(columns, schema=SCHEMA)
 
 
-def gather(
-    tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ("pair", "keypoint")
+def varied(
+    table: pa.Table,
+    *,
+    predicted: Float[Tensor, "b n 2"],
+    shared: Bool[Tensor, "b n"],
+    score: Float[Tensor, "b n"],
+    localise: str,
+    protocol: str,
+    error: Float[Tensor, "b n"],
 ) -> pa.Table:
+    """The rows of the same keypoints by another reading: what they have in common is not written again."""
+    x, y = predicted[shared].cpu().unbind(-1)
+    changed = {"predicted_x": x, "predicted_y": y, "score": score[shared].cpu(), "error": error[shared].cpu()}
+    columns = {name: pa.array(values.numpy(), SCHEMA.field(name).type) for name, values in changed.items()}
+    columns |= {key: pa.repeat(value, len(table)) for key, value in (("localise", localise), ("protocol", protocol))}
+    return pa.table([columns.get(name, table[name]) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
     """All processes' rows on every process, sorted."""
     mine = pa.concat_tables([schema.empty_table(), *tables])
     parts: list[Any] = [mine]

@@ -1,0 +1,237 @@
+"""python -m semcorr.audit RUN_DIR: how far the same features move from one convention to the next, and what moves them.
+
+A finished run is built again, its images are encoded once, and each published protocol is reached from ours by
+changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from semcorr.protocol import Protocol
+    from semcorr.readings import Reading
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+LEFT = ("config.yaml", "metrics.json")  # what every finished run has left
+WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
+
+
+class Step(NamedTuple):
+    """A change of one axis."""
+
+    axis: str
+    value: str
+    reading: "Reading"
+
+
+def walk(start: "Reading", end: "Protocol") -> "list[Step]":
+    """From a reading to a protocol with its own read-out, one axis after the other; none that agree already."""
+    from dataclasses import replace
+
+    from semcorr.read_outs import short
+    from semcorr.readings import Reading
+
+    steps, at = [], start
+    for axes in WALK:
+        if axes == ("read_out",):
+            moved = Reading(at.protocol, end.read_out)
+            value = short(end.read_out)
+        else:
+            changed = {axis: getattr(end, axis) for axis in axes}
+            moved = Reading(replace(at.protocol, **changed), at.rule)
+            value = ", ".join(str(v) if axis != "clamp" else "clamped" for axis, v in changed.items() if v is not False)
+        if moved.protocol != at.protocol or moved.localise != at.localise:
+            steps.append(Step(axes[0], value or "not strict", moved))
+            at = moved
+    return steps
+
+
+def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
+    """What a finished run was; refuses a folder that is none, and says what it lacks."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
+    missing = [name for name in LEFT if not (run / name).is_file()]
+    if missing:
+        what = "has not finished" if len(missing) == 1 else "is no run_dir"
+        raise UserError(
+            f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
+        )
+    try:
+        cfg = OmegaConf.load(run / "config.yaml")
+    except Exception as error:
+        raise UserError(
+            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}). Score the run again."
+        ) from None
+    odd = [key for key in ("data", "backbone", "head", "localise", "provenance") if key not in cfg]
+    if odd or not isinstance(cfg, DictConfig):
+        raise UserError(f"{run / 'config.yaml'} is not of semcorr: no `{'`, `'.join(odd)}`. Give the run_dir of a run.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or OmegaConf.select(cfg, key, default=...) is ...:
+            raise UserError(
+                f"{override!r}: the run's config.yaml has no key {key!r}. Give key=value, as data.root=DIR."
+            )
+        OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+    if "test" in cfg:
+        cfg.data = cfg.pop("test")
+    cfg.data.resize = resize or cfg.data.resize
+    cfg.pop("protocol", None)  # the walk starts at ours
+    cfg.logger = {"_target_": "semcorr.loggers.CSV"}
+    return cfg
+
+
+def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
+    """The module as it was scored, and the data."""
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.run import build, read_checkpoint
+
+    origin = run if "loss" in cfg else cfg.checkpoint and Path(cfg.checkpoint)
+    module, data = build(cfg)
+    if not isinstance(data, PairDataModule):
+        raise UserError(
+            f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
+        )
+    if origin and module.moving():
+        content = read_checkpoint(origin)
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"], strict=False)
+    return module, data
+
+
+def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Walk to every protocol that is defined on these pixels; leave audit.json in the run.
+
+    Returns:
+        What audit.json holds of this image geometry.
+    """
+    from semcorr.heads.cosine import Cosine
+    from semcorr.protocol import PRESETS, SEMCORR
+    from semcorr.read_outs import rules_of, short
+    from semcorr.readings import Reading
+    from semcorr.results import write_text
+    from semcorr.run import make_trainer
+
+    cfg = configuration(run, resize, overrides)
+    known = _before(run / "audit.json")
+    module, data = built(run, cfg)
+    start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
+    near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
+    near = [one for one in near if one.decode != "native" or isinstance(module.head, Cosine)]
+    walks = {one.name: walk(start, one) for one in near}
+    module.readings = [start, *(step.reading for steps in walks.values() for step in steps)]
+    module.tabled = False
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(cfg, Path(folder)).test(module, datamodule=data, verbose=False)
+    headlines = iter([found["headline"] for found in module.each])
+    content: dict[str, Any] = {
+        "split": f"{data.name} {data.split}",
+        "backbone": module.backbone.name,
+        "start": {"protocol": "semcorr", "localise": short(start.rule), "headline": (ours := next(headlines))},
+        "protocols": {name: _told(steps, ours, headlines) for name, steps in walks.items()},
+        "elsewhere": {
+            one.name: f"python -m semcorr.audit {run} --resize {one.resize}"
+            for one in PRESETS
+            if one.resize != data.resize
+        },
+    }
+    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n")
+    return {**content, "resize": data.resize}
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """What an audit of other pixels has found."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not an audit.json. Move it away.")
+    return found
+
+
+def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:
+    """Every step's numbers, by how much it moved them, and the axis that moved any of them most."""
+    told, before = [], ours
+    for step in steps:
+        after = next(headlines)
+        moved = {alpha: None if after[alpha] is None else after[alpha] - before[alpha] for alpha in after}
+        told.append({"axis": step.axis, "to": step.value, "headline": after, "moved": moved})
+        before = after
+    most = max(told, key=lambda one: max(abs(value or 0) for value in one["moved"].values()))
+    total = {alpha: None if before[alpha] is None else before[alpha] - ours[alpha] for alpha in before}
+    return {"steps": told, "most": most["axis"], "moved": total}
+
+
+def show(found: dict[str, Any]) -> None:
+    """A table per protocol."""
+    alphas = list(found["start"]["headline"])
+    console = Console()
+    for name, told in found["protocols"].items():
+        table = Table(
+            title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",
+            caption=f"PCK in percent, and what each change moved it by. `{told['most']}` moved it most.",
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
+        )  # fmt: skip
+        for header in ("", *alphas):
+            table.add_column(header, justify="right" if header in alphas else "left", overflow="fold")
+        start = found["start"]["headline"]
+        table.add_row(f"semcorr, {found['start']['localise']}", *(f"{_percent(start[a])}     " for a in alphas))
+        for step in told["steps"]:
+            cells = (f"{_percent(step['headline'][a])} {_signed(step['moved'][a])}" for a in alphas)
+            table.add_row(f"{step['axis']}: {step['to']}", *cells)
+        table.add_section()
+        table.add_row("all together", *(_signed(told["moved"][alpha]) for alpha in alphas))
+        console.print(table)
+    for name, command in found["elsewhere"].items():
+        console.print(f"{name} needs other pixels: {command}", soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.1f}"
+
+
+@app.command()
+def command(
+    run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Keys of its config.yaml that are to be otherwise, as data.root=DIR.")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew.")
+    ] = None,
+) -> None:
+    """How far the same features move from one published convention to the next, and which axis moves them."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with explaining("evaluate"):
+        show(audit(run, resize, overrides or []))
+
+
+def main() -> None:
+    """The command."""
+    app(prog_name="semcorr audit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import slow_protocols
+import torch
+from lightning import Trainer
+from PIL import Image
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+from torch.testing import assert_close
+
+from semcorr.conventions import around, decoded, looked_up, placed, scaled, unscaled
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.record import PairRecord, image_record, longer_side
+from semcorr.errors import UserError
+from semcorr.heads.cosine import Cosine
+from semcorr.localise import argmax
+from semcorr.matching import match_into
+from semcorr.metrics.pck import ALPHAS
+from semcorr.module import Correspondence
+from semcorr.protocol import AXES, PRESETS, Protocol, preset, several, shared_resize
+from semcorr.read_outs import Published, Several, named
+from semcorr.types import FeatureMap, State
+from semcorr.upsampled import upsampled_argmax, upsampled_cosine
+
+SIDE, GRID = slow_protocols.SIDE, 20
+SIZES = [(64, 50), (40, 61), (57, 57)]
+
+
+class Painted(nn.Module):
+    """Features that an image's noise decides: a fixed random projection of each cell's mean colours."""
+
+    name, size, stride, channels, widths = "painted", SIDE, SIDE / GRID, 6, (6,)
+    blocks, norm, sha256, lora_targets, pairwise = (), None, "", (), False
+
+    def __init__(self):
+        super().__init__()
+        chance = torch.Generator().manual_seed(1)
+        self.register_buffer("mix", torch.randn(6, 12, generator=chance))
+
+    def forward(self, image):
+        return self.suffix(self.prefix(image, 0), 0)
+
+    def prefix(self, image, depth):
+        fine = interpolate(image - 0.4, (2 * GRID, 2 * GRID), mode="area")
+        cells = nn.functional.pixel_unshuffle(fine, 2)
+        return State({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh()}, image.shape[-2:])
+
+    def suffix(self, state, depth):
+        return FeatureMap(state.values["0"], self.stride)
+
+
+class Blots(PairDataModule):
+    """Noise of three shapes, all ordered pairs; whole points, some on the border; by the box or by the image."""
+
+    extent = "box"
+
+    def records(self, split):
+        chance = np.random.default_rng(0)
+        images = []
+        for i, (width, height) in enumerate(SIZES):
+            path = Path(self.root) / f"{i}.png"
+            Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+            points = chance.integers(0, [width, height], (7, 2)).tolist()
+            points[0], points[1] = [0, 0], [width, height]  # counted from 1, a point may be beyond the last pixel
+            points[2 + i] = None
+            box = (3, 5, width - 4 - i, height - 7)
+            images.append(image_record(str(i), path, (width, height), points, box, path))
+        pairs = [(a, b) for a in images for b in images if a is not b]
+        return [
+            PairRecord(
+                f"{a.name}-{b.name}", "even" if int(b.name) % 2 == 0 else "odd", a, b,
+                longer_side(b.box) if self.extent == "box" else float(max(b.size)),
+            )
+            for a, b in pairs
+        ]  # fmt: skip
+
+
+def run(root, protocols, localise=None, extent="box", tabled=True, head=None):
+    module = Correspondence(
+        Painted(), head or Cosine(), localise or Published(), finetune=lambda backbone: None, protocols=protocols
+    )
+    module.tabled = tabled
+    data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
+    data.extent = extent
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+                      enable_model_summary=False)  # fmt: skip
+    trainer.test(module, datamodule=data, verbose=False)
+    return module, data
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """slow(preset, extent): every row by the slow version, from maps made outside of the evaluation."""
+    root = tmp_path_factory.mktemp("slow")
+
+    def of(protocol, extent):
+        from semcorr.data.views import view
+
+        data = Blots(root=str(root), size=SIDE, workers=0)
+        data.extent = extent
+        found = {}
+        for pair in data.records("test"):
+            maps = [
+                Painted()(view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
+                for image in (pair.source, pair.target)
+            ]
+            for i in (pair.source.visible & pair.target.visible).nonzero()[:, 0].tolist():
+                points = (pair.source.keypoints[i].tolist(), pair.target.keypoints[i].tolist())
+                sizes = (pair.source.size, pair.target.size)
+                how = getattr(slow_protocols, protocol.name)
+                found[pair.name, i] = how(*maps, points[0], sizes, points[1], pair.target.box, extent == "image")
+        return found
+
+    return of
+
+
+@pytest.mark.parametrize("extent", ["box", "image"])
+@pytest.mark.parametrize("protocol", PRESETS, ids=lambda one: one.name)
+def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent):
+    """Predictions to a thousandth of a pixel, and the same keypoints right at every alpha."""
+    module, _ = run(tmp_path, [protocol], extent=extent)
+    expected = slow(protocol, extent)
+
+    rows = module.table.to_pylist()
+    assert len(rows) == len(expected) > 20
+    assert {row["protocol"] for row in rows} == {protocol.name}
+    per_pair: dict = {}
+    for row in rows:
+        (x, y), error, inclusive = expected[row["pair"], row["keypoint"]]
+        assert math.hypot(row["predicted_x"] - x, row["predicted_y"] - y) < 1e-3
+        assert row["error"] == pytest.approx(error, abs=1e-5)
+        per_pair.setdefault((row["category"], row["pair"]), []).append((error, inclusive))
+    for alpha in ALPHAS:
+        hits = {
+            key: [e <= alpha if inclusive else e < alpha for e, inclusive in some] for key, some in per_pair.items()
+        }
+        by_image = sum(sum(some) / len(some) for some in hits.values()) / len(hits)
+        everything = [hit for some in hits.values() for hit in some]
+        scores = module.scores["pck"]["all"]
+        assert scores["image"][f"{alpha:g}"] == pytest.approx(by_image, abs=1e-12)
+        assert scores["point"][f"{alpha:g}"] == pytest.approx(sum(everything) / len(everything), abs=1e-12)
+        assert module.scores["headline"][f"{alpha:g}"] == pytest.approx(pooled(hits, protocol.pooling), abs=1e-12)
+
+
+def pooled(hits, pooling):
+    per_pair = [sum(some) / len(some) for some in hits.values()]
+    if pooling == "image":
+        return sum(per_pair) / len(per_pair)
+    if pooling == "point":
+        return sum(map(sum, hits.values())) / sum(map(len, hits.values()))
+    categories: dict = {}
+    for (category, _), some in hits.items():
+        categories.setdefault(category, []).append(some)
+    terms = [
+        (1 if pooling == "category" else len(pairs), sum(map(sum, pairs)) / sum(map(len, pairs)))
+        for pairs in categories.values()
+    ]
+    return sum(n * value for n, value in terms) / sum(n for n, _ in terms)
+
+
+@pytest.mark.parametrize("resize", AXES["resize"])
+def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
+    together, _ = run(tmp_path, several(None, resize))
+    names = {one.name for one in together.readings and [reading.protocol for reading in together.readings]}
+    assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
+
+    for protocol in several(None, resize):
+        alone, _ = run(tmp_path, [protocol])
+        mine = together.table.filter(pc.equal(together.table["protocol"], protocol.name))
+        assert mine.equals(alone.table)
+        assert together.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.scores["pck"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_once):
+    """Errors of every protocol of a geometry are the same bits, whichever pairs are scored together."""
+    whole, _ = run(tmp_path, several(None, "squash"), Several([named(one) for one in ("window_5", "argmax", "soft")]))
+    monkeypatch.setattr("semcorr.data.datamodule.AT_MOST", at_once)
+    parts, _ = run(tmp_path, several(None, "squash"), Several([named(one) for one in ("window_5", "argmax", "soft")]))
+
+    assert parts.scores == whole.scores
+    a, b = (torch.tensor(module.table["error"].to_numpy().copy()) for module in (whole, parts))
+    assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
+    """Right is error <= alpha, or < alpha where the protocol is strict: nothing else is needed."""
+    module, _ = run(tmp_path, several(None, "letterbox"), Several([named("argmax"), named("window_5")]))
+
+    assert [one.strict for one in module._pass.pck] == [False, False, True, True, True, True]
+    for name, rules in module.scores["protocols"].items():
+        for rule, view in rules.items():
+            rows = module.table.filter(
+                pc.and_(pc.equal(module.table["protocol"], name), pc.equal(module.table["localise"], rule))
+            )
+            errors = rows["error"].to_numpy()
+            for alpha in ALPHAS:
+                right = errors < alpha if view["strict"] else errors <= alpha
+                assert view["pck"]["all"]["point"][f"{alpha:g}"] == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_our_own_error_is_that_of_the_points_in_the_table(tmp_path):
+    """In double precision, from single precision columns: bit for bit."""
+    rows = run(tmp_path, [Protocol()])[0].table.to_pylist()
+
+    for row in rows:
+        dx, dy = (
+            np.float64(np.float32(row[f"predicted_{c}"])) - np.float64(np.float32(row[f"target_{c}"])) for c in "xy"
+        )
+        assert row["error"] == (torch.tensor([dx, dy]).norm() / torch.tensor(row["extent"], dtype=torch.double)).item()
+
+
+def test_a_tie_is_right_unless_the_protocol_is_strict(tmp_path):
+    """A prediction exactly alpha x extent away."""
+    from semcorr.metrics.pck import PCK
+
+    counts = {}
+    for strict in (False, True):
+        metric = PCK(["cat"], 1, strict=strict)
+        points = torch.tensor([[[10.0, 0.0]]])
+        yes = torch.ones(1, 1, dtype=torch.bool)
+        metric.update(points, torch.zeros(1, 1, 2), torch.tensor([100.0]), yes, ~yes, torch.zeros(1).long())
+        counts[strict] = metric.compute()["pck"]["all"]["image"]["0.1"]
+    assert counts == {False: 1.0, True: 0.0}
+
+
+# -- the maths --
+
+
+@pytest.mark.parametrize("how", ["exact", "ratio", "aligned"])
+def test_scaled_points_come_back(how):
+    sizes = torch.tensor([[500.0, 375.0], [333.0, 500.0]]).double()
+    at = placed(
+        sizes,
+        torch.tensor([[840.0, 630.0], [559.0, 840.0]]).double(),
+        torch.tensor([[0.0, 105.0], [140.0, 0.0]]).double(),
+        840,
+    )
+    points = torch.rand(2, 9, 2).double() * 300
+
+    assert_close(unscaled(scaled(points, at, how), at, how), points)
+
+
+def test_the_same_cell_lies_up_to_seven_pixels_apart():
+    """At 840 pixels and 60 cells: half a cell, and the corners; STYLE.md's table of ramps."""
+    first = torch.zeros(1, 1, 2).double()
+
+    places = {how: decoded(first, 840, 60, how)[0, 0, 0].item() for how in AXES["decode"][:-1]}
+    cells = {how: looked_up(first + 420, 840, 60, how)[0, 0, 0].item() for how in AXES["lookup"]}
+
+    assert places == {"centre": 6.5, "half_stride": 7.0, "aligned": 0.0, "fraction": 0.0}
+    assert cells == pytest.approx(
+        {"centre": 29.5357, "containing": 30, "aligned": 29.5352, "fraction": 30, "aligned_fraction": 29.5}, abs=1e-4
+    )
+
+
+def test_upsampling_products_equals_upsampling_features():
+    features, queries = torch.randn(1, 5, 7, 6), torch.randn(4, 5)
+
+    fast = upsampled_cosine(queries, features, (31, 23))
+
+    large = normalize(interpolate(features, (23, 31), mode="bilinear", align_corners=False), dim=1)
+    pixels, scores = upsampled_argmax(queries, features, (31, 23), values=31 * 23 * 3)
+    assert_close(scores, fast[0].flatten(1).amax(-1))
+    assert_close(pixels[:, 0] + 31 * pixels[:, 1], fast[0].flatten(1).argmax(-1).float())
+    assert_close(fast[0], torch.einsum("nc,chw->nhw", normalize(queries, dim=-1), large[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_bilinear_nn_blends_the_matches_of_four_cells():
+    """Against NC-Net's rule, point by point; points on the border and beyond have fewer neighbours."""
+    torch.manual_seed(0)
+    head, stride = Cosine(), 8
+    source, target = (FeatureMap(torch.randn(1, 5, 6, 6), stride) for _ in range(2))
+    points = torch.cat((torch.rand(9, 2) * 48 - 0.5, torch.tensor([[-0.5, 47.5], [3.5, 3.5]])))
+
+    found = match_into(head, target, [source, source], [points, points[:2]], [argmax, named("bilinear_nn")])
+    small = match_into(head, target, [source, source], [points, points[:2]], [named("bilinear_nn")], values=1)
+
+    assert_close(small.cells[0], found.cells[1])
+    for point, cell in zip(points.tolist(), found.cells[1].tolist(), strict=False):
+        x, y = (min(max((p + 0.5) / stride - 0.5, 0), 5) for p in point)
+        x0, y0 = min(math.floor(x), 4), min(math.floor(y), 4)
+        expected = np.zeros(2)
+        for i in (0, 1):
+            for j in (0, 1):
+                vector = source.values[0, :, y0 + j, x0 + i].double().numpy()
+                scores = slow_protocols.cosines(vector, target.values[0].double().numpy())
+                share = (x - x0 if i else 1 - x + x0) * (y - y0 if j else 1 - y + y0)
+                expected += share * np.array(slow_protocols.best(scores))
+        assert cell == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_the_weights_of_four_cells_add_up_to_one():
+    _, weights = around(torch.rand(2, 50, 2).double() * 7, 8)
+
+    assert_close(weights.sum(-1), torch.ones(2, 50).double())
+    assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize("peak", [0.6, 0.2, -0.1])
+@pytest.mark.parametrize("place", [(4, 3), (0, 0), (8, 6)])
+def test_a_window_beside_zeros_equals_a_map_times_a_mask(peak, place):
+    torch.manual_seed(1)
+    scores = torch.rand(1, 1, 7, 9) * 0.3 - 0.5
+    scores[0, 0, place[1], place[0]] = peak
+
+    found = named("window_5_zero")(scores)
+
+    assert_close(
+        found[0, 0].tolist(),
+        list(slow_protocols.window(scores[0, 0].double().numpy(), 2, 0.02, 1.0)),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_presets_differ_from_ours_and_from_each_other():
+    assert len({tuple(vars(one).values()) for one in PRESETS}) == len(PRESETS)
+    assert [one.name for one in PRESETS if one.exact] == ["semcorr"]
+
+
+def test_an_axis_that_is_changed_is_in_the_name():
+    assert preset("geoaware", strict=False).name == "geoaware (strict=False)"
+    assert preset("visual_ai", resize="squash").name == "visual_ai"
+    assert preset("visual_ai").shown("letterbox").name == "visual_ai (letterbox)"
+    assert preset("semcorr").shown("letterbox").name == "semcorr"
+
+
+# -- mistakes --
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (lambda: preset("geo"), "must be one of semcorr, geoaware"),
+        (lambda: preset("geoaware", stric=True), "`protocol.stric` is no axis"),
+        (lambda: Protocol(frame="pixels"), "`protocol.frame` must be one of original, view, unit, got 'pixels'"),
+        (lambda: several([], "squash"), "must name one"),
+        (lambda: several(["dift", "dift"], "squash"), "several different ones"),
+        (lambda: shared_resize(["geoaware", "visual_ai"]), "geoaware needs letterbox, visual_ai needs squash"),
+        (lambda: preset("dift").shown("letterbox"), "must be squash for dift"),
+        (lambda: named("window_4"), "must be odd"),
+        (lambda: named("windows"), "no read-out is called 'windows'. There are argmax"),
+        (lambda: named("kernel_0"), "no read-out is called"),
+        (lambda: Several(["argmax", "argmax"]), "names argmax twice"),
+    ],
+)
+def test_a_mistake_is_told(mistake, told):
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        mistake()
+
+
+def test_a_head_that_does_not_compare_by_cosine_cannot_be_read_natively(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    with pytest.raises(UserError, match="dift upsamples features"):
+        run(tmp_path, [preset("dift")], head=Whole())
+
+
+def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
+    from semcorr.scoring import goes_by_image
+
+    pair = Blots(root=str(tmp_path), size=SIDE, workers=0).records("test")[0]
+    with pytest.raises(UserError, match="Use protocol=semcorr"):
+        goes_by_image(pair._replace(extent=17.0))
