@@ -26,7 +26,7 @@ from rich.console import Console
 
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark")
+VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "compare")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from semcorr.coords import from_view
 from semcorr.data.images import Shown
+from semcorr.detection import detected
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
 from semcorr.frozen import Frozen, Keep, cells_of, map_of
 from semcorr.heads import Separable
@@ -44,6 +45,8 @@ class Evaluation:
         self.pck = [PCK(categories, keypoints).to(group.device) for _ in self.rules]
         self.held = Held(0, group.device)
         self.tables: list[pa.Table] = []
+        self.detections: list[pa.Table] = []
+        self.grid: tuple[int, int] | None = None  # columns and rows of the similarities
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
@@ -124,6 +127,9 @@ class Evaluation:
         for pairs, target, sources in self._by_target(batch):
             found = match_into(self.module.head, target, sources, [asked[i] for i in pairs], self.rules)
             _place(found, pairs, shared, predicted, score)
+            self.grid = found.grid
+            if self.module.kap:
+                self.detections.append(detected(self.module.head, target, sources, batch, pairs))
         return predicted, score
 
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:

@@ -23,6 +23,7 @@ class Matched(NamedTuple):
 
     points: list[Float[Tensor, "q 2"]]  # in its pixels; one per rule, from the same similarity
     score: Float[Tensor, " q"]  # similarity of the best cell
+    grid: tuple[int, int] = (0, 0)  # columns and rows of the similarity
 
 
 def match_into(
@@ -56,7 +57,7 @@ def match_into(
         maps = (head(one, target, some[None]) for one, some in asked)
     parts = [_read(similarity.float(), rules, cell_stride(target, similarity)) for similarity in maps]
     found = [torch.cat([part.points[i] for part in parts]) for i in range(len(rules))]
-    return Matched(found, torch.cat([part.score for part in parts]))
+    return Matched(found, torch.cat([part.score for part in parts]), parts[0].grid)
 
 
 def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
@@ -100,4 +101,5 @@ def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _read(similarity: Float[Tensor, "1 q h w"], rules: Sequence[Rule], stride: float) -> Matched:
-    return Matched([to_image(rule(similarity)[0], stride) for rule in rules], similarity[0].flatten(1).amax(-1))
+    points = [to_image(rule(similarity)[0], stride) for rule in rules]
+    return Matched(points, similarity[0].flatten(1).amax(-1), (similarity.shape[-1], similarity.shape[-2]))

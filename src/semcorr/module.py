@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
+from semcorr.detection import gathered
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
@@ -51,6 +52,7 @@ class Correspondence(LightningModule):
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
+        kap: Testing also asks after keypoints that the target does not show.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Correspondence(LightningModule):
         finetune(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
-        self.reuse = False
+        self.reuse = self.kap = False
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -189,6 +191,7 @@ class Correspondence(LightningModule):
         """Log `test/...` and gather the table."""
         self._log("test")
         self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
+        self.detections, self.grid = gathered(self._pass.detections), self._pass.grid
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
