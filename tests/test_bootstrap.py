@@ -169,9 +169,9 @@ def test_all_pairs_of_spair_take_seconds():
 def test_intervals_cover_the_truth_95_times_in_100(images, categories, each, kept):
     """Pairs of images with effects of their own as sources and as targets, categories that differ, and noise.
 
-    600 benchmarks; the share that covers is 95 % give or take 1.8 (two standard errors), and half a point more for
-    the normal shape. Pairs that owe nothing to their images (0.0) may be covered a little more often: the
-    spread is never taken to be less than that of independent pairs.
+    600 benchmarks: the share that covers is 95 % give or take 1.8 (two standard errors), and a point below it for 25
+    images, from which a spread is hard to tell. Pairs that owe nothing to their images (0.0) may be covered
+    more often: the spread is never taken to be less than that of independent pairs.
     """
     random = np.random.default_rng(1)
     shared, category = every_pair(categories, each)
@@ -189,7 +189,7 @@ def test_intervals_cover_the_truth_95_times_in_100(images, categories, each, kep
         low, high = interval(drawn)[0]
         covered.append(low <= level[category].mean() <= high)
 
-    assert 0.927 <= np.mean(covered) <= (0.995 if images == 0 else 0.973)
+    assert (0.922 if categories == 1 else 0.932) <= np.mean(covered) <= (0.995 if images == 0 else 0.973)
 
 
 @pytest.mark.slow
