@@ -12,14 +12,14 @@ from torch import Tensor
 
 from semcorr.coords import from_view
 from semcorr.data.images import Shown
-from semcorr.detection import detected
+from semcorr.detection import detected, gathered
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
 from semcorr.frozen import Frozen, Keep, cells_of, map_of
 from semcorr.heads import Separable
 from semcorr.held import Held
 from semcorr.matching import Matched, match_into
 from semcorr.metrics.pck import PCK
-from semcorr.metrics.table import rows
+from semcorr.metrics.table import gather, rows
 from semcorr.read_outs import described, rules_of
 from semcorr.types import FeatureMap, PairBatch
 
@@ -83,6 +83,10 @@ class Evaluation:
                 )
             )  # fmt: skip
         self.seconds["match"] += time.perf_counter() - start
+
+    def gathered(self) -> tuple[pa.Table, pa.Table]:
+        """All processes' rows and detections."""
+        return gather(self.tables, order=("pair", "keypoint", "localise")), gathered(self.detections)
 
     def _direct(self, shown: list[Shown]) -> Held:
         """From pixels, kept for this pass."""

@@ -11,7 +11,6 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
-from semcorr.detection import gathered
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
@@ -21,13 +20,10 @@ from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
-from semcorr.metrics.table import gather
 from semcorr.pose_variant import PoseVariant
 from semcorr.read_outs import described
 from semcorr.training import asked, check, dropped, maps_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
-
-ORDER = ("pair", "keypoint", "localise")
 
 
 class Correspondence(LightningModule):
@@ -190,8 +186,8 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
-        self.detections, self.grid = gathered(self._pass.detections), self._pass.grid
+        self.table, self.detections = self._pass.gathered()
+        self.seconds, self.grid = self._pass.seconds, self._pass.grid
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
