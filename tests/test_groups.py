@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -134,3 +136,36 @@ def test_names_of_ap10k_give_its_published_groups_and_flip():
     made = {frozenset(group) for group in groups_from_names(names)}
     assert frozenset({7, 10, 13, 16}) in made & published  # the paws
     assert frozenset({6, 9, 12, 15}) in published - made  # elbows and knees are one group only there
+
+
+def renumbered(groups: tuple[tuple[int, ...], ...], ids: list[int]) -> list[list[int]]:
+    """GeoAware-SC's in-loop metric: groups and lone keypoints in order, and ids given out anew along them."""
+    grouped = {i for group in groups for i in group}
+    order = sorted([*map(list, groups), *([i] for i in ids if i not in grouped)])
+    fresh = iter(range(len(ids)))
+    return [[next(fresh) for _ in item] for item in order]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "category"),
+    [("spair71k", name) for name in ("bus", "car", "pottedplant", "tvmonitor")] + [("ap10k", "lion")],
+)
+def test_geo_aware_renumbers_ids_by_list_order_and_we_keep_them(benchmark, category):
+    """A regression test: a target that shows two twins and no more is found by true ids and missed by new ones."""
+    groups, ids = symmetry_groups(benchmark, category), sorted(keypoint_names(benchmark, category))
+    visible = torch.zeros(30, dtype=torch.bool)
+    theirs = [set(item) for item in renumbered(groups, ids) if len(item) > 1]
+    twins = next(two for group in groups for two in combinations(group, 2) if not any({*two} <= one for one in theirs))
+    visible[list(twins)] = True
+
+    assert ambiguous(visible, visible, groups).nonzero().flatten().tolist() == sorted(twins)
+
+
+def test_in_ap10k_the_renumbering_makes_the_groups_that_were_published_by_mistake():
+    """{5,6} {7-10} {11-14} {15,16} for {5,8} {6,9,12,15} {7,10,13,16} {11,14}."""
+    groups = symmetry_groups("ap10k", "lion")
+
+    found = [item for item in renumbered(groups, list(range(17))) if len(item) > 1]
+
+    assert found == [[5, 6], [7, 8, 9, 10], [11, 12, 13, 14], [15, 16]]
+    assert sorted(map(list, groups)) == [[5, 8], [6, 9, 12, 15], [7, 10, 13, 16], [11, 14]]

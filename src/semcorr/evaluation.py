@@ -1,4 +1,4 @@
-"""One pass over a split: every image encoded once, every target matched once, every pair scored."""
+"""One pass over a split: every image encoded once, every target matched once, every pair scored by every reading."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr import detection
 from semcorr.coords import from_view, to_image
-from semcorr.data.images import Shown
-from semcorr.encoding import Group, Values, chunked, encode, everywhere
-from semcorr.frozen import Frozen, Keep, cells_of, map_of
-from semcorr.heads import Separable
-from semcorr.held import Held
+from semcorr.data.record import PairRecord
+from semcorr.encoding import Group
+from semcorr.gallery import Gallery
 from semcorr.matching import Matched, match_into, match_native
 from semcorr.metrics.pck import PCK, error
-from semcorr.metrics.table import rows, varied
+from semcorr.metrics.table import gather, rows, varied
+from semcorr.pose import adaptive
 from semcorr.protocol import Protocol
 from semcorr.readings import Reading, check_readings
 from semcorr.scoring import Annotated, annotated, asked, scored
@@ -36,13 +36,15 @@ class Evaluation:
     """What is known while a split is scored.
 
     Args:
-        module: Its backbone, head and localiser.
+        module: Its backbone and head.
         data: The benchmark.
         split: Of it.
         group: Who shares the work.
         context: The precision that features are computed in.
         readings: Protocols and read-outs; all of them see the same features.
         tabled: Keep a row per keypoint and reading, and not the scores alone.
+        pose: Poses that sources are tried in.
+        kap: Ask also after keypoints that the target does not show.
     """
 
     def __init__(
@@ -54,21 +56,27 @@ class Evaluation:
         context: Callable[[], AbstractContextManager[Any]],
         readings: Sequence[Reading],
         tabled: bool = True,
+        pose: adaptive.AdaptivePose | None = None,
+        kap: bool = False,
     ) -> None:
-        self.module, self.data, self.split, self.group, self.context = module, data, split, group, context
-        self.readings, self.tabled = list(readings), tabled
+        self.module, self.data, self.split, self.group = module, data, split, group
+        self.readings, self.tabled, self.kap = list(readings), tabled, kap
         check_readings(self.readings, module.head)
-        self.records = {pair.name: pair for pair in data.pairs(split)}
+        self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
         self.foreign = not all(reading.protocol.exact for reading in self.readings)
-        categories = data.categories(split)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
-            PCK(categories, keypoints, strict=one.protocol.strict, pooling=one.protocol.pooling).to(group.device)
+            PCK(data.categories(split), keypoints, strict=one.protocol.strict, pooling=one.protocol.pooling).to(
+                group.device
+            )
             for one in self.readings
         ]
-        self.held = Held(0, group.device)
+        self.gallery = Gallery(module, data, group, context)
+        self.align = adaptive.Alignment(pose, data, split, group.device) if pose else None
         self.tables: list[pa.Table] = []
+        self.detections: list[pa.Table] = []
         self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
+        self.grid: tuple[int, int] | None = None  # columns and rows of the similarities
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
@@ -82,20 +90,20 @@ class Evaluation:
         start = time.perf_counter()
         if not self.module.backbone.pairwise:
             shown = self.data.to_score(self.split, batches)
-            self.held = self._reused(shown) if reuse else self._direct(shown)
+            self.gallery.encode(self.align.shown(shown) if self.align else shown, reuse)
         self.seconds["encode"] += time.perf_counter() - start
 
     def match(self, batch: PairBatch) -> None:
         """Score a batch of pairs; keep the rows of its keypoints."""
         start = time.perf_counter()
         source, target = batch[:2]
-        known = self._annotated(batch) if self.foreign else None
+        known = self._annotated(batch, [self.records[name] for name in batch.pair])
         truth = from_view(target.keypoints, target.scale, target.offset)
         queries = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
         table = None
-        for pck, reading, read in zip(self.pck, self.readings, self._matched(batch, known), strict=True):
+        for pck, reading, read in zip(self.pck, self.readings, self._read(batch, known), strict=True):
             predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
             if not self.tabled:
@@ -108,11 +116,24 @@ class Evaluation:
                 **said,
             )  # fmt: skip
             self.tables.append(table)
+        if self.kap:
+            looks = self._by_target(batch)
+            self.detections += [detection.detected(self.module.head, *maps, batch, pairs) for pairs, *maps in looks]
         self.seconds["match"] += time.perf_counter() - start
 
-    def _annotated(self, batch: PairBatch) -> Annotated:
-        records = [self.records[name] for name in batch.pair]
-        return annotated(records, batch.target.image.shape[-1], self.data.resize, batch.extent.device)
+    def gathered(self) -> dict[str, pa.Table]:
+        """All processes' rows: of the keypoints, of the poses tried, of what was detected; those there are."""
+        found = {"predictions": gather(self.tables)}
+        if self.align:
+            found["poses"] = gather(self.align.tables, adaptive.SCHEMA, adaptive.ORDER)
+        if self.kap:
+            found["detections"] = detection.gathered(self.detections)
+        return found
+
+    def _annotated(self, batch: PairBatch, records: Sequence[PairRecord]) -> Annotated | None:
+        """For published protocols: ours needs no more than the batch."""
+        side = batch.target.image.shape[-1]
+        return annotated(records, side, self.data.resize, batch.extent.device) if self.foreign else None
 
     def _scored(
         self,
@@ -130,41 +151,20 @@ class Evaluation:
         predicted, errors = scored(known, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
-    def _direct(self, shown: list[Shown]) -> Held:
-        """From pixels, kept for this pass."""
-
-        def compute(image: Tensor) -> Values:
-            with self.context():
-                return cells_of(self._adapted(self.module.backbone(image)))
-
-        keep: Keep = self.module.frozen.keep
-        held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
-        encode(held, shown, self.data, compute, self.group)
-        return held
-
-    def _reused(self, shown: list[Shown]) -> Held:
-        """From what the frozen blocks made of the images; the rest of the backbone and the head, each its share."""
-        frozen: Frozen = self.module.frozen
-        frozen.fill(shown, self.data, self.group, self.context)
-        size, device = (self.module.backbone.size,) * 2, self.group.device
-        one = frozen.features([shown[0].name], size, device) if frozen.whole else None
-        if one is not None and self._adapted(one) is one:  # nothing is left to do
-            assert frozen.held is not None
-            return frozen.held
-        chunks = chunked([one.name for one in shown], self.data.at_once)
-
-        def computed() -> Iterator[tuple[list[str], Values]]:
-            for some in chunks[self.group.rank :: self.group.size]:
-                with self.context():
-                    yield some, cells_of(self._adapted(frozen.features(some, size, device)))
-
-        held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
-        for some, values in everywhere(computed(), len(chunks), self.group):
-            held.add(some, values)
-        return held
+    def _read(self, batch: PairBatch, known: Annotated | None) -> list[Read]:
+        """The answers of every reading, in their order; each pair's from its best pose, where poses are tried."""
+        if self.align is None:
+            return self._matched(batch, known)
+        empty = torch.zeros_like(batch.source.keypoints)
+        reads = [Read(empty.clone(), empty[..., 0].clone()) for _ in self.readings]
+        for pairs, part, records in self.align.parts(batch, self.gallery):
+            for into, found in zip(reads, self._matched(part, self._annotated(part, records)), strict=True):
+                into.cells[pairs] += found.cells  # parts do not overlap, and are zero where they say nothing
+                into.score[pairs] += found.score
+        return reads
 
     def _matched(self, batch: PairBatch, known: Annotated | None) -> list[Read]:
-        """The answers of every reading, in their order. One pass per place the source is read at."""
+        """As the batch is. One pass per place the source is read at."""
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
@@ -180,14 +180,22 @@ class Evaluation:
                     where = self._asked(batch, known, protocol, sources[0].values.shape[-1])
                     looked[protocol.query] = where[shared].split(counts)
                 points = [looked[protocol.query][i] for i in pairs]
-                rules = {self.readings[i].localise: self.readings[i].rule for i in members}
-                found = self._found(batch, protocol, target, sources, points, pairs, list(rules.values()))
-                cells = dict(zip(rules, found.cells, strict=True))
-                mask = torch.zeros_like(shared)
-                mask[pairs] = shared[pairs]
-                for i in members:
-                    reads[i].cells[mask], reads[i].score[mask] = cells[self.readings[i].localise], found.score
+                found = self._found(batch, protocol, target, sources, points, pairs, members)
+                self._place(reads, members, found, shared, pairs)
         return reads
+
+    def _place(
+        self, reads: list[Read], members: list[int], found: Matched, shared: Bool[Tensor, "b n"], pairs: list[int]
+    ) -> None:
+        """Answers, in the order of the pairs' shared keypoints, to their rows."""
+        mask = torch.zeros_like(shared)
+        mask[pairs] = shared[pairs]
+        cells = dict(zip(self._rules(members), found.cells, strict=True))
+        for i in members:
+            reads[i].cells[mask], reads[i].score[mask] = cells[self.readings[i].localise], found.score
+
+    def _rules(self, members: Sequence[int]) -> dict[str, Any]:
+        return {self.readings[i].localise: self.readings[i].rule for i in members}
 
     def _asked(
         self, batch: PairBatch, known: Annotated | None, protocol: Protocol, grid: int
@@ -199,20 +207,22 @@ class Evaluation:
 
     def _found(
         self, batch: PairBatch, protocol: Protocol, target: FeatureMap, sources: list[FeatureMap],
-        points: list[Tensor], pairs: list[int], rules: list[Any],
+        points: list[Tensor], pairs: list[int], members: list[int],
     ) -> Matched:  # fmt: skip
         """Queries of some pairs into their one target."""
+        rules = list(self._rules(members).values())
         if protocol.decode == "native":
             size = self.records[batch.pair[pairs[0]]].target.size
             return match_native(self.module.head, target, sources, points, rules, size)
         found = match_into(self.module.head, target, sources, points, rules)
-        self.stride = found.stride
+        h, w = (round(cells * target.stride / found.stride) for cells in target.values.shape[-2:])
+        self.stride, self.grid = found.stride, (w, h)
         return found
 
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
         """Pairs that look into the same features, those, and the features of their sources."""
         if self.module.backbone.pairwise:
-            sources, targets = map(self._adapted, self.module.seen(batch.source, batch.target))
+            sources, targets = map(self.gallery.adapted, self.module.seen(batch.source, batch.target))
             for i in range(len(batch.pair)):
                 yield [i], _one(targets, i), [_one(sources, i)]
             return
@@ -220,15 +230,7 @@ class Evaluation:
         for i, name in enumerate(batch.target.name):
             groups.setdefault(name, []).append(i)
         for name, pairs in groups.items():
-            yield pairs, self._held(name), [self._held(batch.source.name[i]) for i in pairs]
-
-    def _held(self, name: str) -> FeatureMap:
-        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.held[name].items()}
-        side = self.module.backbone.size
-        return map_of(values, side / values["cells"].shape[2])
-
-    def _adapted(self, maps: FeatureMap) -> FeatureMap:
-        return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
+            yield pairs, self.gallery(name), [self.gallery(batch.source.name[i]) for i in pairs]
 
 
 def _one(maps: FeatureMap, i: int) -> FeatureMap:

@@ -20,7 +20,6 @@ from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
-from semcorr.metrics.table import gather
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol
 from semcorr.read_outs import Published
@@ -54,6 +53,7 @@ class Correspondence(LightningModule):
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
         readings: The protocols, each with its read-outs; `each` has their scores, after a split.
         tabled: Testing leaves a row per keypoint and reading.
+        kap: Testing also asks after keypoints that the target does not show.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Correspondence(LightningModule):
         finetune(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
-        self.reuse = False
+        self.reuse = self.kap = False
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -191,7 +191,8 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table, self.seconds = gather(self._pass.tables), self._pass.seconds
+        self.table, self.detections = self._pass.gathered()
+        self.seconds, self.grid = self._pass.seconds, self._pass.grid
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:

@@ -15,6 +15,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence
+from semcorr.summary import in_words, kap_summary, summary
 
 
 def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
@@ -34,7 +35,11 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
         "split": f"{data.name} {data.split}",
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
+        **summary(table, data, module.grid, first.protocol.strict),
     }
+    if module.kap:
+        metrics["kap"] = kap_summary(module.detections)
+        write(module.detections, run_dir / "detections.parquet")
     write(module.table, run_dir / "predictions.parquet")
     scored = set(table["pair"].to_pylist())
     shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
@@ -47,7 +52,8 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
     """Rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
-        title=title, caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}"
+        title=title,
+        caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}\n{in_words(metrics)}",
     )
     for header in ("", "", *alphas):
         table.add_column(header, justify="right" if header else "left")

@@ -34,6 +34,7 @@ class ImageRecord(NamedTuple):
     visible: Tensor  # (n) bool
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
+    azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
 
 
 class PairRecord(NamedTuple):

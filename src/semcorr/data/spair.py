@@ -124,7 +124,8 @@ def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
     keypoints = [need(slots, str(i), path) for i in range(len(slots))]
     size = (int(need(entry, "image_width", path)), int(need(entry, "image_height", path)))
     picture = tree.pictures / category / need(entry, "filename", path)
-    return image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
+    record = image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
+    return record._replace(azimuth=entry.get("azimuth_id"))
 
 
 def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
@@ -135,9 +136,22 @@ def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[st
     if (contradiction := _contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
+    details["azimuth_difference"] = azimuth_difference(source.azimuth, target.azimuth)
     groups = symmetry_groups(tree.facts, category) if tree.facts else ()
     flip = flip_permutation(tree.facts, category) if tree.facts else None
     return PairRecord(name, category, source, target, longer_side(target.box), groups, flip, details)
+
+
+def azimuth_difference(source: int | None, target: int | None) -> int | None:
+    """Steps of 45 degrees between two of SPair-71k's azimuths, the shorter way round: 0 to 4.
+
+    >>> azimuth_difference(7, 1)
+    2
+    """
+    if source is None or target is None:
+        return None
+    apart = abs(source - target) % 8
+    return min(apart, 8 - apart)
 
 
 def _parts(name: str, layout: Path) -> tuple[str, str, str]:

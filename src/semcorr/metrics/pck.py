@@ -54,9 +54,38 @@ def pck(
 def error(
     predicted: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], extent: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n"]:
-    """Distance as a fraction of ``extent``; in double precision, so that ties with alpha are the same everywhere."""
-    distance = (predicted.double() - target.double()).norm(dim=-1)
-    return distance / extent.double()[:, None]
+    """Distance as a fraction of ``extent``, the same digits everywhere: ties with alpha must not depend on the device.
+
+    Double precision, and one elementary operation after the other: `norm` may fuse them.
+    """
+    x, y = (predicted.double() - target.double()).unbind(-1)
+    return (x * x + y * y).sqrt() / extent.double()[:, None]
+
+
+def scores_of(
+    correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"], alphas: Sequence[float]
+) -> Scores:
+    """PCK from whole numbers: per image `sum_n correct[n] / n / pairs`, per point `correct / (pairs n)`.
+
+    The sum over n is rounded once, at its end: no order, no number of rows changes a digit. None where a
+    subset has no keypoint at all.
+
+    Args:
+        correct: Right keypoints of the pairs that have n = 0, 1, 2 ... of them.
+        pairs: How many such pairs there are.
+        alphas: What the second axis of `correct` holds.
+    """
+    scores: Scores = {}
+    for subset, right, count in zip(SUBSETS, correct.tolist(), pairs.tolist(), strict=True):
+        images, points = sum(count[1:]), sum(n * k for n, k in enumerate(count))
+        image = [math.fsum(k / n for n, k in enumerate(row) if n) / images if images else None for row in right]
+        point = [sum(row[1:]) / points if points else None for row in right]
+        names = [f"{alpha:g}" for alpha in alphas]
+        scores[subset] = {
+            "image": dict(zip(names, image, strict=True)),
+            "point": dict(zip(names, point, strict=True)),
+        }
+    return scores
 
 
 class PCK(Metric):
@@ -125,8 +154,10 @@ class PCK(Metric):
         The last is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
         no keypoint at all.
         """
-        each = {name: self._scores(self.correct[:, i], self.pairs[:, i]) for i, name in enumerate(self.categories)}
-        pooled = self._scores(self.correct.sum(1), self.pairs.sum(1))
+        each = {
+            name: scores_of(self.correct[:, i], self.pairs[:, i], self.alphas) for i, name in enumerate(self.categories)
+        }
+        pooled = scores_of(self.correct.sum(1), self.pairs.sum(1), self.alphas)
         return {"pck": pooled, "category": each, "headline": self._headline(pooled, each)}
 
     def _headline(self, all_of: Scores, each: dict[str, Scores]) -> dict[str, float | None]:
@@ -141,17 +172,3 @@ class PCK(Metric):
             total = math.fsum(count * value for count, value in terms if value is not None)
             found[alpha] = total / sum(counts) if sum(counts) else None
         return found
-
-    def _scores(self, correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"]) -> Scores:
-        correct, pairs = correct[..., 1:].double(), pairs[:, 1:].double()
-        n = torch.arange(1, pairs.shape[-1] + 1, dtype=torch.double, device=pairs.device)
-        image = (correct / n).sum(-1) / pairs.sum(-1)[:, None]
-        point = correct.sum(-1) / (pairs * n).sum(-1)[:, None]
-        return {
-            subset: {"image": self._row(image[s]), "point": self._row(point[s])} for s, subset in enumerate(SUBSETS)
-        }
-
-    def _row(self, values: Float[Tensor, " alphas"]) -> dict[str, float | None]:
-        """NaN, which JSON does not know, becomes None."""
-        known = [None if v != v else v for v in values.tolist()]
-        return {f"{alpha:g}": v for alpha, v in zip(self.alphas, known, strict=True)}

@@ -1,0 +1,141 @@
+"""python -m semcorr.compare RUN_A RUN_B: by how much two runs on the same pairs differ, and whether that is chance."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+from semcorr.metrics.scored import Scored, combinations, right, scored
+from semcorr.metrics.uncertainty import Discordant, differences, mcnemar
+
+SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Run(NamedTuple):
+    """A finished evaluation: what it reports and the rows that follow from."""
+
+    name: str
+    metrics: Mapping[str, Any]
+    rows: Scored
+
+
+def read_run(folder: Path) -> Run:
+    """The rows of the read-out and protocol that metrics.json reports.
+
+    Raises:
+        UserError: The folder is not that of a finished run on pairs.
+    """
+    absent = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]
+    if absent:
+        raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        found = combinations(pq.read_table(folder / "predictions.parquet"))
+        wanted = (metrics["protocol"], metrics["localise"])
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{folder} holds no run on pairs ({type(error).__name__}: {error}). Evaluate again") from None
+    if wanted not in found:
+        raise UserError(f"{folder}: predictions.parquet has no rows of {wanted[1]} under protocol {wanted[0]}")
+    return Run(str(folder), metrics, scored(found[wanted]))
+
+
+def require_same(first: Run, second: Run) -> None:
+    """Differences are of something only where everything but the predictions is the same."""
+    protocols = [run.metrics["protocol"] for run in (first, second)]
+    if protocols[0] != protocols[1]:
+        raise UserError(
+            f"{first.name} is under protocol {protocols[0]}, {second.name} under {protocols[1]}. "
+            "Give runs under the same protocol"
+        )
+    mine, theirs = set(first.rows.pairs), set(second.rows.pairs)
+    if mine != theirs:
+        raise UserError(
+            f"{first.name} scored {len(mine)} pairs and {second.name} {len(theirs)}, {len(mine & theirs)} of them the "
+            "same. Give runs on the same pairs"
+        )
+    values = [{name: getattr(run.rows, name) for name in ("pair", *SAME)} for run in (first, second)]
+    odd = [name for name, value in values[0].items() if not np.array_equal(value, values[1][name])]
+    if odd or first.rows.images != second.rows.images:
+        raise UserError(
+            f"{first.name} and {second.name} scored pairs of the same names, but of other {(odd or ['images'])[0]}: "
+            "another version of the benchmark? Give runs on the same pairs"
+        )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="The run_dir of an evaluation,")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="and of another.")],
+    alphas: Annotated[str, typer.Option("--alphas", help="Tolerances.")] = "0.01,0.05,0.1",
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Resamples of the images.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+) -> None:
+    """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with explaining("evaluate"):
+        tolerances = _tolerances(alphas)
+        runs = read_run(first), read_run(second)
+        require_same(*runs)
+        hits = [right(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
+    entries = differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
+    tests = [mcnemar(*both) for both in zip(*hits, strict=True)]
+    show(entries, runs, dict(zip(tolerances, tests, strict=True)))
+
+
+def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: Mapping[float, Discordant]) -> None:
+    """A row per subset, way and alpha; McNemar below."""
+    table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
+    for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):
+        table.add_column(header, justify="right" if header else "left")
+    for entry in sorted(entries, key=lambda entry: entry["by"]):
+        a, b, apart = (
+            f"{100 * entry[key]:{sign}.2f}" for key, sign in (("first", ""), ("second", ""), ("difference", "+"))
+        )
+        low_high = (
+            "too few images"
+            if entry["interval"] is None
+            else "{:+.2f} to {:+.2f}".format(*(100 * x for x in entry["interval"]))
+        )
+        p = "-" if entry["p"] is None else f"{entry['p']:.3g}"
+        table.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
+    console = Console()
+    for letter, run in zip("AB", runs, strict=True):
+        console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
+    console.print(table)
+    for alpha, test in tests.items():
+        console.print(
+            f"McNemar at {alpha:g}: {test.only_first} keypoints right in A alone, {test.only_second} in B alone, "
+            f"p = {test.p:.2g}"
+        )
+    console.print("McNemar takes keypoints for independent, which those of one image are not: believe the intervals.")
+
+
+def _tolerances(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(value > 0 for value in values):
+        raise UserError(f"--alphas must be positive numbers with commas between, as 0.05,0.1; got {text!r}")
+    return values
+
+
+def main() -> None:
+    """The command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Every image of the pairs ahead, encoded once and adapted by the head, on whichever process it is asked for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from semcorr.data.images import Shown
+from semcorr.encoding import Group, Values, chunked, encode, everywhere
+from semcorr.frozen import Frozen, Keep, cells_of, map_of
+from semcorr.heads import Separable
+from semcorr.held import Held
+from semcorr.types import FeatureMap
+
+
+class Gallery:
+    """Features by the names of images.
+
+    Args:
+        module: Its backbone and head.
+        data: The benchmark.
+        group: Who shares the work.
+        context: The precision that features are computed in.
+    """
+
+    def __init__(
+        self, module: Any, data: Any, group: Group, context: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.module, self.data, self.group, self.context = module, data, group, context
+        self.held = Held(0, group.device)
+
+    def __call__(self, name: str) -> FeatureMap:
+        """Of one image."""
+        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.held[name].items()}
+        return map_of(values, self.module.backbone.size / values["cells"].shape[2])
+
+    def adapted(self, maps: FeatureMap) -> FeatureMap:
+        """What the head makes of the features of images, if it looks at each by itself."""
+        return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
+
+    def encode(self, shown: list[Shown], reuse: bool) -> None:
+        """These images; with `reuse` from what the frozen blocks made of them, which is kept for the next time."""
+        self.held = self._reused(shown) if reuse else self._direct(shown)
+
+    def _direct(self, shown: list[Shown]) -> Held:
+        """From pixels, kept for this pass."""
+
+        def compute(image: Tensor) -> Values:
+            with self.context():
+                return cells_of(self.adapted(self.module.backbone(image)))
+
+        keep: Keep = self.module.frozen.keep
+        held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
+        encode(held, shown, self.data, compute, self.group)
+        return held
+
+    def _reused(self, shown: list[Shown]) -> Held:
+        """From what the frozen blocks made of the images; the rest of the backbone and the head, each its share."""
+        frozen: Frozen = self.module.frozen
+        frozen.fill(shown, self.data, self.group, self.context)
+        size, device = (self.module.backbone.size,) * 2, self.group.device
+        one = frozen.features([shown[0].name], size, device) if frozen.whole else None
+        if one is not None and self.adapted(one) is one:  # nothing is left to do
+            assert frozen.held is not None
+            return frozen.held
+        chunks = chunked([one.name for one in shown], self.data.at_once)
+
+        def computed() -> Iterator[tuple[list[str], Values]]:
+            for some in chunks[self.group.rank :: self.group.size]:
+                with self.context():
+                    yield some, cells_of(self.adapted(frozen.features(some, size, device)))
+
+        held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
+        for some, values in everywhere(computed(), len(chunks), self.group):
+            held.add(some, values)
+        return held

@@ -1,0 +1,65 @@
+"""PCK by what the benchmark says of a pair: azimuths apart, viewpoint, scale, truncation, occlusion."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from semcorr.metrics.pck import Scores
+from semcorr.metrics.scored import Scored
+from semcorr.metrics.views import pck_of
+
+LABELS: Mapping[str, Sequence[str]] = {
+    "azimuth_difference": ("0", "1", "2", "3", "4"),  # in steps of 45 degrees ("Telling Left from Right", section 3.3)
+    "viewpoint_variation": ("easy", "medium", "hard"),
+    "scale_variation": ("easy", "medium", "hard"),
+    "truncation": ("none", "source", "target", "both"),
+    "occlusion": ("none", "source", "target", "both"),
+}
+
+
+def by_class(
+    rows: Scored, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
+    hits: Bool[np.ndarray, "a m"] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """PCK of each class of pairs, with how many pairs it is of; and how many pairs are of none.
+
+    Args:
+        rows: Of one read-out and protocol.
+        labels: Of pairs by name; None, or not there, where it is not known.
+        names: Of the classes 0, 1, 2 ...
+        alphas: Tolerances.
+        hits: As in `pck_of`.
+    """
+    values = [labels.get(name) for name in rows.pairs]
+    label = np.array([-1 if value is None else value for value in values])
+    classes: dict[str, Any] = {"unknown": int((label < 0).sum())}
+    for i, name in enumerate(names):
+        kept = (label == i)[rows.pair]
+        scores: Scores = pck_of(_only(rows, kept), alphas, None if hits is None else hits[:, kept])["pck"]
+        classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
+    return classes
+
+
+def sensitivity(classes: Mapping[str, Any], names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+    """(best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
+
+    None where a class has no pairs, or none of them is ever right: it would be another quantity.
+
+    >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
+    >>> sensitivity(five, "01234")
+    {'0.1': 0.5}
+    """
+    found: dict[str, float | None] = {}
+    for alpha in classes[names[0]][by]:
+        values = [classes[name][by][alpha] for name in names]
+        found[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
+    return found
+
+
+def _only(rows: Scored, kept: Bool[np.ndarray, " m"]) -> Scored:
+    return rows._replace(
+        pair=rows.pair[kept], keypoint=rows.keypoint[kept], predicted=rows.predicted[kept], target=rows.target[kept],
+        extent=rows.extent[kept], ambiguous=rows.ambiguous[kept], error=rows.error[kept],
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""KAP: matching as detection, so that a match to a point that is not there costs something (Spherical Maps).
+
+Every keypoint visible in the source makes one guess within reach of its target and one beyond; the
+best similarities of both are ranked together, and their average precision is the score.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+KAP_ALPHAS = (0.01, 0.05, 0.1)
+SCHEMA = pa.schema(
+    [
+        ("pair", pa.string()),
+        ("category", pa.string()),
+        ("keypoint", pa.int32()),  # original id, visible in the source
+        ("visible", pa.bool_()),  # in the target
+        ("alpha", pa.float64()),
+        ("inside", pa.float32()),  # best similarity within alpha times the extent of the target's point
+        ("outside", pa.float32()),  # and beyond
+    ]
+)
+
+
+def inside_outside(
+    similarity: Float[Tensor, "n h w"],
+    centres: Float[Tensor, "h w 2"],
+    target: Float[Tensor, "n 2"],
+    reach: float,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Best similarity within reach of each target point, and beyond it; brought to [0, 1] over the whole pair.
+
+    Where no cell is within reach, or none beyond, the value is 0, the least there is (as released).
+
+    Args:
+        similarity: Of all source-visible keypoints of one pair.
+        centres: Of the cells, in original target pixels, as
+        target: where each keypoint is annotated; of no meaning where it is not visible.
+        reach: Alpha times the extent; a cell exactly that far is within.
+
+    Example:
+        >>> similarity = torch.tensor([[[0.0, 0.8, 1.0]]])
+        >>> centres = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [20.0, 0.0]]])
+        >>> inside_outside(similarity, centres, torch.tensor([[4.0, 0.0]]), reach=6.0)  # the first two cells
+        (tensor([0.8000]), tensor([1.]))
+    """
+    if not len(similarity):
+        return similarity.new_zeros(0), similarity.new_zeros(0)
+    low, high = similarity.aminmax()
+    scaled = (similarity - low) / (high - low).clamp_min(torch.finfo(similarity.dtype).tiny)
+    x, y = (centres.double() - target.double()[:, None, None]).unbind(-1)
+    near = (x * x + y * y).sqrt() <= reach
+    return (scaled * near).flatten(1).amax(-1), (scaled * ~near).flatten(1).amax(-1)
+
+
+def average_precision(score: Float[np.ndarray, " k"], positive: Bool[np.ndarray, " k"]) -> float | None:
+    """Sum over the distinct scores, best first, of precision times the recall gained there; None without positives.
+
+    >>> average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False]))  # 1/2 * 1 + 1/2 * 2/3
+    0.8333333333333333
+    """
+    if not positive.any():
+        return None
+    _, place = np.unique(-score, return_inverse=True)
+    true, every = np.bincount(place, positive), np.bincount(place)
+    precision = np.cumsum(true) / np.cumsum(every)
+    return float((precision * true).sum() / positive.sum())
+
+
+def kap(table: pa.Table, alpha: float = 0.1, released: bool = False) -> dict[str, Any]:
+    """KAP of a table of detections, the mean over pairs and of all scores pooled.
+
+    Args:
+        table: Rows of `SCHEMA`.
+        alpha: One of its tolerances.
+        released: Jamais Vu's function works out what a keypoint means that the target does not show (no positive, and
+            the best of the whole image as a negative), and then returns the arrays from before: an
+            invisible keypoint is a positive too, near wherever its coordinates happen to point. True repeats that.
+    """
+    column = {name: table[name].to_numpy() for name in table.schema.names}
+    kept = column["alpha"] == alpha
+    inside, outside = (column[name][kept].astype(float) for name in ("inside", "outside"))
+    visible = np.ones(len(inside), bool) if released else column["visible"][kept].astype(bool)
+    negative = np.where(visible, outside, np.maximum(inside, outside))
+    score = np.concatenate((inside[visible], negative))
+    positive = np.arange(len(score)) < visible.sum()
+    _, pair = np.unique(column["pair"][kept].astype(str), return_inverse=True)
+    pair = np.concatenate((pair[visible], pair))
+    order = np.argsort(pair, kind="stable")
+    ends = np.flatnonzero(np.diff(pair[order])) + 1
+    each = [average_precision(score[rows], positive[rows]) for rows in np.split(order, ends)] if len(order) else []
+    known = [value for value in each if value is not None]
+    return {
+        "image": float(np.mean(known)) if known else None,
+        "point": average_precision(score, positive),
+        "pairs": len(known),
+    }
