@@ -18,7 +18,8 @@ from semcorr.heads import Separable
 from semcorr.held import Held
 from semcorr.matching import Matched, match_into
 from semcorr.metrics.pck import PCK
-from semcorr.metrics.table import rows
+from semcorr.metrics.table import gather, rows
+from semcorr.pose import adaptive
 from semcorr.read_outs import described, rules_of
 from semcorr.types import FeatureMap, PairBatch
 
@@ -32,10 +33,17 @@ class Evaluation:
         split: Of it.
         group: Who shares the work.
         context: The precision that features are computed in.
+        pose: Poses that sources are tried in.
     """
 
     def __init__(
-        self, module: Any, data: Any, split: str, group: Group, context: Callable[[], AbstractContextManager[Any]]
+        self,
+        module: Any,
+        data: Any,
+        split: str,
+        group: Group,
+        context: Callable[[], AbstractContextManager[Any]],
+        pose: adaptive.AdaptivePose | None = None,
     ) -> None:
         self.module, self.data, self.split, self.group, self.context = module, data, split, group, context
         self.rules = rules_of(module.localise)
@@ -45,6 +53,7 @@ class Evaluation:
         self.held = Held(0, group.device)
         self.tables: list[pa.Table] = []
         self.seconds = {"encode": 0.0, "match": 0.0}
+        self.align = adaptive.Alignment(pose, data, split, group.device) if pose else None
 
     @torch.no_grad()
     def encode(self, batches: int, reuse: bool) -> None:
@@ -57,6 +66,7 @@ class Evaluation:
         start = time.perf_counter()
         if not self.module.backbone.pairwise:
             shown = self.data.to_score(self.split, batches)
+            shown = self.align.shown(shown) if self.align else shown
             self.held = self._reused(shown) if reuse else self._direct(shown)
         self.seconds["encode"] += time.perf_counter() - start
 
@@ -64,7 +74,7 @@ class Evaluation:
         """Score a batch of pairs; keep the rows of its keypoints."""
         start = time.perf_counter()
         source, target = batch[:2]
-        points, score = self._matched(batch)
+        points, score = self._aligned(batch) if self.align else self._matched(batch)
         truth = from_view(target.keypoints, target.scale, target.offset)
         asked = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
@@ -80,6 +90,10 @@ class Evaluation:
                 )
             )  # fmt: skip
         self.seconds["match"] += time.perf_counter() - start
+
+    def poses(self) -> pa.Table | None:
+        """All processes' rows of the poses tried."""
+        return gather(self.align.tables, adaptive.SCHEMA, adaptive.ORDER) if self.align else None
 
     def _direct(self, shown: list[Shown]) -> Held:
         """From pixels, kept for this pass."""
@@ -113,6 +127,17 @@ class Evaluation:
         for some, values in everywhere(computed(), len(chunks), self.group):
             held.add(some, values)
         return held
+
+    def _aligned(self, batch: PairBatch) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
+        """As `_matched`, from each pair's best pose: parts do not overlap, and are zero where they say nothing."""
+        assert self.align is not None
+        points = [torch.zeros_like(batch.source.keypoints) for _ in self.rules]
+        score = torch.zeros_like(points[0][..., 0])
+        for pairs, part in self.align.parts(batch, self._held):
+            found, best = self._matched(part)
+            for into, some in zip((*points, score), (*found, best), strict=True):
+                into[pairs] += some
+        return points, score
 
     def _matched(self, batch: PairBatch) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
         """Target pixels by every read-out and the best similarity; only shared keypoints are filled in."""

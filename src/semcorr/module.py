@@ -21,6 +21,7 @@ from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import gather
+from semcorr.pose import adaptive
 from semcorr.pose_variant import PoseVariant
 from semcorr.read_outs import described
 from semcorr.training import asked, check, dropped, maps_of
@@ -48,6 +49,7 @@ class Correspondence(LightningModule):
         key: What these depend on besides the weights; names them in a store on disk.
         variants: Of a training pair, with one or both images mirrored, and what they count.
         dropout: Share of the features' numbers that the head does not see in a training step.
+        pose: Poses that sources of the test are tried in.
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
@@ -67,6 +69,7 @@ class Correspondence(LightningModule):
         key: Mapping[str, Any] | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
+        pose: adaptive.AdaptivePose | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.localise = backbone, head, localise
@@ -78,7 +81,7 @@ class Correspondence(LightningModule):
         finetune(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
-        self.reuse = False
+        self.reuse, self.pose = False, pose or adaptive.AdaptivePose()
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -132,8 +135,7 @@ class Correspondence(LightningModule):
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
         """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.seed * 1_000_003 + step)
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
@@ -171,7 +173,7 @@ class Correspondence(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Encode the images of the test pairs; what is reported starts here."""
         self.frozen.forget()
-        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.whole)
+        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.whole, self.pose)
 
     def validation_step(self, batch: PairBatch) -> None:
         """Match and score."""
@@ -189,12 +191,12 @@ class Correspondence(LightningModule):
         """Log `test/...` and gather the table."""
         self._log("test")
         self.table, self.seconds = gather(self._pass.tables, order=ORDER), self._pass.seconds
+        self.poses = self._pass.poses()
         self.frozen.forget()
 
-    def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
-        kept = reuse or self.frozen.keep.root is not None
-        self._pass = Evaluation(self, self._data, split, self._group, self._precision)
-        self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
+    def _start(self, split: str, batches: Sequence[int | float], reuse: bool, pose: Any = None) -> None:
+        self._pass = Evaluation(self, self._data, split, self._group, self._precision, pose)
+        self._pass.encode(int(batches[0]), reuse=(reuse or self.frozen.keep.root is not None) and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
         self.scores, *others = (pck.compute() for pck in self._pass.pck)
@@ -242,8 +244,7 @@ class Correspondence(LightningModule):
         names = set(checkpoint["state_dict"])
         if self.loss is None:  # to be scored; what a loss learned is for training
             names = {name for name in names if not name.startswith("loss.")}
-        odd = sorted(names ^ self.moving().keys())
-        if odd:
+        if odd := sorted(names ^ self.moving().keys()):
             raise UserError(
                 f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
             )

@@ -15,6 +15,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence
+from semcorr.pose.adaptive import chosen
 from semcorr.read_outs import described
 
 
@@ -35,6 +36,9 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
     }
     write(module.table, run_dir / "predictions.parquet")
+    if module.poses is not None:
+        metrics["pose"] = chosen(module.poses)
+        write(module.poses, run_dir / "poses.parquet")
     scored = set(table["pair"].to_pylist())
     shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
     draw.save(draw.page(shown, table), run_dir / "matches.png")

@@ -60,6 +60,7 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         key=features_key(cfg),
         variants=pose_variant(cfg),
         dropout=cfg.get("feature_dropout", 0.0),
+        pose=instantiate(cfg.pose) if "pose" in cfg else None,
         **training,
     )
 
