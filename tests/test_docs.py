@@ -9,9 +9,8 @@ from semcorr.cli import conf_dir
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-PAGES = {"backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads"} | dict.fromkeys(
-    ("loss", "pairs"), "losses"
-)
+PAGES = {"backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads"}
+PAGES |= {"loss": "losses", "pairs": "losses", "pose": "pose"}
 
 
 @pytest.mark.parametrize(("group", "page"), PAGES.items())

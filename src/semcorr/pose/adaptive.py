@@ -15,9 +15,9 @@ from torch import Tensor
 
 from semcorr.data.augment import require_flips
 from semcorr.data.images import Shown
-from semcorr.data.record import PairRecord
+from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.errors import UserError
-from semcorr.pose.distance import cells_of_object, instance_distance
+from semcorr.pose.distance import Cells, cells_of_object, instance_distance
 from semcorr.pose.masks import MASKS, Masks
 from semcorr.pose.variants import PLAIN, Variant, variants
 from semcorr.types import FeatureMap, PairBatch, View
@@ -131,29 +131,39 @@ class Alignment:
             batch: Of pairs without pixels.
             held: The features of an image, or of a variant of it, by name.
         """
-        turned = [self._seen(batch, i, self._choice(batch, i, held)) for i in range(len(batch.pair))]
+        variants = self._choices(batch, held)
+        turned = [self._seen(batch, i, variant) for i, variant in enumerate(variants)]
         names = [view.name for view in turned]
         stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in turned), strict=True)]
         moved = View._make([*stacked, names])
         rest = batch.source._replace(visible=batch.source.visible & ~moved.visible)
         return [part for view in (moved, rest) if (part := _part(batch._replace(source=view))).pairs]
 
-    def _choice(self, batch: PairBatch, i: int, held: Callable[[str], FeatureMap]) -> Variant:
-        """The variant that is closest to the target; of equals the first, which is the image as it is."""
-        record, options = self.records[batch.pair[i]], self.options
-        maps = held(record.target.name)
-        target = cells_of_object(maps, self.masks(record.target, maps), options.grid)
-        tried, distances = options.tried(record.category), []
-        for variant in tried:
-            maps = held(variant.of(record.source).name)
-            mask = self.masks(record.source, maps)
-            source = cells_of_object(maps, None if mask is None else variant.pixels(mask), options.grid)
-            distances.append(float(instance_distance(source, target, options.reduce, options.mutual)))
-        best = distances.index(min(distances))
-        told = (batch.pair[i], record.source.name, record.target.name, record.category, self.masks.kind)
-        rows = [(*told, str(tried[k]), distances[k], k == best) for k in range(len(tried))]
+    def _choices(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[Variant]:
+        """Of each pair the variant that is closest to the target; of equals the first, which is the image as it is."""
+        chosen, rows = [], []
+        targets: dict[tuple[Any, ...], Cells] = {}  # pairs of a batch look into few images
+        for name in batch.pair:
+            record = self.records[name]
+            key = (record.target.name, record.target.box)
+            if key not in targets:
+                targets[key] = self._cells(record.target, PLAIN, held)
+            tried = self.options.tried(record.category)
+            distances = [self._distance(self._cells(record.source, one, held), targets[key]) for one in tried]
+            best = distances.index(min(distances))
+            told = (name, record.source.name, record.target.name, record.category, self.masks.kind)
+            rows += [(*told, str(tried[k]), distances[k], k == best) for k in range(len(tried))]
+            chosen.append(tried[best])
         self.tables.append(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
-        return tried[best]
+        return chosen
+
+    def _cells(self, record: ImageRecord, variant: Variant, held: Callable[[str], FeatureMap]) -> Cells:
+        maps = held(variant.of(record).name)
+        mask = self.masks(record, maps)
+        return cells_of_object(maps, None if mask is None else variant.pixels(mask), self.options.grid)
+
+    def _distance(self, source: Cells, target: Cells) -> float:
+        return float(instance_distance(source, target, self.options.reduce, self.options.mutual))
 
     def _seen(self, batch: PairBatch, i: int, variant: Variant) -> View:
         """The source in a pose, with those keypoints that are read there."""
