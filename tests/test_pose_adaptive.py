@@ -14,13 +14,15 @@ from test_evaluate import Patches as Pixels
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import ImageDataset
 from semcorr.data.images import Shown, content_id
+from semcorr.data.masks import box_cells
 from semcorr.data.record import ImageRecord, PairRecord, image_record
+from semcorr.data.views import view
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.heads.cosine import Cosine
 from semcorr.localise import argmax
 from semcorr.module import Correspondence
-from semcorr.pose.adaptive import AdaptivePose, chosen
+from semcorr.pose.adaptive import AdaptivePose, chosen, posed
 from semcorr.pose.variants import PLAIN, Variant
 from semcorr.train import train
 
@@ -145,11 +147,27 @@ def test_twins_shared_asks_for_the_twin_in_the_target_too(tmp_path):
     assert {k: shared[k] for k in range(2, COUNT)} == {k: source[k] for k in range(2, COUNT)}
 
 
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("variant", EVERY, ids=str)
+def test_the_view_of_a_record_in_a_pose_is_the_view_in_that_pose(tmp_path, variant, resize):
+    """What protocols that look at records see is what is read in the turned square."""
+    pair = Posed(root=str(tmp_path), size=SIDE).records("test")[0]
+    plain, turned = (view(one.source, SIDE, resize) for one in (pair, posed(pair, variant)))
+
+    order = FLIP if variant.mirrored else range(COUNT)
+    expected = variant.points(plain.keypoints[list(order)], (SIDE, SIDE))
+
+    torch.testing.assert_close(turned.keypoints, expected)
+    assert turned.name == variant.of(pair.source).name
+    box = variant.pixels(box_cells(pair.source, SIDE, resize, SIDE))
+    assert torch.equal(box_cells(posed(pair, variant).source, SIDE, resize, SIDE), box)
+
+
 @pytest.mark.parametrize("variant", EVERY, ids=str)
 def test_points_go_where_pixels_go(variant):
     image = torch.zeros(7, 7)
     image[2, 5] = 1
-    x, y = variant.points(torch.tensor([5.0, 2.0]), side=7).long()
+    x, y = variant.points(torch.tensor([5.0, 2.0]), size=(7, 7)).long()
 
     assert variant.pixels(image)[y, x] == 1
     assert (variant == PLAIN) == bool((variant.pixels(image) == image).all())
@@ -159,7 +177,7 @@ def test_points_go_where_pixels_go(variant):
 def test_a_mirror_or_turn_is_undone_exactly(there, back):
     points = torch.tensor([[0.0, 3.0], [6.5, 1.25], [2.0, 2.0]])
 
-    moved = EVERY[back].points(EVERY[there].points(points, side=7), side=7)
+    moved = EVERY[back].points(EVERY[there].points(points, size=(7, 9)), size=(9, 7) if there in (2, 4) else (7, 9))
 
     assert torch.equal(moved, points)
 

@@ -133,7 +133,7 @@ class Evaluation:
         assert self.align is not None
         points = [torch.zeros_like(batch.source.keypoints) for _ in self.rules]
         score = torch.zeros_like(points[0][..., 0])
-        for pairs, part in self.align.parts(batch, self._held):
+        for pairs, part, _ in self.align.parts(batch, self._held):
             found, best = self._matched(part)
             for into, some in zip((*points, score), (*found, best), strict=True):
                 into[pairs] += some

@@ -97,6 +97,7 @@ class Part(NamedTuple):
 
     pairs: list[int]
     batch: PairBatch
+    records: list[PairRecord]  # of a benchmark whose source images were in these poses
 
 
 class Alignment:
@@ -137,7 +138,10 @@ class Alignment:
         stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in turned), strict=True)]
         moved = View._make([*stacked, names])
         rest = batch.source._replace(visible=batch.source.visible & ~moved.visible)
-        return [part for view in (moved, rest) if (part := _part(batch._replace(source=view))).pairs]
+        records = [self.records[name] for name in batch.pair]
+        seen = [posed(record, variant) for record, variant in zip(records, variants, strict=True)]
+        views = ((moved, seen), (rest, records))
+        return [part for view, told in views if (part := _part(batch._replace(source=view), told)).pairs]
 
     def _choices(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[Variant]:
         """Of each pair the variant that is closest to the target; of equals the first, which is the image as it is."""
@@ -176,7 +180,7 @@ class Alignment:
             assert record.flip is not None, "AdaptivePose.check comes first"
             shown = batch.shared[i] if self.options.twins == "shared" else visible
             keypoints, visible = twins(keypoints, visible, shown, record.flip)
-        points = variant.points(keypoints, source.image.shape[-1])
+        points = variant.points(keypoints, (source.image.shape[-1],) * 2)
         return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
 
 
@@ -198,15 +202,34 @@ def twins(
     >>> twins(points, seen, seen, (1, 0, 2))[1]  # whose left ear is where the right one was?
     tensor([False, False,  True])
     """
-    order = list(flip)
-    order += range(len(order), len(keypoints))  # rows that a benchmark's widest category has more
+    order = _order(flip, len(keypoints))
     return keypoints[order], visible & shown[order]
 
 
-def _part(batch: PairBatch) -> Part:
+def posed(record: PairRecord, variant: Variant) -> PairRecord:
+    """The pair, had its source been photographed so: original pixels, every keypoint that the image then shows."""
+    source = record.source
+    order = _order(record.flip or () if variant.mirrored else (), len(source.keypoints))
+    points = variant.points(source.keypoints[order], source.size)
+    corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
+    x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
+    size = source.size[::-1] if variant.turned % 180 else source.size
+    changed = source._replace(
+        name=variant.of(source).name, size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2)
+    )
+    return record._replace(source=changed)
+
+
+def _order(flip: Sequence[int], rows: int) -> list[int]:
+    """A benchmark's widest category may have more rows than this one."""
+    return [*flip, *range(len(flip), rows)]
+
+
+def _part(batch: PairBatch, records: Sequence[PairRecord]) -> Part:
     """Those pairs that have a keypoint to match."""
     pairs = batch.shared.any(-1).nonzero().flatten().tolist()
-    return Part(pairs, PairBatch._make([*(_rows(column, pairs) for column in batch[:-1]), ()]))
+    some = PairBatch._make([*(_rows(column, pairs) for column in batch[:-1]), ()])
+    return Part(pairs, some, [records[i] for i in pairs])
 
 
 def _rows(column: Any, index: list[int]) -> Any:

@@ -30,16 +30,17 @@ class Variant(NamedTuple):
         """What the backbone is shown, and the key of its features."""
         return Shown(record, *self)
 
-    def points(self, points: Float[Tensor, "*n 2"], side: int) -> Float[Tensor, "*n 2"]:
-        """Where pixels of the image go; `side` is the square's.
+    def points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
+        """Where pixels of an image of this width and height go.
 
-        >>> Variant(turned=90).points(torch.tensor([3.0, 0.0]), side=4)  # the upper right corner, now the upper left
+        >>> Variant(turned=90).points(torch.tensor([3.0, 0.0]), size=(4, 2))  # the upper right corner, now upper left
         tensor([0., 0.])
         """
         x, y = points.unbind(-1)
-        x = side - 1 - x if self.mirrored else x
+        width, height = size
+        x = width - 1 - x if self.mirrored else x
         for _ in range(self.turned // 90):
-            x, y = y, side - 1 - x
+            x, y, width, height = y, width - 1 - x, height, width
         return torch.stack((x, y), dim=-1)
 
     def pixels(self, values: Shaped[Tensor, "*c s s"]) -> Shaped[Tensor, "*c s s"]:
