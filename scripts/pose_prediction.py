@@ -83,7 +83,11 @@ def first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -
     """The first few of each pose: rows are sets, columns poses."""
     columns = [[image for image, pose in images if pose == wanted] for wanted in POSES]
     if (least := min(map(len, columns))) < sets:
-        raise UserError(f"`sets`: {category} has only {least} templates of a pose, {sets} are wanted. Set sets={least}")
+        scarce = POSES[[len(column) for column in columns].index(least)]
+        raise UserError(
+            f"`sets`: {sets} of every pose are wanted, but of {category} {scarce} there are {least}. "
+            "Give fewer, sets=N, or a split with more, templates=SPLIT."
+        )
     return [[column[k] for column in columns] for k in range(sets)]
 
 
@@ -119,4 +123,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"pose_prediction: {error}")
+        print(f"pose_prediction: {error}", file=sys.stderr)
+        sys.exit(2)
