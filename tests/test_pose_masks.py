@@ -42,8 +42,9 @@ def test_cells_of_a_mask_are_those_half_covered():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[0:4, 0:2] = True  # half of the first cell
     mask[4:8, 0:1] = True  # a quarter of the one below
+    mask[0:4, 4:8] = True  # all of the one beside it
 
-    assert mask_cells(mask, 8, "squash", 2).tolist() == [[True, False], [False, False]]
+    assert mask_cells(mask, 8, "squash", 2).tolist() == [[True, True], [False, False]]
 
 
 def test_an_object_smaller_than_half_a_cell_still_has_one():
