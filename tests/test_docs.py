@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 PAGES = {
     "backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads", "loss": "losses",
-    "pairs": "losses", "protocol": "protocols",
+    "pairs": "losses", "pose": "pose", "protocol": "protocols",
 }  # fmt: skip
 
 

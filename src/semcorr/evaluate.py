@@ -26,6 +26,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=False)
     module.kap = cfg.kap
+    module.pose.check(module.backbone, data)
     trainer = make_trainer(cfg, Path(cfg.run_dir))
     if isinstance(data, TapVid) and module.backbone.pairwise:
         raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")

@@ -117,8 +117,8 @@ class Evaluation:
             )  # fmt: skip
             self.tables.append(table)
         if self.kap:
-            looks = self._by_target(batch)
-            self.detections += [detection.detected(self.module.head, *maps, batch, pairs) for pairs, *maps in looks]
+            for pairs, seen, sources in self._by_target(batch):
+                self.detections.append(detection.detected(self.module.head, seen, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
 
     def gathered(self) -> dict[str, pa.Table]:

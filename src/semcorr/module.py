@@ -15,11 +15,12 @@ from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
 from semcorr.finetune.modes import keep_frozen_in_eval
-from semcorr.finetune.moving import saved
+from semcorr.finetune.moving import base_of, refuse_another, saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
+from semcorr.pose import adaptive
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol
 from semcorr.read_outs import Published
@@ -48,6 +49,7 @@ class Correspondence(LightningModule):
         variants: Of a training pair, with one or both images mirrored, and what they count.
         dropout: Share of the features' numbers that the head does not see in a training step.
         protocols: What it is scored by; the first is the one validated, drawn and reported as the score.
+        pose: Poses that sources of the test are tried in.
 
     Attributes:
         reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
@@ -71,6 +73,7 @@ class Correspondence(LightningModule):
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
         protocols: Sequence[Protocol] = (SEMCORR,),
+        pose: adaptive.AdaptivePose | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.tabled = backbone, head, True
@@ -83,7 +86,7 @@ class Correspondence(LightningModule):
         finetune(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
-        self.reuse = self.kap = False
+        self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -137,8 +140,7 @@ class Correspondence(LightningModule):
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
         """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.seed * 1_000_003 + step)
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
@@ -191,20 +193,21 @@ class Correspondence(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        self.table, self.detections = self._pass.gathered()
+        found = self._pass.gathered()
+        self.table, self.beside = found.pop("predictions"), found
         self.seconds, self.grid = self._pass.seconds, self._pass.grid
         self.frozen.forget()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
-        kept = reuse or self.frozen.keep.root is not None
-        chosen = self.readings[:1] if self.trainer.validating or self.trainer.training else self.readings
-        self._pass = Evaluation(self, self._data, split, self._group, self._precision, chosen, self.tabled)
-        self._pass.encode(int(batches[0]), reuse=kept and self.frozen.worth)
+        everything: dict[str, Any] = {"readings": self.readings, "pose": self.pose, "kap": self.kap}
+        asked_for = everything if self.trainer.testing else {"readings": self.readings[:1]}
+        self._pass = Evaluation(self, self._data, split, self._group, self._precision, tabled=self.tabled, **asked_for)
+        self._pass.encode(int(batches[0]), reuse=(reuse or self.frozen.keep.root is not None) and self.frozen.worth)
 
     def _log(self, stage: str) -> None:
         self.each = [pck.compute() for pck in self._pass.pck]
         self.scores = scores_of(self._pass.readings, self.each)
-        self._pass.held = Held(0, self.device)
+        self._pass.gallery.held = Held(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():
                 if value is not None:
@@ -232,21 +235,15 @@ class Correspondence(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what moves, and what it moved away from."""
         checkpoint["state_dict"] = self.moving()
-        checkpoint["base"] = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+        checkpoint["base"] = base_of(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse weights that were trained on another base, or other parts of it."""
-        base, own = checkpoint["base"], {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
-        if base != own:
-            raise UserError(
-                f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
-                f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
-            )
+        refuse_another(checkpoint["base"], base_of(self.backbone))
         names = set(checkpoint["state_dict"])
         if self.loss is None:  # to be scored; what a loss learned is for training
             names = {name for name in names if not name.startswith("loss.")}
-        odd = sorted(names ^ self.moving().keys())
-        if odd:
+        if odd := sorted(names ^ self.moving().keys()):
             raise UserError(
                 f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
             )

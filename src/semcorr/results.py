@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence
+from semcorr.pose.adaptive import chosen
 from semcorr.summary import in_words, kap_summary, summary
+
+# Tables beside the predictions: what metrics.json says of them, and under which key.
+BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {"detections": ("kap", kap_summary), "poses": ("pose", chosen)}
 
 
 def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
@@ -37,9 +41,10 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
         **summary(table, data, module.grid, first.protocol.strict),
     }
-    if module.kap:
-        metrics["kap"] = kap_summary(module.detections)
-        write(module.detections, run_dir / "detections.parquet")
+    for name, rows in module.beside.items():
+        key, said = BESIDE[name]
+        metrics[key] = said(rows)
+        write(rows, run_dir / f"{name}.parquet")
     write(module.table, run_dir / "predictions.parquet")
     scored = set(table["pair"].to_pylist())
     shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])

@@ -63,6 +63,7 @@ def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
         variants=pose_variant(cfg),
         dropout=cfg.get("feature_dropout", 0.0),
         protocols=protocols(cfg),
+        pose=instantiate(cfg.pose) if "pose" in cfg else None,
         **training,
     )
 

@@ -54,6 +54,7 @@ def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
     module, data = build(cfg, ("fit",) if other else ("fit", "test"), **training)
     reuse(module, data)
     scored = other or data
+    module.pose.check(module.backbone, scored)
     scored.size, scored.pixels = data.size, data.pixels
     return module, data, scored
 

@@ -92,7 +92,7 @@ class TrainingPairs(Dataset[PairBatch]):
 
 
 class ImageDataset(Dataset[View]):
-    """Images, each once. The keypoint rows of a mirror image keep their ids: nobody asks for them."""
+    """Images, each once. Of a mirrored or turned one only pixels and name are as shown: nobody asks for the rest."""
 
     def __init__(self, images: Sequence[Shown], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize
@@ -101,8 +101,8 @@ class ImageDataset(Dataset[View]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> View:
-        record, mirrored = self.images[index]
+        record, mirrored, turned = one = self.images[index]
         seen = view(record, self.side, self.resize)
-        if not mirrored:
-            return seen
-        return mirror(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
+        if mirrored:
+            seen = mirror(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
+        return seen._replace(image=seen.image.rot90(turned // 90, (-2, -1)), name=one.name) if turned else seen

@@ -10,18 +10,24 @@ from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.errors import UserError
 
 MIRRORED = " mirrored"
+TURNED = " turned "
 
 
 class Shown(NamedTuple):
-    """An image, or the mirror image of its rendered square: what a flip shows the backbone."""
+    """An image, or the mirror image of its rendered square, then turned: what a flip shows the backbone.
+
+    Squashed or letterboxed, a turned image's square is the turned square of the image.
+    """
 
     record: ImageRecord
     mirrored: bool = False
+    turned: int = 0  # degrees anticlockwise: 0, 90, 180 or 270
 
     @property
     def name(self) -> str:
         """Unique in its benchmark; the key of its features."""
-        return mirrored_name(self.record.name) if self.mirrored else self.record.name
+        name = mirrored_name(self.record.name) if self.mirrored else self.record.name
+        return f"{name}{TURNED}{self.turned}" if self.turned else name
 
 
 def mirrored_name(name: str) -> str:
@@ -34,14 +40,15 @@ def mirrored_name(name: str) -> str:
 
 
 def content_id(shown: Shown) -> str:
-    """32 hex digits that follow from the file's bytes and the mirroring alone, wherever the file lies."""
+    """32 hex digits that follow from the file's bytes, the mirroring and the turn alone, wherever the file lies."""
     record = shown.record
     try:
         now = record.path.stat()
         digest = _file_sha256(record.path, now.st_mtime_ns, now.st_size)
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}".encode()).hexdigest()[:32]
+    turned = f" {shown.turned}" if shown.turned else ""  # entries of before know of no turns
+    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turned}".encode()).hexdigest()[:32]
 
 
 @cache

@@ -24,6 +24,13 @@ log = logging.getLogger(__name__)
 Point = Sequence[float] | None  # (x, y), or None where the keypoint is not annotated
 
 
+class Segmentation(NamedTuple):
+    """Where an image's pixels are told apart by class."""
+
+    path: Path
+    value: int  # of the pixels of the object's class
+
+
 class ImageRecord(NamedTuple):
     """One annotated object in one image."""
 
@@ -35,6 +42,7 @@ class ImageRecord(NamedTuple):
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
     azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
+    segmentation: Segmentation | None = None
 
 
 class PairRecord(NamedTuple):

@@ -14,7 +14,17 @@ from rich.progress import Progress
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts, flip_permutation, symmetry_groups
 from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import ImageRecord, PairRecord, image_record, log, longer_side, need, read_json, require_root
+from semcorr.data.record import (
+    ImageRecord,
+    PairRecord,
+    Segmentation,
+    image_record,
+    log,
+    longer_side,
+    need,
+    read_json,
+    require_root,
+)
 from semcorr.errors import UserError
 
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}  # our split to theirs
@@ -31,6 +41,7 @@ class Tree(NamedTuple):
     slots: int | None = 30  # keypoint slots of every image; None: as many as there are
     facts: str | None = "spair71k"  # symmetry groups and flips
     partial: bool = False  # pairs of the list may have no annotation
+    masks: Path | None = None  # pictures of VOC class ids, where there are any
 
 
 class SPair(PairDataModule):
@@ -68,7 +79,8 @@ class SPair(PairDataModule):
 def official_tree(root: Path) -> Tree:
     """As SPair-71k.tar.gz unpacks."""
     require_root(root, "SPair-71k", "Run `python -m semcorr.prepare spair`, or give data.root=DIR.")
-    return Tree(root / "Layout" / "large", root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages")
+    layout, masks = root / "Layout" / "large", root / "Segmentation"
+    return Tree(layout, root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages", masks=masks)
 
 
 def spair_pairs(root: Path, folder: str) -> list[PairRecord]:
@@ -125,7 +137,15 @@ def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
     size = (int(need(entry, "image_width", path)), int(need(entry, "image_height", path)))
     picture = tree.pictures / category / need(entry, "filename", path)
     record = image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
-    return record._replace(azimuth=entry.get("azimuth_id"))
+    return record._replace(azimuth=entry.get("azimuth_id"), segmentation=_segmentation(tree, category, stem))
+
+
+def _segmentation(tree: Tree, category: str, stem: str) -> Segmentation | None:
+    """Pixels are numbered as the 20 classes of VOC, not as SPair-71k's own 18."""
+    path = tree.masks / category / f"{stem}.png" if tree.masks else None
+    if path is None or not path.is_file() or tree.facts is None:
+        return None
+    return Segmentation(path, facts(tree.facts)["categories"][category]["voc_class_id"])
 
 
 def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:

@@ -1,8 +1,11 @@
-"""What a checkpoint holds of a tuned backbone."""
+"""What a checkpoint holds of a tuned backbone, and of what it was tuned from."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import nn
+
+from semcorr.backbones import Backbone
+from semcorr.errors import UserError
 
 
 def saved(backbone: nn.Module, buffers: Collection[str]) -> set[str]:
@@ -19,3 +22,17 @@ def saved(backbone: nn.Module, buffers: Collection[str]) -> set[str]:
     wrapped = {name: name.replace(".base_layer.", ".") for name, _ in backbone.named_buffers()}  # peft renames
     added = {name for name, original in wrapped.items() if original not in buffers}
     return (moving | added) & set(backbone.state_dict())
+
+
+def base_of(backbone: Backbone) -> dict[str, str]:
+    """What its weights moved away from."""
+    return {"backbone": backbone.name, "sha256": backbone.sha256}
+
+
+def refuse_another(base: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """What was trained from one base says nothing of another."""
+    if base != own:
+        raise UserError(
+            f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
+            f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
+        )
