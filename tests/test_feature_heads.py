@@ -30,7 +30,7 @@ from semcorr.types import FeatureMap
     [
         (lambda: Bottleneck(768), 628_992),
         (lambda: Aggregation([1280, 1280, 640, 768]), 5_150_208 + 4),
-        (lambda: Aggregation(768), 628_992 + 1),
+        (lambda: Aggregation([768]), 628_992 + 1),
         (lambda: SelfAttention(768), 5_901_312),
         (lambda: CrossAttention(768), 11_802_624),
         (lambda: Upsample(1024), 8_413_184),
