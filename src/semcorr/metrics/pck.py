@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -56,10 +57,13 @@ def error(
 ) -> Float[Tensor, "b n"]:
     """Distance as a fraction of ``extent``, the same digits everywhere: ties with alpha must not depend on the device.
 
-    Double precision, and one elementary operation after the other: `norm` may fuse them.
+    Double precision, and one elementary operation after the other: `norm` may fuse them. PyTorch's square root on a
+    CPU may be MKL's, which can be off by the last bit; NumPy's, as a GPU's, is rounded correctly.
     """
-    x, y = (predicted.double() - target.double()).unbind(-1)
-    return (x * x + y * y).sqrt() / extent.double()[:, None]
+    x, y = (predicted.detach().double() - target.double()).unbind(-1)
+    squared = x * x + y * y
+    distance = torch.from_numpy(np.sqrt(squared.numpy())) if squared.device.type == "cpu" else squared.sqrt()
+    return distance / extent.double()[:, None]
 
 
 def scores_of(
