@@ -1,17 +1,19 @@
 """What other evaluators got wrong, by name, and that it cannot happen here.
 
 Padding in PF-WILLOW's threshold (dhpf, CATs): test_readers. Filesystem order in AP-10K (GeoAware): test_ap10k. Frozen
-backbones that cannot be switched on, gradients wiped between steps, a best score forgotten on resuming (Visual-AI):
-test_tuning_grid, test_train. Scores of the main process alone (Visual-AI): test_distributed.
+backbones that cannot be switched on (Visual-AI): test_tuning_grid. Scores of the main process alone (Visual-AI):
+test_distributed.
 """
 
 import random
 
 import pytest
+import torch
 from lightning import Trainer
 from test_protocols import SIDE, Blots, Painted
 from tiny_ap10k import write_released
 
+from semcorr import module as modules
 from semcorr.data.ap10k import AP10K
 from semcorr.data.record import longer_side
 from semcorr.data.spair import SPair
@@ -20,6 +22,7 @@ from semcorr.heads.cosine import Cosine
 from semcorr.module import Correspondence
 from semcorr.protocol import several
 from semcorr.read_outs import Published
+from semcorr.train import train
 
 
 def test_a_test_number_is_of_every_pair_of_the_split(config, tiny, creatures):
@@ -82,3 +85,71 @@ def test_ap10ks_extent_is_that_of_the_box_and_not_the_images_diagonal(tmp_path):
     for pair in pairs:
         width, height = pair.target.size
         assert pair.extent == longer_side(pair.target.box) < (width**2 + height**2) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_reg", "dinov3", "dino", "ibot", "clip", "sam", "mae", "siglip2"])
+def test_a_transformer_is_read_after_its_last_block(config, name):
+    """A course project reads block 4 unless told otherwise."""
+    assert config("evaluate", f"backbone={name}").backbone.layers == [-1]
+
+
+QUICK = ["finetune.blocks=1", "data.steps=4", "data.batch_size=1"]
+
+
+def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
+    """Visual-AI clears them before every batch, so that of an accumulated step only the last one counts."""
+    alone, stepped, real = [], [], Correspondence.training_step
+
+    def moving(module):
+        return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def training_step(self, batch):
+        loss = real(self, batch)
+        alone.append(torch.autograd.grad(loss, moving(self), retain_graph=True))
+        return loss
+
+    monkeypatch.setattr(Correspondence, "training_step", training_step)
+    monkeypatch.setattr(
+        Correspondence,
+        "on_before_optimizer_step",
+        lambda self, optimizer: stepped.append([parameter.grad.clone() for parameter in moving(self)]),
+        raising=False,
+    )
+    train(config("train", *tiny, *QUICK, "trainer.max_epochs=1", "trainer.accumulate_grad_batches=2"))
+
+    assert (len(alone), len(stepped)) == (4, 2)
+    for i, found in enumerate(stepped):
+        for one, other, mean in zip(alone[2 * i], alone[2 * i + 1], found, strict=True):
+            torch.testing.assert_close(mean, (one + other) / 2)
+
+
+@pytest.mark.parametrize(("later", "kept"), [(0.1, True), (0.9, False)])
+def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, monkeypatch, later, kept):
+    """Visual-AI starts again from zero, and the first score after resuming overwrites the best weights."""
+    line = [*tiny, *QUICK, "trainer.max_epochs=2"]
+    validated, real, start = [0.5, later, later], modules.scores_of, Correspondence.on_train_batch_start
+
+    def scores_of(*given):
+        scores = real(*given)
+        scores["pck"]["all"]["image"]["0.1"] = validated.pop(0)
+        return scores
+
+    def broken_off(self, batch, batch_idx):
+        assert self.current_epoch == 0, "the power fails"
+        return start(self, batch, batch_idx)
+
+    monkeypatch.setattr(modules, "scores_of", scores_of)
+    with monkeypatch.context() as patch:
+        patch.setattr(Correspondence, "on_train_batch_start", broken_off)
+        with pytest.raises(AssertionError, match="the power fails"):
+            train(config("train", *line))
+    first = best_weights(tmp_path / "run")
+    again = config("train", *line)
+    again.checkpoint = again.run_dir
+    train(again)
+
+    assert all(map(torch.equal, first, best_weights(tmp_path / "run"))) == kept
+
+
+def best_weights(run):
+    return list(torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"].values())
