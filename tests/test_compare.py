@@ -130,6 +130,16 @@ def test_tolerances_that_are_none_are_refused(tmp_path, alphas):
     assert "--alphas" in output
 
 
+def test_runs_at_other_sizes_of_the_images_can_be_compared(config, tiny, tmp_path):
+    """The truth has been through views of other sizes, and is rounded otherwise."""
+    for size in (40, 56):
+        evaluate(config("evaluate", *tiny, f"backbone.size={size}", f"run_dir={tmp_path / str(size)}"))
+
+    code, output = typed(tmp_path / "40", tmp_path / "56", "--draws", "100")
+
+    assert code == 0, output
+
+
 def test_what_evaluate_leaves_can_be_compared(config, tiny, tmp_path):
     """And the printed table says the intervals in a line."""
     for name, rule in (("a", "argmax"), ("b", "soft_argmax")):
