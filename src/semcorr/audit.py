@@ -63,6 +63,8 @@ def walk(start: "Reading", end: "Protocol") -> "list[Step]":
 def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
     """What a finished run was; refuses a folder that is none, and says what it lacks."""
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if not run.is_dir():
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
@@ -74,7 +76,7 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
         )
     try:
         cfg = OmegaConf.load(run / "config.yaml")
-    except Exception as error:
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}). Score the run again."
         ) from None
