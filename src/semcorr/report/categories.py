@@ -86,7 +86,7 @@ def _azimuth(entries: Sequence[Entry]) -> Figure | str:
     ]
     columns = ["configuration", *(f"{45 * int(s)}°" for s in steps), "sensitivity, %"]
     title = "PCK by the change of viewpoint"
-    return Figure(title, caption, [drawing(title, [*body, *ends(frame, named)])],
+    return Figure(title, caption, [drawing(f"At α = {ALPHA}", [*body, *ends(frame, named)])],
                   Table("azimuth", title, caption, columns, rows))  # fmt: skip
 
 

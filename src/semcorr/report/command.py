@@ -18,10 +18,12 @@ from semcorr.report.cost import cost
 from semcorr.report.curves import curves
 from semcorr.report.entries import Entry, entries
 from semcorr.report.leaderboard import leaderboard
+from semcorr.report.maps import maps
 from semcorr.report.page import page
 from semcorr.report.parts import Section
 from semcorr.report.pictures import pictures
 from semcorr.report.runs import Run, found, read, require_comparable
+from semcorr.report.settings_table import settings_table
 from semcorr.report.texts import latex, markdown, tidy
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,12 +47,12 @@ def report(
         shown = benchmark(made[0].runs[0], root)
         if isinstance(shown, str):
             print(f"Without confusion matrices and pictures: {shown}", file=sys.stderr)
-        write(out, *content(made, shown, seconds))
+        write(out, *content(made, shown, seconds, root))
     Console().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
 
 def content(
-    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, seconds: bool = True
+    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, seconds: bool = True, root: Path | None = None
 ) -> tuple[str, list[str], list[Section]]:
     """Title, what to know first, and the sections."""
     metrics = made[0].runs[0].metrics
@@ -70,8 +72,18 @@ def content(
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
     sections = [leaderboard(made), curves(made), categories(made), cost(made, seconds), confused(made, shown),
-                pictures(made, shown)]  # fmt: skip
+                _pairs(made, shown, root), settings_table(made)]  # fmt: skip
     return f"Semantic correspondence on {metrics['split']}", intro, [one for one in sections if one]
+
+
+def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, root: Path | None) -> Section:
+    section = pictures(made, shown)
+    if isinstance(shown, str):
+        return section
+    drawn = maps(made[0], shown, root)
+    if isinstance(drawn, str):
+        return section._replace(text=f"{section.text} Similarity maps are left out: {drawn}")
+    return section._replace(parts=[*section.parts, drawn])
 
 
 def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:

@@ -60,7 +60,7 @@ def _matrices(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     told = [line for name in sorted(found) for line in _told(name, found[name], _names(benchmark, name))]
     columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]
     table = Table("confusion", "What each keypoint is taken for", caption, columns, told, words=2)
-    return Figure("What each keypoint is taken for", caption, panels, table, wide=True)
+    return Figure("What each keypoint is taken for", caption, panels, table, layout="wide")
 
 
 def _own(matrix: Int[np.ndarray, "n k"]) -> float:

@@ -26,7 +26,7 @@ def cost(entries: Sequence[Entry], seconds: bool = True) -> Section:
         rows.append([str(number), entry.label, f"{count:,.0f}", *times, *used, spread(entry.headline(ALPHA))])
     caption = (
         f"PCK at α = {ALPHA}, as the protocol pools it, against what it costs. Numbers in the figure are those of the "
-        "first column."
+        "first column." + ("" if any(trained) else " Nothing was trained in any of these runs.")
         + (" Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
            "machine the run had: compare only runs of one machine. A run that found its features stored did not "
            "compute them again, and its seconds say so." if seconds else "")

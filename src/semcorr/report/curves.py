@@ -71,7 +71,7 @@ def _figure(key: str, found: Sequence[Curve]) -> Figure:
     ]  # fmt: skip
     columns = ["shared", short(key), "subset", *(f"α = {a}" for a in alphas), f"95 % at {INTERVAL}"]
     title = f"PCK over {short(key)}"
-    return Figure(title, caption, panels, Table(f"over_{key}", title, caption, columns, rows, words=3))
+    return Figure(title, caption, panels, Table(f"over_{key}", title, caption, columns, rows, words=3), "two")
 
 
 def _alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:

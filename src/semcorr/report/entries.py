@@ -116,7 +116,7 @@ def labels(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     told = []
     for one in each:
         kin = [other for other in each if other["backbone"] == one["backbone"]]
-        keys = differing(each, lambda key: not key.startswith("backbone")) | differing(kin, lambda key: True)
+        keys = differing(each, lambda key: key != "weights" and not key.startswith("backbone")) | differing(kin, lambda key: True)
         shown = [f"{short(key, keys)} {word(key, one[key])}" for key in sorted(keys) if key in one]
         told.append(", ".join([str(one["backbone"]), *shown]))
     return told

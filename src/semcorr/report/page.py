@@ -42,24 +42,28 @@ def _section(section: Section) -> str:
 def _figure(figure: Figure) -> str:
     lines = [f"<figure>\n<h3>{escape(figure.title)}</h3>"]
     if figure.panels:
-        shape = "panels wide" if figure.wide else "panels"
+        shape = f"panels {figure.layout}".strip()
         lines += [f'<div class="{shape}">', *(f"<div>{panel}</div>" for panel in figure.panels), "</div>"]
     lines.append(f"<figcaption>{_inline(figure.caption)}</figcaption>")
     if figure.table is not None:
         numbers = _rows(figure.table)
-        folded = f"<details><summary>The numbers</summary>\n{numbers}\n</details>"
-        lines.append(folded if figure.panels else numbers)
+        lines.append(_folded(numbers) if figure.panels else numbers)
     return "\n".join([*lines, "</figure>"])
 
 
 def _table(table: Table) -> str:
     caption = f"<figcaption>{_inline(table.caption)}</figcaption>"
-    return f"<figure>\n<h3>{escape(table.title)}</h3>\n{_rows(table)}\n{caption}\n</figure>"
+    rows = _folded(_rows(table)) if table.folded else _rows(table)
+    return f"<figure>\n<h3>{escape(table.title)}</h3>\n{rows}\n{caption}\n</figure>"
+
+
+def _folded(numbers: str) -> str:
+    return f"<details><summary>The numbers</summary>\n{numbers}\n</details>"
 
 
 def _rows(table: Table) -> str:
     """A table that scrolls by itself where it is too wide."""
-    sides = ["words" if _is_words(table, i) else "number" for i in range(len(table.columns))]
+    sides = ["words" if table.is_text(i) else "number" for i in range(len(table.columns))]
     head = "".join(
         f'<th scope="col" class="{side}">{escape(c)}</th>' for side, c in zip(sides, table.columns, strict=True)
     )
@@ -71,11 +75,6 @@ def _rows(table: Table) -> str:
         cells = "".join(f'<td class="{side}">{escape(cell)}</td>' for side, cell in zip(sides, row, strict=True))
         lines.append(f'<tr class="ours">{cells}</tr>' if number in table.ours else f"<tr>{cells}</tr>")
     return "\n".join([*lines, "</tbody></table></div>"])
-
-
-def _is_words(table: Table, column: int) -> bool:
-    """The columns that name a row, and any later one of sentences."""
-    return column < table.words or any(len(row[column]) > 22 for row in table.rows)
 
 
 def _paragraph(text: str) -> str:

@@ -16,8 +16,14 @@ class Table(NamedTuple):
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1  # columns of text from the left; the rest are numbers
+    words: int = 1  # columns of text from the left, then numbers,
+    notes: int = 0  # and columns of text at the right
     ours: Sequence[int] = ()  # rows that are of this report's runs, where others are not
+    folded: bool = False  # on the page, until asked for
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column holds words."""
+        return column < self.words or column >= len(self.columns) - self.notes
 
 
 class Figure(NamedTuple):
@@ -27,7 +33,7 @@ class Figure(NamedTuple):
     caption: str
     panels: Sequence[str]  # SVG or an image element
     table: Table | None = None
-    wide: bool = False
+    layout: str = ""  # "wide" for pictures, "two" for panels that belong together in twos
 
 
 class Section(NamedTuple):

@@ -52,7 +52,7 @@ def _worst(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
         f"{entry.label}: the {len(chosen)} pairs with the lowest PCK at α = {ALPHA}, and among equals with the largest "
         f"mean error; each target image once. {LEGEND}"
     )
-    return Figure("The worst pairs", caption, panels, wide=True)
+    return Figure("The worst pairs", caption, panels, layout="wide")
 
 
 def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
@@ -68,7 +68,7 @@ def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figu
         f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose PCK at α = {ALPHA} changes "
         f"most, in either direction, with each target image once; two pictures per pair. {LEGEND}"
     )
-    return Figure("What changes most", caption, panels, wide=True)
+    return Figure("What changes most", caption, panels, layout="wide")
 
 
 def shares(run: Run) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:

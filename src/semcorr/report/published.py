@@ -10,6 +10,7 @@ from semcorr.data.groups import facts
 from semcorr.protocol import AXES, PRESETS, Protocol
 
 OFFICIAL = {"spair": "spair71k"}
+NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
 
 
 class Published(NamedTuple):
@@ -41,20 +42,22 @@ def published(split: str, subset: str, protocol: str) -> list[Published]:
     return rows
 
 
-def differences(ours: str, theirs: str | None) -> str:
-    """The axes on which two protocols differ, as `ours -> theirs`.
+def axes(protocols: Sequence[str]) -> list[list[str]]:
+    """Every protocol's name and axes; from the second on, what differs from the first is marked.
 
-    >>> differences("geoaware", "geoaware"), differences("semcorr", None)
-    ('', 'not stated')
-    >>> differences("semcorr", "dift")
-    'decode centre → native'
+    >>> [row[:4] for row in axes(["semcorr", "dift"])]
+    [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
+    >>> axes(["semcorr", "dift"])[1][4]
+    '≠ native'
     """
-    if theirs is None:
-        return "not stated"
-    mine, other = protocol(ours), protocol(theirs)
-    axes = [axis for axis in (*AXES, "clamp", "strict") if axis != "resize" or not mine.exact]
-    told = [(axis, _value(mine, axis), _value(other, axis)) for axis in axes]
-    return ", ".join(f"{axis} {one} → {two}" for axis, one, two in told if one != two)
+    first = protocol(protocols[0])
+    rows = []
+    for name in protocols:
+        one = protocol(name)
+        own = [_value(one, axis) for axis in NAMED]
+        same = [getattr(one, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
+        rows.append([name, *(said if alike else f"≠ {said}" for said, alike in zip(own, same, strict=True))])
+    return rows
 
 
 def protocol(name: str) -> Protocol:
@@ -96,8 +99,3 @@ def _content() -> dict[str, Any]:
         (files("semcorr.report") / "published.json").read_text(encoding="utf-8")
     )  # fmt: skip
     return content
-
-
-def sources(rows: Sequence[Published]) -> list[str]:
-    """Each once, in the order they come."""
-    return list(dict.fromkeys(row.source for row in rows))

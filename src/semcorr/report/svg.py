@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 350, 250  # of a panel, which a phone shows at its full width
+WIDTH, HEIGHT = 350, 270  # of a panel, which a phone shows at its full width
 LETTER = 6.4  # width of one, about, at the size of labels
 RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
 SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
@@ -18,7 +18,7 @@ class Frame(NamedTuple):
     y: tuple[float, float]
     right: float = 62
     left: float = 40
-    top: float = 30
+    top: float = 56
     bottom: float = 40
 
     def px(self, x: float) -> float:
@@ -66,7 +66,7 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 
 def axes(frame: Frame, ticks: Mapping[float, str], across: str, upward: str = "PCK, %") -> list[str]:
     """Horizontal rules at round percents, and the ticks below; those that would touch the one before are left out."""
-    parts = [text(frame.left - 34, frame.top - 4, upward, "axis")]
+    parts = [text(4, frame.top - 13, upward, "axis")]
     for value in rounds(*frame.y):
         y = frame.py(value)
         parts.append(line(frame.left, y, WIDTH - frame.right, y, "rule"))

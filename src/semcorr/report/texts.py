@@ -72,7 +72,7 @@ def escaped(text: str) -> str:
 
 
 def _pipes(table: Table) -> list[str]:
-    sides = ["---" if i < table.words else "---:" for i in range(len(table.columns))]
+    sides = ["---" if table.is_text(i) else "---:" for i in range(len(table.columns))]
     rows = [table.columns, sides, *table.rows]
     return [*("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows), ""]
 
@@ -81,7 +81,7 @@ def _longtable(table: Table) -> list[str]:
     """Tables may be longer than a page, and their first and last columns are sentences."""
     wide = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
     sides = [
-        "p{%.2f\\linewidth}" % (0.3 if i else 0.34) if w > 30 else "l" if i < table.words else "r"
+        "p{%.2f\\linewidth}" % (0.3 if i else 0.34) if w > 30 else "l" if table.is_text(i) else "r"
         for i, w in enumerate(wide)
     ]
     head = [" & ".join(map(escaped, table.columns)) + r" \\", r"\midrule"]
