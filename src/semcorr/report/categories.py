@@ -22,7 +22,11 @@ def categories(entries: Sequence[Entry]) -> Section:
         f"PCK at α = {ALPHA} per image and category. Keypoints of the geometry-aware subset (geo) have a twin in the "
         "target image that could be taken for them, as a left and a right eye; the others (std) have none. A long std "
         "bar over a short geo bar: the part is recognised, its side is not. "
-        + (f"Drawn are the best {SHOWN} of {len(entries)} configurations; the table has all." if entries[SHOWN:] else "")
+        + (
+            f"Drawn are the best {SHOWN} of {len(entries)} configurations; the table has all."
+            if entries[SHOWN:]
+            else ""
+        )
     )
     rows = [
         [entry.label, name, *(spread(entry.value(s, ALPHA, category=name)) for s in ("all", "geo", "std"))]
@@ -51,7 +55,9 @@ def _bars(entry: Entry, names: Sequence[str]) -> str:
             mean = entry.value(subset, ALPHA, category=name).mean
             at, width = y + k * 13, full * (mean or 0.0)
             body.append(f'<rect x="{left:g}" y="{at:g}" width="{width:.1f}" height="12" class="bar {subset}"/>')
-            body.append(text(left + width + 4, at + 10, f"{subset} {percent(mean)}" if not i else percent(mean), "axis"))
+            body.append(
+                text(left + width + 4, at + 10, f"{subset} {percent(mean)}" if not i else percent(mean), "axis")
+            )
     height = top + len(names) * ROW
     body.append(line(left, top - 4, left, height - 4, "rule"))
     return drawing(entry.label, body, height)
@@ -78,7 +84,7 @@ def _azimuth(entries: Sequence[Entry]) -> Figure | str:
     caption = (
         f"PCK at α = {ALPHA} per image, by how far apart the azimuths of the two views are. Pairs: {counts}; not "
         f"annotated: {classes['unknown']:,}. Sensitivity is (best − worst) / best over the five classes, as in "
-        f"\"Telling Left from Right\"; none where a class has no pairs. Lines: {drawn}."
+        f'"Telling Left from Right"; none where a class has no pairs. Lines: {drawn}.'
     )
     rows = [
         [entry.label, *(spread(one[s]) for s in steps), _sensitivity(entry)]

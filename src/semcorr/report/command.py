@@ -31,10 +31,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
+    ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
     root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
-    seconds: Annotated[bool, typer.Option(help="Tell how long runs took; without, two reports of equal runs are equal.")] = True,
+    seconds: Annotated[
+        bool, typer.Option(help="Tell how long runs took; without, two reports of equal runs are equal.")
+    ] = True,
 ) -> None:
     """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

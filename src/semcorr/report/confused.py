@@ -16,7 +16,7 @@ from semcorr.report.svg import drawing, text
 
 ALPHA = 0.1
 MOST = 4  # categories drawn
-TABLES = {"spair": "spair71k", "ap10k": "ap10k"}  # benchmarks whose keypoints have names
+TABLES = {"spair": "spair71k", "synthetic": "spair71k", "ap10k": "ap10k"}  # benchmarks whose keypoints have names
 
 
 def confused(entries: Sequence[Entry], pairs: Mapping[str, PairRecord] | str) -> Section:
@@ -36,7 +36,9 @@ def _left_right(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         known = [run.metrics.get("left_right", {}) for run in entry.runs]
         asked = known[0].get("asked")
-        rows.append([entry.label, spread(over([one.get("confused") for one in known])), f"{asked:,}" if asked else NONE])
+        rows.append(
+            [entry.label, spread(over([one.get("confused") for one in known])), f"{asked:,}" if asked else NONE]
+        )
     caption = (
         "Of the keypoints whose mirror twin is visible in the target: the share found nearer to the twin than to where "
         "they belong, in percent, whatever the distance. Guessing between the two gives 50."
@@ -48,15 +50,15 @@ def _matrices(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     run = entry.runs[0]
     rows = run.evaluated.rows
     found = confusion(rows, landmarks_of(rows, [pairs[name] for name in rows.pairs]), ALPHA)
+    more = f" Drawn are the {MOST} hardest of {len(found)} categories; the numbers are of all."
     hardest = sorted(found, key=lambda name: (_own(found[name]), name))
     benchmark = run.metrics["split"].partition(" ")[0]
     panels = [_matrix(name, found[name], _names(benchmark, name)) for name in hardest[:MOST]]
     caption = (
-        f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column per keypoint of the target "
-        f"nearest to the prediction, in percent of the row; the diagonal is right, the last column (none) is further "
-        f"than {ALPHA} times the extent from every visible keypoint. "
-        + (f"Drawn are the {MOST} hardest of {len(found)} categories; the numbers are of all." if len(found) > MOST else "")
-    ).strip()  # fmt: skip
+        f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column "
+        f"per keypoint of the target nearest to the prediction, in percent of the row; the "
+        f"diagonal is right, the last column (none) is further than {ALPHA} times the extent from every visible keypoint.{more if len(found) > MOST else ''}"
+    )
     told = [line for name in sorted(found) for line in _told(name, found[name], _names(benchmark, name))]
     columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]
     table = Table("confusion", "What each keypoint is taken for", caption, columns, told, words=2)
@@ -82,7 +84,8 @@ def _told(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, str
 
 def _matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, str]) -> str:
     ids = [int(i) for i in np.flatnonzero(matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0))]
-    side, left, top = 19, 118, 40
+    side, top = 19, 40
+    left = 12 + 6.4 * max(len(f"{names.get(i, '')} {i}".strip()) for i in ids)
     columns = [*ids, matrix.shape[1] - 1]
     body = []
     for r, i in enumerate(ids):
@@ -94,17 +97,19 @@ def _matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, s
             x, y = left + c * side + gap, top + r * side
             about = f"{names.get(i, i)} taken for {names.get(j, j) if not gap else 'none'}: {100 * share:.0f} %"
             body.append(
-                f'<rect x="{x}" y="{y}" width="{side - 1}" height="{side - 1}" class="heat" '
+                f'<rect x="{x:g}" y="{y:g}" width="{side - 1}" height="{side - 1}" class="heat" '
                 f'fill-opacity="{0.04 + 0.96 * share:.2f}"><title>{escape(about)}</title></rect>'
             )
             if share >= 0.095:
-                shade = "cell over" if share > 0.5 else "cell"
+                shade = "cell over" if share > 0.65 else "cell"
                 body.append(text(x + side / 2 - 0.5, y + 12.5, f"{100 * share:.0f}", shade, "middle"))
     for c, j in enumerate(ids):
         body.append(text(left + c * side + side / 2, top - 4, str(j), "axis", "middle"))
     body.append(text(left + len(ids) * side + 3, top - 4, "none", "axis"))
     wide = left + len(columns) * side + 16
-    drawn = drawing(f"{category}: true keypoint (row), found at (column), %", body, top + len(ids) * side + 6, max(wide, 330))
+    drawn = drawing(
+        f"{category}: true keypoint (row), found at (column), %", body, top + len(ids) * side + 6, max(wide, 330)
+    )
     return drawn.replace("<svg ", f'<svg style="max-width:{max(420, round(wide * 1.25))}px" ', 1)
 
 

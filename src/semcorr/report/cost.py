@@ -28,11 +28,18 @@ def cost(entries: Sequence[Entry], seconds: bool = True) -> Section:
         f"PCK at α = {ALPHA}, as the protocol pools it, against what it costs. Numbers in the figure are those of the "
         "first column." + ("" if any(trained) else " Nothing was trained in any of these runs.")
         + (" Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
-           "machine the run had: compare only runs of one machine. A run that found its features stored did not "
-           "compute them again, and its seconds say so." if seconds else "")
+           "machine the run had: compare only runs of one machine. A run that found its features in the "
+           "store did not encode again and took less." if seconds else "")
         + ("" if memory else " Memory was not logged by these runs.")
     )  # fmt: skip
-    columns = ["", "configuration", "parameters trained", *(["seconds"] if seconds else []), *memory, f"PCK@{ALPHA}"]
+    columns = [
+        "place",
+        "configuration",
+        "parameters trained",
+        *(["seconds"] if seconds else []),
+        *memory,
+        f"PCK@{ALPHA}",
+    ]
     parts = [Figure("Accuracy against cost", caption, panels, Table("cost", "Cost", caption, columns, rows, words=2))]
     history = _history(entries)
     text = "Frozen features cost nothing to train; tuning moves a number of parameters that is stated here."

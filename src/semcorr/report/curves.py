@@ -47,10 +47,10 @@ def along(entries: Sequence[Entry], key: str) -> list[Curve]:
             rest = {k: str(v) for k, v in entry.settings.items() if k != key}
             groups.setdefault(str(sorted(rest.items())), []).append(entry)
     several = [group for group in groups.values() if len(group) > 1]
-    rest = [{k: v for k, v in group[0].settings.items() if k != key} for group in several]
+    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in several]
     return [
         Curve(key, name, {float(entry.settings[key]): entry for entry in sorted(group, key=lambda e: e.settings[key])})
-        for name, group in zip(labels(rest), several, strict=True)
+        for name, group in zip(labels(shared), several, strict=True)
     ]
 
 
@@ -60,9 +60,9 @@ def _figure(key: str, found: Sequence[Curve]) -> Figure:
     panels = [panel for curve in found for panel in (_alphas(curve, unit, alphas), _subsets(curve, unit))]
     caption = (
         f"PCK per image over `{key}`, all other settings equal. Left of each two: all keypoints at every tolerance α; "
-        f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % intervals "
-        f"over images, which metrics.json holds for α = {INTERVAL}; where they are wide, the images are few. Points of "
-        "one curve share their images, so they move up and down together: `semcorr.compare` tests a difference."
+        f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % "
+        f"intervals over images, which metrics.json holds for α = {INTERVAL}; where they are wide, the images are few. "
+        "Points of one curve share their images, so they move up and down together: `semcorr.compare` tests a difference."
     )
     rows = [
         [curve.name, f"{x:g}", subset, *(spread(entry.value(subset, a)) for a in alphas),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         groups.setdefault(key, []).append(run)
     for same in groups.values():
         same.sort(key=lambda run: (_seed(run), str(run.folder)))
-        for one, two in zip(same, same[1:], strict=False):
+        for one, two in pairwise(same):
             if _seed(one) == _seed(two):
                 raise UserError(
                     f"{one.folder} and {two.folder} are the same configuration with the same seed: the spread over "
@@ -103,7 +104,9 @@ def settings(cfg: DictConfig) -> dict[str, Setting]:
         kept = {**_training(Path(cfg.checkpoint)), **kept}
     known = cfg.provenance
     sha = known.get("weights_sha256")
-    weights = {"weights": sha[:8]} if sha else {"weights": "random" if cfg.backbone.get("pretrained") is False else None}
+    weights = (
+        {"weights": sha[:8]} if sha else {"weights": "random" if cfg.backbone.get("pretrained") is False else None}
+    )
     return {**kept, **weights, "backbone": known.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1]}
 
 
@@ -116,7 +119,9 @@ def labels(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     told = []
     for one in each:
         kin = [other for other in each if other["backbone"] == one["backbone"]]
-        keys = differing(each, lambda key: key != "weights" and not key.startswith("backbone")) | differing(kin, lambda key: True)
+        keys = differing(each, lambda key: key != "weights" and not key.startswith("backbone")) | differing(
+            kin, lambda key: True
+        )
         shown = [f"{short(key, keys)} {word(key, one[key])}" for key in sorted(keys) if key in one]
         told.append(", ".join([str(one["backbone"]), *shown]))
     return told

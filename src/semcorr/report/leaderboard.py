@@ -21,11 +21,13 @@ def leaderboard(entries: Sequence[Entry]) -> Section:
         return Section("Leaderboard", text, [_full(entries), _full(entries, "point")])
     tables = [_beside(entries, subset, rows) for subset, rows in theirs.items()]
     text = (
-        f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by their "
-        "authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md says how far "
+        f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
+        "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md says how far "
         "each moves a number."
     )
-    return Section("Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")])
+    return Section(
+        "Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")]
+    )
 
 
 def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) -> Table:
@@ -45,9 +47,9 @@ def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) 
     lines.sort(key=lambda line: (-line[0], line[2][0]))
     caption = (
         f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
-        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours are marked, and "
-        f"pooled {_pooled(entries, subset)}. "
-        + (f"Ours are of {partly}: the other rows are of the whole benchmark, and not comparable with them. " if partly else "")
+        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours are marked, "
+        f"and pooled {_pooled(entries, subset)}. "
+        + (f"Ours are of {partly}: not comparable with the rest, which are of the whole benchmark. " if partly else "")
         + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
         + f"Sources: {provenance()}."
     )  # fmt: skip
@@ -87,12 +89,16 @@ def _full(entries: Sequence[Entry], by: str = "image") -> Table:
             end = entry.value(subset, "0.1", by).interval
             rows.append([entry.label, subset, *map(spread, values), between(end)])
     columns = ["configuration", "subset", *(f"α = {alpha}" for alpha in alphas), "95 % at 0.1"]
-    how = "the share of each pair's keypoints that is right, averaged over pairs" if by == "image" else "over all keypoints"
+    how = (
+        "the share of each pair's keypoints that is right, averaged over pairs"
+        if by == "image"
+        else "over all keypoints"
+    )
     several = any(len(entry.runs) > 1 for entry in entries)
     caption = (
-        f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {how}; {first['pairs']:,} pairs "
-        f"of {first['images']:,} images. geo: keypoints with a twin in the target that could be taken for them, as a left "
-        "and a right eye; std: the others. The interval is over images, which are resampled"
+        f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {how}; "
+        f"{first['pairs']:,} pairs of {first['images']:,} images. geo: keypoints with a twin in the target that could be "
+        "taken for them, as a left and a right eye; std: the others. The interval is over images, which are resampled"
         + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if several else ".")
     )  # fmt: skip
     return Table(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")

@@ -50,10 +50,11 @@ def maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | None) -> Fi
         about = f"{pair.source.name} to {pair.target.name}"
         panels.append(f"{embedded(image, about)}\n<p>{escape(said)}<br>{escape(about)}</p>")
     caption = (
-        f"{entry.label}: left the source with the query (yellow ring), right the target, brighter where its features are "
-        "more similar to the query's; from the least to the greatest similarity of each map. White ring: where the "
-        "keypoint is; red cross: where it was found. Images are as the network sees them, resized to a square. Shown are "
-        "keypoints of the geometry-aware subset with the largest errors, and others with the smallest; each target once."
+        f"{entry.label}: left the source with the query (yellow ring), right the target, brighter where its features "
+        "are more similar to the query's; from the least to the greatest similarity of each map. White ring: where the "
+        "keypoint is; red cross: where it was found. Images are as the network sees them, resized to a square. Shown "
+        "are keypoints of the geometry-aware subset with the largest errors, and others with the smallest; each target "
+        "once."
     )
     return Figure("Similarity maps", caption, panels, layout="wide")
 
@@ -75,9 +76,7 @@ def queries(rows: Scored) -> list[tuple[int, str]]:
 
 
 @torch.no_grad()
-def _drawn(
-    module: Any, data: Any, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]
-) -> Image.Image:
+def _drawn(module: Any, data: Any, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]) -> Image.Image:
     batch = default_collate([PairDataset([pair], data.size, data.resize)[0]])
     similarity = module.eval()(batch.source, batch.target)[0, keypoint]
     target = batch.target

@@ -1,4 +1,4 @@
-"""The benchmark's pairs as pictures: the worst of the best configuration, and what changes most from the last to the first."""
+"""The benchmark's pairs as pictures: the worst of the best configuration, and what changes most from last to first."""
 
 import base64
 import io
@@ -65,8 +65,8 @@ def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figu
         for run, share, name in ((runs[0], before, last.label), (runs[1], after, first.label)):
             panels.append(_panel(run, pairs[rows.pairs[p]], f"{name}: {_of(share[p], count[p])}"))
     caption = (
-        f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose PCK at α = {ALPHA} changes "
-        f"most, in either direction, with each target image once; two pictures per pair. {LEGEND}"
+        f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
+        f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. {LEGEND}"
     )
     return Figure("What changes most", caption, panels, layout="wide")
 

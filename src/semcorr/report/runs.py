@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from semcorr.audit import configuration
-from semcorr.compare import read_run, require_same
 from semcorr.compare import Run as Evaluated
+from semcorr.compare import read_run, require_same
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
 

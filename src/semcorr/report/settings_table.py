@@ -25,10 +25,10 @@ def settings_table(entries: Sequence[Entry]) -> Section:
         rows.append([*cells, str(entry.runs[0].metrics["localise"]), ", ".join(sorted(versions))])
     caption = (
         "size: side of the square that images are resized to, in pixels; layers: whose outputs are the features; "
-        "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's folder "
-        "has every other setting."
+        "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's "
+        "folder has every other setting."
     )
-    columns = ["", "configuration", "seeds", *PARTS, "read-out", "code"]
+    columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
     table = Table("configurations", "Configurations", caption, columns, rows, words=len(columns))
     text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
     return Section("What was run", text, [table])

@@ -1,4 +1,4 @@
-"""Drawing: a plot's frame, lines, bars and labels as SVG text. Colours are classes, so that the page can be light or dark."""
+"""Drawing: a plot's frame, lines, bars and labels as SVG text; colours are classes, for a light and a dark page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

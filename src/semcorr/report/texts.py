@@ -10,7 +10,8 @@ from semcorr.report.parts import Figure, Section, Table
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "α": r"$\alpha$", "±": r"$\pm$", "→": r"$\to$",
-    "≤": r"$\leq$", "≥": r"$\geq$", "<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "−": "$-$", "×": r"$\times$",
+    "≠": r"$\neq$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "−": "$-$", "×": r"$\times$",
     "°": r"$^\circ$", "'": "'", '"': "''", "|": r"\textbar{}",
 }  # fmt: skip
 
@@ -46,7 +47,11 @@ def tidy(sections: Sequence[Section]) -> str:
 
 def latex(title: str, sections: Sequence[Section]) -> str:
     r"""A document that compiles as it is; each table can be lifted out, given `\usepackage{booktabs,graphicx}`."""
-    lines = [r"\documentclass{article}", r"\usepackage[margin=2cm]{geometry}", r"\usepackage{booktabs,graphicx,longtable}"]
+    lines = [
+        r"\documentclass{article}",
+        r"\usepackage[margin=2cm]{geometry}",
+        r"\usepackage{booktabs,graphicx,longtable}",
+    ]
     lines += [r"\setlength{\tabcolsep}{3pt}", r"\begin{document}", rf"\section*{{{escaped(title)}}}"]
     for table in tables(sections):
         lines += ["", *_longtable(table)]
