@@ -66,6 +66,8 @@ def window(root: Path, size: int, off: float = 0.0, seed: int = 1) -> Path:
 
 def typed(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return result.exit_code, " ".join(result.output.split())
 
 

@@ -57,7 +57,8 @@ def _matrices(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     caption = (
         f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column "
         f"per keypoint of the target nearest to the prediction, in percent of the row; the "
-        f"diagonal is right, the last column (none) is further than {ALPHA} times the extent from every visible keypoint.{more if len(found) > MOST else ''}"
+        f"diagonal is right, the last column (none) is further than {ALPHA} times the extent "
+        f"from every visible keypoint.{more if len(found) > MOST else ''}"
     )
     told = [line for name in sorted(found) for line in _told(name, found[name], _names(benchmark, name))]
     columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]

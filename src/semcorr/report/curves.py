@@ -62,7 +62,7 @@ def _figure(key: str, found: Sequence[Curve]) -> Figure:
         f"PCK per image over `{key}`, all other settings equal. Left of each two: all keypoints at every tolerance α; "
         f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % "
         f"intervals over images, which metrics.json holds for α = {INTERVAL}; where they are wide, the images are few. "
-        "Points of one curve share their images, so they move up and down together: `semcorr.compare` tests a difference."
+        "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
         [curve.name, f"{x:g}", subset, *(spread(entry.value(subset, a)) for a in alphas),

@@ -22,8 +22,8 @@ def leaderboard(entries: Sequence[Entry]) -> Section:
     tables = [_beside(entries, subset, rows) for subset, rows in theirs.items()]
     text = (
         f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
-        "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md says how far "
-        "each moves a number."
+        "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "
+        "says how far each moves a number."
     )
     return Section(
         "Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")]
@@ -97,8 +97,9 @@ def _full(entries: Sequence[Entry], by: str = "image") -> Table:
     several = any(len(entry.runs) > 1 for entry in entries)
     caption = (
         f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {how}; "
-        f"{first['pairs']:,} pairs of {first['images']:,} images. geo: keypoints with a twin in the target that could be "
-        "taken for them, as a left and a right eye; std: the others. The interval is over images, which are resampled"
+        f"{first['pairs']:,} pairs of {first['images']:,} images. geo: keypoints with a twin in the target that "
+        "could be taken for them, as a left and a right eye; std: the others. The interval is over images, which are "
+        "resampled"
         + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if several else ".")
     )  # fmt: skip
     return Table(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")

@@ -45,7 +45,7 @@ def _worst(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     order = np.lexsort((-away, share))
     chosen = different(rows, order)
     panels = [
-        _panel(run, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(share[p], count[p])}")
+        _panel(run, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(float(share[p]), int(count[p]))}")
         for p in chosen
     ]
     caption = (
@@ -63,10 +63,11 @@ def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figu
     panels = []
     for p in different(rows, order)[: MANY // 2]:
         for run, share, name in ((runs[0], before, last.label), (runs[1], after, first.label)):
-            panels.append(_panel(run, pairs[rows.pairs[p]], f"{name}: {_of(share[p], count[p])}"))
+            panels.append(_panel(run, pairs[rows.pairs[p]], f"{name}: {_of(float(share[p]), int(count[p]))}"))
     caption = (
         f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
-        f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. {LEGEND}"
+        f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. "
+        f"{LEGEND}"
     )
     return Figure("What changes most", caption, panels, layout="wide")
 
@@ -108,4 +109,4 @@ def embedded(image: Image.Image, about: str) -> str:
 
 
 def _of(share: float, count: int) -> str:
-    return f"{round(share * count)} of {count} right ({percent(float(share))} %)"
+    return f"{round(share * count)} of {count} right ({percent(share)} %)"
