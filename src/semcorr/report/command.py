@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -18,7 +18,7 @@ from semcorr.report.cost import cost
 from semcorr.report.curves import curves
 from semcorr.report.entries import Entry, entries
 from semcorr.report.leaderboard import leaderboard
-from semcorr.report.maps import maps
+from semcorr.report.maps import similarity_maps
 from semcorr.report.page import page
 from semcorr.report.parts import Section
 from semcorr.report.pictures import pictures
@@ -29,6 +29,14 @@ from semcorr.report.texts import latex, markdown, tidy
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+class Wanted(NamedTuple):
+    """What was typed."""
+
+    root: Path | None  # of the benchmark, if it has moved
+    seconds: bool
+    maps: bool
+
+
 @app.command()
 def report(
     runs: Annotated[
@@ -37,8 +45,9 @@ def report(
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
     root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
     seconds: Annotated[
-        bool, typer.Option(help="Tell how long runs took; without, two reports of equal runs are equal.")
+        bool, typer.Option(help="Seconds and memory; without, two reports of equal runs are equal.")
     ] = True,
+    maps: Annotated[bool, typer.Option(help="Similarity maps, for which the network is built again.")] = True,
 ) -> None:
     """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -51,12 +60,12 @@ def report(
         shown = benchmark(made[0].runs[0], root)
         if isinstance(shown, str):
             print(f"Without confusion matrices and pictures: {shown}", file=sys.stderr)
-        write(out, *content(made, shown, seconds, root))
+        write(out, *content(made, shown, Wanted(root, seconds, maps)))
     Console().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
 
 def content(
-    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, seconds: bool = True, root: Path | None = None
+    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted
 ) -> tuple[str, list[str], list[Section]]:
     """Title, what to know first, and the sections."""
     metrics = made[0].runs[0].metrics
@@ -75,16 +84,16 @@ def content(
     several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
-    sections = [leaderboard(made), curves(made), categories(made), cost(made, seconds), confused(made, shown),
-                _pairs(made, shown, root), settings_table(made)]  # fmt: skip
+    sections = [leaderboard(made), curves(made), categories(made), cost(made, wanted.seconds), confused(made, shown),
+                _pairs(made, shown, wanted), settings_table(made)]  # fmt: skip
     return f"Semantic correspondence on {metrics['split']}", intro, [one for one in sections if one]
 
 
-def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, root: Path | None) -> Section:
+def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted) -> Section:
     section = pictures(made, shown)
-    if isinstance(shown, str):
+    if isinstance(shown, str) or not wanted.maps:
         return section
-    drawn = maps(made[0], shown, root)
+    drawn = similarity_maps(made[0], shown, wanted.root)
     if isinstance(drawn, str):
         return section._replace(text=f"{section.text} Similarity maps are left out: {drawn}")
     return section._replace(parts=[*section.parts, drawn])

@@ -18,7 +18,7 @@ def cost(entries: Sequence[Entry], seconds: bool = True) -> Section:
     panels = [_scatter(entries, trained, "parameters trained")] if len(set(trained)) > 1 else []
     panels += [_scatter(entries, took, "seconds to encode and match")] if seconds and len(entries) > 1 else []
     memory = sorted({key for entry in entries for run in entry.runs for row in run.history for key in row
-                     if "memory" in key})  # fmt: skip
+                     if seconds and "memory" in key})  # fmt: skip
     rows = []
     for number, (entry, count, time) in enumerate(zip(entries, trained, took, strict=True), 1):
         used = [_most(entry, key) for key in memory]
@@ -30,7 +30,7 @@ def cost(entries: Sequence[Entry], seconds: bool = True) -> Section:
         + (" Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
            "machine the run had: compare only runs of one machine. A run that found its features in the "
            "store did not encode again and took less." if seconds else "")
-        + ("" if memory else " Memory was not logged by these runs.")
+        + ("" if memory or not seconds else " Memory was not logged by these runs.")
     )  # fmt: skip
     columns = [
         "place",

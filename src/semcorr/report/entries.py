@@ -17,7 +17,8 @@ Setting = Any  # a leaf of a configuration
 APART = (
     "run_dir", "name", "seed", "data.seed", "data.root", "data_root", "data.workers", "data.encode_batch",
     "data.cache_gb", "logger", "provenance", "store", "kap", "compile", "protocol", "checkpoint", "backbone.weights",
-    "backbone.pretrained", "sweep", "launcher", "trainer.enable_model_summary", "trainer.log_every_n_steps",
+    "backbone.pretrained", "sweep", "launcher", "trainer.accelerator",
+    "trainer.enable_model_summary", "trainer.log_every_n_steps",
 )  # fmt: skip
 TRAINING = ("trainer", "data.batch_size", "data.all_pairs", "data.steps")  # move nothing where nothing is trained
 

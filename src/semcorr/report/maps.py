@@ -14,10 +14,10 @@ from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from semcorr.audit import built
+from semcorr.cli import explained
 from semcorr.coords import to_view
 from semcorr.data.dataset import PairDataset
 from semcorr.data.record import PairRecord
-from semcorr.errors import UserError
 from semcorr.metrics.scored import Scored
 from semcorr.report.entries import Entry
 from semcorr.report.parts import Figure
@@ -29,7 +29,7 @@ QUERY, TRUTH, FOUND = (255, 225, 60), (255, 255, 255), (235, 70, 60)
 COLD, HOT = np.array([18, 22, 60]), np.array([255, 190, 60])
 
 
-def maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | None) -> Figure | str:
+def similarity_maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | None) -> Figure | str:
     """Of the best configuration; or why it cannot be computed again."""
     run = entry.runs[0]
     rows = run.evaluated.rows
@@ -39,8 +39,10 @@ def maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | None) -> Fi
     cfg.compile = None
     try:
         module, data = built(run.folder, cfg)
-    except UserError as error:
-        return str(error)
+    except Exception as error:  # a mistake in a part's arguments comes wrapped
+        if (reason := explained(error, "evaluate")) is None:
+            raise
+        return reason
     chosen = queries(rows)
     panels = []
     for row, kind in chosen:

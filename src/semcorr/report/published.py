@@ -30,8 +30,7 @@ def provenance() -> str:
 
 def published(split: str, subset: str, protocol: str) -> list[Published]:
     """Rows on a split that are a PCK of the same kind: per image, or category means beside category means."""
-    own = next((one for one in PRESETS if one.name == protocol.partition(" (")[0]), PRESETS[0])
-    kind = "category" if own.pooling == "category" else "image"
+    kind = "category" if by_name(protocol).pooling == "category" else "image"
     rows = []
     for table in _content()["tables"]:
         if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
@@ -50,20 +49,20 @@ def axes(protocols: Sequence[str]) -> list[list[str]]:
     >>> axes(["semcorr", "dift"])[1][4]
     '≠ native'
     """
-    first = protocol(protocols[0])
+    first = by_name(protocols[0])
     rows = []
     for name in protocols:
-        one = protocol(name)
+        one = by_name(name)
         own = [_value(one, axis) for axis in NAMED]
         same = [getattr(one, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
         rows.append([name, *(said if alike else f"≠ {said}" for said, alike in zip(own, same, strict=True))])
     return rows
 
 
-def protocol(name: str) -> Protocol:
+def by_name(name: str) -> Protocol:
     """A preset by the name that tables show, changed axes included.
 
-    >>> protocol("geoaware (strict=False)").strict
+    >>> by_name("geoaware (strict=False)").strict
     False
     """
     from dataclasses import replace

@@ -13,7 +13,10 @@ from semcorr.compare import read_run, require_same
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
 
-KEYS = ("pck", "headline", "pooling", "protocol", "localise", "split", "pairs", "trained_parameters", "seconds")
+KEYS = (
+    "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
+    "seconds", "intervals", "classes",
+)  # fmt: skip
 MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling", "comparison (`strict`)": "strict"}
 
 
