@@ -48,11 +48,17 @@ def tidy(sections: Sequence[Section]) -> str:
 def latex(title: str, sections: Sequence[Section]) -> str:
     r"""A document that compiles as it is; each table can be lifted out, given `\usepackage{booktabs,graphicx}`."""
     lines = [
+        "% Compile it twice: longtable aligns its columns the second time.",
         r"\documentclass{article}",
         r"\usepackage[margin=2cm]{geometry}",
         r"\usepackage{booktabs,graphicx,longtable}",
     ]
-    lines += [r"\setlength{\tabcolsep}{3pt}", r"\begin{document}", rf"\section*{{{escaped(title)}}}"]
+    lines += [
+        r"\setlength{\tabcolsep}{3pt}",
+        r"\setlength{\LTcapwidth}{\linewidth}",
+        r"\begin{document}",
+        rf"\section*{{{escaped(title)}}}",
+    ]
     for table in tables(sections):
         lines += ["", *_longtable(table)]
     return "\n".join([*lines, r"\end{document}", ""])
@@ -85,14 +91,13 @@ def _pipes(table: Table) -> list[str]:
 def _longtable(table: Table) -> list[str]:
     """Tables may be longer than a page, and their first and last columns are sentences."""
     wide = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
-    sides = [
-        "p{%.2f\\linewidth}" % (0.3 if i else 0.34) if w > 30 else "l" if table.is_text(i) else "r"
-        for i, w in enumerate(wide)
-    ]
+    share = 0.3 if len(wide) < 9 else 0.2
+    sides = [f"p{{{share}\\linewidth}}" if w > 30 else "l" if table.is_text(i) else "r" for i, w in enumerate(wide)]
+    size = "footnotesize" if len(wide) < 9 else "scriptsize" if len(wide) < 11 else "tiny"
     head = [" & ".join(map(escaped, table.columns)) + r" \\", r"\midrule"]
     body = [" & ".join(map(escaped, row)) + r" \\" for row in table.rows]
     return [
-        r"{\footnotesize", rf"\begin{{longtable}}{{@{{}}{''.join(sides)}@{{}}}}",
+        rf"{{\{size}", rf"\begin{{longtable}}{{@{{}}{''.join(sides)}@{{}}}}",
         rf"\caption{{{escaped(f'{table.title}. {table.caption}')}\label{{tab:{table.key}}}}}\\", r"\toprule",
         *head, r"\endfirsthead", r"\toprule", *head, r"\endhead", *body, r"\bottomrule", r"\end{longtable}}",
     ]  # fmt: skip
