@@ -21,7 +21,7 @@ from semcorr.metrics.scored import right, scored
 from semcorr.metrics.uncertainty import intervals
 from semcorr.metrics.views import pck_of
 from semcorr.report.command import app
-from semcorr.report.curves import along
+from semcorr.report.curves import along, curves
 from semcorr.report.entries import entries
 from semcorr.report.leaderboard import leaderboard
 from semcorr.report.maps import queries
@@ -227,6 +227,29 @@ def test_a_curve_joins_configurations_that_differ_in_one_number(tmp_path):
 
     assert [list(curve.points) for curve in found] == [[5.0, 15.0]]
     assert along(made(*runs, odd), "backbone.size") == []
+
+
+def test_a_curve_is_drawn_at_every_tolerance_and_where_its_axis_says(tmp_path):
+    """Heights are read back with the help of the rules and their ticks alone."""
+    runs = [window(tmp_path, 5, 3), window(tmp_path, 15, 6)]
+    pck = [json.loads((run / "metrics.json").read_text())["pck"] for run in runs]
+
+    left, right = curves(made(*runs)).parts[0].panels
+
+    for panel, wanted in (
+        (left, [[one["all"]["image"][f"{alpha:g}"] for one in pck] for alpha in ALPHAS]),
+        (right, [[one[subset]["image"]["0.1"] for one in pck] for subset in ("all", "geo", "std")]),
+    ):
+        rules = [float(y) for y in re.findall(r'y1="([\d.]+)" x2="[\d.]+" y2="\1" class="rule"', panel)]
+        ticks = [float(tick) for tick in re.findall(r'text-anchor="end">(\d+)<', panel)]
+        scale = (ticks[-1] - ticks[0]) / (rules[-1] - rules[0]) / 100
+        lines = [re.findall(r",([\d.]+)", line) for line in re.findall(r'<polyline points="([^"]+)"', panel)]
+        assert len(rules) == len(ticks)
+        assert [[(float(y) - rules[0]) * scale for y in line] for line in lines] == [
+            pytest.approx(values, abs=0.002) for values in wanted
+        ]
+    assert left.count('class="whisker') == 2 * 3  # a stem and two ends
+    assert right.count('class="whisker') == 2 * 3 * 3
 
 
 def test_published_figures_stand_beside_ours_with_their_protocols(tmp_path):

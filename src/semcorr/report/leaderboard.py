@@ -47,8 +47,8 @@ def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) 
     lines.sort(key=lambda line: (-line[0], line[2][0]))
     caption = (
         f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
-        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours are marked, "
-        f"and pooled {_pooled(entries, subset)}. "
+        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours (`this "
+        f"report`) are pooled {_pooled(entries, subset)}. "
         + (f"Ours are of {partly}: not comparable with the rest, which are of the whole benchmark. " if partly else "")
         + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
         + f"Sources: {provenance()}."

@@ -46,17 +46,17 @@ def tidy(sections: Sequence[Section]) -> str:
 
 
 def latex(title: str, sections: Sequence[Section]) -> str:
-    r"""A document that compiles as it is; each table can be lifted out, given `\usepackage{booktabs,graphicx}`."""
+    r"""A document that compiles as it is; each table can be lifted out, given `\usepackage{booktabs,longtable}`."""
     lines = [
         "% Compile it twice: longtable aligns its columns the second time.",
         r"\documentclass{article}",
         r"\usepackage[margin=2cm]{geometry}",
-        r"\usepackage{booktabs,graphicx,longtable}",
+        r"\usepackage{booktabs,longtable}",
     ]
     lines += [
         r"\setlength{\tabcolsep}{3pt}",
-        r"\setlength{\LTcapwidth}{\linewidth}",
         r"\begin{document}",
+        r"\setlength{\LTcapwidth}{\linewidth}",
         rf"\section*{{{escaped(title)}}}",
     ]
     for table in tables(sections):
