@@ -17,6 +17,7 @@ from random_tables import batches, table
 from typer.testing import CliRunner
 
 from semcorr.evaluate import evaluate
+from semcorr.metrics.pck import ALPHAS
 from semcorr.metrics.scored import right, scored
 from semcorr.metrics.uncertainty import intervals
 from semcorr.metrics.views import pck_of
