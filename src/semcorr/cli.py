@@ -26,7 +26,7 @@ from rich.console import Console
 
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare")
+VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol",

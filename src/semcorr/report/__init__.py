@@ -1,0 +1,14 @@
+"""From finished runs to a page, and to the same tables as Markdown, CSV and LaTeX.
+
+runs ─┬─> entries (seeds of a configuration together) ─> sections: tables, figures ─┬─> report.html
+      └─> the benchmark's files, where they are still there ─> confusion, pictures   └─> report.md, .csv, .tex
+"""
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The command."""
+    from semcorr.report.command import app
+
+    app(prog_name="semcorr report")

@@ -1,0 +1,5 @@
+"""python -m semcorr.report."""
+
+from semcorr.report import main
+
+main()

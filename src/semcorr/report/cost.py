@@ -1,0 +1,116 @@
+"""What accuracy costs: parameters trained, seconds, memory; how training went."""
+
+import math
+from collections.abc import Sequence
+
+from semcorr.report.entries import Entry, over
+from semcorr.report.parts import NONE, Figure, Section, Table, spread
+from semcorr.report.svg import HEIGHT, SERIES, Frame, axes, drawing, ends, polyline, text, upto
+
+ALPHA = "0.1"
+CURVE = f"val/all/pck@{ALPHA}"
+
+
+def cost(entries: Sequence[Entry], seconds: bool = True) -> Section:
+    """Scatter plots, each configuration by its place in the leaderboard; validation scores over steps."""
+    trained = [float(entry.runs[0].metrics["trained_parameters"]) for entry in entries]
+    took = [over([sum(run.metrics["seconds"].values()) for run in entry.runs]).mean or 0.0 for entry in entries]
+    panels = [_scatter(entries, trained, "parameters trained")] if len(set(trained)) > 1 else []
+    panels += [_scatter(entries, took, "seconds to encode and match")] if seconds and len(entries) > 1 else []
+    memory = sorted({key for entry in entries for run in entry.runs for row in run.history for key in row
+                     if seconds and "memory" in key})  # fmt: skip
+    rows = []
+    for number, (entry, count, time) in enumerate(zip(entries, trained, took, strict=True), 1):
+        used = [_most(entry, key) for key in memory]
+        times = [f"{time:.1f}"] if seconds else []
+        rows.append([str(number), entry.label, f"{count:,.0f}", *times, *used, spread(entry.headline(ALPHA))])
+    caption = (
+        f"PCK at α = {ALPHA}, as the protocol pools it, against what it costs. Numbers in the figure are those of the "
+        "first column." + ("" if any(trained) else " Nothing was trained in any of these runs.")
+        + (" Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
+           "machine the run had: compare only runs of one machine. A run that found its features in the "
+           "store did not encode again and took less." if seconds else "")
+        + ("" if memory or not seconds else " Memory was not logged by these runs.")
+    )  # fmt: skip
+    columns = [
+        "place",
+        "configuration",
+        "parameters trained",
+        *(["seconds"] if seconds else []),
+        *memory,
+        f"PCK@{ALPHA}",
+    ]
+    parts = [Figure("Accuracy against cost", caption, panels, Table("cost", "Cost", caption, columns, rows, words=2))]
+    history = _history(entries)
+    text = "Frozen features cost nothing to train; tuning moves a number of parameters that is stated here."
+    return Section("Cost", text, [*parts, *([history] if history else [])])
+
+
+def _scatter(entries: Sequence[Entry], values: Sequence[float], unit: str) -> str:
+    """Logarithmic across; nothing at all is one place left of the least."""
+    least = min((v for v in values if v > 0), default=1.0)
+    at = [math.log10(v) if v > 0 else math.log10(least) - 0.5 for v in values]
+    low, high = min(at), max(at)
+    pad = 0.08 * (high - low) or 0.3
+    scores = [entry.headline(ALPHA) for entry in entries]
+    frame = Frame((low - pad, high + pad), upto([s.mean or 0.0 for s in scores]), right=24)
+    ticks = {x: _count(v) for x, v in sorted(zip(at, values, strict=True))}
+    body = axes(frame, ticks, unit)
+    taken: list[tuple[float, float]] = []
+    for number, (x, score) in enumerate(zip(at, scores, strict=True), 1):
+        if score.mean is None:
+            continue
+        px, py = frame.px(x), frame.py(score.mean)
+        place = py + 4
+        while any(abs(place - y) < 12 and abs(px - other) < 18 for other, y in taken) and place < HEIGHT - frame.bottom:
+            place += 12
+        taken.append((px, place))
+        body.append(f'<circle cx="{px:g}" cy="{py:g}" r="4" class="dot std"/>')
+        body.append(text(px + 7, place, str(number), "end"))
+    return drawing(f"PCK@{ALPHA} against {unit}", body)
+
+
+def _count(value: float) -> str:
+    """A number for a tick.
+
+    >>> _count(0), _count(3.04), _count(34567), _count(2_400_000)
+    ('0', '3', '35k', '2.4M')
+    """
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2g}{letter}" if value < 100 * size else f"{value / size:.0f}{letter}"
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def _most(entry: Entry, key: str) -> str:
+    values = [row[key] for run in entry.runs for row in run.history if key in row]
+    return f"{max(values):.3g}" if values else NONE
+
+
+def _history(entries: Sequence[Entry]) -> Figure | None:
+    """Validation over steps, a line per run of the best configurations that were trained."""
+    trained = [entry for entry in entries if any(len(_points(run.history)) > 1 for run in entry.runs)][: len(SERIES)]
+    if not trained:
+        return None
+    lines = [(i, _points(run.history)) for i, entry in enumerate(trained) for run in entry.runs]
+    last = max(x for _, points in lines for x, _ in points)
+    frame = Frame((0, last * 1.02), upto([y for _, points in lines for _, y in points]), right=30)
+    body = axes(frame, {x: f"{x:g}" for _, points in lines for x, _ in points}, "training steps")
+    named = {i: points[-1][1] for i, points in lines if points}
+    for i, points in lines:
+        body += polyline(frame, points, SERIES[i])
+    numbers = {i: entries.index(entry) + 1 for i, entry in enumerate(trained)}
+    told = "; ".join(f"{numbers[i]}: {entry.label}" for i, entry in enumerate(trained))
+    caption = (
+        f"PCK at α = {ALPHA} of all keypoints, per image, on the validation split after each epoch; a line per seed. "
+        f"Validation pairs are not those of the leaderboard. {told}."
+    )
+    panel = drawing("Validation", [*body, *ends(frame, [(str(numbers[i]), y, SERIES[i]) for i, y in named.items()])])
+    rows = [[entry.label, str(run.cfg.get("seed")), f"{x:g}", f"{100 * y:.1f}"]
+            for entry in trained for run in entry.runs for x, y in _points(run.history)]  # fmt: skip
+    table = Table("validation", "Validation", caption, ["configuration", "seed", "step", f"PCK@{ALPHA}"], rows, words=3)
+    return Figure("How training went", caption, [panel], table)
+
+
+def _points(history: Sequence[object]) -> list[tuple[float, float]]:
+    return [(row["step"], row[CURVE]) for row in history if CURVE in row]  # type: ignore[index,operator]

@@ -1,0 +1,180 @@
+"""Runs that are the same but for their seed, together; what one configuration differs from the next by."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from semcorr.errors import UserError
+from semcorr.report.runs import Run
+
+Setting = Any  # a leaf of a configuration
+# What cannot move a number, or is told apart otherwise (weights by their checksum, the protocol by its name).
+APART = (
+    "run_dir", "name", "seed", "data.seed", "data.root", "data_root", "data.workers", "data.encode_batch",
+    "data.cache_gb", "logger", "provenance", "store", "kap", "compile", "protocol", "checkpoint", "backbone.weights",
+    "backbone.pretrained", "sweep", "launcher", "trainer.accelerator",
+    "trainer.enable_model_summary", "trainer.log_every_n_steps",
+)  # fmt: skip
+TRAINING = ("trainer", "data.batch_size", "data.all_pairs", "data.steps")  # move nothing where nothing is trained
+
+
+class Value(NamedTuple):
+    """A PCK over the seeds of a configuration."""
+
+    mean: float | None
+    spread: float | None  # standard deviation over seeds; None for one
+    interval: tuple[float, float] | None  # 95 % over images; the mean of the seeds' ends
+
+
+class Entry(NamedTuple):
+    """A configuration and its runs, one per seed."""
+
+    label: str
+    settings: Mapping[str, Setting]
+    runs: Sequence[Run]
+
+    def value(self, subset: str, alpha: str, by: str = "image", category: str | None = None) -> Value:
+        """PCK of a subset, over the seeds; None where a run has none."""
+        every = [run.metrics for run in self.runs]
+        scores = [one["pck"] if category is None else one["category"][category] for one in every]
+        ends = [None if category else _at(one, "intervals", subset, by, alpha) for one in every]
+        return over([_at(score, subset, by, alpha) for score in scores], ends)
+
+    def headline(self, alpha: str) -> Value:
+        """As the protocol pools it; with an interval where that is per image or per point."""
+        by = self.runs[0].metrics["pooling"]
+        ends = [_at(run.metrics, "intervals", "all", by, alpha) for run in self.runs]
+        return over([run.metrics["headline"].get(alpha) for run in self.runs], ends)
+
+    @property
+    def name(self) -> str:
+        """Of the backbone."""
+        return str(self.settings["backbone"])
+
+
+def over(values: Sequence[float | None], ends: Sequence[Sequence[float] | None] = (None,)) -> Value:
+    """Mean and spread; of nothing less than all.
+
+    >>> over([0.25, 0.75])
+    Value(mean=0.5, spread=0.3535533905932738, interval=None)
+    >>> over([0.25, None])
+    Value(mean=None, spread=None, interval=None)
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return Value(None, None, None)
+    both = [tuple(end) for end in ends if end is not None]
+    interval = (fmean(low for low, _ in both), fmean(high for _, high in both)) if len(both) == len(values) else None
+    return Value(fmean(known), stdev(known) if len(known) > 1 else None, interval)
+
+
+def entries(runs: Sequence[Run]) -> list[Entry]:
+    """Best first; in the same order whatever the order of the runs."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        key = tuple(sorted((k, str(v)) for k, v in settings(run.cfg).items()))
+        groups.setdefault(key, []).append(run)
+    for same in groups.values():
+        same.sort(key=lambda run: (_seed(run), str(run.folder)))
+        for one, two in pairwise(same):
+            if _seed(one) == _seed(two):
+                raise UserError(
+                    f"{one.folder} and {two.folder} are the same configuration with the same seed: the spread over "
+                    "seeds would be too small. Give one of them"
+                )
+    each = [settings(same[0].cfg) for same in groups.values()]
+    made = [Entry(label, own, same) for label, own, same in zip(labels(each), each, groups.values(), strict=True)]
+    return sorted(made, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
+
+
+def settings(cfg: DictConfig) -> dict[str, Setting]:
+    """All that a run's numbers depend on but the seed."""
+    flat = _flat(OmegaConf.to_container(cfg, resolve=True))
+    trained = "loss" in cfg or bool(cfg.get("checkpoint"))
+    left = (*APART, *(() if trained else TRAINING))
+    kept = {key: value for key, value in flat.items() if not any(key == a or key.startswith(f"{a}.") for a in left)}
+    if "trainer.precision" in flat:
+        kept["precision"] = flat["trainer.precision"]
+        kept.pop("trainer.precision", None)
+    if cfg.get("checkpoint") and "loss" not in cfg:
+        kept = {**_training(Path(cfg.checkpoint)), **kept}
+    known = cfg.provenance
+    sha = known.get("weights_sha256")
+    weights = (
+        {"weights": sha[:8]} if sha else {"weights": "random" if cfg.backbone.get("pretrained") is False else None}
+    )
+    return {**kept, **weights, "backbone": known.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1]}
+
+
+def labels(each: Sequence[Mapping[str, Setting]]) -> list[str]:
+    """The backbone, and whatever tells a configuration from the others.
+
+    >>> labels([{"backbone": "a", "localise.window": 5}, {"backbone": "a", "localise.window": 9}, {"backbone": "b"}])
+    ['a, window 5', 'a, window 9', 'b']
+    """
+    told = []
+    for one in each:
+        kin = [other for other in each if other["backbone"] == one["backbone"]]
+        keys = differing(each, lambda key: key != "weights" and not key.startswith("backbone")) | differing(
+            kin, lambda key: True
+        )
+        shown = [f"{short(key, keys)} {word(key, one[key])}" for key in sorted(keys) if key in one]
+        told.append(", ".join([str(one["backbone"]), *shown]))
+    return told
+
+
+def differing(each: Sequence[Mapping[str, Setting]], wanted: Any) -> set[str]:
+    """Keys that several of them have, and not with one value."""
+    keys = {key for one in each for key in one if wanted(key)}
+    return {key for key in keys if len({str(one[key]) for one in each if key in one}) > 1}
+
+
+def short(key: str, among: Sequence[str] | set[str] = ()) -> str:
+    """The last word of a key, where no other key ends in it.
+
+    >>> short("localise.window"), short("head.rank", {"head.rank", "finetune.rank"}), short("finetune._target_")
+    ('window', 'head.rank', 'finetune')
+    """
+    if key.endswith("._target_"):
+        return key.removesuffix("._target_")
+    last = key.rsplit(".", 1)[-1]
+    return key if sum(other.rsplit(".", 1)[-1] == last for other in among) > 1 else last
+
+
+def word(key: str, value: Setting) -> str:
+    """A value to be read: of what is called, its own name."""
+    return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
+
+
+def _seed(run: Run) -> str:
+    return str(run.cfg.get("seed"))
+
+
+def _training(checkpoint: Path) -> dict[str, Setting]:
+    """How an evaluated checkpoint was trained; its path, where that is not there to be asked."""
+    try:
+        cfg = OmegaConf.load(checkpoint / "config.yaml")
+    except OSError:
+        return {"checkpoint": str(checkpoint)}
+    return settings(cfg) if isinstance(cfg, DictConfig) and "loss" in cfg else {"checkpoint": str(checkpoint)}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Setting]:
+    """Lists stay whole: their places have no names."""
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    found: dict[str, Setting] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{prefix}{key}.")
+    return found
+
+
+def _at(node: Any, *keys: str) -> Any:
+    for key in keys:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return None if isinstance(node, float) and math.isnan(node) else node

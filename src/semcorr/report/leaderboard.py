@@ -1,0 +1,105 @@
+"""Ours beside what was published, and ours in full."""
+
+from collections.abc import Sequence
+
+from semcorr.metrics.pck import SUBSETS
+from semcorr.report.entries import Entry
+from semcorr.report.parts import Section, Table, between, percent, spread
+from semcorr.report.published import NAMED, Published, axes, provenance, published, whole
+
+BESIDE = ("0.01", "0.05", "0.1")  # alphas that others publish
+SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
+
+
+def leaderboard(entries: Sequence[Entry]) -> Section:
+    """One table per subset that anybody published, then all our numbers."""
+    first = entries[0].runs[0].metrics
+    protocol, split = first["protocol"], first["split"]
+    theirs = {subset: rows for subset in ("all", "geo") if (rows := published(split, subset, protocol))}
+    if not theirs:
+        text = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
+        return Section("Leaderboard", text, [_full(entries), _full(entries, "point")])
+    tables = [_beside(entries, subset, rows) for subset, rows in theirs.items()]
+    text = (
+        f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
+        "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "
+        "says how far each moves a number."
+    )
+    return Section(
+        "Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")]
+    )
+
+
+def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) -> Table:
+    first = entries[0].runs[0].metrics
+    partly = whole(first["split"], first["pairs"])
+    lines: list[tuple[float, bool, list[str]]] = []
+    for entry in entries:
+        values = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in BESIDE]
+        source = f"this report, {partly}" if partly else "this report"
+        cells = [entry.label, *(spread(value) for value in values), first["protocol"], source]
+        lines.append((values[-1].mean or 0.0, True, cells))
+    for row in theirs:
+        known = [row.values.get(alpha) for alpha in BESIDE]
+        differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
+        named = f"{row.protocol}{differs}" if row.protocol else "not stated"
+        lines.append((known[-1] or 0.0, False, [row.method, *map(percent, known), named, row.source]))
+    lines.sort(key=lambda line: (-line[0], line[2][0]))
+    caption = (
+        f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
+        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours (`this "
+        f"report`) are pooled {_pooled(entries, subset)}. "
+        + (f"Ours are of {partly}: not comparable with the rest, which are of the whole benchmark. " if partly else "")
+        + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
+        + f"Sources: {provenance()}."
+    )  # fmt: skip
+    title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
+    columns = ["method", *(f"PCK@{alpha}" for alpha in BESIDE), "protocol", "source"]
+    ours = [i for i, (_, mine, _) in enumerate(lines) if mine]
+    return Table(f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours)
+
+
+def _protocols(ours: str, theirs: Sequence[Published]) -> Table:
+    names = list(dict.fromkeys([ours, *sorted({row.protocol for row in theirs if row.protocol})]))
+    columns = ["protocol", *("clamped" if axis == "clamp" else axis for axis in NAMED)]
+    caption = (
+        "What lies between a similarity map and a number, axis by axis; ≠ marks what differs from ours (first row), "
+        "whose definition holds for any resize. "
+        "resize: how an image fills its square; scaling: of points; lookup: where the source is read; decode: from "
+        "cells back to pixels; frame: where distances are measured; clamped: points are kept inside the view; strict: "
+        "right if the error is less than α, not at most α; pooling: how pairs become one number."
+    )
+    rows = axes(names)
+    return Table("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
+
+
+def _pooled(entries: Sequence[Entry], subset: str) -> str:
+    pooling = entries[0].runs[0].metrics["pooling"]
+    named = {"image": "per image", "point": "per point", "category": "over categories of their means per point"}
+    return named.get(pooling, "over categories weighted by pairs") if subset == "all" else "per image"
+
+
+def _full(entries: Sequence[Entry], by: str = "image") -> Table:
+    first = entries[0].runs[0].metrics
+    alphas = list(first["pck"]["all"]["image"])
+    rows = []
+    for entry in entries:
+        for subset in SUBSETS:
+            values = [entry.value(subset, alpha, by) for alpha in alphas]
+            end = entry.value(subset, "0.1", by).interval
+            rows.append([entry.label, subset, *map(spread, values), between(end)])
+    columns = ["configuration", "subset", *(f"α = {alpha}" for alpha in alphas), "95 % at 0.1"]
+    how = (
+        "the share of each pair's keypoints that is right, averaged over pairs"
+        if by == "image"
+        else "over all keypoints"
+    )
+    several = any(len(entry.runs) > 1 for entry in entries)
+    caption = (
+        f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {how}; "
+        f"{first['pairs']:,} pairs of {first['images']:,} images. geo: keypoints with a twin in the target that "
+        "could be taken for them, as a left and a right eye; std: the others. The interval is over images, which are "
+        "resampled"
+        + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if several else ".")
+    )  # fmt: skip
+    return Table(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")

@@ -1,0 +1,112 @@
+"""The benchmark's pairs as pictures: the worst of the best configuration, and what changes most from last to first."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+from PIL import Image
+
+from semcorr import draw
+from semcorr.data.record import PairRecord
+from semcorr.metrics.scored import Scored, combinations, per_pair, right
+from semcorr.report.entries import Entry
+from semcorr.report.parts import Figure, Section, percent
+from semcorr.report.runs import Run
+
+ALPHA = 0.1
+MANY = 6  # pairs of a figure
+LEGEND = (
+    f"Source left, target right; a line leads from each keypoint to where it was found: green within {ALPHA} of the "
+    "extent, red beyond, and then a ring of that radius is drawn around the truth."
+)
+
+
+def pictures(entries: Sequence[Entry], pairs: Mapping[str, PairRecord] | str) -> Section:
+    """Worst and most changed; `pairs` is the reason where there can be none."""
+    text = "Numbers say how often; pictures say how."
+    if isinstance(pairs, str):
+        return Section("Pairs", f"{text} They are left out: {pairs}.", [])
+    figures = [_worst(entries[0], pairs)]
+    if len(entries) > 1:
+        figures.append(_changed(entries[-1], entries[0], pairs))
+    return Section("Pairs", text, figures)
+
+
+def _worst(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
+    run = entry.runs[0]
+    rows = run.evaluated.rows
+    share, count = shares(run)
+    away = np.bincount(rows.pair, rows.error, minlength=len(rows.pairs)) / count
+    order = np.lexsort((-away, share))
+    chosen = different(rows, order)
+    panels = [
+        _panel(run, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(float(share[p]), int(count[p]))}")
+        for p in chosen
+    ]
+    caption = (
+        f"{entry.label}: the {len(chosen)} pairs with the lowest PCK at α = {ALPHA}, and among equals with the largest "
+        f"mean error; each target image once. {LEGEND}"
+    )
+    return Figure("The worst pairs", caption, panels, layout="wide")
+
+
+def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
+    runs = last.runs[0], first.runs[0]
+    (before, count), (after, _) = shares(runs[0]), shares(runs[1])
+    rows = runs[0].evaluated.rows
+    order = np.lexsort((-count, -np.abs(after - before)))
+    panels = []
+    for p in different(rows, order)[: MANY // 2]:
+        for run, share, name in ((runs[0], before, last.label), (runs[1], after, first.label)):
+            panels.append(_panel(run, pairs[rows.pairs[p]], f"{name}: {_of(float(share[p]), int(count[p]))}"))
+    caption = (
+        f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
+        f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. "
+        f"{LEGEND}"
+    )
+    return Figure("What changes most", caption, panels, layout="wide")
+
+
+def shares(run: Run) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """Every pair's PCK, and how many keypoints it is of."""
+    rows = run.evaluated.rows
+    hits = right(rows, [ALPHA], bool(run.metrics.get("strict")))
+    correct, count = per_pair(rows, hits, np.ones_like(rows.ambiguous))
+    return correct[0] / count, count
+
+
+def different(rows: Scored, order: Int[np.ndarray, " p"], many: int = MANY) -> list[int]:
+    """The first pairs of an order that do not share a target image."""
+    chosen: dict[int, int] = {}
+    for p in order.tolist():
+        chosen.setdefault(int(rows.target_image[p]), p)
+        if len(chosen) == many:
+            break
+    return list(chosen.values())
+
+
+def _panel(run: Run, pair: PairRecord, said: str) -> str:
+    path = run.folder / "predictions.parquet"
+    table = pq.read_table(path, filters=[("pair", "==", pair.name)])
+    metrics = run.metrics
+    rows: list[dict[str, Any]] = combinations(table)[metrics["protocol"], metrics["localise"]].to_pylist()
+    about = f"{pair.source.name} to {pair.target.name}"
+    return f"{embedded(draw.tile(pair, rows, ALPHA), about)}\n<p>{escape(said)}<br>{escape(about)}</p>"
+
+
+def embedded(image: Image.Image, about: str) -> str:
+    """An image element that carries its image."""
+    held = io.BytesIO()
+    image.save(held, format="JPEG", quality=84)
+    data = base64.b64encode(held.getvalue()).decode()
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(about)}" {size}>'
+
+
+def _of(share: float, count: int) -> str:
+    return f"{round(share * count)} of {count} right ({percent(share)} %)"

@@ -1,0 +1,100 @@
+"""What was published on a benchmark, and in what it was measured otherwise than ours."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from semcorr.data.groups import facts
+from semcorr.protocol import AXES, PRESETS, Protocol
+
+OFFICIAL = {"spair": "spair71k"}
+NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
+
+
+class Published(NamedTuple):
+    """A row of somebody's table, in fractions."""
+
+    method: str
+    values: Mapping[str, float]
+    protocol: str | None  # of ours, the one that follows the source's code
+    pooling: str
+    source: str
+
+
+def provenance() -> str:
+    """Where the figures are from."""
+    return str(_content()["provenance"])
+
+
+def published(split: str, subset: str, protocol: str) -> list[Published]:
+    """Rows on a split that are a PCK of the same kind: per image, or category means beside category means."""
+    kind = "category" if by_name(protocol).pooling == "category" else "image"
+    rows = []
+    for table in _content()["tables"]:
+        if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
+            continue
+        for row in table["rows"]:
+            values = dict(zip(table["alphas"], (value / 100 for value in row["values"]), strict=True))
+            rows.append(Published(row["method"], values, row["protocol"], kind, row["source"]))
+    return rows
+
+
+def axes(protocols: Sequence[str]) -> list[list[str]]:
+    """Every protocol's name and axes; from the second on, what differs from the first is marked.
+
+    >>> [row[:4] for row in axes(["semcorr", "dift"])]
+    [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
+    >>> axes(["semcorr", "dift"])[1][4]
+    '≠ native'
+    """
+    first = by_name(protocols[0])
+    rows = []
+    for name in protocols:
+        one = by_name(name)
+        own = [_value(one, axis) for axis in NAMED]
+        same = [getattr(one, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
+        rows.append([name, *(said if alike else f"≠ {said}" for said, alike in zip(own, same, strict=True))])
+    return rows
+
+
+def by_name(name: str) -> Protocol:
+    """A preset by the name that tables show, changed axes included.
+
+    >>> by_name("geoaware (strict=False)").strict
+    False
+    """
+    from dataclasses import replace
+
+    base, _, changed = name.removesuffix(")").partition(" (")
+    own = next((one for one in PRESETS if one.name == base), None)
+    if own is None:
+        return Protocol(name)
+    axes = dict(part.split("=", 1) for part in changed.split(", ")) if changed else {}
+    values: dict[str, Any] = {k: v == "True" if v in ("True", "False") else v for k, v in axes.items()}
+    return replace(own, **values)
+
+
+def whole(split: str, pairs: int) -> str:
+    """What to say of a run on a part of the benchmark; nothing where it is whole, or nobody said how many there are.
+
+    >>> whole("spair test", 600), whole("spair test", 12234)
+    ('600 of 12,234 pairs', '')
+    """
+    benchmark, _, part = split.partition(" ")
+    official = facts(OFFICIAL[benchmark])["official"]["pairs"].get(part) if benchmark in OFFICIAL else None
+    return f"{pairs:,} of {official:,} pairs" if official not in (None, pairs) else ""
+
+
+def _value(one: Protocol, axis: str) -> str:
+    value = getattr(one, axis)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
+        (files("semcorr.report") / "published.json").read_text(encoding="utf-8")
+    )  # fmt: skip
+    return content

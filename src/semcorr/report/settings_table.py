@@ -1,0 +1,34 @@
+"""What was run: every configuration's parts, so that a number can be had again."""
+
+from collections.abc import Sequence
+
+from semcorr.report.entries import Entry, word
+from semcorr.report.parts import NONE, Section, Table
+
+PARTS = {"size": "backbone.size", "layers": "backbone.layers", "tuned": "finetune._target_", "head": "head._target_",
+         "resize": "data.resize", "weights": "weights"}  # fmt: skip
+
+
+def settings_table(entries: Sequence[Entry]) -> Section:
+    """A row per configuration."""
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        cells = [str(number), entry.label, ", ".join(str(run.cfg.get("seed")) for run in entry.runs)]
+        for name, key in PARTS.items():
+            value = entry.settings.get(key)
+            told = NONE if value is None else word(key, value)
+            if name == "tuned" and told == "last_blocks":
+                blocks = entry.settings.get("finetune.blocks")
+                told = f"last {blocks} blocks" if blocks else "frozen"
+            cells.append(told)
+        versions = {str(run.cfg.provenance.get("git") or NONE)[:7] for run in entry.runs}
+        rows.append([*cells, str(entry.runs[0].metrics["localise"]), ", ".join(sorted(versions))])
+    caption = (
+        "size: side of the square that images are resized to, in pixels; layers: whose outputs are the features; "
+        "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's "
+        "folder has every other setting."
+    )
+    columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
+    table = Table("configurations", "Configurations", caption, columns, rows, words=len(columns))
+    text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
+    return Section("What was run", text, [table])

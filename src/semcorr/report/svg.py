@@ -1,0 +1,133 @@
+"""Drawing: a plot's frame, lines, bars and labels as SVG text; colours are classes, for a light and a dark page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 350, 270  # of a panel, which a phone shows at its full width
+LETTER = 6.4  # width of one, about, at the size of labels
+RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
+SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
+SERIES = ("s1", "s2", "s3", "s4")
+
+
+class Frame(NamedTuple):
+    """Where a plot's data lie: its ranges, and the margins around."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    right: float = 62
+    left: float = 40
+    top: float = 56
+    bottom: float = 40
+
+    def px(self, x: float) -> float:
+        """A value across."""
+        low, high = self.x
+        return round(self.left + (x - low) / ((high - low) or 1) * (WIDTH - self.left - self.right), 1)
+
+    def py(self, y: float) -> float:
+        """A value upwards."""
+        low, high = self.y
+        return round(HEIGHT - self.bottom - (y - low) / ((high - low) or 1) * (HEIGHT - self.top - self.bottom), 1)
+
+
+def drawing(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
+    """A panel with its title."""
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    lines = [text(4, 14 + 15 * i, line, "title") for i, line in enumerate(broken(title, int(width / 6.9)))]
+    return "\n".join([head, *lines, *body, "</svg>"])
+
+
+def broken(words: str, most: int) -> list[str]:
+    """A title in at most two lines.
+
+    >>> broken("squeezenet1_1, window 15", 16), broken("a word", 16)
+    (['squeezenet1_1,', 'window 15'], ['a word'])
+    """
+    lines = [""]
+    for word in words.split():
+        if len(lines[-1]) + len(word) + 1 > most and lines[-1] and len(lines) < 2:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
+    """Words, from, up to or around a point."""
+    where = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text x="{x:g}" y="{y:g}" class="{css}"{where}>{escape(words)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    """From here to there."""
+    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" class="{css}"/>'
+
+
+def axes(frame: Frame, ticks: Mapping[float, str], across: str, upward: str = "PCK, %") -> list[str]:
+    """Horizontal rules at round percents, and the ticks below; those that would touch the one before are left out."""
+    parts = [text(4, frame.top - 13, upward, "axis")]
+    for value in rounds(*frame.y):
+        y = frame.py(value)
+        parts.append(line(frame.left, y, WIDTH - frame.right, y, "rule"))
+        parts.append(text(frame.left - 6, y + 4, f"{100 * value:.0f}", "axis", "end"))
+    last = -1e9
+    for value, name in sorted(ticks.items()):
+        x, half = frame.px(value), len(name) * LETTER / 2
+        if x - half > last + 4:
+            parts.append(text(x, HEIGHT - frame.bottom + 16, name, "axis", "middle"))
+            last = x + half
+    parts.append(text((frame.left + WIDTH - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
+    return parts
+
+
+def rounds(low: float, high: float) -> list[float]:
+    """Round percents in a range: steps of 1, 2, 5, 10 or 20.
+
+    >>> rounds(0.0, 0.8)
+    [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    step = next((s for s in (1, 2, 5, 10) if (high - low) * 100 / s <= 5), 20)
+    return [k * step / 100 for k in range(0, 101) if low - 1e-9 <= k * step / 100 <= high + 1e-9]
+
+
+def upto(values: Sequence[float]) -> tuple[float, float]:
+    """From nothing to a round percent above all: bars and lines of several panels can be compared.
+
+    >>> upto([0.31, 0.52])
+    (0.0, 0.6)
+    """
+    return 0.0, min(1.0, (int(max(values, default=0.0) * 10 - 1e-9) + 1) / 10)
+
+
+def polyline(frame: Frame, points: Sequence[tuple[float, float]], css: str) -> list[str]:
+    """A line with a dot at every value."""
+    at = [(frame.px(x), frame.py(y)) for x, y in points]
+    joined = " ".join(f"{x:g},{y:g}" for x, y in at)
+    return [
+        f'<polyline points="{joined}" class="line {css}"/>',
+        *(f'<circle cx="{x:g}" cy="{y:g}" r="3" class="dot {css}"/>' for x, y in at),
+    ]
+
+
+def whisker(frame: Frame, x: float, ends: tuple[float, float], css: str) -> list[str]:
+    """An interval."""
+    at, low, high = frame.px(x), *map(frame.py, ends)
+    return [
+        line(at, low, at, high, f"whisker {css}"),
+        *(line(at - 3, end, at + 3, end, f"whisker {css}") for end in (low, high)),
+    ]
+
+
+def ends(frame: Frame, named: Sequence[tuple[str, float, str]]) -> list[str]:
+    """Names at the right end of lines, moved apart where they would overlap: (name, value, class)."""
+    at = [[frame.py(value), name, css] for name, value, css in named]
+    at.sort(key=lambda one: (one[0], one[1]))  # type: ignore[arg-type,return-value]
+    places: list[float] = []
+    for y, *_ in at:
+        places.append(max(float(y), places[-1] + 13 if places else 0.0))  # type: ignore[arg-type]
+    over = max(0.0, places[-1] - (HEIGHT - frame.bottom)) if places else 0.0
+    x = WIDTH - frame.right + 7
+    return [
+        text(x, place - over + 4, str(name), f"end {css}") for place, (_, name, css) in zip(places, at, strict=True)
+    ]

@@ -1,0 +1,103 @@
+"""A report as Markdown, CSV and LaTeX: the same cells as on the page."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+from semcorr.report.parts import Figure, Section, Table
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "α": r"$\alpha$", "±": r"$\pm$", "→": r"$\to$",
+    "≠": r"$\neq$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "−": "$-$", "×": r"$\times$",
+    "°": r"$^\circ$", "'": "'", '"': "''", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+def markdown(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
+    """Headings, captions and tables; a figure is its caption and its numbers."""
+    lines = [f"# {title}", ""]
+    for paragraph in intro:
+        lines += [paragraph, ""]
+    for section in sections:
+        lines += [f"## {section.title}", "", section.text, ""]
+        for part in section.parts:
+            lines += [f"### {part.title}", "", part.caption, ""]
+            table = part if isinstance(part, Table) else part.table
+            if table is not None and isinstance(part, Figure):
+                lines += [table.caption, ""] if table.caption != part.caption else []
+            lines += _pipes(table) if table else ["(A picture: see report.html.)", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def tidy(sections: Sequence[Section]) -> str:
+    """CSV with a line per number: table, row, what it is of, column, value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "row", "of", "column", "value"])
+    for table in tables(sections):
+        for number, row in enumerate(table.rows, 1):
+            of = " | ".join(row[: table.words])
+            for column, cell in zip(table.columns[table.words :], row[table.words :], strict=True):
+                writer.writerow([table.key, number, of, column, cell])
+    return out.getvalue()
+
+
+def latex(title: str, sections: Sequence[Section]) -> str:
+    r"""A document that compiles as it is; each table can be lifted out, given `\usepackage{booktabs,longtable}`."""
+    lines = [
+        "% Compile it twice: longtable aligns its columns the second time.",
+        r"\documentclass{article}",
+        r"\usepackage[margin=2cm]{geometry}",
+        r"\usepackage{booktabs,longtable}",
+    ]
+    lines += [
+        r"\setlength{\tabcolsep}{3pt}",
+        r"\begin{document}",
+        r"\setlength{\LTcapwidth}{\linewidth}",
+        rf"\section*{{{escaped(title)}}}",
+    ]
+    for table in tables(sections):
+        lines += ["", *_longtable(table)]
+    return "\n".join([*lines, r"\end{document}", ""])
+
+
+def tables(sections: Sequence[Section]) -> Iterator[Table]:
+    """Of the report, figures' numbers included."""
+    for section in sections:
+        for part in section.parts:
+            table = part if isinstance(part, Table) else part.table
+            if table is not None:
+                yield table
+
+
+def escaped(text: str) -> str:
+    r"""As LaTeX wants it.
+
+    >>> escaped("50 % at α = 0.1, last_blocks")
+    '50 \\% at $\\alpha$ = 0.1, last\\_blocks'
+    """
+    return re.sub(".", lambda m: LATEX.get(m[0], m[0] if ord(m[0]) < 256 else "?"), text.replace("`", ""))
+
+
+def _pipes(table: Table) -> list[str]:
+    sides = ["---" if table.is_text(i) else "---:" for i in range(len(table.columns))]
+    rows = [table.columns, sides, *table.rows]
+    return [*("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows), ""]
+
+
+def _longtable(table: Table) -> list[str]:
+    """Tables may be longer than a page, and their first and last columns are sentences."""
+    wide = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    share = 0.3 if len(wide) < 9 else 0.2
+    sides = [f"p{{{share}\\linewidth}}" if w > 30 else "l" if table.is_text(i) else "r" for i, w in enumerate(wide)]
+    size = "footnotesize" if len(wide) < 9 else "scriptsize" if len(wide) < 11 else "tiny"
+    head = [" & ".join(map(escaped, table.columns)) + r" \\", r"\midrule"]
+    body = [" & ".join(map(escaped, row)) + r" \\" for row in table.rows]
+    return [
+        rf"{{\{size}", rf"\begin{{longtable}}{{@{{}}{''.join(sides)}@{{}}}}",
+        rf"\caption{{{escaped(f'{table.title}. {table.caption}')}\label{{tab:{table.key}}}}}\\", r"\toprule",
+        *head, r"\endfirsthead", r"\toprule", *head, r"\endhead", *body, r"\bottomrule", r"\end{longtable}}",
+    ]  # fmt: skip
