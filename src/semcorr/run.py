@@ -4,6 +4,7 @@ import logging
 import subprocess
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from semcorr.backbones.weights import sha256
 from semcorr.callbacks import Progress
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
@@ -24,6 +26,8 @@ from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.results import print_scores, write_results, write_text
+from semcorr.shelf import SHELF
+from semcorr.sweep import LATE, hashed
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
@@ -186,6 +190,8 @@ def score(
 
     `results` writes the files and prints the table: those of pairs, if left out.
     """
+    if SHELF.open:
+        module.shelf = partial(SHELF, hashed(cfg, *LATE) + sha256(module))
     trainer.test(module, datamodule=data, verbose=False)
     finish(trainer.loggers)
     if not trainer.is_global_zero:
