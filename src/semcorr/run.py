@@ -17,8 +17,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from semcorr import dashboard
 from semcorr.backbones.weights import sha256
-from semcorr.callbacks import Progress
+from semcorr.callbacks import Cost, Progress
+from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
@@ -163,7 +165,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    callbacks = [Progress(), *options.pop("callbacks", [])]
+    callbacks = [Progress(), Cost(), Pages(), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
     )
@@ -175,7 +177,8 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     asked = instantiate(cfg.logger, save_dir=str(run_dir))
     if isinstance(asked, CSV):
         return [asked]
-    asked.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    asked.log_hyperparams({**resolved, "provenance": {"packages": packages(), "git": _git_revision()}})
     return [CSV(run_dir), asked]
 
 
@@ -193,7 +196,6 @@ def score(
     if SHELF.open:
         module.shelf = partial(SHELF, hashed(cfg, *LATE) + sha256(module))
     trainer.test(module, datamodule=data, verbose=False)
-    finish(trainer.loggers)
     if not trainer.is_global_zero:
         return {}
     run_dir = Path(cfg.run_dir)
@@ -201,6 +203,8 @@ def score(
     save_config(cfg, module, run_dir)
     write_files, print_table = results or (write_results, print_scores)
     metrics = write_files(module, data, run_dir)
+    dashboard.conclude(trainer.loggers, metrics, run_dir, trainer.global_step)
+    finish(trainer.loggers)
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     return metrics
 
@@ -210,7 +214,7 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     resolved["provenance"] = {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
         "git": _git_revision(),
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
@@ -230,6 +234,11 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
     return content
+
+
+def packages() -> dict[str, str]:
+    """Versions of what numbers come from."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -22,6 +22,8 @@ def run_job(job: Job) -> Outcome:
     _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
     cfg = job.cfg.copy()
     cfg.run_dir = str(job.folder)
+    if "group" in cfg.logger and cfg.logger.group is None:  # W&B's
+        cfg.logger.group, cfg.logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
     half = (job.folder / "checkpoints").is_dir()
     if half:
         cfg.checkpoint = cfg.run_dir
