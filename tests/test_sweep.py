@@ -115,7 +115,7 @@ def test_jobs_that_differ_in_read_outs_encode_once_and_score_as_by_themselves(ty
 
 def test_a_trained_run_is_read_by_many_rules_from_one_encoding(typed, tmp_path, tiny, monkeypatch):
     """And weights that were trained meanwhile are scored anew."""
-    assert typed(train, "finetune.blocks=1", *QUICK, *tiny, "run_dir=RUN") == 0
+    assert typed(train, "finetune.blocks=1", "scheduler=constant", *QUICK, *tiny, "run_dir=RUN") == 0
     images, backbone = [], type(build_backbone(tmp_path / "RUN"))
     forward = backbone.forward
     monkeypatch.setattr(backbone, "forward", lambda self, image: (images.append(len(image)), forward(self, image))[1])

@@ -62,10 +62,10 @@ class Cost(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Epochs end in a validation, which is not counted."""
         seconds = time.perf_counter() - self.start
-        self.log("cost/images_per_second", self.images * trainer.world_size / seconds)
-        self.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
+        pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
+        pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
         if pl_module.device.type == "cuda":
-            self.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
+            pl_module.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
 
 
 def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
