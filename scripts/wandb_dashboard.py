@@ -17,8 +17,9 @@ NAMES = {"all": "all keypoints", "geo": "keypoints with a visible twin (geo)", "
 
 def report(api: Any, project: str, entity: str) -> Any:
     """W&B's report, not saved yet."""
-    runs = {"project": project, **({"entity": entity} if entity else {})}  # W&B asks its server who is logged in
-    made = api.Report(**runs, title="Semantic correspondence", description="PCK per image.", width="fluid")
+    runs: dict[str, Any] = {}  # those of the report's own project
+    where = {"project": project, **({"entity": entity} if entity else {})}  # else W&B asks its server who we are
+    made = api.Report(**where, title="Semantic correspondence", description="PCK per image.", width="fluid")
     made.blocks = [
         api.TableOfContents(),
         api.H1("Leaderboard"),
