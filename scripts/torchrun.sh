@@ -16,4 +16,4 @@ else
     where=(--standalone)
 fi
 exec torchrun "${where[@]}" --nproc-per-node "$PROCESSES" -m "semcorr.$verb" \
-    trainer=ddp "trainer.devices=$PROCESSES" "trainer.num_nodes=$NODES" "$@"
+    "$@" trainer=ddp "trainer.devices=$PROCESSES" "trainer.num_nodes=$NODES"

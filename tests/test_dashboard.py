@@ -64,6 +64,7 @@ class Read:
         (path,) = folder.glob("wandb/offline-run-*/*.wandb")
         self.run, self.exits, self.config, self.files = None, [], {}, path.parent / "files"
         self.history: dict[str, list] = defaultdict(list)
+        self.scalars: dict[str, dict] = defaultdict(dict)  # the last at each step
         self.summary: dict[str, object] = {}
         for data in records(path.read_bytes()):
             record = Record()
@@ -76,8 +77,10 @@ class Read:
             self.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         for item in record.config.update:
             self.config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        for item in record.history.item:
-            self.history[item.key or "/".join(item.nested_key)].append(json.loads(item.value_json))
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for key, value in row.items():
+            self.history[key].append(value)
+            self.scalars[key][row.get("trainer/global_step")] = value
         for item in record.summary.update:
             self.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         if record.HasField("exit"):
@@ -103,7 +106,7 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
     )
     assert any(key.startswith("lr-") for key in scalars)
     for key, values in scalars.items():
-        assert read.history[key] == pytest.approx(list(values.values())), key
+        assert read.scalars[key] == pytest.approx(values), key
 
     assert len(read.history["val/categories"]) == len(read.history["val/matches"]) == 2
     for stage, category in (("val", 0), ("test", 0)):

@@ -55,7 +55,8 @@ class Joblib(Here):
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """Each worker computes with as many threads as this process would, for the same digits."""
-        joblib = _needed("joblib", "joblib")
+        joblib = _needed("joblib")
+        _one_process_each(jobs)
         work = (joblib.delayed(in_worker)(function, job, _threads()) for job in jobs)
         with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_threads()):
             outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(work)
@@ -77,7 +78,8 @@ class Ray(Here):
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """Outcomes as they come. A cluster on another machine must see the same files."""
-        ray = _needed("ray", "ray")
+        ray = _needed("ray")
+        _one_process_each(jobs)
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
         try:
             remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
@@ -103,7 +105,7 @@ class Slurm(Here):
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """Outcomes as they come."""
-        submitit = _needed("submitit", "submitit")
+        submitit = _needed("submitit")
         folder = Path(self.folder or self.config.hydra.sweep.dir) / ".submitit"
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
@@ -132,13 +134,23 @@ def _result(get: Any, job: Any) -> Any:
         return Outcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
 
 
-def _needed(module: str, package: str) -> Any:
+def _one_process_each(jobs: Sequence[Any]) -> None:
+    from semcorr.errors import UserError
+
+    if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
+        raise UserError(
+            "`trainer.devices`: a worker of joblib or Ray is one process with one device. Set trainer.devices=1, or "
+            "leave hydra/launcher out and use scripts/torchrun.sh, which gives every job all devices in turn."
+        )
+
+
+def _needed(package: str) -> Any:
     import importlib
 
     from semcorr.errors import UserError
 
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(package)
     except ImportError:
         raise UserError(
             f"`hydra/launcher`: {package} is not installed. pip install {package}, or semcorr[sweep] for all launchers"

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from semcorr.sweep import Job, Outcome, first_process
@@ -53,12 +53,34 @@ def _by_itself(job: Job, half: bool) -> Iterator[None]:
     SHELF.open = True
     try:
         yield
+    except BaseException:
+        _stop_others(job)
+        raise
     finally:
         sys.argv = argv
+        if "LOCAL_RANK" not in environment:  # Lightning started the others, for this job alone
+            _leave_group()
         os.environ.clear()
         os.environ.update(environment)
         _finish_wandb()
         gc.collect()  # modules and trainers know each other: what is left of them holds a GPU's memory
+
+
+def _stop_others(job: Job) -> None:
+    """Processes that Lightning started for a job that failed here wait for this one, and would do so forever."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if f"run_dir={job.folder}" in process.cmdline():
+                process.kill()
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _finish_wandb() -> None:
