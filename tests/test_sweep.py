@@ -14,7 +14,6 @@ from semcorr import evaluate, train
 from semcorr.frozen import Frozen
 from semcorr.module import Correspondence
 from semcorr.run import build
-from semcorr.shelf import SHELF
 
 QUICK = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=2"]
 DIES = """
@@ -38,8 +37,6 @@ def typed(monkeypatch, tmp_path):
     def run(verb, *line: str) -> int:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
-        monkeypatch.setattr(SHELF, "open", False)
-        SHELF.clear()
         try:
             verb.main()
         except SystemExit as stop:
@@ -69,6 +66,13 @@ def scores(folder: Path) -> dict[str, dict]:
     for metrics in found.values():
         del metrics["seconds"]
     return found
+
+
+def times(sweep: Path) -> tuple[list[float], list[float]]:
+    """When each job began to write, and when it was done."""
+    folders = [path.parent for path in sorted(sweep.glob("*/metrics.json"))]
+    began = [(folder / ".lock").stat().st_mtime for folder in folders]
+    return began, [(folder / "metrics.json").stat().st_mtime for folder in folders]
 
 
 def test_a_killed_sweep_does_only_what_is_missing_and_ends_like_an_undisturbed_one(
@@ -229,17 +233,31 @@ def test_two_sweeps_do_not_share_a_directory_at_the_same_time(typed, tmp_path, t
     (tmp_path / "S").mkdir()
     with FileLock(tmp_path / "S" / ".lock"):
         assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 2
-    assert "another process is running the sweep in S" in capfd.readouterr().err
+    assert "another process runs the sweep in S" in capfd.readouterr().err
+    (tmp_path / "S" / "1").mkdir(exist_ok=True)
+    with FileLock(tmp_path / "S" / "1" / ".lock"):  # a worker of a sweep that is gone itself
+        assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 2
+    assert "another process runs the job in S/" in capfd.readouterr().err
+    assert len(scores(tmp_path / "S")) == 1
     assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 0
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib"],
+    "ray": ["hydra/launcher=ray"],
+    "submitit": ["hydra/launcher=submitit_slurm", "hydra.launcher.cluster=local", "hydra.launcher.gpus_per_node=0"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_workers_side_by_side_give_the_digits_of_one_after_another(tiny, tmp_path, launcher):
     """Four jobs; in a process of their own, which ends with all that a launcher started."""
     pytest.importorskip(launcher)
     sweep = [sys.executable, "-m", "semcorr.train", "-m", "finetune.blocks=0,1", "seed=1,2", *QUICK, *tiny]
-    for options in (["run_dir=alone"], ["run_dir=beside", f"hydra/launcher={launcher}"]):
+    for options in (["run_dir=alone"], ["run_dir=beside", *LAUNCHERS[launcher]]):
         done = subprocess.run([*sweep, *options], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert len(scores(tmp_path / "alone")) == 4
     assert scores(tmp_path / "alone") == scores(tmp_path / "beside")
+    began, ended = times(tmp_path / "beside")
+    assert sorted(began)[1] < min(ended)  # the second had begun before the first ended

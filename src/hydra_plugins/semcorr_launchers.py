@@ -4,6 +4,7 @@ Hydra looks for launchers in this package. Those published for it run whatever t
 `semcorr.sweep` says is missing. What they need besides is imported when one of them is asked for.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -57,7 +58,7 @@ class Joblib(Here):
         """Each worker computes with as many threads as this process would, for the same digits."""
         joblib = _needed("joblib")
         _one_process_each(jobs)
-        work = (joblib.delayed(in_worker)(function, job, _threads()) for job in jobs)
+        work = (joblib.delayed(in_worker)(function, job, os.getcwd(), _threads()) for job in jobs)
         with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_threads()):
             outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(work)
             with suppress(joblib.externals.loky.process_executor.BrokenProcessPool):  # a worker was killed: what is
@@ -69,12 +70,15 @@ class Ray(Here):
 
     Args:
         num_cpus: Of a job.
-        num_gpus: Of a job; a share, where several fit on one.
+        num_gpus: Of a job; a share, where several fit on one. None: one, if this machine has any.
         address: Of a cluster that runs; None starts one here.
     """
 
-    def __init__(self, num_cpus: float = 1, num_gpus: float = 0, address: str | None = None) -> None:
-        self.num_cpus, self.num_gpus, self.address = num_cpus, num_gpus, address
+    def __init__(self, num_cpus: float = 1, num_gpus: float | None = None, address: str | None = None) -> None:
+        import torch
+
+        self.num_cpus, self.address = num_cpus, address
+        self.num_gpus = float(torch.cuda.is_available()) if num_gpus is None else num_gpus
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """Outcomes as they come. A cluster on another machine must see the same files."""
@@ -83,7 +87,7 @@ class Ray(Here):
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
         try:
             remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
-            left = {remote.remote(function, job, _threads()): job for job in jobs}
+            left = {remote.remote(function, job, os.getcwd(), _threads()): job for job in jobs}
             while left:
                 (ready,), _ = ray.wait([*left], num_returns=1)
                 yield _result(lambda of=ready: ray.get(of), left.pop(ready))
@@ -110,14 +114,22 @@ class Slurm(Here):
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
         with executor.batch():
-            left = [(executor.submit(in_worker, function, job, None), job) for job in jobs]
+            left = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
         return (_result(sent.result, job) for sent, job in left)
 
 
-def in_worker(function: Any, job: Any, threads: int | None) -> Any:
-    """A job in a process that knows nothing yet."""
+def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
+    """A job in a process that knows nothing yet.
+
+    Args:
+        function: Of the job.
+        job: The job.
+        folder: Where the sweep was started: what was typed may be relative to it.
+        threads: As many as the process that started it; None leaves it to the machine.
+    """
     import torch
 
+    os.chdir(folder)
     setup_globals()  # resolvers of configurations
     if threads is not None:
         torch.set_num_threads(threads)

@@ -77,7 +77,7 @@ def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = No
     if "mode" not in options and not client.login(prompt=False):
         options["mode"] = "offline"
     options |= {"id": _identity(Path(save_dir)), "resume": "allow"} if options.get("mode") != "offline" else {}
-    return WandbLogger(save_dir=str(save_dir), project=project, group=group, **options)
+    return WandbLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
 
 
 def _identity(run_dir: Path) -> str:

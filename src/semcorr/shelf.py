@@ -32,6 +32,11 @@ class Shelf:
             self._key, self._names, self._held = key, names, held
         return held
 
+    def close(self) -> None:
+        """The sweep is over."""
+        self.open = False
+        self.clear()
+
     def clear(self) -> None:
         """Free it."""
         self._key, self._names, self._held = None, [], None

@@ -67,7 +67,7 @@ def planned(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], fol
     Depends on nothing but what is there, so that all processes of a job plan alike.
     """
     of = {json.loads(path.read_text())["hash"]: path.parent for path in sorted(folder.glob(f"*/{NOTE}"))}
-    taken = {path.parent for path in folder.glob("*/*")}
+    taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
     jobs: dict[str, Job] = {}
     for number, (overrides, cfg) in enumerate(composed):
         identity = hashed(cfg)
@@ -88,9 +88,10 @@ def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]]
         folder: The sweep's.
         launch: A function over jobs, to outcomes in any order; here, or on other machines.
     """
+    from semcorr.shelf import SHELF
     from semcorr.sweep_job import run_job
 
-    with _alone(folder):
+    with alone(folder, "the sweep"):
         for job in jobs:
             _claim(job)
         waiting = [job for job in jobs if not done(job)]
@@ -101,7 +102,10 @@ def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]]
                 f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
-        found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
+        try:
+            found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
+        finally:
+            SHELF.close()
     return [found.get(job.identity) or (Outcome(job) if done(job) else Outcome(job, 1, LOST)) for job in jobs]
 
 
@@ -138,8 +142,8 @@ def _claim(job: Job) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two sweeps in one directory would train the same job twice, into the same files."""
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Two processes in one directory would train the same twice, into the same files."""
     if not first_process():
         yield
         return
@@ -148,9 +152,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"`run_dir`: another process is running the sweep in {folder}. Wait for it, or stop it"
-        ) from None
+        raise UserError(f"`run_dir`: another process runs {what} in {folder}. Wait for it, or stop it") from None
     try:
         yield
     finally:

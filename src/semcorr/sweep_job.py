@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from semcorr.sweep import Job, Outcome, first_process
+from semcorr.sweep import Job, Outcome, alone, first_process
 
 ERROR = "error.txt"
 
@@ -28,10 +28,10 @@ def run_job(job: Job) -> Outcome:
     if half:
         cfg.checkpoint = cfg.run_dir
     error = job.folder / ERROR
-    if first_process():
-        error.unlink(missing_ok=True)
     try:
-        with _by_itself(job, half):
+        with alone(job.folder, "the job"), _by_itself(job, half):  # a lost worker may not be as lost as it seemed
+            if first_process():
+                error.unlink(missing_ok=True)
             task(cfg)
     except Exception as cause:
         told = explained(cause, job.verb)
