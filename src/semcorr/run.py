@@ -1,11 +1,9 @@
 """What train and evaluate share: building from a configuration, and what a run leaves behind."""
 
 import logging
-import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,11 +25,10 @@ from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
+from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
-
-PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
 
 def build(
@@ -178,7 +175,7 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     if isinstance(asked, CSV):
         return [asked]
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    asked.log_hyperparams({**resolved, "provenance": {"packages": packages(), "git": _git_revision()}})
+    asked.log_hyperparams({**resolved, "provenance": code()})
     return [CSV(run_dir), asked]
 
 
@@ -214,8 +211,7 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     resolved["provenance"] = {
-        "packages": packages(),
-        "git": _git_revision(),
+        **code(),
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
@@ -234,24 +230,3 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
     return content
-
-
-def packages() -> dict[str, str]:
-    """Versions of what numbers come from."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _git_revision() -> str | None:
-    """Of the checkout semcorr is run from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
