@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from semcorr import train
@@ -108,14 +109,14 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
     for key, values in scalars.items():
         assert read.scalars[key] == pytest.approx(values), key
 
-    assert len(read.history["val/categories"]) == len(read.history["val/matches"]) == 2
-    for stage, category in (("val", 0), ("test", 0)):
-        table = json.loads((read.files / read.history[f"{stage}/categories"][-1]["path"]).read_text())
+    assert len(read.history["val/categories/path"]) == len(read.history["val/matches/path"]) == 2
+    for stage, categories in (("val", 4), ("test", 5)):  # one has no pair to validate on
+        table = json.loads((read.files / read.history[f"{stage}/categories/path"][-1]).read_text())
         assert table["columns"] == ["category", "all", "geo", "std"]
-        assert [row[category] for row in table["data"]] == ["cat", "cow", "dog", "horse", "sheep"]
-        assert (read.files / read.history[f"{stage}/matches"][-1]["path"]).stat().st_size > 5000
+        assert len(table["data"]) == categories
+        assert Image.open(read.files / read.history[f"{stage}/matches/path"][-1]).width > 800
     metrics = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
-    table = json.loads((read.files / read.history["test/categories"][0]["path"]).read_text())
+    table = json.loads((read.files / read.history["test/categories/path"][0]).read_text())
     assert [row[1] / 100 for row in table["data"]] == pytest.approx(
         [found["all"]["image"]["0.1"] for found in metrics["category"].values()]
     )
