@@ -249,6 +249,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_workers_side_by_side_give_the_digits_of_one_after_another(tiny, tmp_path, launcher):
     """Four jobs; in a process of their own, which ends with all that a launcher started."""
