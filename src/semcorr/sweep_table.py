@@ -47,15 +47,19 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     found = rows((outcome.job.folder.name, outcome.job.overrides, metrics_of(outcome.job)) for outcome in outcomes)
     keys = [key for key in {key: 0 for row in found for key in row.typed} if _differs(found, key)]
     scores = [_scores(row.metrics[0]) for row in found]
-    several = any(len(row.metrics) > 1 for row in found)
+    seeds = {len(row.metrics) for row in found}
+    several = len(seeds) > 1  # counts of seeds, each then in its row
+    count = "" if several else f"{max(seeds)} "
+    over = "" if seeds == {1} else f"\nmean±standard deviation over {count}seeds"
     splits = ", ".join(sorted({each["split"] for row in found for each in row.metrics}))
     caption = f"PCK@{ALPHA} per image, in percent" if "all" in scores[0] else "in percent"
     made = Table(
         title=f"{len(outcomes)} jobs, scored on {splits}",
-        caption=caption + ("; mean ± standard deviation over seeds" if several else ""),
+        caption=caption + over,
     )
     for header in ("", *keys, *(["seeds"] if several else []), "trained", *scores[0]):
-        made.add_column(header, justify="left" if header in keys else "right", overflow="fold")
+        left = header in keys
+        made.add_column(header, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in found:
         trained = row.metrics[0].get("trained_parameters")
         values = [spread([_scores(each)[key] for each in row.metrics]) for key in scores[0]]
@@ -85,13 +89,13 @@ def spread(values: Sequence[float | None]) -> str:
     """In percent: the mean, and of several the sample standard deviation.
 
     >>> spread([0.5]), spread([0.5, 0.52]), spread([0.5, None])
-    ('50.0', '51.0 ± 1.4', '-')
+    ('50.0', '51.0±1.4', '-')
     """
     known = [100 * value for value in values if value is not None]
     if len(known) < len(values):  # never over fewer than it says
         return "-"
     mean = f"{statistics.fmean(known):.1f}"
-    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+    return f"{mean}±{statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
 def _differs(found: Sequence[Row], key: str) -> bool:
