@@ -114,7 +114,8 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
         table = json.loads((read.files / read.history[f"{stage}/categories/path"][-1]).read_text())
         assert table["columns"] == ["category", "all", "geo", "std"]
         assert len(table["data"]) == categories
-        assert Image.open(read.files / read.history[f"{stage}/matches/path"][-1]).width > 800
+        with Image.open(read.files / read.history[f"{stage}/matches/path"][-1]) as page:
+            assert page.width > 800
     metrics = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
     table = json.loads((read.files / read.history["test/categories/path"][0]).read_text())
     assert [row[1] / 100 for row in table["data"]] == pytest.approx(
