@@ -4,8 +4,10 @@ import itertools
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from semcorr.cli import conf_dir
+from semcorr.sweep import hashed
 from semcorr.train import train
 
 FOLDER = conf_dir() / "experiment"
@@ -41,6 +43,16 @@ def test_the_head_comment_holds_commands_that_are_understood_and_figures(config,
     for verb, command in commands:
         for overrides in jobs(command.replace("-m ", "")):
             config(verb, *overrides)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sweep_")])
+def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(config, name):
+    params = OmegaConf.load(FOLDER / f"{name}.yaml").hydra.sweeper.params
+    lines = jobs(" ".join(f"{key}={values}" for key, values in params.items()))
+
+    found = {hashed(config("train", f"experiment={name}", *line)) for line in lines}
+
+    assert len(found) == len(lines) > 4
 
 
 @experiments

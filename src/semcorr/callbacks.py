@@ -1,13 +1,17 @@
 """Checkpoints: the best and the last, of the moving weights only, and going on from the last."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 
 from semcorr.errors import UserError
 from semcorr.loggers import CSV
+from semcorr.types import ImageBatch
 
 MONITOR = "val/all/pck@0.1"
 
@@ -40,6 +44,28 @@ class Progress(RichProgressBar):
         if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
             self._read = super().get_metrics(trainer, pl_module)
         return self._read
+
+
+class Cost(Callback):
+    """Once an epoch: images a second, over all processes, and the most memory that was taken."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock."""
+        self.start, self.images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        """Two images a pair."""
+        self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Epochs end in a validation, which is not counted."""
+        seconds = time.perf_counter() - self.start
+        pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
+        pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
+        if pl_module.device.type == "cuda":
+            pl_module.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
 
 
 def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
+from semcorr import sweep
 from semcorr.errors import UserError
 
 VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report")
@@ -33,6 +33,9 @@ BROUGHT = (
 )  # fmt: skip
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
+
+
+SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
 
 
 def conf_dir() -> Path:
@@ -46,31 +49,49 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
-    jobs = []
-
     def job(cfg: DictConfig) -> Any:
         context = HydraConfig.get()
         own_dir = Path(context.runtime.output_dir)
         cfg.run_dir = str(own_dir)
-        if context.mode is RunMode.MULTIRUN:
-            print(f"Job {context.job.num}: {' '.join(context.overrides.task)} -> {own_dir}")
         try:
             with explaining(name):
-                metrics = task(with_checkpoint(cfg, list(context.overrides.task)))
-                if context.mode is RunMode.MULTIRUN and metrics:  # the first process alone has them
-                    jobs.append((list(context.overrides.task), metrics))
-                return metrics
+                return task(with_checkpoint(cfg, list(context.overrides.task)))
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
+    name_read_outs(sys.argv[1:])
     sys.argv[1:] = spelled(sys.argv[1:])
+    sweep.OUTCOMES.clear()
     with explaining(name):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
-    if len(jobs) > 1:
-        from semcorr.sweep import Job, summary
+    if sweep.OUTCOMES:
+        from semcorr.sweep_table import conclude
 
-        Console().print(summary([Job(*each) for each in jobs]))
+        sys.exit(conclude(sweep.OUTCOMES) or None)
+
+
+def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
+    """What was typed for a job of a sweep, and its configuration without Hydra's own part."""
+    overrides = list(cfg.hydra.overrides.task)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    if verb == "train" and cfg.checkpoint is not None:
+        raise UserError(
+            "`checkpoint` goes on with one training run, and a sweep has many. Leave it out: the same line with the "
+            "same run_dir goes on with all that are half done."
+        )
+    return overrides, with_checkpoint(cfg, overrides)
+
+
+def name_read_outs(overrides: Sequence[str]) -> None:
+    """Let Hydra choose read-outs by their short names, as in a sweep over localise=window_5,window_9."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for one in value.split(",") if key == "localise" and "[" not in value else ():
+            if re.fullmatch(SHORT, one):
+                node = {"_target_": "semcorr.read_outs.named", "name": one}
+                ConfigStore.instance().store(group="localise", name=one, node=node, provider="semcorr")
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
@@ -84,7 +105,7 @@ def spelled(overrides: Sequence[str]) -> list[str]:
     found = []
     for override in overrides:
         key, _, value = override.partition("=")
-        short = key == "localise" and re.fullmatch(r"window_\d\w*|kernel_\d[\w.]*|soft", value)
+        short = key == "localise" and re.fullmatch(SHORT, value)
         if key in LISTS and (short or re.fullmatch(r"\[[^\[\]]*\]", value)):
             found += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
         else:

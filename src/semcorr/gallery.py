@@ -41,7 +41,12 @@ class Gallery:
 
     def encode(self, shown: list[Shown], reuse: bool) -> None:
         """These images; with `reuse` from what the frozen blocks made of them, which is kept for the next time."""
-        self.held = self._reused(shown) if reuse else self._direct(shown)
+
+        def make() -> Held:
+            return self._reused(shown) if reuse else self._direct(shown)
+
+        shelf: Callable[..., Held] | None = self.module.shelf if self.group.size == 1 else None
+        self.held = make() if shelf is None else shelf(shown, make)
 
     def _direct(self, shown: list[Shown]) -> Held:
         """From pixels, kept for this pass."""

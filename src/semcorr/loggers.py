@@ -2,6 +2,7 @@
 
 import csv
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,30 @@ class CSV(Logger):
         beside.replace(self.path)
 
 
-def wandb(save_dir: str | Path, project: str = "semcorr", **options: Any) -> WandbLogger:
-    """W&B; offline unless a key is at hand, in WANDB_API_KEY or from `wandb login`."""
+def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = None, **options: Any) -> WandbLogger:
+    """W&B; offline unless a key is at hand, in WANDB_API_KEY or from `wandb login`.
+
+    Args:
+        save_dir: A run directory is one run: what goes on in it later goes on with the run.
+        project: Of W&B.
+        group: Of runs; a sweep gives its jobs its own.
+        options: Of `wandb.init`.
+    """
     import wandb as client
 
     if "mode" not in options and not client.login(prompt=False):
         options["mode"] = "offline"
-    return WandbLogger(save_dir=str(save_dir), project=project, **options)
+    options |= {"id": _identity(Path(save_dir)), "resume": "allow"} if options.get("mode") != "offline" else {}
+    return WandbLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
+
+
+def _identity(run_dir: Path) -> str:
+    """A name for the run that outlives its process."""
+    note = run_dir / "wandb" / "id.txt"
+    if not note.is_file():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(secrets.token_hex(6))
+    return note.read_text()
 
 
 def finish(loggers: Iterable[Logger]) -> None:
@@ -80,4 +98,4 @@ def finish(loggers: Iterable[Logger]) -> None:
 
 def tensorboard(save_dir: str | Path) -> TensorBoardLogger:
     """Event files under `tensorboard/` of the run directory."""
-    return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="")
+    return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="", default_hp_metric=False)

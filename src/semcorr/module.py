@@ -87,6 +87,7 @@ class Correspondence(LightningModule):
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
         self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
+        self.shelf: Callable[..., Held] | None = None  # of a sweep: features that a job before has computed
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 

@@ -1,10 +1,9 @@
 """What train and evaluate share: building from a configuration, and what a run leaves behind."""
 
 import logging
-import subprocess
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,16 +15,20 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from semcorr.callbacks import Progress
+from semcorr import dashboard
+from semcorr.backbones.weights import sha256
+from semcorr.callbacks import Cost, Progress
+from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
+from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
-
-PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
+from semcorr.shelf import SHELF
+from semcorr.sweep import LATE, hashed
 
 
 def build(
@@ -159,7 +162,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    callbacks = [Progress(), *options.pop("callbacks", [])]
+    callbacks = [Progress(), Cost(), Pages(), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
     )
@@ -171,7 +174,8 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     asked = instantiate(cfg.logger, save_dir=str(run_dir))
     if isinstance(asked, CSV):
         return [asked]
-    asked.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    asked.log_hyperparams({**resolved, "provenance": code()})
     return [CSV(run_dir), asked]
 
 
@@ -186,8 +190,9 @@ def score(
 
     `results` writes the files and prints the table: those of pairs, if left out.
     """
+    if SHELF.open:
+        module.shelf = partial(SHELF, hashed(cfg, *LATE) + sha256(module))
     trainer.test(module, datamodule=data, verbose=False)
-    finish(trainer.loggers)
     if not trainer.is_global_zero:
         return {}
     run_dir = Path(cfg.run_dir)
@@ -195,6 +200,8 @@ def score(
     save_config(cfg, module, run_dir)
     write_files, print_table = results or (write_results, print_scores)
     metrics = write_files(module, data, run_dir)
+    dashboard.conclude(trainer.loggers, metrics, run_dir, trainer.global_step)
+    finish(trainer.loggers)
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     return metrics
 
@@ -204,8 +211,7 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     resolved["provenance"] = {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git": _git_revision(),
+        **code(),
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
@@ -224,19 +230,3 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
     return content
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _git_revision() -> str | None:
-    """Of the checkout semcorr is run from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

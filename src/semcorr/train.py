@@ -20,9 +20,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     from semcorr.callbacks import checkpoints, refuse_to_mix, resume
     from semcorr.run import make_trainer, read_checkpoint, save_config, score
+    from semcorr.shelf import SHELF
 
     run_dir = Path(cfg.run_dir)
     refuse_to_mix(run_dir, cfg.checkpoint)
+    cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
     trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
     if trainer.is_global_zero:
@@ -31,6 +33,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if not any(module.trained()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
+    SHELF.clear()  # before training needs the room
     trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()

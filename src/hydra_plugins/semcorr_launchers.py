@@ -1,0 +1,182 @@
+"""Where the jobs of a sweep run: `hydra/launcher=here`, `joblib`, `ray` or `submitit_slurm`.
+
+Hydra looks for launchers in this package. Those published for it run whatever they are given; these run what
+`semcorr.sweep` says is missing. What they need besides is imported when one of them is asked for.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class Here(Launcher):
+    """One after another, in this process."""
+
+    config: DictConfig
+    hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's part of the constructor."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose every job, run what is missing, and remember what became of them."""
+        from semcorr import sweep
+        from semcorr.cli import composed_job
+
+        setup_globals()
+        load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
+        composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
+        folder = Path(self.config.hydra.sweep.dir)
+        outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over)
+        sweep.OUTCOMES.extend(outcomes)
+        return [_returned(sweep, outcome) for outcome in outcomes]
+
+    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+        """`function` of every job."""
+        return map(function, jobs)
+
+
+class Joblib(Here):
+    """In processes of this machine.
+
+    Args:
+        n_jobs: How many at a time.
+    """
+
+    def __init__(self, n_jobs: int = 2) -> None:
+        self.n_jobs = n_jobs
+
+    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Each worker computes with as many threads as this process would, for the same digits."""
+        joblib = _needed("joblib")
+        _one_process_each(jobs)
+        work = (joblib.delayed(in_worker)(function, job, os.getcwd(), _threads()) for job in jobs)
+        with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_threads()):
+            outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(work)
+            with suppress(joblib.externals.loky.process_executor.BrokenProcessPool):  # a worker was killed: what is
+                yield from outcomes  # missing then counts as failed
+
+
+class Ray(Here):
+    """On a Ray cluster, or on one that is started here and ends with the sweep.
+
+    Args:
+        num_cpus: Of a job.
+        num_gpus: Of a job; a share, where several fit on one. None: one, if this machine has any.
+        address: Of a cluster that runs; None starts one here.
+    """
+
+    def __init__(self, num_cpus: float = 1, num_gpus: float | None = None, address: str | None = None) -> None:
+        import torch
+
+        self.num_cpus, self.address = num_cpus, address
+        self.num_gpus = float(torch.cuda.is_available()) if num_gpus is None else num_gpus
+
+    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Outcomes as they come. A cluster on another machine must see the same files."""
+        ray = _needed("ray")
+        _one_process_each(jobs)
+        ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
+        try:
+            remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
+            left = {remote.remote(function, job, os.getcwd(), _threads()): job for job in jobs}
+            while left:
+                (ready,), _ = ray.wait([*left], num_returns=1)
+                yield _result(lambda of=ready: ray.get(of), left.pop(ready))
+        finally:
+            ray.shutdown()
+
+
+class Slurm(Here):
+    """As jobs of SLURM, by submitit. This process waits for them, and may be started again if it is killed.
+
+    Args:
+        folder: Where submitit keeps its scripts and logs; beside the jobs if None.
+        cluster: `slurm`; `local` tries a sweep on this machine first.
+        options: Of `submitit.AutoExecutor.update_parameters`, as `timeout_min`, `slurm_partition`.
+    """
+
+    def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
+        self.folder, self.cluster, self.options = folder, cluster, options
+
+    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Outcomes as they come."""
+        submitit = _needed("submitit")
+        folder = Path(self.folder or self.config.hydra.sweep.dir) / ".submitit"
+        executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
+        executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
+        with executor.batch():
+            left = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
+        return (_result(sent.result, job) for sent, job in left)
+
+
+def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
+    """A job in a process that knows nothing yet.
+
+    Args:
+        function: Of the job.
+        job: The job.
+        folder: Where the sweep was started: what was typed may be relative to it.
+        threads: As many as the process that started it; None leaves it to the machine.
+    """
+    import torch
+
+    os.chdir(folder)
+    setup_globals()  # resolvers of configurations
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return function(job)
+
+
+def _result(get: Any, job: Any) -> Any:
+    """What became of a job whose worker may have gone: killed for memory, out of time, cancelled."""
+    from semcorr.sweep import Outcome
+
+    try:
+        return get()
+    except Exception as error:
+        return Outcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
+
+
+def _one_process_each(jobs: Sequence[Any]) -> None:
+    from semcorr.errors import UserError
+
+    if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
+        raise UserError(
+            "`trainer.devices`: a worker of joblib or Ray is one process with one device. Set trainer.devices=1, or "
+            "leave hydra/launcher out and use scripts/torchrun.sh, which gives every job all devices in turn."
+        )
+
+
+def _needed(package: str) -> Any:
+    import importlib
+
+    from semcorr.errors import UserError
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"`hydra/launcher`: {package} is not installed. pip install {package}, or semcorr[sweep] for all launchers"
+        ) from None
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _returned(sweep: Any, outcome: Any) -> JobReturn:
+    done = not outcome.fault and sweep.done(outcome.job)
+    result = JobReturn(overrides=outcome.job.overrides, cfg=outcome.job.cfg, working_dir=str(outcome.job.folder))
+    result.status, result.return_value = JobStatus.COMPLETED, sweep.metrics_of(outcome.job) if done else None
+    return result

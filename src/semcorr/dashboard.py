@@ -1,0 +1,98 @@
+"""What W&B is shown besides scalars: at each validation a page of matches and the categories; at the end all scores."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from semcorr import draw
+from semcorr.metrics.pck import SUBSETS
+
+ALPHA = "0.1"
+SHOWN = 6  # pairs of a page
+
+
+class Pages(Callback):
+    """After a validation: `val/matches` and `val/categories`. Every process has a share of the rows, one draws."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module has logged its scores by now, and still has the rows."""
+        board = board_of(trainer.loggers)
+        if board is None or trainer.sanity_checking:
+            return
+        module: Any = pl_module
+        table, data = module._pass.gathered()["predictions"], module.trainer.datamodule
+        if not trainer.is_global_zero:
+            return
+        found = set(table["pair"].to_pylist())
+        pairs = draw.spread([pair for pair in data.pairs("val") if pair.name in found], SHOWN)
+        show(board, "val", module.scores["category"], draw.page(pairs, table), trainer.global_step)
+
+
+def board_of(loggers: Iterable[Logger]) -> WandbLogger | None:
+    """The one that is W&B's, if one is."""
+    return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+
+def show(board: WandbLogger, stage: str, categories: Mapping[str, Any], page: Any, step: int) -> None:
+    """A table of PCK by category, and a picture."""
+    import wandb
+
+    rows = by_category(categories)
+    board.experiment.log(
+        {
+            f"{stage}/categories": wandb.Table(columns=["category", *SUBSETS], data=rows),
+            f"{stage}/matches": wandb.Image(page, caption=f"green: within {ALPHA} of the truth; red: not"),
+            "trainer/global_step": step,
+        }
+    )
+
+
+def by_category(categories: Mapping[str, Any]) -> list[list[Any]]:
+    """PCK@0.1 per image, in percent; None where a category has no such keypoints.
+
+    >>> by_category({"cat": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std")}})
+    [['cat', 50.0, 50.0, 50.0]]
+    """
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else 100 * value
+
+    return [
+        [name, *(percent(found[subset]["image"][ALPHA]) for subset in SUBSETS)] for name, found in categories.items()
+    ]
+
+
+def conclude(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Path, step: int) -> None:
+    """The run's summary: every number of metrics.json; its curves, its categories and its page."""
+    board = board_of(loggers)
+    if board is None or "pck" not in metrics:
+        return
+    import wandb
+    from PIL import Image
+
+    with Image.open(run_dir / "matches.png") as page:
+        show(board, "test", metrics["category"], page.copy(), step)
+    curve = [
+        [subset, by, float(alpha), value]
+        for subset in SUBSETS
+        for by, values in metrics["pck"][subset].items()
+        for alpha, value in values.items()
+    ]
+    board.experiment.log({"test/curves": wandb.Table(columns=["keypoints", "per", "alpha", "pck"], data=curve)})
+    board.experiment.summary.update(flat({"scores": json.loads(json.dumps(metrics))}))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by their paths.
+
+    >>> flat({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})
+    {'pck/all/0.1': 0.5, 'pairs': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

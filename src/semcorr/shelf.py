@@ -1,0 +1,45 @@
+"""Features of the last test, for the next job of a sweep: one that changes a read-out alone computes none."""
+
+from collections.abc import Callable, Sequence
+
+from semcorr.data.images import Shown
+from semcorr.held import Held
+
+
+class Shelf:
+    """Room for the features of one test. Closed, it keeps nothing: a run by itself frees what it has used."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self._key: str | None = None
+        self._names: list[str] = []
+        self._held: Held | None = None
+
+    def __call__(self, key: str, shown: Sequence[Shown], make: Callable[[], Held]) -> Held:
+        """What is there, if it was made with the same key of the same images; else `make()`, kept if it is open.
+
+        Args:
+            key: All that features depend on but the image.
+            shown: The images.
+            make: Computes them.
+        """
+        names = [one.name for one in shown]
+        if self._held is not None and self._key == key and self._names == names:
+            return self._held
+        self.clear()  # before there are new ones: there may not be room for both
+        held = make()
+        if self.open:
+            self._key, self._names, self._held = key, names, held
+        return held
+
+    def close(self) -> None:
+        """The sweep is over."""
+        self.open = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Free it."""
+        self._key, self._names, self._held = None, [], None
+
+
+SHELF = Shelf()

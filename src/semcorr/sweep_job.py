@@ -1,0 +1,94 @@
+"""One job of a sweep, here or in a worker: what a run by itself would do, and nothing of it left for the next one."""
+
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from semcorr.sweep import Job, Outcome, alone, first_process
+
+ERROR = "error.txt"
+
+
+def run_job(job: Job) -> Outcome:
+    """Run it; an error becomes part of the outcome, and `error.txt` of the job's directory."""
+    from semcorr.cli import explained
+
+    task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
+    _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
+    cfg = job.cfg.copy()
+    cfg.run_dir = str(job.folder)
+    if "group" in cfg.logger and cfg.logger.group is None:  # W&B's
+        cfg.logger.group, cfg.logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
+    half = (job.folder / "checkpoints").is_dir()
+    if half:
+        cfg.checkpoint = cfg.run_dir
+    error = job.folder / ERROR
+    try:
+        with alone(job.folder, "the job"), _by_itself(job, half):  # a lost worker may not be as lost as it seemed
+            if first_process():
+                error.unlink(missing_ok=True)
+            task(cfg)
+    except Exception as cause:
+        told = explained(cause, job.verb)
+        _print(f"Job {job.folder.name} failed: {told or repr(cause)}")
+        if first_process():
+            error.write_text(told or "".join(traceback.format_exception(cause)))
+        return Outcome(job, 2 if told else 1, told or f"{type(cause).__name__}: {cause}")
+    return Outcome(job)
+
+
+@contextmanager
+def _by_itself(job: Job, half: bool) -> Iterator[None]:
+    """The command line of this one job, which Lightning repeats for the other processes of its machine."""
+    from semcorr.shelf import SHELF
+
+    argv, environment = sys.argv, dict(os.environ)
+    same = [each for each in job.overrides if not each.startswith(("run_dir=", "checkpoint=" if half else "run_dir="))]
+    sys.argv = [argv[0], *same, f"run_dir={job.folder}", *([f"checkpoint={job.folder}"] if half else [])]
+    SHELF.open = True
+    try:
+        yield
+    except BaseException:
+        _stop_others(job)
+        raise
+    finally:
+        sys.argv = argv
+        if "LOCAL_RANK" not in environment:  # Lightning started the others, for this job alone
+            _leave_group()
+        os.environ.clear()
+        os.environ.update(environment)
+        _finish_wandb()
+        gc.collect()  # modules and trainers know each other: what is left of them holds a GPU's memory
+
+
+def _stop_others(job: Job) -> None:
+    """Processes that Lightning started for a job that failed here wait for this one, and would do so forever."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if f"run_dir={job.folder}" in process.cmdline():
+                process.kill()
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _finish_wandb() -> None:
+    client: Any = sys.modules.get("wandb")
+    if client is not None and client.run is not None:  # the job failed; one that did not has finished it
+        client.finish(exit_code=1)
+
+
+def _print(text: str) -> None:
+    if first_process():
+        print(text, flush=True)
