@@ -84,6 +84,15 @@ def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
     return overrides, with_checkpoint(cfg, overrides)
 
 
+def composed(name: str, line: Sequence[str]) -> DictConfig:
+    """The configuration of a command line that was typed elsewhere, as in Python."""
+    name_read_outs(line)
+    overrides = spelled(line)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
+    return with_checkpoint(cfg, overrides)
+
+
 def name_read_outs(overrides: Sequence[str]) -> None:
     """Let Hydra choose read-outs by their short names, as in a sweep over localise=window_5,window_9."""
     for override in overrides:

@@ -1,0 +1,158 @@
+"""Any picture of a user's to upright RGB: files, PIL images, arrays and tensors, of any size and depth.
+
+Benchmarks have a reader of their own (`transforms.load_image`): their annotations know no EXIF.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from semcorr.errors import UserError
+
+REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
+ENOUGH = 2048  # pixels of a side that are left then, at least
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
+SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
+Source = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Picture(NamedTuple):
+    """An upright image, and what it is called."""
+
+    image: Image.Image  # RGB; of a huge JPEG a smaller rendering
+    size: tuple[int, int]  # width, height in original pixels, upright
+    name: str
+
+
+def picture(source: Source, name: str = "image") -> Picture:
+    """Of a file, a PIL image, an array (H W), (H W 1), (H W 3) or (H W 4), or a tensor (H W) or (C H W).
+
+    Upright means as viewers show it: EXIF orientation is applied, to files and PIL images alike. Integers
+    count from 0 to the largest of their type, floats from 0 to 1. What is transparent is laid on white.
+
+    Args:
+        source: The picture.
+        name: For messages, where the source has no name.
+
+    Raises:
+        UserError: It is none, or damaged, or too large to be decoded.
+    """
+    if isinstance(source, str | Path):
+        return _read(Path(source))
+    if isinstance(source, Image.Image):
+        return _upright(source, source.size, str(getattr(source, "filename", "") or name))
+    if isinstance(source, Tensor):
+        source = _channels_last(source.detach().cpu(), name)
+    if not isinstance(source, np.ndarray):
+        raise UserError(
+            f"`{name}` must be a path, a PIL image, an array or a tensor, got {type(source).__name__}. "
+            "Give the file's path, for instance"
+        )
+    image = _rgb(_from_array(source, name))
+    return Picture(image, image.size, name)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Its image files by their endings, in the order of their names."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}). Give a folder of images, or a file")
+    return found
+
+
+def _read(path: Path) -> Picture:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, which is looked at here, and of odd metadata
+            with Image.open(path) as image:
+                size, small = image.size, _reduced(image, path)
+                return _upright(small, size, str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Give the path of an image") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large to be decoded ({error}). Reduce it, and match the smaller one") from None
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as SyntaxError
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged or not an image ({error}). Replace the file") from None
+
+
+def _reduced(image: Image.Image, path: Path) -> Image.Image:
+    """A huge JPEG at a fraction of its sides, so that it never is in memory whole; others must be small enough."""
+    width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        if width * height > REDUCED:
+            share = ENOUGH / min(max(width, height), max(ENOUGH, min(width, height)))
+            image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
+    elif width * height > (most := Image.MAX_IMAGE_PIXELS or width * height):
+        raise UserError(
+            f"{path} has {width} x {height} pixels, and a {image.format} is decoded whole: at most {most / 1e6:.0f} "
+            "million are. Reduce it, or save it as JPEG, which need not be"
+        )
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image, size: tuple[int, int], name: str) -> Picture:
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that swap the sides
+    upright = ImageOps.exif_transpose(_rgb(image))
+    return Picture(upright, size[::-1] if turned else size, name)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8 bits each; `convert` alone clips 16 bits and shows what lies under transparency."""
+    exif = image.getexif()
+    if image.mode in SIXTEEN:
+        image = _from_array(np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16), "image")
+    elif image.mode == "F":
+        image = _from_array(np.asarray(image), "image")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    image = image.convert("RGB")
+    image.info.pop("exif", None)
+    if 0x0112 in exif:
+        image.getexif()[0x0112] = exif[0x0112]  # `convert` and arrays may lose it
+    return image
+
+
+def _channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.movedim(0, -1)
+    elif tensor.ndim != 2:
+        raise UserError(
+            f"`{name}`: a tensor must be (H W) or (C H W) with 1, 3 or 4 channels, got {tuple(tensor.shape)}"
+        )
+    return np.asarray(tensor.numpy())
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
+        raise UserError(f"`{name}`: an array must be (H W), (H W 3) or (H W 4), with pixels, got {array.shape}")
+    return Image.fromarray(_bytes(array, name))
+
+
+def _bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """To 8 bits."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return (array.astype(np.float32) / 257).round().astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails, too; a resized image may overshoot by a hair
+        raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
