@@ -1,12 +1,13 @@
 """What cells say to what pixels of the original say: maps laid over a picture, read at the centres of a raster."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from semcorr.errors import UserError
 
 MOST = 2**24  # pixels of a raster
+STRIP = 2**20  # pixels that are worked out at once
 
 
 def raster(size: tuple[int, int], original: tuple[int, int]) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
@@ -36,6 +37,41 @@ def read_at(values: Float[Tensor, "i j c"], x: Float[Tensor, " w"], y: Float[Ten
 def _between(values: Float[Tensor, "i j c"], at: Float[Tensor, " n"]) -> Float[Tensor, "n j c"]:
     length = len(values)
     at = at.clamp(-0.5, length - 0.5)
-    low = at.floor().clamp(0, max(length - 2, 0)).long()
-    high = (low + 1).clamp(max=length - 1)
+    low, high = _sides(at, length)
     return torch.lerp(values[low], values[high], (at - low)[:, None, None].to(values))
+
+
+def laid(
+    found: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, apart: float
+) -> Float[Tensor, "h w 2"]:
+    """Where all places of columns `x` and rows `y` lie, from where cells lie.
+
+    Between four cells that lie together, bilinear; where they do not, an object ends, and the nearest cell moves as
+    a whole: what is between two objects is on neither.
+
+    Args:
+        found: Of every cell, in pixels.
+        x: In cells,
+        y: and so are these.
+        stride: Pixels per cell, here and there.
+        apart: Pixels within which four cells lie together.
+    """
+    rows = y.split(max(1, STRIP // max(1, len(x))))
+    return torch.cat([_strip(found, x, some, stride, apart) for some in rows])
+
+
+def _strip(
+    found: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, apart: float
+) -> Float[Tensor, "h w 2"]:
+    near_x, near_y = (at.round().clamp(0, n - 1).long() for at, n in ((x, found.shape[1]), (y, found.shape[0])))
+    own = found[near_y][:, near_x]
+    beyond = torch.stack(torch.meshgrid(x - near_x, y - near_y, indexing="xy"), dim=-1) * stride
+    columns, rows = (_sides(at, n) for at, n in ((x, found.shape[1]), (y, found.shape[0])))
+    corners = [found[row][:, column] for row in rows for column in columns]
+    together = torch.stack([(corner - own).norm(dim=-1) <= apart for corner in corners]).all(0)
+    return torch.where(together[..., None], read_at(found, x, y), own + beyond)
+
+
+def _sides(at: Float[Tensor, " n"], length: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    low = at.floor().clamp(0, max(length - 2, 0)).long()
+    return low, (low + 1).clamp(max=length - 1)

@@ -18,7 +18,7 @@ from semcorr.data.pictures import Picture, Source, picture
 from semcorr.encoded import Encoded, Placed, asked, placed
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
-from semcorr.flow import raster, read_at
+from semcorr.flow import laid, raster, read_at
 from semcorr.found import Flow, Match, There
 from semcorr.heads import Separable
 from semcorr.localise import argmax
@@ -26,7 +26,7 @@ from semcorr.matching import cell_stride, match_into, similarities
 from semcorr.module import Correspondence
 from semcorr.read_outs import rules_of
 from semcorr.restore import on, restore
-from semcorr.subcell import centres, there_and_back
+from semcorr.subcell import APART, centres, there_and_back
 from semcorr.types import FeatureMap
 
 CYCLE = 2.0  # cells; of 60 a thirtieth of the side, as TAP-Vid's 8 of 256 pixels about are
@@ -154,10 +154,10 @@ class Matcher:
             most: How many.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
+        here, there = self.features(source, target)
+        query = centres(here)
+        query = query[source.placed.shows(query)]
         with self._computing():
-            here, there = self._maps(source, target)
-            query = centres(here)
-            query = query[source.placed.shows(query)]
             found = match_into(self.module.head, there, [here], [query], [argmax])
             back = match_into(self.module.head, here, [there], found.points, [argmax])
         slack = max(here.stride, back.stride) / 2  # the same cell, if similarities have the grid of features
@@ -171,7 +171,7 @@ class Matcher:
 
     @torch.no_grad()
     def dense(self, a: Image, b: Image, size: tuple[int, int] | None = None) -> Flow:
-        """Where every pixel of `a` lies in `b`: the cells' answers, and between the cells what is between those.
+        """Where every pixel of `a` lies in `b`: the cells' answers, and between cells that agree what is between those.
 
         Args:
             a: The source,
@@ -181,16 +181,14 @@ class Matcher:
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         x, y = raster(size or source.size, source.size)
-        with self._computing():
-            here, there = self._maps(source, target)
+        here, there = self.features(source, target)
         found = self._found(here, there, target.placed, centres(here), subcell=False)
-        sure = (found.scores * found.near).clamp(0, 1)
-        cells = torch.cat((target.placed.from_view(found.points), sure[:, None]), dim=-1)
-        grid = cells.unflatten(0, here.values.shape[-2:]).cpu()
-        pixels = read_at(grid, *source.placed.cells(x, y, here.stride))
-        pixels[..., 0] -= x
-        pixels[..., 1] -= y[:, None]
-        return Flow(pixels[..., :2], pixels[..., 2].clamp(0, 1))
+        shape, columns = here.values.shape[-2:], source.placed.cells(x, y, here.stride)
+        sure = (found.scores * found.near).clamp(0, 1).unflatten(0, shape)[..., None]
+        view = laid(found.points.unflatten(0, shape).cpu(), *columns, here.stride, APART * there.stride)
+        flow = target.placed.from_view(view.flatten(0, 1)).view_as(view)
+        flow -= torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return Flow(flow, read_at(sure.cpu(), *columns)[..., 0].clamp(0, 1))
 
     @torch.no_grad()
     def similarity(self, a: Image, b: Image, point: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:
@@ -208,8 +206,8 @@ class Matcher:
         share = min(1.0, 1024 / max(target.size))
         width, height = size or (max(1, round(side * share)) for side in target.size)
         x, y = raster((width, height), target.size)
+        here, there = self.features(source, target)
         with self._computing():
-            here, there = self._maps(source, target)
             cells = next(iter(similarities(self.module.head, there, [here], [query], 1)))[0, 0].float().cpu()
         columns, rows = target.placed.cells(x, y, cell_stride(there, cells))
         return read_at(cells[..., None], columns.clamp(0, cells.shape[1] - 1), rows.clamp(0, cells.shape[0] - 1))[
@@ -219,8 +217,7 @@ class Matcher:
     # -- one pair --
 
     def _match(self, a: Encoded, b: Encoded, points: Float[Tensor, "n 2"], subcell: bool = True) -> Match:
-        with self._computing():
-            here, there = self._maps(a, b)
+        here, there = self.features(a, b)
         query = a.placed.to_view(points.to(self.device))
         found = self._found(here, there, b.placed, query, subcell)
         reached, returned = b.placed.from_view(found.points), a.placed.from_view(found.returned)
@@ -237,15 +234,15 @@ class Matcher:
             )
 
     @torch.no_grad()
-    def _maps(self, a: Encoded, b: Encoded) -> tuple[FeatureMap, FeatureMap]:
-        """Features of both; of a backbone that must see both, only now."""
-        if a.maps is not None and b.maps is not None:
-            return a.maps, b.maps
-        assert a.pixels is not None
-        assert b.pixels is not None
+    def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
+        """What is compared of both, as the head made it; where a backbone must see both, only now."""
+        one, other = self.encode(a, "a"), self.encode(b, "b")
+        if one.maps is not None and other.maps is not None:
+            return one.maps, other.maps
         backbone: Any = self.module.backbone
-        one, other = backbone.pair(a.pixels, b.pixels)
-        return self._adapted(one), self._adapted(other)
+        with self._computing():
+            first, second = backbone.pair(one.pixels, other.pixels)
+            return self._adapted(first), self._adapted(second)
 
     def _adapted(self, maps: FeatureMap) -> FeatureMap:
         return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
