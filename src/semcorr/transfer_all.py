@@ -93,7 +93,7 @@ def _some(
         label = Label(thing, one.size, points, scores, scores > min_score, said)
         if folder is not None:
             name = f"{thing.photo.name.replace('/', '_')}.{'' if thing.id is None else thing.id}".rstrip(".")
-            save(drawn(one, label, bones(kind)), folder / f"{name}.png")
+            save(drawn(part.picture, found.points, label, bones(kind)), folder / f"{name}.png")
         yield label
 
 

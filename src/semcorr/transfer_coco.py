@@ -61,6 +61,22 @@ def read_sheet(path: Path, folder: Path, layout: str = "xywh", category: str | N
     Raises:
         UserError: The file contradicts itself or the folder; nothing labels, or nothing is to be labelled.
     """
+    kinds, things, bare = read_things(path, folder, layout)
+    sources: dict[Any, list[Thing]] = {}
+    for thing in things:
+        if bool(thing.shown.any()):
+            sources.setdefault(thing.category, []).append(thing)
+    if not sources:
+        raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
+    targets = [thing for thing in things if not bool(thing.shown.any())]
+    targets += _whole(bare, kinds, sources, category, path)
+    _check(targets, sources, kinds, path, folder)
+    order = {kind: i for i, kind in enumerate(kinds)}
+    return Sheet(list(kinds.values()), sources, sorted(targets, key=lambda thing: order[thing.category]))
+
+
+def read_things(path: Path, folder: Path, layout: str) -> tuple[dict[Any, Any], list[Thing], list[Photo]]:
+    """Categories by their ids, objects, and images without annotation."""
     if layout not in BOXES:
         raise UserError(f"--box must be one of {', '.join(BOXES)}, got {layout!r}")
     if not folder.is_dir():
@@ -74,18 +90,7 @@ def read_sheet(path: Path, folder: Path, layout: str = "xywh", category: str | N
         for i, entry in entries
         if not (isinstance(entry, Mapping) and entry.get("iscrowd"))  # a crowd is no object
     ]
-    sources: dict[Any, list[Thing]] = {}
-    for thing in things:
-        if bool(thing.shown.any()):
-            sources.setdefault(thing.category, []).append(thing)
-    if not sources:
-        raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
-    bare = _bare(photos, {entry["image_id"] for _, entry in entries}, folder)
-    targets = [thing for thing in things if not bool(thing.shown.any())]
-    targets += _whole(bare, kinds, sources, category, path)
-    _check(targets, sources, kinds, path, folder)
-    order = {kind: i for i, kind in enumerate(kinds)}
-    return Sheet(list(kinds.values()), sources, sorted(targets, key=lambda thing: order[thing.category]))
+    return kinds, things, _bare(photos, {_need(entry, "image_id", path) for _, entry in entries}, folder)
 
 
 def _content(path: Path) -> Any:

@@ -90,19 +90,22 @@ def _around(label: Label) -> tuple[float, ...]:
     return tuple(round(each, 2) for each in torch.cat((low, (high - low).clamp_min(1.0))).tolist())
 
 
-def drawn(picture: Picture, label: Label, skeleton: Sequence[Sequence[int]]) -> Image.Image:
+def drawn(
+    picture: Picture, points: Float[Tensor, "k 2"], label: Label, skeleton: Sequence[Sequence[int]]
+) -> Image.Image:
     """Bones between found keypoints; discs, the less sure the smaller.
 
     Args:
-        picture: The target.
-        label: Its keypoints.
+        picture: The target, or what is cut out of it.
+        points: Its keypoints, in pixels of that.
+        label: What else is known of them.
         skeleton: Pairs of keypoints, counted from 0.
     """
     width, height = shown(picture.size)
     image = picture.image.resize((width * ZOOM, height * ZOOM))
     draw = ImageDraw.Draw(image)
     scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
-    places = ((label.points + 0.5) * scale).tolist()
+    places = ((points + 0.5) * scale).tolist()
     found, colours = label.found.tolist(), [hue(i / len(places)) for i in range(len(places))]
     for i, j in skeleton:
         if found[i] and found[j]:
