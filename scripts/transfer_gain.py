@@ -25,7 +25,7 @@ from semcorr.encoded import Encoded
 from semcorr.encoding import chunked
 from semcorr.matcher import Matcher
 from semcorr.transfer_all import opened, source
-from semcorr.transfer_carry import USES, Asked, ask, check_rule, read
+from semcorr.transfer_carry import USES, Asked, Carried, ask, check_rule, read, settled
 from semcorr.transfer_coco import Thing, read_things
 from semcorr.transfer_cut import Cut, cut
 from semcorr.transfer_vote import fitness, vote
@@ -47,6 +47,7 @@ def main(
         matcher = Matcher.load(model, device=device)
         check_rule(matcher)
         scores: list[dict[str, tuple[float, float]]] = []
+        believed: list[Tensor] = []
         with Progress(transient=True) as bar:
             task = bar.add_task("Labelling", total=None)
             jobs = [job(kinds, things, sources, draw, most) for draw in range(draws)]
@@ -56,10 +57,13 @@ def main(
                 for kind, some, targets in drawn:
                     known = [each for one in some for each in source(matcher, one, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
-                        found.append(judged(matcher, ask(matcher, known, target), thing, part, target))
+                        asked = ask(matcher, known, target)
+                        found.append(judged(matcher, asked, thing, part, target))
+                        believed.append(scored(settled(matcher, known, target, asked, "vote"), thing, part))
                         bar.advance(task)
                 scores.append(summary(found))
     show(scores, sources, sum(len(targets) for _, _, targets in jobs[0]))
+    show_scores(torch.cat(believed))
 
 
 def job(kinds, things: Sequence[Thing], sources: int, draw: int, most: int | None):
@@ -100,6 +104,13 @@ def right(points: Tensor, thing: Thing, part: Cut, target: Encoded) -> Tensor:
     found = torch.stack([part.out_of(target.placed.from_view(some).cpu()) for some in points])
     assert thing.box is not None
     return (found - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
+
+
+def scored(found: Carried, thing: Thing, part: Cut) -> Tensor:
+    """Rows (k 3) of a vote, also mirrored: its score, whether it is right, whether the target shows the keypoint."""
+    assert thing.box is not None
+    near = (part.out_of(found.points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
+    return torch.stack((found.scores, near.float(), thing.shown.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
@@ -143,6 +154,19 @@ def show(scores: Sequence[dict[str, tuple[float, float]]], sources: int, targets
         every = sum(score[rule][1] for score in scores) / len(scores)
         mean, gain = sum(mine) / len(mine), sum(gains) / len(gains)
         table.add_row(rule, f"{mean:.1f}", f"{gain:+.1f} ({min(gains):+.1f})", f"{every:.1f}")
+    Console(width=120).print(table)
+
+
+def show_scores(rows: Tensor) -> None:
+    """What --min-score leaves."""
+    table = Table(title="vote of all, also mirrored: what scores more than --min-score, in percent")
+    for header in ("--min-score", "of shown keypoints", "of these right", "of hidden keypoints"):
+        table.add_column(header, justify="right")
+    score, right_, shown = rows.unbind(-1)
+    for least in (0.0, 0.05, 0.1, 0.2, 0.3):
+        kept = score > least
+        shares = kept[shown > 0].float().mean(), right_[kept & (shown > 0)].mean(), kept[shown == 0].float().mean()
+        table.add_row(f"{least:g}", *(f"{100 * float(share):.0f}" for share in shares))
     Console(width=120).print(table)
 
 

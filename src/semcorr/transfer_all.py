@@ -88,7 +88,7 @@ def _some(
         things, parts, matcher.encoded([part.picture for part in parts]), strict=True
     ):
         found = carry(matcher, sources, target, use)
-        points, scores = part.out_of(found.points), found.scores
+        points, scores = part.out_of(found.points), found.scores.round(decimals=4)  # as they are written
         said = believed(sources, found.weights)
         label = Label(thing, one.size, points, scores, scores > min_score, said)
         if folder is not None:

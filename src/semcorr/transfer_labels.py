@@ -109,9 +109,9 @@ def drawn(
     found, colours = label.found.tolist(), [hue(i / len(places)) for i in range(len(places))]
     for i, j in skeleton:
         if found[i] and found[j]:
-            draw.line((*places[i], *places[j]), fill=colours[i], width=ZOOM)
+            draw.line((*places[i], *places[j]), fill=colours[i], width=2 * ZOOM)
     for (x, y), score, colour, there in zip(places, label.scores.tolist(), colours, found, strict=True):
-        r = (3 + 5 * score) * ZOOM
+        r = (4 + 6 * score**0.5) * ZOOM
         if there:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)
     return image.resize((width, height), Image.Resampling.LANCZOS)
