@@ -41,5 +41,5 @@ format: .venv/installed ## ruff's formatting and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## forget the environment
-	rm -rf .venv
+clean: ## forget the environment and the site
+	rm -rf .venv site

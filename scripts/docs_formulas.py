@@ -16,4 +16,5 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
-    return convert(unescape(found[2]).strip(), display=display)
+    bars = '<mo stretchy="false">&#x02016;</mo>'  # of a norm, as high as what they stand around
+    return convert(unescape(found[2]).strip(), display=display).replace("<mo>&#x02016;</mo>", bars)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
@@ -17,9 +18,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_cache")
 CONTRACTS = {
-    "backbone": ("vgg16", ["test_backbones.py", "test_split.py", "test_backbone_configs.py"]),
+    "backbone": ("vgg16", ["test_backbones.py", "test_split.py", "test_backbone_configs.py", "test_tuning_grid.py"]),
     "head": ("linear", ["test_heads.py"]),
 }
+PARTS = {1: (20, 30), 2: (90, 25), 3: (60, 70)}  # of a bird
 Command = Callable[..., subprocess.CompletedProcess]
 
 
@@ -58,7 +60,6 @@ def scores(folder: Path) -> dict:
 def write_cub(root: Path) -> Path:
     """One picture under four names: three of them test, and whoever finds the same place again is right."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    parts = {1: (20, 30), 2: (90, 25), 3: (60, 70)}
     rows = {name: [] for name in ("images", "bounding_boxes", "train_test_split", "parts/part_locs")}
     for image in range(1, 5):
         path = root / "images" / "001.Some_bird" / f"Some_bird_{image:04}.png"
@@ -67,7 +68,7 @@ def write_cub(root: Path) -> Path:
         rows["images"].append(f"{image} 001.Some_bird/{path.name}")
         rows["bounding_boxes"].append(f"{image} 10.0 20.0 100.0 60.0")
         rows["train_test_split"].append(f"{image} {int(image == 1)}")
-        rows["parts/part_locs"] += [f"{image} {part} {x}.0 {y}.0 1" for part, (x, y) in parts.items()]
+        rows["parts/part_locs"] += [f"{image} {part} {x}.0 {y}.0 1" for part, (x, y) in PARTS.items()]
         rows["parts/part_locs"].append(f"{image} 4 0.0 0.0 0")
     rows["parts/parts"] = ["1 beak", "2 left leg", "3 right leg", "4 tail"]
     for name, lines in rows.items():
@@ -105,6 +106,9 @@ def test_the_benchmark_is_read_as_it_is_annotated(added, tmp_path):
     assert (found["pairs"], found["keypoints"]) == (6, 18)
     assert found["geometry_aware"]["keypoints"] == pytest.approx(2 / 3)  # the legs
     assert found["pck"]["all"]["image"]["0.15"] == 1
+    table = parquet.read_table(tmp_path / "run/predictions.parquet").to_pydict()
+    assert set(zip(table["target_x"], table["target_y"], strict=True)) == set(PARTS.values())
+    assert set(table["extent"]) == {100}
 
 
 @pytest.mark.slow
