@@ -87,7 +87,7 @@ def test_every_module_of_the_reference_exists_and_every_choice_is_in_it():
 
 def test_examples_of_docstrings_become_blocks_of_code():
     pytest.importorskip("griffe")
-    fenced = runpy.run_path(str(ROOT / "scripts/docs_doctests.py"))["fenced"]
+    fenced = runpy.run_path(str(ROOT / "scripts/docs_docstrings.py"))["fenced"]
 
     assert fenced("One.\n\n>>> f(1)\n2\n\nTwo.") == "One.\n\n```pycon\n>>> f(1)\n2\n```\n\nTwo."
     assert fenced("Example:\n    >>> f(1)\n    2\n") == "Example:\n    ```pycon\n    >>> f(1)\n    2\n    ```\n"
