@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reproduce.md"
 NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 TABLES = [name for name in NAMES if name.startswith("tables/")]
 SWEEPS = [name for name in NAMES if name.startswith("sweep_") or (name in TABLES and name != "tables/geo_aware_1")]
-COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`|\n]*)"
+COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`\n]*)"
 SMALLER = {  # where an experiment names what only fits a large backbone
     "geo_aware/released": ["loss.trained_grid=4"],
     "marco": ["finetune.blocks=2", "finetune.width=8"],
@@ -36,7 +36,8 @@ def head_comment(name: str) -> str:
 
 def commands(text: str) -> list[tuple[str, str]]:
     """Verbs and what follows them. scripts/pose_prediction.py composes as evaluate does."""
-    return [(verb or "evaluate", line.replace("-m ", "")) for verb, line in re.findall(COMMAND, text)]
+    found = [(verb or "evaluate", line.partition("  #")[0]) for verb, line in re.findall(COMMAND, text)]
+    return [(verb, line.replace("-m ", "")) for verb, line in found if "..." not in line]
 
 
 def jobs(command: str) -> list[list[str]]:
@@ -91,7 +92,7 @@ def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
         assert cfg.localise.get("rules", [None])[0] == first
 
 
-def test_tables_share_the_runs_they_have_in_common():
+def test_tables_share_the_runs_they_have_in_common(config):
     """So that in one `run_dir` nothing is computed twice."""
     assert hashes("unified_8") < hashes("unified_a1")
     assert hashes("unified_9") < hashes("unified_a2")
@@ -100,6 +101,8 @@ def test_tables_share_the_runs_they_have_in_common():
     assert hashes("geo_aware_2") == hashes("geo_aware_3") == hashes("geo_aware_4")
     assert hashes("geo_aware_11") < hashes("geo_aware_5")
     assert hashes("geo_aware_7", "geo_aware_11") < hashes("geo_aware_3")
+    pascal = "data=pf_pascal scheduler=constant trainer.max_epochs=85 pairs=plain experiment/geo_aware=baseline"
+    assert hashed(config("train", "experiment=tables/geo_aware_3", *pascal.split())) in hashes("geo_aware_10")
 
 
 @experiments
@@ -107,6 +110,10 @@ def test_a_way_to_tune_that_is_typed_is_not_changed_by_the_experiment(config, na
     """An experiment that sets `finetune.blocks` by itself would train two blocks of a backbone said to be frozen."""
     assert config("train", f"experiment={name}", "finetune=frozen").finetune.blocks == 0
     assert config("train", f"experiment={name}", "finetune=lora").finetune.blocks is None
+
+
+def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
+    assert config("evaluate", "finetune=lora").finetune.blocks is None
 
 
 # Of a table this is its first row. The others differ from it by what other experiments train here: the heads of
@@ -131,7 +138,8 @@ def test_the_page_has_a_row_for_each_table(name):
 
 
 def test_every_command_of_the_page_is_understood(config):
-    found = commands(PAGE.read_text())
+    text = PAGE.read_text()
+    found = [*commands(text), *(("train", line) for line in re.findall(r"`(experiment=tables/[^`]*)`", text))]
 
     assert len(found) > len(TABLES)
     for verb, line in found:
