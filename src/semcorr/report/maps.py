@@ -7,6 +7,7 @@ from pathlib import Path
 from semcorr.audit import built
 from semcorr.cli import explained
 from semcorr.data.record import PairRecord
+from semcorr.report.confused import names_of
 from semcorr.report.entries import Entry
 from semcorr.report.parts import Figure
 from semcorr.report.pictures import embedded
@@ -33,7 +34,9 @@ def similarity_maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | 
     for row, kind in chosen:
         pair = pairs[rows.pairs[rows.pair[row]]]
         image = drawn(module, data, pair, int(rows.keypoint[row]), rows.predicted[row])
-        said = f"{kind}: keypoint {rows.keypoint[row]}, off by {rows.error[row]:.2f} of the extent"
+        keypoint = int(rows.keypoint[row])
+        named = names_of(data.name, pair.category).get(keypoint, f"keypoint {keypoint}")
+        said = f"{kind}: {named}, off by {rows.error[row]:.2f} of the extent"
         about = f"{pair.source.name} to {pair.target.name}"
         panels.append(f"{embedded(image, about)}\n<p>{escape(said)}<br>{escape(about)}</p>")
     caption = (
