@@ -228,6 +228,20 @@ def test_a_gpu_finds_the_same(cats):
         assert (one.points - other.points).norm(dim=-1).median() < 0.1
 
 
+@pytest.mark.parametrize("cycle", [0.3, 2.0])
+def test_a_match_is_consistent_if_it_returns_to_within_so_many_cells(cats, cycle):
+    matcher = Matcher.load("efficientnet_lite0", SMALL, device="cpu", cycle=cycle)
+    points = some_points(size_of(cats[0]))
+
+    match = matcher.match(cats[0], cats[1], points)
+    back = matcher.match(cats[1], cats[0], match.points).points
+    off = ((back - points) / cell(matcher, size_of(cats[0]))).norm(dim=-1)
+
+    assert_close(match.returned, back, atol=1e-2, rtol=0)
+    assert match.consistent.tolist() == (off <= cycle).tolist()
+    assert 0 < match.consistent.sum() < len(points)
+
+
 # -- each picture once --
 
 

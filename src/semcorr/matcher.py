@@ -96,7 +96,7 @@ class Matcher:
                 `semcorr.data.pictures.picture`.
             name: For messages.
         """
-        return image if isinstance(image, Encoded) else next(self.encoded([image], name))
+        return next(self.encoded([image], name))
 
     def encoded(self, images: Iterable[Image], name: str = "image") -> Iterator[Encoded]:
         """Many pictures, `batch` at once; those that are encoded already as they are."""
