@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from semcorr import sweep
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report")
+VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol",
@@ -82,6 +82,15 @@ def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
             "same run_dir goes on with all that are half done."
         )
     return overrides, with_checkpoint(cfg, overrides)
+
+
+def composed(name: str, line: Sequence[str]) -> DictConfig:
+    """The configuration of a command line that was typed elsewhere, as in Python."""
+    name_read_outs(line)
+    overrides = spelled(line)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
+    return with_checkpoint(cfg, overrides)
 
 
 def name_read_outs(overrides: Sequence[str]) -> None:

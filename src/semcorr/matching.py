@@ -58,7 +58,7 @@ def match_into(
     h, w = target.values.shape[-2:]
     at_once = max(1, values // (h * w))
     parts, stride = [], target.stride
-    for similarity in _similarities(head, target, sources, points, at_once):
+    for similarity in similarities(head, target, sources, points, at_once):
         stride = cell_stride(target, similarity)
         parts.append(together(similarity.float(), [rule for rule in rules if not blends(rule)]))
     plain = iter([torch.cat(cells) for cells in zip(*([cells[0] for cells in part[0]] for part in parts), strict=True)])
@@ -82,7 +82,7 @@ def blended(
     asked = [to_image(four[0].flatten(0, 1), stride) for four, _ in places]
     read: list[list[Tensor]] = [[] for _ in rules]
     place, weights = 0, torch.cat([shares[0] for _, shares in places])
-    for similarity in _similarities(head, target, sources, asked, at_once):
+    for similarity in similarities(head, target, sources, asked, at_once):
         four = similarity.float().unflatten(1, (-1, 4))
         here = weights[place : place + four.shape[1]][None]
         place += four.shape[1]
@@ -117,7 +117,7 @@ def match_native(
     return Matched([pixel if rule is argmax else next(found) for rule in rules], score, 1.0)
 
 
-def _similarities(
+def similarities(
     head: Any, target: FeatureMap, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], at_once: int
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Of all queries, in their order, some at once."""

@@ -1,0 +1,228 @@
+"""python -m semcorr.match A B: where points of one picture lie in another, or in every picture of a folder."""
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+
+if TYPE_CHECKING:  # they bring torch, which --help can do without
+    from semcorr.data.pictures import Picture
+    from semcorr.encoded import Encoded
+    from semcorr.found import Match
+    from semcorr.matcher import Matcher
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
+
+
+class Wanted(NamedTuple):
+    """What to make of a pair."""
+
+    points: Sequence[tuple[float, float]] | None
+    mutual: bool
+    most: int
+    dense: bool
+    pca: bool
+
+
+@app.command()
+def match(
+    a: Annotated[Path, typer.Argument(metavar="A", readable=False, help="The picture whose points are asked for.")],
+    b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Where to: a picture, or a folder of them.")],
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--points", metavar="X,Y ...", help="In pixels of A. None: a grid over its object."),
+    ] = None,
+    mutual: Annotated[bool, typer.Option("--mutual", help="Mutual nearest neighbours, in place of points.")] = False,
+    most: Annotated[int, typer.Option("--most", min=1, help="How many of these, or about in the grid.")] = 30,
+    dense: Annotated[bool, typer.Option("--dense", help="Also A warped onto B.")] = False,
+    pca: Annotated[bool, typer.Option("--pca", help="Also the features of both, in colours.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("matches"),
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+) -> None:
+    """Where points of A lie in B: a picture with numbers, and matches.json."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with explaining("evaluate"):
+        wanted = Wanted(_parsed(points), mutual, most, dense, pca)
+        if wanted.points and mutual:
+            raise UserError("--points and --mutual exclude each other. Give one of them")
+        from semcorr.data.pictures import picture, pictures_in
+        from semcorr.matcher import Matcher
+
+        source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        matcher = Matcher.load(model, device=device, precision=precision)
+        with staged(out) as folder:
+            said = [*matched(matcher, source, targets, wanted, folder)]
+            write_json(folder / "matches.json", source, model, said)
+    for one in said if len(said) == 1 else ():
+        show(one)
+    Console().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
+
+
+def matched(
+    matcher: "Matcher", source: "Picture", targets: Sequence[Path], wanted: Wanted, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Draw every target's matches into the folder; what JSON says of them."""
+    from semcorr.data.pictures import picture
+    from semcorr.draw import save
+    from semcorr.encoded import asked
+    from semcorr.encoding import chunked
+
+    known = matcher.encode(source)
+    asked(wanted.points or [], known)  # a mistake is known before anything is computed
+    named = names(targets)
+    with Progress(transient=True, disable=len(targets) == 1) as bar:
+        task = bar.add_task("Matching", total=len(targets))
+        for some in chunked(targets, matcher.batch):
+            pictures = [picture(path) for path in some]
+            for path, one, target in zip(some, pictures, matcher.encoded(pictures), strict=True):
+                found = answers(matcher, known, target, wanted)
+                for suffix, image in drawn(matcher, (source, one), (known, target), found, wanted):
+                    save(image, folder / f"{named[path]}{suffix}.png")
+                bar.advance(task)
+                yield described(one, found, f"{named[path]}.png")
+
+
+def answers(matcher: "Matcher", a: "Encoded", b: "Encoded", wanted: Wanted) -> "Match":
+    """Of the points; or mutual nearest neighbours; or of a grid over the object."""
+    from semcorr.salient import grid_over
+
+    if wanted.mutual:
+        return matcher.mutual(a, b, wanted.most)
+    points = wanted.points or grid_over(a, matcher.features(a, b)[0], wanted.most)
+    return matcher.match(a, b, points)
+
+
+def drawn(
+    matcher: "Matcher",
+    pictures: "tuple[Picture, Picture]",
+    encoded: "tuple[Encoded, Encoded]",
+    found: "Match",
+    wanted: Wanted,
+) -> "Iterator[tuple[str, Any]]":
+    """Endings of names, and images."""
+    from semcorr import draw_matches
+
+    yield "", draw_matches.numbered(*pictures, found)
+    if wanted.dense:
+        a, b = encoded
+        flow = matcher.dense(b, a, draw_matches.shown(b.size))
+        yield "_warped", draw_matches.warped(*pictures, flow)
+    if wanted.pca:
+        yield "_features", draw_matches.coloured(*pictures, encoded, matcher.features(*encoded))
+
+
+def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
+    """What JSON says of a target."""
+    rows = zip(*(one.tolist() for one in found[:4]), strict=True)
+    return {
+        "target": target.name,
+        "size": list(target.size),
+        "image": image,
+        "matches": [
+            {"number": i, "source": _two(source), "target": _two(point), "score": round(score, 4), "consistent": sure}
+            for i, (source, point, score, sure) in enumerate(rows, 1)
+        ],
+    }
+
+
+def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
+    """All of it."""
+    from semcorr.restore import arguments
+
+    content = {
+        "model": " ".join(arguments(model)),
+        "source": source.name,
+        "size": list(source.size),
+        "points": "x, y in original pixels, upright; pixel centres at integers",
+        "targets": said,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def show(said: dict[str, Any]) -> None:
+    """One target's matches as lines."""
+    for one in said["matches"]:
+        (x, y), (u, v) = one["source"], one["target"]
+        doubt = "" if one["consistent"] else "   does not come back: do not trust it"
+        print(f"{one['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {one['score']:.2f}{doubt}")
+
+
+def names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Of what is written about each: its own without the ending, or with, where two are the same."""
+    stems = [path.stem for path in paths]
+    return {path: path.stem if stems.count(path.stem) == 1 else path.name for path in paths}
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, whose files move there in the end; after a failure nothing is there that was not."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file. Give a folder")
+    folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            out.mkdir(exist_ok=True)
+            for path in sorted(folder.iterdir()):
+                path.replace(out / path.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another folder") from None
+
+
+def repeated(arguments: Sequence[str]) -> list[str]:
+    """Points after one --points, each with its own.
+
+    >>> repeated(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
+    ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
+    """
+    found, before, inside = [], "", False
+    for word in arguments:
+        inside = before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None)
+        if inside:
+            found.append(f"--points={word}")
+        elif word != "--points":
+            found.append(word)
+        before = word
+    return found
+
+
+def _parsed(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
+    try:
+        return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
+    except ValueError:
+        raise UserError(f"--points must be like 120,80 200,40; got {' '.join(points or [])!r}") from None
+
+
+def _two(point: Sequence[float]) -> list[float]:
+    return [round(value, 2) for value in point]
+
+
+def main() -> None:
+    """The command."""
+    app(repeated(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
