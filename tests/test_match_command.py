@@ -1,5 +1,6 @@
-"""python -m semcorr.match, as typed; the quickstart and the page about matching, as they stand there."""
+"""python -m semcorr.match, as typed; the quickstart, the tour and the page about matching, as they stand there."""
 
+import ast
 import json
 import re
 import runpy
@@ -167,6 +168,23 @@ def test_the_quickstart_runs_as_it_is(tmp_path, monkeypatch, capsys):
 
     assert len(script.read_text().splitlines()) <= 15
     assert len(re.findall(r"cosine 0\.\d\d", capsys.readouterr().out)) == 2
+
+
+def test_the_tour_runs_cell_by_cell_and_shows_pictures(tmp_path, monkeypatch):
+    """As a notebook does, which shows what the last line of a cell is worth."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    shown = []
+    for cell in json.loads((ROOT / "examples/tour.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            lines = ast.parse("".join(cell["source"])).body
+            last = lines.pop() if isinstance(lines[-1], ast.Expr) else None
+            exec(compile(ast.Module(lines, []), "cell", "exec"), names)
+            shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None)
+        assert not cell.get("outputs")  # drawn anew by whoever runs it
+
+    assert sum(isinstance(one, Image.Image) for one in shown) == 4
+    assert 0.1 < shown[-1]["all"] < 0.5
 
 
 def test_every_example_of_the_page_runs(folder, monkeypatch):
