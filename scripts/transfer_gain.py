@@ -25,10 +25,10 @@ from semcorr.encoded import Encoded
 from semcorr.encoding import chunked
 from semcorr.matcher import Matcher
 from semcorr.transfer_all import opened, source
-from semcorr.transfer_carry import USES, Asked, Carried, ask, check_rule, read, settled
+from semcorr.transfer_carry import USES, Asked, Carried, Labelled, ask, check_rule, placed_alike, read, settled
 from semcorr.transfer_coco import Thing, read_things
 from semcorr.transfer_cut import Cut, cut
-from semcorr.transfer_vote import fitness, vote
+from semcorr.transfer_vote import PLACE, fitness, vote
 
 ALPHA = 0.1
 Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: right (s k) or (1 k), and where it has an answer
@@ -58,8 +58,11 @@ def main(
                     known = [each for one in some for each in source(matcher, one, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
                         asked = ask(matcher, known, target)
-                        found.append(judged(matcher, asked, thing, part, target))
-                        believed.append(scored(settled(matcher, known, target, asked, "vote"), thing, part))
+                        placed = settled(matcher, known, target, asked, "vote", PLACE)
+                        rules = judged(matcher, asked, thing, part, target)
+                        rules |= by_place(matcher, known, asked, placed, thing, part, target)
+                        found.append(rules)
+                        believed.append(scored(placed, thing, part))
                         bar.advance(task)
                 scores.append(summary(found))
     show(scores, sources, sum(len(targets) for _, _, targets in jobs[0]))
@@ -99,18 +102,35 @@ def judged(matcher: Matcher, asked: Asked, thing: Thing, part: Cut, target: Enco
     }
 
 
+def by_place(
+    matcher: Matcher, known: Sequence[Labelled], asked: Asked, found: Carried, thing: Thing, part: Cut, target: Encoded
+) -> Hits:
+    """The vote that also counts where sources have a keypoint; and that alone, which looks at no feature."""
+    shown = asked.shown
+    even = shown / shown.sum(0).clamp_min(1)
+    blind = read(matcher, placed_alike(known, even, asked), asked.stride)
+    there = shown.any(0).cpu()[None]
+    return {
+        "place alone": (right(blind[None], thing, part, target), there),
+        "vote of all, also mirrored, and place": (near(found.points, thing, part)[None], there),
+    }
+
+
 def right(points: Tensor, thing: Thing, part: Cut, target: Encoded) -> Tensor:
     """(s k) of points (s k 2) in the network's pixels."""
-    found = torch.stack([part.out_of(target.placed.from_view(some).cpu()) for some in points])
+    return torch.stack([near(target.placed.from_view(some).cpu(), thing, part) for some in points])
+
+
+def near(points: Tensor, thing: Thing, part: Cut) -> Tensor:
+    """(k) of points (k 2) in the part's pixels."""
     assert thing.box is not None
-    return (found - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
+    return (part.out_of(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
 
 
 def scored(found: Carried, thing: Thing, part: Cut) -> Tensor:
-    """Rows (k 3) of a vote, also mirrored: its score, whether it is right, whether the target shows the keypoint."""
-    assert thing.box is not None
-    near = (part.out_of(found.points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
-    return torch.stack((found.scores, near.float(), thing.shown.float()), dim=-1)
+    """Rows (k 3) of a vote: its score, whether it is right, whether the target shows the keypoint."""
+    hits = near(found.points, thing, part)
+    return torch.stack((found.scores, hits.float(), thing.shown.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
@@ -159,7 +179,7 @@ def show(scores: Sequence[dict[str, tuple[float, float]]], sources: int, targets
 
 def show_scores(rows: Tensor) -> None:
     """What --min-score leaves."""
-    table = Table(title="vote of all, also mirrored: what scores more than --min-score, in percent")
+    table = Table(title="the last rule: what scores more than --min-score, in percent")
     for header in ("--min-score", "of shown keypoints", "of these right", "of hidden keypoints"):
         table.add_column(header, justify="right")
     score, right_, shown = rows.unbind(-1)

@@ -26,7 +26,7 @@ from semcorr.transfer_carry import carry, check_rule, labelled
 from semcorr.transfer_coco import read_sheet
 from semcorr.transfer_cut import cut, holding, mirrored
 from semcorr.transfer_labels import bones
-from semcorr.transfer_vote import best_source, fitness, standing, vote, voting
+from semcorr.transfer_vote import best_source, fitness, placing, standing, vote, voting
 
 SKELETON = [[1, 3], [2, 4]]
 
@@ -151,6 +151,21 @@ def test_sources_stand_behind_what_they_would_say_and_what_comes_back():
     assert standing(own, found, back, asked, weights, near=2.0).item() == pytest.approx(0.5 + 0.3 / 2 + 0.2 / 2)
 
 
+def test_places_are_gaussians_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    cells, weights = torch.rand(3, 2, 2, generator=generator) * 4, torch.rand(3, 2, generator=generator)
+
+    found = placing(cells, weights, (6, 4), spread=0.25)
+
+    assert found.shape == (2, 4, 6)
+    for k in range(2):
+        for y in range(4):
+            for x in range(6):
+                off = [((x - cells[s, k, 0]) / 6) ** 2 + ((y - cells[s, k, 1]) / 4) ** 2 for s in range(3)]
+                expected = sum(weights[s, k] * np.exp(-float(off[s]) / (2 * 0.25**2)) for s in range(3))
+                assert found[k, y, x].item() == pytest.approx(float(expected), rel=1e-4)
+
+
 # -- parts of pictures --
 
 
@@ -223,6 +238,20 @@ def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(m
     assert order[0] == 1
 
 
+def test_a_mirrored_source_shows_the_left_where_it_showed_the_right(random, creatures):
+    part = cut(picture(next((creatures / "JPEGImages/cat").glob("*.jpg"))), None)
+    points = torch.tensor([[20.0, 30.0], [50.0, 41.0], [0.0, 0.0]])
+
+    own, other = labelled(random, part, points, torch.tensor([True, True, False]), "a", flip=[2, 1, 0])
+
+    assert own.shown.tolist() == [True, True, False]
+    assert other.shown.tolist() == [False, True, True]
+    x, y = mirrored(part).into(points)[0].tolist()
+    side = random.module.backbone.size
+    scale = torch.tensor([side / part.picture.size[0], side / part.picture.size[1]])
+    assert_close(other.points[2], (torch.tensor([x, y]) + 0.5) * scale - 0.5, atol=1e-2, rtol=0)
+
+
 def test_the_best_of_one_source_is_the_matcher_itself(random, creatures):
     a, b = (picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
     points = torch.tensor([[20.0, 30.0], [50.0, 41.0]])
@@ -260,6 +289,38 @@ def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
     low, high = torch.tensor([x, y]), torch.tensor([x + w, y + h])
     more = 0.1 * max(w, h) + 1
     assert ((moved.points >= low - more) & (moved.points <= high + more)).all()
+
+
+def test_place_decides_where_looks_do_not_and_counts_between_boxes_only(random, creatures):
+    """A chequered picture, of whose cells every fourth looks the same."""
+    tile = np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8)
+    plain = cut(picture(np.tile(tile, (8, 8))), None)
+    points = torch.tensor([[40.0, 88.0]])
+    target = random.encode(plain.picture)
+    boxed, whole = (
+        labelled(random, plain, points, torch.tensor([True]), "a", boxed=boxed)[0] for boxed in (True, False)
+    )
+
+    without, with_box, with_none = (
+        carry(random, [source], target, place=place).points
+        for source, place in ((boxed, 0.0), (boxed, 1e3), (whole, 1e3))
+    )
+
+    assert (with_box - points).norm() < 5
+    assert torch.equal(with_none, without)
+    assert (without - points).norm() > 5
+
+
+def test_place_is_not_asked_of_targets_without_a_box(random, creatures, written, tmp_path):
+    content, folder = coco(creatures), alone(creatures, tmp_path)
+    boxed = [list(labelled_all(random, read_sheet(written(content), folder), place=by)) for by in (0.0, 9.0)]
+    for one in content["annotations"]:
+        if "keypoints" not in one:
+            del one["bbox"]
+    whole = [list(labelled_all(random, read_sheet(written(content), folder), place=by)) for by in (0.0, 9.0)]
+
+    assert all(torch.equal(one.points, other.points) for one, other in zip(*whole, strict=True))
+    assert not any(torch.equal(one.points, other.points) for one, other in zip(*boxed, strict=True))
 
 
 def test_every_picture_is_encoded_once_and_sources_also_mirrored(random, sheet, monkeypatch):
@@ -438,6 +499,7 @@ def test_a_mistake_in_the_file_is_a_sentence_and_nothing_is_written(creatures, t
     [
         (["--use", "all"], "--use must be vote or best"),
         (["--min-score", "1"], "--min-score must be"),
+        (["--place", "-1"], "--place must be 0 or more"),
         (["--box", "cxcywh"], "--box must be one of"),
         (["--category", "yak"], "has no category 'yak'; it has cat, dog"),
         ([], "Name theirs with --category"),

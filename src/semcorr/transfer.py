@@ -29,6 +29,7 @@ def transfer(
     use: Annotated[str, typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")] = "vote",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
     min_score: Annotated[float, typer.Option("--min-score", help="A keypoint is found if it scores more.")] = 0.0,
+    place: Annotated[float, typer.Option("--place", help="Worth of lying where sources have it in their boxes.")] = 0.2,
     box: Annotated[str, typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")] = "xywh",
     category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out what is no image; say which.")] = False,
@@ -42,7 +43,7 @@ def transfer(
     """Label the images of a folder by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
-        check(use, min_score, out, annotations)
+        check(use, min_score, place, out, annotations)
         from semcorr.match import staged
         from semcorr.matcher import Matcher
         from semcorr.restore import arguments
@@ -54,21 +55,23 @@ def transfer(
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
         if draw is None:
-            labels = list(labelled_all(matcher, sheet, use, flip, min_score, skipped))
+            labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped))
         else:
             with staged(draw) as folder:
-                labels = list(labelled_all(matcher, sheet, use, flip, min_score, skipped, folder))
+                labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
         content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
         write(out, json.dumps(content) + "\n")
     tell(sheet, labels, skipped or [], flip, out)
 
 
-def check(use: str, min_score: float, out: Path, annotations: Path) -> None:
+def check(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
     """Refuse a mistake before anything is read."""
     if use not in ("vote", "best"):
         raise UserError(f"--use must be vote or best, got {use!r}")
     if not 0 <= min_score < 1:
         raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
+    if not 0 <= place < float("inf"):
+        raise UserError(f"--place must be 0 or more, got {place:g}")
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
     if out.resolve() == annotations.resolve():

@@ -17,6 +17,7 @@ from semcorr.transfer_carry import Labelled, carry, check_rule, labelled
 from semcorr.transfer_coco import Sheet, Thing
 from semcorr.transfer_cut import cut, holding
 from semcorr.transfer_labels import Label, believed, bones, drawn
+from semcorr.transfer_vote import PLACE
 
 
 def labelled_all(
@@ -25,6 +26,7 @@ def labelled_all(
     use: str = "vote",
     flip: bool = True,
     min_score: float = 0.0,
+    place: float = PLACE,
     skipped: list[dict[str, str]] | None = None,
     folder: Path | None = None,
 ) -> Iterator[Label]:
@@ -36,6 +38,7 @@ def labelled_all(
         use: `vote` or `best`.
         flip: Sources are also used mirrored, where keypoints are named left and right.
         min_score: Keypoints with more are found.
+        place: What lying where the sources have it in their boxes is worth, in similarity; of targets with a box.
         skipped: Broken images are noted here and left out; None: they are refused.
         folder: For pictures.
     """
@@ -49,7 +52,7 @@ def labelled_all(
                 continue
             sources = [one for thing in things for one in source(matcher, thing, kinds[kind], flip)]
             for some in chunked(targets, matcher.batch):
-                yield from _some(matcher, sources, some, kinds[kind], (use, min_score), skipped, folder)
+                yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, folder)
                 bar.advance(task, len(some))
 
 
@@ -68,7 +71,9 @@ def source(matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool) 
     part = cut(whole, None if thing.box is None else holding(thing.box, points[thing.shown]))
     order = flip_from_names(kind["keypoints"])
     sided = order != tuple(range(len(order)))
-    return labelled(matcher, part, points, thing.shown, thing.id, order if flip and sided else None)
+    return labelled(
+        matcher, part, points, thing.shown, thing.id, order if flip and sided else None, thing.box is not None
+    )
 
 
 def _some(
@@ -76,18 +81,18 @@ def _some(
     sources: Sequence[Labelled],
     targets: Sequence[Thing],
     kind: Mapping[str, Any],
-    how: tuple[str, float],
+    how: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
     folder: Path | None,
 ) -> Iterator[Label]:
     """As many as are encoded at once."""
-    use, min_score = how
+    use, min_score, place = how
     things = [(thing, one) for thing in targets if (one := _opened(thing, skipped)) is not None]
     parts = [cut(one, thing.box) for thing, one in things]
     for (thing, one), part, target in zip(
         things, parts, matcher.encoded([part.picture for part in parts]), strict=True
     ):
-        found = carry(matcher, sources, target, use)
+        found = carry(matcher, sources, target, use, 0.0 if thing.box is None else place)
         points, scores = part.out_of(found.points), found.scores.round(decimals=4)  # as they are written
         said = believed(sources, found.weights)
         label = Label(thing, one.size, points, scores, scores > min_score, said)

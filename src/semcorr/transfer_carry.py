@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from semcorr.coords import to_image
+from semcorr.coords import to_grid, to_image
 from semcorr.encoded import Encoded
 from semcorr.errors import UserError
 from semcorr.matcher import Matcher
 from semcorr.matching import cell_stride, match_into, similarities
 from semcorr.read_outs import blends
 from semcorr.transfer_cut import Cut, mirrored
-from semcorr.transfer_vote import best_source, fitness, standing, vote, voting
+from semcorr.transfer_vote import best_source, fitness, placing, standing, vote, voting
 
 USES: dict[str, Callable[..., Tensor]] = {"vote": voting, "best": best_source}
 
@@ -27,6 +27,7 @@ class Labelled(NamedTuple):
     shown: Bool[Tensor, " k"]
     name: Any  # of its annotation
     mirrored: bool = False
+    boxed: bool = False  # cut out by its box
 
 
 def labelled(
@@ -36,6 +37,7 @@ def labelled(
     shown: Bool[Tensor, " k"],
     name: Any,
     flip: Sequence[int] | None = None,
+    boxed: bool = False,
 ) -> list[Labelled]:
     """A source; with `flip`, also mirrored: its row i is then row `flip[i]` of the source's own.
 
@@ -46,13 +48,14 @@ def labelled(
         shown: The keypoints that are annotated.
         name: What the answers say of it.
         flip: See `semcorr.data.groups.flip_from_names`.
+        boxed: It was cut out by its box.
     """
     rows = [list(range(len(shown))), *([list(flip)] if flip is not None else [])]
     cuts = [one, mirrored(one)][: len(rows)]
     found = []
     for part, order, encoded in zip(cuts, rows, matcher.encoded([part.picture for part in cuts]), strict=True):
         inside = encoded.placed.to_view(part.into(points[order])).to(matcher.device)
-        found.append(Labelled(encoded, inside, shown[order].to(matcher.device), name, part.mirrored))
+        found.append(Labelled(encoded, inside, shown[order].to(matcher.device), name, part.mirrored, boxed))
     return found
 
 
@@ -86,7 +89,9 @@ def ask(matcher: Matcher, sources: Sequence[Labelled], target: Encoded) -> Asked
     return Asked(torch.stack(maps), torch.stack([source.shown for source in sources]), stride)
 
 
-def carry(matcher: Matcher, sources: Sequence[Labelled], target: Encoded, use: str = "vote") -> Carried:
+def carry(
+    matcher: Matcher, sources: Sequence[Labelled], target: Encoded, use: str = "vote", place: float = 0.0
+) -> Carried:
     """Keypoints of a target, by sources of its category.
 
     Args:
@@ -94,24 +99,36 @@ def carry(matcher: Matcher, sources: Sequence[Labelled], target: Encoded, use: s
         sources: At least one, all with the same keypoints.
         target: Encoded by the same matcher.
         use: `vote`, or `best` for each keypoint's best-fitting source.
+        place: What lying where the boxed sources have it is worth; 0 for a target that no box was cut out by.
     """
-    return settled(matcher, sources, target, ask(matcher, sources, target), use)
+    return settled(matcher, sources, target, ask(matcher, sources, target), use, place)
 
 
 @torch.no_grad()
-def settled(matcher: Matcher, sources: Sequence[Labelled], target: Encoded, asked: Asked, use: str) -> Carried:
+def settled(
+    matcher: Matcher, sources: Sequence[Labelled], target: Encoded, asked: Asked, use: str, place: float
+) -> Carried:
     """The same, of what was asked before."""
     fit = fitness(asked.similarity, asked.shown)
     weights = USES[use](fit, asked.shown)
     summed = vote(asked.similarity, weights)
-    found, *own = (read(matcher, some, asked.stride) for some in (summed, *asked.similarity))
+    guided = summed + place * placed_alike(sources, weights, asked)
+    found, *own = (read(matcher, some, asked.stride) for some in (guided, *asked.similarity))
     on_picture = target.placed.from_view(found)
     found = target.placed.to_view(on_picture)
     back = torch.stack([returned(matcher, source, target, found) for source in sources])
     points = torch.stack([source.points for source in sources])
     behind = standing(torch.stack(own), found, back, points, weights, matcher.cycle * asked.stride)
-    scores = summed.flatten(1).amax(-1).clamp(0, 1) * behind
-    return Carried(on_picture.cpu(), scores.cpu(), weights.cpu(), fit.cpu())
+    similar = summed.flatten(1).gather(1, guided.flatten(1).argmax(1, keepdim=True))[:, 0]
+    return Carried(on_picture.cpu(), (similar.clamp(0, 1) * behind).cpu(), weights.cpu(), fit.cpu())
+
+
+def placed_alike(sources: Sequence[Labelled], weights: Float[Tensor, "s k"], asked: Asked) -> Float[Tensor, "k h w"]:
+    """Where boxed sources have the keypoints."""
+    boxed = torch.tensor([source.boxed for source in sources], device=weights.device)
+    cells = to_grid(torch.stack([source.points for source in sources]), asked.stride)
+    h, w = asked.similarity.shape[-2:]
+    return placing(cells, weights * boxed[:, None], (w, h))
 
 
 def read(matcher: Matcher, similarity: Float[Tensor, "k h w"], stride: float) -> Float[Tensor, "k 2"]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+PLACE = 0.2  # what lying where the sources have it is worth, in similarity
+SPREAD = 0.15  # of the view's side: how far from there it may well lie
 TEMPERATURE = 0.1  # of a cosine: a source that fits worse by so much has 1/e of the weight
 
 
@@ -52,6 +54,27 @@ def best_source(fit: Float[Tensor, " s"], shown: Bool[Tensor, "s k"]) -> Float[T
 def vote(similarity: Float[Tensor, "s k h w"], weights: Float[Tensor, "s k"]) -> Float[Tensor, "k h w"]:
     """The sources' similarities, summed by their weights before anything is localised: places add up, points do not."""
     return torch.einsum("skhw,sk->khw", similarity, weights)
+
+
+def placing(
+    cells: Float[Tensor, "s k 2"], weights: Float[Tensor, "s k"], size: tuple[int, int], spread: float = SPREAD
+) -> Float[Tensor, "k h w"]:
+    """How much a cell is where the sources have a keypoint, in [0, 1]: Gaussians around its places, by their weights.
+
+    Objects in boxes are framed alike: a keypoint's place in one is a guess at its place in another.
+
+    Args:
+        cells: Of the sources' keypoints, in the sources.
+        weights: Of the sources.
+        size: Width and height of the map.
+        spread: Of a Gaussian, as a share of these.
+    """
+    x, y = (torch.arange(side, device=cells.device) for side in size)
+    across, down = (
+        (-(((along - cells[..., i, None]) / (spread * side)) ** 2) / 2).exp()
+        for i, (along, side) in enumerate(zip((x, y), size, strict=True))
+    )
+    return torch.einsum("sk,skh,skw->khw", weights, down, across)
 
 
 def standing(
