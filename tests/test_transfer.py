@@ -467,6 +467,8 @@ MISTAKES = {
     r"must be four finite numbers": lambda c: c["annotations"][0].update(bbox=[5, 5]),
     r"has no `keypoints`, their names": lambda c: c["categories"][0].pop("keypoints"),
     r"two images have the id 1": lambda c: c["images"][0].update(id=1),
+    r"keypoints. must be finite numbers": lambda c: c["annotations"][0].update(keypoints=7),
+    r"`images` must be a list": lambda c: c.update(images=None),
     r"no field `annotations`": lambda c: c.pop("annotations"),
     r"no annotated keypoint": lambda c: [one.pop("keypoints", None) for one in c["annotations"]],
     r"none to be labelled": lambda c: [

@@ -82,6 +82,9 @@ def read_things(path: Path, folder: Path, layout: str) -> tuple[dict[Any, Any], 
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Give the folder of the images that {path} names")
     content = _content(path)
+    for key in ("images", "categories", "annotations"):
+        if not isinstance(_need(content, key, path), list | dict):
+            raise UserError(f"{path}: `{key}` must be a list. Give a COCO keypoint file")
     photos = _photos(_need(content, "images", path), folder, path)
     kinds = {_need(kind, "id", path): kind for kind in _need(content, "categories", path)}
     entries = list(enumerate(_need(content, "annotations", path)))
@@ -149,8 +152,9 @@ def _thing(
 
 def _rows(values: Any, many: int, where: str) -> list[list[float]]:
     """X y v of each keypoint: COCO's flat list, or rows."""
-    flat = [each for row in values for each in row] if values and isinstance(values[0], list) else values
-    if not all(isinstance(each, int | float) and math.isfinite(each) for each in flat):
+    rows = isinstance(values, list) and all(isinstance(row, list) for row in values)
+    flat = [each for row in values for each in row] if rows else values
+    if not isinstance(flat, list) or not all(isinstance(each, int | float) and math.isfinite(each) for each in flat):
         raise UserError(f"{where}: `keypoints` must be finite numbers. Correct them")
     if len(flat) != 3 * many:
         raise UserError(
