@@ -323,6 +323,20 @@ def test_place_is_not_asked_of_targets_without_a_box(random, creatures, written,
     assert not any(torch.equal(one.points, other.points) for one, other in zip(*boxed, strict=True))
 
 
+@pytest.mark.parametrize("use", ["vote", "best"])
+def test_a_score_is_the_similarity_times_the_share_that_stands_behind_it(random, creatures, use):
+    """One source agrees with itself; a match that does not come back has half of its similarity."""
+    a, b = (picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
+    points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(a.size) - 0.5
+    (one,) = labelled(random, cut(a, None), points, torch.ones(40, dtype=torch.bool), "a")
+    match = Matcher(random.module, device="cpu", subcell=False).match(a, b, points)
+
+    found = carry(random, [one], random.encode(b), use)
+
+    assert 0 < match.consistent.sum() < 40
+    assert_close(found.scores, match.scores.clamp(0, 1) * (1 + match.consistent.float()) / 2, atol=1e-4, rtol=0)
+
+
 def test_every_picture_is_encoded_once_and_sources_also_mirrored(random, sheet, monkeypatch):
     seen = encodings(random, monkeypatch)
 

@@ -70,10 +70,8 @@ def source(matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool) 
     points = thing.points.clamp(min=-0.5).minimum(most)
     part = cut(whole, None if thing.box is None else holding(thing.box, points[thing.shown]))
     order = flip_from_names(kind["keypoints"])
-    sided = order != tuple(range(len(order)))
-    return labelled(
-        matcher, part, points, thing.shown, thing.id, order if flip and sided else None, thing.box is not None
-    )
+    also = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    return labelled(matcher, part, points, thing.shown, thing.id, also, boxed=thing.box is not None)
 
 
 def _some(
