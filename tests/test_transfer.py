@@ -337,6 +337,17 @@ def test_a_score_is_the_similarity_times_the_share_that_stands_behind_it(random,
     assert_close(found.scores, match.scores.clamp(0, 1) * (1 + match.consistent.float()) / 2, atol=1e-4, rtol=0)
 
 
+def test_a_source_whose_box_is_too_small_shows_all_its_keypoints(random, creatures, written, tmp_path):
+    content = coco(creatures, sources=1)
+    content["annotations"][0]["bbox"] = [*content["annotations"][0]["keypoints"][:2], 2, 2]
+    sheet = read_sheet(written(content), alone(creatures, tmp_path))
+
+    for one in source(random, sheet.sources[1][0], sheet.categories[0], flip=True):
+        points = one.points[one.shown]
+        assert (points >= -0.5).all()
+        assert (points <= random.module.backbone.size - 0.5).all()
+
+
 def test_every_picture_is_encoded_once_and_sources_also_mirrored(random, sheet, monkeypatch):
     seen = encodings(random, monkeypatch)
 
