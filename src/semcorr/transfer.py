@@ -1,0 +1,119 @@
+"""python -m semcorr.transfer ANNOTATIONS IMAGES: a few annotated images of a category label all the others."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from semcorr.cli import explaining
+from semcorr.errors import UserError
+
+if TYPE_CHECKING:  # they bring torch, which --help can do without
+    from semcorr.transfer_coco import Sheet
+    from semcorr.transfer_labels import Label
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def transfer(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="COCO keypoints of some.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
+    out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
+        "labels.json"
+    ),
+    use: Annotated[str, typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")] = "vote",
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
+    min_score: Annotated[float, typer.Option("--min-score", help="A keypoint is found if it scores more.")] = 0.0,
+    place: Annotated[float, typer.Option("--place", help="Worth of lying where sources have it in their boxes.")] = 0.2,
+    box: Annotated[str, typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")] = "xywh",
+    category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out what is no image; say which.")] = False,
+    draw: Annotated[Path | None, typer.Option("--draw", readable=False, help="Folder for pictures of labels.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+) -> None:
+    """Label the images of a folder by those that are annotated."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with explaining("evaluate"):
+        check(use, min_score, place, out, annotations)
+        from semcorr.match import staged
+        from semcorr.matcher import Matcher
+        from semcorr.restore import arguments
+        from semcorr.transfer_all import labelled_all
+        from semcorr.transfer_coco import read_sheet
+        from semcorr.transfer_labels import as_coco
+
+        sheet = read_sheet(annotations, images, box, category)
+        matcher = Matcher.load(model, device=device, precision=precision)
+        skipped: list[dict[str, str]] | None = [] if skip_broken else None
+        if draw is None:
+            labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped))
+        else:
+            with staged(draw) as folder:
+                labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
+        content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
+        write(out, json.dumps(content) + "\n")
+    tell(sheet, labels, skipped or [], flip, out)
+
+
+def check(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
+    """Refuse a mistake before anything is read."""
+    if use not in ("vote", "best"):
+        raise UserError(f"--use must be vote or best, got {use!r}")
+    if not 0 <= min_score < 1:
+        raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
+    if not 0 <= place < float("inf"):
+        raise UserError(f"--place must be 0 or more, got {place:g}")
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
+    if out.resolve() == annotations.resolve():
+        raise UserError(f"--out: {out} is the file of the annotations. Give another name")
+
+
+def write(out: Path, text: str) -> None:
+    """All of it or nothing."""
+    from semcorr.results import write_text
+
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another place") from None
+
+
+def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
+    """By category, how many of what."""
+    from semcorr.data.groups import flip_from_names
+
+    for kind in sheet.categories:
+        mine = [label for label in labels if label.thing.category == kind["id"]]
+        if mine:
+            count = len(kind["keypoints"])
+            share = sum(float(label.found.float().mean()) for label in mine) / len(mine)
+            sided = flip_from_names(kind["keypoints"]) != tuple(range(count))
+            also = ", also mirrored" if flip and sided else ""
+            note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
+            sources = len(sheet.sources[kind["id"]])
+            print(
+                f"{kind['name']}: {len(mine)} labelled by {sources}{also}; "
+                f"{100 * share:.0f} % of {count} keypoints found{note}"
+            )
+    for one in skipped:
+        print(f"left out: {one['file_name']}: {one['reason']}")
+    Console().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+
+
+def main() -> None:
+    """The command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

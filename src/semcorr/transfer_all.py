@@ -1,0 +1,122 @@
+"""Every target of a sheet, streamed: opened, cut out, encoded, and labelled by the sources of its category."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from semcorr.data.groups import flip_from_names
+from semcorr.data.pictures import Picture, picture
+from semcorr.draw import save
+from semcorr.encoding import chunked
+from semcorr.errors import UserError
+from semcorr.matcher import Matcher
+from semcorr.transfer_carry import Labelled, carry, check_rule, labelled
+from semcorr.transfer_coco import Sheet, Thing
+from semcorr.transfer_cut import cut, holding
+from semcorr.transfer_labels import Label, believed, bones, drawn
+from semcorr.transfer_vote import PLACE
+
+
+def labelled_all(
+    matcher: Matcher,
+    sheet: Sheet,
+    use: str = "vote",
+    flip: bool = True,
+    min_score: float = 0.0,
+    place: float = PLACE,
+    skipped: list[dict[str, str]] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Label]:
+    """Targets one after the other; of one category at a time the sources are kept.
+
+    Args:
+        matcher: What finds keypoints.
+        sheet: Sources and targets.
+        use: `vote` or `best`.
+        flip: Sources are also used mirrored, where keypoints are named left and right.
+        min_score: Keypoints with more are found.
+        place: What lying where the sources have it in their boxes is worth, in similarity; of targets with a box.
+        skipped: Broken images are noted here and left out; None: they are refused.
+        folder: For pictures.
+    """
+    check_rule(matcher)
+    kinds = {kind["id"]: kind for kind in sheet.categories}
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Labelling", total=len(sheet.targets))
+        for kind, things in sheet.sources.items():
+            targets = [thing for thing in sheet.targets if thing.category == kind]
+            if not targets:
+                continue
+            sources = [one for thing in things for one in source(matcher, thing, kinds[kind], flip)]
+            for some in chunked(targets, matcher.batch):
+                yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, folder)
+                bar.advance(task, len(some))
+
+
+def source(matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool) -> list[Labelled]:
+    """An annotated object, and with `flip` its mirror image; cut out so that every keypoint is inside."""
+    whole = opened(thing)
+    width, height = whole.size
+    most = torch.tensor([width, height]) - 0.5
+    shown = thing.points[thing.shown]
+    if bool(((shown < -1.5) | (shown > most + 1)).any()):  # within a pixel: other conventions of what 0 is
+        raise UserError(
+            f"The annotation {thing.id} of {thing.photo.name} has keypoints outside the image, which is "
+            f"{width} x {height} pixels. Correct them"
+        )
+    points = thing.points.clamp(min=-0.5).minimum(most)
+    part = cut(whole, None if thing.box is None else holding(thing.box, points[thing.shown]))
+    order = flip_from_names(kind["keypoints"])
+    also = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    return labelled(matcher, part, points, thing.shown, thing.id, also, boxed=thing.box is not None)
+
+
+def _some(
+    matcher: Matcher,
+    sources: Sequence[Labelled],
+    targets: Sequence[Thing],
+    kind: Mapping[str, Any],
+    how: tuple[str, float, float],
+    skipped: list[dict[str, str]] | None,
+    folder: Path | None,
+) -> Iterator[Label]:
+    """As many as are encoded at once."""
+    use, min_score, place = how
+    things = [(thing, one) for thing in targets if (one := _opened(thing, skipped)) is not None]
+    parts = [cut(one, thing.box) for thing, one in things]
+    for (thing, one), part, target in zip(
+        things, parts, matcher.encoded([part.picture for part in parts]), strict=True
+    ):
+        found = carry(matcher, sources, target, use, 0.0 if thing.box is None else place)
+        points, scores = part.out_of(found.points), found.scores.round(decimals=4)  # as they are written
+        said = believed(sources, found.weights)
+        label = Label(thing, one.size, points, scores, scores > min_score, said)
+        if folder is not None:
+            name = f"{thing.photo.name.replace('/', '_')}.{'' if thing.id is None else thing.id}".rstrip(".")
+            save(drawn(part.picture, found.points, label, bones(kind)), folder / f"{name}.png")
+        yield label
+
+
+def opened(thing: Thing) -> Picture:
+    """Its image, of the size that the file says."""
+    found = picture(thing.photo.path)
+    if thing.photo.size not in (None, found.size):
+        (width, height), said = found.size, thing.photo.size
+        raise UserError(
+            f"{thing.photo.path} is {width} x {height} pixels as viewers show it, and its annotations are of "
+            f"{said[0]} x {said[1]}. Give the image they were made on, without EXIF orientation"
+        )
+    return found
+
+
+def _opened(thing: Thing, skipped: list[dict[str, str]] | None) -> Picture | None:
+    try:
+        return opened(thing)
+    except UserError as error:
+        if skipped is None:
+            raise UserError(f"{error}. With --skip-broken it is left out") from None
+        skipped.append({"file_name": thing.photo.name, "reason": str(error)})
+        return None
