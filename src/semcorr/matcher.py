@@ -113,7 +113,7 @@ class Matcher:
         named = list(zip(shown, [one.name for one in pictures], strict=True))
         if backbone.pairwise:
             return [Encoded(None, square[None].to(self.device), place, name) for (square, place), name in named]
-        with self._computing():
+        with self.computing():
             maps = self._adapted(backbone(torch.stack([square for square, _ in shown]).to(self.device)))
         each = (FeatureMap(one[None], maps.stride) for one in maps.values)
         return [Encoded(one, None, place, name) for one, ((_, place), name) in zip(each, named, strict=True)]
@@ -155,7 +155,7 @@ class Matcher:
         here, there = self.features(source, target)
         query = centres(here)
         query = query[source.placed.shows(query)]
-        with self._computing():
+        with self.computing():
             found = match_into(self.module.head, there, [here], [query], [argmax])
             back = match_into(self.module.head, here, [there], found.points, [argmax])
         slack = max(here.stride, back.stride) / 2  # the same cell, if similarities have the grid of features
@@ -205,7 +205,7 @@ class Matcher:
         width, height = size or (max(1, round(side * share)) for side in target.size)
         x, y = raster((width, height), target.size)
         here, there = self.features(source, target)
-        with self._computing():
+        with self.computing():
             cells = next(iter(similarities(self.module.head, there, [here], [query], 1)))[0, 0].float().cpu()
         columns, rows = target.placed.cells(x, y, cell_stride(there, cells))
         return read_at(cells[..., None], columns.clamp(0, cells.shape[1] - 1), rows.clamp(0, cells.shape[0] - 1))[
@@ -225,7 +225,7 @@ class Matcher:
     def _found(
         self, here: FeatureMap, there: FeatureMap, place: Placed, query: Float[Tensor, "n 2"], subcell: bool
     ) -> There:
-        with self._computing():
+        with self.computing():
             return there_and_back(
                 self.module.head, (here, there), place, query, self.rule, self.cycle, self.subcell and subcell
             )
@@ -237,13 +237,13 @@ class Matcher:
         if one.maps is not None and other.maps is not None:
             return one.maps, other.maps
         backbone: Any = self.module.backbone
-        with self._computing():
+        with self.computing():
             first, second = backbone.pair(one.pixels, other.pixels)
             return self._adapted(first), self._adapted(second)
 
     def _adapted(self, maps: FeatureMap) -> FeatureMap:
         return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
 
-    def _computing(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[Any]:
         """In this matcher's precision."""
         return torch.autocast(self.device.type, dtype=self.precision) if self.precision else nullcontext()

@@ -82,7 +82,7 @@ def ask(matcher: Matcher, sources: Sequence[Labelled], target: Encoded) -> Asked
     maps, stride = [], 1.0
     for source in sources:
         here, there = matcher.features(source.encoded, target)
-        with matcher._computing():
+        with matcher.computing():
             (one,) = similarities(matcher.module.head, there, [here], [source.points], len(source.points))
         maps.append(one[0].float())
         stride = cell_stride(there, one)
@@ -140,7 +140,7 @@ def read(matcher: Matcher, similarity: Float[Tensor, "k h w"], stride: float) ->
 def returned(matcher: Matcher, source: Labelled, target: Encoded, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
     """Where points of the target are found in a source, in the network's pixels."""
     here, there = matcher.features(source.encoded, target)
-    with matcher._computing():
+    with matcher.computing():
         return match_into(matcher.module.head, here, [there], [points], [matcher.rule]).points[0]
 
 
