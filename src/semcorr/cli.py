@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from semcorr import sweep
 from semcorr.errors import UserError
 
-VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match")
+VERBS = ("train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "app")
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol",
