@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test slow lint types format clean
+.PHONY: help demo test slow docs lint types format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,13 @@ test: .venv/installed ## all tests but the slow ones
 slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
+docs: .venv/docs ## these pages and the API as a site, into site/
+	$(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 lint: .venv/installed ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,5 +41,5 @@ format: .venv/installed ## ruff's formatting and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## forget the environment
-	rm -rf .venv
+clean: ## forget the environment and the site
+	rm -rf .venv site

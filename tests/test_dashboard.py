@@ -110,6 +110,9 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
         assert read.scalars[key] == pytest.approx(values), key
 
     assert len(read.history["val/categories/path"]) == len(read.history["val/matches/path"]) == 2
+    assert len(read.history["val/similarity/path"]) == 2
+    with Image.open(read.files / read.history["val/similarity/path"][0]) as maps:
+        assert maps.height > 500  # two of them at least, below one another
     for stage, categories in (("val", 4), ("test", 5)):  # one has no pair to validate on
         table = json.loads((read.files / read.history[f"{stage}/categories/path"][-1]).read_text())
         assert table["columns"] == ["category", "all", "geo", "std"]

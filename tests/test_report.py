@@ -25,10 +25,10 @@ from semcorr.report.command import app
 from semcorr.report.curves import along, curves
 from semcorr.report.entries import entries
 from semcorr.report.leaderboard import leaderboard
-from semcorr.report.maps import queries
 from semcorr.report.pictures import different
 from semcorr.report.published import published, whole
 from semcorr.report.runs import read
+from semcorr.similarity_map import queries
 
 SIZES = (40, 40)
 

@@ -1,4 +1,4 @@
-"""What W&B is shown besides scalars: at each validation a page of matches and the categories; at the end all scores."""
+"""What W&B is shown besides scalars: matches, maps and categories at each validation; at the end all scores."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,15 +8,19 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from semcorr import draw
+from semcorr import draw, similarity_map
 from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.scored import scored
 
 ALPHA = "0.1"
 SHOWN = 6  # pairs of a page
 
 
 class Pages(Callback):
-    """After a validation: `val/matches` and `val/categories`. Every process has a share of the rows, one draws."""
+    """After a validation: `val/matches`, `val/similarity` and `val/categories`.
+
+    Every process has a share of the rows, one draws.
+    """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module has logged its scores by now, and still has the rows."""
@@ -28,13 +32,23 @@ class Pages(Callback):
         if not trainer.is_global_zero:
             return
         found = set(table["pair"].to_pylist())
-        pairs = draw.spread([pair for pair in data.pairs("val") if pair.name in found], SHOWN)
-        show(board, "val", module.scores["category"], draw.page(pairs, table), trainer.global_step)
+        pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in found}
+        matches = draw.page(draw.spread([*pairs.values()], SHOWN), table)
+        show(board, "val", module.scores["category"], matches, trainer.global_step)
+        maps = similarity_map.page(module, data, pairs, scored(table))
+        log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
 
 
 def board_of(loggers: Iterable[Logger]) -> WandbLogger | None:
     """The one that is W&B's, if one is."""
     return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+
+def log_image(board: WandbLogger, key: str, image: Any, caption: str, step: int) -> None:
+    """A picture."""
+    import wandb
+
+    board.experiment.log({key: wandb.Image(image, caption=caption), "trainer/global_step": step})
 
 
 def show(board: WandbLogger, stage: str, categories: Mapping[str, Any], page: Any, step: int) -> None:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import grid_sample, normalize
 
 from semcorr.backbones.joint_pca import joint_pca
-from semcorr.coords import to_unit
+from semcorr.coords import to_unit, to_view
 from semcorr.data.pictures import Picture
 from semcorr.encoded import Encoded
 from semcorr.flow import raster, read_at
@@ -21,6 +21,7 @@ GAP = 8
 ZOOM = 3  # drawn larger and reduced, for smooth lines
 LINES = 12  # points up to which lines lead from one picture to the other
 FADED = 0.25  # of the target's greys, where the warp is not to be trusted
+SIDE = 2  # of a square that stands for a picture
 SURE = 0.2  # confidence from which it is shown in full
 
 
@@ -71,7 +72,8 @@ def warped(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     h, w = flow.confidence.shape
     x, y = raster((w, h), b.size)
     places = flow.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    unit = torch.stack([to_unit(places[..., i], a.size[i]) for i in range(2)], dim=-1)
+    square = to_view(places.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
+    unit = to_unit(square, SIDE).view_as(places)
     colours = torch.from_numpy(np.array(a.image)).permute(2, 0, 1)[None].float()
     read = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
     sure = (flow.confidence / SURE).clamp(0, 1)

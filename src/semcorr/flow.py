@@ -55,6 +55,10 @@ def laid(
         y: and so are these.
         stride: Pixels per cell, here and there.
         apart: Pixels within which four cells lie together.
+
+    >>> found = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [90.0, 0.0]]])  # the third lies on another object
+    >>> laid(found, torch.tensor([0.5, 1.25, 1.75]), torch.tensor([0.0]), stride=8, apart=16)[..., 0]
+    tensor([[ 5., 12., 88.]])
     """
     rows = y.split(max(1, STRIP // max(1, len(x))))
     return torch.cat([_strip(found, x, some, stride, apart) for some in rows])

@@ -197,11 +197,14 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     >>> repeated(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
     ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
     """
-    found, inside = [], False
+    found, before, inside = [], "", False
     for word in arguments:
-        inside = word == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None)
-        if word != "--points":
-            found.append(f"--points={word}" if inside else word)
+        inside = before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None)
+        if inside:
+            found.append(f"--points={word}")
+        elif word != "--points":
+            found.append(word)
+        before = word
     return found
 
 

@@ -96,19 +96,17 @@ class Matcher:
                 `semcorr.data.pictures.picture`.
             name: For messages.
         """
-        return image if isinstance(image, Encoded) else next(self.encoded([image], name))
+        return next(self.encoded([image], name))
 
     def encoded(self, images: Iterable[Image], name: str = "image") -> Iterator[Encoded]:
         """Many pictures, `batch` at once; those that are encoded already as they are."""
         for some in chunked(list(images), self.batch):
             fresh = [one for one in some if not isinstance(one, Encoded)]
-            done = iter(self._encode(fresh, name))
+            done = iter(self._encode(fresh, name) if fresh else ())
             yield from (one if isinstance(one, Encoded) else next(done) for one in some)
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Source | Picture], name: str) -> list[Encoded]:
-        if not images:
-            return []
         pictures = [one if isinstance(one, Picture) else picture(one, name) for one in images]
         backbone: Any = self.module.backbone
         shown = [placed(one, backbone.size, self.resize, self.trim) for one in pictures]
@@ -164,8 +162,8 @@ class Matcher:
         kept = ((back.points[0] - query).abs() <= slack).all(-1) & target.placed.shows(found.points[0])
         best = found.score[kept].argsort(descending=True, stable=True)[:most]
         points = source.placed.from_view(query[kept][best]).cpu()
-        match = self._match(source, target, points, subcell=False)
-        return match._replace(consistent=torch.ones(len(points), dtype=torch.bool))
+        every = torch.ones(len(points), dtype=torch.bool)
+        return self._match(source, target, points, subcell=False)._replace(consistent=every)
 
     # -- maps --
 
@@ -227,7 +225,6 @@ class Matcher:
     def _found(
         self, here: FeatureMap, there: FeatureMap, place: Placed, query: Float[Tensor, "n 2"], subcell: bool
     ) -> There:
-        """There and back."""
         with self._computing():
             return there_and_back(
                 self.module.head, (here, there), place, query, self.rule, self.cycle, self.subcell and subcell

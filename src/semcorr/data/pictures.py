@@ -10,13 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from semcorr.errors import UserError
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
-ENOUGH = 2048  # pixels of a side that are left then, at least
+ENOUGH = 1024  # pixels of the shorter side that are left then, at least
+ORIENTATION = 0x0112  # EXIF's
+TURNS = {  # its values, and what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+SWAPPING = [TURNS[value] for value in (5, 6, 7, 8)]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
 Source = str | Path | Image.Image | np.ndarray | Tensor
@@ -46,7 +53,7 @@ def picture(source: Source, name: str = "image") -> Picture:
     if isinstance(source, str | Path):
         return _read(Path(source))
     if isinstance(source, Image.Image):
-        return _upright(source, source.size, str(getattr(source, "filename", "") or name))
+        return _upright(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
         source = _channels_last(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
@@ -71,8 +78,7 @@ def _read(path: Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its size, which is looked at here, and of odd metadata
             with Image.open(path) as image:
-                size, small = image.size, _reduced(image, path)
-                return _upright(small, size, str(path))
+                return _upright(image, str(path), reduced=_reduced(image, path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Give the path of an image") from None
     except Image.DecompressionBombError as error:
@@ -83,31 +89,37 @@ def _read(path: Path) -> Picture:
         raise UserError(f"{path} is damaged or not an image ({error}). Replace the file") from None
 
 
-def _reduced(image: Image.Image, path: Path) -> Image.Image:
-    """A huge JPEG at a fraction of its sides, so that it never is in memory whole; others must be small enough."""
-    width, height = image.size
+def _reduced(image: Image.Image, path: Path) -> tuple[int, int] | None:
+    """Have a huge JPEG decoded at a fraction of its sides, never whole; its true size then. Others must be small."""
+    size = width, height = image.size
     if image.format in ("JPEG", "MPO"):
-        if width * height > REDUCED:
-            share = ENOUGH / min(max(width, height), max(ENOUGH, min(width, height)))
-            image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
-    elif width * height > (most := Image.MAX_IMAGE_PIXELS or width * height):
+        if width * height <= REDUCED:
+            return None
+        share = min(1.0, ENOUGH / min(size))
+        image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
+        return size
+    if width * height > (most := Image.MAX_IMAGE_PIXELS or width * height):
         raise UserError(
             f"{path} has {width} x {height} pixels, and a {image.format} is decoded whole: at most {most / 1e6:.0f} "
             "million are. Reduce it, or save it as JPEG, which need not be"
         )
+    return None
+
+
+def _upright(image: Image.Image, name: str, reduced: tuple[int, int] | None = None) -> Picture:
+    before = image.size
     image.load()
-    return image
-
-
-def _upright(image: Image.Image, size: tuple[int, int], name: str) -> Picture:
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that swap the sides
-    upright = ImageOps.exif_transpose(_rgb(image))
-    return Picture(upright, size[::-1] if turned else size, name)
+    size = reduced or image.size
+    if image.format == "TIFF" and before != size:  # PIL says that it turned it, and did not: so with CMYK
+        raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
+    turn = None if image.format == "TIFF" else TURNS.get(image.getexif().get(ORIENTATION, 1))  # TIFF: done by PIL
+    rgb = _rgb(image)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    return Picture(upright, size[::-1] if turn in SWAPPING else size, name)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8 bits each; `convert` alone clips 16 bits and shows what lies under transparency."""
-    exif = image.getexif()
     if image.mode in SIXTEEN:
         image = _from_array(np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16), "image")
     elif image.mode == "F":
@@ -115,11 +127,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    image = image.convert("RGB")
-    image.info.pop("exif", None)
-    if 0x0112 in exif:
-        image.getexif()[0x0112] = exif[0x0112]  # `convert` and arrays may lose it
-    return image
+    return image.convert("RGB")
 
 
 def _channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:

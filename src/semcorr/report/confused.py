@@ -53,14 +53,14 @@ def _matrices(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     more = f" Drawn are the {MOST} hardest of {len(found)} categories; the numbers are of all."
     hardest = sorted(found, key=lambda name: (_own(found[name]), name))
     benchmark = run.metrics["split"].partition(" ")[0]
-    panels = [_matrix(name, found[name], _names(benchmark, name)) for name in hardest[:MOST]]
+    panels = [_matrix(name, found[name], names_of(benchmark, name)) for name in hardest[:MOST]]
     caption = (
         f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column "
         f"per keypoint of the target nearest to the prediction, in percent of the row; the "
         f"diagonal is right, the last column (none) is further than {ALPHA} times the extent "
         f"from every visible keypoint.{more if len(found) > MOST else ''}"
     )
-    told = [line for name in sorted(found) for line in _told(name, found[name], _names(benchmark, name))]
+    told = [line for name in sorted(found) for line in _told(name, found[name], names_of(benchmark, name))]
     columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]
     table = Table("confusion", "What each keypoint is taken for", caption, columns, told, words=2)
     return Figure("What each keypoint is taken for", caption, panels, table, layout="wide")
@@ -114,7 +114,7 @@ def _matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, s
     return drawn.replace("<svg ", f'<svg style="max-width:{max(420, round(wide * 1.25))}px" ', 1)
 
 
-def _names(benchmark: str, category: str) -> Mapping[int, str]:
+def names_of(benchmark: str, category: str) -> Mapping[int, str]:
     """Ids to names; a benchmark of other ids has none."""
     if benchmark not in TABLES:
         return {}

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from semcorr.report.entries import Entry, over
 from semcorr.report.parts import NONE, Figure, Section, Table, spread
-from semcorr.report.svg import HEIGHT, SERIES, Frame, axes, drawing, ends, polyline, text, upto
+from semcorr.report.svg import SERIES, Frame, apart, axes, drawing, ends, labelled, polyline, upto
 
 ALPHA = "0.1"
+Dot = tuple[float, float, str]  # across, down, its number
 CURVE = f"val/all/pck@{ALPHA}"
 
 
@@ -53,21 +54,31 @@ def _scatter(entries: Sequence[Entry], values: Sequence[float], unit: str) -> st
     low, high = min(at), max(at)
     pad = 0.08 * (high - low) or 0.3
     scores = [entry.headline(ALPHA) for entry in entries]
-    frame = Frame((low - pad, high + pad), upto([s.mean or 0.0 for s in scores]), right=24)
+    frame = Frame((low - pad, high + pad), upto([s.mean or 0.0 for s in scores]), right=34)
     ticks = {x: _count(v) for x, v in sorted(zip(at, values, strict=True))}
     body = axes(frame, ticks, unit)
-    taken: list[tuple[float, float]] = []
-    for number, (x, score) in enumerate(zip(at, scores, strict=True), 1):
-        if score.mean is None:
-            continue
-        px, py = frame.px(x), frame.py(score.mean)
-        place = py + 4
-        while any(abs(place - y) < 12 and abs(px - other) < 18 for other, y in taken) and place < HEIGHT - frame.bottom:
-            place += 12
-        taken.append((px, place))
-        body.append(f'<circle cx="{px:g}" cy="{py:g}" r="4" class="dot std"/>')
-        body.append(text(px + 7, place, str(number), "end"))
+    dots = [
+        (frame.px(x), frame.py(score.mean), str(number))
+        for number, (x, score) in enumerate(zip(at, scores, strict=True), 1)
+        if score.mean is not None
+    ]
+    for column in _columns(dots):
+        places = apart([y for _, y, _ in column], 12)
+        for (x, y, name), place in zip(column, places, strict=True):
+            body.append(f'<circle cx="{x:g}" cy="{y:g}" r="4" class="dot std"/>')
+            body += labelled(x, y, place, name, "end")
     return drawing(f"PCK@{ALPHA} against {unit}", body)
+
+
+def _columns(dots: Sequence[Dot]) -> list[list[Dot]]:
+    """Dots so near across that their labels could touch."""
+    columns: list[list[Dot]] = []
+    for dot in sorted(dots):
+        if columns and dot[0] - columns[-1][-1][0] < 24:
+            columns[-1].append(dot)
+        else:
+            columns.append([dot])
+    return columns
 
 
 def _count(value: float) -> str:

@@ -20,6 +20,7 @@ APART = (
     "backbone.pretrained", "sweep", "launcher", "trainer.accelerator",
     "trainer.enable_model_summary", "trainer.log_every_n_steps",
 )  # fmt: skip
+FOLLOWS = ("head.channels", "head.maps", "head.grid")  # from the backbone, unless it is the same one
 TRAINING = ("trainer", "data.batch_size", "data.all_pairs", "data.steps")  # move nothing where nothing is trained
 
 
@@ -120,9 +121,9 @@ def labels(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     told = []
     for one in each:
         kin = [other for other in each if other["backbone"] == one["backbone"]]
-        keys = differing(each, lambda key: key != "weights" and not key.startswith("backbone")) | differing(
-            kin, lambda key: True
-        )
+        keys = differing(
+            each, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
+        ) | differing(kin, lambda key: True)
         shown = [f"{short(key, keys)} {word(key, one[key])}" for key in sorted(keys) if key in one]
         told.append(", ".join([str(one["backbone"]), *shown]))
     return told

@@ -119,15 +119,42 @@ def whisker(frame: Frame, x: float, ends: tuple[float, float], css: str) -> list
     ]
 
 
+def apart(heights: Sequence[float], gap: float = 13) -> list[float]:
+    """Heights of labels at least `gap` apart, in the order of the dots and as near to them as they can be.
+
+    Neighbours that are too near become a block around the mean of where they would like to be.
+
+    >>> apart([10, 50, 52, 12], 10), apart([30, 10], 10)
+    ([6.0, 46.0, 56.0, 16.0], [30.0, 10.0])
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    blocks: list[tuple[float, int]] = []  # where the block's first would be, and how many it has
+    for rank, i in enumerate(order):
+        first, count = heights[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > first:
+            before, many = blocks.pop()
+            first, count = (before * many + first * count) / (many + count), many + count
+        blocks.append((first, count))
+    firsts = [first for first, count in blocks for _ in range(count)]
+    places = dict(zip(order, (first + rank * gap for rank, first in enumerate(firsts)), strict=True))
+    return [float(places[i]) for i in range(len(heights))]
+
+
+def labelled(x: float, y: float, place: float, name: str, css: str) -> list[str]:
+    """A label right of a dot; where it had to move away, a thin line leads to it."""
+    moved = abs(place - y) > 3
+    lead = [line(x + 4, y, x + 13, place, "lead")] if moved else []
+    return [*lead, text(x + (15 if moved else 7), place + 4, name, css)]
+
+
 def ends(frame: Frame, named: Sequence[tuple[str, float, str]]) -> list[str]:
     """Names at the right end of lines, moved apart where they would overlap: (name, value, class)."""
-    at = [[frame.py(value), name, css] for name, value, css in named]
-    at.sort(key=lambda one: (one[0], one[1]))  # type: ignore[arg-type,return-value]
-    places: list[float] = []
-    for y, *_ in at:
-        places.append(max(float(y), places[-1] + 13 if places else 0.0))  # type: ignore[arg-type]
-    over = max(0.0, places[-1] - (HEIGHT - frame.bottom)) if places else 0.0
-    x = WIDTH - frame.right + 7
+    at = [frame.py(value) for _, value, _ in named]
+    places = apart(at)
+    over = max(0.0, max(places, default=0.0) - (HEIGHT - frame.bottom))
+    x = WIDTH - frame.right
     return [
-        text(x, place - over + 4, str(name), f"end {css}") for place, (_, name, css) in zip(places, at, strict=True)
+        part
+        for y, place, (name, _, css) in zip(at, places, named, strict=True)
+        for part in labelled(x, y, place - over, name, f"end {css}")
     ]
