@@ -1,4 +1,4 @@
-"""What a model says of a session's points: matches, the window they are read from, the map, PCK, and all of it as JSON."""
+"""What a model says of a session's points: matches, their window, the map, PCK, and all of it as JSON."""
 
 from collections import OrderedDict
 from functools import partial
@@ -18,7 +18,7 @@ from semcorr.matcher import Matcher
 from semcorr.matching import cell_stride, similarities
 from semcorr.metrics.pck import pck
 from semcorr.provenance import code
-from semcorr.read_outs import Rule, described
+from semcorr.read_outs import Rule, described, short
 from semcorr.restore import arguments
 
 ALPHAS = (0.05, 0.1, 0.2)
@@ -61,7 +61,8 @@ class Answer(NamedTuple):
     match: Match | None = None
     heat: Float[Tensor, "h w"] | None = None  # similarity to the chosen point, over the target
     window: Box | None = None  # x1 y1 x2 y2, original pixels of the target
-    rule: str = ""
+    rule: str = ""  # in full
+    read_out: str = ""  # in short
 
 
 def answer(models: Models, session: Session, size: tuple[int, int] | None = None) -> Answer:
@@ -77,12 +78,12 @@ def answer(models: Models, session: Session, size: tuple[int, int] | None = None
     with models.lock:
         matcher = models.matcher(session.model)
         a, b = (models.encoded(matcher, one) for one in (session.a, session.b))
-        rule = described(matcher.rule)
+        rule = described(matcher.rule), short(matcher.rule)
         if not session.marks.points:
-            return Answer(rule=rule)
+            return Answer(None, None, None, *rule)
         point = session.marks.points[session.marks.chosen]
         match = matcher.match(a, b, session.marks.points)
-        return Answer(match, matcher.similarity(a, b, point, size), window(matcher, a, b, point), rule)
+        return Answer(match, matcher.similarity(a, b, point, size), window(matcher, a, b, point), *rule)
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def told(session: Session, answer: Answer, of: str) -> dict[str, Any]:
         "model": " ".join(arguments(session.model or None)),
         "read_out": answer.rule,
         "code": code(),
-        "points": "x, y in original pixels, upright; pixel centres at integers; of a mirrored target, in its mirror image",
+        "points": "x, y in original pixels, upright; pixel centres at integers; of a mirrored target, in its mirror",
         "source": {"name": session.a.name, "size": list(session.a.size)},
         "target": {"name": session.b.name, "size": list(session.b.size), "mirrored": session.mirrored},
         "matches": [

@@ -19,7 +19,9 @@ from semcorr.data.pictures import Picture, picture
 from semcorr.errors import UserError
 
 NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
-SAVE = "([name, url]) => { if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); } }"
+SAVE = """([name, url]) => {
+  if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
+}"""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 BOXES = {"longer side of the picture": IMAGE, "box around the true places": BOX}
 
@@ -135,6 +137,8 @@ def laid_out(page: Page, anything: bool) -> Any:
         with gr.Row(elem_id="tools"):
             left, right = (gr.UploadButton(f"Open {side}…", size="sm") for side in ("left", "right"))
             flip, undo, clear = (gr.Button(text, size="sm") for text in ("Mirror right", "Undo", "Clear"))
+            gr.HTML("or an example:", elem_id="or")
+            pairs = {name: gr.Button(name, size="sm") for name in page.examples}
         with gr.Row(elem_id="below"):
             with gr.Column(scale=3, min_width=300):
                 table = gr.HTML(elem_id="table")
@@ -142,10 +146,10 @@ def laid_out(page: Page, anything: bool) -> Any:
                     as_json, as_png = gr.Button("Save JSON", size="sm"), gr.Button("Save PNG", size="sm")
             with gr.Column(scale=2, min_width=300):
                 opacity = gr.Slider(0, 100, 40, step=5, label="Similarity map, %", elem_id="opacity")
-                of = gr.Radio(list(BOXES), value=next(iter(BOXES)), label="PCK: α is a fraction of", elem_id="of")
+                of = gr.Radio(
+                    list(BOXES), value=next(iter(BOXES)), label="PCK: alpha is a fraction of the", elem_id="of"
+                )
                 pck = gr.HTML(elem_id="pck")
-                with gr.Row(elem_id="examples"):
-                    pairs = {name: gr.Button(name, size="sm") for name in page.examples}
         file = gr.JSON(visible="hidden")
     with blocks:
         given, seen = [state, opacity, of], [state, model, a, b, hint, table, pck]
@@ -212,8 +216,9 @@ def serve(models: Models, model: str, host: str, port: int, anything: bool) -> N
         primary_hue="slate", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
     )
     laid_out(Page(models, model), anything).launch(
-        server_name=host, server_port=port, share=False, quiet=True, theme=theme, css_paths=Path(__file__).parent / "page.css",
-        footer_links=[], max_file_size="200mb", ssr_mode=False, prevent_thread_lock=True, run_history=False,
+        server_name=host, server_port=port, share=False, quiet=True, theme=theme, ssr_mode=False, footer_links=[],
+        css_paths=Path(__file__).parent / "page.css", max_file_size="200mb", run_history=False,
+        prevent_thread_lock=True,
     )  # fmt: skip
     print(f"Open http://{host}:{port} (Ctrl-C ends it)", flush=True)
     from threading import Event

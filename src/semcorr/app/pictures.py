@@ -108,13 +108,14 @@ def _rows(session: Session, match: "tuple[Tensor, ...]") -> list[str]:
     each = zip(*(one.tolist() for one in match), session.marks.truths, colours(len(match[0])), strict=True)
     for i, (source, found, score, sure, back, truth, colour) in enumerate(each):
         away = math.dist(source, back)
-        off = f"{math.dist(found, truth):.0f} px" if truth else "–"  # noqa: RUF001
+        off = f"{math.dist(found, truth):.0f} px" if truth else ""
         data = f'data-source="{source[0]},{source[1]}" data-match="{found[0]},{found[1]}" data-score="{score}"'
         rows.append(
             f'<tr class="{"chosen" if i == session.marks.chosen else ""}" {data}>'
             f'<td><span class="disc" style="background: rgb{colour}">{i + 1}</span></td>'
             f"<td>{source[0]:.0f}, {source[1]:.0f}</td><td>{found[0]:.0f}, {found[1]:.0f}</td><td>{score:.2f}</td>"
-            f'<td class="{"" if sure else "doubt"}">{"yes" if sure else f"no, {away:.0f} px off"}</td><td>{off}</td></tr>'
+            f'<td class="{"" if sure else "doubt"}">{"yes" if sure else f"no, {away:.0f} px off"}</td>'
+            f"<td>{off}</td></tr>"
         )
     return rows
 
@@ -131,7 +132,7 @@ def accuracy(session: Session, answer: Answer, of: str) -> str:
         f"<div><b>{100 * value:.0f} %</b><span>PCK@{alpha}</span></div>" for alpha, value in found.pck.items()
     )
     points = f"{found.count} annotated point{'s'[: found.count > 1]}"
-    return f'<div class="pck">{cells}</div><p class="note">{points}; α of {of_what}, {found.extent:.0f} px.</p>'
+    return f'<div class="pck">{cells}</div><p class="note">{points}; alpha of {of_what}, {found.extent:.0f} px.</p>'
 
 
 def hint(session: Session, answer: Answer) -> str:
@@ -142,9 +143,9 @@ def hint(session: Session, answer: Answer) -> str:
         text = "Click a point in the left picture."
     else:
         box = ": the whole map" if answer.window is None else ": the white box"
-        text = f"Point {session.marks.chosen + 1} is chosen. It is read by {escape(answer.rule)}{box}."
+        text = f"Point {session.marks.chosen + 1} is chosen, read by {escape(answer.read_out)}{box}."
         if not all(answer.match.consistent.tolist()):
-            text += " Rings do not come back to where they started: do not trust them."
+            text += " Rings do not come back: do not trust them."
     return f'<p class="hint">{text}</p>'
 
 
