@@ -96,7 +96,7 @@ def window(matcher: Matcher, a: Encoded, b: Encoded, point: Point) -> Box | None
     if reach is None:
         return None
     here, there = matcher.features(a, b)
-    query = a.placed.to_view(torch.tensor([point], device=matcher.device))
+    query = a.placed.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
     cells = next(iter(similarities(matcher.module.head, there, [here], [query], 1)))[0].float()
     stride, middle = cell_stride(there, cells), argmax(cells[None])[0]
     low = (middle - reach).clamp(min=0)
@@ -140,7 +140,7 @@ def scored(session: Session, match: Match | None, of: str) -> Scored:
     known = [i for i, truth in enumerate(session.marks.truths) if truth]
     if match is None or session.b is None or not known:
         return Scored(0, 0.0, None)
-    true = torch.tensor([session.marks.truths[i] for i in known])
+    true = torch.tensor([session.marks.truths[i] for i in known], dtype=torch.float32)
     extent = float(max(session.b.size)) if of == IMAGE else float((true.amax(0) - true.amin(0)).max())
     if not extent:
         return Scored(len(known), extent, None)

@@ -114,7 +114,7 @@ def _rows(session: Session, match: "tuple[Tensor, ...]") -> list[str]:
             f'<tr class="{"chosen" if i == session.marks.chosen else ""}" {data}>'
             f'<td><span class="disc" style="background: rgb{colour}">{i + 1}</span></td>'
             f"<td>{source[0]:.0f}, {source[1]:.0f}</td><td>{found[0]:.0f}, {found[1]:.0f}</td><td>{score:.2f}</td>"
-            f'<td class="{"" if sure else "doubt"}">{"yes" if sure else f"no, {away:.0f} px off"}</td>'
+            f'<td class="{"" if sure else "doubt"}">{"yes" if sure else f"no, {away:.0f} px"}</td>'
             f"<td>{off}</td></tr>"
         )
     return rows
@@ -180,7 +180,7 @@ def examples() -> dict[str, tuple[Picture, Picture]]:
     """Drawn creatures, two of a kind."""
     from semcorr.data.creatures.photograph import take
 
-    pairs = {"Cats": ("cat", 0, (1, 1)), "Dogs": ("dog", 5, (6, 7)), "Cows": ("cow", 3, (2, 2))}
+    pairs = {"Horses": ("horse", 1, (1, 1)), "Sheep": ("sheep", 1, (1, 1)), "Cats": ("cat", 1, (2, 2))}
     found = {}
     for name, (category, seed, azimuths) in pairs.items():
         shots = [
