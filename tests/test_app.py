@@ -279,7 +279,8 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
     assert [one["truth"] is None for one in said["matches"]] == [True, False]
     with page.expect_download() as download:
         page.get_by_role("button", name="Save PNG").click()
-    assert Image.open(download.value.path()).format == "PNG"
+    with Image.open(download.value.path()) as image:
+        assert image.format == "PNG"
 
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("button", name="Undo").click()
