@@ -142,7 +142,7 @@ def test_pck_is_of_the_annotated_points_and_of_the_extent_that_was_chosen(begun)
     assert of_box.pck == {"0.05": 0.5, "0.1": 0.5, "0.2": 0.5}
     alone = marked._replace(marks=marked.marks._replace(truths=(truths[0], None, None)))
     assert scored(alone, found, "box").pck is None
-    assert scored(begun, found, "image").count == 0
+    assert scored(begun, found, "image").annotated == 0
 
 
 def test_the_json_says_model_points_matches_truths_and_versions(begun, models):

@@ -123,7 +123,7 @@ def reached(rule: Rule) -> int | None:
 class Scored(NamedTuple):
     """PCK of the annotated points; None where the extent is not defined."""
 
-    count: int
+    annotated: int
     extent: float
     pck: dict[str, float] | None
 
@@ -170,7 +170,7 @@ def told(session: Session, answer: Answer, of: str) -> dict[str, Any]:
                 zip(rows, session.marks.truths, strict=True)
             )
         ],
-        "pck": {"annotated": result.count, "extent": of, "pixels": result.extent, "scores": result.pck},
+        "pck": {"annotated": result.annotated, "extent": of, "pixels": result.extent, "scores": result.pck},
     }  # fmt: skip
 
 

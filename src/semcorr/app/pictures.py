@@ -123,7 +123,7 @@ def _rows(session: Session, match: "tuple[Tensor, ...]") -> list[str]:
 def accuracy(session: Session, answer: Answer, of: str) -> str:
     """PCK, or what it takes."""
     found = scored(session, answer.match, of)
-    if not found.count:
+    if not found.annotated:
         return '<p class="note">To measure: click in the right picture where the chosen point truly is.</p>'
     of_what = {IMAGE: "the right picture's longer side", BOX: "the longer side of the box around the true places"}[of]
     if found.pck is None:
@@ -131,7 +131,7 @@ def accuracy(session: Session, answer: Answer, of: str) -> str:
     cells = "".join(
         f"<div><b>{100 * value:.0f} %</b><span>PCK@{alpha}</span></div>" for alpha, value in found.pck.items()
     )
-    points = f"{found.count} annotated point{'s'[: found.count > 1]}"
+    points = f"{found.annotated} annotated point{'s'[: found.annotated > 1]}"
     return f'<div class="pck">{cells}</div><p class="note">{points}; alpha of {of_what}, {found.extent:.0f} px.</p>'
 
 
