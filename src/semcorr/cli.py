@@ -28,6 +28,7 @@ from semcorr.errors import UserError
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
+    "app",
 )  # fmt: skip
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",

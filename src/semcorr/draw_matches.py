@@ -25,7 +25,10 @@ SIDE = 2  # of a square that stands for a picture
 SURE = 0.2  # confidence from which it is shown in full
 
 
-def numbered(a: Picture, b: Picture, match: Match) -> Image.Image:
+Colour = tuple[int, int, int]
+
+
+def numbered(a: Picture, b: Picture, match: Match, colours: Sequence[Colour] | None = None) -> Image.Image:
     """Source left, target right, every point in its own colour with its number: discs; rings where inconsistent."""
     sizes = [shown(one.size) for one in (a, b)]
     images = [one.image.resize((w * ZOOM, h * ZOOM)) for one, (w, h) in zip((a, b), sizes, strict=True)]
@@ -36,7 +39,7 @@ def numbered(a: Picture, b: Picture, match: Match) -> Image.Image:
         (points + 0.5) * torch.tensor([image.width / one.size[0], image.height / one.size[1]]) + torch.tensor([x, 0])
         for points, one, image, x in zip((match.source, match.points), (a, b), images, left, strict=True)
     ]
-    colours = [hue(i / max(1, len(match.points))) for i in range(len(match.points))]
+    colours = colours or [hue(i / max(1, len(match.points))) for i in range(len(match.points))]
     starts, stops = (end.tolist() for end in ends)
     if len(colours) <= LINES:
         for start, stop, colour in zip(starts, stops, colours, strict=True):
@@ -44,13 +47,11 @@ def numbered(a: Picture, b: Picture, match: Match) -> Image.Image:
     sure = match.consistent.tolist()
     for i, (start, stop, colour) in enumerate(zip(starts, stops, colours, strict=True)):
         for point in (start, stop):
-            _mark(draw, point, str(i + 1), colour, sure[i])
+            mark(draw, point, str(i + 1), colour, sure[i])
     return sheet.resize((sheet.width // ZOOM, sheet.height // ZOOM), Image.Resampling.LANCZOS)
 
 
-def _mark(
-    draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: tuple[int, int, int], filled: bool
-) -> None:
+def mark(draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool) -> None:
     """The number stands in the disc, its centre at the point."""
     x, y = point
     r = 9 * ZOOM
@@ -118,7 +119,7 @@ def beside(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     return sheet
 
 
-def hue(share: float) -> tuple[int, int, int]:
+def hue(share: float) -> Colour:
     """Bright colours around the circle."""
     red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,13 @@
+"""The page to click on: one picture left, one right, and where the points of the one lie in the other.
+
+session: what a click does ─> answers: what the model says ─> pictures: what is shown ─> page: where it is shown
+"""
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The command."""
+    from semcorr.app.command import app
+
+    app(prog_name="semcorr app")

@@ -1,0 +1,178 @@
+"""What a model says of a session's points: matches, their window, the map, PCK, and all of it as JSON."""
+
+from collections import OrderedDict
+from functools import partial
+from threading import RLock
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from semcorr.app.session import Point, Session
+from semcorr.data.pictures import Picture
+from semcorr.encoded import Encoded
+from semcorr.found import Match
+from semcorr.localise import argmax, kernel_soft_argmax, window_soft_argmax
+from semcorr.matcher import Matcher
+from semcorr.matching import cell_stride, similarities
+from semcorr.metrics.pck import pck
+from semcorr.provenance import code
+from semcorr.read_outs import Rule, described, short
+from semcorr.restore import arguments
+
+ALPHAS = (0.05, 0.1, 0.2)
+KEPT = 16  # pictures whose features are kept
+Box = tuple[float, float, float, float]
+IMAGE, BOX = "image", "box"
+
+
+class Models:
+    """The one model that is loaded, and the features of the last pictures; its lock is held while it computes."""
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device, self.lock = device, RLock()
+        self._said: str | None = None
+        self._matcher: Matcher | None = None
+        self._known: OrderedDict[int, tuple[Any, Encoded]] = OrderedDict()
+
+    def matcher(self, model: str) -> Matcher:
+        """By name, run or line. The one before is let go of first: two large ones may not fit."""
+        if self._matcher is None or self._said != model:
+            self._matcher = None
+            self._known.clear()
+            self._matcher, self._said = Matcher.load(model or None, device=self.device), model
+        return self._matcher
+
+    def encoded(self, matcher: Matcher, picture: Picture) -> Encoded:
+        """Of this very image: it is kept as long as its features, so that no other has its id."""
+        key = id(picture.image)
+        if key not in self._known:
+            self._known[key] = (picture.image, matcher.encode(picture))
+        self._known.move_to_end(key)
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return self._known[key][1]
+
+
+class Answer(NamedTuple):
+    """All that is shown of a session's points."""
+
+    match: Match | None = None
+    heat: Float[Tensor, "h w"] | None = None  # similarity to the chosen point, over the target
+    window: Box | None = None  # x1 y1 x2 y2, original pixels of the target
+    rule: str = ""  # in full
+    read_out: str = ""  # in short
+
+
+def answer(models: Models, session: Session, size: tuple[int, int] | None = None) -> Answer:
+    """What its model says.
+
+    Args:
+        models: Where the model is.
+        session: With its points.
+        size: Width and height of the map.
+    """
+    if session.a is None or session.b is None:
+        return Answer()
+    with models.lock:
+        matcher = models.matcher(session.model)
+        a, b = (models.encoded(matcher, one) for one in (session.a, session.b))
+        rule = described(matcher.rule), short(matcher.rule)
+        if not session.marks.points:
+            return Answer(None, None, None, *rule)
+        point = session.marks.points[session.marks.chosen]
+        match = matcher.match(a, b, session.marks.points)
+        return Answer(match, matcher.similarity(a, b, point, size), window(matcher, a, b, point), *rule)
+
+
+@torch.no_grad()
+def window(matcher: Matcher, a: Encoded, b: Encoded, point: Point) -> Box | None:
+    """What the read-out looks at for a point: cells around the most similar one; None where it looks at all of them.
+
+    Between the source's cells a match is blended from the windows of the four around; this is the point's own.
+    """
+    reach = reached(matcher.rule)
+    if reach is None:
+        return None
+    here, there = matcher.features(a, b)
+    query = a.placed.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
+    cells = next(iter(similarities(matcher.module.head, there, [here], [query], 1)))[0].float()
+    stride, middle = cell_stride(there, cells), argmax(cells[None])[0]
+    low = (middle - reach).clamp(min=0)
+    high = (middle + reach).minimum(middle.new_tensor(cells.shape[:-3:-1]) - 1)
+    edges = torch.cat(((low * stride), ((high + 1) * stride))) - 0.5
+    x1, y1, x2, y2 = b.placed.from_view(edges).flatten().tolist()
+    return x1, y1, x2, y2
+
+
+def reached(rule: Rule) -> int | None:
+    """Cells to each side of the best one.
+
+    >>> reached(argmax), reached(partial(window_soft_argmax, window=9)), reached(partial(kernel_soft_argmax, sigma=3))
+    (0, 4, 3)
+    """
+    function, given = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    if function is argmax:
+        return 0
+    if function is window_soft_argmax:
+        return int(given.get("window", 15)) // 2
+    return round(given.get("sigma", 7.0)) if function is kernel_soft_argmax else None
+
+
+class Scored(NamedTuple):
+    """PCK of the annotated points; None where the extent is not defined."""
+
+    annotated: int
+    extent: float
+    pck: dict[str, float] | None
+
+
+def scored(session: Session, match: Match | None, of: str) -> Scored:
+    """PCK at three alphas.
+
+    Args:
+        session: With annotations.
+        match: Of its points.
+        of: What alpha is a fraction of: `image`, the target's longer side; or `box`, that of the box around the
+            annotated places, which takes two.
+    """
+    known = [i for i, truth in enumerate(session.marks.truths) if truth]
+    if match is None or session.b is None or not known:
+        return Scored(0, 0.0, None)
+    true = torch.tensor([session.marks.truths[i] for i in known], dtype=torch.float32)
+    extent = float(max(session.b.size)) if of == IMAGE else float((true.amax(0) - true.amin(0)).max())
+    if not extent:
+        return Scored(len(known), extent, None)
+    found, length = match.points[known][None], torch.tensor([extent])
+    return Scored(len(known), extent, {f"{a:g}": float(pck(found, true[None], length, a)) for a in ALPHAS})
+
+
+def told(session: Session, answer: Answer, of: str) -> dict[str, Any]:
+    """All of it, for JSON."""
+    assert session.a is not None
+    assert session.b is not None
+    match, result = answer.match, scored(session, answer.match, of)
+    rows = [] if match is None else list(zip(*(one.tolist() for one in match), strict=True))
+    return {
+        "model": " ".join(arguments(session.model or None)),
+        "read_out": answer.rule,
+        "code": code(),
+        "points": "x, y in original pixels, upright; pixel centres at integers; of a mirrored target, in its mirror",
+        "source": {"name": session.a.name, "size": list(session.a.size)},
+        "target": {"name": session.b.name, "size": list(session.b.size), "mirrored": session.mirrored},
+        "matches": [
+            {
+                "number": i + 1, "source": _two(source), "target": _two(point), "score": round(score, 4),
+                "consistent": sure, "returned": _two(back), "truth": truth and _two(truth),
+            }
+            for i, ((source, point, score, sure, back), truth) in enumerate(
+                zip(rows, session.marks.truths, strict=True)
+            )
+        ],
+        "pck": {"annotated": result.annotated, "extent": of, "pixels": result.extent, "scores": result.pck},
+    }  # fmt: skip
+
+
+def _two(point: Any) -> list[float]:
+    return [round(value, 2) for value in point]

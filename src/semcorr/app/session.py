@@ -1,0 +1,103 @@
+"""What one browser has open, and what a click makes of it: values in, values out.
+
+Points are (x, y) in original pixels, as everywhere; of a mirrored target, in those of its mirror image.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from PIL import ImageOps
+
+from semcorr.data.pictures import Picture
+
+Point = tuple[float, float]
+NEAR = 0.02  # of the longer side: a click so near to a point chooses it
+REMEMBERED = 50
+
+
+class Marks(NamedTuple):
+    """Points of the source, and where they truly are in the target, as far as that was said."""
+
+    points: tuple[Point, ...] = ()
+    truths: tuple[Point | None, ...] = ()
+    chosen: int = -1  # the point whose map and window are shown
+
+
+class Session(NamedTuple):
+    """One browser's."""
+
+    model: str
+    a: Picture | None = None
+    b: Picture | None = None
+    mirrored: bool = False  # b, which is then its mirror image
+    marks: Marks = Marks()
+    past: tuple[Marks, ...] = ()
+
+
+def asked(session: Session, point: Point) -> Session:
+    """A click on the source: a new point; or an old one is chosen.
+
+    >>> from PIL import Image
+    >>> empty = Session("tiny", Picture(Image.new("RGB", (100, 100)), (100, 100), "a"))
+    >>> asked(asked(empty, (10, 10)), (50, 50)).marks.points
+    ((10, 10), (50, 50))
+    >>> asked(asked(asked(empty, (10, 10)), (50, 50)), (11, 10)).marks.chosen
+    0
+    """
+    if session.a is None:
+        return session
+    marks, reach = session.marks, NEAR * max(session.a.size)
+    away = [math.dist(point, other) for other in marks.points]
+    if away and min(away) <= reach:
+        return session._replace(marks=marks._replace(chosen=away.index(min(away))))
+    return _after(session, Marks((*marks.points, point), (*marks.truths, None), len(marks.points)))
+
+
+def annotated(session: Session, point: Point) -> Session:
+    """A click on the target: there the chosen point truly is."""
+    marks = session.marks
+    if session.b is None or marks.chosen < 0:
+        return session
+    truths = tuple(point if i == marks.chosen else truth for i, truth in enumerate(marks.truths))
+    return _after(session, marks._replace(truths=truths))
+
+
+def undone(session: Session) -> Session:
+    """Before the last point or annotation."""
+    return session._replace(marks=session.past[-1], past=session.past[:-1]) if session.past else session
+
+
+def cleared(session: Session) -> Session:
+    """No points; that can be undone."""
+    return _after(session, Marks()) if session.marks.points else session
+
+
+def opened(session: Session, a: Picture | None = None, b: Picture | None = None) -> Session:
+    """Other pictures. Points stay with their source, annotations with their target."""
+    if a is not None:
+        session = session._replace(a=a, marks=Marks(), past=())
+    if b is not None:
+        kept = session.marks._replace(truths=(None,) * len(session.marks.points))
+        session = session._replace(b=b, mirrored=False, marks=kept, past=())
+    return session
+
+
+def flipped(session: Session) -> Session:
+    """The target mirrored, and what was annotated with it."""
+    if session.b is None:
+        return session
+    width = session.b.size[0]
+    b = session.b._replace(image=ImageOps.mirror(session.b.image))
+    change = _truths(lambda point: (width - 1 - point[0], point[1]))
+    return session._replace(
+        b=b, mirrored=not session.mirrored, marks=change(session.marks), past=tuple(map(change, session.past))
+    )
+
+
+def _truths(move: Callable[[Point], Point]) -> Callable[[Marks], Marks]:
+    return lambda marks: marks._replace(truths=tuple(truth and move(truth) for truth in marks.truths))
+
+
+def _after(session: Session, marks: Marks) -> Session:
+    return session._replace(marks=marks, past=(*session.past, session.marks)[-REMEMBERED:])
