@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test slow docs lint types format clean
+.PHONY: help demo test slow browser docs lint types format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -21,6 +21,15 @@ test: .venv/installed ## all tests but the slow ones
 
 slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
+	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/test_app.py
+
+.venv-app/installed: pyproject.toml constraints.txt # gradio wants an older Pillow than everything else
+	$(PYTHON) -m venv .venv-app
+	grep -v '^pillow==' constraints.txt > .venv-app/constraints.txt
+	.venv-app/bin/python -m pip install --quiet --no-compile --constraint .venv-app/constraints.txt --editable '.[demo,dev,app,browser]'
+	touch $@
 
 docs: .venv/docs ## these pages and the API as a site, into site/
 	$(BIN)/mkdocs build --strict
@@ -41,5 +50,5 @@ format: .venv/installed ## ruff's formatting and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## forget the environment and the site
-	rm -rf .venv site
+clean: ## forget the environments and the site
+	rm -rf .venv .venv-app site
