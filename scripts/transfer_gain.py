@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from semcorr.cli import explaining
-from semcorr.encoded import Encoded
 from semcorr.encoding import chunked
 from semcorr.matcher import Matcher
-from semcorr.transfer_all import opened, source
-from semcorr.transfer_carry import USES, Asked, Carried, Labelled, ask, check_rule, placed_alike, read, settled
-from semcorr.transfer_coco import Thing, read_things
-from semcorr.transfer_cut import Cut, cut
-from semcorr.transfer_vote import PLACE, fitness, vote
+from semcorr.matcher.encoded import Encoded
+from semcorr.transfer.carry import USES, Asked, Carried, Labelled, ask, check_rule, placed_alike, read, settled
+from semcorr.transfer.coco import Thing, read_things
+from semcorr.transfer.cut import Cut, cut
+from semcorr.transfer.folder import opened, source
+from semcorr.transfer.vote import PLACE, fitness, vote
 
 ALPHA = 0.1
 Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: right (s k) or (1 k), and where it has an answer

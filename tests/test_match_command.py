@@ -16,8 +16,8 @@ from PIL import Image
 from semcorr import Matcher, match
 from semcorr.data.pictures import picture
 from semcorr.data.synthetic import write_synthetic
-from semcorr.encoded import Encoded, placed
-from semcorr.salient import foreground, grid_over
+from semcorr.matcher.encoded import Encoded, placed
+from semcorr.matcher.salient import foreground, grid_over
 from semcorr.types import FeatureMap
 
 ROOT = Path(__file__).parents[1]

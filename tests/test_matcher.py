@@ -187,9 +187,9 @@ def test_a_run_is_matched_with_as_it_was_scored(tiny, config, tmp_path):
 
 
 def test_a_backbone_that_must_see_both_pictures_does(cats, monkeypatch):
-    import semcorr.restore
+    import semcorr.matcher.restore
 
-    own = semcorr.restore.composed
+    own = semcorr.matcher.restore.composed
 
     def swapped(name: str, line: Any) -> Any:
         cfg = own(name, line)
@@ -198,7 +198,7 @@ def test_a_backbone_that_must_see_both_pictures_does(cats, monkeypatch):
         return cfg
 
     alone = Matcher.load("tiny", "localise=argmax", device="cpu")
-    monkeypatch.setattr(semcorr.restore, "composed", swapped)
+    monkeypatch.setattr(semcorr.matcher.restore, "composed", swapped)
     both = Matcher.load("tiny", "localise=argmax", device="cpu")
     points = some_points(size_of(cats[0]))
 

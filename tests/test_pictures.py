@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from semcorr.data.pictures import REDUCED, picture, pictures_in
-from semcorr.encoded import placed, trimmed
 from semcorr.errors import UserError
+from semcorr.matcher.encoded import placed, trimmed
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[..., 0]

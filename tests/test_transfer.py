@@ -20,13 +20,13 @@ from semcorr.data.coco_keypoints import read_images
 from semcorr.data.groups import flip_from_names, keypoint_names
 from semcorr.data.pictures import Picture, picture
 from semcorr.errors import UserError
-from semcorr.transfer import app
-from semcorr.transfer_all import labelled_all, source
-from semcorr.transfer_carry import carry, check_rule, labelled
-from semcorr.transfer_coco import read_sheet
-from semcorr.transfer_cut import cut, holding, mirrored
-from semcorr.transfer_labels import bones
-from semcorr.transfer_vote import best_source, fitness, placing, standing, vote, voting
+from semcorr.transfer.carry import carry, check_rule, labelled
+from semcorr.transfer.coco import read_sheet
+from semcorr.transfer.command import app
+from semcorr.transfer.cut import cut, holding, mirrored
+from semcorr.transfer.folder import labelled_all, source
+from semcorr.transfer.labels import bones
+from semcorr.transfer.vote import best_source, fitness, placing, standing, vote, voting
 
 SKELETON = [[1, 3], [2, 4]]
 

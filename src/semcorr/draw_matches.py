@@ -11,9 +11,9 @@ from torch.nn.functional import grid_sample, normalize
 from semcorr.backbones.joint_pca import joint_pca
 from semcorr.coords import to_unit, to_view
 from semcorr.data.pictures import Picture
-from semcorr.encoded import Encoded
-from semcorr.flow import raster, read_at
-from semcorr.found import Flow, Match
+from semcorr.matcher.encoded import Encoded
+from semcorr.matcher.flow import raster, read_at
+from semcorr.matcher.found import Flow, Match
 from semcorr.types import FeatureMap
 
 HEIGHT, WIDEST = 480, 960  # pixels of a picture in the page, at most

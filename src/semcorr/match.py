@@ -21,9 +21,9 @@ from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
-    from semcorr.encoded import Encoded
-    from semcorr.found import Match
     from semcorr.matcher import Matcher
+    from semcorr.matcher.encoded import Encoded
+    from semcorr.matcher.found import Match
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
@@ -83,8 +83,8 @@ def matched(
     """Draw every target's matches into the folder; what JSON says of them."""
     from semcorr.data.pictures import picture
     from semcorr.draw import save
-    from semcorr.encoded import asked
     from semcorr.encoding import chunked
+    from semcorr.matcher.encoded import asked
 
     known = matcher.encode(source)
     asked(wanted.points or [], known)  # a mistake is known before anything is computed
@@ -103,7 +103,7 @@ def matched(
 
 def answers(matcher: "Matcher", a: "Encoded", b: "Encoded", wanted: Wanted) -> "Match":
     """Of the points; or mutual nearest neighbours; or of a grid over the object."""
-    from semcorr.salient import grid_over
+    from semcorr.matcher.salient import grid_over
 
     if wanted.mutual:
         return matcher.mutual(a, b, wanted.most)
@@ -146,7 +146,7 @@ def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
 
 def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
     """All of it."""
-    from semcorr.restore import arguments
+    from semcorr.matcher.restore import arguments
 
     content = {
         "model": " ".join(arguments(model)),

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from semcorr.app.session import Point, Session
 from semcorr.data.pictures import Picture
-from semcorr.encoded import Encoded
-from semcorr.found import Match
 from semcorr.localise import argmax, kernel_soft_argmax, window_soft_argmax
 from semcorr.matcher import Matcher
+from semcorr.matcher.encoded import Encoded
+from semcorr.matcher.found import Match
+from semcorr.matcher.restore import arguments
 from semcorr.matching import cell_stride, similarities
 from semcorr.metrics.pck import pck
 from semcorr.provenance import code
 from semcorr.read_outs import Rule, described, short
-from semcorr.restore import arguments
 
 ALPHAS = (0.05, 0.1, 0.2)
 KEPT = 16  # pictures whose features are kept

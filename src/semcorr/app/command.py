@@ -33,7 +33,7 @@ def command(
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
         from semcorr.app.answers import Models
         from semcorr.app.page import serve
-        from semcorr.restore import DEFAULT
+        from semcorr.matcher.restore import DEFAULT
 
         models = Models(device)
         models.matcher(model or DEFAULT)  # a mistake is known before the page is

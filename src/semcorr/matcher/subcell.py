@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from semcorr.coords import to_grid, to_image
-from semcorr.encoded import Placed
-from semcorr.found import There
+from semcorr.matcher.encoded import Placed
+from semcorr.matcher.found import There
 from semcorr.matching import match_into
 from semcorr.read_outs import Rule, blends
 from semcorr.types import FeatureMap

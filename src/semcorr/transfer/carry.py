@@ -8,13 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.coords import to_grid, to_image
-from semcorr.encoded import Encoded
 from semcorr.errors import UserError
 from semcorr.matcher import Matcher
+from semcorr.matcher.encoded import Encoded
 from semcorr.matching import cell_stride, match_into, similarities
 from semcorr.read_outs import blends
-from semcorr.transfer_cut import Cut, mirrored
-from semcorr.transfer_vote import best_source, fitness, placing, standing, vote, voting
+from semcorr.transfer.cut import Cut, mirrored
+from semcorr.transfer.vote import best_source, fitness, placing, standing, vote, voting
 
 USES: dict[str, Callable[..., Tensor]] = {"vote": voting, "best": best_source}
 

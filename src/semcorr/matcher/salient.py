@@ -7,8 +7,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semcorr.encoded import Encoded
-from semcorr.subcell import centres
+from semcorr.matcher.encoded import Encoded
+from semcorr.matcher.subcell import centres
 from semcorr.types import FeatureMap
 
 

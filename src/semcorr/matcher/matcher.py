@@ -15,18 +15,18 @@ from torch import Tensor
 
 from semcorr.data.loading import images_at_once
 from semcorr.data.pictures import Picture, Source, picture
-from semcorr.encoded import Encoded, Placed, asked, placed
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
-from semcorr.flow import laid, raster, read_at
-from semcorr.found import Flow, Match, There
 from semcorr.heads import Separable
 from semcorr.localise import argmax
+from semcorr.matcher.encoded import Encoded, Placed, asked, placed
+from semcorr.matcher.flow import laid, raster, read_at
+from semcorr.matcher.found import Flow, Match, There
+from semcorr.matcher.restore import on, restore
+from semcorr.matcher.subcell import APART, centres, there_and_back
 from semcorr.matching import cell_stride, match_into, similarities
 from semcorr.module import Correspondence
 from semcorr.read_outs import rules_of
-from semcorr.restore import on, restore
-from semcorr.subcell import APART, centres, there_and_back
 from semcorr.types import FeatureMap
 
 CYCLE = 2.0  # cells; of 60 a thirtieth of the side, as TAP-Vid's 8 of 256 pixels about are

@@ -15,7 +15,7 @@ from torch import Tensor
 from semcorr.data.coco_keypoints import BOXES
 from semcorr.data.pictures import SUFFIXES
 from semcorr.errors import UserError
-from semcorr.transfer_cut import Box
+from semcorr.transfer.cut import Box
 
 
 class Photo(NamedTuple):

@@ -13,8 +13,8 @@ from semcorr.cli import explaining
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
-    from semcorr.transfer_coco import Sheet
-    from semcorr.transfer_labels import Label
+    from semcorr.transfer.coco import Sheet
+    from semcorr.transfer.labels import Label
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,10 +46,10 @@ def transfer(
         check(use, min_score, place, out, annotations)
         from semcorr.match import staged
         from semcorr.matcher import Matcher
-        from semcorr.restore import arguments
-        from semcorr.transfer_all import labelled_all
-        from semcorr.transfer_coco import read_sheet
-        from semcorr.transfer_labels import as_coco
+        from semcorr.matcher.restore import arguments
+        from semcorr.transfer.coco import read_sheet
+        from semcorr.transfer.folder import labelled_all
+        from semcorr.transfer.labels import as_coco
 
         sheet = read_sheet(annotations, images, box, category)
         matcher = Matcher.load(model, device=device, precision=precision)
@@ -108,12 +108,3 @@ def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, 
     for one in skipped:
         print(f"left out: {one['file_name']}: {one['reason']}")
     Console().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
-
-
-def main() -> None:
-    """The command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from semcorr.data.pictures import Picture
 from semcorr.draw_matches import hue, shown
-from semcorr.transfer_carry import Labelled
-from semcorr.transfer_coco import Photo, Sheet, Thing
+from semcorr.transfer.carry import Labelled
+from semcorr.transfer.coco import Photo, Sheet, Thing
 
 FOUND = 2  # COCO's v: labelled and visible
 ZOOM = 3  # drawn larger and reduced, for smooth lines

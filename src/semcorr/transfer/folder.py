@@ -13,11 +13,11 @@ from semcorr.draw import save
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
 from semcorr.matcher import Matcher
-from semcorr.transfer_carry import Labelled, carry, check_rule, labelled
-from semcorr.transfer_coco import Sheet, Thing
-from semcorr.transfer_cut import cut, holding
-from semcorr.transfer_labels import Label, believed, bones, drawn
-from semcorr.transfer_vote import PLACE
+from semcorr.transfer.carry import Labelled, carry, check_rule, labelled
+from semcorr.transfer.coco import Sheet, Thing
+from semcorr.transfer.cut import cut, holding
+from semcorr.transfer.labels import Label, believed, bones, drawn
+from semcorr.transfer.vote import PLACE
 
 
 def labelled_all(

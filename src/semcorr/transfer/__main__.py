@@ -1,0 +1,5 @@
+"""python -m semcorr.transfer."""
+
+from semcorr.transfer import main
+
+main()
