@@ -22,6 +22,8 @@ COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) 
 SMALLER = {  # where an experiment names what only fits a large backbone
     "geo_aware/released": ["loss.trained_grid=4"],
     "marco": ["finetune.blocks=2", "finetune.width=8"],
+    "heads/wide": ["backbone.layers=[2,3]"],
+    "heads/pose_variant": ["backbone.layers=[2,3]"],
 }
 NARROW = ["head.out=32", "head.width=8", "head.groups=4"]  # of GeoAware-SC's head, whoever has it
 
