@@ -156,7 +156,7 @@ def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path
     assert set(scores(tmp_path / "S")) == {"0", "2"}
     assert "2 jobs, scored on synthetic test" in said.out
     assert "Error: job S/1 failed (finetune.blocks=99" in said.err
-    assert "1 of 3 jobs failed" in said.err
+    assert "1 of 3 jobs failed; the same line with run_dir=S does those alone" in said.err
     assert "99" in (tmp_path / "S" / "1" / "error.txt").read_text()
 
     assert typed(train, *line) == 2

@@ -29,16 +29,15 @@ def conclude(outcomes: Sequence[Outcome]) -> int:
     failed = [outcome for outcome in outcomes if outcome.fault]
     if not first_process():
         return _code(failed)
-    finished = [
-        outcome for outcome in outcomes if not outcome.fault and done(outcome.job)
-    ]  # fast_dev_run leaves it, too
+    finished = [each for each in outcomes if not each.fault and done(each.job)]  # fast_dev_run leaves no scores
     if len(outcomes) > 1 and finished:
         Console().print(table(finished))
     for outcome in failed:
         name, typed = outcome.job.folder, " ".join(outcome.job.overrides)
         print(f"Error: job {name} failed ({typed}): {outcome.error.splitlines()[0]}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} of {len(outcomes)} jobs failed; the same line does those alone.", file=sys.stderr)
+        again = f"the same line with run_dir={failed[0].job.folder.parent} does those alone"
+        print(f"{len(failed)} of {len(outcomes)} jobs failed; {again}.", file=sys.stderr)
     return _code(failed)
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from rich.progress import Progress
 
 from semcorr.benchmark.spair_shape import SPLITS, Counts, ImageOf, official, pair_lists, shrunk
+from semcorr.data.creatures.annotation import Annotation, pair_up
 from semcorr.data.groups import facts, keypoint_names
-from semcorr.data.synthetic import Annotation, pair_up
 from semcorr.errors import UserError
 
 MANIFEST, FORMAT = "spair_scale.json", 1

@@ -1,9 +1,7 @@
 """The synthetic benchmark: rendered creatures on disk, in SPair-71k's own layout and words.
 
-`azimuth_id` k is the 45 degree bin centred on azimuth 45 k (`Camera.towards`): 0 faces the viewer,
-2 faces the image's left edge, 4 is seen from behind, 6 faces right; as in SPair-71k, whose words
-for these four `pose` takes, "Unspecified" for the rest. Every image draws from its own generator,
-seeded by (seed, category, split, index): it is the same whatever else is written, in any order.
+Every image draws from its own generator, seeded by (seed, category, split, index): it is the same whatever else is
+written, in any order. Views and pairs are named in `semcorr.data.creatures.annotation`.
 """
 
 import json
@@ -11,19 +9,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 from PIL import Image
 from rich.progress import Progress
 
 from semcorr.data.creatures.anatomy import CATEGORIES
+from semcorr.data.creatures.annotation import Annotation, choose_pairs, describe, pair_up
 from semcorr.data.creatures.photograph import Shot, take
-from semcorr.data.groups import facts, keypoint_names
+from semcorr.data.groups import facts
 from semcorr.data.record import PairRecord
 from semcorr.data.spair import FOLDERS, SPair, spair_pairs
 from semcorr.errors import UserError
@@ -32,8 +29,6 @@ FORMAT = 1  # of the rendering and the files; part of the manifest
 MANIFEST = "synthetic.json"
 SPLITS = ("trn", "val", "test")
 IMAGES: Mapping[str, int] = MappingProxyType({"trn": 24, "val": 6, "test": 10})
-POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
-Annotation = dict[str, Any]
 
 
 class Synthetic(SPair):
@@ -76,78 +71,6 @@ class Synthetic(SPair):
         """Draw what is not there yet, and read it."""
         write_synthetic(self.root, **self.drawing)
         return spair_pairs(self.root, FOLDERS[split])
-
-
-def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
-    """The image's annotation: coordinates are 0-based, a pixel's centre at integers."""
-    rows, columns = np.nonzero(shot.mask)
-    ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
-    found = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
-    return {
-        "filename": f"{stem}.jpg",
-        "src_database": "semcorr synthetic creatures",
-        "src_annotation": "semcorr",
-        "src_image": "rendered",
-        "image_width": shot.image.width,
-        "image_height": shot.image.height,
-        "image_depth": 3,
-        "category": category,
-        "pose": POSES.get(azimuth_id, "Unspecified"),
-        "truncated": int(shot.truncated),
-        "occluded": int(shot.occluded),
-        "difficult": 0,
-        "bndbox": [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())],
-        "kps": {i: list(xy) if xy else None for i, xy in found.items()},
-        "azimuth_id": azimuth_id,
-    }
-
-
-def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
-    """The pair's annotation.
-
-    The variations' thresholds are ours: azimuths 0-1, 2, 3-4 bins apart; areas of the boxes less
-    than 2, less than 4, 4 and more times apart. Truncation and occlusion: none, source, target,
-    both.
-    """
-    shared = [i for i in source["kps"] if source["kps"][i] and target["kps"][i]]
-    apart = abs(source["azimuth_id"] - target["azimuth_id"])
-    areas = sorted((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (source["bndbox"], target["bndbox"]))
-    stems = [Path(side["filename"]).stem for side in (source, target)]
-    return {
-        "pair_id": pair_id,
-        "filename": f"{pair_id:06d}-{stems[0]}-{stems[1]}:{source['category']}",
-        "src_imname": source["filename"],
-        "trg_imname": target["filename"],
-        "src_imsize": [source["image_width"], source["image_height"], 3],
-        "trg_imsize": [target["image_width"], target["image_height"], 3],
-        "src_bndbox": source["bndbox"],
-        "trg_bndbox": target["bndbox"],
-        "category": source["category"],
-        "src_pose": source["pose"],
-        "trg_pose": target["pose"],
-        "src_kps": [source["kps"][i] for i in shared],
-        "trg_kps": [target["kps"][i] for i in shared],
-        "kps_ids": shared,
-        "mirror": 0,
-        "viewpoint_variation": sum(min(apart, 8 - apart) >= bins for bins in (2, 3)),
-        "scale_variation": sum(areas[1] >= times * areas[0] for times in (2, 4)),
-        "truncation": source["truncated"] + 2 * target["truncated"],
-        "occlusion": source["occluded"] + 2 * target["occluded"],
-    }
-
-
-def choose_pairs(
-    annotations: Sequence[Annotation], most: int | None, rng: Generator
-) -> list[tuple[Annotation, Annotation]]:
-    """Ordered pairs that share three keypoints, or a random `most` of them in the same order."""
-    pairs = [
-        (source, target)
-        for source, target in permutations(annotations, 2)
-        if sum(bool(source["kps"][i] and target["kps"][i]) for i in source["kps"]) >= 3
-    ]
-    if most is None or most >= len(pairs):
-        return pairs
-    return [pairs[i] for i in sorted(rng.choice(len(pairs), most, replace=False))]
 
 
 def _write(root: Path, manifest: Mapping[str, Any]) -> None:
