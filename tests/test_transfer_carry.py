@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matched_pictures import encodings
 from partly_labelled import alone, coco, write
 from PIL import Image, ImageOps
-from test_matcher import encodings
 from torch.testing import assert_close
 
 from semcorr import Matcher
