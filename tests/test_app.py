@@ -1,20 +1,15 @@
-"""The page: what a click makes of a session, what is shown of it, and the whole of it in a browser."""
+"""The page: what a click makes of a session, and what is shown of it."""
 
 import json
 import math
 import os
-import re
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 from semcorr import Matcher
@@ -23,8 +18,6 @@ from semcorr.app.answers import Models, answer, scored, told
 from semcorr.app.session import Marks, Session
 from semcorr.data.pictures import picture
 from semcorr.errors import UserError
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -184,125 +177,3 @@ def test_without_gradio_a_sentence_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == "Error: The page needs gradio, which is not installed: pip install 'semcorr[app]'\n"
-
-
-# -- in a browser --
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory):
-    pytest.importorskip("gradio", reason="the page needs gradio: pip install semcorr[app]")
-    pytest.importorskip("playwright", reason="the page is driven by playwright: pip install playwright")
-    if BROWSER is None:
-        pytest.skip("the page is driven in Chromium, and there is none")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log"
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "src"), *sys.path])
-    command = [sys.executable, "-m", "semcorr.app", "--port", str(port), "--device", "cpu"]
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=out, stderr=out)
-    try:
-        until = time.monotonic() + 120
-        while "Open http" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def page(url: str):
-    """Fails at its end if the page asked another machine for something, or an error stood in the console."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        asked, wrong = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(url)
-        page.wait_for_selector("#b img")
-        yield page
-        browser.close()
-    assert any(one.startswith(url) for one in asked)
-    assert not [one for one in asked if not one.startswith((url, "data:", f"blob:{url}"))]
-    assert not wrong
-
-
-def click(page, which: str, x: float, y: float) -> None:
-    """At a share of a picture's sides."""
-    box = page.locator(f"{which} img").bounding_box()
-    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-
-
-def rows(page, count: int) -> list[dict[str, list[float]]]:
-    """The table, when it has so many."""
-    page.wait_for_function(f"document.querySelectorAll('#table tr[data-match]').length === {count}")
-    each = page.locator("#table tr[data-match]").all()
-    names = ("source", "match", "score")
-    return [{name: [float(v) for v in row.get_attribute(f"data-{name}").split(",")] for name in names} for row in each]
-
-
-@pytest.mark.slow
-def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
-    a, b = next(iter(pictures.examples().values()))
-    matcher = Matcher.load(device="cpu")
-    places = [(0.45, 0.4), (0.3, 0.6)]
-    for count, place in enumerate(places, 1):
-        click(page, "#a", *place)
-        shown = rows(page, count)
-    for place, row in zip(places, shown, strict=True):
-        share = (np.array(row["source"]) + 0.5) / a.size
-        assert np.abs(share - place).max() < 2 / 500  # a pixel or two of the screen
-        found = matcher.match(a, b, [row["source"]])
-        assert_close(torch.tensor([row["match"]]), found.points, atol=0.05, rtol=0)
-        assert row["score"][0] == pytest.approx(float(found.scores[0]), abs=1e-3)
-
-    page.get_by_role("button", name="Mirror right").click()
-    mirrored = b._replace(image=b.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-    expected = matcher.match(a, mirrored, [row["source"] for row in shown]).points
-    page.wait_for_function(f"!document.querySelector('#table').innerHTML.includes('{shown[0]['match'][0]}')")
-    assert_close(torch.tensor([row["match"] for row in rows(page, 2)]), expected, atol=0.05, rtol=0)
-
-    click(page, "#b", 0.5, 0.5)
-    page.wait_for_selector("#pck b")
-    assert len(re.findall(r"PCK@0\.(?:05|1|2)", page.locator("#pck").inner_text())) == 3
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save JSON").click()
-    said = json.loads(Path(download.value.path()).read_text())
-    assert said["target"]["mirrored"]
-    assert [one["truth"] is None for one in said["matches"]] == [True, False]
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save PNG").click()
-    with Image.open(download.value.path()) as image:
-        assert image.format == "PNG"
-
-    page.get_by_role("button", name="Undo").click()
-    page.get_by_role("button", name="Undo").click()
-    assert len(rows(page, 1)) == 1
-    page.get_by_role("button", name="Clear").click()
-    assert rows(page, 0) == []
-
-
-@pytest.mark.slow
-def test_bad_pictures_and_models_become_messages_and_change_nothing(page, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
-    click(page, "#a", 0.45, 0.4)
-    before = rows(page, 1)
-    with page.expect_file_chooser() as chooser:
-        page.get_by_text("Open left").click()
-    chooser.value.set_files(tmp_path / "text.jpg")
-    page.wait_for_selector("text=text.jpg is damaged or not an image")
-    box = page.locator("#model input")
-    box.fill("dinosaur")
-    box.press("Enter")
-    page.wait_for_selector("text=dinosaur is no backbone")
-    assert rows(page, 1) == before
-    page.wait_for_function("document.querySelector('#model input').value === 'efficientnet_lite0'")

@@ -1,0 +1,46 @@
+"""Published figures stand beside ours with their protocols, or not at all."""
+
+from tiny_runs import made, run_dir
+
+from semcorr.report.leaderboard import leaderboard
+from semcorr.report.published import published, whole
+
+
+def test_published_figures_stand_beside_ours_with_their_protocols(tmp_path):
+    section = leaderboard(made(run_dir(tmp_path / "run")))
+    tables = {part.key: part for part in section.parts}
+
+    rows = {row[0]: row for row in tables["published_all"].rows}
+    assert rows["GeoAware (S)"] == [
+        "GeoAware (S)",
+        "21.6",
+        "72.6",
+        "82.9",
+        "geoaware ≠",
+        "Telling Left from Right (CVPR 2024)",
+    ]
+    assert rows["SemAlign3D"][4] == "not stated"
+    ours = [tables["published_all"].rows[i] for i in tables["published_all"].ours]
+    assert [row[0] for row in ours] == ["tiny"]
+    assert "80 of 12,234 pairs" in ours[0][-1]
+    differ = {row[0]: row for row in tables["protocols"].rows}
+    assert differ["geoaware"][tables["protocols"].columns.index("strict")] == "≠ yes"
+    assert not any("≠" in cell for cell in differ["semcorr"])
+
+
+def test_under_their_own_protocol_nothing_differs(tmp_path):
+    run = run_dir(tmp_path / "run", protocol="geoaware", strict=True)
+
+    rows = {row[0]: row for row in leaderboard(made(run)).parts[0].rows}
+
+    assert rows["GeoAware (S)"][4] == "geoaware"
+    assert rows["MARCO"][4] == "marco ≠"
+
+
+def test_recall_over_categories_is_not_put_beside_pck_per_image():
+    methods = {row.method for row in published("spair test", "all", "semcorr")}
+
+    assert not any(name.startswith("DINOv3") for name in methods)
+    assert {row.method for row in published("spair test", "all", "probe3d")} >= {"DINOv3 B/16"}
+    assert published("pf_willow test", "all", "semcorr") == []
+    assert whole("pf_willow test", 3) == ""

@@ -1,0 +1,62 @@
+"""Finished runs on made-up pairs, as the report reads them, and the command that makes it."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+from random_tables import batches, table
+from typer.testing import CliRunner
+
+from semcorr.metrics.scored import right, scored
+from semcorr.metrics.uncertainty import intervals
+from semcorr.metrics.views import pck_of
+from semcorr.report.command import app
+from semcorr.report.entries import entries
+from semcorr.report.runs import read
+
+SIZES = (40, 40)
+
+
+def run_dir(root: Path, off: float = 0.0, sizes=SIZES, config: dict | None = None, **metrics) -> Path:
+    """A run on made-up pairs, its predictions moved by `off` pixels; `config` and `metrics` replace what is usual."""
+    root.mkdir(parents=True)
+    rows = table([one | {"predicted": one["predicted"] + off} for one in batches(*sizes)])
+    found = scored(rows)
+    usual = {
+        **pck_of(found), "pooling": "image", "protocol": "semcorr", "localise": "argmax", "split": "spair test",
+        "strict": False, "pairs": len(found.pairs), "images": len(found.images), "trained_parameters": 0,
+        "seconds": {"encode": 1.5, "match": 0.5}, "intervals": intervals(found, right(found, [0.1]), [0.1], 100),
+        "left_right": {"confused": 0.25, "asked": 100}, "classes": {},
+    }  # fmt: skip
+    usual["headline"] = usual["pck"]["all"]["image"]
+    (root / "metrics.json").write_text(json.dumps(usual | metrics))
+    pq.write_table(
+        rows.append_column("protocol", pa.array([(usual | metrics)["protocol"]] * len(rows))),
+        root / "predictions.parquet",
+    )
+    cfg = {
+        "data": {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash"},
+        "backbone": {"_target_": "semcorr.backbones.tiny.Tiny", "size": 96}, "finetune": {"blocks": 0},
+        "head": {"_target_": "semcorr.heads.cosine.Cosine"}, "localise": {"_target_": "a", "window": 15}, "seed": 1,
+        "provenance": {"backbone": "tiny", "git": "0123456789", "weights_sha256": "ab" * 32},
+        "protocol": {"_target_": "semcorr.protocol.preset", "name": "semcorr", "resize": "squash"},
+    }  # fmt: skip
+    OmegaConf.save(OmegaConf.merge(cfg, config or {}), root / "config.yaml")
+    return root
+
+
+def window(root: Path, size: int, off: float = 0.0, seed: int = 1) -> Path:
+    return run_dir(root / f"w{size}_{seed}", off, config={"localise": {"window": size}, "seed": seed})
+
+
+def typed(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def made(*folders: Path):
+    return entries(read(folders))
