@@ -91,7 +91,7 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             )
         OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
     if "test" in cfg:
-        cfg.data = cfg.pop("test")
+        cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize
     cfg.pop("protocol", None)  # the walk starts at ours
     cfg.logger = {"_target_": "semcorr.loggers.CSV"}

@@ -3,25 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-
 from semcorr.errors import UserError
 from semcorr.report.runs import Run
+from semcorr.report.settings import Setting, settings
 
-Setting = Any  # a leaf of a configuration
-# What cannot move a number, or is told apart otherwise (weights by their checksum, the protocol by its name).
-APART = (
-    "run_dir", "name", "seed", "data.seed", "data.root", "data_root", "data.workers", "data.encode_batch",
-    "data.cache_gb", "logger", "provenance", "store", "kap", "compile", "protocol", "checkpoint", "backbone.weights",
-    "backbone.pretrained", "sweep", "launcher", "trainer.accelerator",
-    "trainer.enable_model_summary", "trainer.log_every_n_steps",
-)  # fmt: skip
 FOLLOWS = ("head.channels", "head.maps", "head.grid")  # from the backbone, unless it is the same one
-TRAINING = ("trainer", "data.batch_size", "data.all_pairs", "data.steps")  # move nothing where nothing is trained
 
 
 class Value(NamedTuple):
@@ -93,25 +82,6 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
     return sorted(made, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
 
 
-def settings(cfg: DictConfig) -> dict[str, Setting]:
-    """All that a run's numbers depend on but the seed."""
-    flat = _flat(OmegaConf.to_container(cfg, resolve=True))
-    trained = "loss" in cfg or bool(cfg.get("checkpoint"))
-    left = (*APART, *(() if trained else TRAINING))
-    kept = {key: value for key, value in flat.items() if not any(key == a or key.startswith(f"{a}.") for a in left)}
-    if "trainer.precision" in flat:
-        kept["precision"] = flat["trainer.precision"]
-        kept.pop("trainer.precision", None)
-    if cfg.get("checkpoint") and "loss" not in cfg:
-        kept = {**_training(Path(cfg.checkpoint)), **kept}
-    known = cfg.provenance
-    sha = known.get("weights_sha256")
-    weights = (
-        {"weights": sha[:8]} if sha else {"weights": "random" if cfg.backbone.get("pretrained") is False else None}
-    )
-    return {**kept, **weights, "backbone": known.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1]}
-
-
 def labels(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     """The backbone, and whatever tells a configuration from the others.
 
@@ -154,25 +124,6 @@ def word(key: str, value: Setting) -> str:
 
 def _seed(run: Run) -> str:
     return str(run.cfg.get("seed"))
-
-
-def _training(checkpoint: Path) -> dict[str, Setting]:
-    """How an evaluated checkpoint was trained; its path, where that is not there to be asked."""
-    try:
-        cfg = OmegaConf.load(checkpoint / "config.yaml")
-    except OSError:
-        return {"checkpoint": str(checkpoint)}
-    return settings(cfg) if isinstance(cfg, DictConfig) and "loss" in cfg else {"checkpoint": str(checkpoint)}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Setting]:
-    """Lists stay whole: their places have no names."""
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    found: dict[str, Setting] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{prefix}{key}.")
-    return found
 
 
 def _at(node: Any, *keys: str) -> Any:

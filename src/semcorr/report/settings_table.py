@@ -6,7 +6,7 @@ from semcorr.report.entries import Entry, word
 from semcorr.report.parts import NONE, Section, Table
 
 PARTS = {"size": "backbone.size", "layers": "backbone.layers", "tuned": "finetune._target_", "head": "head._target_",
-         "resize": "data.resize", "weights": "weights"}  # fmt: skip
+         "resize": "resize", "weights": "weights"}  # fmt: skip
 
 
 def settings_table(entries: Sequence[Entry]) -> Section:
