@@ -1,4 +1,4 @@
-"""A program for test_prepare.py: install a benchmark, killed before every single change to the disk in turn.
+"""A program for test_stage_interrupted.py: install a benchmark, killed before every single change to the disk in turn.
 
 Each attempt is a process of its own (a fork, which spares it the imports). After each kill the same
 is done again to the end; printed are the number of kills and the differences, of which there must be none.
@@ -10,8 +10,8 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from test_stage import install_from
 from tiny_archives import listing
+from tiny_install import install_from
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

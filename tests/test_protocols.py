@@ -1,97 +1,21 @@
 """Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 import slow_protocols
 import torch
-from lightning import Trainer
-from PIL import Image
+from painted_pairs import SIDE, Blots, Painted, run
 from torch import nn
-from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
-from semcorr.conventions import around, decoded, looked_up, placed, scaled, unscaled
-from semcorr.data.datamodule import PairDataModule
-from semcorr.data.record import PairRecord, image_record, longer_side
 from semcorr.errors import UserError
 from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.matching import match_into
 from semcorr.metrics.pck import ALPHAS
-from semcorr.module import Correspondence
 from semcorr.protocol import AXES, PRESETS, Protocol, preset, several, shared_resize
-from semcorr.read_outs import Published, Several, named
-from semcorr.types import FeatureMap, State
-from semcorr.upsampled import upsampled_argmax, upsampled_cosine
-
-SIDE, GRID = slow_protocols.SIDE, 20
-SIZES = [(64, 50), (40, 61), (57, 57)]
-
-
-class Painted(nn.Module):
-    """Features that an image's noise decides: a fixed random projection of each cell's mean colours."""
-
-    name, size, stride, channels, widths = "painted", SIDE, SIDE / GRID, 6, (6,)
-    blocks, norm, sha256, lora_targets, pairwise = (), None, "", (), False
-
-    def __init__(self):
-        super().__init__()
-        chance = torch.Generator().manual_seed(1)
-        self.register_buffer("mix", torch.randn(6, 12, generator=chance))
-
-    def forward(self, image):
-        return self.suffix(self.prefix(image, 0), 0)
-
-    def prefix(self, image, depth):
-        fine = interpolate(image - 0.4, (2 * GRID, 2 * GRID), mode="area")
-        cells = nn.functional.pixel_unshuffle(fine, 2)
-        return State({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh()}, image.shape[-2:])
-
-    def suffix(self, state, depth):
-        return FeatureMap(state.values["0"], self.stride)
-
-
-class Blots(PairDataModule):
-    """Noise of three shapes, all ordered pairs; whole points, some on the border; by the box or by the image."""
-
-    extent = "box"
-
-    def records(self, split):
-        chance = np.random.default_rng(0)
-        images = []
-        for i, (width, height) in enumerate(SIZES):
-            path = Path(self.root) / f"{i}.png"
-            Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-            points = chance.integers(0, [width, height], (7, 2)).tolist()
-            points[0], points[1] = [0, 0], [width, height]  # counted from 1, a point may be beyond the last pixel
-            points[2 + i] = None
-            box = (3, 5, width - 4 - i, height - 7)
-            images.append(image_record(str(i), path, (width, height), points, box, path))
-        pairs = [(a, b) for a in images for b in images if a is not b]
-        return [
-            PairRecord(
-                f"{a.name}-{b.name}", "even" if int(b.name) % 2 == 0 else "odd", a, b,
-                longer_side(b.box) if self.extent == "box" else float(max(b.size)),
-            )
-            for a, b in pairs
-        ]  # fmt: skip
-
-
-def run(root, protocols, localise=None, extent="box", tabled=True, head=None):
-    module = Correspondence(
-        Painted(), head or Cosine(), localise or Published(), finetune=lambda backbone: None, protocols=protocols
-    )
-    module.tabled = tabled
-    data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
-    data.extent = extent
-    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-                      enable_model_summary=False)  # fmt: skip
-    trainer.test(module, datamodule=data, verbose=False)
-    return module, data
+from semcorr.read_outs import Several, named
 
 
 @pytest.fixture(autouse=True)
@@ -235,94 +159,7 @@ def test_a_tie_is_right_unless_the_protocol_is_strict(tmp_path):
     assert counts == {False: 1.0, True: 0.0}
 
 
-# -- the maths --
-
-
-@pytest.mark.parametrize("how", ["exact", "ratio", "aligned"])
-def test_scaled_points_come_back(how):
-    sizes = torch.tensor([[500.0, 375.0], [333.0, 500.0]]).double()
-    at = placed(
-        sizes,
-        torch.tensor([[840.0, 630.0], [559.0, 840.0]]).double(),
-        torch.tensor([[0.0, 105.0], [140.0, 0.0]]).double(),
-        840,
-    )
-    points = torch.rand(2, 9, 2).double() * 300
-
-    assert_close(unscaled(scaled(points, at, how), at, how), points)
-
-
-def test_the_same_cell_lies_up_to_seven_pixels_apart():
-    """At 840 pixels and 60 cells: half a cell, and the corners; STYLE.md's table of ramps."""
-    first = torch.zeros(1, 1, 2).double()
-
-    places = {how: decoded(first, 840, 60, how)[0, 0, 0].item() for how in AXES["decode"][:-1]}
-    cells = {how: looked_up(first + 420, 840, 60, how)[0, 0, 0].item() for how in AXES["lookup"]}
-
-    assert places == {"centre": 6.5, "half_stride": 7.0, "aligned": 0.0, "fraction": 0.0}
-    assert cells == pytest.approx(
-        {"centre": 29.5357, "containing": 30, "aligned": 29.5352, "fraction": 30, "aligned_fraction": 29.5}, abs=1e-4
-    )
-
-
-def test_upsampling_products_equals_upsampling_features():
-    features, queries = torch.randn(1, 5, 7, 6), torch.randn(4, 5)
-
-    fast = upsampled_cosine(queries, features, (31, 23))
-
-    large = normalize(interpolate(features, (23, 31), mode="bilinear", align_corners=False), dim=1)
-    pixels, scores = upsampled_argmax(queries, features, (31, 23), values=31 * 23 * 3)
-    assert_close(scores, fast[0].flatten(1).amax(-1))
-    assert_close(pixels[:, 0] + 31 * pixels[:, 1], fast[0].flatten(1).argmax(-1).float())
-    assert_close(fast[0], torch.einsum("nc,chw->nhw", normalize(queries, dim=-1), large[0]), atol=1e-5, rtol=1e-5)
-
-
-def test_bilinear_nn_blends_the_matches_of_four_cells():
-    """Against NC-Net's rule, point by point; points on the border and beyond have fewer neighbours."""
-    torch.manual_seed(0)
-    head, stride = Cosine(), 8
-    source, target = (FeatureMap(torch.randn(1, 5, 6, 6), stride) for _ in range(2))
-    points = torch.cat((torch.rand(9, 2) * 48 - 0.5, torch.tensor([[-0.5, 47.5], [3.5, 3.5]])))
-
-    found = match_into(head, target, [source, source], [points, points[:2]], [argmax, named("bilinear_nn")])
-    small = match_into(head, target, [source, source], [points, points[:2]], [named("bilinear_nn")], values=1)
-
-    assert_close(small.cells[0], found.cells[1])
-    for point, cell in zip(points.tolist(), found.cells[1].tolist(), strict=False):
-        x, y = (min(max((p + 0.5) / stride - 0.5, 0), 5) for p in point)
-        x0, y0 = min(math.floor(x), 4), min(math.floor(y), 4)
-        expected = np.zeros(2)
-        for i in (0, 1):
-            for j in (0, 1):
-                vector = source.values[0, :, y0 + j, x0 + i].double().numpy()
-                scores = slow_protocols.cosines(vector, target.values[0].double().numpy())
-                share = (x - x0 if i else 1 - x + x0) * (y - y0 if j else 1 - y + y0)
-                expected += share * np.array(slow_protocols.best(scores))
-        assert cell == pytest.approx(expected.tolist(), abs=1e-4)
-
-
-def test_the_weights_of_four_cells_add_up_to_one():
-    _, weights = around(torch.rand(2, 50, 2).double() * 7, 8)
-
-    assert_close(weights.sum(-1), torch.ones(2, 50).double())
-    assert (weights >= 0).all()
-
-
-@pytest.mark.parametrize("peak", [0.6, 0.2, -0.1])
-@pytest.mark.parametrize("place", [(4, 3), (0, 0), (8, 6)])
-def test_a_window_beside_zeros_equals_a_map_times_a_mask(peak, place):
-    torch.manual_seed(1)
-    scores = torch.rand(1, 1, 7, 9) * 0.3 - 0.5
-    scores[0, 0, place[1], place[0]] = peak
-
-    found = named("window_5_zero")(scores)
-
-    assert_close(
-        found[0, 0].tolist(),
-        list(slow_protocols.window(scores[0, 0].double().numpy(), 2, 0.02, 1.0)),
-        atol=1e-4,
-        rtol=0,
-    )
+# -- presets --
 
 
 def test_presets_differ_from_ours_and_from_each_other():

@@ -10,7 +10,7 @@ import random
 import pytest
 import torch
 from lightning import Trainer
-from test_protocols import SIDE, Blots, Painted
+from painted_pairs import SIDE, Blots, Painted
 from tiny_ap10k import write_released
 
 from semcorr import module as modules

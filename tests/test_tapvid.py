@@ -1,7 +1,6 @@
-"""TAP-Vid-DAVIS: the official pickle, read safely, and the whole program on small videos."""
+"""TAP-Vid-DAVIS: what the backbone sees, and the whole program on small videos."""
 
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 from lightning import Trainer
 from PIL import Image
 from test_evaluate import Patches
+from tiny_tapvid import moving_square, panning, static, write
 
 from semcorr.cli import explained, with_checkpoint
 from semcorr.data.tapvid import TapVid
-from semcorr.data.tapvid_videos import read_videos
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.heads.cosine import Cosine
@@ -24,46 +23,6 @@ from semcorr.localise import argmax
 from semcorr.module import Correspondence
 from semcorr.tracking import Tracking, chunks
 from semcorr.train import train
-
-CENTRES = (np.stack(np.meshgrid(range(1, 7), range(1, 7)), -1).reshape(-1, 2) + 0.5) / 8  # of 8 x 8 cells
-
-
-def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def moving_square(frames: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
-    """A textured square of 24 pixels moves 4 pixels a frame to the right, in 48 x 64; four points on it."""
-    video = np.full((frames, 48, 64, 3), 90, np.uint8)
-    for t in range(frames):
-        video[t, 12:36, 4 * t : 4 * t + 24] = texture(24, 24, seed)
-    at = np.array([[6, 18], [18, 18], [6, 30], [18, 30]]) + np.arange(frames)[:, None, None] * [4, 0]
-    occluded = np.zeros((4, frames), bool)
-    occluded[1, 0] = occluded[2, 3] = True
-    points = (at.transpose(1, 0, 2) / [64, 48]).astype(np.float32)
-    return {"video": video, "points": points, "occluded": occluded}
-
-
-def static(frames: int = 6, size: int = 64) -> dict[str, np.ndarray]:
-    """The same texture over and over, and a point at the centre of every inner cell of 8 x 8."""
-    points = np.repeat(CENTRES[:, None], frames, 1).astype(np.float32)
-    occluded = np.zeros(points.shape[:2], bool)
-    return {"video": np.repeat(texture(size, size)[None], frames, 0), "points": points, "occluded": occluded}
-
-
-def panning(height: int, width: int, frames: int = 5) -> dict[str, np.ndarray]:
-    """A camera moves 8 pixels a frame over noise; points start at the centres of cells and leave to the left."""
-    wide = texture(height, width + 8 * frames)
-    video = np.stack([wide[:, 8 * t : 8 * t + width] for t in range(frames)])
-    starts = np.stack(np.meshgrid(np.arange(4, width, 8), np.arange(4, height, 8)), -1).reshape(-1, 1, 2)
-    at = starts - np.arange(frames)[None, :, None] * [8, 0]
-    return {"video": video, "points": (at / [width, height]).astype(np.float32), "occluded": at[..., 0] < 0}
-
-
-def write(root: Path, protocol: int = 4, **videos: object) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "tapvid_davis.pkl").write_bytes(pickle.dumps(videos, protocol))
-    return root
 
 
 @pytest.fixture
@@ -73,111 +32,6 @@ def davis(tmp_path) -> Path:
 
 def line(root: Path, *more: str) -> list[str]:
     return ["data=tapvid_davis", f"data.root={root}", "data.workers=0", "backbone=tiny", "trainer=cpu", *more]
-
-
-# -- the pickle --
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("folder", [".", "tapvid_davis"])
-def test_the_official_layout_is_read(tmp_path, protocol, folder):
-    entry = moving_square()
-    write(tmp_path / folder, protocol, b=entry, a=static())
-
-    data = TapVid(str(tmp_path), size=64)
-    data.setup("test")
-
-    assert list(data.videos()) == ["a", "b"]
-    video = data.videos()["b"]
-    assert np.array_equal(video.frames, entry["video"])
-    assert video.points.tolist() == (entry["points"] * 256).tolist()
-    assert video.occluded.tolist() == entry["occluded"].tolist()
-
-
-def test_a_pickle_of_numpy_1_is_read(tmp_path):
-    write(tmp_path, 2, a=moving_square())
-    path = tmp_path / "tapvid_davis.pkl"
-    content = path.read_bytes()
-    assert b"numpy._core" in content
-
-    path.write_bytes(content.replace(b"numpy._core", b"numpy.core"))
-
-    assert read_videos(path)["a"].frames.shape == (6, 48, 64, 3)
-
-
-class Malicious:
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self):
-        return Path.touch, (self.victim,)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("deep", [True, False])
-def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path, protocol, deep):
-    bomb = Malicious(tmp_path / "ran")
-    write(tmp_path, protocol, a=moving_square() | {"points": np.array([bomb])} if deep else bomb)
-
-    with pytest.raises(UserError, match=r"wants to call .* not.*trust"):
-        read_videos(tmp_path / "tapvid_davis.pkl")
-
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps({"a": moving_square()})[:-400], b"\x80\x05N."])
-def test_a_damaged_pickle_is_named(tmp_path, content):
-    (tmp_path / "tapvid_davis.pkl").write_bytes(content)
-    with pytest.raises(UserError, match=r"tapvid_davis\.pkl.*Restore the official file"):
-        TapVid(str(tmp_path), size=64).setup("test")
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "told"),
-    [
-        ("video", None, "`video`.*uint8.*NoneType"),
-        ("video", np.zeros((6, 48, 64), np.uint8), r"uint8 \(any, any, any, 3\), got uint8 \(6, 48, 64\)"),
-        ("video", np.zeros((6, 48, 64, 3)), "got float64"),
-        ("points", np.zeros((4, 5, 2), np.float32), r"float.*\(any, 6, 2\), got float32 \(4, 5, 2\)"),
-        ("points", np.zeros((4, 6, 2), int), "got int64"),
-        ("points", np.full((4, 6, 2), np.nan, np.float32), "not finite"),
-        ("occluded", np.zeros((3, 6), bool), r"bool \(4, 6\), got bool \(3, 6\)"),
-        ("occluded", np.zeros((4, 6), np.uint8), "got uint8"),
-    ],
-)
-def test_a_field_of_another_shape_or_kind_is_named_with_its_video(tmp_path, field, value, told):
-    write(tmp_path, fine=moving_square(), dogs=moving_square() | {field: value})
-    with pytest.raises(UserError, match=f"video dogs.*{told}"):
-        TapVid(str(tmp_path), size=64).setup("test")
-
-
-def test_a_missing_field_is_named_with_its_video(tmp_path):
-    entry = moving_square()
-    del entry["occluded"]
-    write(tmp_path, dogs=entry)
-    with pytest.raises(UserError, match="video dogs has no field `occluded`"):
-        read_videos(tmp_path / "tapvid_davis.pkl")
-
-
-def test_a_missing_root_or_pickle_says_where_it_is_to_be_had(tmp_path):
-    with pytest.raises(UserError, match=r"semcorr\.prepare tapvid_davis.*data\.root=DIR"):
-        TapVid(str(tmp_path / "nowhere"), size=64).setup("test")
-    with pytest.raises(UserError, match=r"neither tapvid_davis\.pkl nor tapvid_davis/tapvid_davis\.pkl"):
-        TapVid(str(tmp_path), size=64).setup("test")
-
-
-def test_videos_in_which_nothing_is_visible_cannot_be_scored(tmp_path):
-    write(tmp_path, a=moving_square() | {"occluded": np.ones((4, 6), bool)})
-    with pytest.raises(UserError, match="nothing to follow"):
-        TapVid(str(tmp_path), size=64).setup("test")
-
-
-def test_points_outside_the_frame_are_kept_and_reported(tmp_path, caplog):
-    entry = moving_square()
-    entry["points"][3, 2] = 1.5
-    write(tmp_path, a=entry)
-    assert read_videos(tmp_path / "tapvid_davis.pkl")["a"].points[3, 2].tolist() == [384, 384]
-    assert "1 visible points lie outside their frame (a)" in caplog.text
 
 
 # -- what the backbone sees --

@@ -7,10 +7,10 @@ from types import MappingProxyType
 import pytest
 from PIL import Image
 from rich.console import Console
-from test_tapvid import moving_square
 from tiny_ap10k import write_ap10k
 from tiny_benchmarks import edit, write_spair, write_willow
 from tiny_pascal import write_pascal
+from tiny_tapvid import moving_square
 
 from semcorr.data.ap10k import AP10K
 from semcorr.data.ap10k_pairs import write_pairs

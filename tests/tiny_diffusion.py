@@ -18,6 +18,7 @@ DOWN, UP = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
 VAE = {"block_out_channels": (4, 4, 8, 8), "down_block_types": DOWN, "up_block_types": UP, "norm_num_groups": 2}
 TEXT = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = 514
+IMAGE = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
 
 
 def parts(seed: int = 0, version: int = 2, length: int = 77) -> Parts:
