@@ -174,6 +174,24 @@ def test_a_group_typed_anew_replaces_the_one_a_checkpoint_brings(config, tmp_pat
     assert cfg.seed == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "resize"),
+    [
+        (["data=pf_willow"], "letterbox"),
+        (["data=pf_willow", "data.resize=squash"], "squash"),
+        (["data=pf_willow", "protocol=dift"], "squash"),
+        (["protocol=semcorr"], "squash"),
+        ([], "letterbox"),
+    ],
+)
+def test_other_benchmarks_are_seen_in_the_geometry_that_weights_were_trained_in(config, tmp_path, line, resize):
+    """Unless another is asked for, by itself or by a protocol."""
+    OmegaConf.save(config("train", "data=synthetic", "data.resize=letterbox"), tmp_path / "config.yaml")
+    typed = [*line, f"checkpoint={tmp_path}"]
+
+    assert with_checkpoint(config("evaluate", *typed), typed).data.resize == resize
+
+
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_config_file_composes_and_its_target_accepts_its_keys(config, path):
     group, name = path.parts

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from random_tables import batches, table
 from tiny_runs import made, run_dir, typed, window
@@ -11,7 +12,7 @@ from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import ALPHAS
 from semcorr.metrics.scored import scored
 from semcorr.report.curves import along, curves
-from semcorr.report.pictures import different
+from semcorr.report.pictures import different, shares
 from semcorr.similarity_map import queries
 
 
@@ -82,3 +83,16 @@ def test_what_evaluate_leaves_becomes_a_report_with_pictures(config, tiny, tmp_p
         assert f"<h3>{title}</h3>" in text
     assert text.count("data:image/jpeg;base64,") > 10
     assert "left out" not in text
+
+
+def test_pictures_count_right_as_the_protocol_does(tmp_path, monkeypatch):
+    """An error of exactly the tolerance is right by `<=` and wrong by `<`."""
+    exact, strict = (made(run_dir(tmp_path / str(one), strict=one))[0].runs[0] for one in (False, True))
+    rows = exact.evaluated.rows
+    monkeypatch.setattr("semcorr.report.pictures.ALPHA", float(rows.error[7]))
+
+    (more, count), (less, _) = shares(exact), shares(strict)
+
+    on_the_edge = np.bincount(rows.pair[rows.error == rows.error[7]], minlength=len(count))
+    assert on_the_edge.sum() > 0
+    np.testing.assert_allclose(count * (more - less), on_the_edge, atol=1e-6)

@@ -10,10 +10,12 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+from hydra_plugins.semcorr_launchers import Slurm
 from semcorr import evaluate, train
 from semcorr.frozen import Frozen
 from semcorr.module import Correspondence
 from semcorr.run import build
+from semcorr.sweep import Outcome
 
 QUICK = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=2"]
 DIES = """
@@ -263,3 +265,16 @@ def test_two_workers_side_by_side_give_the_digits_of_one_after_another(tiny, tmp
     assert scores(tmp_path / "alone") == scores(tmp_path / "beside")
     began, ended = times(tmp_path / "beside")
     assert sorted(began)[1] < min(ended)  # the second had begun before the first ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [0, 2])
+def test_a_slurm_job_of_two_processes_has_one_outcome(tmp_path, fault):
+    """`tasks_per_node`, a process per GPU: submitit has a result of each."""
+    pytest.importorskip("submitit")
+    launcher = Slurm(folder=str(tmp_path), cluster="local", tasks_per_node=2, timeout_min=5)
+    launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+    given = Outcome("job", fault, "why")
+
+    assert list(launcher.over(lambda job: job, [given])) == [given]  # a lambda: workers cannot import this file

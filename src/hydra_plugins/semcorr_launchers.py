@@ -7,6 +7,7 @@ Hydra looks for launchers in this package. Those published for it run whatever t
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Slurm(Here):
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
         with executor.batch():
             left = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
-        return (_result(sent.result, job) for sent, job in left)
+        return (_result(partial(_worst, sent), job) for sent, job in left)
 
 
 def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
@@ -134,6 +135,11 @@ def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
     if threads is not None:
         torch.set_num_threads(threads)
     return function(job)
+
+
+def _worst(sent: Any) -> Any:
+    """Of a job's processes, one per GPU, the one to be told of: they have one outcome, or some failed."""
+    return max(sent.results(), key=lambda outcome: outcome.fault)
 
 
 def _result(get: Any, job: Any) -> Any:

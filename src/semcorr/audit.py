@@ -89,7 +89,10 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             raise UserError(
                 f"{override!r}: the run's config.yaml has no key {key!r}. Give key=value, as data.root=DIR."
             )
-        OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+        try:
+            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+        except (YAMLError, OmegaConfBaseException):
+            raise UserError(f"{override!r}: {value!r} is no YAML value. Put what has a colon in quotes") from None
     if "test" in cfg:
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize

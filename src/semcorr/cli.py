@@ -157,6 +157,8 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if "protocol" in typed:  # it brings its own read-out, and the pixels it is defined on
         brought = [key for key in brought if key != "localise"]
         saved.data.resize = cfg.data.resize
+    elif "data" in typed and not {"data.resize", "experiment"} & {*typed}:
+        cfg.data.resize = saved.data.resize  # another benchmark, as the weights saw theirs
     with open_dict(cfg):
         for key in brought:
             chosen = {k: OmegaConf.select(cfg, k) for k in typed if k.startswith(f"{key}.")}

@@ -12,6 +12,7 @@ from semcorr.metrics.pck import SUBSETS
 from semcorr.sweep import Outcome, done, first_process, metrics_of
 
 ALPHA = "0.1"
+PAIRS, TRACKING = "pck", "tracking"  # what a metrics.json has one of
 TRACKS = ("delta_avg", "OA", "AJ")
 SEED = "seed"
 
@@ -30,8 +31,10 @@ def conclude(outcomes: Sequence[Outcome]) -> int:
     if not first_process():
         return _code(failed)
     finished = [each for each in outcomes if not each.fault and done(each.job)]  # fast_dev_run leaves no scores
-    if len(outcomes) > 1 and finished:
-        Console().print(table(finished))
+    if len(outcomes) > 1:
+        for kind in (PAIRS, TRACKING):
+            if scored := [each for each in finished if kind in metrics_of(each.job)]:
+                Console().print(table(scored))
     for outcome in failed:
         name, typed = outcome.job.folder, " ".join(outcome.job.overrides)
         print(f"Error: job {name} failed ({typed}): {outcome.error.splitlines()[0]}", file=sys.stderr)
@@ -42,7 +45,7 @@ def conclude(outcomes: Sequence[Outcome]) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """The overrides in which the jobs differ, what each trained, and its scores in percent."""
+    """The overrides in which the jobs differ, what each trained, and its scores in percent: of pairs or of tracks."""
     found = rows((outcome.job.folder.name, outcome.job.overrides, metrics_of(outcome.job)) for outcome in outcomes)
     keys = [key for key in {key: 0 for row in found for key in row.typed} if _differs(found, key)]
     scores = [_scores(row.metrics[0]) for row in found]
@@ -75,7 +78,7 @@ def rows(jobs: Iterable[tuple[str, Sequence[str], Mapping[str, Any]]]) -> list[R
     """
     groups: dict[tuple[tuple[str, str], ...], list[tuple[str, Mapping[str, Any]]]] = {}
     for number, overrides, metrics in jobs:
-        typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
+        typed = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
         typed.pop(SEED, None)
         groups.setdefault(tuple(typed.items()), []).append((number, metrics))
     return [
@@ -106,6 +109,6 @@ def _code(failed: Sequence[Outcome]) -> int:
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    if "pck" not in metrics:
-        return {key: metrics["tracking"][key] for key in TRACKS}
-    return {subset: metrics["pck"][subset]["image"][ALPHA] for subset in SUBSETS}
+    if PAIRS not in metrics:
+        return {key: metrics[TRACKING][key] for key in TRACKS}
+    return {subset: metrics[PAIRS][subset]["image"][ALPHA] for subset in SUBSETS}

@@ -26,6 +26,7 @@ from semcorr.report.runs import Run, found, read, require_comparable
 from semcorr.report.settings_table import settings_table
 from semcorr.report.texts import latex, markdown, tidy
 
+GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -60,6 +61,7 @@ def report(
         shown = benchmark(made[0].runs[0], root)
         if isinstance(shown, str):
             print(f"Without confusion matrices and pictures: {shown}", file=sys.stderr)
+            shown = GONE  # pages hold no path
         write(out, *content(made, shown, Wanted(root, seconds, maps)))
     Console().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
@@ -95,7 +97,9 @@ def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted:
         return section
     drawn = similarity_maps(made[0], shown, wanted.root)
     if isinstance(drawn, str):
-        return section._replace(text=f"{section.text} Similarity maps are left out: {drawn}")
+        print(f"Without similarity maps: {drawn}", file=sys.stderr)
+        said = "Similarity maps are left out: the network could not be built again."
+        return section._replace(text=f"{section.text} {said}")
     return section._replace(parts=[*section.parts, drawn])
 
 
