@@ -15,7 +15,7 @@ from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
 from semcorr.finetune.modes import keep_frozen_in_eval
-from semcorr.finetune.moving import base_of, refuse_another, saved
+from semcorr.finetune.moving import base_of, refuse_another, refuse_other_parts, saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
@@ -131,7 +131,8 @@ class Correspondence(LightningModule):
         if self.reuse:
             trainer: Any = self.trainer
             ahead = self._data.to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
-            scored = self._data.to_score("val", int(trainer.num_val_batches[0])) if trainer.num_val_batches else []
+            validated = trainer.num_val_batches
+            scored = self._data.to_score("val", self._most(validated)) if validated else []
             shown = list({one.name: one for one in (*ahead, *scored)}.values())
             self.frozen.fill(shown, self._data, self._group, self._precision)
 
@@ -140,8 +141,13 @@ class Correspondence(LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
-        """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+        """Whatever is random follows from the batch's place in training, so a resumed run repeats it.
+
+        The step would not do: with `accumulate_grad_batches` several batches belong to one.
+        """
+        trainer: Any = self.trainer
+        place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
@@ -203,7 +209,12 @@ class Correspondence(LightningModule):
         everything: dict[str, Any] = {"readings": self.readings, "pose": self.pose, "kap": self.kap}
         asked_for = everything if self.trainer.testing else {"readings": self.readings[:1]}
         self._pass = Evaluation(self, self._data, split, self._group, self._precision, tabled=self.tabled, **asked_for)
-        self._pass.encode(int(batches[0]), reuse=(reuse or self.frozen.keep.root is not None) and self.frozen.worth)
+        stored = self.frozen.keep.root is not None
+        self._pass.encode(self._most(batches), reuse=(reuse or stored) and self.frozen.worth)
+
+    def _most(self, batches: Sequence[int | float]) -> int:
+        """Of any process, which is the first: all must list the same images, or some wait for ever for others."""
+        return int(self.trainer.strategy.broadcast(int(batches[0])))
 
     def _log(self, stage: str) -> None:
         self.each = [pck.compute() for pck in self._pass.pck]
@@ -244,7 +255,4 @@ class Correspondence(LightningModule):
         names = set(checkpoint["state_dict"])
         if self.loss is None:  # to be scored; what a loss learned is for training
             names = {name for name in names if not name.startswith("loss.")}
-        if odd := sorted(names ^ self.moving().keys()):
-            raise UserError(
-                f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
-            )
+        refuse_other_parts(names, self.moving())

@@ -161,7 +161,10 @@ class PairDataModule(LightningDataModule, ABC):
         return self._evaluation(self.split)
 
     def to_score(self, split: str, batches: int) -> list[Shown]:
-        """The images that the first `batches` batches of any process's share look at, by name."""
+        """The images that the first `batches` batches of any process's share look at, by name.
+
+        The order of all processes' work follows from the list: `batches` must be the same on all.
+        """
         _, world = self._place()
         ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
         return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))

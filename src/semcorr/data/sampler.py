@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from semcorr.data.record import PairRecord
+from semcorr.errors import UserError
 
 
 class Draw(NamedTuple):
@@ -106,9 +107,14 @@ def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[in
 
 
 def share(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
-    """This process's batches: every one on exactly one process, none repeated.
+    """This process's batches: every one on exactly one process, none repeated. No process may stay without.
 
     >>> share([[0], [1], [2]], rank=1, world=2)
     [[1]]
     """
+    if len(batches) < world:
+        raise UserError(
+            f"`trainer.devices` must be at most {len(batches)} here, got {world} processes: they share what is scored "
+            "by target image, or by video."
+        )
     return list(batches[rank::world])

@@ -36,3 +36,11 @@ def refuse_another(base: Mapping[str, str], own: Mapping[str, str]) -> None:
             f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
             f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
         )
+
+
+def refuse_other_parts(names: Collection[str], own: Collection[str]) -> None:
+    """Nor do weights of parts that do not move here."""
+    if odd := sorted(set(names) ^ set(own)):
+        raise UserError(
+            f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
+        )
