@@ -122,6 +122,14 @@ def test_a_png_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, sid
         picture(bomb(tmp_path / "bomb.png", side))
 
 
+def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    Image.new("L", (2000, 1001)).save(tmp_path / "huge.jpg")
+
+    with pytest.raises(UserError, match=r"huge.jpg has more than 2 million pixels, which are not decoded. Reduce it$"):
+        picture(tmp_path / "huge.jpg")
+
+
 def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_their_name(tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.fromarray(RGB).resize((300, 200)).save(whole)
@@ -145,7 +153,7 @@ def test_an_array_that_is_no_picture_is_a_sentence(source):
 
 
 def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_path):
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
 
