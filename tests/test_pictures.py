@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semcorr.data.pictures import REDUCED, picture, pictures_in
+from semcorr.data.pictures import REDUCED, image_files, picture, pictures_in
 from semcorr.errors import UserError
 from semcorr.matcher.encoded import placed, trimmed
 
@@ -160,6 +160,16 @@ def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_pa
     assert [path.name for path in pictures_in(tmp_path)] == ["a.jpg", "b.PNG"]
     with pytest.raises(UserError, match="no images"):
         pictures_in(tmp_path / "none")
+
+
+def test_folders_below_are_looked_into_but_for_hidden_ones(tmp_path):
+    for name in (".folder/a.jpg", "below/.b.jpg", "below/c.jpg", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    found = image_files(tmp_path, below=True)
+
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["below/c.jpg", "d.jpg"]
 
 
 def test_plain_borders_are_left_out_and_plain_pictures_are_not():
