@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,11 +111,14 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
     [
         ("a.jpg b.jpg --points 9999,3", "outside a.jpg"),
         ("a.jpg b.jpg --points here", "120,80"),
+        ("a.jpg b.jpg --points", "--points must be like 120,80 200,40, got ''"),
+        ("a.jpg b.jpg --points --dense", "got ''"),
         ("a.jpg b.jpg --points 3,3 --mutual", "exclude"),
         ("a.jpg nothing.jpg", "nothing.jpg does not exist"),
         ("a.jpg text.jpg", "text.jpg is damaged or not an image"),
         ("a.jpg cut --points 3,3", "z.jpg is damaged"),
         ("a.jpg b.jpg --model tinny", "Did you mean tiny"),
+        ("a.jpg b.jpg --model bob's", "bob's is no directory, and no line of words"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_leaves_nothing(typed, folder, tmp_path, line, told):
@@ -130,6 +134,9 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(typed, folder, tmp_path, lin
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
 
+    assert typed(line, "--out", str(tmp_path / "new/deep/folder"), *(() if "--model" in line else TINY))[0] == 2
+    assert not list(tmp_path.iterdir())
+
 
 def test_what_is_in_the_folder_already_stays(typed, tmp_path):
     (tmp_path / "out").mkdir()
@@ -139,10 +146,33 @@ def test_what_is_in_the_folder_already_stays(typed, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine.txt", "b.png", "matches.json"}
 
 
-def test_targets_of_the_same_name_are_written_apart():
-    paths = [Path("x/one.jpg"), Path("x/one.png"), Path("x/two.png")]
+def test_a_picture_that_is_read_is_not_written_over(typed, folder, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("a", "b", "b_warped"):
+        with Image.open(folder / "a.jpg") as image:
+            image.save(mine / f"{name}.png")
+    (tmp_path / "link").symlink_to(mine)
+    before = {path: path.read_bytes() for path in mine.iterdir()}
 
-    assert list(match.names(paths).values()) == ["one.jpg", "one.png", "two"]
+    for line in (f"{mine}/a.png {mine}/b.png", f"{mine}/b_warped.png {mine}/b.png --dense", f"b.jpg {mine}"):
+        code, said = typed(line, "--out", str(tmp_path / "link"), "--model", "nothing")  # before a model is loaded
+        assert code == 2
+        assert "is one of the pictures that are read" in " ".join(said.split())
+    assert {path: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_a_warp_and_a_sheet_of_the_same_name_are_written_apart(typed, folder, tmp_path):
+    (tmp_path / "two").mkdir()
+    for name, source in (("b", "b.jpg"), ("b_warped", "a.jpg")):
+        shutil.copy(folder / source, tmp_path / f"two/{name}.jpg")
+
+    assert typed(f"a.jpg {tmp_path}/two --dense --points 3,3", *TINY)[0] == 0
+
+    written = {"b.png", "b_warped.png", "b_warped.jpg.png", "b_warped.jpg_warped.png", "matches.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
+    found = json.loads((tmp_path / "out/matches.json").read_text())
+    assert [target["image"] for target in found["targets"]] == ["b.png", "b_warped.jpg.png"]
 
 
 def test_the_grid_lies_over_what_is_unlike_the_border():
@@ -159,6 +189,22 @@ def test_the_grid_lies_over_what_is_unlike_the_border():
     assert found.sum() == found[5:15, 7:19].sum()  # a cell around it at most
     assert 12 <= len(points) <= 30
     assert ((points > torch.tensor([69, 49])) & (points < torch.tensor([190, 150]))).all()
+
+
+def test_a_picture_thinner_than_a_cell_has_a_grid(typed, tmp_path):
+    """No cell's centre lies on it, letterboxed: 2000 x 20 pixels are 192 x 2 for the network."""
+    row = np.random.default_rng(0).integers(0, 255, (20, 2000, 3), dtype=np.uint8)
+    Image.fromarray(row).save(tmp_path / "thin.png")
+    model = "backbone=efficientnet_lite0 backbone.size=192 data.resize=letterbox"
+
+    code, said = typed(f"{tmp_path}/thin.png b.jpg --most 8", "--model", model)
+
+    assert code == 0, said
+    sources = [
+        row["source"] for row in json.loads((tmp_path / "out/matches.json").read_text())["targets"][0]["matches"]
+    ]
+    assert len({x for x, _ in sources}) >= 4
+    assert all(-0.5 <= x <= 1999.5 and -0.5 <= y <= 19.5 for x, y in sources)
 
 
 def test_the_quickstart_runs_as_it_is(tmp_path, monkeypatch, capsys):

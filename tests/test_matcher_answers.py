@@ -151,6 +151,20 @@ def test_a_hundred_targets_cost_a_hundred_and_one_encodings(random, cats, monkey
     assert_close(found[37].points, random.match(cats[0], targets[37], points).points, atol=1e-2, rtol=0)
 
 
+def test_targets_are_asked_for_as_they_are_encoded(random, cats, monkeypatch):
+    monkeypatch.setattr(random, "batch", 4)
+    seen = []
+
+    def pictures():
+        for path in [cats[1]] * 20:
+            seen.append(path)
+            yield path
+
+    next(random.matches(cats[0], pictures(), [[3, 4]]))
+
+    assert len(seen) == 4
+
+
 def test_what_is_encoded_is_not_encoded_again(random, cats, monkeypatch):
     a, b = (random.encode(path) for path in cats[:2])
     seen = encodings(random, monkeypatch)

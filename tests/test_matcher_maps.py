@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from matched_pictures import SMALL, cell, drawn_cats, size_of, some_points
+from matched_pictures import SMALL, cell, drawn_cats, size_of, some_points, upright
+from PIL import Image
 from torch.testing import assert_close
 
 from semcorr import Matcher
@@ -43,6 +45,17 @@ def test_a_flow_to_itself_is_none_and_sure_of_it(matcher, cats):
     assert flow.confidence.min() > 0.99
 
 
+def test_a_flow_is_sure_of_nothing_in_the_padding(matcher, cats):
+    """Which is not shown to the network: the plain left half of the source, but for half a cell."""
+    padded = np.pad(upright(cats[0]), ((0, 0), (150, 0), (0, 0)), constant_values=255)
+    half = cell(matcher, size_of(cats[0]))[0] / 2
+
+    flow = matcher.dense(padded, padded)
+
+    assert not flow.confidence[:, : int(150 - half) - 1].any()
+    assert flow.confidence[:, 150:].min() > 0.99
+
+
 def test_similarity_is_greatest_where_the_match_is(matcher, cats):
     a, b = (matcher.encode(path) for path in cats[:2])
     points = some_points(a.size, 10)
@@ -67,3 +80,32 @@ def test_mutual_neighbours_are_those_of_a_loop_over_all_cells(matcher, cats):
 
     assert_close(found.scores, torch.tensor(expected), atol=1e-4, rtol=0)
     assert len(matcher.mutual(a, b, most=3).points) == 3
+
+
+def test_mutual_neighbours_that_do_not_come_back_are_not_called_consistent(cats):
+    """Cells prefer each other, and the read-out may answer with a place far from them."""
+    matcher = Matcher.load("efficientnet_lite0", SMALL, "localise=soft", device="cpu", subcell=False)
+    found = matcher.mutual(*cats[:2])
+    off = ((found.returned - found.source) / cell(matcher, size_of(cats[0]))).norm(dim=-1)
+
+    assert found.consistent.tolist() == (off <= matcher.cycle).tolist()
+    assert not found.consistent.all()
+    assert found.consistent.tolist() == matcher.match(*cats[:2], found.source).consistent.tolist()
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_mutual_neighbours_lie_inside_both_pictures(cats, narrow):
+    """One is letterboxed, the other has the colour of padding: that is neither asked about nor an answer."""
+    line = (SMALL, "data.resize=letterbox", "localise=argmax")
+    matcher = Matcher.load("efficientnet_lite0", *line, device="cpu", trim=False)
+    pair = [Image.fromarray(upright(path)).resize((240, 240)) for path in cats[:2]]
+    pair[narrow] = pair[narrow].crop((60, 0, 180, 240))
+    pair[1 - narrow].paste("black", (0, 0, 60, 240))
+    pair[1 - narrow].paste("black", (180, 0, 240, 240))
+
+    found = matcher.mutual(*pair)
+
+    assert len(found.points) > 5
+    for points, image in ((found.source, pair[0]), (found.points, pair[1])):
+        low, high = torch.tensor([-0.5, -0.5]), torch.tensor(image.size) - 0.5
+        assert ((points > low + 0.1) & (points < high - 0.1)).all()  # no place beyond, brought onto the edge

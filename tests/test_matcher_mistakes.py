@@ -1,5 +1,6 @@
 """What Matcher is asked wrongly is a sentence, and loading it leaves no trace."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matched_pictures import drawn_cats, size_of
+from omegaconf import OmegaConf
 
 from semcorr import Matcher
 from semcorr.errors import UserError
@@ -51,6 +53,7 @@ def test_no_points_have_no_matches(random, cats):
         ("backbone=tiny localise.windw=3", "localise.window"),
         ("backbone=nothing", "nothing"),
         ("checkpoint=nowhere", "nowhere"),
+        ("bob's", "bob's is no directory, and no line of words"),
     ],
 )
 def test_a_model_that_there_is_not_is_a_sentence(line, told):
@@ -71,6 +74,30 @@ def test_loading_leaves_the_callers_random_numbers_alone():
     Matcher.load("tiny", device="cpu")
 
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("before", [None, "7"])
+def test_loading_leaves_the_environment_alone(monkeypatch, before):
+    """Loaders of the caller's own training take their seeds from there."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.delenv(name, raising=False)
+        if before is not None:
+            monkeypatch.setenv(name, before)
+    expected = dict(os.environ)
+    Matcher.load("tiny", device="cpu")
+
+    assert dict(os.environ) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a b", "lr=1,x=2", "run(1)", "it's", "x{1}", "~x", "ümlaut", "$x", "${x}", "end\\", "mid\\'dle"]
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_is_loaded_whatever_its_directory_is_called(config, tmp_path, name, kind):
+    (tmp_path / name).mkdir()
+    OmegaConf.save(config("evaluate", "backbone=tiny", "data.resize=corner"), tmp_path / name / "config.yaml")
+
+    assert Matcher.load(kind(tmp_path / name), device="cpu").resize == "corner"
 
 
 def test_importing_semcorr_brings_no_torch():

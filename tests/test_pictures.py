@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semcorr.data.pictures import REDUCED, picture, pictures_in
+from semcorr.data.pictures import REDUCED, image_files, picture, pictures_in
 from semcorr.errors import UserError
 from semcorr.matcher.encoded import placed, trimmed
 
@@ -122,6 +122,14 @@ def test_a_png_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, sid
         picture(bomb(tmp_path / "bomb.png", side))
 
 
+def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    Image.new("L", (2000, 1001)).save(tmp_path / "huge.jpg")
+
+    with pytest.raises(UserError, match=r"huge.jpg has more than 2 million pixels, which are not decoded. Reduce it$"):
+        picture(tmp_path / "huge.jpg")
+
+
 def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_their_name(tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.fromarray(RGB).resize((300, 200)).save(whole)
@@ -145,13 +153,23 @@ def test_an_array_that_is_no_picture_is_a_sentence(source):
 
 
 def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_path):
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
 
     assert [path.name for path in pictures_in(tmp_path)] == ["a.jpg", "b.PNG"]
     with pytest.raises(UserError, match="no images"):
         pictures_in(tmp_path / "none")
+
+
+def test_folders_below_are_looked_into_but_for_hidden_ones(tmp_path):
+    for name in (".folder/a.jpg", "below/.b.jpg", "below/c.jpg", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    found = image_files(tmp_path, below=True)
+
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["below/c.jpg", "d.jpg"]
 
 
 def test_plain_borders_are_left_out_and_plain_pictures_are_not():

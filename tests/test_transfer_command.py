@@ -1,6 +1,7 @@
 """The command: COCO comes out as COCO, mistakes on the line are sentences, and nothing is written over."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +147,114 @@ def test_a_broken_picture_is_refused_or_left_out_by_name(creatures, written, tmp
     labels = json.loads((tmp_path / "o.json").read_text())
     assert [one["file_name"] for one in labels["skipped"]] == [f"cat/{broken.name}"]
     assert len(labels["annotations"]) == 5
+
+
+def test_a_broken_source_is_left_out_while_another_remains(creatures, written, tmp_path):
+    content = coco(creatures)
+    folder = alone(creatures, tmp_path)
+    line = (written(content), folder, "--out", tmp_path / "o.json")
+    first, second = (image["file_name"] for image in content["images"][:2])
+
+    (folder / first).write_text("no picture")
+    code, said = typed(*line)
+    assert code == 2
+    assert "--skip-broken" in said
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert "cat: 6 labelled by 1, also mirrored" in said
+    assert f"left out: {first}: " in said
+    labels = json.loads((tmp_path / "o.json").read_text())
+    assert [one["file_name"] for one in labels["skipped"]] == [first]
+    used = {each["annotation_id"] for one in labels["annotations"] for each in one["sources"]}
+    assert used == {content["annotations"][1]["id"]}
+
+    (folder / second).write_text("no picture")
+    code, said = typed(*line, "--skip-broken")
+    assert code == 2
+    assert "None of the annotated images of cat can be read" in said
+
+
+def test_a_category_without_a_name_is_told_by_its_id(creatures, written, tmp_path):
+    content = coco(creatures)
+    del content["categories"][0]["name"]
+
+    code, said = typed(written(content), alone(creatures, tmp_path), "--out", tmp_path / "o.json")
+
+    assert code == 0, said
+    assert "1: 6 labelled by 2" in said
+
+
+# -- pictures of labels --
+
+
+def test_every_label_has_a_picture_of_its_own_whatever_its_image_and_its_id_are_called(creatures, written, tmp_path):
+    content = coco(creatures)
+    folder = alone(creatures, tmp_path)
+    shutil.copytree(folder / "cat", folder / "c")
+    for name in ("c/d.jpg", "c_d.jpg", "C_d.jpg.png"):
+        shutil.copy(folder / content["images"][3]["file_name"], folder / name)
+    content["annotations"][-1]["id"] = "b/1:2"
+    content["annotations"][-2]["id"] = content["annotations"][-3]["id"] = 7
+    content["annotations"][-3]["image_id"] = content["annotations"][-2]["image_id"]
+
+    code, said = typed(
+        written(content), folder, "--out", tmp_path / "o.json", "--draw", tmp_path / "drawn", "--category=cat"
+    )
+
+    assert code == 0, said
+    labels = json.loads((tmp_path / "o.json").read_text())
+    assert len(list((tmp_path / "drawn").iterdir())) == len(labels["annotations"])
+
+
+def test_pictures_of_labels_lie_over_no_image(creatures, written, tmp_path):
+    content = coco(creatures)
+    folder = alone(creatures, tmp_path)
+    target = content["annotations"][-1]
+    clash = f"{content['images'][-1]['file_name']}.{target['id']}.png".replace("/", "_")
+    shutil.copy(folder / content["images"][-1]["file_name"], folder / clash)
+    before = (folder / clash).read_bytes()
+
+    code, said = typed(written(content), folder, "--out", tmp_path / "o.json", "--draw", folder, "--model", "nothing")
+
+    assert code == 2
+    assert "--draw: " in said
+    assert "is one of the pictures that are read" in said
+    assert (folder / clash).read_bytes() == before
+
+
+def test_what_is_wrong_with_the_folder_of_pictures_is_told_of_draw(creatures, written, tmp_path):
+    (tmp_path / "file").touch()
+    folder = alone(creatures, tmp_path)
+    line = (written(coco(creatures)), folder, "--out", tmp_path / "o.json")
+
+    code, said = typed(*line, "--draw", tmp_path / "file")
+    assert code == 2
+    assert "Error: --draw: " in said
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_a_higher_min_score_labels_and_draws_less(creatures, written, tmp_path):
+    """What scores not more has v = 0, and no disc; the rest is as it was."""
+    line = (written(coco(creatures)), alone(creatures, tmp_path))
+    found = {}
+    for name, options in (("all", ()), ("few", ("--min-score", "0.3"))):
+        out, drawn = tmp_path / f"{name}.json", tmp_path / name
+        assert typed(*line, "--out", out, "--draw", drawn, *options)[0] == 0
+        found[name] = json.loads(out.read_text())["annotations"]
+
+    dropped = 0
+    for every, few in zip(found["all"], found["few"], strict=True):
+        rows, left = (np.array(one["keypoints"]).reshape(-1, 3) for one in (every, few))
+        kept = np.array(every["scores"]) > 0.3
+        assert few["scores"] == every["scores"]
+        np.testing.assert_array_equal(left, rows * kept[:, None])
+        assert few["num_keypoints"] == kept.sum()
+        dropped += int((rows[~kept, 2] > 0).sum())
+        (name,) = (path.name for path in (tmp_path / "all").iterdir() if f".{every['id']}." in path.name)
+        same = (tmp_path / "all" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
+        assert same == (few["num_keypoints"] == every["num_keypoints"])
+    assert 0 < dropped < sum(one["num_keypoints"] for one in found["all"])
 
 
 def test_a_read_out_that_asks_again_cannot_vote():

@@ -2,13 +2,10 @@
 
 import json
 import logging
-import os
 import re
-import secrets
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,6 +15,7 @@ from rich.progress import Progress
 
 from semcorr.cli import explaining
 from semcorr.errors import UserError
+from semcorr.staged import distinct, refuse_inputs, staged
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
@@ -37,6 +35,11 @@ class Wanted(NamedTuple):
     most: int
     dense: bool
     pca: bool
+
+    @property
+    def endings(self) -> list[str]:
+        """Of a target's pictures."""
+        return ["", *["_warped"] * self.dense, *["_features"] * self.pca]
 
 
 @app.command()
@@ -68,9 +71,12 @@ def match(
         from semcorr.matcher import Matcher
 
         source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        named = names(targets, wanted.endings)
+        files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
+        refuse_inputs(out, [*files, "matches.json"], [a, *targets])
         matcher = Matcher.load(model, device=device, precision=precision)
         with staged(out) as folder:
-            said = [*matched(matcher, source, targets, wanted, folder)]
+            said = [*matched(matcher, source, named, wanted, folder)]
             write_json(folder / "matches.json", source, model, said)
     for one in said if len(said) == 1 else ():
         show(one)
@@ -78,9 +84,9 @@ def match(
 
 
 def matched(
-    matcher: "Matcher", source: "Picture", targets: Sequence[Path], wanted: Wanted, folder: Path
+    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: Wanted, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Draw every target's matches into the folder; what JSON says of them."""
+    """Draw every target's matches into the folder, by the name it has there; what JSON says of them."""
     from semcorr.data.pictures import picture
     from semcorr.draw import save
     from semcorr.encoding import chunked
@@ -88,17 +94,16 @@ def matched(
 
     known = matcher.encode(source)
     asked(wanted.points or [], known)  # a mistake is known before anything is computed
-    named = names(targets)
     with Progress(transient=True, disable=len(targets) == 1) as bar:
         task = bar.add_task("Matching", total=len(targets))
-        for some in chunked(targets, matcher.batch):
+        for some in chunked(list(targets), matcher.batch):
             pictures = [picture(path) for path in some]
             for path, one, target in zip(some, pictures, matcher.encoded(pictures), strict=True):
                 found = answers(matcher, known, target, wanted)
                 for suffix, image in drawn(matcher, (source, one), (known, target), found, wanted):
-                    save(image, folder / f"{named[path]}{suffix}.png")
+                    save(image, folder / f"{targets[path]}{suffix}.png")
                 bar.advance(task)
-                yield described(one, found, f"{named[path]}.png")
+                yield described(one, found, f"{targets[path]}.png")
 
 
 def answers(matcher: "Matcher", a: "Encoded", b: "Encoded", wanted: Wanted) -> "Match":
@@ -166,53 +171,40 @@ def show(said: dict[str, Any]) -> None:
         print(f"{one['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {one['score']:.2f}{doubt}")
 
 
-def names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Of what is written about each: its own without the ending, or with, where two are the same."""
-    stems = [path.stem for path in paths]
-    return {path: path.stem if stems.count(path.stem) == 1 else path.name for path in paths}
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, whose files move there in the end; after a failure nothing is there that was not."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file. Give a folder")
-    folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-            out.mkdir(exist_ok=True)
-            for path in sorted(folder.iterdir()):
-                path.replace(out / path.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another folder") from None
+def names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
+    """Of what is written about each: its own without the ending, or with, where two would be the same."""
+    stems = Counter(path.stem for path in paths)
+    wished = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
+    return dict(zip(paths, distinct(wished, endings), strict=True))
 
 
 def repeated(arguments: Sequence[str]) -> list[str]:
-    """Points after one --points, each with its own.
+    """Points after one --points, each with its own; an empty one, where none follows.
 
     >>> repeated(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
     ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
+    >>> repeated(["a.jpg", "b.jpg", "--points"])
+    ['a.jpg', 'b.jpg', '--points=']
     """
     found, before, inside = [], "", False
-    for word in arguments:
-        inside = before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None)
+    for word in [*arguments, ""]:
+        alone = before == "--points" and (word.startswith("--") or not word)
+        inside = not alone and (before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None))
+        found += ["--points="] * alone
         if inside:
             found.append(f"--points={word}")
         elif word != "--points":
             found.append(word)
         before = word
-    return found
+    return found[:-1]
 
 
 def _parsed(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
     try:
         return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
     except ValueError:
-        raise UserError(f"--points must be like 120,80 200,40; got {' '.join(points or [])!r}") from None
+        given = " ".join(points or [])
+        raise UserError(f"--points must be like 120,80 200,40, got {given!r}. Leave it out for a grid") from None
 
 
 def _two(point: Sequence[float]) -> list[float]:

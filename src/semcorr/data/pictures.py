@@ -1,4 +1,4 @@
-"""Any picture of a user's to upright RGB: files, PIL images, arrays and tensors, of any size and depth.
+"""Any picture of a user's to upright RGB: files, PIL images, arrays and tensors, of any depth.
 
 Benchmarks have a reader of their own (`transforms.load_image`): their annotations know no EXIF.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from semcorr.errors import UserError
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
-ENOUGH = 1024  # pixels of the shorter side that are left then, at least
+ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
 ORIENTATION = 0x0112  # EXIF's
 TURNS = {  # its values, and what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,11 +66,17 @@ def picture(source: Source, name: str = "image") -> Picture:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Its image files by their endings, in the order of their names."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
+    """Its image files, at least one."""
+    if not (found := image_files(folder)):
         raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}). Give a folder of images, or a file")
     return found
+
+
+def image_files(folder: Path, below: bool = False) -> list[Path]:
+    """By their endings, in order; with `below`, of folders below, too. Hidden ones, as macOS's ._a.jpg, are none."""
+    files = sorted(folder.rglob("*") if below else folder.iterdir())
+    seen = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [path for path in seen if path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
 def _read(path: Path) -> Picture:
@@ -81,8 +87,9 @@ def _read(path: Path) -> Picture:
                 return _upright(image, str(path), reduced=_reduced(image, path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Give the path of an image") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large to be decoded ({error}). Reduce it, and match the smaller one") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise UserError(f"{path} has more than {most:.0f} million pixels, which are not decoded. Reduce it") from None
     except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as SyntaxError
         if isinstance(error, UserError):
             raise
@@ -90,7 +97,7 @@ def _read(path: Path) -> Picture:
 
 
 def _reduced(image: Image.Image, path: Path) -> tuple[int, int] | None:
-    """Have a huge JPEG decoded at a fraction of its sides, never whole; its true size then. Others must be small."""
+    """Have a huge JPEG decoded at a fraction of its sides, unless a strip; its true size then. Others must be small."""
     size = width, height = image.size
     if image.format in ("JPEG", "MPO"):
         if width * height <= REDUCED:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from semcorr.coords import from_view, to_view
+from semcorr.coords import from_view, to_grid, to_view
 from semcorr.data.pictures import Picture
 from semcorr.data.transforms import fit, render
 from semcorr.errors import UserError
@@ -47,6 +47,14 @@ class Placed(NamedTuple):
         """Which points of the view lie on the picture, and not in the padding."""
         low, high = self.inside.to(points).split(2)
         return ((points >= low) & (points <= high)).all(-1)
+
+    def covers(self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float) -> Bool[Tensor, "h w"]:
+        """Which places of columns and rows, in cells of a map, were shown, or lie at most half a cell beyond."""
+        low, high = (to_grid(corner, stride).tolist() for corner in self.inside.cpu().split(2))
+        wide, tall = (
+            (at >= first - 0.5) & (at <= last + 0.5) for at, first, last in zip((x, y), low, high, strict=True)
+        )
+        return tall[:, None] & wide
 
 
 class Encoded(NamedTuple):

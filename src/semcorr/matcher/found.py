@@ -20,7 +20,7 @@ class Flow(NamedTuple):
     """Where every pixel of one picture lies in another."""
 
     flow: Float[Tensor, "h w 2"]  # what to add to a pixel's (x, y), in original pixels
-    confidence: Float[Tensor, "h w"]  # similarity where the match is cycle-consistent, 0 where it is not; in [0, 1]
+    confidence: Float[Tensor, "h w"]  # similarity where the match is cycle-consistent, 0 elsewhere and in padding
 
 
 class There(NamedTuple):

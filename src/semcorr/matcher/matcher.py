@@ -6,6 +6,7 @@ integers, so that a picture of width w spans [-0.5, w - 0.5].
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from semcorr.data.loading import images_at_once
 from semcorr.data.pictures import Picture, Source, picture
-from semcorr.encoding import chunked
 from semcorr.errors import UserError
 from semcorr.heads import Separable
 from semcorr.localise import argmax
@@ -100,7 +100,8 @@ class Matcher:
 
     def encoded(self, images: Iterable[Image], name: str = "image") -> Iterator[Encoded]:
         """Many pictures, `batch` at once; those that are encoded already as they are."""
-        for some in chunked(list(images), self.batch):
+        left = iter(images)
+        while some := list(islice(left, self.batch)):
             fresh = [one for one in some if not isinstance(one, Encoded)]
             done = iter(self._encode(fresh, name) if fresh else ())
             yield from (one if isinstance(one, Encoded) else next(done) for one in some)
@@ -148,7 +149,7 @@ class Matcher:
 
         Args:
             a: The points asked are centres of its cells.
-            b: The answers are by the read-out, around the preferred cell.
+            b: The answers are by the read-out, around the preferred cell; those need not come back.
             most: How many.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
@@ -161,9 +162,7 @@ class Matcher:
         slack = max(here.stride, back.stride) / 2  # the same cell, if similarities have the grid of features
         kept = ((back.points[0] - query).abs() <= slack).all(-1) & target.placed.shows(found.points[0])
         best = found.score[kept].argsort(descending=True, stable=True)[:most]
-        points = source.placed.from_view(query[kept][best]).cpu()
-        every = torch.ones(len(points), dtype=torch.bool)
-        return self._match(source, target, points, subcell=False)._replace(consistent=every)
+        return self._match(source, target, source.placed.from_view(query[kept][best]).cpu(), subcell=False)
 
     # -- maps --
 
@@ -186,7 +185,8 @@ class Matcher:
         view = laid(found.points.unflatten(0, shape).cpu(), *columns, here.stride, APART * there.stride)
         flow = target.placed.from_view(view.flatten(0, 1)).view_as(view)
         flow -= torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        return Flow(flow, read_at(sure.cpu(), *columns)[..., 0].clamp(0, 1))
+        shown = source.placed.covers(*columns, here.stride)
+        return Flow(flow, read_at(sure.cpu(), *columns)[..., 0].clamp(0, 1) * shown)
 
     @torch.no_grad()
     def similarity(self, a: Image, b: Image, point: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:

@@ -1,8 +1,11 @@
 """What to match with, by a word: a backbone's name, a run's directory or a config line; to the module that does it."""
 
 import difflib
+import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from semcorr.module import Correspondence
 from semcorr.run import assembled, read_checkpoint, settle
 
 DEFAULT = "efficientnet_lite0"  # its weights come with a package
+SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
 
 
 class Restored(NamedTuple):
@@ -38,7 +42,7 @@ def restore(model: str | Path | None = None, overrides: Sequence[str] = ()) -> R
     """
     line = arguments(model, overrides)
     try:
-        with isolate_rng():  # random weights follow from `seed` alone, and the caller's numbers from theirs
+        with _undisturbed():
             return Restored(*_built(line), " ".join(line))
     except UserError:
         raise
@@ -46,6 +50,20 @@ def restore(model: str | Path | None = None, overrides: Sequence[str] = ()) -> R
         if (message := explained(error, "evaluate")) is None:
             raise
         raise UserError(message) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Random weights follow from `seed` alone, and the caller's numbers, of this and other processes, from theirs."""
+    before = {name: os.environ.get(name) for name in SEEDING}
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def arguments(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
@@ -56,13 +74,23 @@ def arguments(model: str | Path | None, overrides: Sequence[str] = ()) -> list[s
     >>> arguments("backbone=dinov2 localise.window=9")
     ['backbone=dinov2', 'localise.window=9']
     """
-    words = [str(model)] if isinstance(model, Path) else shlex.split(model or "")
-    if isinstance(model, str) and Path(model).is_dir():
-        words = [model]  # spaces and all
+    words = [str(model)] if model and Path(model).is_dir() else _words(model or "")  # a directory, spaces and all
     line = [_named(word) if "=" not in word or Path(word).is_dir() else word for word in words]
     line += overrides
     chosen = any(word.partition("=")[0] in ("backbone", "checkpoint", "experiment") for word in line)
     return line if chosen else [f"backbone={DEFAULT}", *line]
+
+
+def _words(model: str | Path) -> list[str]:
+    if isinstance(model, Path):
+        return [str(model)]
+    try:
+        return shlex.split(model)
+    except ValueError as error:
+        raise UserError(
+            f"`model`: {model} is no directory, and no line of words ({error}). Give a backbone, a run's directory or "
+            "a line as 'backbone=dinov2 localise=argmax'"
+        ) from None
 
 
 def _named(word: str) -> str:
@@ -71,10 +99,22 @@ def _named(word: str) -> str:
     if word in names:
         return f"backbone={word}"
     if (Path(word) / "config.yaml").is_file():
-        return f"checkpoint={word}"
+        return f"checkpoint={_quoted(word)}"
     near = difflib.get_close_matches(word, names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Backbones are {', '.join(names)}"
     raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
+
+
+def _quoted(word: str) -> str:
+    r"""As Hydra reads it back, whatever characters it has.
+
+    >>> print(_quoted("runs/one"), _quoted("lr=1,x=2"), _quoted("it's"))
+    runs/one 'lr=1,x=2' 'it\'s'
+    """
+    if re.fullmatch(r"[\w./-]+", word, flags=re.ASCII):
+        return word
+    kept = re.sub(r"\\+(?='|$)", lambda at: 2 * at[0], word)  # before a quotation mark, a backslash escapes
+    return "'" + kept.replace("'", r"\'").replace("${", r"\${") + "'"
 
 
 def _built(line: Sequence[str]) -> tuple[Correspondence, str]:

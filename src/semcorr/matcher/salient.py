@@ -63,14 +63,24 @@ def otsu(values: Float[np.ndarray, " n"]) -> float:
 
 
 def grid_over(image: Encoded, maps: FeatureMap, most: int = 30) -> Float[Tensor, "n 2"]:
-    """Points in rows and columns over the object, about `most`, in original pixels."""
+    """Points in rows and columns over the object, about `most`, in original pixels.
+
+    Of a picture so thin that no cell's centre lies on it, over the cells that it touches.
+    """
     h, w = maps.values.shape[-2:]
     places = centres(maps)
-    inside = foreground(maps, image.placed.shows(places).view(h, w)).cpu()
+    shown = image.placed.shows(places).view(h, w)
+    inside = foreground(maps, shown) if bool(shown.any()) else touched(image, maps)
     step = max(1.0, (int(inside.sum()) / most) ** 0.5)
     rows, columns = (_every(inside.any(axis), step) for axis in (1, 0))
     chosen = [row * w + column for row in rows for column in columns if inside[row, column]]
     return image.placed.from_view(places[chosen].cpu())
+
+
+def touched(image: Encoded, maps: FeatureMap) -> Bool[Tensor, "h w"]:
+    """Cells that show any of the picture."""
+    h, w = maps.values.shape[-2:]
+    return image.placed.covers(torch.arange(w).float(), torch.arange(h).float(), maps.stride)
 
 
 def _every(taken: Bool[Tensor, " n"], step: float) -> list[int]:

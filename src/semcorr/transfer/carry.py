@@ -65,7 +65,7 @@ class Carried(NamedTuple):
     points: Float[Tensor, "k 2"]  # (x, y) in pixels of the part that was encoded
     scores: Float[Tensor, " k"]  # in [0, 1]; 0 where no source shows the keypoint, or none stands behind the answer
     weights: Float[Tensor, "s k"]  # of the sources
-    fit: Float[Tensor, " s"]  # of the sources, see `transfer_vote.fitness`
+    fit: Float[Tensor, " s"]  # of the sources, see `semcorr.transfer.vote.fitness`
 
 
 class Asked(NamedTuple):

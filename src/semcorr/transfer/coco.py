@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.data.coco_keypoints import BOXES
-from semcorr.data.pictures import SUFFIXES
+from semcorr.data.pictures import image_files
 from semcorr.errors import UserError
 from semcorr.transfer.cut import Box
 
@@ -125,11 +125,9 @@ def _bare(photos: Mapping[Any, Photo], seen: Collection[Any], folder: Path) -> l
     """Images without annotation: of the file, and those of the folder that it does not name, with ids of their own."""
     known = {photo.path.resolve() for photo in photos.values()}
     free = count(1 + max((i for i in photos if isinstance(i, int)), default=0))
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
-    names = [(file, file.relative_to(folder)) for file in files if file.resolve() not in known]
-    others = [(file, name) for file, name in names if not any(part.startswith(".") for part in name.parts)]
+    others = [file for file in image_files(folder, below=True) if file.resolve() not in known]
     return [photo for i, photo in photos.items() if i not in seen] + [
-        Photo(next(free), name.as_posix(), file, None) for file, name in others
+        Photo(next(free), file.relative_to(folder).as_posix(), file, None) for file in others
     ]
 
 
@@ -143,7 +141,7 @@ def _thing(
     where = f"{path}: the annotation {entry.get('id', index)} of {photos[of].name}"
     names = kinds[kind].get("keypoints")
     if not names:
-        raise UserError(f"{where} is of {_called(kinds[kind])}, which has no `keypoints`, their names. Add them")
+        raise UserError(f"{where} is of {called(kinds[kind])}, which has no `keypoints`, their names. Add them")
     rows = torch.tensor(_rows(entry.get("keypoints") or [0.0] * 3 * len(names), len(names), where))
     shown = rows[:, 2] > 0
     points = rows[:, :2] * shown[:, None]
@@ -190,7 +188,7 @@ def _whole(
         )
     named = [i for i, kind in kinds.items() if kind.get("name") == category]
     if category is not None and not named:
-        there = ", ".join(_called(kind) for kind in kinds.values())
+        there = ", ".join(called(kind) for kind in kinds.values())
         raise UserError(f"--category: {path} has no category {category!r}; it has {there}")
     kind = named[0] if named else next(iter(sources))
     many = len(kinds[kind].get("keypoints") or [])
@@ -202,12 +200,18 @@ def _check(
 ) -> None:
     if not targets:
         raise UserError(f"Every image of {folder} is annotated in {path}: there is none to be labelled. Add some")
-    orphans = Counter(_called(kinds[thing.category]) for thing in targets if thing.category not in sources)
+    orphans = Counter(called(kinds[thing.category]) for thing in targets if thing.category not in sources)
     for name, many in orphans.items():
         raise UserError(f"{path} has no annotated image of {name}, which {many} are to be labelled as. Annotate one")
 
 
-def _called(kind: Mapping[str, Any]) -> str:
+def things_of(sheet: Sheet) -> list[Thing]:
+    """Sources and targets."""
+    return [*sheet.targets, *(thing for things in sheet.sources.values() for thing in things)]
+
+
+def called(kind: Mapping[str, Any]) -> str:
+    """A category's name, or its id."""
     return str(kind.get("name", kind.get("id")))
 
 

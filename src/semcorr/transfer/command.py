@@ -11,6 +11,7 @@ from rich.console import Console
 
 from semcorr.cli import explaining
 from semcorr.errors import UserError
+from semcorr.staged import refuse_inputs, staged
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.transfer.coco import Sheet
@@ -32,7 +33,9 @@ def transfer(
     place: Annotated[float, typer.Option("--place", help="Worth of lying where sources have it in their boxes.")] = 0.2,
     box: Annotated[str, typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")] = "xywh",
     category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out what is no image; say which.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
+    ] = False,
     draw: Annotated[Path | None, typer.Option("--draw", readable=False, help="Folder for pictures of labels.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
@@ -44,20 +47,21 @@ def transfer(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
         check(use, min_score, place, out, annotations)
-        from semcorr.match import staged
         from semcorr.matcher import Matcher
         from semcorr.matcher.restore import arguments
-        from semcorr.transfer.coco import read_sheet
-        from semcorr.transfer.folder import labelled_all
+        from semcorr.transfer.coco import read_sheet, things_of
+        from semcorr.transfer.folder import drawn_names, labelled_all
         from semcorr.transfer.labels import as_coco
 
         sheet = read_sheet(annotations, images, box, category)
+        if draw is not None:
+            refuse_inputs(draw, drawn_names(sheet.targets), (thing.photo.path for thing in things_of(sheet)), "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
         if draw is None:
             labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped))
         else:
-            with staged(draw) as folder:
+            with staged(draw, "--draw") as folder:
                 labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
         content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
         write(out, json.dumps(content) + "\n")
@@ -91,7 +95,9 @@ def write(out: Path, text: str) -> None:
 def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
     """By category, how many of what."""
     from semcorr.data.groups import flip_from_names
+    from semcorr.transfer.coco import called
 
+    broken = {one["file_name"] for one in skipped}
     for kind in sheet.categories:
         mine = [label for label in labels if label.thing.category == kind["id"]]
         if mine:
@@ -100,9 +106,9 @@ def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, 
             sided = flip_from_names(kind["keypoints"]) != tuple(range(count))
             also = ", also mirrored" if flip and sided else ""
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
-            sources = len(sheet.sources[kind["id"]])
+            sources = sum(thing.photo.name not in broken for thing in sheet.sources[kind["id"]])
             print(
-                f"{kind['name']}: {len(mine)} labelled by {sources}{also}; "
+                f"{called(kind)}: {len(mine)} labelled by {sources}{also}; "
                 f"{100 * share:.0f} % of {count} keypoints found{note}"
             )
     for one in skipped:

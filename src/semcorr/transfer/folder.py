@@ -1,5 +1,6 @@
 """Every target of a sheet, streamed: opened, cut out, encoded, and labelled by the sources of its category."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from semcorr.draw import save
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
 from semcorr.matcher import Matcher
+from semcorr.staged import distinct
 from semcorr.transfer.carry import Labelled, carry, check_rule, labelled
-from semcorr.transfer.coco import Sheet, Thing
+from semcorr.transfer.coco import Sheet, Thing, called
 from semcorr.transfer.cut import cut, holding
 from semcorr.transfer.labels import Label, believed, bones, drawn
 from semcorr.transfer.vote import PLACE
+
+UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # for a file's name, on one system or another
 
 
 def labelled_all(
@@ -39,26 +43,60 @@ def labelled_all(
         flip: Sources are also used mirrored, where keypoints are named left and right.
         min_score: Keypoints with more are found.
         place: What lying where the sources have it in their boxes is worth, in similarity; of targets with a box.
-        skipped: Broken images are noted here and left out; None: they are refused.
+        skipped: Broken images are noted here and left out, while a source remains; None: they are refused.
         folder: For pictures.
     """
     check_rule(matcher)
     kinds = {kind["id"]: kind for kind in sheet.categories}
+    named = list(zip(sheet.targets, drawn_names(sheet.targets), strict=True))
     with Progress(transient=True) as bar:
         task = bar.add_task("Labelling", total=len(sheet.targets))
         for kind, things in sheet.sources.items():
-            targets = [thing for thing in sheet.targets if thing.category == kind]
+            targets = [(thing, name) for thing, name in named if thing.category == kind]
             if not targets:
                 continue
-            sources = [one for thing in things for one in source(matcher, thing, kinds[kind], flip)]
+            sources = _sources(matcher, things, kinds[kind], flip, skipped)
             for some in chunked(targets, matcher.batch):
                 yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, folder)
                 bar.advance(task, len(some))
 
 
-def source(matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool) -> list[Labelled]:
-    """An annotated object, and with `flip` its mirror image; cut out so that every keypoint is inside."""
-    whole = opened(thing)
+def drawn_names(targets: Sequence[Thing]) -> list[str]:
+    """Of the pictures of labels, each its own: the image's and the object's."""
+    wished = [thing.photo.name if thing.id is None else f"{thing.photo.name}.{thing.id}" for thing in targets]
+    return [f"{name}.png" for name in distinct([UNFIT.sub("_", name)] for name in wished)]
+
+
+def _sources(
+    matcher: Matcher,
+    things: Sequence[Thing],
+    kind: Mapping[str, Any],
+    flip: bool,
+    skipped: list[dict[str, str]] | None,
+) -> list[Labelled]:
+    """All whose images can be read."""
+    found: list[Labelled] = []
+    for thing in things:
+        if (whole := _opened(thing, skipped)) is not None:
+            found += source(matcher, thing, kind, flip, whole)
+    if not found:
+        raise UserError(f"None of the annotated images of {called(kind)} can be read. Restore one of them, at least")
+    return found
+
+
+def source(
+    matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool, whole: Picture | None = None
+) -> list[Labelled]:
+    """An annotated object, and with `flip` its mirror image; cut out so that every keypoint is inside.
+
+    Args:
+        matcher: Encodes both.
+        thing: The object.
+        kind: Its category.
+        flip: Where its keypoints have sides.
+        whole: Its image, if that is open.
+    """
+    whole = whole or opened(thing)
     width, height = whole.size
     most = torch.tensor([width, height]) - 0.5
     shown = thing.points[thing.shown]
@@ -77,7 +115,7 @@ def source(matcher: Matcher, thing: Thing, kind: Mapping[str, Any], flip: bool) 
 def _some(
     matcher: Matcher,
     sources: Sequence[Labelled],
-    targets: Sequence[Thing],
+    targets: Sequence[tuple[Thing, str]],
     kind: Mapping[str, Any],
     how: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
@@ -85,9 +123,9 @@ def _some(
 ) -> Iterator[Label]:
     """As many as are encoded at once."""
     use, min_score, place = how
-    things = [(thing, one) for thing in targets if (one := _opened(thing, skipped)) is not None]
-    parts = [cut(one, thing.box) for thing, one in things]
-    for (thing, one), part, target in zip(
+    things = [(thing, name, one) for thing, name in targets if (one := _opened(thing, skipped)) is not None]
+    parts = [cut(one, thing.box) for thing, _, one in things]
+    for (thing, name, one), part, target in zip(
         things, parts, matcher.encoded([part.picture for part in parts]), strict=True
     ):
         found = carry(matcher, sources, target, use, 0.0 if thing.box is None else place)
@@ -95,8 +133,7 @@ def _some(
         said = believed(sources, found.weights)
         label = Label(thing, one.size, points, scores, scores > min_score, said)
         if folder is not None:
-            name = f"{thing.photo.name.replace('/', '_')}.{'' if thing.id is None else thing.id}".rstrip(".")
-            save(drawn(part.picture, found.points, label, bones(kind)), folder / f"{name}.png")
+            save(drawn(part.picture, found.points, label, bones(kind)), folder / name)
         yield label
 
 
@@ -118,5 +155,6 @@ def _opened(thing: Thing, skipped: list[dict[str, str]] | None) -> Picture | Non
     except UserError as error:
         if skipped is None:
             raise UserError(f"{error}. With --skip-broken it is left out") from None
-        skipped.append({"file_name": thing.photo.name, "reason": str(error)})
+        if (note := {"file_name": thing.photo.name, "reason": str(error)}) not in skipped:  # of its other objects
+            skipped.append(note)
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from semcorr.data.pictures import Picture
 from semcorr.draw_matches import hue, shown
 from semcorr.transfer.carry import Labelled
-from semcorr.transfer.coco import Photo, Sheet, Thing
+from semcorr.transfer.coco import Photo, Sheet, Thing, things_of
 
 FOUND = 2  # COCO's v: labelled and visible
 ZOOM = 3  # drawn larger and reduced, for smooth lines
@@ -42,7 +42,7 @@ def believed(sources: Sequence[Labelled], weights: Float[Tensor, "s k"]) -> list
 def as_coco(sheet: Sheet, labels: Sequence[Label], skipped: Sequence[Mapping[str, str]], said: str) -> dict[str, Any]:
     """The file: labelled images, their annotations and all categories as they were given."""
     photos = {label.thing.photo.id: (label.thing.photo, label.size) for label in labels}
-    taken = {thing.id for thing in (*sheet.targets, *(one for some in sheet.sources.values() for one in some))}
+    taken = {thing.id for thing in things_of(sheet)}
     free = iter(i for i in range(1, 2 + len(taken) + len(labels)) if i not in taken)
     return {
         "info": {

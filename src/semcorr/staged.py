@@ -1,0 +1,71 @@
+"""What a command writes into a folder: under names of its own, over nothing that it read, all of it or nothing."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from semcorr.errors import UserError
+
+
+@contextmanager
+def staged(out: Path, option: str = "--out") -> Iterator[Path]:
+    """A folder whose files move to `out` in the end; after a failure nothing is there that was not.
+
+    It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk.
+
+    Args:
+        out: May be missing.
+        option: What the user gave it by.
+    """
+    try:
+        home = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+        if not home.is_dir():
+            raise UserError(f"{option}: {home} is a file. Give a folder")
+        with TemporaryDirectory(prefix=".semcorr.", dir=home) as folder:
+            yield Path(folder)
+            out.mkdir(parents=True, exist_ok=True)
+            for path in sorted(Path(folder).iterdir()):
+                path.replace(out / path.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{option}: {out} cannot be written ({reason}). Choose another folder") from None
+
+
+def refuse_inputs(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
+    """Before anything is computed: what is to be written there must be nothing that is read."""
+    known = {path.resolve() for path in read}
+    for path in (folder / file for file in files):
+        if path.resolve() in known:
+            raise UserError(
+                f"{option}: {path} is one of the pictures that are read, and would be replaced by what is drawn of "
+                "them. Choose another folder"
+            )
+
+
+def distinct(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
+    """For each the first of the names it may have whose files no other has; with a number, if there is none.
+
+    A and a are the same, as they are on some disks.
+
+    Args:
+        wished: Each one's names, at least one.
+        endings: Of the files that are written by a name.
+
+    >>> distinct([["a"], ["a", "b"], ["A"]])
+    ['a', 'b', 'A-2']
+    >>> distinct([["b"], ["b_warped", "b_warped.jpg"]], endings=["", "_warped"])
+    ['b', 'b_warped.jpg']
+    """
+    found: list[str] = []
+    taken: set[str] = set()
+
+    def files(name: str) -> set[str]:
+        return {f"{name}{ending}".casefold() for ending in endings}
+
+    for names in wished:
+        numbered = (f"{names[-1]}-{i}" for i in count(2))
+        found.append(next(name for name in chain(names, numbered) if not files(name) & taken))
+        taken |= files(found[-1])
+    return found

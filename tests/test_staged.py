@@ -1,0 +1,81 @@
+"""What a command writes into a folder is there in the end or not at all, by names of its own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from semcorr.errors import UserError
+from semcorr.staged import distinct, refuse_inputs, staged
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder one is in, and in it something of the user's."""
+    home = tmp_path / "above/home"
+    home.mkdir(parents=True)
+    (home / "mine.txt").touch()
+    monkeypatch.chdir(home)
+    return home
+
+
+def everything(home: Path) -> list[str]:
+    return sorted(path.relative_to(home.parent).as_posix() for path in home.parent.rglob("*"))
+
+
+@pytest.mark.parametrize("out", [".", "..", "new", "new/deep/folder", "./", "../beside"])
+def test_any_folder_has_the_files_in_the_end(home, out):
+    with staged(Path(out)) as folder:
+        (folder / "one.png").touch()
+        assert not (Path(out) / "one.png").exists()
+
+    assert (Path(out) / "one.png").is_file()
+    assert sum(name.endswith(".png") for name in everything(home)) == 1
+    assert not any("semcorr" in name for name in everything(home))
+
+
+@pytest.mark.parametrize("out", [".", "..", "new", "new/deep/folder"])
+def test_after_a_failure_there_is_what_there_was(home, out):
+    def fail() -> None:
+        with staged(Path(out)) as folder:
+            (folder / "one.png").touch()
+            raise UserError("in the middle")
+
+    with pytest.raises(UserError, match="in the middle"):
+        fail()
+    assert everything(home) == ["home", "home/mine.txt"]
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
+def test_a_file_is_no_folder(home, out):
+    with pytest.raises(UserError, match=r"--draw: .*mine.txt is a file"), staged(Path(out), "--draw"):
+        pytest.fail("nothing is computed")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_computed(home):
+    home.chmod(0o500)
+    with pytest.raises(UserError, match=r"--draw: new cannot be written"), staged(Path("new"), "--draw"):
+        pytest.fail("nothing is computed")
+
+
+def test_what_is_in_the_way_is_told_by_the_option(home):
+    (home / "one.png").mkdir()
+    with pytest.raises(UserError, match=r"^--draw: \. cannot be written"), staged(Path(), "--draw") as folder:
+        (folder / "one.png").touch()
+
+
+def test_what_is_read_is_not_written_over_by_any_way_there(home):
+    (home / "link").symlink_to(home)
+    refuse_inputs(home / "link", ["other.txt"], [home / "mine.txt"])
+    with pytest.raises(UserError, match=r"--draw: .* is one of the pictures that are read"):
+        refuse_inputs(home / "link", ["other.txt", "mine.txt"], [Path("mine.txt")], "--draw")
+
+
+def test_names_are_distinct_with_all_endings_and_in_either_case():
+    wished = [["a"], ["A", "A.png"], ["b"], ["b_warped"], ["a-2"], ["a"]]
+    found = distinct(wished, ["", "_warped"])
+
+    assert found[:3] == ["a", "A.png", "b"]
+    files = [f"{name}{ending}".casefold() for name in found for ending in ("", "_warped")]
+    assert len(set(files)) == len(files)
