@@ -141,8 +141,13 @@ class Correspondence(LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
-        """Whatever is random in a step follows from the step alone, so a resumed run repeats it."""
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+        """Whatever is random follows from the batch's place in training, so a resumed run repeats it.
+
+        The step would not do: with `accumulate_grad_batches` several batches belong to one.
+        """
+        trainer: Any = self.trainer
+        place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
