@@ -59,8 +59,17 @@ class Cost(Callback):
         """Two images a pair."""
         self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock stands still: epochs end in a validation, which is not counted."""
+        self.stopped = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It goes on. Of the callbacks that work after a validation this is the last."""
+        if not trainer.sanity_checking:
+            self.start += time.perf_counter() - self.stopped
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Epochs end in a validation, which is not counted."""
+        """The rate, and what memory the process has or the device had."""
         seconds = time.perf_counter() - self.start
         pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
         pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
