@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 
 from semcorr.errors import UserError
 from semcorr.loggers import CSV
+from semcorr.optim import planned_steps, refuse_longer
 from semcorr.types import ImageBatch
 
 MONITOR = "val/all/pck@0.1"
@@ -86,15 +87,17 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
         )
 
 
-def resume(run_dir: Path, trainer: Trainer) -> str | None:
+def resume(run_dir: Path, trainer: Trainer, data: Any) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
     from semcorr.run import read_checkpoint
 
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    step = read_checkpoint(run_dir, "last")["global_step"]
+    content = read_checkpoint(run_dir, "last")
+    data.trainer = trainer  # whose processes share the steps of an epoch
+    refuse_longer(content, planned_steps(trainer, data))
     for logger in trainer.loggers:
         if isinstance(logger, CSV):
-            logger.resume(step)
+            logger.resume(content["global_step"])
     return str(path)
