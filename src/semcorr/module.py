@@ -13,6 +13,7 @@ from semcorr.backbones import Backbone
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
+from semcorr.finetune.chosen import leave_unread
 from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import base_of, refuse_another, refuse_other_parts, saved
 from semcorr.frozen import Frozen, Keep
@@ -84,6 +85,7 @@ class Correspondence(LightningModule):
         self.strict_loading = False  # checkpoints hold the moving weights only
         buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
         finetune(backbone)
+        leave_unread(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
         self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
