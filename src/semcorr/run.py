@@ -29,6 +29,7 @@ from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
+from semcorr.trainer_options import check_precision, check_training
 
 
 def build(
@@ -155,6 +156,9 @@ def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
 
 def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     """Lightning's Trainer with our loggers and progress bars."""
+    check_precision(cfg.trainer.precision)
+    if "loss" in cfg:
+        check_training(cfg.trainer, options.get("callbacks", ()))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
