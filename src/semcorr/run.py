@@ -111,9 +111,15 @@ def fitted_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
 
 
 def compile_blocks(backbone: Any, backend: str) -> None:
-    """Each block by itself: wherever the chain is cut, what is compiled is the same."""
+    """Each block by itself: wherever the chain is cut, what is compiled is the same.
+
+    The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
+    uncompiled. A block is compiled anew for what moves of it, with gradients and without, and for sizes of batches.
+    """
     if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
         raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
+    limits: Any = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
+    limits.cache_size_limit = max(limits.cache_size_limit, 8 * len(backbone.blocks))
     for block in backbone.blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
