@@ -14,10 +14,9 @@ import yaml
 from hydra.utils import instantiate
 from lightning import Trainer
 
-from semcorr.backbones.timm_model import TimmModel
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
-from semcorr.run import build, compile_blocks
+from semcorr.run import build
 from semcorr.train import train
 
 QUICK = ["finetune.blocks=2", "data.steps=3", "data.batch_size=4", "optimizer.backbone_lr=1e-3"]
@@ -228,23 +227,3 @@ def test_a_damaged_checkpoint_is_named(config, tiny, tmp_path, verb):
 
     with pytest.raises(UserError, match=r"(best|last)\.ckpt is damaged .*Take another copy of it, or train again"):
         verb(cfg)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at what it should not
-def test_compiled_blocks_give_the_same_features_at_every_cut():
-    """Without a C++ compiler: dynamo's eager backend captures the graphs and runs them as they are."""
-    backbone = TimmModel("vit_tiny_patch16_224", 32, pretrained=False, depth=2, embed_dim=24, num_heads=2)
-    image = torch.rand(1, 3, 32, 32)
-    plain = backbone(image).values
-    torch._dynamo.utils.counters.clear()
-
-    compile_blocks(backbone, "eager")
-
-    assert torch.equal(backbone(image).values, plain)
-    assert torch.equal(backbone.suffix(backbone.prefix(image, 1), 1).values, plain)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-
-
-def test_an_unknown_compiler_is_told_the_known_ones(config, tiny):
-    with pytest.raises(UserError, match=r"`compile` must be a backend .*inductor.* or null, got 'fast'"):
-        train(config("train", *tiny, "compile=fast"))

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 
 from semcorr.errors import UserError
 from semcorr.loggers import CSV
+from semcorr.optim import planned_steps, refuse_longer
 from semcorr.types import ImageBatch
 
 MONITOR = "val/all/pck@0.1"
@@ -59,8 +60,17 @@ class Cost(Callback):
         """Two images a pair."""
         self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock stands still: epochs end in a validation, which is not counted."""
+        self.stopped = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It goes on. Of the callbacks that work after a validation this is the last."""
+        if not trainer.sanity_checking:
+            self.start += time.perf_counter() - self.stopped
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Epochs end in a validation, which is not counted."""
+        """The rate, and what memory the process has or the device had."""
         seconds = time.perf_counter() - self.start
         pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
         pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
@@ -77,15 +87,17 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
         )
 
 
-def resume(run_dir: Path, trainer: Trainer) -> str | None:
+def resume(run_dir: Path, trainer: Trainer, data: Any) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
     from semcorr.run import read_checkpoint
 
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    step = read_checkpoint(run_dir, "last")["global_step"]
+    content = read_checkpoint(run_dir, "last")
+    data.trainer = trainer  # whose processes share the steps of an epoch
+    refuse_longer(content, planned_steps(trainer, data))
     for logger in trainer.loggers:
         if isinstance(logger, CSV):
-            logger.resume(step)
+            logger.resume(content["global_step"])
     return str(path)

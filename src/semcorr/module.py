@@ -1,6 +1,5 @@
 """The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,12 +13,14 @@ from semcorr.backbones import Backbone
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
+from semcorr.finetune.chosen import leave_unread
 from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import base_of, refuse_another, refuse_other_parts, saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
 from semcorr.losses import Loss, loss_of
 from semcorr.metrics.pck import SUBSETS
+from semcorr.optim import planned_steps
 from semcorr.pose import adaptive
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol
@@ -84,6 +85,7 @@ class Correspondence(LightningModule):
         self.strict_loading = False  # checkpoints hold the moving weights only
         buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
         finetune(backbone)
+        leave_unread(backbone)
         self.saved = {f"backbone.{name}" for name in saved(backbone, buffers)}  # type: ignore[arg-type]
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
         self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
@@ -158,7 +160,7 @@ class Correspondence(LightningModule):
             )
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
-        schedule = self.scheduler(optimizer, self._steps())  # type: ignore[misc]
+        schedule = self.scheduler(optimizer, planned_steps(self.trainer, self._data))  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -166,15 +168,6 @@ class Correspondence(LightningModule):
         parts: tuple[Any, ...] = (self.head, self.backbone)
         head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
         return head, backbone
-
-    def _steps(self) -> int:
-        """Optimiser steps of the whole run.
-
-        Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
-        """
-        trainer: Any = self.trainer
-        epochs = math.ceil(len(trainer.datamodule.stream()) / trainer.accumulate_grad_batches) * trainer.max_epochs
-        return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 
     # -- evaluation --
 

@@ -1,10 +1,14 @@
-"""Optimiser and learning-rate schedule as plain constructors."""
+"""Optimiser and learning-rate schedule as plain constructors, and how many steps a schedule is laid out for."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from semcorr.errors import UserError
 
 
 def adamw(
@@ -31,3 +35,23 @@ def one_cycle(optimizer: AdamW, steps: int, warmup: float = 0.3) -> LRScheduler:
 def constant(optimizer: AdamW, steps: int) -> LRScheduler:
     """The same rate throughout."""
     return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def planned_steps(trainer: Any, data: Any) -> int:
+    """Optimiser steps of the whole run.
+
+    Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
+    """
+    epochs = math.ceil(len(data.stream()) / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
+
+
+def refuse_longer(checkpoint: Mapping[str, Any], steps: int) -> None:
+    """A schedule that has an end cannot go on beyond it: `steps` must not be more than it was laid out for."""
+    laid_out = [state["total_steps"] for state in checkpoint["lr_schedulers"] if "total_steps" in state]
+    if laid_out and steps > min(laid_out):
+        raise UserError(
+            f"`trainer.max_epochs`: the learning rate of this run was laid out for {min(laid_out)} steps, and would "
+            f"have to last for {steps}. Go on with its own max_epochs, or train anew: a run that has "
+            "scheduler=constant from the start can be made longer."
+        )

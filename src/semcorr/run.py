@@ -29,6 +29,7 @@ from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
+from semcorr.trainer_options import check_precision, check_training
 
 
 def build(
@@ -110,9 +111,15 @@ def fitted_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
 
 
 def compile_blocks(backbone: Any, backend: str) -> None:
-    """Each block by itself: wherever the chain is cut, what is compiled is the same."""
+    """Each block by itself: wherever the chain is cut, what is compiled is the same.
+
+    The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
+    uncompiled. A block is compiled anew for what moves of it, with gradients and without, and for sizes of batches.
+    """
     if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
         raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
+    limits: Any = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
+    limits.cache_size_limit = max(limits.cache_size_limit, 8 * len(backbone.blocks))
     for block in backbone.blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
@@ -155,6 +162,9 @@ def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
 
 def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     """Lightning's Trainer with our loggers and progress bars."""
+    check_precision(cfg.trainer.precision)
+    if "loss" in cfg:
+        check_training(cfg.trainer, options.get("callbacks", ()))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -162,7 +172,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    callbacks = [Progress(), Cost(), Pages(), *options.pop("callbacks", [])]
+    callbacks = [Progress(), Pages(), Cost(), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
     )

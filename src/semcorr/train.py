@@ -27,6 +27,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
     trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
+    last = resume(run_dir, trainer, data)  # may refuse, and the run's config.yaml stays as it was
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, module, run_dir)
@@ -34,7 +35,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
     SHELF.clear()  # before training needs the room
-    trainer.fit(module, datamodule=data, ckpt_path=resume(run_dir, trainer), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.strategy.barrier()
         module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)

@@ -61,6 +61,7 @@ class Chain(nn.Module, ABC):
     std: Tensor
     norm: nn.Module | None = None
     pairwise = False
+    facet = "token"
     sha256 = ""
 
     def __init__(

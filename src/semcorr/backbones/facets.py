@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from semcorr.errors import UserError
@@ -34,6 +34,20 @@ def project(block: Any, tokens: Float[Tensor, "b n c"], facet: str) -> Float[Ten
     else:  # EVA keeps them apart from the layer
         fused = linear(tokens, attention.qkv.weight, torch.cat([bias for bias in biases if bias is not None]))
     return fused.chunk(3, dim=-1)[FACETS.index(facet) - 1]
+
+
+def behind(block: nn.Module, facet: str) -> list[nn.Parameter]:
+    """The weights of `block` that its queries, keys or values do not depend on, also where some were added by tuning.
+
+    In front are the first norm, the projection, and the biases that EVA keeps apart.
+    """
+    norm = next(name for name, _ in block.named_children() if "norm" in name)
+    projections, biases = {"qkv", f"{facet[0]}_proj"}, ("q_bias", "k_bias", "v_bias")
+
+    def in_front(name: str) -> bool:
+        return name.startswith(f"{norm}.") or name.endswith(biases) or not projections.isdisjoint(name.split("."))
+
+    return [parameter for name, parameter in block.named_parameters() if not in_front(name)]
 
 
 def to_maps(tokens: Mapping[int, Float[Tensor, "b n c"]], special: int, rows: int) -> list[Float[Tensor, "b c h w"]]:

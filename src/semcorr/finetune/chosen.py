@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from semcorr.backbones import Backbone
+from semcorr.backbones.chain import Chain
+from semcorr.backbones.facets import behind
 from semcorr.errors import UserError
 
 Kinds = tuple[type[nn.Module], ...]
@@ -48,6 +50,25 @@ def layers(backbone: Backbone, blocks: int | None, kinds: Kinds) -> list[str]:
     parents = {child: parent for parent in backbone.modules() for child in parent.children()}
     inside = [module for block in last(backbone, blocks) for module in block.modules()]
     return [full[m] for m in inside if isinstance(m, kinds) and _adaptable(m, parents[m])]
+
+
+def leave_unread(backbone: Backbone) -> None:
+    """Freeze again, of what tuning moved, what no feature depends on: the last block of a facet is not read to its end.
+
+    No gradient would come there, and processes that train together would wait for one.
+    """
+    assert isinstance(backbone, nn.Module)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        return
+    parts = [part for part in backbone.modules() if isinstance(part, Chain) and part.facet != "token"]
+    for part in parts:
+        for parameter in behind(part.blocks[-1], part.facet):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise UserError(
+            f"`finetune`: `backbone.facet={parts[0].facet}` is read at the projection of the last block, and all that "
+            "would be tuned comes after it. Tune more blocks (finetune.blocks=2), or set backbone.facet=token."
+        )
 
 
 def _adaptable(module: nn.Module, parent: nn.Module) -> bool:
