@@ -17,6 +17,12 @@ DRAWING = {"train": 3, "val": 2, "test": 3, "pixels": 96}
 SMALL = [f"data.{key}={value}" for key, value in DRAWING.items()]
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test draws the same whatever ran before it, in whichever process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifteen training images, ten for validation, fifteen for testing."""

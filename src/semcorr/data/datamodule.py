@@ -17,7 +17,7 @@ from semcorr.data.images import Shown, shown, unique_images
 from semcorr.data.loading import decoders, images_at_once
 from semcorr.data.recipe import Recipe
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.sampler import TrainingStream, batches_by_target, share
+from semcorr.data.sampler import TrainingStream, batches_by_target, require_work, share
 from semcorr.data.transforms import RESIZES
 from semcorr.errors import UserError
 from semcorr.pose_variant import PoseVariant
@@ -207,7 +207,9 @@ class PairDataModule(LightningDataModule, ABC):
         return self._loader(PairBatches(dataset), batch_size=None, sampler=self._share(split), num_workers=0)
 
     def _share(self, split: str) -> list[list[int]]:
-        return share(batches_by_target(self.pairs(split), self._at_most()), *self._place())
+        batches, (rank, world) = batches_by_target(self.pairs(split), self._at_most()), self._place()
+        require_work(batches, world)
+        return share(batches, rank, world)
 
     def _at_most(self) -> int:
         return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]

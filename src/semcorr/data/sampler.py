@@ -107,14 +107,18 @@ def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[in
 
 
 def share(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
-    """This process's batches: every one on exactly one process, none repeated. No process may stay without.
+    """This process's batches: every one on exactly one process, none repeated.
 
     >>> share([[0], [1], [2]], rank=1, world=2)
     [[1]]
     """
+    return list(batches[rank::world])
+
+
+def require_work(batches: Sequence[list[int]], world: int) -> None:
+    """Lightning skips a process that has nothing to score, and the others would wait for it."""
     if len(batches) < world:
         raise UserError(
             f"`trainer.devices` must be at most {len(batches)} here, got {world} processes: they share what is scored "
             "by target image, or by video."
         )
-    return list(batches[rank::world])

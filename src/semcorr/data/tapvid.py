@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from semcorr.data.loading import decoders, images_at_once
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import require_root
-from semcorr.data.sampler import share
+from semcorr.data.sampler import require_work, share
 from semcorr.data.tapvid_videos import FILE, SIDE, FrameDataset, Video, find, read_videos
 from semcorr.data.transforms import RESIZES, fit
 from semcorr.errors import UserError
@@ -140,10 +140,11 @@ class TapVid(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Tracks]:
         """This process's share of the videos: their queries, one video a batch."""
-        place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         names = list(self.videos())
-        mine = share([[i] for i in range(len(names))], *place)
-        return DataLoader([self.tracks(names[i]) for (i,) in mine], batch_size=None)  # type: ignore[arg-type]
+        videos = [[i] for i in range(len(names))]
+        require_work(videos, world)
+        return DataLoader([self.tracks(names[i]) for (i,) in share(videos, rank, world)], batch_size=None)  # type: ignore[arg-type]
 
     def tracks(self, name: str) -> Tracks:
         """A video's queries and their truth."""
