@@ -8,11 +8,6 @@ from semcorr.conventions import around, decoded, looked_up, placed, scaled, unsc
 from semcorr.protocol import AXES
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("how", ["exact", "ratio", "aligned"])
 def test_scaled_points_come_back(how):
     sizes = torch.tensor([[500.0, 375.0], [333.0, 500.0]]).double()

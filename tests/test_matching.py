@@ -18,11 +18,6 @@ from semcorr.types import FeatureMap
 RULES = [argmax, soft_argmax, window_soft_argmax]
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 class Whole(nn.Module):
     """Not separable: what it says of a point depends on both maps."""
 

@@ -18,11 +18,6 @@ from semcorr.protocol import AXES, PRESETS, Protocol, preset, several, shared_re
 from semcorr.read_outs import Several, named
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
     """slow(preset, extent): every row by the slow version, from maps made outside of the evaluation."""

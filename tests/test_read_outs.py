@@ -17,11 +17,6 @@ from semcorr.types import FeatureMap
 from semcorr.upsampled import upsampled_argmax, upsampled_cosine
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def test_upsampling_products_equals_upsampling_features():
     features, queries = torch.randn(1, 5, 7, 6), torch.randn(4, 5)
 
