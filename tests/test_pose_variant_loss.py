@@ -179,7 +179,7 @@ def test_as_released_features_are_read_at_the_centre_of_the_cell_a_point_falls_i
         )
         at_centres = asked(head, features(moved), moved, PAPER, 0, None).similarity
         torch.testing.assert_close(released.similarity, at_centres)
-        assert (paper.similarity - at_centres).abs().max() > 0.01
+        assert (paper.similarity - at_centres).abs().max() > 1e-3  # equal would be to 1e-5
         assert torch.equal(released.starts, paper.starts)
 
 
