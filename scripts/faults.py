@@ -1,0 +1,481 @@
+"""Kill every command at random moments, give it too small a disk, start two at once; compare with undisturbed runs.
+
+    python scripts/faults.py --moments 20 --out faults.json
+
+Commands work on drawn data with a random network of four blocks. A trial is a process of its own, forked from this
+one, which spares it the imports. After a fault the same command is given again (training goes on by checkpoint=), and
+what lies there then must be what an undisturbed run leaves, byte by byte wherever no clock is written down.
+
+Linux only; small disks (tmpfs) need root, and are counted as not run without.
+"""
+
+import argparse
+import atexit
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+EXIT = {"TERM": 143, "INT": 130, "KILL": 137}
+LIMIT = 300.0  # seconds that a command may take
+SIZES = (0.5, 1.0, 2.0, 3.0, 5.0)  # MB of small disks
+CLOCKS = {"seconds", "code"}  # keys of JSON files that hold times
+WANDB = ("wandb-media", "wandb-artifacts")  # empty folders of a library that timm imports; no kill lets it remove them
+NO_BYTES = {".lock"}  # who holds it, and since when
+TINY = ["data=synthetic", "data.root=data", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96"]
+TINY += ["data.workers=0", "backbone=tiny", "trainer=cpu"]
+TRAIN = [*TINY, "data.steps=4", "data.batch_size=2", "trainer.max_epochs=3", "finetune.blocks=1"]
+OUT = "run_dir=disk/out"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that reads what `make_template` made and writes below `disk`; `copies` are put there first."""
+
+    name: str
+    line: Sequence[str]
+    copies: Sequence[str] = ()
+    timed: bool = False  # its results are seconds: they are compared by their files' names
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stderr: str
+    seconds: float
+    orphans: int
+
+
+COMMANDS = [
+    Command("train", ["train", *TRAIN, OUT]),
+    Command("evaluate", ["evaluate", *TINY, "store=disk", "store.root=disk/store", OUT]),
+    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2", OUT]),
+    Command("match", ["match", "pictures/a.jpg", "pictures", "--model", "tiny", "--dense", "--out", "disk/out"]),
+    Command("transfer", ["transfer", "labels.json", "pictures", "--model", "tiny", "--out", "disk/out.json"]),
+    Command("export", ["export", "disk/run"], ["run"]),
+    Command("audit", ["audit", "disk/run"], ["run"]),
+    Command("compare", ["compare", "runs/a", "runs/b"]),
+    Command("report", ["report", "runs/a", "runs/b", "--no-seconds", "--out", "disk/out"]),
+    Command("prepare", ["prepare", "pf_willow", "--archive", "PF-dataset.zip", "--archive", "test_pairs.csv",
+                        "--root", "disk/out"]),
+    Command("store verify", ["store", "verify", "--root", "disk/store"], ["store"]),
+    Command("store prune", ["store", "prune", "--all", "--root", "disk/store"], ["store"]),
+    Command("benchmark", ["benchmark", "conv4d", "--side", "6", "--together", "--out", "disk/out.json"], timed=True),
+]  # fmt: skip
+
+PAIRS = [  # started at once in one directory: one of the two finishes with its own digits, the other is refused
+    (["train", *TRAIN, "seed=1", OUT], ["train", *TRAIN, "seed=2", OUT]),
+    (["train", *TRAIN, "head=bottleneck", OUT], ["train", *TRAIN, OUT]),
+    (["train", *TRAIN, "finetune=lora", OUT], ["train", *TRAIN, "finetune=frozen", OUT]),
+    (["train", *TRAIN, "seed=3", OUT], ["evaluate", *TINY, "seed=3", OUT]),
+    (["evaluate", *TINY, "localise=argmax", OUT], ["evaluate", *TINY, "localise=soft_argmax", OUT]),
+    (["evaluate", *TINY, "seed=1", OUT], ["evaluate", *TINY, "seed=2", OUT]),
+    (["evaluate", *TINY, "protocol=geoaware", OUT], ["train", *TRAIN, OUT]),
+    (["train", "-m", *TRAIN, "seed=1,2", OUT], ["train", "-m", *TRAIN, "seed=3,4", OUT]),
+    (["evaluate", "-m", *TINY, "seed=1,2", OUT], ["evaluate", "-m", *TINY, "seed=1,2", OUT]),
+    (["train", *TRAIN, "data.batch_size=3", OUT], ["train", *TRAIN, "data.batch_size=4", OUT]),
+]
+
+
+def main() -> None:
+    """Run the trials that were asked for, print a table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moments", type=int, default=20, help="kills of each command by each signal")
+    parser.add_argument("--signals", nargs="*", default=list(EXIT), choices=list(EXIT))
+    parser.add_argument("--commands", nargs="*", default=[one.name for one in COMMANDS])
+    parser.add_argument("--no-disks", action="store_true", help="no small disks")
+    parser.add_argument("--no-pairs", action="store_true", help="no two commands at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("faults.json"))
+    typed = parser.parse_args()
+    import_everything()
+    with tempfile.TemporaryDirectory(prefix="semcorr-faults-") as folder:
+        harness = Harness(Path(folder), random.Random(typed.seed))
+        commands = [one for one in COMMANDS if one.name in typed.commands]
+        rows = {one.name: harness.try_command(one, typed) for one in track(commands, "Commands")}
+        if not typed.no_pairs:
+            rows["pairs"] = harness.try_pairs()
+    print_table(rows)
+    typed.out.write_text(json.dumps({"rows": rows, "faults": harness.faults}, indent=1) + "\n")
+    sys.exit(1 if harness.faults else 0)
+
+
+class Harness:
+    """Trials in a work folder, and the faults they found."""
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.template, self.work, self.chance = folder / "template", folder / "work", chance
+        self.temporary = Path(tempfile.mkdtemp(prefix="semcorr-faults-", dir="/dev/shm"))  # another file system
+        atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
+        self.faults: list[str] = []
+        self.make_template()
+
+    def try_command(self, command: Command, typed: argparse.Namespace) -> dict[str, int]:
+        """Count what became of a command's trials."""
+        counts: Counter[str] = Counter()
+        self.reset(command)
+        whole = self.run(command.line)
+        reference = snapshot(self.work / "disk", command.timed)
+        counts["exit code"] = whole.code
+        if whole.code not in (0, 1):
+            self.faults.append(f"{command.name}: undisturbed it ends with {whole.code}: {whole.stderr[-500:]}")
+            return dict(counts)
+        for name in typed.signals:
+            for i in range(typed.moments):
+                delay = (i + self.chance.random()) / typed.moments * whole.seconds
+                self.try_kill(command, name, delay, whole.code, reference, counts)
+        if not typed.no_disks:
+            for size in SIZES:
+                self.try_disk(command, size, whole.code, reference, counts)
+        return dict(counts)
+
+    def try_kill(
+        self, command: Command, name: str, delay: float, code: int, reference: Mapping[str, str], counts: Counter[str]
+    ) -> None:
+        """Kill a command after a while, look at what it left, go on, compare."""
+        what = f"{command.name}, {name} after {delay:.2f} s"
+        self.reset(command)
+        before = set(snapshot(self.work / "disk", command.timed))
+        ended = self.run(command.line, signal.Signals[f"SIG{name}"], delay)
+        counts[name] += 1
+        if ended.code == code and ended.code != EXIT[name]:
+            counts["finished first"] += 1
+        elif ended.code != EXIT[name]:
+            self.fault(what, f"exit code {ended.code}, not {EXIT[name]}: {ended.stderr[-300:]}")
+        left = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
+        if name != "KILL" and (left or any(self.temporary.iterdir())):
+            self.fault(what, f"left {sorted(left)} {[path.name for path in self.temporary.iterdir()]}")
+        if "Traceback" in ended.stderr:
+            self.fault(what, f"a traceback: {ended.stderr[-600:]}")
+        self.check_after(what, command, ended, code, reference)
+
+    def try_disk(
+        self, command: Command, size: float, code: int, reference: Mapping[str, str], counts: Counter[str]
+    ) -> None:
+        """Run a command on a disk of `size` MB, make the disk larger, go on, compare."""
+        what = f"{command.name} on {size} MB"
+        self.reset()
+        disk = self.work / "disk"
+        inputs = sum(
+            path.stat().st_size + 4096 for name in command.copies for path in (self.template / name).rglob("*")
+        )
+        disk.mkdir()
+        with mounted(disk, int(size * 1e6) + inputs) as possible:
+            if not possible:
+                counts["disks not run"] += 1
+                return
+            self.copy_inputs(command)
+            before = set(snapshot(disk, command.timed))
+            ended = self.run(command.line)
+            counts["disks"] += 1
+            counts["disks too small"] += ended.code == 2
+            if ended.code not in (2, code) or (ended.code == 2 and ended.stderr.count("Error: ") != 1):
+                self.fault(what, f"exit code {ended.code}: {ended.stderr[-600:]}")
+            if left := set(snapshot(disk, command.timed)) - before - set(reference):
+                self.fault(what, f"left {sorted(left)}")
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            self.check_after(what, command, ended, code, reference)
+
+    def check_after(self, what: str, command: Command, ended: Ended, code: int, reference: Mapping[str, str]) -> None:
+        """Every file must be whole; and going on must give what an undisturbed run gives."""
+        disk = self.work / "disk"
+        for path in disk.rglob("*"):
+            if path.is_file() and not path.name.startswith(".") and (damage := damage_of(path)):
+                self.fault(what, f"{path.relative_to(disk)} is not whole: {damage}")
+        if ended.orphans:
+            self.fault(what, f"{ended.orphans} processes lived on")
+        if snapshot(disk, command.timed) == reference and ended.code != 2:
+            return
+        onward = (
+            ["checkpoint=disk/out"] if command.name == "train" and (disk / "out/checkpoints/last.ckpt").exists() else []
+        )
+        again = self.run([*command.line, *onward])
+        found = snapshot(disk, command.timed)
+        if found != reference:
+            names = {*found} | {*reference}
+            differing = sorted(name for name in names if found.get(name) != reference.get(name))
+            self.fault(what, f"after going on ({again.code}) these differ: {differing} {again.stderr[-300:]}")
+        elif again.code != code:
+            self.fault(what, f"going on ended with {again.code}: {again.stderr[-300:]}")
+        left = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
+        if left:
+            self.fault(what, f"left in TMPDIR after going on: {left}")
+
+    def try_pairs(self) -> dict[str, int]:
+        """Start two commands at once in one directory."""
+        counts: Counter[str] = Counter()
+        for lines in PAIRS:
+            alone = []
+            for line in lines:
+                self.reset()
+                alone.append((self.run(line).code, snapshot(self.work / "disk")))
+            self.reset()
+            both = [self.start(line, f"{i}") for i, line in enumerate(lines)]
+            ends = [self.wait(pid, f"{i}") for i, pid in enumerate(both)]
+            result = snapshot(self.work / "disk")
+            winners = [i for i, end in enumerate(ends) if end.code == 0]
+            losers = [end for end in ends if end.code == 2 and end.stderr.count("Error: ") == 1]
+            counts["pairs"] += 1
+            if len(winners) == len(losers) == 1 and result == alone[winners[0]][1]:
+                counts["one refused"] += 1
+            else:
+                codes = [end.code for end in ends]
+                same = [result == one for _, one in alone]
+                self.fault(f"{lines[0][:2]} beside {lines[1][:2]}", f"exit codes {codes}, as alone: {same}, "
+                           f"{[end.stderr[-300:] for end in ends]}")  # fmt: skip
+        return dict(counts)
+
+    def fault(self, what: str, problem: str) -> None:
+        """Write a fault down, and say it."""
+        self.faults.append(f"{what}: {problem}")
+        print(self.faults[-1], flush=True)
+
+    def reset(self, command: Command | None = None) -> None:
+        """Put the work folder back to what it was at first."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        for path in self.template.iterdir():
+            (self.work / path.name).symlink_to(path)
+        for path in self.temporary.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if command:
+            (self.work / "disk").mkdir()
+            self.copy_inputs(command)
+
+    def copy_inputs(self, command: Command) -> None:
+        """Copy what the command changes."""
+        for name in command.copies:
+            shutil.copytree(self.template / name, self.work / "disk" / name)
+
+    def run(self, line: Sequence[str], kill: signal.Signals | None = None, delay: float = 0.0) -> Ended:
+        """Run a command to its end; or send it a signal after `delay` seconds."""
+        pid = self.start(line)
+        if kill is not None:
+            time.sleep(delay)
+            with suppress(ProcessLookupError):
+                os.kill(pid, kill)
+        return self.wait(pid)
+
+    def start(self, line: Sequence[str], stream: str = "") -> int:
+        """Fork a process that runs a command in the work folder."""
+        self.began = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            run_command(line, self.work, self.temporary, self.work.parent / f"stderr{stream}")
+        return pid
+
+    def wait(self, pid: int, stream: str = "") -> Ended:
+        """Wait for a process, and for those that it started."""
+        code: int | None = None
+        while code is None and time.monotonic() - self.began < LIMIT:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if ended else None
+            time.sleep(0.005)
+        seconds = time.monotonic() - self.began
+        orphans = 0
+        for _ in range(100):  # ten seconds for what it started to end by itself
+            try:
+                os.killpg(pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        else:
+            orphans = 1
+            os.killpg(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        code = -1 if code is None else code if code >= 0 else 128 - code
+        return Ended(code, (self.work.parent / f"stderr{stream}").read_text(errors="replace"), seconds, orphans)
+
+    def make_template(self) -> None:
+        """Draw data and make runs for the commands to read."""
+        from semcorr.data.synthetic import write_synthetic
+
+        self.template.mkdir(parents=True)
+        write_synthetic(self.template / "data", images={"trn": 3, "val": 2, "test": 3}, size=96)
+        make_pictures(self.template)
+        self.reset()
+        (self.work / "disk").mkdir()
+        lines = [["train", *TRAIN, "run_dir=disk/run"],
+                 ["evaluate", *TINY, "store=disk", "store.root=disk/store", "localise=argmax", "run_dir=disk/runs/a"],
+                 ["evaluate", *TINY, "localise=soft_argmax", "run_dir=disk/runs/b"]]  # fmt: skip
+        for line in lines:
+            ended = self.run(line)
+            if ended.code:
+                raise SystemExit(f"{line} ended with {ended.code}: {ended.stderr[-2000:]}")
+        for name in ("run", "runs", "store"):
+            shutil.move(self.work / "disk" / name, self.template / name)
+
+
+def import_everything() -> None:
+    """Import what the commands import, once."""
+    import torch
+    import torch._dynamo
+
+    import semcorr.audit
+    import semcorr.benchmark.command
+    import semcorr.compare
+    import semcorr.export
+    import semcorr.match
+    import semcorr.matcher
+    import semcorr.prepare
+    import semcorr.report.command
+    import semcorr.run
+    import semcorr.store.command
+    import semcorr.sweep_table
+    import semcorr.transfer.command  # noqa: F401
+
+    torch.set_num_threads(1)  # a process with threads cannot be forked
+
+
+def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path) -> None:
+    """Be the process of a command; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        for stream, path in ((1, "/dev/null"), (2, stderr)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
+        sys.argv = ["semcorr", *line]
+        atexit._clear()
+        from semcorr.cli import main
+
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+        os._exit(code)
+
+
+@contextmanager
+def mounted(folder: Path, size: int) -> Iterator[bool]:
+    """Mount a small disk at a folder; yield whether that is allowed here."""
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    try:
+        yield done.returncode == 0
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def snapshot(folder: Path, names_only: bool = False) -> dict[str, str]:
+    """Digest every file below a folder, without what clocks wrote."""
+    return {
+        str(path.relative_to(folder)): "" if names_only or path.name in NO_BYTES else digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def digest(path: Path) -> str:
+    """Hash what a file says."""
+    content = path.read_bytes()
+    with suppress(ValueError):
+        if path.suffix == ".json":
+            content = json.dumps(without_clocks(json.loads(content))).encode()
+        elif path.name == "metrics.csv":
+            rows = csv.DictReader(io.StringIO(content.decode()))
+            content = str([{k: v for k, v in row.items() if not k.startswith("cost/")} for row in rows]).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def without_clocks(node: Any) -> Any:
+    """Leave out what differs from run to run."""
+    if isinstance(node, dict):
+        return {key: without_clocks(value) for key, value in node.items() if key not in CLOCKS}
+    return [without_clocks(value) for value in node] if isinstance(node, list) else node
+
+
+def damage_of(path: Path) -> str | None:
+    """Say why a file is not whole."""
+    import pyarrow.parquet as pq
+    import torch
+    from PIL import Image
+
+    try:
+        match path.suffix:
+            case ".json":
+                json.loads(path.read_text())
+            case ".ckpt":
+                torch.load(path, weights_only=True)
+            case ".parquet":
+                pq.read_table(path)
+            case ".png" | ".jpg":
+                Image.open(path).load()
+            case ".csv" | ".yaml" | ".md" | ".html" | ".tex":
+                if not path.read_text().endswith("\n"):
+                    return "its last line has no end"
+    except Exception as error:
+        return repr(error)
+    return None
+
+
+def make_pictures(root: Path) -> None:
+    """Lay out pictures, their labels, and a small archive of PF-WILLOW."""
+    from PIL import Image
+
+    pictures = sorted((root / "data/JPEGImages/cat").glob("*.jpg"))[:4]
+    (root / "pictures").mkdir()
+    content: dict[str, Any] = {"images": [], "annotations": []}
+    for i, path in enumerate(pictures):
+        shutil.copy(path, root / f"pictures/{'abcd'[i]}.jpg")
+        with Image.open(path) as image:
+            size = image.size
+        content["images"].append({"id": i, "file_name": f"{'abcd'[i]}.jpg", "width": size[0], "height": size[1]})
+        about = {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 80, 80]}
+        content["annotations"].append(
+            about | ({"keypoints": [20, 30, 2, 60, 40, 2], "num_keypoints": 2} if i < 2 else {})
+        )
+    content["categories"] = [{"id": 1, "name": "cat", "keypoints": ["nose", "tail"], "skeleton": []}]
+    (root / "labels.json").write_text(json.dumps(content))
+    header = ["imageA", "imageB", *(f"{axis}{side}{k}" for side in "AB" for axis in "XY" for k in range(10))]
+    row = [f"PF-dataset/car(G)/{side}.png" for side in "ab"] + [str(10 + 7 * k % 70) for k in range(40)]
+    (root / "test_pairs.csv").write_text(f"{','.join(header)}\n{','.join(row)}\n")
+    with zipfile.ZipFile(root / "PF-dataset.zip", "w") as archive:
+        for side, path in zip("ab", pictures, strict=False):
+            archive.write(path, f"PF-dataset/car(G)/{side}.png")
+
+
+def print_table(rows: Mapping[str, Mapping[str, int]]) -> None:
+    """Print a row per command."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = Table(title="Trials")
+    for header in ("", *columns):
+        table.add_column(header, justify="right" if header else "left")
+    for name, row in rows.items():
+        table.add_row(name, *(str(row.get(key, "")) for key in columns))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
