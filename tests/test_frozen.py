@@ -71,8 +71,17 @@ def test_training_from_what_is_kept_gives_the_same_losses_and_weights(config, ti
     assert len(off[0]) == 8
     assert kept[0] == pytest.approx(off[0], rel=1e-5)
     assert kept[1]["pck"] == off[1]["pck"]
-    for name, value in off[2].items():
-        torch.testing.assert_close(kept[2][name], value, atol=1e-5, rtol=1e-4)
+    for name, value in with_gradients(off[2]).items():
+        torch.testing.assert_close(with_gradients(kept[2])[name], value, atol=1e-5, rtol=1e-4)
+
+
+def with_gradients(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out the biases of keys: softmax does not see them, and Adam takes steps along what rounding makes of 0."""
+    parts = dict(weights)
+    for name in [name for name in weights if name.endswith("attn.qkv.bias")]:
+        queries, _, values = parts.pop(name).chunk(3)
+        parts |= {f"{name}.queries": queries, f"{name}.values": values}
+    return parts
 
 
 def test_steps_load_no_pixels(config, tiny):

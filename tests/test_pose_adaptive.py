@@ -109,7 +109,10 @@ def test_every_way_to_compare_finds_the_mirror(tmp_path, options):
 
 
 def test_a_pair_in_one_pose_is_answered_as_without_alignment(tmp_path):
-    assert scored(tmp_path).table == scored(tmp_path, AdaptivePose()).table
+    aligned, plain = rows_of(scored(tmp_path)), rows_of(scored(tmp_path, AdaptivePose()))
+
+    assert aligned.keys() == plain.keys()
+    assert all(same(row, plain[keypoint]) for keypoint, row in aligned.items())
 
 
 def test_rotations_are_tried_for_their_category_alone(tmp_path):
@@ -125,13 +128,18 @@ def rows_of(module):
     return {row["keypoint"]: row for row in module.table.to_pylist()}
 
 
+def same(row, other):
+    """To the last digit, but for the score, which is rounded as its product is on this processor."""
+    return row | {"score": other["score"]} == other and row["score"] == pytest.approx(other["score"], abs=1e-6)
+
+
 def test_a_keypoint_whose_twin_is_out_of_sight_is_read_from_the_image_as_it_is(tmp_path):
     """The source hides 0, the twin of 1. In the mirror image nobody knows where keypoint 1 is; 2 and 6 are known."""
     hidden = {"variant": EVERY[1], "hidden": (0,)}
     aligned, plain = rows_of(scored(tmp_path, **hidden)), rows_of(scored(tmp_path, AdaptivePose(), **hidden))
 
     assert set(aligned) == set(range(1, COUNT))
-    assert aligned[1] == plain[1]
+    assert same(aligned[1], plain[1])
     for k in range(2, COUNT):
         assert abs(aligned[k]["predicted_x"] - aligned[k]["target_x"]) <= 0.6 * 8
 
@@ -143,8 +151,9 @@ def test_twins_shared_asks_for_the_twin_in_the_target_too(tmp_path):
         rows_of(scored(tmp_path, AdaptivePose(mirror=True, twins=twins), **hidden)) for twins in ("source", "shared")
     )
 
-    assert shared[1] == plain[1] != source[1]
-    assert {k: shared[k] for k in range(2, COUNT)} == {k: source[k] for k in range(2, COUNT)}
+    assert same(shared[1], plain[1])
+    assert not same(shared[1], source[1])
+    assert all(same(shared[k], source[k]) for k in range(2, COUNT))
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])

@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_weights(creatures, tmp_path):
         resume = [f"checkpoint={broken}"] if (broken / "config.yaml").is_file() else []
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(_command(creatures, broken, *resume), cwd=tmp_path, **silent)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while _epochs(broken) < epoch and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
