@@ -157,6 +157,10 @@ def hint(session: Session, answer: Answer) -> str:
         text = f"Point {session.marks.chosen + 1} is chosen, read by {escape(answer.read_out)}{box}."
         if not all(answer.match.consistent.tolist()):
             text += " Rings do not come back: do not trust them."
+    for side, picture in (("left", session.a), ("right", session.b)):
+        if picture is not None and picture.image.size != picture.size:
+            w, h = picture.size
+            text += f" The {side} picture is kept reduced; points are in its own {w} x {h} pixels."
     return f'<p class="hint">{text}</p>'
 
 

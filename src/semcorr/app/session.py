@@ -100,7 +100,9 @@ def reduced(picture: Picture) -> Picture:
     share = math.sqrt(PIXELS / (width * height))
     if share >= 1:
         return picture
-    size = max(1, int(width * share)), max(1, int(height * share))
+    short = max(1, int(min(width, height) * share))
+    long = min(int(max(width, height) * share), PIXELS // short)  # of a line of pixels, which cannot be thinner
+    size = (short, long) if width < height else (long, short)
     return picture._replace(image=picture.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
