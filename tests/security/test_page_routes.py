@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from page_requests import Behind, Reply, request
