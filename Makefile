@@ -28,7 +28,7 @@ slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
 browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
-	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/test_app.py tests/test_app_browser.py
+	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/test_app.py tests/test_app_browser.py tests/security/test_page_*.py
 
 .venv-app/installed: pyproject.toml constraints.txt # gradio wants an older Pillow than everything else
 	$(PYTHON) -m venv .venv-app

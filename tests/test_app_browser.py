@@ -1,19 +1,15 @@
 """The whole page, driven in a browser."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from served_page import served_page, write_run
 from torch.testing import assert_close
 
 from semcorr import Matcher
@@ -23,36 +19,24 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory):
+def served(tmp_path_factory: pytest.TempPathFactory):
+    """The URL that was printed, and a folder of runs, which is empty at the start."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install semcorr[app]")
     pytest.importorskip("playwright", reason="the page is driven by playwright: pip install playwright")
     if BROWSER is None:
         pytest.skip("the page is driven in Chromium, and there is none")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log"
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "src"), *sys.path])
-    command = [sys.executable, "-m", "semcorr.app", "--port", str(port), "--device", "cpu"]
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=out, stderr=out)
-    try:
-        until = time.monotonic() + 120
-        while "Open http" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    place = tmp_path_factory.mktemp("app")
+    (place / "runs").mkdir()
+    with served_page(place / "log", "--runs", str(place / "runs")) as url:
+        yield url, place / "runs"
 
 
 @pytest.fixture
-def page(url: str):
+def page(served: tuple[str, Path]):
     """Fails at its end if the page asked another machine for something, or an error stood in the console."""
     from playwright.sync_api import sync_playwright
 
+    url = served[0].partition("/?")[0]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -60,7 +44,7 @@ def page(url: str):
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(url)
+        page.goto(served[0])
         page.wait_for_selector("#b img")
         yield page
         browser.close()
@@ -73,6 +57,12 @@ def click(page, which: str, x: float, y: float) -> None:
     """At a share of a picture's sides."""
     box = page.locator(f"{which} img").bounding_box()
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+def choose(page, model: str) -> None:
+    """From the list."""
+    page.locator("#model input").click()
+    page.get_by_role("option", name=model, exact=True).click()
 
 
 def rows(page, count: int) -> list[dict[str, list[float]]]:
@@ -125,7 +115,7 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
 
 
 @pytest.mark.slow
-def test_bad_pictures_and_models_become_messages_and_change_nothing(page, tmp_path):
+def test_bad_pictures_and_models_become_messages_and_change_nothing(page, served, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     click(page, "#a", 0.45, 0.4)
     before = rows(page, 1)
@@ -133,9 +123,45 @@ def test_bad_pictures_and_models_become_messages_and_change_nothing(page, tmp_pa
         page.get_by_text("Open left").click()
     chooser.value.set_files(tmp_path / "text.jpg")
     page.wait_for_selector("text=text.jpg is damaged or not an image")
-    box = page.locator("#model input")
-    box.fill("dinosaur")
-    box.press("Enter")
-    page.wait_for_selector("text=dinosaur is no backbone")
+    write_run(served[1] / "broken", "backbone=tiny")
+    (served[1] / "broken" / "config.yaml").write_text("[")
+    page.reload()
+    page.wait_for_selector("#b img")
+    click(page, "#a", 0.45, 0.4)
+    before = rows(page, 1)
+    choose(page, "run: broken")
+    page.wait_for_selector("text=That did not work")
     assert rows(page, 1) == before
     page.wait_for_function("document.querySelector('#model input').value === 'efficientnet_lite0'")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_are_shown(page, served):
+    run = write_run(served[1] / "mine", "backbone=tiny", "localise=argmax")
+    page.reload()
+    page.wait_for_selector("#b img")
+    choose(page, "run: mine")
+    page.wait_for_function("document.querySelector('#hint').innerText === 'Click a point in the left picture.'")
+    click(page, "#a", 0.45, 0.4)
+    page.wait_for_selector("text=read by argmax")
+    (shown,) = rows(page, 1)
+    a, b = next(iter(pictures.examples().values()))
+    found = Matcher.load(run, device="cpu").match(a, b, [shown["source"]])
+    assert_close(torch.tensor([shown["match"]]), found.points, atol=0.05, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_reduced_and_its_points_are_told_in_its_own_pixels(page, tmp_path):
+    Image.effect_noise((6000, 3000), 60).convert("RGB").save(tmp_path / "<i>large</i>.jpg")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_text("Open left").click()
+    chooser.value.set_files(tmp_path / "<i>large</i>.jpg")
+    page.wait_for_selector("text=The left picture is kept reduced; points are in its own 6000 x 3000 pixels.")
+    click(page, "#a", 0.75, 0.5)
+    (shown,) = rows(page, 1)
+    assert shown["source"] == pytest.approx([4500, 1500], abs=30)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save JSON").click()
+    said = json.loads(Path(download.value.path()).read_text())
+    assert said["source"]["size"] == [6000, 3000]
+    assert said["matches"][0]["source"] == pytest.approx(shown["source"], abs=0.01)

@@ -1,15 +1,16 @@
 """What a model says of a session's points: matches, their window, the map, PCK, and all of it as JSON."""
 
-from collections import OrderedDict
 from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from semcorr.app.session import Point, Session
+from semcorr.app.bounded import MIB, Bounded
+from semcorr.app.session import Point, Session, picture_bytes
 from semcorr.data.pictures import Picture
 from semcorr.localise import argmax, kernel_soft_argmax, window_soft_argmax
 from semcorr.matcher import Matcher
@@ -22,7 +23,7 @@ from semcorr.provenance import code
 from semcorr.read_outs import Rule, described, short
 
 ALPHAS = (0.05, 0.1, 0.2)
-KEPT = 16  # pictures whose features are kept
+KEPT, KEPT_BYTES = 16, 256 * MIB  # pictures whose features are kept, and what they take at most
 Box = tuple[float, float, float, float]
 IMAGE, BOX = "image", "box"
 
@@ -34,25 +35,29 @@ class Models:
         self.device, self.lock = device, RLock()
         self._said: str | None = None
         self._matcher: Matcher | None = None
-        self._known: OrderedDict[int, tuple[Any, Encoded]] = OrderedDict()
+        self.known: Bounded[int, tuple[Image.Image, Encoded]] = Bounded(KEPT, KEPT_BYTES, _bytes)
 
     def matcher(self, model: str) -> Matcher:
         """By name, run or line. The one before is let go of first: two large ones may not fit."""
         if self._matcher is None or self._said != model:
             self._matcher = None
-            self._known.clear()
+            self.known.clear()
             self._matcher, self._said = Matcher.load(model or None, device=self.device), model
         return self._matcher
 
     def encoded(self, matcher: Matcher, picture: Picture) -> Encoded:
         """Of this very image: it is kept as long as its features, so that no other has its id."""
         key = id(picture.image)
-        if key not in self._known:
-            self._known[key] = (picture.image, matcher.encode(picture))
-        self._known.move_to_end(key)
-        while len(self._known) > KEPT:
-            self._known.popitem(last=False)
-        return self._known[key][1]
+        if (kept := self.known.get(key)) is None:
+            kept = picture.image, matcher.encode(picture)
+            self.known.put(key, kept)
+        return kept[1]
+
+
+def _bytes(kept: tuple[Image.Image, Encoded]) -> int:
+    image, encoded = kept
+    tensors = (encoded.maps.values if encoded.maps is not None else None, encoded.pixels)
+    return picture_bytes(image) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class Answer(NamedTuple):

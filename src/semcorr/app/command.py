@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,6 @@ from semcorr.cli import explaining
 from semcorr.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-HERE = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command()
@@ -20,8 +20,15 @@ def command(
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")] = HERE[0],
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="What else browsers may call this page, as behind a proxy: page.example."),
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
 ) -> None:
     """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
@@ -29,25 +36,33 @@ def command(
     with explaining("evaluate"):
         if find_spec("gradio") is None:
             raise UserError("The page needs gradio, which is not installed: pip install 'semcorr[app]'")
-        port = free(host, port)
+        if runs is not None and not runs.is_dir():
+            raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
+        listening = listen(host, port)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
         from semcorr.app.answers import Models
-        from semcorr.app.page import serve
+        from semcorr.app.choices import Choices
+        from semcorr.app.server import serve
         from semcorr.matcher.restore import DEFAULT
 
-        models = Models(device)
-        models.matcher(model or DEFAULT)  # a mistake is known before the page is
-        serve(models, model or DEFAULT, host, port, anything=host in HERE)
+        models, choices = Models(device), Choices(model or DEFAULT, runs or Path("runs"))
+        models.matcher(choices.model)  # a mistake is known before the page is
+        serve(models, choices, listening, host, tuple(allow_host or ()))
 
 
-def free(host: str, port: int) -> int:
-    """The port, if nobody has it; for 0 one that nobody has."""
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the address, so that nobody else can; port 0 is any that is free.
+
+    Raises:
+        UserError: Somebody has it, or it is none of this machine.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind((host, port))
-            return int(taken.getsockname()[1])
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
     except OSError as error:
+        bound.close()
         raise UserError(
             f"--host {host} --port {port} is not to be had ({error.strerror}). Give --port 0 for any that is free"
         ) from None
+    return bound

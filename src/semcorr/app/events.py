@@ -3,58 +3,106 @@
 import base64
 import io
 import json
+import secrets
 from collections.abc import Callable
 from functools import wraps
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from semcorr.app import pictures, session
 from semcorr.app.answers import BOX, IMAGE, Models, answer, told
-from semcorr.app.session import Session
+from semcorr.app.bounded import MIB, Bounded
+from semcorr.app.choices import Choices
+from semcorr.app.routes import is_inside
+from semcorr.app.session import Session, reduced, session_bytes
 from semcorr.data.pictures import Picture, picture
 from semcorr.errors import UserError
 
 BOXES = {"longer side of the picture": IMAGE, "box around the true places": BOX}
+SESSIONS, SESSIONS_BYTES = 64, 512 * MIB
+EXPIRED = "Your pictures and points are gone: they were not used for a while, or others needed the room."
 
 
 class Page:
-    """What the events call: a session, and what is set beside it, to a session and what is shown of it."""
+    """What the events call: a session's key, and what is set beside it, to that key and what is shown of the session.
 
-    def __init__(self, models: Models, model: str) -> None:
-        self.models, self.model = models, model
+    Args:
+        models: Where the model is.
+        choices: The models that can be chosen.
+        folder: Where uploaded files are.
+    """
+
+    def __init__(self, models: Models, choices: Choices, folder: Path) -> None:
+        self.models, self.choices, self.folder = models, choices, folder.resolve()
         self.examples = pictures.examples()
+        self.sessions: Bounded[str, Session] = Bounded(SESSIONS, SESSIONS_BYTES, session_bytes)
 
-    def shown(self, state: Session, opacity: float, of: str) -> tuple[Any, ...]:
-        """The session, its model, both pictures, the hint, the table and PCK."""
+    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[Any, ...]:
+        """The session's key, its model, both pictures, the hint, the table and PCK."""
         found = answer(self.models, state, pictures.shown(state.b.size) if state.b else None)
         return (
-            state, state.model, pictures.left(state, found), pictures.right(state, found, opacity / 100),
-            pictures.hint(state, found), pictures.table(state, found), pictures.accuracy(state, found, BOXES[of]),
+            key, self.choices.name(state.model), pictures.left(state, found),
+            pictures.right(state, found, opacity / 100), pictures.hint(state, found), pictures.table(state, found),
+            pictures.accuracy(state, found, BOXES[of]),
         )  # fmt: skip
 
-    def event(self, change: Callable[..., Session]) -> Callable[..., tuple[Any, ...]]:
-        """An event that changes the session; a user's mistake becomes a message, and changes nothing."""
+    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[Any, ...]]:
+        """An event that changes the session; a user's mistake becomes a message, and changes nothing.
+
+        Args:
+            change: The session before, and what is set, to the session after.
+            begin: The page was loaded, so that there need not be a session yet.
+        """
 
         @wraps(change)  # gradio looks at the arguments
-        def then(state: Session | None, opacity: float, of: str, *others: Any) -> tuple[Any, ...]:
+        def then(key: str | None, opacity: float, of: str, *others: Any) -> tuple[Any, ...]:
             import gradio as gr
 
-            before = state or self.first()
+            if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
+                raise gr.Error("The page sent a setting that it does not have.", print_exception=False)
+            before = self.sessions.get(key) if key else None
+            if key is None or before is None:
+                key, before = secrets.token_urlsafe(16), self.first()
+                self.sessions.put(key, before)
+                if not begin:
+                    gr.Warning(EXPIRED, title="The page starts anew", duration=12)
+                    return self.shown(key, before, opacity, of)
             try:
-                return self.shown(change(before, *others), opacity, of)
+                after = change(before, *others)
+                seen = self.shown(key, after, opacity, of)
             except UserError as error:
-                gr.Warning(str(error), title="That did not work", duration=12)
-                return self.shown(before, opacity, of)
+                gr.Warning(escape(str(error)), title="That did not work", duration=12)
+                return self.shown(key, before, opacity, of)
+            self.sessions.put(key, after)
+            return seen
 
         return then
 
     def first(self) -> Session:
         """What a browser sees at first."""
-        return self.example(Session(self.model), next(iter(self.examples)))
+        return self.example(Session(self.choices.line(self.choices.model)), next(iter(self.examples)))
 
     def example(self, state: Session, name: str) -> Session:
         """Another pair."""
         return session.opened(state, *self.examples[name])
+
+    def uploaded(self, path: Any) -> Picture:
+        """A picture that was uploaded, reduced, by its own name; its size is that of the file.
+
+        Raises:
+            UserError: It is no picture, or was not uploaded.
+        """
+        if not is_inside(path, self.folder):
+            raise UserError("This file is not, or no longer, among the uploaded ones. Open it again")
+        try:
+            return reduced(picture(path)._replace(name=Path(path).name))
+        except UserError as error:
+            raise UserError(str(error).replace(path, Path(path).name)) from None
+
+    def choose(self, state: Session, name: Any) -> Session:
+        """Another model, unless the field was emptied."""
+        return state._replace(model=self.choices.line(name)) if name else state
 
     def json(self, state: Session, of: str) -> list[str]:
         """A file's name, and the file."""
@@ -70,9 +118,10 @@ class Page:
     def export(self, make: Callable[[Session, str], list[str]]) -> Callable[..., list[str]]:
         """If there is something."""
 
-        def then(state: Session | None, of: str) -> list[str]:
+        def then(key: str | None, of: str) -> list[str]:
             import gradio as gr
 
+            state = self.sessions.get(key) if key else None
             if state is None or state.a is None or state.b is None or not state.marks.points:
                 gr.Warning("Click a point in the left picture first.", title="Nothing to save yet")
                 return ["", ""]
@@ -83,16 +132,3 @@ class Page:
 
 def _url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def named(path: str) -> Picture:
-    """An uploaded file, by its own name."""
-    try:
-        return picture(path)._replace(name=Path(path).name)
-    except UserError as error:
-        raise UserError(str(error).replace(path, Path(path).name)) from None
-
-
-def of_model(state: Session, name: str | None) -> Session:
-    """Another model, unless the field was emptied."""
-    return state._replace(model=name) if name else state

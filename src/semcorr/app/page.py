@@ -4,27 +4,18 @@ Events run one at a time, and clicks wait for their turn: none is lost, and none
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from threading import Event
 from typing import Any, NamedTuple
 
 from semcorr.app import pictures, session
-from semcorr.app.answers import Models
-from semcorr.app.events import BOXES, Page, named, of_model
+from semcorr.app.bounded import IDLE
+from semcorr.app.events import BOXES, Page
 from semcorr.app.session import Session
-from semcorr.cli import conf_dir
 
-NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
 ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
 }"""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-
-
-def backbones() -> list[str]:
-    """Names to choose from."""
-    return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml") if path.stem not in NO_NAMES)
 
 
 class Parts(NamedTuple):
@@ -46,31 +37,25 @@ class Parts(NamedTuple):
     pairs: dict[str, Any]  # examples
 
 
-def laid_out(page: Page, anything: bool) -> Any:
-    """The page.
-
-    Args:
-        page: The events.
-        anything: Also runs and config lines may be typed, which can name any code there is.
-    """
+def laid_out(page: Page) -> Any:
+    """The page."""
     import gradio as gr
 
-    with gr.Blocks(title="semcorr", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
-        wired(page, parts(page, anything), blocks)
+    with gr.Blocks(title="semcorr", analytics_enabled=False, fill_width=True) as blocks:
+        wired(page, parts(page), blocks)
     return blocks
 
 
-def parts(page: Page, anything: bool) -> Parts:
+def parts(page: Page) -> Parts:
     """What is where."""
     import gradio as gr
 
     image = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
     with gr.Row(elem_id="top"):
         gr.HTML("<h1>semcorr</h1><p>Click a point on the left; see where it is on the right.</p>", elem_id="title")
-        names = backbones()
         model = gr.Dropdown(
-            names if page.model in names else [page.model, *names], value=page.model, elem_id="model",
-            label="Model: a backbone, or a run's folder" if anything else "Model", allow_custom_value=anything,
+            page.choices.names(), value=page.choices.model, elem_id="model", label="Model: a backbone, or a run",
+            allow_custom_value=False,
         )  # fmt: skip
     with gr.Row(elem_id="pictures"):
         a = gr.Image(**image, elem_id="a", alt_text="left picture: click to ask for a point")
@@ -90,7 +75,7 @@ def parts(page: Page, anything: bool) -> Parts:
             opacity = gr.Slider(0, 100, 40, step=5, label="Similarity map, %", elem_id="opacity")
             of = gr.Radio(list(BOXES), value=next(iter(BOXES)), label="PCK: alpha is a fraction of the", elem_id="of")
             pck = gr.HTML(elem_id="pck")
-    state, file = gr.State(None, time_to_live=86400), gr.JSON(visible="hidden")
+    state, file = gr.State(None, time_to_live=int(IDLE)), gr.JSON(visible="hidden")
     edit = (flip, undo, clear)
     return Parts(state, model, a, b, hint, table, pck, opacity, of, file, (left, right), edit, save, pairs)
 
@@ -98,11 +83,12 @@ def parts(page: Page, anything: bool) -> Parts:
 def wired(page: Page, on: Parts, blocks: Any) -> None:
     """What calls what."""
     wire = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
-    for trigger in (blocks.load, on.opacity.release, on.of.change):
+    wire.load(blocks.load)
+    for trigger in (on.opacity.release, on.of.change):
         wire(trigger, lambda old: old)
-    wire(on.model.input, of_model, on.model, progress="full")
-    wire(on.open[0].upload, lambda old, path: session.opened(old, a=named(path)), on.open[0])
-    wire(on.open[1].upload, lambda old, path: session.opened(old, b=named(path)), on.open[1])
+    wire(on.model.input, page.choose, on.model, progress="full")
+    wire(on.open[0].upload, lambda old, path: session.opened(old, a=page.uploaded(path)), on.open[0])
+    wire(on.open[1].upload, lambda old, path: session.opened(old, b=page.uploaded(path)), on.open[1])
     wire.clicks(on.a.select, lambda old, at: session.asked(old, pictures.clicked(at, old.a.size)))
     wire.clicks(on.b.select, lambda old, at: session.annotated(old, pictures.clicked(at, old.b.size)))
     for button, change in zip(on.edit, (session.flipped, session.undone, session.cleared), strict=True):
@@ -128,6 +114,18 @@ class _Wires:
 
         self._connect(trigger, called, others, progress)
 
+    def load(self, trigger: Any) -> None:
+        """With the models that there are by now."""
+        import gradio as gr
+
+        then = self.page.event(lambda old: old, begin=True)
+
+        def called(state: Any, opacity: float, of: str) -> tuple[Any, ...]:
+            key, model, *others = then(state, opacity, of)
+            return key, gr.update(choices=self.page.choices.names(), value=model), *others
+
+        self._connect(trigger, called, (), "minimal")
+
     def clicks(self, trigger: Any, change: Callable[..., Session]) -> None:
         """With the place."""
         import gradio as gr
@@ -145,22 +143,3 @@ class _Wires:
             called, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
             api_visibility="private", **ONE,
         )  # fmt: skip
-
-
-def serve(models: Models, model: str, host: str, port: int, anything: bool) -> None:
-    """Until it is ended."""
-    import gradio as gr
-
-    theme = gr.themes.Base(
-        primary_hue="slate", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
-    )
-    laid_out(Page(models, model), anything).launch(
-        server_name=host, server_port=port, share=False, quiet=True, theme=theme, ssr_mode=False, footer_links=[],
-        css_paths=Path(__file__).parent / "page.css", max_file_size="200mb", run_history=False,
-        prevent_thread_lock=True,
-    )  # fmt: skip
-    print(f"Open http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    try:
-        Event().wait()
-    except KeyboardInterrupt:
-        print()

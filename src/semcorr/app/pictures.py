@@ -4,6 +4,7 @@ import colorsys
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from semcorr.app.session import Point, Session
 from semcorr.coords import from_corner
 from semcorr.data.pictures import Picture
 from semcorr.draw_matches import Colour, mark, numbered
+from semcorr.errors import UserError
 
 SIDE = 900  # pixels of the longer side in the page, at least as many as it shows
 GOLDEN = (5**0.5 - 1) / 2
@@ -28,13 +30,22 @@ def shown(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
-def clicked(index: Sequence[float], size: tuple[int, int]) -> Point:
+def clicked(index: Any, size: tuple[int, int]) -> Point:
     """From a browser's count of pixels, from the corner of what is shown, to original pixels.
 
     >>> clicked((450, 0), (100, 50))
     (49.5, -0.5)
+
+    Raises:
+        UserError: That is no place in the picture; what a browser says may be anything.
     """
-    x, y = (at / length * side for at, length, side in zip(index, shown(size), size, strict=True))
+    try:
+        x, y = (float(at) / length * side for at, length, side in zip(index, shown(size), size, strict=True))
+        inside = 0 <= x <= size[0] and 0 <= y <= size[1]
+    except (TypeError, ValueError, OverflowError):
+        inside = False
+    if not inside:
+        raise UserError("A click must be two numbers, a place in the picture")
     found = from_corner(torch.tensor([x, y], dtype=torch.float64)).tolist()
     return found[0], found[1]
 
@@ -146,6 +157,10 @@ def hint(session: Session, answer: Answer) -> str:
         text = f"Point {session.marks.chosen + 1} is chosen, read by {escape(answer.read_out)}{box}."
         if not all(answer.match.consistent.tolist()):
             text += " Rings do not come back: do not trust them."
+    for side, picture in (("left", session.a), ("right", session.b)):
+        if picture is not None and picture.image.size != picture.size:
+            w, h = picture.size
+            text += f" The {side} picture is kept reduced; points are in its own {w} x {h} pixels."
     return f'<p class="hint">{text}</p>'
 
 

@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from semcorr.data.pictures import Picture
+from semcorr.errors import UserError
 
 Point = tuple[float, float]
 NEAR = 0.02  # of the longer side: a click so near to a point chooses it
 REMEMBERED = 50
+POINTS = 100  # of a session at most
+PIXELS = 1600 * 1600  # of a picture at most; larger ones are reduced
 
 
 class Marks(NamedTuple):
@@ -51,6 +54,8 @@ def asked(session: Session, point: Point) -> Session:
     away = [math.dist(point, other) for other in marks.points]
     if away and min(away) <= reach:
         return session._replace(marks=marks._replace(chosen=away.index(min(away))))
+    if len(marks.points) == POINTS:
+        raise UserError(f"There are {POINTS} points, the most that there can be. Undo or clear some first")
     return _after(session, Marks((*marks.points, point), (*marks.truths, None), len(marks.points)))
 
 
@@ -81,6 +86,35 @@ def opened(session: Session, a: Picture | None = None, b: Picture | None = None)
         kept = session.marks._replace(truths=(None,) * len(session.marks.points))
         session = session._replace(b=b, mirrored=False, marks=kept, past=())
     return session
+
+
+def reduced(picture: Picture) -> Picture:
+    """Reduce what is kept of a picture to `PIXELS`. Its `size`, which points are measured in, remains the original's.
+
+    >>> reduced(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a"))[1:]
+    ((4000, 2000), 'a')
+    >>> reduced(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a")).image.size
+    (2262, 1131)
+    """
+    width, height = picture.image.size
+    share = math.sqrt(PIXELS / (width * height))
+    if share >= 1:
+        return picture
+    short = max(1, int(min(width, height) * share))
+    long = min(int(max(width, height) * share), PIXELS // short)  # of a line of pixels, which cannot be thinner
+    size = (short, long) if width < height else (long, short)
+    return picture._replace(image=picture.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+def picture_bytes(image: Image.Image) -> int:
+    """Count what an RGB image takes in memory, where Pillow pads a pixel to four bytes."""
+    return 4 * image.width * image.height
+
+
+def session_bytes(session: Session) -> int:
+    """Count what a session takes in memory, at most: its pictures, its points and those that can be undone."""
+    pictures = sum(picture_bytes(picture.image) for picture in (session.a, session.b) if picture is not None)
+    return pictures + 1024 * POINTS
 
 
 def flipped(session: Session) -> Session:

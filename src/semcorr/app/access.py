@@ -1,0 +1,186 @@
+"""Who may reach the page: requests to its own address, from its own pages, that hold this start's token.
+
+Pure ASGI, around all that gradio serves: pages, its API, event streams, uploads, files, websockets.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+WILDCARDS = ("0.0.0.0", "::", "")
+CLOSED = "Open the URL that `python -m semcorr.app` printed when it started: it holds this page's token."
+HEADERS = {
+    # gradio's frontend writes scripts and styles into the page; nothing is loaded from, or sent to, another machine
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Refusal(NamedTuple):
+    """Why a request is not answered."""
+
+    status: int
+    sentence: str
+
+
+class Rules(NamedTuple):
+    """What a request must have.
+
+    Attributes:
+        host: The address that the page listens on, as `--host`.
+        port: Its port.
+        named: What else a Host header may say, as a browser writes it (`--allow-host`): `page.example`.
+        token: Of this start.
+    """
+
+    host: str
+    port: int
+    named: tuple[str, ...] = ()
+    token: str = ""
+
+    @property
+    def cookie(self) -> str:
+        """Name the cookie; ports share cookies, and pages on two ports must not take each other's."""
+        return f"semcorr_{self.port}"
+
+    def hosts(self, server: Any) -> set[str]:
+        """List what a Host header may say, in lower case.
+
+        Args:
+            server: The address of this machine that the request came to, and the port, as ASGI tells it.
+        """
+        names = [bracketed(self.host)] if self.host not in WILDCARDS else []
+        if self.host in WILDCARDS and server:
+            names.append(bracketed(str(server[0])))
+        if not names or set(names) & set(LOOPBACK) or self.host in WILDCARDS:
+            names += LOOPBACK
+        ports = [f":{self.port}", ""] if self.port == 80 else [f":{self.port}"]
+        return {f"{name}{port}".lower() for name in names for port in ports} | {name.lower() for name in self.named}
+
+
+class Access:
+    """The page behind its checks.
+
+    Args:
+        app: All that is behind.
+        rules: What a request must have.
+    """
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self.app, self.rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif (refusal := find_refusal(scope, self.rules)) is not None:
+            await refuse(scope, send, refusal)
+        else:
+            given = query_token(scope)
+            hidden = {**scope, "query_string": b""} if given else scope  # nothing behind it writes the token anywhere
+            cookie = f"{self.rules.cookie}={self.rules.token}; Path=/; HttpOnly; SameSite=Strict" if given else None
+            await self.app(hidden, receive, _with_headers(send, cookie))
+
+
+def find_refusal(scope: Scope, rules: Rules) -> Refusal | None:
+    """Say why a request is refused; None if it is not.
+
+    A foreign Host is how a name that points here (DNS rebinding) gives itself away; a foreign Origin is another page
+    that a visitor's browser has open.
+    """
+    hosts, allowed = header(scope, b"host"), rules.hosts(scope.get("server"))
+    if len(hosts) != 1 or hosts[0].lower() not in allowed:
+        given = repr(hosts[0][:100]) if hosts else "none"
+        return Refusal(403, f"The Host header is {given}, not the address of this page. If that is a proxy's, start "
+                            "the page with --allow-host.")  # fmt: skip
+    same = {hosts[0].lower(), *(name.lower() for name in rules.named)}
+    forwarded = [part.strip().lower() for value in header(scope, b"x-forwarded-host") for part in value.split(",")]
+    if header(scope, b"x-gradio-server") or not set(forwarded) <= same:
+        return Refusal(403, "The request was forwarded for another host. Start the page with --allow-host.")
+    if not all(_authority(origin) in same for origin in header(scope, b"origin")):
+        return Refusal(403, "The request comes from another page.")
+    sites, modes = header(scope, b"sec-fetch-site"), header(scope, b"sec-fetch-mode")
+    if not {*sites} <= {"same-origin", "none"} and modes != ["navigate"]:
+        return Refusal(403, "The request comes from another page.")
+    return None if _holds_token(scope, rules) else Refusal(403, CLOSED)
+
+
+def _holds_token(scope: Scope, rules: Rules) -> bool:
+    given = [query_token(scope) or ""]
+    for value in header(scope, b"cookie"):
+        pairs = (part.strip().partition("=") for part in value.split(";"))
+        given += [token for name, _, token in pairs if name == rules.cookie]
+    return bool(rules.token) and any(secrets.compare_digest(one.encode(), rules.token.encode()) for one in given)
+
+
+def query_token(scope: Scope) -> str | None:
+    """Read the token in the page's URL. No other route takes one there."""
+    if scope["type"] != "http" or scope["path"] != "/":
+        return None
+    tokens = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
+    return tokens[0] if len(tokens) == 1 else None
+
+
+def header(scope: Scope, name: bytes) -> list[str]:
+    """List a header's values, one for each time it is there."""
+    return [value.decode("latin-1").strip() for key, value in scope["headers"] if key.lower() == name]
+
+
+def bracketed(host: str) -> str:
+    """Write an address as it stands in a URL.
+
+    >>> bracketed("::1"), bracketed("::ffff:10.0.0.1"), bracketed("localhost")
+    ('[::1]', '10.0.0.1', 'localhost')
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address) if mapped or address.version == 4 else f"[{address}]"
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
+
+
+async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Answer with a status and a sentence."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    body = refusal.sentence.encode() + b"\n"
+    length = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await _with_headers(send, None)({"type": "http.response.start", "status": refusal.status, "headers": length})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _with_headers(send: Send, cookie: str | None) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [(key, value) for key, value in message.get("headers", []) if key.lower().decode() not in HEADERS]
+            own: Iterable[tuple[str, str]] = [*HEADERS.items(), *([("set-cookie", cookie)] if cookie else [])]
+            message = {**message, "headers": [*kept, *((key.encode(), value.encode()) for key, value in own)]}
+        await send(message)
+
+    return sending

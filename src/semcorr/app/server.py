@@ -1,0 +1,95 @@
+"""The page's server: gradio behind its checks, until it is ended."""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from semcorr.app.access import LOOPBACK, WILDCARDS, Access, App, Rules, bracketed
+from semcorr.app.answers import Models
+from semcorr.app.choices import Choices
+from semcorr.app.events import SESSIONS, Page
+from semcorr.app.folder import make_room, private_folder
+from semcorr.app.page import FONTS, laid_out
+from semcorr.app.routes import LARGEST, Routes
+
+CONNECTIONS = 256  # at once
+WAITING = 64  # events
+SWEEP = 60.0  # seconds
+EXPOSED = (
+    "Warning: this page listens beyond this machine. Whoever has the URL can use it, and what is sent is not encrypted."
+)
+
+
+def serve(models: Models, choices: Choices, listening: socket.socket, host: str, named: tuple[str, ...]) -> None:
+    """Serve the page until it is ended.
+
+    Args:
+        models: Where the model is.
+        choices: The models that can be chosen.
+        listening: A bound socket.
+        host: The address that it was bound to.
+        named: What else a Host header may say.
+    """
+    import uvicorn
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder goes
+    rules = Rules(host, listening.getsockname()[1], named, secrets.token_urlsafe(32))
+    with private_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        page = Page(models, choices, folder)
+        config = uvicorn.Config(
+            Access(Routes(framed(page, folder), folder, lambda size: make_room(folder, size)), rules),
+            log_level="critical", access_log=False, proxy_headers=False, server_header=False, ws="none",
+            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        ended = threading.Event()
+        threading.Thread(target=_sweep, args=(page, folder, ended), daemon=True).start()
+        if bracketed(host) not in LOOPBACK:
+            print(EXPOSED, file=sys.stderr, flush=True)
+        listening.listen()
+        print(f"Open {address(rules)} (Ctrl-C ends it)", flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:
+            print()
+        finally:
+            ended.set()
+
+
+def framed(page: Page, folder: Path) -> App:
+    """Make gradio's application of the page, with everything off that it does not need."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    theme = gr.themes.Base(
+        primary_hue="slate", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
+    )
+    blocks = laid_out(page)
+    blocks.queue(max_size=WAITING, api_open=False)
+    blocks.state_session_capacity = SESSIONS
+    off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = gr.mount_gradio_app(
+        FastAPI(**off), blocks, path="/", app_kwargs=off, show_error=False, footer_links=[], run_history=False,
+        max_file_size=LARGEST, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=theme,
+        css_paths=Path(__file__).parent / "page.css",
+    )  # fmt: skip
+    blocks.has_launched = True  # else gradio reads any file that an event names
+    return app
+
+
+def address(rules: Rules) -> str:
+    """Write the URL to open."""
+    host = socket.gethostname() if rules.host in WILDCARDS else bracketed(rules.host)
+    return f"http://{host}:{rules.port}/?token={rules.token}"
+
+
+def _sweep(page: Page, folder: Path, ended: threading.Event) -> None:
+    while not ended.wait(SWEEP):
+        page.sessions.drop_idle()
+        page.models.known.drop_idle()
+        make_room(folder)
