@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.interrupt import advising
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -38,9 +39,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return score(cfg, trainer, module, data)
 
 
+def _evaluate(cfg: DictConfig) -> dict[str, Any]:
+    kept = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
+    with advising(lambda: f"No scores were written.{kept} Run the same line again"):
+        return evaluate(cfg)
+
+
 def main() -> None:
     """The command."""
-    hydra_main(evaluate, "evaluate")
+    hydra_main(_evaluate, "evaluate")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
 
 NOTE = "job.json"
@@ -103,10 +104,16 @@ def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]]
                 flush=True,
             )
         try:
-            found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
+            with advising(lambda: _advice(jobs, folder)):
+                found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
         finally:
             SHELF.close()
     return [found.get(job.identity) or (Outcome(job) if done(job) else Outcome(job, 1, LOST)) for job in jobs]
+
+
+def _advice(jobs: Sequence[Job], folder: Path) -> str:
+    """What an interrupted sweep has, and how it goes on."""
+    return f"{sum(map(done, jobs))} of {len(jobs)} jobs are done. The same line with run_dir={folder} goes on"
 
 
 def done(job: Job) -> bool:

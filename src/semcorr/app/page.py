@@ -13,6 +13,7 @@ from semcorr.app.answers import Models
 from semcorr.app.events import BOXES, Page, named, of_model
 from semcorr.app.session import Session
 from semcorr.cli import conf_dir
+from semcorr.core.interrupt import advising
 
 NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
 ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
@@ -160,7 +161,5 @@ def serve(models: Models, model: str, host: str, port: int, anything: bool) -> N
         prevent_thread_lock=True,
     )  # fmt: skip
     print(f"Open http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    try:
+    with advising(lambda: "The page is closed"):
         Event().wait()
-    except KeyboardInterrupt:
-        print()
