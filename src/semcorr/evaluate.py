@@ -20,7 +20,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.run import build, make_trainer, read_checkpoint, score
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
+    from semcorr.trainer_options import check_processes
 
+    check_processes(cfg.trainer)
     module, data = build(cfg)
     if cfg.checkpoint:
         content = read_checkpoint(Path(cfg.checkpoint))

@@ -22,8 +22,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.callbacks import advice, checkpoints, refuse_to_mix, resume
     from semcorr.run import make_trainer, read_checkpoint, save_config, score
     from semcorr.shelf import SHELF
+    from semcorr.trainer_options import check_processes
 
     run_dir = Path(cfg.run_dir)
+    check_processes(cfg.trainer)
     refuse_to_mix(run_dir, cfg.checkpoint)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
