@@ -182,7 +182,7 @@ def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | 
     lost = error if isinstance(error, LostProcessError) else ranks and ranks.explain(error)
     message, code = (str(lost), lost.code) if lost else (explained(error, name), 2)
     if message and lost and guard is not None:
-        message = f"{message} {guard.advise()}".rstrip()
+        message = guard.complete(message)
     if not lost and not speaks():
         time.sleep(TURN)
     if ranks is not None:

@@ -73,7 +73,7 @@ def _check_devices(devices: Any, on_gpu: bool, nodes: int) -> None:
     there = torch.cuda.device_count() if on_gpu else max(PROCESSES, os.cpu_count() or 1)
     numbers = _numbers(devices) or []
     if on_gpu and (isinstance(devices, ListConfig) or "," in str(devices)):
-        count = len({*numbers}) if all(0 <= number < there for number in numbers) else 0
+        count = len(numbers) if {*numbers} <= {*range(there)} and len({*numbers}) == len(numbers) else 0
     else:
         count = numbers[0] if len(numbers) == 1 else 0
     if not 1 <= count <= there:

@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from semcorr.core.ranks import Watch, speaks
+from semcorr.core.ranks import LostProcessError, Watch, speaks
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNWINDING = 4.0  # seconds the main thread has to come back from what it computes
 LEAVING = 10.0  # seconds more for what goes with the process: workers, temporary folders
 TWICE = 0.5  # seconds within which a second Ctrl-C is the first, sent again by a program between
+PLACES = ("in ", "while ")  # how advice begins that says where the command was
 ADVICE = "Nothing was written. Run the same line again"
 
 
@@ -106,14 +107,19 @@ class Guard:
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
             advice = self.advise() or ADVICE
-            _print(f"Interrupted{name}{' ' if advice.startswith(('in ', 'while ')) else '. '}{advice}")
+            _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
         return 128 + number
 
     def end(self, text: str, code: int) -> None:
         """End this process because of another one, with a sentence if there is one."""
         if text and not self._said:
-            _print(f"Error: {text} {self.advise()}".rstrip())
+            _print(f"Error: {self.complete(text)}")
         self.force(code)
+
+    def complete(self, text: str) -> str:
+        """Add to a sentence on what ended the command how it goes on."""
+        advice = self.advise()
+        return f"{text} {'It was ' if advice.startswith(PLACES) else ''}{advice}".rstrip()
 
     def force(self, code: int) -> None:
         """End this process and those it started, whatever the main thread does."""
@@ -208,7 +214,7 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     finally:
-        if guard.number is None and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        if guard.number is None and not isinstance(sys.exc_info()[1], KeyboardInterrupt | LostProcessError):
             guard.advice.remove(advice)
 
 
