@@ -5,6 +5,8 @@ Hydra looks for launchers in this package. Those published for it run whatever t
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,6 +24,7 @@ class Here(Launcher):
 
     config: DictConfig
     hydra_context: HydraContext
+    elsewhere = ""  # what becomes, if the sweep is interrupted, of jobs that do not end with it
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's part of the constructor."""
@@ -36,7 +39,7 @@ class Here(Launcher):
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
         composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over)
+        outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over, self.elsewhere)
         sweep.OUTCOMES.extend(outcomes)
         return [_returned(sweep, outcome) for outcome in outcomes]
 
@@ -85,8 +88,10 @@ class Ray(Here):
         """Outcomes as they come. A cluster on another machine must see the same files."""
         ray = _needed("ray")
         _one_process_each(jobs)
+        ended_by = signal.getsignal(signal.SIGTERM)
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
         try:
+            signal.signal(signal.SIGTERM, ended_by)  # Ray's own would end the sweep with exit code 15
             remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
             left = {remote.remote(function, job, os.getcwd(), _threads()): job for job in jobs}
             while left:
@@ -107,6 +112,8 @@ class Slurm(Here):
 
     def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
         self.folder, self.cluster, self.options = folder, cluster, options
+        if cluster == "slurm":
+            self.elsewhere = "Those that SLURM has go on by themselves (scancel ends them). "
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """Outcomes as they come."""
@@ -130,8 +137,12 @@ def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
     """
     import torch
 
+    from semcorr.core import interrupt
+
     os.chdir(folder)
     setup_globals()  # resolvers of configurations
+    if interrupt.current() is None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who started this one ends it
     if threads is not None:
         torch.set_num_threads(threads)
     return function(job)

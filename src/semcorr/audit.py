@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from semcorr.cli import explaining
+from semcorr.cli import explaining, run_app
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def command(
 
 def main() -> None:
     """The command."""
-    app(prog_name="semcorr audit")
+    run_app(app, prog_name="semcorr audit")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,19 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
         )
 
 
+def advice(run_dir: Path, trainer: Trainer) -> str:
+    """Say where an interrupted run was, what it has saved, and how it goes on."""
+    from semcorr.run import read_checkpoint
+
+    epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
+    where = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
+    if not (run_dir / "checkpoints").is_dir():
+        return f"{where}. Nothing was saved: the first epoch had not ended. Run the same line again"
+    path = run_dir / "checkpoints" / "last.ckpt"
+    saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
+    return f"{where}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+
+
 def resume(run_dir: Path, trainer: Trainer, data: Any) -> str | None:
     """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
     from semcorr.run import read_checkpoint

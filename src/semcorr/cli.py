@@ -8,7 +8,9 @@ import importlib
 import logging
 import os
 import re
+import select
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
+from semcorr.core import interrupt
+from semcorr.core.interrupt import Guard, Interrupted, interruptible
+from semcorr.core.limits import explain_limit, raise_open_files
+from semcorr.core.ranks import LostProcessError, Watch, speaks
 from semcorr.errors import UserError
 
 VERBS = (
@@ -37,6 +43,9 @@ BROUGHT = (
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
+
+CLOSED = 141  # exit code of who writes to a pipe that nobody reads any more
+TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
 
@@ -66,12 +75,15 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     name_read_outs(sys.argv[1:])
     sys.argv[1:] = spelled(sys.argv[1:])
     sweep.OUTCOMES.clear()
+    raise_open_files()
     with explaining(name):
+        if "LOCAL_RANK" in os.environ and (guard := interrupt.current()):  # of several, which others have started
+            guard.watch(Watch([], guard.end, os.getppid()))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
-    if sweep.OUTCOMES:
-        from semcorr.sweep_table import conclude
+        if sweep.OUTCOMES:
+            from semcorr.sweep_table import conclude
 
-        sys.exit(conclude(sweep.OUTCOMES) or None)
+            sys.exit(conclude(sweep.OUTCOMES) or None)
 
 
 def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
@@ -127,15 +139,81 @@ def spelled(overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def explaining(name: str) -> Iterator[None]:
-    """A user's mistake ends the program with a sentence; ours keeps its traceback."""
-    try:
-        yield
-    except Exception as error:
-        message = explained(error, name)
-        if message is None:
-            raise
+    """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
+    with interruptible() as guard:
+        try:
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
+            if guard is not None and guard.number is not None:  # and somebody has swallowed it
+                raise Interrupted(guard.number)
+        except BaseException as error:
+            code = ended(error, name, guard)
+            if code is None:
+                raise
+            sys.exit(code)
+
+
+def run_app(app: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Run a Typer application: what goes wrong outside its commands, as in printing, goes through the same door."""
+    raise_open_files()
+    with explaining("evaluate"):
+        app(*args, **options)
+
+
+def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | None:
+    """Say why the program ends, and end what it has started; return its exit code, None if the fault is ours.
+
+    Args:
+        error: What came to the door.
+        name: Of the configuration tree, for keys that there are not.
+        guard: Over the signals of this process.
+    """
+    if isinstance(error, Interrupted | KeyboardInterrupt) or (guard is not None and guard.number is not None):
+        code = (guard or Guard()).say()
+        if guard is not None and guard.number is not None:
+            interrupt.end_children()
+        return code
+    if _is_closed(error):
+        return CLOSED
+    if not isinstance(error, Exception):
+        return None
+    ranks = guard.ranks if guard is not None else None
+    lost = error if isinstance(error, LostProcessError) else ranks and ranks.explain(error)
+    message, code = (str(lost), lost.code) if lost else (explained(error, name), 2)
+    if message and lost and guard is not None:
+        message = guard.complete(message)
+    if not lost and not speaks():
+        time.sleep(TURN)
+    if ranks is not None:
+        ranks.kill()
+        interrupt.leave_within_seconds(1 if message is None else code)
+    if message:
         print(f"Error: {message}", file=sys.stderr)
-        sys.exit(2)
+    return None if message is None else code
+
+
+def _is_closed(error: BaseException) -> bool:
+    """Tell whether nobody reads what we print, as behind `| head`; nothing more is printed then.
+
+    Rich and click turn the error into an exit of their own.
+    """
+    if isinstance(error, SystemExit):
+        closed = any(isinstance(cause, BrokenPipeError) for cause in _chain(error))
+    else:
+        closed = isinstance(error, BrokenPipeError) and any(map(_is_unread, (1, 2)))
+    if closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in filter(_is_unread, (1, 2)):
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+    return closed
+
+
+def _is_unread(number: int) -> bool:
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -176,10 +254,16 @@ def explained(error: BaseException, name: str) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
             return str(cause).rsplit("UserError: ", 1)[-1].strip()
+    if isinstance(error, LostProcessError):
+        return str(error) or "another process of this run has failed, and says why"
+    if (limit := explain_limit(error)) is not None:
+        return limit
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":
         reason = error.__cause__
+        if type(reason).__name__ == "MisconfigurationException":  # Lightning's, of its own options
+            return f"`trainer`: {' '.join(str(reason).split())}"
         return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
     text = str(error).strip()
     unknown = re.search(r"Could not override '([^']+)'", text)
@@ -211,7 +295,8 @@ def main() -> None:
         print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     verb = sys.argv.pop(1)
-    importlib.import_module(f"semcorr.{verb}").main()
+    with explaining("evaluate"):
+        importlib.import_module(f"semcorr.{verb}").main()
 
 
 def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

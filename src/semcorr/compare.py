@@ -4,19 +4,18 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from semcorr.cli import explaining
+from semcorr.cli import explaining, run_app
 from semcorr.errors import UserError
-from semcorr.metrics.scored import Scored, combinations, right, scored
-from semcorr.metrics.uncertainty import Discordant, differences, mcnemar
+
+if TYPE_CHECKING:  # they bring torch, which --help can do without
+    from semcorr.metrics.scored import Scored
+    from semcorr.metrics.uncertainty import Discordant
 
 SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
 
@@ -28,7 +27,7 @@ class Run(NamedTuple):
 
     name: str
     metrics: Mapping[str, Any]
-    rows: Scored
+    rows: "Scored"
 
 
 def read_run(folder: Path) -> Run:
@@ -37,6 +36,11 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: The folder is not that of a finished run on pairs.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from semcorr.metrics.scored import combinations, scored
+
     absent = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
@@ -76,6 +80,8 @@ def require_same(first: Run, second: Run) -> None:
 
 def _alike(mine: Any, theirs: Any) -> bool:
     """Equal; points, in pixels, but for the rounding of views of other sizes, which they have been through."""
+    import numpy as np
+
     return mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-5, atol=0.01)
 
 
@@ -90,16 +96,19 @@ def compare(
     """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
+        from semcorr.metrics.scored import right
+        from semcorr.metrics.uncertainty import differences, mcnemar
+
         tolerances = _tolerances(alphas)
         runs = read_run(first), read_run(second)
         require_same(*runs)
         hits = [right(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
-    entries = differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
-    tests = [mcnemar(*both) for both in zip(*hits, strict=True)]
+        entries = differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
+        tests = [mcnemar(*both) for both in zip(*hits, strict=True)]
     show(entries, runs, dict(zip(tolerances, tests, strict=True)))
 
 
-def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: Mapping[float, Discordant]) -> None:
+def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: "Mapping[float, Discordant]") -> None:
     """A row per subset, way and alpha; McNemar below."""
     table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
     for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):
@@ -139,7 +148,7 @@ def _tolerances(text: str) -> list[float]:
 
 def main() -> None:
     """The command."""
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.interrupt import advising
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -19,7 +20,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.run import build, make_trainer, read_checkpoint, score
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
+    from semcorr.trainer_options import check_processes
 
+    check_processes(cfg.trainer)
     module, data = build(cfg)
     if cfg.checkpoint:
         content = read_checkpoint(Path(cfg.checkpoint))
@@ -38,9 +41,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return score(cfg, trainer, module, data)
 
 
+def _evaluate(cfg: DictConfig) -> dict[str, Any]:
+    kept = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
+    with advising(lambda: f"No scores were written.{kept} Run the same line again"):
+        return evaluate(cfg)
+
+
 def main() -> None:
     """The command."""
-    hydra_main(evaluate, "evaluate")
+    hydra_main(_evaluate, "evaluate")
 
 
 if __name__ == "__main__":

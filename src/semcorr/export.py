@@ -16,7 +16,8 @@ import typer
 from omegaconf import DictConfig
 from rich.console import Console
 
-from semcorr.cli import explaining
+from semcorr.cli import explaining, run_app
+from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
@@ -61,14 +62,10 @@ def export(
     the image itself and leaves the features as the backbone gives them, not of unit length.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        with explaining("train"):
-            if format not in FORMATS:
-                raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
-            _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
-    except KeyboardInterrupt:
-        print("Interrupted. Nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with explaining("train"), advising(lambda: "Nothing was written"):
+        if format not in FORMATS:
+            raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
+        _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
 
 
 def _export(typed: Typed) -> None:
@@ -179,7 +176,7 @@ def _refuse(path: Path, force: bool) -> None:
 
 def main() -> None:
     """The command."""
-    app(prog_name="semcorr export")
+    run_app(app, prog_name="semcorr export")
 
 
 if __name__ == "__main__":

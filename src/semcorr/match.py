@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from semcorr.cli import explaining
+from semcorr.cli import explaining, run_app
 from semcorr.errors import UserError
 from semcorr.staged import distinct, refuse_inputs, staged
 
@@ -213,7 +213,7 @@ def _two(point: Sequence[float]) -> list[float]:
 
 def main() -> None:
     """The command."""
-    app(repeated(sys.argv[1:]))
+    run_app(app, repeated(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from semcorr.cli import conf_dir, explained, explaining
+from semcorr.cli import conf_dir, explained, explaining, run_app
+from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
@@ -60,14 +61,13 @@ def prepare(
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     typed = Typed(archive or [], root, verify, report, yes)
-    try:
-        with explaining("evaluate"):
-            if (verify and archive) or (report and not verify):
-                raise UserError("--verify gets nothing: it goes with --report, not with --archive")
+    with explaining("evaluate"), advising(lambda: "Run the same line again to go on"):
+        if (verify and archive) or (report and not verify):
+            raise UserError("--verify gets nothing: it goes with --report, not with --archive")
+        try:
             code = _all(typed) if name == "all" else _one(name, typed)
-    except (KeyboardInterrupt, typer.Abort):  # Abort: at the question
-        print("Interrupted. Run the same line again to go on", file=sys.stderr)
-        code = 130
+        except typer.Abort:  # at the question
+            raise KeyboardInterrupt from None
     raise typer.Exit(code)
 
 
@@ -198,7 +198,7 @@ def _composed(name: str) -> DictConfig:
 
 def main() -> None:
     """The command."""
-    app(prog_name="semcorr prepare")
+    run_app(app, prog_name="semcorr prepare")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from semcorr.callbacks import Cost, Progress
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
+from semcorr.launcher import KeepSignals, watch_processes
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
@@ -172,10 +173,11 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    callbacks = [Progress(), Pages(), Cost(), *options.pop("callbacks", [])]
+    callbacks = [Progress(), Pages(), Cost(), KeepSignals(), *options.pop("callbacks", [])]
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
     )
+    watch_processes(trainer)
     return trainer
 
 

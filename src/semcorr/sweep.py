@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
 
 NOTE = "job.json"
@@ -80,13 +81,19 @@ def planned(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], fol
     return list(jobs.values())
 
 
-def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]], Iterator[Outcome]]) -> list[Outcome]:
+def run(
+    jobs: Sequence[Job],
+    folder: Path,
+    launch: Callable[[Run, Sequence[Job]], Iterator[Outcome]],
+    elsewhere: str = "",
+) -> list[Outcome]:
     """Run what is missing. One that fails is told and does not stop the others.
 
     Args:
         jobs: As planned.
         folder: The sweep's.
         launch: A function over jobs, to outcomes in any order; here, or on other machines.
+        elsewhere: What becomes of jobs that do not end with this process, should it be interrupted.
     """
     from semcorr.shelf import SHELF
     from semcorr.sweep_job import run_job
@@ -103,10 +110,18 @@ def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]]
                 flush=True,
             )
         try:
-            found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
+            with advising(lambda: _advice(jobs, folder, elsewhere)):
+                found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
         finally:
             SHELF.close()
     return [found.get(job.identity) or (Outcome(job) if done(job) else Outcome(job, 1, LOST)) for job in jobs]
+
+
+def _advice(jobs: Sequence[Job], folder: Path, elsewhere: str) -> str:
+    """Say what an interrupted sweep has, and how it goes on."""
+    return (
+        f"{sum(map(done, jobs))} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
+    )
 
 
 def done(job: Job) -> bool:

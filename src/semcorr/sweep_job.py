@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from semcorr.core import interrupt
 from semcorr.sweep import Job, Outcome, alone, first_process
 
 ERROR = "error.txt"
@@ -38,7 +39,7 @@ def run_job(job: Job) -> Outcome:
         _print(f"Job {job.folder.name} failed: {told or repr(cause)}")
         if first_process():
             error.write_text(told or "".join(traceback.format_exception(cause)))
-        return Outcome(job, 2 if told else 1, told or f"{type(cause).__name__}: {cause}")
+        return Outcome(job, getattr(cause, "code", 2) if told else 1, told or f"{type(cause).__name__}: {cause}")
     return Outcome(job)
 
 
@@ -47,16 +48,19 @@ def _by_itself(job: Job, half: bool) -> Iterator[None]:
     """The command line of this one job, which Lightning repeats for the other processes of its machine."""
     from semcorr.shelf import SHELF
 
-    argv, environment = sys.argv, dict(os.environ)
+    argv, environment, guard = sys.argv, dict(os.environ), interrupt.current()
     same = [each for each in job.overrides if not each.startswith(("run_dir=", "checkpoint=" if half else "run_dir="))]
     sys.argv = [argv[0], *same, f"run_dir={job.folder}", *([f"checkpoint={job.folder}"] if half else [])]
     SHELF.open = True
     try:
         yield
     except BaseException:
-        _stop_others(job)
+        if guard is None or guard.number is None:  # after a signal they end as this process does
+            _stop_others(job)
         raise
     finally:
+        if guard is not None and guard.ranks is not None and guard.ranks.children:
+            guard.ranks.close()
         sys.argv = argv
         if "LOCAL_RANK" not in environment:  # Lightning started the others, for this job alone
             _leave_group()

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.interrupt import advising
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -18,11 +19,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
-    from semcorr.callbacks import checkpoints, refuse_to_mix, resume
+    from semcorr.callbacks import advice, checkpoints, refuse_to_mix, resume
     from semcorr.run import make_trainer, read_checkpoint, save_config, score
     from semcorr.shelf import SHELF
+    from semcorr.trainer_options import check_processes
 
     run_dir = Path(cfg.run_dir)
+    check_processes(cfg.trainer)
     refuse_to_mix(run_dir, cfg.checkpoint)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
@@ -35,11 +38,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
     SHELF.clear()  # before training needs the room
-    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        trainer.strategy.barrier()
-        module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
-    return score(cfg, trainer, module, scored)
+    with advising(lambda: advice(run_dir, trainer)):
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.strategy.barrier()
+            module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
+        return score(cfg, trainer, module, scored)
 
 
 def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:

@@ -1,14 +1,19 @@
 """Options of Lightning's Trainer that it takes and that cannot work here, refused before anything is trained."""
 
+import os
+import re
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from semcorr.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PROCESSES = 8  # that may share a CPU, however few cores it has
 SHORT = ("32", "bf16", "16")  # Lightning's other names for them
 
 
@@ -40,3 +45,54 @@ def check_training(trainer: DictConfig, callbacks: Sequence[Callback]) -> None:
             f"`trainer.check_val_every_n_epoch` must be at most {epochs}, the number of epochs, got {every}: "
             "the best epoch is kept, by its validation"
         )
+
+
+def check_processes(trainer: DictConfig) -> None:
+    """Refuse devices and nodes that there are not, before anything waits for them.
+
+    Args:
+        trainer: Options of Lightning's Trainer, as typed.
+
+    Raises:
+        UserError: `devices` or `num_nodes` is no number, none or more than there are.
+    """
+    nodes = trainer.get("num_nodes", 1)
+    if type(nodes) is not int or nodes < 1:
+        raise UserError(f"`trainer.num_nodes` must be a whole number, at least 1, got {nodes}")
+    if nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & {*os.environ}:
+        raise UserError(
+            f"`trainer.num_nodes`: nobody has started the processes of {nodes} nodes. Use scripts/torchrun.sh with "
+            "NODES and MASTER on each of them, or leave it out"
+        )
+    _check_devices(trainer.get("devices", "auto"), _is_on_gpu(str(trainer.get("accelerator", "auto"))), nodes)
+
+
+def _check_devices(devices: Any, on_gpu: bool, nodes: int) -> None:
+    if devices == "auto" or (on_gpu and str(devices) == "-1"):
+        return
+    there = torch.cuda.device_count() if on_gpu else max(PROCESSES, os.cpu_count() or 1)
+    numbers = _numbers(devices) or []
+    if on_gpu and (isinstance(devices, ListConfig) or "," in str(devices)):
+        count = len(numbers) if {*numbers} <= {*range(there)} and len({*numbers}) == len(numbers) else 0
+    else:
+        count = numbers[0] if len(numbers) == 1 else 0
+    if not 1 <= count <= there:
+        kind = f"of the {there} GPUs here" if on_gpu else f"from 1 to {there} processes of a CPU"
+        raise UserError(f"`trainer.devices` must be auto or a number {kind}, got {devices}")
+    started = os.environ["WORLD_SIZE"] if "TORCHELASTIC_RUN_ID" in os.environ else str(count * nodes)
+    if int(started) != count * nodes:
+        raise UserError(
+            f"`trainer.devices`: torchrun has started {started} processes, got {devices} on {nodes} nodes. "
+            "scripts/torchrun.sh gives both"
+        )
+
+
+def _is_on_gpu(accelerator: str) -> bool:
+    return accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
+def _numbers(devices: Any) -> list[int] | None:
+    """`2`, `"2"`, `[0, 1]` and `"0,1"` as numbers; None if they are none."""
+    parts = list(devices) if isinstance(devices, ListConfig) else str(devices).split(",")
+    texts = [str(part).strip() for part in parts if str(part).strip()]
+    return [int(text) for text in texts] if all(re.fullmatch(r"-?\d{1,9}", text) for text in texts) else None

@@ -8,6 +8,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """The command."""
-    from semcorr.app.command import app
+    from semcorr.cli import explaining, run_app
 
-    app(prog_name="semcorr app")
+    with explaining("evaluate"):  # imports take seconds
+        from semcorr.app.command import app
+
+        run_app(app, prog_name="semcorr app")

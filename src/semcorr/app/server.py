@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -16,6 +15,7 @@ from semcorr.app.events import SESSIONS, Page
 from semcorr.app.folder import make_room, private_folder
 from semcorr.app.page import FONTS, laid_out
 from semcorr.app.routes import LARGEST, Routes
+from semcorr.core.interrupt import advising
 
 CONNECTIONS = 256  # at once
 WAITING = 64  # events
@@ -37,7 +37,6 @@ def serve(models: Models, choices: Choices, listening: socket.socket, host: str,
     """
     import uvicorn
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder goes
     rules = Rules(host, listening.getsockname()[1], named, secrets.token_urlsafe(32))
     with private_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -54,9 +53,8 @@ def serve(models: Models, choices: Choices, listening: socket.socket, host: str,
         listening.listen()
         print(f"Open {address(rules)} (Ctrl-C ends it)", flush=True)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print()
+            with advising(lambda: "The page is closed"):
+                uvicorn.Server(config).run(sockets=[listening])
         finally:
             ended.set()
 

@@ -14,7 +14,7 @@ from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
 from semcorr.data.augment import Augment, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
 from semcorr.data.images import Shown, shown, unique_images
-from semcorr.data.loading import decoders, images_at_once
+from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
 from semcorr.data.recipe import Recipe
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.sampler import TrainingStream, batches_by_target, require_work, share
@@ -88,6 +88,7 @@ class PairDataModule(LightningDataModule, ABC):
         for key, value in {"batch_size": batch_size, "encode_batch": encode_batch, "steps": steps}.items():
             if value is not None and value < 1:
                 raise UserError(f"`data.{key}` must be at least 1, got {value}")
+        require_workers(workers)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
         if not cache_gb >= 0:
@@ -223,7 +224,9 @@ class PairDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        return DataLoader(dataset, **{"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options)
+        how = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
+        require_shared_memory(how["num_workers"], self.at_once, self.size)
+        return DataLoader(dataset, **how)
 
     def _decoders(self) -> int:
         return decoders(self.workers, self._on_gpu(), self._place()[1])

@@ -1,6 +1,15 @@
 """How many images at a time, and who decodes them, unless the user says so."""
 
 import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from semcorr.errors import UserError
+
+SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
+AHEAD = 2  # batches that a loader process makes before they are asked for
+MOST = 128  # loader processes that are of use on any machine, at least
 
 
 def cores() -> int:
@@ -22,3 +31,43 @@ def decoders(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
     if asked is not None:
         return asked
     return min(16, cores() // processes) if on_gpu else cores() // processes // 4
+
+
+def require_workers(workers: Any) -> None:
+    """Refuse a number of loader processes that no machine can start.
+
+    Args:
+        workers: As given; None leaves it to the machine.
+
+    Raises:
+        UserError: It is no whole number, negative, or beyond all reason.
+    """
+    most = max(MOST, 4 * cores())
+    if workers is None or (type(workers) is int and 0 <= workers <= most):
+        return
+    raise UserError(
+        f"`data.workers` must be null or a whole number from 0, which loads in the process itself, to {most}, "
+        f"got {workers}"
+    )
+
+
+def require_shared_memory(workers: int, images: int, side: int) -> None:
+    """Refuse loader processes that would end by a bus error: what they hand on does not fit the shared memory.
+
+    Args:
+        workers: Loader processes.
+        images: Of a batch.
+        side: Of their squares, in pixels.
+
+    Raises:
+        UserError: What all of them make ahead needs more than is free.
+    """
+    if not workers or not SHARED.is_dir():
+        return
+    needed, free = workers * AHEAD * images * 3 * side * side * 4, shutil.disk_usage(SHARED).free
+    if needed > free:
+        raise UserError(
+            f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
+            f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
+            "--shm-size)"
+        )

@@ -15,7 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semcorr.data.loading import decoders, images_at_once
+from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import require_root
 from semcorr.data.sampler import require_work, share
@@ -124,6 +124,7 @@ class TapVid(LightningDataModule):
         for key, number in {"encode_batch": encode_batch, "cycle_threshold": cycle_threshold}.items():
             if number is not None and not number > 0:
                 raise UserError(f"`data.{key}` must be positive, got {number}")
+        require_workers(workers)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.encode_batch, self.workers, self.side = encode_batch, workers, side
         self.query, self.occlusion, self.cycle_threshold = query, occlusion, cycle_threshold
@@ -159,6 +160,7 @@ class TapVid(LightningDataModule):
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         at_once, workers = images_at_once(self.encode_batch, on_gpu), decoders(self.workers, on_gpu)
+        require_shared_memory(workers, at_once, self.size)
         return DataLoader(dataset, at_once, num_workers=workers, pin_memory=on_gpu)
 
     def _read(self) -> dict[str, Video]:

@@ -9,6 +9,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """The command."""
-    from semcorr.report.command import app
+    from semcorr.cli import explaining, run_app
 
-    app(prog_name="semcorr report")
+    with explaining("evaluate"):  # imports take seconds
+        from semcorr.report.command import app
+
+        run_app(app, prog_name="semcorr report")

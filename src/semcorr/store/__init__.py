@@ -24,9 +24,12 @@ def default_root() -> Path:
 
 def main() -> None:
     """The command."""
-    from semcorr.store.command import app
+    from semcorr.cli import explaining, run_app
 
-    app(prog_name="semcorr store")
+    with explaining("evaluate"):  # imports take seconds
+        from semcorr.store.command import app
+
+        run_app(app, prog_name="semcorr store")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """The command."""
-    from semcorr.transfer.command import app
+    from semcorr.cli import explaining, run_app
 
-    app(prog_name="semcorr transfer")
+    with explaining("evaluate"):  # imports take seconds
+        from semcorr.transfer.command import app
+
+        run_app(app, prog_name="semcorr transfer")

@@ -1,0 +1,255 @@
+"""End a command from outside: in a sentence, with the signal's exit code, and with nothing of it left running.
+
+Only commands come here, by `semcorr.cli`: a library leaves the signals to whoever uses it. A signal raises
+`Interrupted` in the main thread, which unwinds as any error does. A thread of its own sees to it that this takes
+seconds: one matrix product, a wait for another process, or somebody's bare `except` may hold the main thread up.
+"""
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from semcorr.core.ranks import LostProcessError, Watch, speaks
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+UNWINDING = 4.0  # seconds the main thread has to come back from what it computes
+LEAVING = 10.0  # seconds more for what goes with the process: workers, temporary folders
+TWICE = 0.5  # seconds within which a second Ctrl-C is the first, sent again by a program between
+PLACES = ("in ", "while ")  # how advice begins that says where the command was
+ADVICE = "Nothing was written. Run the same line again"
+
+
+class Interrupted(BaseException):
+    """Stop for a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others take.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Guard:
+    """Signals of this process while a command runs.
+
+    Attributes:
+        number: Of the signal that came; None before.
+        advice: What was saved and how to go on, by each part of the command that knows; the outermost says it.
+        ranks: The watch over the other processes of a run; None where there are none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.advice: list[Callable[[], str]] = []
+        self.ranks: Watch | None = None
+        self._raised, self._said, self._closed = False, False, False
+        self._unwound = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals that are not ignored, as those of `nohup` are, and begin to watch."""
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self.handle)
+        self._thread = threading.Thread(target=self._watch, name="interrupt", daemon=True)
+        self._thread.start()
+
+    def remove(self) -> None:
+        """Put everything back; after a signal, only say that the main thread is on its way out."""
+        self._unwound.set()
+        if self.ranks is not None:
+            self.ranks.close()
+        if self.number is not None:
+            return
+        self._closed = True
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._writing, b"\0")
+        self._thread.join()
+        os.close(self._reading)
+        os.close(self._writing)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise at the first signal; whatever comes while the command unwinds must not disturb that."""
+        if not self._raised:
+            self._raised, self.number = True, number
+            raise Interrupted(number)
+
+    def watch(self, ranks: Watch) -> None:
+        """Look after the other processes of a run from now on."""
+        self.ranks = ranks
+        ranks.start()
+
+    def forked(self) -> None:
+        """Leave signals to the parent, in a process that was forked from this one, as a loader's are."""
+        signal.set_wakeup_fd(-1)
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+    def say(self) -> int:
+        """Print what was interrupted, once; return the exit code."""
+        number = self.number or signal.SIGINT
+        if not self._said and speaks():
+            self._said = True
+            name = f" ({signal.Signals(number).name})" if self.number else ""
+            advice = self.advise() or ADVICE
+            _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
+        return 128 + number
+
+    def end(self, text: str, code: int) -> None:
+        """End this process because of another one, with a sentence if there is one."""
+        if text and not self._said:
+            _print(f"Error: {self.complete(text)}")
+        self.force(code)
+
+    def complete(self, text: str) -> str:
+        """Add to a sentence on what ended the command how it goes on."""
+        advice = self.advise()
+        return f"{text} {'It was ' if advice.startswith(PLACES) else ''}{advice}".rstrip()
+
+    def force(self, code: int) -> None:
+        """End this process and those it started, whatever the main thread does."""
+        if self._unwound.is_set():
+            end_children(patience=0.0)
+        else:
+            end_children(patience=1.0)
+            leaving = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # temporary folders, above all
+            leaving.start()
+            leaving.join(2.0)
+        os._exit(code)
+
+    def advise(self) -> str:
+        """Say what was saved and how to go on; nothing where nobody knows."""
+        with suppress(Exception):
+            return self.advice[0]() if self.advice else ""
+        return "Run the same line again"
+
+    def _watch(self) -> None:
+        """Wait for a signal, then for the main thread. Numbers come by a pipe, whatever that thread is doing."""
+        number = self._received(None)
+        if number is None:
+            return
+        self.number = number
+        began = time.monotonic()
+        if self.ranks is not None:
+            self.ranks.interrupt(number)
+        for seconds in (UNWINDING, LEAVING):
+            until = time.monotonic() + seconds
+            while (again := self._received(until)) is not None:
+                if again == signal.SIGINT and time.monotonic() > began + TWICE:
+                    self._unwound.set()
+                    self.force(self.say())
+            if not self._unwound.is_set():
+                break
+        self.force(self.say())
+
+    def _received(self, until: float | None) -> int | None:
+        """Return the number of the next signal of ours; None if the time is over, or the guard has been removed."""
+        while True:
+            wait = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self._reading], [], [], wait)[0]:
+                return None
+            number = os.read(self._reading, 1)[0]
+            if self._closed:
+                return None
+            if number in self._before:
+                return number
+
+
+_GUARDS: list[Guard] = []  # at most one: signals belong to the process
+
+
+def _forked() -> None:
+    for guard in _GUARDS:
+        guard.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def current() -> Guard | None:
+    """Return the guard of the command that runs, if one does."""
+    return _GUARDS[0] if _GUARDS else None
+
+
+@contextmanager
+def interruptible() -> Iterator[Guard | None]:
+    """Raise `Interrupted` for signals until the block ends; change nothing inside another, or in another thread."""
+    if _GUARDS or threading.current_thread() is not threading.main_thread():
+        yield current()
+        return
+    guard = Guard()
+    _GUARDS.append(guard)
+    try:
+        guard.install()
+        yield guard
+    finally:
+        guard.remove()
+        _GUARDS.clear()
+
+
+@contextmanager
+def advising(advice: Callable[[], str]) -> Iterator[None]:
+    """Say `advice()` if the block is interrupted: what was saved, and how to go on. The outermost is said."""
+    guard = current()
+    if guard is None:
+        yield
+        return
+    guard.advice.append(advice)
+    try:
+        yield
+    finally:
+        if guard.number is None and not isinstance(sys.exc_info()[1], KeyboardInterrupt | LostProcessError):
+            guard.advice.remove(advice)
+
+
+def leave_within_seconds(code: int) -> None:
+    """End the process in a while if the interpreter cannot: connections to processes that have gone may hang it."""
+    leaving = threading.Timer(LEAVING, os._exit, [code])
+    leaving.daemon = True
+    leaving.start()
+
+
+def end_children(patience: float = 2.0) -> None:
+    """End every process that this one has started, and theirs: asked first, then killed.
+
+    Args:
+        patience: Seconds they have after they were asked.
+    """
+    import psutil
+
+    def cleans(process: psutil.Process) -> bool:  # shared memory, once this process has gone; then it ends by itself
+        with suppress(psutil.Error):
+            return "resource_tracker" in " ".join(process.cmdline())
+        return False
+
+    children = [each for each in psutil.Process().children(recursive=True) if not cleans(each)]
+    for process in children:
+        with suppress(psutil.Error):
+            process.terminate() if patience else process.kill()
+    _, left = psutil.wait_procs(children, timeout=patience)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _print(text: str) -> None:
+    """To the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
+    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
+    with suppress(OSError, ValueError):
+        os.write(2, f"{shown}{text}\n".encode())

@@ -1,0 +1,102 @@
+"""Limits of the machine, in a sentence: files open at once, memory, shared memory, disks and permissions."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from semcorr.core.files import REASONS
+
+FILES = 65536  # more than a command ever has open at once
+MEMORY = (
+    "Lower `data.encode_batch`, `data.batch_size`, `data.workers` or `backbone.grid`; store=disk keeps features on disk"
+)
+SHARED = (
+    "the loader processes have run out of shared memory (/dev/shm). Give data.workers=0, or enlarge it "
+    "(docker run --shm-size)"
+)
+OPEN = r"too many open files|received 0 items of ancdata|errno 24\b"
+NO_MEMORY = (
+    r"cannot allocate memory|can't allocate memory|not enough memory: you tried to allocate|std::bad_alloc|"
+    r"failed to map segment|errno 12\b"
+)
+FULL_SHARED = r"bus error|shared memory|/torch_\d+_\d+"
+KILLED = r"dataloader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: killed|exited unexpectedly)"
+
+
+def raise_open_files() -> None:
+    """Allow this process as many open files as the system lets it have: loaders and stores take many."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def explain_limit(error: BaseException) -> str | None:
+    """Return the sentence for an error of the machine's, not of the program's; None for any other.
+
+    Args:
+        error: What was raised. What it was raised from on purpose counts, too.
+    """
+    for cause in _causes(error):
+        if (said := _explain_text(cause) or _explain_number(cause)) is not None:
+            return said
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _explain_text(error: BaseException) -> str | None:
+    """PyTorch and loader processes hand on the text alone."""
+    kind, text = type(error).__name__, str(error).lower()
+    if kind in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text:
+        return f"the GPU has run out of memory. {MEMORY}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory. {MEMORY}"
+    if not isinstance(error, RuntimeError | OSError | ImportError):
+        return None
+    if re.search(OPEN, text):
+        return f"too many files are open at once{_allowed()}. Raise the limit (ulimit -n 4096), or lower `data.workers`"
+    if re.search(NO_MEMORY, text):
+        return f"there is not enough memory. {MEMORY}"
+    if isinstance(error, RuntimeError) and re.search(FULL_SHARED, text):
+        return SHARED
+    if re.search(KILLED, text):
+        return f"a loader process was killed, as the system does when memory runs out. {MEMORY}"
+    if "can't start new thread" in text or getattr(error, "errno", None) == errno.EAGAIN:
+        return "the system allows no more processes or threads. Lower `data.workers`, or raise the limit (ulimit -u)"
+    return None
+
+
+def _explain_number(error: BaseException) -> str | None:
+    if not isinstance(error, OSError):
+        return None
+    number, name, reason = error.errno, error.filename2 or error.filename, error.strerror
+    if number is None and (told := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
+        number, reason, name = int(told[1]), told[2], told[3]  # from a loader process
+    if number not in REASONS:
+        return None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{name or 'a file'} cannot be written ({reason}). Free some space, or choose another place"
+    if name is None:
+        return None
+    place = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
+    return f"{place}: {reason}. See to its permissions, or choose another place"
+
+
+def _allowed() -> str:
+    try:
+        import resource
+    except ImportError:
+        return ""
+    return f" (the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
