@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import Positive, require_fields
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, encode, encode_stored
 from semcorr.errors import UserError
@@ -34,16 +35,15 @@ class Keep:
 
     root: str | None = None
     dtype: str | None = None
-    max_gb: float | None = None
+    max_gb: Positive | None = None
     place: str = "auto"
 
     def __post_init__(self) -> None:
+        require_fields(self, "store")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"`store.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}")
         if self.place not in (*PLACES, "off"):
             raise UserError(f"`store.place` must be one of {', '.join(PLACES)}, off, got {self.place!r}")
-        if self.max_gb is not None and self.max_gb <= 0:
-            raise UserError(f"`store.max_gb` must be more than 0, got {self.max_gb}")
 
     @property
     def type(self) -> torch.dtype | None:

@@ -9,9 +9,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -23,13 +25,14 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
+from semcorr.options import check_options
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
-from semcorr.trainer_options import check_precision, check_training
+from semcorr.trainer_options import check_numbers, check_precision, check_training, refuse_options
 
 
 def build(
@@ -39,9 +42,7 @@ def build(
 
     Data first: what is wrong with it is known before any weights are downloaded.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
-    settle(cfg)
+    check_config(cfg)
     data = benchmark(cfg, "data", stages)
     module = assembled(cfg, **training)
     if cfg.compile is not None:
@@ -51,6 +52,23 @@ def build(
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
     return module, data
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse, before anything is read or built, what is missing, of another type or out of range; settle the rest."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
+    settle(cfg)
+    check_options(cfg)
+    if "trainer" in cfg:
+        check_numbers(plain(cfg.trainer))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A node of a configuration, in Python's own types."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
@@ -173,9 +191,14 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     callbacks = [Progress(), Pages(), Cost(), *options.pop("callbacks", [])]
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
-    )
+    try:
+        trainer: Trainer = instantiate(
+            cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ValueError | TypeError):
+            raise refuse_options(error) from error
+        raise
     return trainer
 
 

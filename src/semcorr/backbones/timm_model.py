@@ -16,7 +16,11 @@ from semcorr.backbones.layers import indices
 from semcorr.backbones.layouts import to_timm
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
+from semcorr.core.ranges import ranged
 from semcorr.errors import UserError
+
+# What timm raises where an option is no size of a network.
+MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError, AttributeError)
 
 
 class TimmModel(Chain):
@@ -36,6 +40,7 @@ class TimmModel(Chain):
         options: Anything else timm's constructor takes.
     """
 
+    @ranged("backbone")
     def __init__(
         self,
         name: str,
@@ -134,6 +139,12 @@ def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
         model = _create(name, pretrained, **options)
+    except MISFITS as error:
+        if not options:
+            raise
+        told = ", ".join(f"backbone.{key}={value}" for key, value in options.items())
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot build {name} with {told} ({reason}). Change one of them.") from error
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from semcorr.core.ranges import Temperature, Weight, ranged
 from semcorr.errors import UserError
 from semcorr.losses.contrastive import SymmetricContrastive
 from semcorr.losses.dense import Dense
@@ -43,12 +44,13 @@ class Together(nn.Module):
         return sum(parts[1:], start=parts[0])
 
 
+@ranged("loss")
 def together(
-    dense: float = 1.0,
-    contrastive: float = 1.0,
-    cross_entropy: float = 0.0,
-    temperature: float = 0.02,
-    noise: float = 0.1,
+    dense: Weight = 1.0,
+    contrastive: Weight = 1.0,
+    cross_entropy: Weight = 0.0,
+    temperature: Temperature = 0.02,
+    noise: Weight = 0.1,
     contrastive_flips: bool = True,
     integer_source: bool = False,
     trained_grid: int | None = None,
@@ -68,7 +70,7 @@ def together(
         trained_grid: likewise.
     """
     weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
-    if min(weights.values()) < 0 or not any(weights.values()):
+    if not any(weights.values()):
         told = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
         raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {told}")
     kinds = {

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from semcorr.core.ranges import Count, Positive, require
 from semcorr.data.loading import images_at_once
 from semcorr.data.pictures import Picture, Source, picture
 from semcorr.errors import UserError
@@ -62,8 +63,8 @@ class Matcher:
     ) -> None:
         if str(precision) not in PRECISIONS:
             raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if not cycle > 0 or (batch is not None and batch < 1):
-            raise UserError(f"`cycle` and `batch` must be positive, got {cycle} and {batch}")
+        require("cycle", cycle, Positive)
+        require("batch", batch, Count | None)
         self.device = on(device)
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
