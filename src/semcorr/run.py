@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr import dashboard
-from semcorr.backbones.weights import sha256
+from semcorr.backbones.weights import require_finite_weights, sha256
 from semcorr.callbacks import Cost, Progress
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
@@ -165,7 +165,11 @@ def reuse(module: Correspondence, data: PairDataModule) -> None:
 def base(cfg: DictConfig, **changed: Any) -> Any:
     """The backbone before any tuning. The seed comes right before: random weights depend on nothing else."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    return instantiate(cfg.backbone, **changed)
+    backbone = instantiate(cfg.backbone, **changed)
+    weights = cfg.backbone.get("weights")
+    origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
+    require_finite_weights(backbone.state_dict(), origin)
+    return backbone
 
 
 def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
@@ -262,4 +266,5 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
         raise UserError(
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
+    require_finite_weights(content.get("state_dict", {}), f"`checkpoint`: {path}")
     return content

@@ -1,6 +1,7 @@
 """Losses, weighted and added up."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,8 +41,25 @@ class Together(nn.Module):
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """All of the same step."""
-        parts = [self.weights[name] * loss_of(term, step) for name, term in self.terms.items()]
-        return sum(parts[1:], start=parts[0])
+        return added(self.parts(step))
+
+    def parts(self, step: Step) -> dict[str, Float[Tensor, ""]]:
+        """Each by its name, weighted."""
+        return {name: self.weights[name] * loss_of(term, step) for name, term in self.terms.items()}
+
+
+def terms_of(loss: Loss, step: Step) -> dict[str, Float[Tensor, ""]]:
+    """What a loss adds up, by name; of one that adds nothing up, itself."""
+    if isinstance(loss, Together):
+        return loss.parts(step)
+    function = loss.func if isinstance(loss, partial) else loss
+    return {getattr(function, "__name__", type(function).__name__): loss_of(loss, step)}
+
+
+def added(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """The sum of the terms of a loss."""
+    first, *others = terms.values()
+    return sum(others, start=first)
 
 
 @ranged("loss")
