@@ -32,7 +32,8 @@ def adamw(
 def one_cycle(optimizer: AdamW, steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Up for the `warmup` share of the steps, then down along a cosine (GeoAware-SC on SPair-71k)."""
     rates, total = [group["lr"] for group in optimizer.param_groups], max(2, steps)
-    share = warmup if warmup * total != 1 else (1 + 1e-9) / total  # PyTorch divides by the length less one
+    share = float(warmup) if warmup * total != 1 else (1 + 1e-9) / total  # PyTorch divides by the length less one
+    share = min(share, 1 - 0.5 / total)  # likewise by that of the way down
     return OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=share)
 
 

@@ -55,6 +55,10 @@ def check_numbers(trainer: Mapping[str, Any]) -> None:
             require(f"trainer.{key}", trainer[key], hint)
     if trainer.get("devices") in (0, "0", "", []):
         raise UserError("`trainer.devices` must be at least 1, auto or -1 for all there are, got 0")
+    if isinstance(trainer.get("devices"), str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*", trainer["devices"]):
+        raise UserError(f"`trainer.devices` must be a number, auto or a list as 0,1, got {trainer['devices']!r}")
+    if trainer.get("accelerator") == "cpu" and trainer.get("devices") in (-1, "-1"):
+        raise UserError("`trainer.devices` must be at least 1 on a CPU, the number of processes, got -1")
 
 
 def refuse_options(error: Exception) -> UserError:

@@ -1,4 +1,4 @@
-"""Whether numbers are finite, at the cost of reading them once. A NaN that is scored is only wrong, and nobody knows."""
+"""Whether numbers are finite, at the cost of reading them once. A NaN that is scored is wrong, and nobody knows why."""
 
 from collections.abc import Mapping, Sequence
 

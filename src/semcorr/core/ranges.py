@@ -19,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 LARGEST = 1e6  # of a number whose range states no upper end: what is larger is a slip of the keyboard
 WHOLE = 2**31 - 1  # of a whole number: sizes beyond it are none
+BUILT = "something that is built, with a _target_"  # what an object of ours is in a configuration
 DIGITS = 60  # characters of a value that a message shows
 
 
@@ -158,7 +159,7 @@ def _problem(value: Any, hint: Any) -> str | None:
     refused = [_refused(value, member) for member in members]
     if None in refused:
         return None
-    words = [each for each in refused if each is not None and each != "null"]
+    words = [each for each in refused if each is not None and each not in ("null", BUILT)] or [BUILT]
     join = ", or " if any("," in each for each in words) else " or "
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
@@ -181,7 +182,7 @@ def _refused(value: Any, hint: Any) -> str | None:
     if get_origin(kind) is Mapping:
         return None if isinstance(value, Mapping) else "a mapping"
     plain = value is None or isinstance(value, bool | numbers.Number | str | list | tuple)
-    return "something that is built (_target_: ...)" if plain else None
+    return BUILT if plain else None
 
 
 def _refused_number(value: Any, kind: type, range_: Within) -> str | None:

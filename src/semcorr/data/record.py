@@ -151,7 +151,7 @@ def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRec
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
         if not bool(torch.isfinite(image.keypoints[image.visible]).all()) or not all(map(math.isfinite, image.box)):
             raise UserError(
-                f"{benchmark}: the keypoints and the box of {image.name} must be finite numbers. Correct the annotation."
+                f"{benchmark}: the keypoints and box of {image.name} must be finite numbers. Correct its annotation."
             )
     strays = {name: count for name, image in images.items() if (count := outside(image))}
     if strays:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from semcorr.core.ranges import Count, Dropout, ranged
+from semcorr.errors import UserError
 from semcorr.heads.cosine import Cosine
 from semcorr.heads.residual import Residual
 from semcorr.heads.weight_file import load
@@ -39,6 +40,8 @@ class Aggregation(Cosine):
     ) -> None:
         super().__init__()
         self.maps = list(maps)
+        if not self.maps:
+            raise UserError("`head.maps` must name the channels of at least one map, or be null for the backbone's")
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Residual(each, out, width, groups) for each in self.maps)
         self.mixing = nn.Parameter(torch.ones(len(self.maps)))
