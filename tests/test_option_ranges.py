@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -290,11 +290,6 @@ def test_a_warm_up_of_any_share_of_a_few_steps_has_finite_rates(warmup):
                                              (0.03, Temperature), (2.5, Positive)])  # fmt: skip
 def test_what_is_in_range_is_let_through(value, hint):
     require("option", value, hint)
-
-
-def test_a_partial_is_refused_where_it_is_called():
-    with pytest.raises(UserError, match="temperature"):
-        partial(soft_argmax, temperature=-1.0)(torch.rand(1, 1, 2, 2))
 
 
 def test_every_group_with_numbers_is_gone_over():
