@@ -11,12 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from semcorr.core.ranges import Whole, Within, ranged, require
+from semcorr.errors import UserError
+
+Number = Annotated[float, Within(least=0)]
+SLURM = {
+    "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "slurm_array_parallelism",
+}  # fmt: skip
 
 
 class Here(Launcher):
@@ -55,7 +63,10 @@ class Joblib(Here):
         n_jobs: How many at a time.
     """
 
-    def __init__(self, n_jobs: int = 2) -> None:
+    @ranged("hydra.launcher")
+    def __init__(self, n_jobs: Annotated[int, Within(least=-1)] = 2) -> None:
+        if n_jobs == 0:
+            raise UserError("`hydra.launcher.n_jobs` must be at least 1, or -1 for as many as there are cores, got 0")
         self.n_jobs = n_jobs
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
@@ -78,7 +89,8 @@ class Ray(Here):
         address: Of a cluster that runs; None starts one here.
     """
 
-    def __init__(self, num_cpus: float = 1, num_gpus: float | None = None, address: str | None = None) -> None:
+    @ranged("hydra.launcher")
+    def __init__(self, num_cpus: Number = 1, num_gpus: Number | None = None, address: str | None = None) -> None:
         import torch
 
         self.num_cpus, self.address = num_cpus, address
@@ -110,7 +122,10 @@ class Slurm(Here):
         options: Of `submitit.AutoExecutor.update_parameters`, as `timeout_min`, `slurm_partition`.
     """
 
+    @ranged("hydra.launcher")
     def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
+        for key in SLURM & options.keys():
+            require(f"hydra.launcher.{key}", options[key], Whole | None)
         self.folder, self.cluster, self.options = folder, cluster, options
         if cluster == "slurm":
             self.elsewhere = "Those that SLURM has go on by themselves (scancel ends them). "

@@ -155,7 +155,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
             if one.resize != data.resize
         },
     }
-    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n")
+    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1, allow_nan=False) + "\n")
     return {**content, "resize": data.resize}
 
 

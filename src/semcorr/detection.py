@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from semcorr.coords import from_view, to_image
+from semcorr.core.finite import are_finite
+from semcorr.errors import UserError
 from semcorr.heads import Separable
 from semcorr.matching import cell_stride
 from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, inside_outside
@@ -32,6 +34,8 @@ def detected(
     for i, source in zip(pairs, sources, strict=True):
         keypoint = batch.source.visible[i].nonzero().flatten()
         similarity = _similarity(head, source, target, batch.source.keypoints[i, keypoint]).float()
+        if not bool(are_finite(similarity).all()):
+            raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
         view = batch.target.scale[i][None], batch.target.offset[i][None]
         centres = from_view(_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *view)[0]
         truth = from_view(batch.target.keypoints[i, keypoint][None], *view)[0]

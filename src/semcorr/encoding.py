@@ -8,6 +8,7 @@ import torch.distributed as dist
 from rich.progress import Progress
 from torch import Tensor
 
+from semcorr.core.finite import require_finite
 from semcorr.data.images import Shown, content_id
 from semcorr.held import Held, converted
 from semcorr.store import FeatureStore
@@ -51,6 +52,7 @@ def encode(held: Held, shown: Sequence[Shown], data: Any, compute: Callable[[Ten
         work = everywhere(computed(), len(chunks), group)
         for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
             held.add(names, values)
+    held.watch.settle()
 
 
 def encode_stored(
@@ -73,6 +75,8 @@ def encode_stored(
         _compute_missing(held, store, lacking, data, compute, group)
         for entry, one in lacking.items():
             if one.name not in held and (values := store.get(entry)) is not None:
+                batch = {key: value[None] for key, value in values.items()}
+                require_finite(f"`store.root`: {store.folder}", [one.name], batch, f"Remove {store.folder}, run again")
                 held.keep(one.name, values)
         twins = {content_id(one): one.name for one in shown if one.name in held}
         for one in shown:  # files with the same content have one entry
@@ -104,6 +108,7 @@ def _compute_missing(
 def _put(held: Held, store: FeatureStore, names: Sequence[str], entries: Sequence[str], values: Values) -> None:
     """A batch into the store; into memory where that refuses."""
     values = {key: converted(value, held.dtype).cpu() for key, value in values.items()}
+    require_finite(held.watch.origin, names, values)
     for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
         one = {key: value[i] for key, value in values.items()}
         if not store.put(entry, one, name):

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from semcorr import detection
 from semcorr.coords import from_view, to_image
+from semcorr.core.finite import require_finite
 from semcorr.data.record import PairRecord
 from semcorr.encoding import Group
-from semcorr.gallery import Gallery
+from semcorr.errors import UserError
+from semcorr.gallery import Gallery, adapted_origin
 from semcorr.matching import Matched, match_into, match_native
 from semcorr.metrics.pck import PCK, error
 from semcorr.metrics.table import gather, rows, varied
@@ -105,6 +107,7 @@ class Evaluation:
         table = None
         for pck, reading, read in zip(self.pck, self.readings, self._read(batch, known), strict=True):
             predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
+            require_answers(batch, predicted, read.score, reading.localise)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
             if not self.tabled:
                 continue
@@ -223,6 +226,8 @@ class Evaluation:
         """Pairs that look into the same features, those, and the features of their sources."""
         if self.module.backbone.pairwise:
             sources, targets = map(self.gallery.adapted, self.module.seen(batch.source, batch.target))
+            for view, maps in ((batch.source, sources), (batch.target, targets)):
+                require_finite(adapted_origin(self.module), view.name, {"maps": maps.values})
             for i in range(len(batch.pair)):
                 yield [i], _one(targets, i), [_one(sources, i)]
             return
@@ -231,6 +236,29 @@ class Evaluation:
             groups.setdefault(name, []).append(i)
         for name, pairs in groups.items():
             yield pairs, self.gallery(name), [self.gallery(batch.source.name[i]) for i in pairs]
+
+
+def require_answers(
+    batch: PairBatch, predicted: Float[Tensor, "b n 2"], score: Float[Tensor, "b n"], localise: str
+) -> None:
+    """Refuse predictions and similarities that are not finite: compared with a threshold, NaN would only be wrong.
+
+    Args:
+        batch: Of pairs; only keypoints that both images show are looked at.
+        predicted: In pixels.
+        score: Similarity of the best cell.
+        localise: The read-out's name.
+
+    Raises:
+        UserError: It names the first pair and keypoint.
+    """
+    wrong = batch.shared & ~(predicted.isfinite().all(-1) & score.isfinite())
+    if bool(wrong.any()):
+        pair, keypoint = wrong.nonzero()[0].tolist()
+        raise UserError(
+            f"`localise`: {localise} finds no finite place for keypoint {keypoint} of pair {batch.pair[pair]} (its "
+            f"similarity is {score[pair, keypoint]:g}). Check the weights of the head, and `localise`'s options"
+        )
 
 
 def _one(maps: FeatureMap, i: int) -> FeatureMap:

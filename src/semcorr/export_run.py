@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
+from semcorr.options import check_options
 from semcorr.run import assembled, read_checkpoint
 
 
@@ -26,6 +27,7 @@ def configuration(run: Path, weights: Path | None = None) -> DictConfig:
 
 def rebuilt(cfg: DictConfig, run: Path, which: str = "best") -> Correspondence:
     """The module as it was trained, in eval mode; of a frozen run, as it was built. Needs no data."""
+    check_options(cfg)
     module = assembled(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
     content = read_checkpoint(run, which) if module.moving() else {"base": origin, "state_dict": {}}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import Positive, require_fields
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, encode, encode_stored
 from semcorr.errors import UserError
@@ -34,16 +35,15 @@ class Keep:
 
     root: str | None = None
     dtype: str | None = None
-    max_gb: float | None = None
+    max_gb: Positive | None = None
     place: str = "auto"
 
     def __post_init__(self) -> None:
+        require_fields(self, "store")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"`store.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}")
         if self.place not in (*PLACES, "off"):
             raise UserError(f"`store.place` must be one of {', '.join(PLACES)}, off, got {self.place!r}")
-        if self.max_gb is not None and self.max_gb <= 0:
-            raise UserError(f"`store.max_gb` must be more than 0, got {self.max_gb}")
 
     @property
     def type(self) -> torch.dtype | None:
@@ -80,6 +80,11 @@ class Frozen:
         """Whether there is anything to keep: blocks that do not move, of one image at a time."""
         return self.depth != 0 and not self.backbone.pairwise
 
+    @property
+    def origin(self) -> str:
+        """What computes the values, for messages."""
+        return origin_of(self.backbone) + (f", after block {self.depth}" if self.depth else "")
+
     def compute(self, image: Tensor) -> Values:
         """What is kept of a batch of images."""
         if self.depth is None:
@@ -105,7 +110,7 @@ class Frozen:
     ) -> None:
         """Compute what is not held yet. `context` is the precision it is computed in."""
         if self.held is None:
-            self.held = Held(len(shown), group.device, self.keep.where, self.keep.type, group.size)
+            self.held = Held(len(shown), group.device, self.keep.where, self.keep.type, group.size, self.origin)
 
         def compute(image: Tensor) -> Values:
             with context():
@@ -127,6 +132,13 @@ class Frozen:
         shown = {"size": self.backbone.size, "resize": data.resize}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
         return {**base, "depth": depth, "dtype": self.keep.dtype or "as computed", **shown, **self.key}
+
+
+def origin_of(backbone: Any, head: Any = None) -> str:
+    """Name what features come from: the network, its layers, and the head where one has changed them."""
+    layers = getattr(backbone, "layers", None)
+    shown = f", layers {list(layers)}" if layers is not None else ""
+    return f"`backbone`: {backbone.name}{shown}" + (f", through head {type(head).__name__}" if head is not None else "")
 
 
 def cells_of(maps: FeatureMap) -> Values:

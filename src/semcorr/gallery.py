@@ -8,10 +8,17 @@ from torch import Tensor
 
 from semcorr.data.images import Shown
 from semcorr.encoding import Group, Values, chunked, encode, everywhere
-from semcorr.frozen import Frozen, Keep, cells_of, map_of
+from semcorr.frozen import Frozen, Keep, cells_of, map_of, origin_of
 from semcorr.heads import Separable
 from semcorr.held import Held
 from semcorr.types import FeatureMap
+
+
+def adapted_origin(module: Any) -> str:
+    """Name what features come from that a head has adapted."""
+    head: Any = module.head
+    changes = isinstance(head, Separable) and any(True for _ in head.parameters())  # type: ignore[attr-defined]
+    return origin_of(module.backbone, head if changes else None)
 
 
 class Gallery:
@@ -39,6 +46,10 @@ class Gallery:
         """What the head makes of the features of images, if it looks at each by itself."""
         return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps
 
+    @property
+    def _origin(self) -> str:
+        return adapted_origin(self.module)
+
     def encode(self, shown: list[Shown], reuse: bool) -> None:
         """These images; with `reuse` from what the frozen blocks made of them, which is kept for the next time."""
 
@@ -56,7 +67,7 @@ class Gallery:
                 return cells_of(self.adapted(self.module.backbone(image)))
 
         keep: Keep = self.module.frozen.keep
-        held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size)
+        held = Held(len(shown), self.group.device, keep.where, keep.type, self.group.size, self._origin)
         encode(held, shown, self.data, compute, self.group)
         return held
 
@@ -76,7 +87,8 @@ class Gallery:
                 with self.context():
                     yield some, cells_of(self.adapted(frozen.features(some, size, device)))
 
-        held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size)
+        held = Held(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size, self._origin)
         for some, values in everywhere(computed(), len(chunks), self.group):
             held.add(some, values)
+        held.watch.settle()
         return held

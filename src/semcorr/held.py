@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from semcorr.core.finite import Watch
 from semcorr.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Held:
         place: One of `PLACES`; `auto` is the first of the others with room.
         dtype: What floating point values are kept as; as they come if None.
         processes: How many processes of this machine hold the same.
+        origin: What computes them; named where they are not finite.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Held:
         place: str = "auto",
         dtype: torch.dtype | None = None,
         processes: int = 1,
+        origin: str = "`backbone`",
     ) -> None:
+        self.watch = Watch(origin)
         self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
         self.entries: dict[str, dict[str, Tensor]] = {}
         self._disk: FeatureStore | None = None
@@ -54,8 +58,9 @@ class Held:
         return self.entries[name]
 
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """A batch of images, first axis first."""
+        """A batch of images, first axis first; refused if they are not finite, on a GPU perhaps some batches later."""
         kept = {key: converted(value, self.dtype) for key, value in values.items()}
+        self.watch.see(names, kept)
         if self.place == "auto":
             self.place = self._roomy(sum(value[0].nbytes for value in kept.values()))
         kept = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in kept.items()}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from semcorr.core.ranges import Sigma, Temperature, Window, ranged
 from semcorr.errors import UserError
 
 Best = tuple[Tensor, Tensor]  # column and row of the most similar cell, (b n) each, where they are known already
@@ -45,7 +46,8 @@ def bilinear_nn(
     return (cells * weights[..., None]).sum(-2)
 
 
-def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: float = 0.02) -> Float[Tensor, "b n 2"]:
+@ranged("localise")
+def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: Temperature = 0.02) -> Float[Tensor, "b n 2"]:
     """Expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
 
     A second, far mode pulls the answer off both; hence the two rules below.
@@ -53,10 +55,11 @@ def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: float = 0.02)
     return _expectation(_precise(similarity) / temperature)
 
 
+@ranged("localise")
 def window_soft_argmax(
     similarity: Float[Tensor, "b n h w"],
-    window: int = 15,
-    temperature: float = 0.02,
+    window: Window = 15,
+    temperature: Temperature = 0.02,
     outside: str = "none",
     best: Best | None = None,
 ) -> Float[Tensor, "b n 2"]:
@@ -65,8 +68,6 @@ def window_soft_argmax(
     The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
     a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
     """
-    if window < 1 or window % 2 == 0:
-        raise UserError(f"`localise.window` must be odd and positive, got {window}")
     if outside not in ("none", "zero"):
         raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
     h, w = similarity.shape[-2:]
@@ -105,8 +106,12 @@ def _beside_zeros(
     return found * (1 - share) + rest * share
 
 
+@ranged("localise")
 def kernel_soft_argmax(
-    similarity: Float[Tensor, "b n h w"], sigma: float = 7.0, temperature: float = 0.03, best: Best | None = None
+    similarity: Float[Tensor, "b n h w"],
+    sigma: Sigma = 7.0,
+    temperature: Temperature = 0.03,
+    best: Best | None = None,
 ) -> Float[Tensor, "b n 2"]:
     """Soft-argmax of the map times a Gaussian around the best cell (SFNet).
 

@@ -160,7 +160,7 @@ def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[
         "points": "x, y in original pixels, upright; pixel centres at integers",
         "targets": said,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def show(said: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
+from semcorr.backbones.weights import require_finite_weights
 from semcorr.encoding import Group
 from semcorr.errors import UserError
 from semcorr.evaluation import Evaluation
@@ -18,7 +19,7 @@ from semcorr.finetune.modes import keep_frozen_in_eval
 from semcorr.finetune.moving import base_of, refuse_another, refuse_other_parts, saved
 from semcorr.frozen import Frozen, Keep
 from semcorr.held import Held
-from semcorr.losses import Loss, loss_of
+from semcorr.losses import Loss, added, terms_of
 from semcorr.metrics.pck import SUBSETS
 from semcorr.optim import planned_steps
 from semcorr.pose import adaptive
@@ -26,7 +27,8 @@ from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol
 from semcorr.read_outs import Published
 from semcorr.readings import readings, scores_of
-from semcorr.training import asked, check, dropped, maps_of
+from semcorr.step_watch import StepWatch
+from semcorr.training import asked, check, dropped, maps_of, names_of
 from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
 
 
@@ -90,6 +92,7 @@ class Correspondence(LightningModule):
         self.frozen = Frozen(backbone, keep or Keep(), key or {})
         self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
         self.shelf: Callable[..., Held] | None = None  # of a sweep: features that a job before has computed
+        self.steps = StepWatch()
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -124,7 +127,9 @@ class Correspondence(LightningModule):
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
         maps = dropped(maps_of(self, batch), self.dropout)
         step = asked(self.head, maps, batch, self.variants, self.global_step, self.loss)
-        loss = loss_of(self.loss, step)  # type: ignore[arg-type]
+        terms = terms_of(self.loss, step)  # type: ignore[arg-type]
+        self.steps.see(self.global_step, *names_of(batch), maps.values, terms)
+        loss = added(terms)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
         return loss
 
@@ -141,6 +146,16 @@ class Correspondence(LightningModule):
     def on_fit_start(self) -> None:
         """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
         self.train()
+        self.steps = StepWatch(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self.steps.see_gradients(self.global_step, self.named_parameters())
+
+    def on_train_end(self) -> None:
+        """What no validation and no checkpoint came after is looked at, too."""
+        self.steps.settle()
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
         """Whatever is random follows from the batch's place in training, so a resumed run repeats it.
@@ -172,7 +187,8 @@ class Correspondence(LightningModule):
     # -- evaluation --
 
     def on_validation_epoch_start(self) -> None:
-        """Encode the images of the validation pairs."""
+        """Encode the images of the validation pairs, with weights that are finite."""
+        self.steps.settle()
         self._start("val", self.trainer.num_val_batches, self.reuse or self.frozen.whole)
 
     def on_test_epoch_start(self) -> None:
@@ -238,8 +254,11 @@ class Correspondence(LightningModule):
         return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what moves, and what it moved away from."""
-        checkpoint["state_dict"] = self.moving()
+        """Save what moves, and what it moved away from; nothing that is not finite replaces what was good."""
+        self.steps.settle()
+        moving = self.moving()
+        require_finite_weights(moving, f"step {self.global_step} of the training, not saved")
+        checkpoint["state_dict"] = moving
         checkpoint["base"] = base_of(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from semcorr.core.ranges import Rate, Share, Within, ranged
 from semcorr.errors import UserError
 
 
+@ranged("optimizer")
 def adamw(
     head: Iterable[Parameter],
     backbone: Iterable[Parameter],
-    lr: float = 1e-3,
-    backbone_lr: float = 1e-5,
-    weight_decay: float = 0.05,
+    lr: Rate = 1e-3,
+    backbone_lr: Rate = 1e-5,
+    weight_decay: Annotated[float, Within(least=0, most=100)] = 0.05,
 ) -> AdamW:
     """AdamW with a rate for the head and its own, smaller one for the backbone's moving weights."""
     groups = [
@@ -26,10 +28,13 @@ def adamw(
     return AdamW([group for group in groups if group["params"]], weight_decay=weight_decay)
 
 
-def one_cycle(optimizer: AdamW, steps: int, warmup: float = 0.3) -> LRScheduler:
+@ranged("scheduler")
+def one_cycle(optimizer: AdamW, steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Up for the `warmup` share of the steps, then down along a cosine (GeoAware-SC on SPair-71k)."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=rates, total_steps=max(2, steps), pct_start=warmup)
+    rates, total = [group["lr"] for group in optimizer.param_groups], max(2, steps)
+    share = float(warmup) if warmup * total != 1 else (1 + 1e-9) / total  # PyTorch divides by the length less one
+    share = min(share, 1 - 0.5 / total)  # likewise by that of the way down
+    return OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=share)
 
 
 def constant(optimizer: AdamW, steps: int) -> LRScheduler:

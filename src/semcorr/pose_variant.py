@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.ranges import Weight, require_fields
 
 SOURCE, TARGET, MIRRORED_SOURCE, MIRRORED_TARGET = range(4)
 
@@ -38,15 +38,12 @@ class PoseVariant:
         self_flip: The mirrored source, and the source as it is.
     """
 
-    double_flip: float = 0.0
-    single_flip: float = 0.0
-    self_flip: float = 0.0
+    double_flip: Weight = 0.0
+    single_flip: Weight = 0.0
+    self_flip: Weight = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("double_flip", "single_flip", "self_flip"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not value >= 0:
-                raise UserError(f"`pairs.{key}` must be 0, which is off, or more, got {value!r}")
+        require_fields(self, "pairs")
 
     def __bool__(self) -> bool:
         """Whether there is any variant."""

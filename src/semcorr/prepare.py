@@ -146,7 +146,7 @@ def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> boo
     Console().print(report.table())
     path = path or place / VERIFIED
     try:
-        write_text(path, json.dumps(report.as_json(), indent=1) + "\n")
+        write_text(path, json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}). Choose a place with --report FILE") from None
     return not report.failed

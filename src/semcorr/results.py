@@ -49,7 +49,7 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
     scored = set(table["pair"].to_pylist())
     shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
     draw.save(draw.page(shown, table), run_dir / "matches.png")
-    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     return metrics
 
 

@@ -9,14 +9,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr import dashboard
-from semcorr.backbones.weights import sha256
+from semcorr.backbones.weights import require_finite_weights, sha256
 from semcorr.callbacks import Cost, Progress
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
@@ -24,13 +26,14 @@ from semcorr.errors import UserError
 from semcorr.launcher import KeepSignals, watch_processes
 from semcorr.loggers import CSV, finish
 from semcorr.module import Correspondence
+from semcorr.options import check_options
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
-from semcorr.trainer_options import check_precision, check_training
+from semcorr.trainer_options import check_numbers, check_precision, check_training, refuse_options
 
 
 def build(
@@ -40,9 +43,7 @@ def build(
 
     Data first: what is wrong with it is known before any weights are downloaded.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
-    settle(cfg)
+    check_config(cfg)
     data = benchmark(cfg, "data", stages)
     module = assembled(cfg, **training)
     if cfg.compile is not None:
@@ -52,6 +53,23 @@ def build(
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
     return module, data
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse, before anything is read or built, what is missing, of another type or out of range; settle the rest."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
+    settle(cfg)
+    check_options(cfg)
+    if "trainer" in cfg:
+        check_numbers(plain(cfg.trainer))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A node of a configuration, in Python's own types."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def assembled(cfg: DictConfig, **training: Any) -> Correspondence:
@@ -148,7 +166,11 @@ def reuse(module: Correspondence, data: PairDataModule) -> None:
 def base(cfg: DictConfig, **changed: Any) -> Any:
     """The backbone before any tuning. The seed comes right before: random weights depend on nothing else."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    return instantiate(cfg.backbone, **changed)
+    backbone = instantiate(cfg.backbone, **changed)
+    weights = cfg.backbone.get("weights")
+    origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
+    require_finite_weights(backbone.state_dict(), origin)
+    return backbone
 
 
 def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
@@ -174,9 +196,14 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     callbacks = [Progress(), Pages(), Cost(), KeepSignals(), *options.pop("callbacks", [])]
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
-    )
+    try:
+        trainer: Trainer = instantiate(
+            cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ValueError | TypeError):
+            raise refuse_options(error) from error
+        raise
     watch_processes(trainer)
     return trainer
 
@@ -241,4 +268,5 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
         raise UserError(
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error
+    require_finite_weights(content.get("state_dict", {}), f"`checkpoint`: {path}")
     return content

@@ -40,7 +40,7 @@ def write_tracks(module: Tracking, data: TapVid, run_dir: Path) -> dict[str, Any
     step = max(1, len(videos) // SHOWN)
     shown = dict(list(videos.items())[::step][:SHOWN])
     draw.save(draw_tracks.page(shown, table), run_dir / "tracks.png")
-    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     return metrics
 
 

@@ -11,7 +11,10 @@ from lightning import LightningModule
 from torch import Tensor
 
 from semcorr.coords import from_corner, from_view, to_corner, to_image, to_view
+from semcorr.core.finite import require_finite
 from semcorr.data.tapvid import Queries, Tracks
+from semcorr.errors import UserError
+from semcorr.frozen import origin_of
 from semcorr.matching import cell_stride
 from semcorr.metrics.table import gather
 from semcorr.metrics.track_table import ORDER, SCHEMA, scores_of, track_rows
@@ -61,6 +64,8 @@ class Tracking(LightningModule):
         start = time.perf_counter()
         images = self.trainer.datamodule.images(batch.video)  # type: ignore[attr-defined]
         maps = torch.cat([self.backbone(image.to(self.device, non_blocking=True)).values for image in images])
+        frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
+        require_finite(origin_of(self.backbone), frames, {"maps": maps})
         encoded = time.perf_counter()
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
             self.tables.append(self.follow(maps.float(), batch))
@@ -82,6 +87,13 @@ class Tracking(LightningModule):
         each = torch.arange(len(queries.frame), device=maps.device)
         query = batch.points[each, queries.frame]
         found = self.match(maps, queries, to_view(from_corner(query), *place))
+        wrong = queries.evaluated & ~(found.points.isfinite().all(-1) & found.score.isfinite())
+        if bool(wrong.any()):
+            row, frame = wrong.nonzero()[0].tolist()
+            raise UserError(
+                f"`localise`: track {int(queries.track[row])} has no finite place in frame {frame} of video "
+                f"{batch.video}. Check the weights of the head, and `localise`'s options"
+            )
         predicted, returned = (to_corner(from_view(p.flatten(0, 1), *place)).view_as(p) for p in found[:2])
         lost = (returned - query[:, None]).norm(dim=-1) > (torch.inf if self.cycle is None else self.cycle)
         return track_rows(

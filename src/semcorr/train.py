@@ -52,8 +52,9 @@ def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
     from semcorr.data.datamodule import PairDataModule
     from semcorr.errors import UserError
-    from semcorr.run import benchmark, build, reuse
+    from semcorr.run import benchmark, build, check_config, reuse
 
+    check_config(cfg)
     training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
     other = benchmark(cfg, "test", ("test",)) if "test" in cfg else None
     if other is not None and not isinstance(other, PairDataModule):

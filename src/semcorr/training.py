@@ -51,6 +51,13 @@ def views_of(batch: PairBatch | ImageBatch) -> tuple[list[str], Float[Tensor, "k
     return names, torch.cat([*(view.image for view in views), *turned])
 
 
+def names_of(batch: PairBatch | ImageBatch) -> tuple[list[str], list[str]]:
+    """The images of a batch in the order of `maps_of`, and what it is a batch of: its pairs, or its images."""
+    views = [batch.view] if isinstance(batch, ImageBatch) else [batch.source, batch.target]
+    names = [name for view in (*views, *batch.mirrored) for name in view.name]
+    return names, [f"image {batch.view.name[0]}"] if isinstance(batch, ImageBatch) else [f"pair {batch.pair[0]}"]
+
+
 def dropped(maps: FeatureMap, share: float) -> FeatureMap:
     """Feature dropout, element by element ("Telling Left from Right", 4.2)."""
     return maps._replace(values=dropout(maps.values, share)) if share else maps

@@ -106,7 +106,7 @@ class Page:
 
     def json(self, state: Session, of: str) -> list[str]:
         """A file's name, and the file."""
-        text = json.dumps(told(state, answer(self.models, state), BOXES[of]), indent=1) + "\n"
+        text = json.dumps(told(state, answer(self.models, state), BOXES[of]), indent=1, allow_nan=False) + "\n"
         return ["matches.json", _url("application/json", text.encode())]
 
     def png(self, state: Session, _: str) -> list[str]:

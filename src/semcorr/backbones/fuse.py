@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate, normalize
 from semcorr.backbones.chain import Grid
 from semcorr.backbones.diffusion import StableDiffusion
 from semcorr.backbones.timm_model import TimmModel
+from semcorr.core.ranges import OptionsOf, ranged
 from semcorr.errors import UserError
 from semcorr.types import FeatureMap, State
 
@@ -33,6 +34,7 @@ class Fuse(nn.Module):
             weights. Equal ones, the default, are sd-dino's (1, 1) and the unified benchmark's 0.5.
     """
 
+    @ranged("backbone")
     def __init__(self, parts: Sequence[Any], balance: Sequence[float] | None = None) -> None:
         super().__init__()
         balance = [1.0] * len(parts) if balance is None else list(balance)
@@ -149,6 +151,7 @@ def resized(image: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Ten
     return interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
+@ranged("backbone")
 def sd_dinov2(
     size: int | None = 960,
     grid: int | None = None,
@@ -160,7 +163,7 @@ def sd_dinov2(
     dino_layers: Sequence[int] = (-1,),
     norm: bool = False,
     balance: Sequence[float] = (1, 1),
-    **diffusion: Any,
+    **diffusion: Annotated[Any, OptionsOf(StableDiffusion)],
 ) -> Fuse:
     """Stable Diffusion and DINOv2 on one grid, 60 cells at 960 and 840 pixels in sd-dino and GeoAware-SC.
 

@@ -18,6 +18,7 @@ from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import indices
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
+from semcorr.core.ranges import ranged
 from semcorr.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
@@ -76,6 +77,7 @@ class SegmentAnything(Chain):
         options: Anything else of the package's `ImageEncoderViT`: `embed_dim`, `depth`, ...
     """
 
+    @ranged("backbone")
     def __init__(
         self,
         name: str = "vit_b",

@@ -14,6 +14,7 @@ from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import concatenate, indices
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
+from semcorr.core.ranges import ranged
 from semcorr.types import FeatureMap, State
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,6 +44,7 @@ class SqueezeNet(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @ranged("backbone")
     def __init__(
         self,
         size: int | None,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -16,7 +16,12 @@ from semcorr.backbones.layers import indices
 from semcorr.backbones.layouts import to_timm
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
+from semcorr.core.ranges import Count, Within, ranged, require
 from semcorr.errors import UserError
+
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
+# What timm raises where an option is no size of a network.
+MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
 
 
 class TimmModel(Chain):
@@ -36,6 +41,7 @@ class TimmModel(Chain):
         options: Anything else timm's constructor takes.
     """
 
+    @ranged("backbone")
     def __init__(
         self,
         name: str,
@@ -49,6 +55,11 @@ class TimmModel(Chain):
         **options: Any,
     ) -> None:
         check_facet(facet)
+        for key, value in options.items():
+            if key in SIZES:
+                require(f"backbone.{key}", value, Count | Sequence[Count])
+            elif isinstance(value, int | float):
+                require(f"backbone.{key}", value, bool | Annotated[float, Within(least=0)])
         model: Any = create(name, pretrained and weights is None, **options)
         layers = indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
@@ -134,6 +145,12 @@ def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
         model = _create(name, pretrained, **options)
+    except MISFITS as error:
+        if not options:
+            raise
+        told = ", ".join(f"backbone.{key}={value}" for key, value in options.items())
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot build {name} with {told} ({reason}). Change one of them.") from error
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise

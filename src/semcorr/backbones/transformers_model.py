@@ -13,6 +13,7 @@ from semcorr.backbones.facets import check_facet, to_maps
 from semcorr.backbones.layers import indices
 from semcorr.backbones.transformers_files import check_found, load, statistics
 from semcorr.backbones.weights import sha256
+from semcorr.core.ranges import Positive, ranged
 from semcorr.errors import UserError
 
 NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")  # what families call their last
@@ -38,6 +39,7 @@ class TransformersModel(Chain):
         options: What that family's config takes: `hidden_size`, `num_hidden_layers`, ...
     """
 
+    @ranged("backbone")
     def __init__(
         self,
         name: str,
@@ -49,7 +51,7 @@ class TransformersModel(Chain):
         norm: bool = True,
         facet: str = "token",
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[Positive] | None = None,
         model_type: str | None = None,
         **options: Any,
     ) -> None:

@@ -37,7 +37,33 @@ def fill(
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
         raise UserError(f"`{option}`: {path} does not fit this {part}. {told}. Give weights of the same model.")
-    module.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+    fitting = {key: value for key, value in weights.items() if key in own}
+    require_finite_weights(fitting, f"`{option}`: {path}")
+    module.load_state_dict(fitting, strict=False)
+
+
+def require_finite_weights(state: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights with a NaN or an infinite number in them: every feature would be one, or quietly be zero.
+
+    Args:
+        state: Parameters and buffers by name, as in a state dict.
+        origin: Where they come from, with the file if there is one.
+
+    Raises:
+        UserError: It names the first of them.
+    """
+    for name, value in state.items():
+        if (value.is_floating_point() or value.is_complex()) and not _is_finite(value.detach()):
+            wrong = int((~torch.isfinite(value)).sum())
+            raise UserError(
+                f"{origin}: {wrong} of the {value.numel()} numbers in {name} are not finite (NaN or infinite). "
+                "Give another copy of the weights."
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    """First by a sum, which writes no flag per number; what overflows that may still be finite."""
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def sha256(module: nn.Module) -> str:

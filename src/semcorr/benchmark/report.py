@@ -81,7 +81,9 @@ def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any])
     Console().print(table)
     about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
-        write_text(out, json.dumps({**known(out), name: {**outcome.content, **about}}, indent=1) + "\n")
+        write_text(
+            out, json.dumps({**known(out), name: {**outcome.content, **about}}, indent=1, allow_nan=False) + "\n"
+        )
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another file") from None
     Console().print(f"written to {out}")

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool
 from numpy.random import Generator
 from torch import Tensor
 
+from semcorr.core.ranges import Within, require_fields
 from semcorr.data.alter import Colours, Geometry, carry, recolour, redraw
 from semcorr.data.groups import ambiguous
 from semcorr.data.record import PairRecord
@@ -16,10 +18,8 @@ from semcorr.errors import UserError
 from semcorr.types import PairBatch, View
 
 TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
-MOST = {
-    "flip": 1.0, "rotate": 180.0, "scale": 1.0, "shift": 0.5, "shear": 45.0, "crop": 0.9, "thin_plate": 0.2,
-    "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "grey": 1.0,
-}  # fmt: skip
+UpTo1 = Annotated[float, Within(0, 1, off=True)]
+UpToHalf = Annotated[float, Within(0, 0.5, off=True)]
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,21 @@ class Augment:
         grey: Probability of losing all colour.
     """
 
-    flip: float = 0.0
-    rotate: float = 0.0
-    scale: float = 0.0
-    shift: float = 0.0
-    shear: float = 0.0
-    crop: float = 0.0
-    thin_plate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grey: float = 0.0
+    flip: UpTo1 = 0.0
+    rotate: Annotated[float, Within(0, 180, off=True)] = 0.0
+    scale: UpTo1 = 0.0
+    shift: UpToHalf = 0.0
+    shear: Annotated[float, Within(0, 45, off=True)] = 0.0
+    crop: Annotated[float, Within(0, 0.9, off=True)] = 0.0
+    thin_plate: Annotated[float, Within(0, 0.2, off=True)] = 0.0
+    brightness: UpTo1 = 0.0
+    contrast: UpTo1 = 0.0
+    saturation: UpTo1 = 0.0
+    hue: UpToHalf = 0.0
+    grey: UpTo1 = 0.0
 
     def __post_init__(self) -> None:
-        for key, most in MOST.items():
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 <= value <= most:
-                raise UserError(f"`augment.{key}` must be between 0, which is off, and {most:g}, got {value!r}")
+        require_fields(self, "augment")
 
     def __bool__(self) -> bool:
         """Whether anything is to be changed at all."""

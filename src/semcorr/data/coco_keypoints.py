@@ -11,6 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from semcorr.core.ranges import Count, Share, ranged
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import flip_from_names, groups_from_names
 from semcorr.data.record import (
@@ -47,16 +48,17 @@ class COCOKeypoints(PairDataModule):
 
     name = "coco_keypoints"
 
+    @ranged("data")
     def __init__(
         self,
         *,
         annotations: str = "keypoints.json",
         images: str = "images",
         box: str = "xywh",
-        val: float = 0.1,
-        test: float = 0.1,
-        min_shared: int = 3,
-        pairs_per_category: int = 2000,
+        val: Share = 0.1,
+        test: Share = 0.1,
+        min_shared: Count = 3,
+        pairs_per_category: Count = 2000,
         pairs_seed: int = 0,
         **options: Any,
     ) -> None:

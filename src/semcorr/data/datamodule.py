@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from semcorr.core.ranges import Count, Seed, Weight, Whole, ranged
 from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
 from semcorr.data.augment import Augment, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
@@ -68,31 +69,27 @@ class PairDataModule(LightningDataModule, ABC):
     official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
+    @ranged("data")
     def __init__(
         self,
         root: str,
         size: int,
         split: str = "test",
         resize: str = "squash",
-        batch_size: int = 8,
-        steps: int | None = None,
-        encode_batch: int | None = None,
-        workers: int | None = None,
-        seed: int = 42,
+        batch_size: Count = 8,
+        steps: Count | None = None,
+        encode_batch: Count | None = None,
+        workers: Whole | None = None,
+        seed: Seed = 42,
         all_pairs: int | None = None,
-        cache_gb: float = 0.0,
+        cache_gb: Weight = 0.0,
     ) -> None:
         super().__init__()
         if resize not in RESIZES:
             raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
-        for key, value in {"batch_size": batch_size, "encode_batch": encode_batch, "steps": steps}.items():
-            if value is not None and value < 1:
-                raise UserError(f"`data.{key}` must be at least 1, got {value}")
         require_workers(workers)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
-        if not cache_gb >= 0:
-            raise UserError(f"`data.cache_gb` must be 0, which is off, or more, got {cache_gb}")
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb

@@ -21,6 +21,7 @@ from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SMALLEST, LARGEST = 1e-6, 1e9  # pixels of an extent: outside, an error over it is 0 or infinite in single precision
 Point = Sequence[float] | None  # (x, y), or None where the keypoint is not annotated
 
 
@@ -144,9 +145,14 @@ def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRec
                 f"{benchmark}: pair {pair.name} has no keypoint visible in both {pair.source.path.name} and "
                 f"{pair.target.path.name}. Drop it from the pair list."
             )
-        if not pair.extent > 0:
+        if not SMALLEST <= pair.extent <= LARGEST:
             raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size. Drop it.")
     images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
+    for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
+        if not bool(torch.isfinite(image.keypoints[image.visible]).all()) or not all(map(math.isfinite, image.box)):
+            raise UserError(
+                f"{benchmark}: the keypoints and box of {image.name} must be finite numbers. Correct its annotation."
+            )
     strays = {name: count for name, image in images.items() if (count := outside(image))}
     if strays:
         log.warning(

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from semcorr.core.ranges import Count, Whole, Within, ranged
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, choose_pairs, describe, pair_up
 from semcorr.data.creatures.photograph import Shot, take
@@ -48,15 +49,16 @@ class Synthetic(SPair):
     recipe = None  # drawn, not downloaded
     official = MappingProxyType({})
 
+    @ranged("data")
     def __init__(
         self,
         *,
-        train: int = 24,
-        val: int = 6,
-        test: int = 10,
-        pairs_per_category: int | None = None,
-        drawing: int = 0,
-        pixels: int = 256,
+        train: Count = 24,
+        val: Count = 6,
+        test: Count = 10,
+        pairs_per_category: Count | None = None,
+        drawing: Whole = 0,
+        pixels: Annotated[int, Within(least=16, most=4096)] = 256,
         **options: Any,
     ) -> None:
         super().__init__(**options)

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from semcorr.core.ranges import Positive, Whole, ranged
 from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import require_root
@@ -99,6 +100,7 @@ class TapVid(LightningDataModule):
         landmark=FILE,
     )
 
+    @ranged("data")
     def __init__(
         self,
         root: str,
@@ -106,10 +108,10 @@ class TapVid(LightningDataModule):
         split: str = "test",
         resize: str = "squash",
         encode_batch: int | None = None,
-        workers: int | None = None,
+        workers: Whole | None = None,
         query: str = "first",
         occlusion: str = "visible",
-        cycle_threshold: float = 8.0,
+        cycle_threshold: Positive = 8.0,
         frames: int | str | None = SIDE,
         **training: Any,
     ) -> None:
@@ -121,9 +123,8 @@ class TapVid(LightningDataModule):
         side = None if frames == "native" else frames
         if isinstance(side, str) or (side is not None and side < 1):
             raise UserError(f"`data.frames` must be a side in pixels or native, got {frames!r}")
-        for key, number in {"encode_batch": encode_batch, "cycle_threshold": cycle_threshold}.items():
-            if number is not None and not number > 0:
-                raise UserError(f"`data.{key}` must be positive, got {number}")
+        if encode_batch is not None and encode_batch < 1:
+            raise UserError(f"`data.encode_batch` must be positive, got {encode_batch}")
         require_workers(workers)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.encode_batch, self.workers, self.side = encode_batch, workers, side

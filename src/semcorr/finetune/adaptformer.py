@@ -3,6 +3,7 @@
 from torch import nn
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import Count, Dropout, ranged
 from semcorr.errors import UserError
 from semcorr.finetune.adapter import Bottleneck, bypass, units
 from semcorr.finetune.chosen import last
@@ -10,11 +11,12 @@ from semcorr.finetune.chosen import last
 NORMS = ("none", "in")
 
 
+@ranged("finetune")
 def adaptformer(
     backbone: Backbone,
-    width: int = 64,
+    width: Count = 64,
     scale: float = 0.1,
-    dropout: float = 0.1,
+    dropout: Dropout = 0.1,
     layernorm: str = "none",
     blocks: int | None = None,
 ) -> None:
@@ -31,10 +33,6 @@ def adaptformer(
         layernorm: `in` puts a LayerNorm before the bottleneck, `none` nothing.
         blocks: How many of the last blocks; all if left out.
     """
-    if width < 1:
-        raise UserError(f"`finetune.width` must be at least 1, got {width}")
-    if not 0 <= dropout < 1:
-        raise UserError(f"`finetune.dropout` must be at least 0 and below 1, got {dropout}")
     if layernorm not in NORMS:
         raise UserError(f"`finetune.layernorm` must be one of {', '.join(NORMS)}, got {layernorm!r}")
     found = [unit for block in last(backbone, blocks) for unit in units(block) if unit.norm is not None]

@@ -12,6 +12,7 @@ from semcorr.backbones import Backbone
 from semcorr.backbones.fuse import resized
 from semcorr.backbones.text import TextEncoder
 from semcorr.backbones.timm_model import TimmModel
+from semcorr.core.ranges import Positive, ranged
 from semcorr.errors import UserError
 from semcorr.finetune.prompt import diffusion_parts, reread
 
@@ -65,11 +66,12 @@ class ConditionalPrompt(nn.Module):
         return (pooled + self.position) * self.gate.tanh()
 
 
+@ranged("finetune")
 def conditional_prompt(
     backbone: Backbone,
     tokens: int = 25,
     conditional: int = 50,
-    scale: float = 0.02,
+    scale: Positive = 0.02,
     dino: str = "vit_base_patch14_dinov2.lvd142m",
     dino_size: int = 224,
     pretrained: bool = True,

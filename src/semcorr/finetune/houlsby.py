@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import Count, ranged
 from semcorr.errors import UserError
 from semcorr.finetune.adapter import Bottleneck, follow, units
 from semcorr.finetune.chosen import last
 
 
-def houlsby(backbone: Backbone, width: int = 64, blocks: int | None = None) -> None:
+@ranged("finetune")
+def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) -> None:
     """Freeze everything; two bottlenecks per transformer block, after its attention and after its feed-forward.
 
     Each is a residual of its own, before the block's addition and after its LayerScale, where there is one.
@@ -22,8 +24,6 @@ def houlsby(backbone: Backbone, width: int = 64, blocks: int | None = None) -> N
         width: Channels of a bottleneck's middle.
         blocks: How many of the last blocks; all if left out.
     """
-    if width < 1:
-        raise UserError(f"`finetune.width` must be at least 1, got {width}")
     chosen = last(backbone, blocks)
     assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)

@@ -3,9 +3,11 @@
 from torch import nn
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import ranged
 from semcorr.errors import UserError
 
 
+@ranged("finetune")
 def last_blocks(backbone: Backbone, blocks: int = 0) -> None:
     """Unfreeze the last `blocks` blocks and the norm after them; 0 is frozen.
 

@@ -6,15 +6,16 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from semcorr.backbones import Backbone
-from semcorr.errors import UserError
+from semcorr.core.ranges import Count, Dropout, Positive, ranged
 from semcorr.finetune.chosen import targeted
 
 
+@ranged("finetune")
 def lora(
     backbone: Backbone,
-    rank: int = 8,
-    alpha: float | None = None,
-    dropout: float = 0.0,
+    rank: Count = 8,
+    alpha: Positive | None = None,
+    dropout: Dropout = 0.0,
     targets: Sequence[str] | None = None,
     blocks: int | None = None,
     dora: bool = False,
@@ -33,10 +34,6 @@ def lora(
         blocks: How many of the last blocks; all if left out.
         dora: Learn each weight's magnitude by itself, and its direction by the update (Liu et al. 2024).
     """
-    if rank < 1:
-        raise UserError(f"`finetune.rank` must be at least 1, got {rank}")
-    if not 0 <= dropout < 1:
-        raise UserError(f"`finetune.dropout` must be at least 0 and below 1, got {dropout}")
     names = targeted(backbone, targets, blocks)
     assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from semcorr.backbones import Backbone
+from semcorr.core.ranges import ranged
 from semcorr.errors import UserError
 from semcorr.finetune.chosen import layers, targeted
 
@@ -40,6 +41,7 @@ OURS = {field.name for field in fields(PeftConfig)} | {
 }  # fmt: skip
 
 
+@ranged("finetune")
 def peft_tuner(
     backbone: Backbone,
     tuner: str = "loha",

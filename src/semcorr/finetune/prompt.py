@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from semcorr.backbones import Backbone
 from semcorr.backbones.diffusion import StableDiffusion
 from semcorr.backbones.text import TextEncoder
+from semcorr.core.ranges import Positive, ranged
 from semcorr.errors import UserError
 
 
@@ -33,7 +34,8 @@ class LearnedPrompt(nn.Module):
         return self.text.encode(self.words)
 
 
-def prompt(backbone: Backbone, tokens: int = 75, scale: float = 0.02) -> None:
+@ranged("finetune")
+def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None:
     """Learn one prompt for all images: SD4Match's "single" (Li et al. 2024).
 
     SD4Match starts from the embeddings of words drawn from the vocabulary; from noise of their scale, as

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from semcorr.core.ranges import Count, Dropout, ranged
 from semcorr.errors import UserError
 from semcorr.heads.cosine import Cosine
 from semcorr.heads.residual import Residual
@@ -27,19 +28,20 @@ class Aggregation(Cosine):
         weights: A file to start from, GeoAware-SC's and DIY-SC's own included.
     """
 
+    @ranged("head")
     def __init__(
         self,
-        maps: Sequence[int],
-        out: int = 768,
-        width: int = 192,
+        maps: Sequence[Count],
+        out: Count = 768,
+        width: Count = 192,
         groups: int = 32,
-        dropout: float = 0.2,
+        dropout: Dropout = 0.2,
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"`head.dropout` must be at least 0 and below 1, got {dropout}")
         self.maps = list(maps)
+        if not self.maps:
+            raise UserError("`head.maps` must name the channels of at least one map, or be null for the backbone's")
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Residual(each, out, width, groups) for each in self.maps)
         self.mixing = nn.Parameter(torch.ones(len(self.maps)))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.errors import UserError
+from semcorr.core.ranges import Count, ranged
 from semcorr.heads.cosine import Cosine
 from semcorr.heads.linear_attention import Encoder, positions
 from semcorr.similarity import cosine, sample
@@ -33,7 +33,8 @@ class SelfAttention(Cosine):
         width: Of the MLPs' middle; twice the channels if left out, 1,536 for DINOv2-B.
     """
 
-    def __init__(self, channels: int, depth: int = 1, heads: int = 8, width: int | None = None) -> None:
+    @ranged("head")
+    def __init__(self, channels: Count, depth: Count = 1, heads: Count = 8, width: Count | None = None) -> None:
         super().__init__()
         self.layers = _layers(channels, depth, heads, width)
 
@@ -60,7 +61,8 @@ class CrossAttention(nn.Module):
         width: Of the MLPs' middle; twice the channels if left out.
     """
 
-    def __init__(self, channels: int, depth: int = 1, heads: int = 8, width: int | None = None) -> None:
+    @ranged("head")
+    def __init__(self, channels: Count, depth: Count = 1, heads: Count = 8, width: Count | None = None) -> None:
         super().__init__()
         self.within, self.across = (_layers(channels, depth, heads, width) for _ in range(2))
 
@@ -82,8 +84,6 @@ class CrossAttention(nn.Module):
 
 
 def _layers(channels: int, depth: int, heads: int, width: int | None) -> nn.ModuleList:
-    if depth < 1:
-        raise UserError(f"`head.depth` must be at least 1, got {depth}")
     return nn.ModuleList(Encoder(channels, heads, 2 * channels if width is None else width) for _ in range(depth))
 
 

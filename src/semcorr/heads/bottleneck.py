@@ -4,6 +4,7 @@ from math import gcd
 
 from torch import nn
 
+from semcorr.core.ranges import Count, ranged
 from semcorr.heads.cosine import Cosine
 from semcorr.heads.residual import Residual
 from semcorr.types import FeatureMap
@@ -20,7 +21,8 @@ class Bottleneck(Cosine):
         groups: Of every norm; if left out the most that divide 32, the channels and the width: 32 of 768 and 192.
     """
 
-    def __init__(self, channels: int, width: int | None = None, groups: int | None = None) -> None:
+    @ranged("head")
+    def __init__(self, channels: Count, width: Count | None = None, groups: int | None = None) -> None:
         super().__init__()
         width = channels // 4 if width is None else width
         groups = gcd(32, channels, width) if groups is None else groups

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from semcorr.core.ranges import Count, Positive, ranged
 from semcorr.errors import UserError
 from semcorr.heads.correlation import correlation, mutual_matching, rows_at
 from semcorr.types import FeatureMap
@@ -36,12 +37,19 @@ class Cats(nn.Module):
         mlp: The middle of a block's MLP, in widths of a token.
     """
 
+    @ranged("head")
     def __init__(
-        self, channels: int, grid: int, depth: int = 1, heads: int = 6, projected: int = 128, mlp: float = 4.0
+        self,
+        channels: Count,
+        grid: Count,
+        depth: Count = 1,
+        heads: Count = 6,
+        projected: Count = 128,
+        mlp: Positive = 4.0,
     ) -> None:
         super().__init__()
         width = grid**2 + projected
-        if depth < 1 or not 1 <= heads <= width:
+        if heads > width:
             raise UserError(
                 f"`head.depth` must be at least 1 and `head.heads` between 1 and {width}, got {depth} and {heads}"
             )

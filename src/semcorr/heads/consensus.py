@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from semcorr.core.ranges import Count, ranged
 from semcorr.errors import UserError
 from semcorr.heads.conv4d import Conv4d
 from semcorr.heads.correlation import SMALL, correlation, mutual_matching, rows_at
@@ -35,7 +36,8 @@ class Consensus(nn.Module):
         widths: Channels that come out of each layer; 1 in the end.
     """
 
-    def __init__(self, kernels: Sequence[int] = (3, 3, 3), widths: Sequence[int] = (8, 8, 1)) -> None:
+    @ranged("head")
+    def __init__(self, kernels: Sequence[int] = (3, 3, 3), widths: Sequence[Count] = (8, 8, 1)) -> None:
         super().__init__()
         if len(kernels) != len(widths) or not widths or widths[-1] != 1:
             raise UserError(

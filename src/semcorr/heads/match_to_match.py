@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from semcorr.core.ranges import Count, ranged
 from semcorr.errors import UserError
 from semcorr.heads.additive_attention import Layer, Tokens, across, lean, normed
 from semcorr.heads.correlation import correlation, rows_at
@@ -40,7 +41,8 @@ class MatchToMatch(nn.Module):
         mlp: The middle of an MLP, in widths.
     """
 
-    def __init__(self, width: int = 16, depth: int = 6, heads: int = 8, mlp: int = 4) -> None:
+    @ranged("head")
+    def __init__(self, width: Count = 16, depth: Count = 6, heads: int = 8, mlp: Count = 4) -> None:
         super().__init__()
         if heads < 2 or heads % 2:
             raise UserError(f"`head.heads` must be even: half of them look at each image; got {heads}")

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.errors import UserError
+from semcorr.core.ranges import Count, ranged
 from semcorr.heads.cosine import Cosine
 from semcorr.types import FeatureMap
 
@@ -20,10 +20,9 @@ class Upsample(Cosine):
         stages: How many times the grid is doubled.
     """
 
-    def __init__(self, channels: int, stages: int = 2) -> None:
+    @ranged("head")
+    def __init__(self, channels: Count, stages: Count = 2) -> None:
         super().__init__()
-        if stages < 1:
-            raise UserError(f"`head.stages` must be at least 1, got {stages}")
         self.stages = nn.Sequential(*(_doubling(channels) for _ in range(stages)))
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:

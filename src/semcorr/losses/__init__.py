@@ -8,7 +8,7 @@ from semcorr.losses.contrastive import SymmetricContrastive, symmetric_contrasti
 from semcorr.losses.dense import Dense, soft_argmax_distance
 from semcorr.losses.gaussian import GaussianCrossEntropy, annealed, gaussian_cross_entropy
 from semcorr.losses.step import Descriptors, Loss, OfStep, Step, loss_of, reads_descriptors, reads_whole_cells
-from semcorr.losses.together import Together, together
+from semcorr.losses.together import Together, added, terms_of, together
 
 __all__ = [
     "Dense",
@@ -19,6 +19,7 @@ __all__ = [
     "Step",
     "SymmetricContrastive",
     "Together",
+    "added",
     "annealed",
     "gaussian_cross_entropy",
     "loss_of",
@@ -26,5 +27,6 @@ __all__ = [
     "reads_whole_cells",
     "soft_argmax_distance",
     "symmetric_contrastive",
+    "terms_of",
     "together",
 ]

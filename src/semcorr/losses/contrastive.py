@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from semcorr.core.ranges import Positive, ranged
 from semcorr.losses.step import Counted, Step, kept, mean
 
 
@@ -48,7 +49,8 @@ class SymmetricContrastive(nn.Module):
     reads_descriptors = True
     whole_cells = False
 
-    def __init__(self, scale: float = 1 / 0.07, flips: bool = True) -> None:
+    @ranged("loss")
+    def __init__(self, scale: Positive = 1 / 0.07, flips: bool = True) -> None:
         super().__init__()
         self.start, self.flips = math.log(scale), flips
         self.t = nn.Parameter(torch.zeros(()))

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from semcorr.core.ranges import Temperature, Weight, ranged
 from semcorr.errors import UserError
 from semcorr.localise import soft_argmax
 from semcorr.losses.step import Counted, Step, kept, mean
@@ -43,16 +44,15 @@ class Dense(nn.Module):
 
     reads_descriptors = False
 
+    @ranged("loss")
     def __init__(
         self,
-        temperature: float = 0.02,
-        noise: float = 0.1,
+        temperature: Temperature = 0.02,
+        noise: Weight = 0.1,
         integer_source: bool = False,
         trained_grid: int | None = None,
     ) -> None:
         super().__init__()
-        if not noise >= 0:
-            raise UserError(f"`loss.noise` must be 0, which is off, or more, got {noise}")
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
         self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source

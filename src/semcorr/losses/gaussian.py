@@ -1,26 +1,30 @@
 """Cross-entropy with a Gaussian around the true cell."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from semcorr.core.ranges import Share, Sigma, Temperature, Whole, Within, ranged
 from semcorr.errors import UserError
 from semcorr.losses.step import Counted, Step, kept, mean
 from semcorr.losses.temperature import learned
 
+Steps = Annotated[int, Within(least=1, most=255, odd=True)]
 
+
+@ranged("loss")
 def gaussian_cross_entropy(
     similarity: Float[Tensor, "b n h w"],
     cells: Float[Tensor, "b n 2"],
     mask: Counted,
-    temperature: float | Float[Tensor, ""] | Float[Tensor, "b n 1 1"] = 0.03,
-    kernel: int = 7,
-    sigma: float = 1.5,
+    temperature: Temperature | Float[Tensor, ""] | Float[Tensor, "b n 1 1"] = 0.03,
+    kernel: Steps = 7,
+    sigma: Sigma = 1.5,
     renormalise: bool = False,
-    epsilon: float = 0.0,
+    epsilon: Share = 0.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy between a Gaussian around the true cell and the softmax over all target cells.
 
@@ -103,17 +107,18 @@ class GaussianCrossEntropy(nn.Module):
     reads_descriptors = False
     whole_cells = False
 
+    @ranged("loss")
     def __init__(
         self,
-        temperature: float = 0.03,
+        temperature: Temperature = 0.03,
         learn: str | None = None,
-        kernel: int = 7,
-        sigma: float = 1.5,
-        sigma_end: float | None = None,
-        warmup: int = 1000,
-        until: int = 12000,
+        kernel: Steps = 7,
+        sigma: Sigma = 1.5,
+        sigma_end: Sigma | None = None,
+        warmup: Whole = 1000,
+        until: Whole = 12000,
         renormalise: bool = False,
-        epsilon: float = 0.0,
+        epsilon: Share = 0.0,
     ) -> None:
         super().__init__()
         if until < warmup:

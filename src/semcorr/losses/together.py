@@ -1,10 +1,12 @@
 """Losses, weighted and added up."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from semcorr.core.ranges import Temperature, Weight, ranged
 from semcorr.errors import UserError
 from semcorr.losses.contrastive import SymmetricContrastive
 from semcorr.losses.dense import Dense
@@ -39,16 +41,34 @@ class Together(nn.Module):
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """All of the same step."""
-        parts = [self.weights[name] * loss_of(term, step) for name, term in self.terms.items()]
-        return sum(parts[1:], start=parts[0])
+        return added(self.parts(step))
+
+    def parts(self, step: Step) -> dict[str, Float[Tensor, ""]]:
+        """Each by its name, weighted."""
+        return {name: self.weights[name] * loss_of(term, step) for name, term in self.terms.items()}
 
 
+def terms_of(loss: Loss, step: Step) -> dict[str, Float[Tensor, ""]]:
+    """What a loss adds up, by name; of one that adds nothing up, itself."""
+    if isinstance(loss, Together):
+        return loss.parts(step)
+    function = loss.func if isinstance(loss, partial) else loss
+    return {getattr(function, "__name__", type(function).__name__): loss_of(loss, step)}
+
+
+def added(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """The sum of the terms of a loss."""
+    first, *others = terms.values()
+    return sum(others, start=first)
+
+
+@ranged("loss")
 def together(
-    dense: float = 1.0,
-    contrastive: float = 1.0,
-    cross_entropy: float = 0.0,
-    temperature: float = 0.02,
-    noise: float = 0.1,
+    dense: Weight = 1.0,
+    contrastive: Weight = 1.0,
+    cross_entropy: Weight = 0.0,
+    temperature: Temperature = 0.02,
+    noise: Weight = 0.1,
     contrastive_flips: bool = True,
     integer_source: bool = False,
     trained_grid: int | None = None,
@@ -68,7 +88,7 @@ def together(
         trained_grid: likewise.
     """
     weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
-    if min(weights.values()) < 0 or not any(weights.values()):
+    if not any(weights.values()):
         told = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
         raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {told}")
     kinds = {

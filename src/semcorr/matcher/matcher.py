@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from semcorr.core.finite import require_finite
+from semcorr.core.ranges import Count, Positive, require
 from semcorr.data.loading import images_at_once
 from semcorr.data.pictures import Picture, Source, picture
 from semcorr.errors import UserError
+from semcorr.gallery import adapted_origin
 from semcorr.heads import Separable
 from semcorr.localise import argmax
 from semcorr.matcher.encoded import Encoded, Placed, asked, placed
@@ -29,6 +32,7 @@ from semcorr.module import Correspondence
 from semcorr.read_outs import rules_of
 from semcorr.types import FeatureMap
 
+REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; of 60 a thirtieth of the side, as TAP-Vid's 8 of 256 pixels about are
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 Image = Source | Picture | Encoded
@@ -62,8 +66,8 @@ class Matcher:
     ) -> None:
         if str(precision) not in PRECISIONS:
             raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if not cycle > 0 or (batch is not None and batch < 1):
-            raise UserError(f"`cycle` and `batch` must be positive, got {cycle} and {batch}")
+        require("cycle", cycle, Positive)
+        require("batch", batch, Count | None)
         self.device = on(device)
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
@@ -116,6 +120,7 @@ class Matcher:
             return [Encoded(None, square[None].to(self.device), place, name) for (square, place), name in named]
         with self.computing():
             maps = self._adapted(backbone(torch.stack([square for square, _ in shown]).to(self.device)))
+        require_finite(adapted_origin(self.module), [one.name for one in pictures], {"maps": maps.values}, REMEDY)
         each = (FeatureMap(one[None], maps.stride) for one in maps.values)
         return [Encoded(one, None, place, name) for one, ((_, place), name) in zip(each, named, strict=True)]
 
@@ -226,9 +231,12 @@ class Matcher:
         self, here: FeatureMap, there: FeatureMap, place: Placed, query: Float[Tensor, "n 2"], subcell: bool
     ) -> There:
         with self.computing():
-            return there_and_back(
+            found = there_and_back(
                 self.module.head, (here, there), place, query, self.rule, self.cycle, self.subcell and subcell
             )
+        if not bool(found.points.isfinite().all() & found.scores.isfinite().all()):
+            raise UserError("The similarities of these pictures are not finite: check the weights of the head")
+        return found
 
     @torch.no_grad()
     def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
@@ -239,7 +247,10 @@ class Matcher:
         backbone: Any = self.module.backbone
         with self.computing():
             first, second = backbone.pair(one.pixels, other.pixels)
-            return self._adapted(first), self._adapted(second)
+            maps = self._adapted(first), self._adapted(second)
+        for image, seen in ((one, maps[0]), (other, maps[1])):
+            require_finite(adapted_origin(self.module), [image.name], {"maps": seen.values}, REMEDY)
+        return maps
 
     def _adapted(self, maps: FeatureMap) -> FeatureMap:
         return self.module.head.adapt(maps) if isinstance(self.module.head, Separable) else maps

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from semcorr.cli import composed, conf_dir, explained
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
-from semcorr.run import assembled, read_checkpoint, settle
+from semcorr.run import assembled, check_config, read_checkpoint
 
 DEFAULT = "efficientnet_lite0"  # its weights come with a package
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
@@ -119,7 +119,7 @@ def _quoted(word: str) -> str:
 
 def _built(line: Sequence[str]) -> tuple[Correspondence, str]:
     cfg = composed("evaluate", line)
-    settle(cfg)
+    check_config(cfg)
     origin = _trained(Path(cfg.checkpoint)) if cfg.checkpoint else None
     module = assembled(cfg)
     if origin is not None and module.moving():

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.ranges import Count, require_fields
 from semcorr.data.augment import require_flips
 from semcorr.data.images import Shown
 from semcorr.data.record import ImageRecord, PairRecord
@@ -55,19 +56,18 @@ class AdaptivePose:
     mask: str = "auto"
     reduce: str = "mean"
     mutual: bool = False
-    grid: int | None = None
+    grid: Count | None = None
     twins: str = "source"
     sam_weights: str | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self, "pose")
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"`pose.{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
         for category, turns in self.rotations.items():
-            if not isinstance(turns, Sequence) or not set(turns) <= {90, 180, 270}:
+            if not isinstance(turns, Sequence) or not all(turn in (90, 180, 270) for turn in turns):
                 raise UserError(f"`pose.rotations.{category}` may list 90, 180 and 270, got {turns}")
-        if self.grid is not None and self.grid < 1:
-            raise UserError(f"`pose.grid` must be null or at least 1, got {self.grid}")
         if self and self.mask == "sam" and self.sam_weights is None:
             raise UserError("`pose.mask=sam` needs pose.sam_weights=FILE, a checkpoint of Segment Anything; or use box")
 

@@ -64,7 +64,7 @@ def transfer(
             with staged(draw, "--draw") as folder:
                 labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
         content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
-        write(out, json.dumps(content) + "\n")
+        write(out, json.dumps(content, allow_nan=False) + "\n")
     tell(sheet, labels, skipped or [], flip, out)
 
 

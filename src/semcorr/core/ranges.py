@@ -1,0 +1,235 @@
+"""Ranges of options, stated in the signature they belong to: `rank: Count`, `temperature: Temperature`.
+
+A configuration may hold anything: text, null, lists, NaN, 1e30. Types and ranges are checked by one function, whether
+an option comes from a configuration (`semcorr.options`) or from Python (`ranged`).
+"""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+
+from semcorr.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LARGEST = 1e6  # of a number whose range states no upper end: what is larger is a slip of the keyboard
+WHOLE = 2**31 - 1  # of a whole number: sizes beyond it are none
+BUILT = "something that is built, with a _target_"  # what an object of ours is in a configuration
+DIGITS = 60  # characters of a value that a message shows
+
+
+@dataclass(frozen=True)
+class Within:
+    """Where a number must lie.
+
+    Args:
+        least: The smallest it may be,
+        most: and the largest.
+        above: What it must be more than,
+        below: and less than.
+        off: The smallest number switches something off.
+        odd: It must be odd.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    off: bool = False
+    odd: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a number lies there; it must not be absurd either, see `LARGEST`."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and not (self.odd and value % 2 == 0)
+            and not self.is_absurd(value)
+        )
+
+    def is_absurd(self, value: float) -> bool:
+        """Tell whether a number is beyond anything that is meant, where no end is stated."""
+        most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
+        upper = self.most is None and self.below is None and value > most
+        return upper or (self.least is None and self.above is None and value < -most)
+
+    def words(self) -> str:
+        """Say where a number must lie, as after "must be"."""
+        off = ", which is off," if self.off else ""
+        end = f" and at most {_plain(self.most)}" if self.most is not None else ""
+        if self.below is not None:
+            end = f" and {'less than' if self.off else 'below'} {_plain(self.below)}"
+        if self.odd:
+            return "odd and positive" if self.most is None else f"odd, between 1 and {_plain(self.most)}"
+        if self.above is not None:
+            return f"more than {_plain(self.above)}{end}" if self.above or end else "positive"
+        if self.least is None:
+            return end.removeprefix(" and ") or "finite"
+        if self.most is not None:
+            return f"between {_plain(self.least)}{off} and {_plain(self.most)}"
+        if self.off and not end:
+            return f"{_plain(self.least)}{off} or more"
+        return f"at least {_plain(self.least)}{off}{end}"
+
+
+class OptionsOf(NamedTuple):
+    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`."""
+
+    target: Any
+
+
+Count = Annotated[int, Within(least=1)]
+Whole = Annotated[int, Within(least=0)]
+Seed = Annotated[int, Within(least=0, most=2**32 - 1)]  # what NumPy and Lightning take
+Positive = Annotated[float, Within(above=0)]
+Weight = Annotated[float, Within(least=0, off=True)]  # of a term, or how strong something is
+Dropout = Annotated[float, Within(least=0, below=1)]
+Share = Annotated[float, Within(least=0, most=1)]
+Rate = Annotated[float, Within(least=0, most=10)]  # of learning
+Temperature = Annotated[float, Within(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
+Sigma = Annotated[float, Within(least=1e-3, most=1e6)]  # below, a distance over its square is
+Window = Annotated[int, Within(least=1, odd=True)]
+
+
+def require(option: str, value: Any, hint: Any) -> None:
+    """Refuse a value that an annotation does not allow.
+
+    Args:
+        option: Its name, as a user types it.
+        value: What was given.
+        hint: A type, with a `Within` where it is a number; unions, lists and null included. What is no type of plain
+            values (a class of ours, a callable) allows everything but those.
+
+    Raises:
+        UserError: It is of another type, out of range, NaN or infinite.
+
+    >>> require("finetune.rank", 0, Count)
+    Traceback (most recent call last):
+    semcorr.errors.UserError: `finetune.rank` must be at least 1, got 0
+    >>> require("loss.temperature", "warm", Temperature | None)
+    Traceback (most recent call last):
+    semcorr.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
+    """
+    if (allowed := _problem(value, hint)) is not None:
+        raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
+
+
+def ranged(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function or a constructor: its arguments must be what its annotations say.
+
+    Args:
+        group: What its options are typed under, as `loss`.
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        stated = {key: one.annotation for key, one in signature.parameters.items() if _is_plain(one.annotation)}
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind_partial(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # Python says best what is wrong
+            for key in given.keys() & stated.keys():
+                require(f"{group}.{key}", given[key], stated[key])
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorated
+
+
+def require_fields(options: Any, group: str) -> None:
+    """The same for a dataclass, as the first line of its `__post_init__`."""
+    for each in fields(options):
+        require(f"{group}.{each.name}", getattr(options, each.name), each.type)
+
+
+def _problem(value: Any, hint: Any) -> str | None:
+    """What an annotation allows, in words, if not this; None: it does."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    refused = [_refused(value, member) for member in members]
+    if None in refused:
+        return None
+    words = [each for each in refused if each is not None and each not in ("null", BUILT)] or [BUILT]
+    join = ", or " if any("," in each for each in words) else " or "
+    return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
+
+
+def _refused(value: Any, hint: Any) -> str | None:
+    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Within)), None)
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if kind is Any or kind is inspect.Parameter.empty:
+        return None
+    if kind in (int, float):
+        return _refused_number(value, kind, range_ or Within())
+    if kind in (NoneType, None):
+        return None if value is None else "null"
+    if kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if kind is str:
+        return None if isinstance(value, str) else "text"
+    if get_origin(kind) in (Sequence, list, tuple):
+        return _refused_list(value, get_args(kind)[0])
+    if get_origin(kind) is Mapping:
+        return None if isinstance(value, Mapping) else "a mapping"
+    plain = value is None or isinstance(value, bool | numbers.Number | str | list | tuple)
+    return BUILT if plain else None
+
+
+def _refused_number(value: Any, kind: type, range_: Within) -> str | None:
+    whole, words = kind is int, range_.words()
+    if not _is_number(value) or (whole and not isinstance(value, numbers.Integral)):
+        if words == "finite":
+            return "a whole number" if whole else "a finite number"
+        return f"{'a whole number' if whole else 'a number'}, {words}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return words
+    if range_.is_absurd(value):
+        most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
+        return f"at most {_plain(most)}" if value > 0 else f"at least {_plain(-most)}"
+    return None if range_.holds(value) else words
+
+
+def _refused_list(value: Any, of: Any) -> str | None:
+    if of is str and isinstance(value, str):
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return "a list"
+    refused = next((words for each in value if (words := _problem(each, of))), None)
+    return refused and f"a list, each entry {refused}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether it says anything of what a user types: a number, text, ..."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_plain(each) for each in get_args(hint) if each is not NoneType)
+    if get_origin(hint) in (Annotated, Sequence, list, tuple):
+        return _is_plain(get_args(hint)[0])
+    return hint in (int, float, bool, str)
+
+
+def _plain(number: float | None) -> str:
+    """All digits of a whole number, a few of any other."""
+    return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= DIGITS else f"{text[:DIGITS]}..."
