@@ -161,15 +161,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
 
 def _before(path: Path) -> dict[str, Any]:
     """What an audit of other pixels has found."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not an audit.json. Move it away.")
-    return found
+    return read_mapping(path, "It is not an audit.json. Move it away.") if path.exists() else {}
 
 
 def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def open_plain(path: Path) -> BinaryIO:
         OSError: It is absent, or may not be read.
     """
     require_plain(path)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise UserError(_not_plain(path, "no regular file"))

@@ -173,4 +173,3 @@ def _real(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise _NumberError(shorten(text).strip("'"))
     return value
-

@@ -33,7 +33,8 @@ DAMAGE = (  # what Pillow raises for bytes that make no sense
 )  # fmt: skip
 KINDS = {  # the first bytes of what people take for an image
     b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "a PDF", b"8BPS": "a Photoshop file",
-    b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile", b"PK\x03\x04": "a ZIP archive",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile",
+    b"PK\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive", b"\xd0\xcf\x11\xe0": "an old Office file or a FlashPix image",
     b"\x00\x00\x01\x00": "an icon", b"\x00\x00\x02\x00": "a cursor", b"icns": "an icon",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"<svg": "an SVG drawing",
@@ -81,7 +82,8 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError:
         raise UserError(
-            f"{path} is damaged or not an image: it seems to be {_kind(file)}, and read are {', '.join(FORMATS)}. {remedy}"
+            f"{path} is damaged or not an image: it seems to be {_kind(file)}, and read are {', '.join(FORMATS)}. "
+            f"{remedy}"
         ) from None
 
 

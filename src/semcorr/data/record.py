@@ -109,7 +109,12 @@ def _listed(values: Any) -> str:
 
 def _is_point(point: Any) -> bool:
     pair = isinstance(point, list | tuple) and len(point) == 2
-    return pair and all(isinstance(value, int | float) and math.isfinite(value) for value in point)
+    return pair and all(is_number(value) and math.isfinite(value) for value in point)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, if perhaps not a finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def padded(pairs: Sequence[PairRecord]) -> list[PairRecord]:
