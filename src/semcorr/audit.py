@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining
+from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
