@@ -7,14 +7,17 @@
 Azimuths are the annotation's, in steps of 45 degrees: k and 8 - k are each other's mirror images.
 """
 
-import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+
+from semcorr.core.parquet import read_parquet
+from semcorr.core.text_files import read_mapping
+from semcorr.metrics import table
+from semcorr.pose import adaptive
 
 KINDS = ("mirror", "same", "other")
 
@@ -22,29 +25,29 @@ KINDS = ("mirror", "same", "other")
 def main(root: Path, runs: list[Path]) -> None:
     """Geometry-aware PCK@0.1 and choices, by how the poses of a pair differ."""
     azimuth = {
-        f"{path.parent.name}/{path.stem}": json.loads(path.read_text())["azimuth_id"]
+        f"{path.parent.name}/{path.stem}": read_mapping(path)["azimuth_id"]
         for path in (root / "ImageAnnotation").glob("*/*.json")
     }
-    table = Table(title="Geometry-aware PCK@0.1 in percent, per image / per point; pairs whose source was mirrored")
+    shown = Table(title="Geometry-aware PCK@0.1 in percent, per image / per point; pairs whose source was mirrored")
     for header in ("poses", "pairs", *map(str, runs)):
-        table.add_column(header, justify="left" if header == "poses" else "right")
+        shown.add_column(header, justify="left" if header == "poses" else "right")
     columns = [told(run, azimuth) for run in runs]
     for kind in KINDS:
-        table.add_row(kind, *(str(columns[0][kind][0]),), *(column[kind][1] for column in columns))
-    Console().print(table)
+        shown.add_row(kind, *(str(columns[0][kind][0]),), *(column[kind][1] for column in columns))
+    Console().print(shown)
 
 
 def told(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
     """Of one run, pairs with an ambiguous keypoint, and their score, by kind."""
     hits: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
-    for row in pq.read_table(run / "predictions.parquet").to_pylist():
+    for row in table.read(run / "predictions.parquet").to_pylist():
         if row["ambiguous"]:
             dx, dy = (row[f"predicted_{axis}"] - row[f"target_{axis}"] for axis in "xy")
             right = (dx * dx + dy * dy) ** 0.5 <= 0.1 * row["extent"]
             hits[kind_of(azimuth[row["source"]], azimuth[row["target"]])][row["pair"]].append(right)
     chosen: Counter[tuple[str, str]] = Counter()
     if (run / "poses.parquet").is_file():
-        rows = (row for row in pq.read_table(run / "poses.parquet").to_pylist() if row["chosen"])
+        rows = (row for row in read_parquet(run / "poses.parquet", adaptive.SCHEMA).to_pylist() if row["chosen"])
         chosen.update((kind_of(azimuth[row["source"]], azimuth[row["target"]]), row["variant"]) for row in rows)
     found = {}
     for kind, pairs in hits.items():

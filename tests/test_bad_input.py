@@ -206,7 +206,7 @@ def test_a_cut_png_is_named_where_its_size_is_read(tmp_path):
     with pytest.raises(UserError) as error:
         PFWillow(root=str(tmp_path), size=32).pairs("test")
 
-    assert said(error, ["c.png", "cannot be read as an image", "Replace the file"])
+    assert said(error, ["c.png", "is damaged or not an image", "Replace the file"])
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):

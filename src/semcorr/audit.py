@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,15 +162,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
 
 def _before(path: Path) -> dict[str, Any]:
     """What an audit of other pixels has found."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not an audit.json. Move it away.")
-    return found
+    return read_mapping(path, "It is not an audit.json. Move it away.") if path.exists() else {}
 
 
 def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """python -m semcorr.compare RUN_A RUN_B: by how much two runs on the same pairs differ, and whether that is chance."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
@@ -36,21 +36,21 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: The folder is not that of a finished run on pairs.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    from semcorr.metrics import table
     from semcorr.metrics.scored import combinations, scored
 
     absent = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        found = combinations(pq.read_table(folder / "predictions.parquet"))
+        metrics = read_mapping(folder / "metrics.json", "Evaluate again")
+        found = combinations(table.read(folder / "predictions.parquet"))
         wanted = (metrics["protocol"], metrics["localise"])
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{folder} holds no run on pairs ({type(error).__name__}: {error}). Evaluate again") from None
-    if wanted not in found:
+    except UserError as error:
+        raise UserError(f"{folder} holds no run on pairs: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{folder} holds no run on pairs: metrics.json has no {error}. Evaluate again") from None
+    if not all(isinstance(word, str) for word in wanted) or wanted not in found:
         raise UserError(f"{folder}: predictions.parquet has no rows of {wanted[1]} under protocol {wanted[0]}")
     return Run(str(folder), metrics, scored(found[wanted]))
 
@@ -110,9 +110,9 @@ def compare(
 
 def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: "Mapping[float, Discordant]") -> None:
     """A row per subset, way and alpha; McNemar below."""
-    table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
+    shown = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
     for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):
-        table.add_column(header, justify="right" if header else "left")
+        shown.add_column(header, justify="right" if header else "left")
     for entry in sorted(entries, key=lambda entry: entry["by"]):
         a, b, apart = (
             f"{100 * entry[key]:{sign}.2f}" for key, sign in (("first", ""), ("second", ""), ("difference", "+"))
@@ -123,11 +123,11 @@ def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: "Mapping[f
             else "{:+.2f} to {:+.2f}".format(*(100 * x for x in entry["interval"]))
         )
         p = "-" if entry["p"] is None else f"{entry['p']:.3g}"
-        table.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
+        shown.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
     console = Console()
     for letter, run in zip("AB", runs, strict=True):
         console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
-    console.print(table)
+    console.print(shown)
     for alpha, test in tests.items():
         console.print(
             f"McNemar at {alpha:g}: {test.only_first} keypoints right in A alone, {test.only_second} in B alone, "

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import nn
 from semcorr import dashboard
 from semcorr.backbones.weights import require_finite_weights, sha256
 from semcorr.callbacks import Cost, Progress
+from semcorr.core.pickles import DAMAGE, require_torch_file
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
@@ -263,8 +263,11 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
     try:
+        require_torch_file(path, crc=True)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except UserError:
+        raise
+    except DAMAGE as error:
         raise UserError(
             f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
         ) from error

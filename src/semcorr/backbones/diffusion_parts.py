@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
+from semcorr.backbones.weight_files import require_folder
 from semcorr.errors import UserError
 
 # What the two libraries raise where a file is absent, or none of theirs.
@@ -150,3 +151,5 @@ def _check_layout(directory: Path) -> None:
             f"`backbone.weights`: {directory} has no folder {', '.join(absent)}. Give a directory in diffusers' "
             f"layout: {', '.join(FOLDERS)}."
         )
+    for folder in FOLDERS:
+        require_folder(directory / folder, "backbone.weights")

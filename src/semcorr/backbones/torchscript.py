@@ -17,8 +17,10 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
+from semcorr.core.pickles import BombError, require_torch_file
 from semcorr.errors import UserError
 
+MODULES = 100_000  # within modules; a large network has some thousand
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -47,6 +49,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The archive names something that no module of tensors needs. Nothing in it has run.
     """
+    require_torch_file(path)
     with ZipFile(path) as archive:
         return _flat(_Tensors(archive, path).load())
 
@@ -58,14 +61,17 @@ class _Module(dict[str, Any]):
         self.update(state if isinstance(state, dict) else {})
 
 
-def _flat(module: _Module, prefix: str = "") -> dict[str, Tensor]:
+def _flat(module: _Module) -> dict[str, Tensor]:
+    """Tensors by the names of the modules they are in: at any depth, and not for ever where modules share modules."""
     flat: dict[str, Tensor] = {}
-    for key, value in module.items():
-        if isinstance(value, Tensor):
-            flat[prefix + key] = value
-        elif isinstance(value, _Module):
-            flat |= _flat(value, f"{prefix}{key}.")
-    return flat
+    left = [("", module)]
+    for _ in range(MODULES):
+        if not left:
+            return flat
+        prefix, module = left.pop()
+        flat |= {prefix + key: value for key, value in module.items() if isinstance(value, Tensor)}
+        left += [(f"{prefix}{key}.", value) for key, value in module.items() if isinstance(value, _Module)]
+    raise BombError(f"it has more than {MODULES} modules")
 
 
 def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.weight_files import read_weights
+from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,6 +63,8 @@ def statistics(
     if weights is None and not pretrained:
         return IMAGENET
     source = name if weights is None else str(_folder(weights))
+    if (beside := Path(source) / "preprocessor_config.json").exists():
+        read_mapping(beside, "Take another copy of the folder.")
     try:
         with _quiet():
             said = ImageProcessingMixin.get_image_processor_dict(source)[0]
@@ -81,8 +84,8 @@ def _config(
     if options:
         raise UserError(f"`backbone.{next(iter(options))}` needs `backbone.model_type`, whose config it belongs to")
     beside = _folder(weights) / "config.json" if weights is not None else None
-    if beside is not None and beside.is_file():
-        return AutoConfig.from_pretrained(beside.parent)
+    if beside is not None and beside.exists():
+        return _read_config(beside)
     try:
         with _quiet():
             return AutoConfig.from_pretrained(name)
@@ -92,6 +95,17 @@ def _config(
         raise UserError(
             f"How {name} is built could not be looked up ({_first(error)}). Put its config.json beside "
             "`backbone.weights`, or give `backbone.model_type` (dinov2, dinov3_vit, convnext, ...) and its options."
+        ) from error
+
+
+def _read_config(path: Path) -> Any:
+    read_mapping(path, "Take another copy of the folder.")
+    try:
+        return AutoConfig.from_pretrained(path.parent)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"`backbone.weights`: {path} describes no network that the transformers library builds ({_first(error)}). "
+            "Take another copy of the folder."
         ) from error
 
 

@@ -1,12 +1,10 @@
 """A file of weights, or a folder of them, to one state dict, whatever it is wrapped in."""
 
 import argparse
-import json
 import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
+from semcorr.core.paths import require_file_name, require_plain, shorten
+from semcorr.core.pickles import DAMAGE, require_torch_file
+from semcorr.core.text_files import REPORTS, read_json, read_mapping
 from semcorr.errors import UserError
 
 # Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
 NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and DistributedDataParallel
-FAULTS = (
-    *(pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, OSError),
-    *(RuntimeError, EOFError, AttributeError, KeyError, TypeError, ValueError),
-)
+FAULTS = (*DAMAGE, SafetensorError)
 
 
 def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str, Tensor]:
@@ -36,14 +34,54 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     if not path.exists():
         raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
     content: dict[str, Any] = {}
-    for file in _members(path, option) if path.is_dir() else [path]:
+    files = _members(path, option) if path.is_dir() else [path]
+    for file in files:
         try:
+            require_plain(file)
             content |= _read(file)
         except UserError:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
-    return unwrap(content)
+    try:
+        tensors = unwrap(content)
+    except RecursionError:
+        raise _unreadable(path, ValueError("it contains itself"), option) from None
+    _require_stored(tensors, files, option)
+    return tensors
+
+
+def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
+    """A view of few bytes may claim any shape: no tensor is larger than what it was read from."""
+    most = sum(file.stat().st_size for file in files)
+    for key, value in tensors.items():
+        if value.numel() * value.element_size() > most:
+            raise UserError(
+                f"`{option}`: {files[0]} has {most} bytes, and {key} in it claims to be {tuple(value.shape)}. "
+                "Take another copy of it, or give a safetensors file."
+            )
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Refuse a folder in Hugging Face's layout, before a library reads it, for what `read_weights` would refuse.
+
+    The files in it may be links: its cache is made of them.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.is_dir():
+            continue
+        require_plain(file)
+        try:
+            if file.name.endswith(".index.json"):
+                _shards(file, option)
+            elif file.suffix == ".json":
+                read_json(file, "Take another copy of the folder.", REPORTS)
+            elif file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+                require_torch_file(file)
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise _unreadable(file, error, option) from None
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -67,6 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
         return load_file(file)
     if is_torchscript(file):
         return read_torchscript(file)
+    require_torch_file(file)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -82,11 +121,24 @@ def _members(folder: Path, option: str) -> list[Path]:
             return [folder / f"{stem}{suffix}"]
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            return _shards(index, option)
     raise UserError(
         f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. "
         "Give a folder that has, or a weights file."
     )
+
+
+def _shards(index: Path, option: str) -> list[Path]:
+    remedy = "Take another copy of the folder."
+    places = read_mapping(index, remedy).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"`{option}`: {index} has no `weight_map`, from weights to files. {remedy}")
+    for key, name in places.items():
+        require_file_name(name, f"`{option}`: {index}, weight {shorten(key)},")
+    files = [index.with_name(name) for name in sorted(set(places.values()))]
+    if absent := [file for file in files if not file.exists()]:
+        raise UserError(f"`{option}`: {index} names {absent[0].name}, which is not beside it. {remedy}")
+    return files
 
 
 def _unreadable(file: Path, error: Exception, option: str) -> UserError:

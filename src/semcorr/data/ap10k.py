@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from semcorr.core.text_files import read_lines
 from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, animal, read_animals, write_pairs
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import facts, flip_permutation, symmetry_groups
 from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, read_json, require_root
+from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, read_annotation, require_root
 from semcorr.errors import UserError
 
 CROSS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
@@ -70,7 +71,7 @@ def _own_names(root: Path, split: str) -> list[str]:
     path = root / "pairs" / f"{split}.txt"
     if not path.is_file():
         raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE}, which makes them.")
-    return path.read_text().splitlines()
+    return read_lines(path, PREPARE + ".")
 
 
 def _own_images(root: Path) -> Callable[[int], ImageRecord]:
@@ -101,7 +102,7 @@ def _released_images(root: Path) -> Callable[[int], ImageRecord]:
         if key not in paths:
             raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
         below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
-        return _record(animal(read_json(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
+        return _record(animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
 
     return image
 

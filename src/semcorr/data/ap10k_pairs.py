@@ -16,8 +16,9 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semcorr.core.paths import require_file_name
 from semcorr.data.groups import facts
-from semcorr.data.record import need, read_json
+from semcorr.data.record import need, need_whole, read_annotation
 from semcorr.errors import UserError
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
@@ -53,7 +54,7 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     """The first annotation of every image, in the order of the files, sorted by image id."""
     animals: dict[int, Animal] = {}
     for path in files:
-        content = read_json(path)
+        content = read_annotation(path)
         images = {need(image, "id", path): image for image in need(content, "images", path)}
         species = {need(c, "id", path): c for c in need(content, "categories", path)}
         for entry in need(content, "annotations", path):
@@ -75,11 +76,11 @@ def animal(entry: Mapping[str, Any], path: Path) -> Animal:
     points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
     x, y, width, height = map(float, need(entry, "bbox", path))
     return Animal(
-        id=int(need(entry, "id", path)),
+        id=need_whole(entry, "id", path),
         species=need(entry, "name", path),
         family=need(entry, "supercategory", path),
-        file=need(entry, "file_name", path),
-        size=(int(need(entry, "width", path)), int(need(entry, "height", path))),
+        file=require_file_name(need(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"),
+        size=(need_whole(entry, "width", path), need_whole(entry, "height", path)),
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),
         bits=sum(1 << i for i, point in enumerate(points) if point is not None),

@@ -5,12 +5,15 @@ split are all ordered pairs with enough shared keypoints, thinned by the same se
 depends on the file system's order.
 """
 
+import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from semcorr.core.paths import resolve_inside, shorten
 from semcorr.core.ranges import Count, Share, ranged
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import flip_from_names, groups_from_names
@@ -20,10 +23,11 @@ from semcorr.data.record import (
     Point,
     image_record,
     image_size,
+    is_number,
     log,
     longer_side,
     need,
-    read_json,
+    read_annotation,
     require_root,
 )  # fmt: skip
 from semcorr.errors import UserError
@@ -91,7 +95,7 @@ def read_images(
     """Records and keypoint names per category; images with several objects of a category stay out."""
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
-    content = read_json(path)
+    content = read_annotation(path)
     files = _files(need(content, "images", path), path)
     categories = {need(c, "id", path): c for c in need(content, "categories", path)}
     records: dict[str, list[ImageRecord]] = {}
@@ -101,7 +105,8 @@ def read_images(
         if category is None or file is None:
             missing = f"category_id {entry['category_id']}" if category is None else f"image_id {entry['image_id']}"
             raise UserError(f"{path}: an annotation names {missing}, which the file does not define. Drop it.")
-        picture = root / folder / file
+        where = f"{path}, image {shorten(entry['image_id'])}, field `file_name`,"
+        picture = resolve_inside(root / folder, file, where, "data.root and data.images")
         points = _keypoints(entry, len(need(category, "keypoints", path)), path)
         corners = _corners(need(entry, "bbox", path), box)
         if any(point is not None for point in points):
@@ -143,36 +148,41 @@ def choose_pairs(
     return [fit[i] for i in kept]
 
 
-def _files(images: Any, path: Path) -> dict[str, str]:
+def _files(images: Any, path: Path) -> dict[str, Any]:
     """Image id to file name: COCO's list of objects, or AnimalPose's plain map."""
     if isinstance(images, Mapping):
-        return {str(i): str(name) for i, name in images.items()}
-    return {str(need(image, "id", path)): str(need(image, "file_name", path)) for image in images}
+        return {str(i): name for i, name in images.items()}
+    return {str(need(image, "id", path)): need(image, "file_name", path) for image in images}
 
 
 def _keypoints(entry: Mapping[str, Any], count: int, path: Path) -> list[Point]:
     """COCO's flat x y v list, or rows of [x, y, v]; v = 0 is not annotated."""
     values = need(entry, "keypoints", path)
-    rows = values if values and isinstance(values[0], list) else [values[i : i + 3] for i in range(0, len(values), 3)]
+    where = f"{path}: field `keypoints` of image {shorten(entry['image_id'])}"
+    nested = isinstance(values, list) and all(isinstance(row, list) for row in values)
+    flat = [value for row in values for value in row] if nested else values
+    if not isinstance(flat, list) or (odd := next((value for value in flat if not is_number(value)), None)) is not None:
+        odd = odd if isinstance(flat, list) else flat
+        raise UserError(f"{where} holds {shorten(odd)}, which is no number. Correct it.")
+    rows = values if nested else [flat[i : i + 3] for i in range(0, len(flat), 3)]
     if len(rows) != count or any(len(row) != 3 for row in rows):
-        raise UserError(
-            f"{path}: field `keypoints` of image {entry['image_id']} has {len(rows)} points, its category {count}. "
-            "Correct it."
-        )
+        raise UserError(f"{where} has {len(rows)} points, its category {count}. Correct it.")
+    if not all(math.isfinite(v) for _, _, v in rows):
+        raise UserError(f"{where}: v is not finite; it is 0 where a keypoint is not annotated. Correct it.")
     return [(float(x), float(y)) if v > 0 else None for x, y, v in rows]
 
 
-def _corners(box: Sequence[float], layout: str) -> list[float]:
-    if layout == "xyxy" or len(box) != 4:  # not 4: refused by image_record
-        return list(box)
+def _corners(box: Any, layout: str) -> Any:
+    if layout == "xyxy" or not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        return box  # what is none is refused by image_record
     x, y, width, height = map(float, box)
     return [x, y, x + width, y + height]
 
 
 def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:
     """Two cats in one picture make "the same point" ill-defined."""
-    names = [image.name for image in images]
-    alone = [image for image in images if names.count(image.name) == 1]
+    names = Counter(image.name for image in images)
+    alone = [image for image in images if names[image.name] == 1]
     if len(alone) < len(images):
-        log.warning("%s: %d images hold several objects and are left out", what, len(set(names)) - len(alone))
+        log.warning("%s: %d images hold several objects and are left out", what, len(names) - len(alone))
     return alone

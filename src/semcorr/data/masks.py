@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from semcorr.coords import to_view
+from semcorr.data.open_image import open_image
 from semcorr.data.record import ImageRecord
 from semcorr.data.transforms import fit
 from semcorr.errors import UserError
@@ -50,11 +51,9 @@ def segmented(record: ImageRecord) -> Bool[Tensor, "h w"]:
     """The pixels of the object's class within its box: others of the class may be in the image, too."""
     assert record.segmentation is not None, "Masks.check comes first"
     path, value = record.segmentation
-    try:
-        with Image.open(path) as image:
-            classes = np.array(ImageOps.mirror(image) if record.mirrored else image)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path} is damaged or not an image ({error}). Restore it, or set pose.mask=box.") from None
+    remedy = "Restore it, or set pose.mask=box."
+    with open_image(path, remedy, remedy) as image:
+        classes = np.array(ImageOps.mirror(image) if record.mirrored else image)
     if classes.shape != record.size[::-1]:
         raise UserError(f"{path} has shape {classes.shape}, its image {record.size[::-1]}. Restore the file.")
     inside = torch.zeros(classes.shape, dtype=torch.bool)

@@ -13,10 +13,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from semcorr.core.paths import open_plain
 
 CHUNK = 1 << 20
+MOST = 1_000_000  # members of an archive; a benchmark has some 100,000
+HEADERS = 1 << 20  # bytes that a header of an archive may ask to be read at once: a name, or a few attributes
+WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take gigabytes by their own settings
 DAMAGE = (  # what the standard library raises for bytes that make no sense
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, struct.error,
     EOFError, ValueError, IndexError, OverflowError, RuntimeError,
@@ -38,22 +44,58 @@ Opened = tuple[Sequence[Member], Callable[[Any], Any]]  # and how one is read
 @contextmanager
 def opened(path: Path) -> Iterator[Opened]:
     """By content: a user's own file may have any name."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             _check_count(archive)
             yield [_of_zip(info) for info in archive.infolist()], archive.open
     else:
-        with tarfile.open(path) as tar:
-            members = [_of_tar(info) for info in tar.getmembers()]
+        with _plain_tar(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
+            members = [_of_tar(info) for info in islice(tar, MOST + 1)]
+            _require_count(len(members))
             _check_end(tar)
             yield members, tar.extractfile
+
+
+class _Bounded:
+    """A file of which a header cannot have gigabytes read at once."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        """Read as much as was asked for, within bounds."""
+        if not 0 <= size <= HEADERS:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        content: bytes = self.file.read(size)
+        return content
+
+
+@contextmanager
+def _plain_tar(path: Path) -> Iterator[Any]:
+    """The archive itself: as it is, or inflated as it is read."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not packed:
+            yield file
+            return
+        with gzip.open(file) as inflated:
+            yield inflated
+
+
+def _require_count(count: int) -> None:
+    if count > MOST:
+        raise tarfile.ReadError(f"it has more than {MOST} members")
 
 
 def _of_zip(info: zipfile.ZipInfo) -> Member:
     """A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none."""
     plain = "folder" if info.is_dir() else "file"
+    if info.compress_type not in WAYS:
+        raise zipfile.BadZipFile(f"{info.filename!r} is compressed in a way that is not read")
     kinds = {0: plain, stat.S_IFREG: plain, stat.S_IFDIR: plain, stat.S_IFLNK: "symbolic link"}
     kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "special file")
     return Member(info.filename, kind, info.file_size, info)
@@ -72,6 +114,9 @@ def _check_count(archive: zipfile.ZipFile) -> None:
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
     told = int.from_bytes(tail[end + 10 : end + 12], "little")
+    _require_count(len(archive.infolist()))
+    if sum(info.compress_size for info in archive.infolist()) > file.seek(0, os.SEEK_END):
+        raise zipfile.BadZipFile("its members overlap")
     if told not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
         raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {told}")
 

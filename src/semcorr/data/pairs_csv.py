@@ -6,12 +6,13 @@ between them), `XB`, `YB` (the target's, in the same order), and if you like `ca
 the top left pixel is (0, 0).
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from semcorr.core.paths import resolve_inside, shorten
+from semcorr.core.text_files import read_table
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, Point, around, image_record, image_size, longer_side, padded, require_root
 from semcorr.errors import UserError
@@ -56,20 +57,13 @@ def read_csv(root: Path, file: str, extent: str) -> list[PairRecord]:
     path = root / file
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
-    with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark at the start
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(COLUMNS)}. Add it.")
-        rows = list(reader)
+    rows = read_table(path, COLUMNS, "Correct the file.")
     size = cache(image_size)
-    return padded([_pair(root, path, line, row, extent, size) for line, row in enumerate(rows, start=2)])
+    return padded([_pair(root, path, line, row, extent, size) for line, row in rows])
 
 
 def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size) -> PairRecord:  # type: ignore[no-untyped-def]
     where = f"{path}, line {line}"
-    if None in row or None in row.values():
-        raise UserError(f"{where}: not as many columns as the header has. Correct it.")
     sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
@@ -78,7 +72,7 @@ def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str
         )
     records = []
     for side, points in sides.items():
-        picture = root / row[f"{side}_image"]
+        picture = resolve_inside(root, row[f"{side}_image"], f"{where}, column {side}_image,", "data.root")
         box = _box(row, where) if side == "target" and row.get("box") else None
         if box is None and extent == "box" and side == "target":
             raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
@@ -104,7 +98,9 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
         try:
             points.append((float(x), float(y)))
         except ValueError:
-            raise UserError(f"{where}: X{side}, Y{side} hold {x!r}, {y!r}, which is no point. Correct it.") from None
+            raise UserError(
+                f"{where}: X{side}, Y{side} hold {shorten(x)}, {shorten(y)}, which is no point. Correct it."
+            ) from None
     return points
 
 
@@ -112,4 +108,4 @@ def _box(row: Mapping[str, str], where: str) -> list[float]:
     try:
         return [float(value) for value in row["box"].split(";")]
     except ValueError:
-        raise UserError(f"{where}: box is {row['box']!r}; it must be x1;y1;x2;y2. Correct it.") from None
+        raise UserError(f"{where}: box is {shorten(row['box'])}; it must be x1;y1;x2;y2. Correct it.") from None

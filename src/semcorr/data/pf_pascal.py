@@ -11,15 +11,18 @@ of points agree to a pixel after scaling by the longer side / 300.) Where PASCAL
 frames are used instead, points and boxes are scaled to them.
 """
 
-import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from semcorr.core.paths import require_file_name, shorten
+from semcorr.core.text_files import read_table
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts
+from semcorr.data.mat_file import read_mat_file
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import (
     ImageRecord,
@@ -81,7 +84,7 @@ class PFPascal(PairDataModule):
                 _category(row["class"], f"{path}, line {i}"),
                 row.get("flip") == "1",
             )
-            for i, row in enumerate(read_list(path), start=2)
+            for i, row in read_list(path)
         ]
 
     def records(self, split: str) -> Sequence[PairRecord]:
@@ -99,7 +102,7 @@ def pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairReco
         tried = ", ".join(str(root / name / "JPEGImages") for name in FOLDERS)
         raise UserError(f"PF-PASCAL's images are at none of {tried}. Unpack PF-dataset-PASCAL.zip into {root}.")
     size, annotation = cache(image_size), cache(read_mat)
-    pairs = [_pair(folder, path, i, row, extent, size, annotation) for i, row in enumerate(rows, start=2)]
+    pairs = [_pair(folder, path, i, row, extent, size, annotation) for i, row in rows]
     images = {image.path: max(image.size) for pair in pairs for image in (pair.source, pair.target)}
     if larger := sum(side > FRAME for side in images.values()):
         log.warning("%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
@@ -117,31 +120,26 @@ def list_of(root: Path, split: str) -> Path:
     return found
 
 
-def read_list(path: Path) -> list[dict[str, str]]:
-    """The rows of a list, whatever its further columns."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        missing = {"source_image", "target_image", "class"} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(sorted(missing))}. Restore the official list.")
-        return list(reader)
+def read_list(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a list with their lines, whatever its further columns."""
+    rows = read_table(path, ("class", "source_image", "target_image"), "Restore the official list.")
+    for line, row in rows:
+        for column in ("source_image", "target_image"):
+            require_file_name(row[column], f"{path}, line {line}, column {column},", folders=True)
+    return rows
 
 
 def read_mat(path: Path) -> Annotation:
     """Keypoints (NaN is not annotated) and box of one .mat annotation."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist. Unpack PF-dataset-PASCAL.zip again.")
-    try:
-        content = loadmat(path)
-        rows, box = content["kps"].tolist(), content["bbox"].ravel().tolist()
-    except (KeyError, ValueError, MatReadError) as error:
+    remedy = "Unpack PF-dataset-PASCAL.zip again."
+    rows, box = read_mat_file(path, ("kps", "bbox"), remedy)
+    if rows.shape[1] != 2 or box.size != 4:
         raise UserError(
-            f"{path} is not a PF-PASCAL annotation ({error}). Unpack PF-dataset-PASCAL.zip again."
-        ) from None
-    return [None if any(map(math.isnan, row)) else (float(row[0]), float(row[1])) for row in rows], box
+            f"{path} is not a PF-PASCAL annotation: `kps` is {rows.shape}, `bbox` {box.shape}; they must be (n, 2) and "
+            f"(1, 4). {remedy}"
+        )
+    points = rows.tolist()
+    return [None if any(map(math.isnan, row)) else (row[0], row[1]) for row in points], box.ravel().tolist()
 
 
 def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size, annotation) -> PairRecord:  # type: ignore[no-untyped-def]
@@ -192,6 +190,8 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
 
 def _category(number: str, where: str) -> str:
     classes = facts("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
-    if not number.isdigit() or not 1 <= int(number) <= len(classes):
-        raise UserError(f"{where}: class must be 1 to {len(classes)}, got {number!r}. Restore the official list.")
+    if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= len(classes):
+        raise UserError(
+            f"{where}: class must be 1 to {len(classes)}, got {shorten(number)}. Restore the official list."
+        )
     return str(classes[int(number) - 1])

@@ -3,12 +3,13 @@
 PCK@bbox-kp: the extent is the larger spread, in x or y, of the target's keypoints.
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from semcorr.core.paths import require_file_name, shorten
+from semcorr.core.text_files import read_rows
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import facts
 from semcorr.data.recipe import Archive, Recipe
@@ -46,9 +47,8 @@ def willow_pairs(root: Path) -> list[PairRecord]:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")
     size = cache(image_size)
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return [_pair(root, path, i, row, size) for i, row in enumerate(rows, start=2)]
+    rows = read_rows(path, "Restore the official list.")[1:]
+    return [_pair(root, path, line, row, size) for line, row in rows]
 
 
 def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord:  # type: ignore[no-untyped-def]
@@ -61,7 +61,12 @@ def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord
     if not all(map(math.isfinite, numbers)):
         raise UserError(f"{path}, line {line}: a coordinate is not a finite number. Restore the official list.")
     records = []
-    for name, start in ((row[0], 0), (row[1], 2 * POINTS)):
+    for column, start in enumerate((0, 2 * POINTS)):
+        name = require_file_name(row[column], f"{path}, line {line}, column {column + 1},", folders=True)
+        if len(Path(name).parts) < 3:
+            raise UserError(
+                f"{path}, line {line}: {shorten(name)} is not PF-dataset/CLASS/FILE. Restore the official list."
+            )
         points = list(zip(numbers[start : start + POINTS], numbers[start + POINTS : start + 2 * POINTS], strict=True))
         records.append(_image(root, path, name, points, size))
     source, target = records

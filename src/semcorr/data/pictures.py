@@ -3,7 +3,6 @@
 Benchmarks have a reader of their own (`transforms.load_image`): their annotations know no EXIF.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
+from semcorr.data.open_image import open_image
 from semcorr.errors import UserError
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
@@ -80,37 +80,18 @@ def image_files(folder: Path, below: bool = False) -> list[Path]:
 
 
 def _read(path: Path) -> Picture:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its size, which is looked at here, and of odd metadata
-            with Image.open(path) as image:
-                return _upright(image, str(path), reduced=_reduced(image, path))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Give the path of an image") from None
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise UserError(f"{path} has more than {most:.0f} million pixels, which are not decoded. Reduce it") from None
-    except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as SyntaxError
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged or not an image ({error}). Replace the file") from None
+    with open_image(path, "Replace the file", "Give the path of an image") as image:
+        return _upright(image, str(path), reduced=_reduced(image))
 
 
-def _reduced(image: Image.Image, path: Path) -> tuple[int, int] | None:
-    """Have a huge JPEG decoded at a fraction of its sides, unless a strip; its true size then. Others must be small."""
+def _reduced(image: Image.Image) -> tuple[int, int] | None:
+    """Have a huge JPEG decoded at a fraction of its sides, unless it is a strip; return its true size then."""
     size = width, height = image.size
-    if image.format in ("JPEG", "MPO"):
-        if width * height <= REDUCED:
-            return None
-        share = min(1.0, ENOUGH / min(size))
-        image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
-        return size
-    if width * height > (most := Image.MAX_IMAGE_PIXELS or width * height):
-        raise UserError(
-            f"{path} has {width} x {height} pixels, and a {image.format} is decoded whole: at most {most / 1e6:.0f} "
-            "million are. Reduce it, or save it as JPEG, which need not be"
-        )
-    return None
+    if image.format not in ("JPEG", "MPO") or width * height <= REDUCED:
+        return None
+    share = min(1.0, ENOUGH / min(size))
+    image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
+    return size
 
 
 def _upright(image: Image.Image, name: str, reduced: tuple[int, int] | None = None) -> Picture:

@@ -4,19 +4,21 @@ A benchmark's reader builds these and nothing else; everything after it is share
 the file and the field, because the reader of the message has to mend one of them.
 """
 
-import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from semcorr.core.paths import shorten
+from semcorr.core.text_files import read_json
 from semcorr.data.groups import Groups
+from semcorr.data.open_image import open_image
 from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -82,24 +84,38 @@ def image_record(
     """
     if not path.is_file():
         raise UserError(f"{source}: names the image {path}, which does not exist. Restore it or drop the entry.")
-    if len(box) != 4 or not (_is_point(box[:2]) and _is_point(box[2:])) or box[2] <= box[0] or box[3] <= box[1]:
+    if not _is_box(box):
         raise UserError(
-            f"{source}: box {list(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
+            f"{source}: box {_listed(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
         )
     for i, point in enumerate(keypoints):
         if point is not None and not _is_point(point):
             raise UserError(
-                f"{source}: keypoint {i} of {name} is {list(point)}; it must be two finite numbers. Correct it."
+                f"{source}: keypoint {i} of {name} is {_listed(point)}; it must be two finite numbers. Correct it."
             )
-    points = torch.tensor([[0.0, 0.0] if p is None else list(p) for p in keypoints], dtype=torch.float32)
+    points = torch.tensor([[0.0, 0.0] if p is None else list(map(float, p)) for p in keypoints], dtype=torch.float32)
     visible = torch.tensor([p is not None for p in keypoints])
     x1, y1, x2, y2 = map(float, box)
     return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2))
 
 
+def _is_box(box: Any) -> bool:
+    whole = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
+    return whole and box[2] > box[0] and box[3] > box[1]
+
+
+def _listed(values: Any) -> str:
+    return shorten(list(values) if isinstance(values, tuple) else values)
+
+
 def _is_point(point: Any) -> bool:
     pair = isinstance(point, list | tuple) and len(point) == 2
-    return pair and all(isinstance(value, int | float) and math.isfinite(value) for value in point)
+    return pair and all(is_number(value) and math.isfinite(value) for value in point)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, if perhaps not a finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def padded(pairs: Sequence[PairRecord]) -> list[PairRecord]:
@@ -171,14 +187,9 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
         )
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, or a sentence naming it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Unpack the benchmark again, or drop what refers to it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Unpack the benchmark again.") from None
+def read_annotation(path: Path) -> Any:
+    """A JSON file of a benchmark, or a sentence naming it."""
+    return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
 
 
 def need(entry: Any, key: str, path: Path) -> Any:
@@ -188,12 +199,15 @@ def need(entry: Any, key: str, path: Path) -> Any:
     return entry[key]
 
 
+def need_whole(entry: Any, key: str, path: Path) -> int:
+    """A field that is a whole number, or a sentence naming file and field."""
+    value = need(entry, key, path)
+    if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
+        raise UserError(f"{path}: field `{key}` is {shorten(value)}; it must be a whole number. Correct it.")
+    return int(float(value))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height from the file's header, without decoding it."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as an image ({error}). Replace the file.") from None
+    with open_image(path) as image:
+        return image.size

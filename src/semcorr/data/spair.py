@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
+from semcorr.core.paths import require_file_name, shorten
+from semcorr.core.text_files import read_lines
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts, flip_permutation, symmetry_groups
 from semcorr.data.recipe import Archive, Recipe
@@ -22,7 +24,8 @@ from semcorr.data.record import (
     log,
     longer_side,
     need,
-    read_json,
+    need_whole,
+    read_annotation,
     require_root,
 )
 from semcorr.errors import UserError
@@ -116,7 +119,7 @@ def listed_names(tree: Tree, folder: str) -> list[str]:
     layout = tree.layout / f"{folder}.txt"
     if not layout.is_file():
         raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
-    names = [line.strip() for line in layout.read_text().splitlines() if line.strip()]
+    names = read_lines(layout)
     if not tree.partial:
         return names
     there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
@@ -129,15 +132,16 @@ def listed_names(tree: Tree, folder: str) -> list[str]:
 def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
     """One ImageAnnotation with all its keypoint slots."""
     path = tree.images / category / f"{stem}.json"
-    entry = read_json(path)
+    entry = read_annotation(path)
     slots = need(entry, "kps", path)
     if not isinstance(slots, Mapping) or len(slots) != (tree.slots or len(slots)):
         raise UserError(f"{path}: field `kps` must map {tree.slots} ids to [x, y] or null, got {len(slots)} entries.")
     keypoints = [need(slots, str(i), path) for i in range(len(slots))]
-    size = (int(need(entry, "image_width", path)), int(need(entry, "image_height", path)))
-    picture = tree.pictures / category / need(entry, "filename", path)
+    size = (need_whole(entry, "image_width", path), need_whole(entry, "image_height", path))
+    picture = tree.pictures / category / require_file_name(need(entry, "filename", path), f"{path}, field `filename`")
     record = image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
-    return record._replace(azimuth=entry.get("azimuth_id"), segmentation=_segmentation(tree, category, stem))
+    azimuth = None if entry.get("azimuth_id") is None else need_whole(entry, "azimuth_id", path)
+    return record._replace(azimuth=azimuth, segmentation=_segmentation(tree, category, stem))
 
 
 def _segmentation(tree: Tree, category: str, stem: str) -> Segmentation | None:
@@ -152,7 +156,7 @@ def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[st
     source_stem, target_stem, category = _parts(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"
-    entry = read_json(path)
+    entry = read_annotation(path)
     if (contradiction := _contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
@@ -179,7 +183,11 @@ def _parts(name: str, layout: Path) -> tuple[str, str, str]:
         stems, category = name.rsplit(":", 1)
         _, source, target = stems.split("-")
     except ValueError:
-        raise UserError(f"{layout}: {name!r} is not <id>-<source>-<target>:<category>. Restore the file.") from None
+        raise UserError(
+            f"{layout}: {shorten(name)} is not <id>-<source>-<target>:<category>. Restore the file."
+        ) from None
+    for part in (name, source, target, category):
+        require_file_name(part, f"{layout}, pair {shorten(name)},")
     return source, target, category
 
 

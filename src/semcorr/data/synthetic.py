@@ -18,6 +18,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from semcorr.core.ranges import Count, Whole, Within, ranged
+from semcorr.core.text_files import read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, choose_pairs, describe, pair_up
 from semcorr.data.creatures.photograph import Shot, take
@@ -128,7 +129,7 @@ def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
     remedy = "delete it or choose another `root`"
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
-    found = json.loads((root / MANIFEST).read_text())
+    found = read_mapping(root / MANIFEST, remedy)
     differ = [f"{k} is {found.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if found.get(k) != v]
     if differ:
         raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differ)}): {remedy}")

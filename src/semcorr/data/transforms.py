@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from semcorr.data.open_image import open_image
 from semcorr.errors import UserError
 
 RESIZES = ("squash", "letterbox", "corner")
@@ -49,13 +50,8 @@ def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
 
 def load_image(path: Path) -> Image.Image:
     """Decode to RGB. EXIF orientation is not applied: no benchmark's annotations expect it."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as SyntaxError
-        raise UserError(f"{path} is damaged or not an image ({error}). Replace the file.") from None
+    with open_image(path) as image:
+        return image.convert("RGB")
 
 
 def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:

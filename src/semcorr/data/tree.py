@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from semcorr.core.text_files import read_mapping
 from semcorr.data.recipe import Recipe
 from semcorr.errors import UserError
 
@@ -61,7 +62,7 @@ def _counted(recipe: Recipe, root: Path, check: Check) -> Report:
 def has_official_counts(root: Path) -> bool:
     """Whether a tree that is whole counted as it should; one prepared by hand has just been checked."""
     noted = root / PREPARED
-    return not noted.is_file() or bool(json.loads(noted.read_text(encoding="utf-8")).get("official_counts"))
+    return not noted.is_file() or bool(read_mapping(noted, "Prepare it again.").get("official_counts"))
 
 
 def merged(name: str, recipe: Recipe, staging: Path) -> Path:

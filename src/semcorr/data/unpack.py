@@ -15,12 +15,14 @@ from typing import Any
 from rich.filesize import decimal
 from rich.progress import Progress
 
+from semcorr.core.paths import name_fault, shorten
 from semcorr.data.members import DAMAGE, Member, opened
 from semcorr.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 JUNK = ("__MACOSX", ".DS_Store")
 CHUNK = 1 << 20
+UNSUSPICIOUS, RATIO = 1 << 30, 100  # bytes that any archive may unpack to; or bytes for each of its own
 BLOCK = 4096  # bytes a small file takes on most disks; a benchmark is tens of thousands of them
 
 
@@ -43,6 +45,7 @@ def unpack(path: Path, into: Path, name: str) -> None:
     try:
         with opened(path) as (members, read):
             plan = planned(path, members)
+            _refuse_bomb(path, sum(member.size for member in plan.values()))
             _refuse_to_overwrite(path, plan, into)
             _make_room(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
             with Progress(transient=True) as bar:
@@ -69,7 +72,11 @@ def planned(path: Path, members: Sequence[Member]) -> dict[tuple[str, ...], Memb
     for member in members:
         parts = tuple(part for part in re.split(r"[/\\]", member.name) if part not in ("", "."))
         if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", member.name):
-            raise UserError(f"{path}: member {member.name!r} leads out of the folder. Nothing of it is unpacked.")
+            fault: str | None = "leads out of the folder"
+        else:
+            fault = name_fault("/".join(parts), folders=True) if parts else None
+        if fault:
+            raise UserError(f"{path}: member {shorten(member.name)} {fault}. Nothing of it is unpacked.")
         if member.kind not in ("file", "folder"):
             raise UserError(f"{path}: member {member.name!r} is a {member.kind}. Nothing of it is unpacked.")
         if not parts or any(junk in parts for junk in JUNK):
@@ -86,6 +93,14 @@ def _refuse_to_overwrite(path: Path, plan: Iterable[tuple[str, ...]], into: Path
     """What an archive unpacked before this one brought."""
     if any(into.iterdir()) and (twice := [parts for parts in plan if into.joinpath(*parts).exists()]):
         raise UserError(f"{path}: member {'/'.join(twice[0])!r} is in another archive too. Give the official ones.")
+
+
+def _refuse_bomb(path: Path, total: int) -> None:
+    """Pictures do not shrink, and lists of numbers to a tenth."""
+    if total > max(UNSUSPICIOUS, RATIO * (size := path.stat().st_size)):
+        raise UserError(
+            f"{path} would unpack from {decimal(size)} to {decimal(total)}: no benchmark does. Give the official file."
+        )
 
 
 def _make_room(path: Path, needed: int, into: Path) -> None:

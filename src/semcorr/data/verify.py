@@ -10,13 +10,13 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.images import unique_images
+from semcorr.data.open_image import open_image
 from semcorr.data.record import ImageRecord, PairRecord, outside
 from semcorr.data.tapvid import TapVid
 from semcorr.data.tapvid_videos import Video, outside_frame
@@ -213,11 +213,8 @@ def _shared(pair: PairRecord) -> int:
 
 
 def _header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
-    try:
-        with Image.open(image.path) as file:
-            return file.size, file.getexif().get(EXIF_ORIENTATION)
-    except OSError as error:
-        raise UserError(f"{image.path} cannot be read as an image ({error}). Unpack it again.") from None
+    with open_image(image.path, "Unpack it again.") as file:
+        return file.size, file.getexif().get(EXIF_ORIENTATION)
 
 
 def _outside_box(image: ImageRecord) -> int:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from semcorr.core.parquet import read_parquet, write_parquet
+from semcorr.errors import UserError
 
 SCHEMA = pa.schema(
     [
@@ -29,6 +31,7 @@ SCHEMA = pa.schema(
         ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
 )  # fmt: skip
+OPTIONAL = ("source_x", "source_y", "score", "protocol", "error")  # columns that a table of before may lack
 ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 
 
@@ -99,5 +102,17 @@ def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequen
 def write(table: pa.Table, path: Path) -> None:
     """As Parquet; never a half-written file under the final name."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, beside)
+    write_parquet(table, beside)
     beside.replace(path)
+
+
+def read(path: Path) -> pa.Table:
+    """Read a predictions table that a run left.
+
+    Raises:
+        UserError: It is absent, damaged, or none.
+    """
+    table = read_parquet(path, SCHEMA, OPTIONAL)
+    if odd := [name for name in table.schema.names if table[name].null_count]:
+        raise UserError(f"{path}: column {odd[0]} has rows without a value. Evaluate again")
+    return table

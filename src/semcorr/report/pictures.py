@@ -7,13 +7,15 @@ from html import escape
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from PIL import Image
 
 from semcorr import draw
 from semcorr.data.record import PairRecord
 from semcorr.metrics.scored import Scored, combinations, per_pair, right
+from semcorr.metrics.table import read
 from semcorr.report.entries import Entry
 from semcorr.report.parts import Figure, Section, percent
 from semcorr.report.runs import Run
@@ -44,8 +46,11 @@ def _worst(entry: Entry, pairs: Mapping[str, PairRecord]) -> Figure:
     away = np.bincount(rows.pair, rows.error, minlength=len(rows.pairs)) / count
     order = np.lexsort((-away, share))
     chosen = different(rows, order)
+    table = predictions(run)
     panels = [
-        _panel(run, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(float(share[p]), int(count[p]))}")
+        _panel(
+            table, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(float(share[p]), int(count[p]))}"
+        )
         for p in chosen
     ]
     caption = (
@@ -60,10 +65,11 @@ def _changed(last: Entry, first: Entry, pairs: Mapping[str, PairRecord]) -> Figu
     (before, count), (after, _) = shares(runs[0]), shares(runs[1])
     rows = runs[0].evaluated.rows
     order = np.lexsort((-count, -np.abs(after - before)))
+    tables = [predictions(run) for run in runs]
     panels = []
     for p in different(rows, order)[: MANY // 2]:
-        for run, share, name in ((runs[0], before, last.label), (runs[1], after, first.label)):
-            panels.append(_panel(run, pairs[rows.pairs[p]], f"{name}: {_of(float(share[p]), int(count[p]))}"))
+        for table, share, name in ((tables[0], before, last.label), (tables[1], after, first.label)):
+            panels.append(_panel(table, pairs[rows.pairs[p]], f"{name}: {_of(float(share[p]), int(count[p]))}"))
     caption = (
         f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
         f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. "
@@ -90,11 +96,14 @@ def different(rows: Scored, order: Int[np.ndarray, " p"], many: int = MANY) -> l
     return list(chosen.values())
 
 
-def _panel(run: Run, pair: PairRecord, said: str) -> str:
-    path = run.folder / "predictions.parquet"
-    table = pq.read_table(path, filters=[("pair", "==", pair.name)])
-    metrics = run.metrics
-    rows: list[dict[str, Any]] = combinations(table)[metrics["protocol"], metrics["localise"]].to_pylist()
+def predictions(run: Run) -> pa.Table:
+    """The rows of the read-out and protocol that the run reports."""
+    table = read(run.folder / "predictions.parquet")
+    return combinations(table)[run.metrics["protocol"], run.metrics["localise"]]
+
+
+def _panel(table: pa.Table, pair: PairRecord, said: str) -> str:
+    rows: list[dict[str, Any]] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
     about = f"{pair.source.name} to {pair.target.name}"
     return f"{embedded(draw.tile(pair, rows, ALPHA), about)}\n<p>{escape(said)}<br>{escape(about)}</p>"
 

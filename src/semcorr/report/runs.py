@@ -1,6 +1,5 @@
 """Finished runs as a report needs them, and whether they can stand in one."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from omegaconf import DictConfig
 from semcorr.audit import configuration
 from semcorr.compare import Run as Evaluated
 from semcorr.compare import read_run, require_same
+from semcorr.core.text_files import read_table
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
 
@@ -90,7 +90,11 @@ def _history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value}
+            for _, row in read_table(path, (), "Evaluate again, or remove it")
+        ]
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is no table of numbers ({error}). Evaluate again, or remove it") from None

@@ -1,7 +1,7 @@
 """A COCO keypoint file with a few annotated images: what labels others, and what is to be labelled."""
 
-import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.paths import resolve_inside, shorten
+from semcorr.core.text_files import read_json
 from semcorr.data.coco_keypoints import BOXES
 from semcorr.data.pictures import image_files
 from semcorr.errors import UserError
@@ -81,7 +83,7 @@ def read_things(path: Path, folder: Path, layout: str) -> tuple[dict[Any, Any], 
         raise UserError(f"--box must be one of {', '.join(BOXES)}, got {layout!r}")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Give the folder of the images that {path} names")
-    content = _content(path)
+    content = read_json(path, "Give a COCO keypoint file")
     for key in ("images", "categories", "annotations"):
         if not isinstance(_need(content, key, path), list | dict):
             raise UserError(f"{path}: `{key}` must be a list. Give a COCO keypoint file")
@@ -96,28 +98,22 @@ def read_things(path: Path, folder: Path, layout: str) -> tuple[dict[Any, Any], 
     return kinds, things, _bare(photos, {_need(entry, "image_id", path) for _, entry in entries}, folder)
 
 
-def _content(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). Give a COCO keypoint file") from None
-    except ValueError as error:  # of JSON, and of bytes that are no text
-        raise UserError(f"{path} is not valid JSON ({error}). Give a COCO keypoint file") from None
-
-
 def _photos(images: Any, folder: Path, path: Path) -> dict[Any, Photo]:
     """By id."""
     if isinstance(images, Mapping):  # AnimalPose's: id to name
-        images = [{"id": int(i) if i.isdigit() else i, "file_name": name} for i, name in images.items()]
+        images = [
+            {"id": int(i) if re.fullmatch("[0-9]{1,20}", i) else i, "file_name": name} for i, name in images.items()
+        ]
     found: dict[Any, Photo] = {}
     for image in images:
-        i, name = _need(image, "id", path), str(_need(image, "file_name", path))
+        i, name = _need(image, "id", path), _need(image, "file_name", path)
+        file = resolve_inside(folder, name, f"{path}, image {shorten(i)}, field `file_name`,", "the folder of images")
         size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
         if i in found:
             raise UserError(f"{path}: two images have the id {i}. Give each its own")
-        if not (folder / name).is_file():
+        if not file.is_file():
             raise UserError(f"{path} names the image {name}, which is not in {folder}. Restore it, or drop the entry")
-        found[i] = Photo(i, name, folder / name, size)
+        found[i] = Photo(i, name, file, size)
     return found
 
 

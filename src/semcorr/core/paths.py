@@ -1,0 +1,125 @@
+"""Names and files that come from a file: nothing of them leads out of its folder, or makes a reader wait."""
+
+import os
+import re
+import stat
+import unicodedata
+from pathlib import Path
+from typing import BinaryIO
+
+from semcorr.errors import UserError
+
+NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
+SHOWN = 80  # characters of a value that a message repeats
+KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
+    """Return the file `name` below `root`; refuse a name that leads out of it, by itself or through a link.
+
+    The root may be a link, and links below it may lead to other places below it. The file need not exist.
+
+    Args:
+        root: The folder that the user gave.
+        name: A path below it, as it stands in a file.
+        where: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
+        option: What the user gives the folder by, for the remedy.
+
+    Raises:
+        UserError: It leads elsewhere, is no name of a file, or is a pipe, a device or a folder.
+    """
+    path = root / require_file_name(name, where, folders=True)
+    home, end = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath((home, end)) != home:
+        raise UserError(
+            f"{where} names {shorten(name)}, which a link leads out of {root}, to {end}. "
+            f"Give the folder that holds the images themselves as {option}, or copy them into it."
+        )
+    require_plain(path, where)
+    return path
+
+
+def require_file_name(name: object, where: str, folders: bool = False) -> str:
+    """Return a name that stands in a file, or refuse it: it must name a file below the folder it is looked for in.
+
+    Args:
+        name: The name.
+        where: Which file says so, and where in it.
+        folders: Whether it may be of a folder below, with `/` between.
+    """
+    if reason := name_fault(name, folders):
+        kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
+        raise UserError(f"{where} names {shorten(name)}, which {reason}. It must be {kind}; correct it.")
+    assert isinstance(name, str)
+    return name
+
+
+def name_fault(name: object, folders: bool) -> str | None:
+    """Say what is wrong with the name of a file; None if nothing is."""
+    if not isinstance(name, str):
+        return "is no text"
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    odd = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    faults = {
+        "names no file": not parts or name.endswith(("/", "/.")),
+        f"holds the control character {odd!r}": odd is not None,
+        "is a URL": re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name),
+        "is an absolute path": name.startswith("/"),
+        "names a drive": re.match(r"[A-Za-z]:", name),
+        "holds a backslash": "\\" in name,
+        "leads to a folder above": ".." in parts,
+        "begins with ~, a home folder": name.startswith("~"),
+        "names a folder": len(parts) > 1 and not folders,
+        f"is longer than the {NAME_BYTES} bytes of a file's name": odd is None and _too_long(name, parts),
+    }
+    return next((reason for reason, applies in faults.items() if applies), None)
+
+
+def require_plain(path: Path, where: str | None = None) -> None:
+    """Refuse what is there and no regular file: reading a pipe or a device may never end.
+
+    Args:
+        path: The file; it need not exist.
+        where: What names it, if not the user.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # absent, or not to be reached: who opens it says so
+        return
+    if not stat.S_ISREG(mode):
+        start = f"{where} names " if where else ""
+        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if where else _not_plain(path, kind))
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes, without ever waiting for one that is none.
+
+    Raises:
+        UserError: It is a folder, a pipe, a socket or a device.
+        OSError: It is absent, or may not be read.
+    """
+    require_plain(path)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(_not_plain(path, "no regular file"))
+    return file
+
+
+def shorten(value: object) -> str:
+    """Quote a value of somebody's file for a message: on one line, and not at any length."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _not_plain(path: Path, kind: str) -> str:
+    return f"{path} is {kind}. Give a regular file."
+
+
+def _too_long(name: str, parts: list[str]) -> bool:
+    return max(len(part.encode()) for part in parts) > NAME_BYTES or len(name.encode()) > PATH_BYTES // 2

@@ -1,0 +1,133 @@
+"""The one way to open somebody's image: by formats that Pillow decodes itself, and within bounds.
+
+Pillow knows fifty formats. Some it has decoded by other programs (EPS: Ghostscript), others are read by few
+people and tested by fewer. Which one a file is follows from its bytes; its name may say anything.
+"""
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from semcorr.core.paths import open_plain
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+REPLACE, RESTORE = "Replace the file.", "Restore the image, or drop the pairs that name it."
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+MOST = 178_956_970  # pixels of a JPEG: twice Pillow's own limit, above which it refuses, too
+MOST_WHOLE = MOST // 2  # pixels of any other image: only a JPEG can be decoded at a fraction of its sides
+MOST_SCANS = 5_000_000_000  # pixels times scans of a progressive JPEG: each scan costs a pass over all pixels
+TILE = (322, 323)  # TIFF's tags of a tile's sides
+DAMAGE = (  # what Pillow raises for bytes that make no sense
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
+    AttributeError, AssertionError, ZeroDivisionError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+KINDS = {  # the first bytes of what people take for an image
+    b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "a PDF", b"8BPS": "a Photoshop file",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive", b"\xd0\xcf\x11\xe0": "an old Office file or a FlashPix image",
+    b"\x00\x00\x01\x00": "an icon", b"\x00\x00\x02\x00": "a cursor", b"icns": "an icon",
+    b"\xff\x4f\xff\x51": "JPEG 2000", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"<svg": "an SVG drawing",
+    b"<?xml": "XML or an SVG drawing", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "a NumPy array", b"RIFF": "audio or video", b"version https://git-lfs": "a pointer of Git LFS",
+}  # fmt: skip
+
+
+@contextmanager
+def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iterator[Image.Image]:
+    """Open an image; it is decoded within the context, where damage becomes a sentence, too.
+
+    Args:
+        path: The file, whatever its name ends in.
+        remedy: What to do about a damaged one; ends the message.
+        absent: What to do where there is none.
+
+    Raises:
+        UserError: It is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
+    """
+    try:
+        with open_plain(path) as file, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with _identify(path, file, remedy) as image:
+                _require_bounded(path, file, image)
+                yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. {absent}") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or MOST // 2) / 1e6
+        raise UserError(f"{path} has more than {most:.0f} million pixels, which are not decoded. Reduce it") from None
+    except DAMAGE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or not an image ({reason}). {remedy}") from None
+    for warning in caught:
+        if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
+            _tell(path, str(warning.message))
+
+
+def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
+    Image.init()
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.UnidentifiedImageError:
+        raise UserError(
+            f"{path} is damaged or not an image: it seems to be {_kind(file)}, and read are {', '.join(FORMATS)}. "
+            f"{remedy}"
+        ) from None
+
+
+def _kind(file: BinaryIO) -> str:
+    """Guess from its first bytes what a file is that is no image."""
+    file.seek(0)
+    start = file.read(512)
+    if not start:
+        return "empty"
+    if start[4:8] == b"ftyp":
+        return "HEIC or a video"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if kind := next((kind for magic, kind in KINDS.items() if start.startswith(magic) or text.startswith(magic)), None):
+        return kind
+    return "a text" if all(byte in b"\t\r\n" or byte >= 32 for byte in start) else "none of a known kind"
+
+
+def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
+    """Refuse, before anything is decoded, what would take gigabytes or minutes."""
+    (width, height), kind = image.size, image.format
+    jpeg = kind in ("JPEG", "MPO")
+    most = min(MOST if jpeg else MOST_WHOLE, (Image.MAX_IMAGE_PIXELS or MOST) * (2 if jpeg else 1))
+    if width * height > most:
+        raise UserError(
+            f"{path} has {width} x {height} pixels, and a {kind} is decoded whole: at most {most / 1e6:.0f} "
+            "million are. Reduce it, or save it as JPEG, which need not be"
+        )
+    if image.info.get("progressive") and (scans := _count(file, b"\xff\xda")) * width * height > MOST_SCANS:
+        raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
+    if kind == "TIFF":
+        tile = [image.tag_v2.get(tag, 0) for tag in TILE]  # type: ignore[attr-defined]
+        if tile[0] * tile[1] > MOST_WHOLE:
+            raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it anew")
+
+
+def _count(file: BinaryIO, marker: bytes) -> int:
+    place = file.tell()
+    file.seek(0)
+    count = file.read().count(marker)
+    file.seek(place)
+    return count
+
+
+@cache
+def _tell(path: Path, message: str) -> None:
+    """Once for a file: it is opened in every epoch."""
+    log.warning("%s: %s. The image is used all the same", path, message.strip().rstrip("."))
