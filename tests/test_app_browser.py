@@ -122,15 +122,15 @@ def test_bad_pictures_and_models_become_messages_and_change_nothing(page, served
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Open left").click()
     chooser.value.set_files(tmp_path / "text.jpg")
-    page.wait_for_selector("text=text.jpg is damaged or not an image")
-    write_run(served[1] / "broken", "backbone=tiny")
-    (served[1] / "broken" / "config.yaml").write_text("[")
+    page.wait_for_selector("text=text.jpg is damaged or not an image (cannot identify image file 'text.jpg')")
+    run = write_run(served[1] / "gone", "backbone=tiny")
     page.reload()
     page.wait_for_selector("#b img")
+    (run / "config.yaml").unlink()
     click(page, "#a", 0.45, 0.4)
     before = rows(page, 1)
-    choose(page, "run: broken")
-    page.wait_for_selector("text=That did not work")
+    choose(page, "run: gone")
+    page.wait_for_selector("text=There is no such model in the list, or no longer.")
     assert rows(page, 1) == before
     page.wait_for_function("document.querySelector('#model input').value === 'efficientnet_lite0'")
 
@@ -152,10 +152,10 @@ def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_a
 
 @pytest.mark.slow
 def test_a_large_picture_is_reduced_and_its_points_are_told_in_its_own_pixels(page, tmp_path):
-    Image.effect_noise((6000, 3000), 60).convert("RGB").save(tmp_path / "<i>large</i>.jpg")
+    Image.effect_noise((6000, 3000), 60).convert("RGB").save(tmp_path / "<i>large.jpg")
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Open left").click()
-    chooser.value.set_files(tmp_path / "<i>large</i>.jpg")
+    chooser.value.set_files(tmp_path / "<i>large.jpg")
     page.wait_for_selector("text=The left picture is kept reduced; points are in its own 6000 x 3000 pixels.")
     click(page, "#a", 0.75, 0.5)
     (shown,) = rows(page, 1)
