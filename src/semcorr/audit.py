@@ -103,8 +103,9 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
 
 def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     """The module as it was scored, and the data."""
+    from semcorr.checkpoint_files import load_trained
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.run import build, read_checkpoint
+    from semcorr.run import build
 
     origin = run if "loss" in cfg else cfg.checkpoint and Path(cfg.checkpoint)
     module, data = build(cfg)
@@ -113,9 +114,7 @@ def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
             f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
         )
     if origin and module.moving():
-        content = read_checkpoint(origin)
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"], strict=False)
+        load_trained(module, origin)
     return module, data
 
 
