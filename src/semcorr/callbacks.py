@@ -46,6 +46,7 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state over, for files of the own folder."""
         super().load_state_dict(self._placed(state_dict, str(self.dirpath)))
+        self.current_score = state_dict["current_score"]  # which Lightning forgets
 
     def _placed(self, state: dict[str, Any], folder: str) -> dict[str, Any]:
         def place(path: str) -> str:

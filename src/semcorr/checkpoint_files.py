@@ -79,7 +79,7 @@ def settings_of(cfg: Mapping[Any, Any]) -> dict[str, Any]:
     >>> settings_of({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
     {'seed': 1, 'data.steps': 3}
     """
-    flat = flatten({key: value for key, value in cfg.items() if key in SETTINGS})
+    flat = flatten({key: cfg[key] for key in SETTINGS if key in cfg})
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in PLACES}
 
 

@@ -91,7 +91,9 @@ def difference(expected: Any, found: Any, name: str) -> str | None:
     if isinstance(expected, dict):
         if not isinstance(found, dict):
             return f"{name} is missing" if found is None else f"{name} is {found!r:.40}"
-        odd = (difference(value, found.get(key), f"{name}.{key}") for key, value in expected.items())
+        if missing := expected.keys() - found.keys():
+            return f"{name}.{min(missing)} is missing"
+        odd = (difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
         return next((each for each in odd if each), None)
     counts = isinstance(expected, int)  # a bool is one too
     return f"{name} is {found!r:.40}" if counts and (type(found) is not type(expected) or found < 0) else None
@@ -102,13 +104,16 @@ def require_optimizer(content: Mapping[str, Any], module: Any, steps: int, path:
     optimizer, schedule = module.make_optimizer(steps)
     try:
         optimizer.load_state_dict(*content["optimizer_states"])
+        odd = difference(schedule.state_dict(), *content["lr_schedulers"], "lr_schedulers")
         schedule.load_state_dict(*content["lr_schedulers"])
         states = [(weights, value) for weights, each in optimizer.state.items() for value in each.values()]
         wrong = any(_is_wrong(value, weights) for weights, value in states)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise damaged(path, f"its optimizer's state is not of these weights: {error}") from error
-    if wrong:
-        raise damaged(path, "its optimizer's state has other shapes than the weights, or is not finite")
+    if odd or wrong:
+        raise damaged(
+            path, f"its {odd}" if odd else "its optimizer's state has other shapes than the weights, or is not finite"
+        )
 
 
 def _is_wrong(value: Any, weights: Tensor) -> bool:

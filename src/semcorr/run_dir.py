@@ -295,8 +295,8 @@ def read_config(path: Path) -> dict[str, Any]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({str(error).split(chr(10), 1)[0]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no configuration")
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} is {'no configuration' if content else 'empty'}")
     return content
 
 

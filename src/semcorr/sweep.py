@@ -155,9 +155,10 @@ def run(jobs: Sequence[Job], folder: Path, launch: Callable[[Run, Sequence[Job]]
             _claim(job)
         waiting = [job for job in jobs if not done(job) and not job.problem]
         begun = sum((job.folder / "checkpoints").is_dir() for job in waiting)
+        before = sum(done(job) and not job.problem for job in jobs)
         if is_first_process():
             print(
-                f"Sweep of {len(jobs)} jobs in {folder}: {len(jobs) - len(waiting)} done before, {begun} half done, "
+                f"Sweep of {len(jobs)} jobs in {folder}: {before} done before, {begun} half done, "
                 f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
