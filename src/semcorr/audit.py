@@ -124,14 +124,21 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
     Returns:
         What audit.json holds of this image geometry.
     """
+    from semcorr.run_dir import lock_folder
+
+    cfg = configuration(run, resize, overrides)
+    with lock_folder(run, "audit"):
+        return _audited(run, cfg)
+
+
+def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
+    from semcorr.core.files import write_text
     from semcorr.heads.cosine import Cosine
     from semcorr.protocol import PRESETS, SEMCORR
     from semcorr.read_outs import rules_of, short
     from semcorr.readings import Reading
-    from semcorr.results import write_text
     from semcorr.run import make_trainer
 
-    cfg = configuration(run, resize, overrides)
     known = _before(run / "audit.json")
     module, data = built(run, cfg)
     start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
@@ -154,7 +161,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
             if one.resize != data.resize
         },
     }
-    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n")
+    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n", "RUN_DIR")
     return {**content, "resize": data.resize}
 
 

@@ -52,7 +52,7 @@ class CheckpointFiles(TorchCheckpointIO):
         with replace_file(path, "run_dir") as beside:
             path.parent.mkdir(parents=True, exist_ok=True)
             with beside.open("wb") as file:
-                _write({**checkpoint, TRAINED_AS: self.settings}, file)
+                _write(_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, without running code from it."""
@@ -71,6 +71,17 @@ def _write(content: Mapping[str, Any], file: Any) -> None:
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         raise cause or error from None
+
+
+def _unshared(value: Any, texts: dict[str, str]) -> Any:
+    """Copy a tree so that equal ones have equal bytes: a pickle says which of its parts are one object in memory."""
+    if type(value) is dict:
+        return {_unshared(key, texts): _unshared(each, texts) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_unshared(each, texts) for each in value)
+    if type(value) is str:
+        return texts.setdefault(value, value)
+    return value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def settings_of(cfg: Mapping[Any, Any]) -> dict[str, Any]:

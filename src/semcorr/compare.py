@@ -1,6 +1,5 @@
 """python -m semcorr.compare RUN_A RUN_B: by how much two runs on the same pairs differ, and whether that is chance."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from semcorr.cli import explaining
 from semcorr.errors import UserError
 from semcorr.metrics.scored import Scored, combinations, right, scored
 from semcorr.metrics.uncertainty import Discordant, differences, mcnemar
+from semcorr.run_dir import read_mapping
 
 SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
 
@@ -41,10 +41,10 @@ def read_run(folder: Path) -> Run:
     if absent:
         raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_mapping(folder / "metrics.json")
         found = combinations(pq.read_table(folder / "predictions.parquet"))
         wanted = (metrics["protocol"], metrics["localise"])
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{folder} holds no run on pairs ({type(error).__name__}: {error}). Evaluate again") from None
     if wanted not in found:
         raise UserError(f"{folder}: predictions.parquet has no rows of {wanted[1]} under protocol {wanted[0]}")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from semcorr.cli import explaining
 from semcorr.errors import UserError
+from semcorr.run_dir import lock_folder
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence
@@ -89,7 +90,8 @@ def _export(typed: Typed) -> None:
         module = rebuilt(cfg, typed.run, typed.which)
         facts = _facts(module, typed)  # before merging, after which nothing moves
         status.update(f"Writing {typed.out}")
-        with placing(final, typed.force) as beside:
+        inside = typed.run.resolve() in final.resolve().parents
+        with lock_folder(typed.run, "export") if inside else nullcontext(), placing(final, typed.force) as beside:
             difference = _write(module, cfg, typed, beside, facts)
             if difference is not None and not difference <= TOLERANCE:
                 raise UserError(
