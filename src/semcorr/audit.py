@@ -104,8 +104,9 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
 
 def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     """The module as it was scored, and the data."""
+    from semcorr.checkpoint_files import load_trained
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.run import build, read_checkpoint
+    from semcorr.run import build
 
     origin = run if "loss" in cfg else cfg.checkpoint and Path(cfg.checkpoint)
     module, data = build(cfg)
@@ -114,9 +115,7 @@ def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
             f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
         )
     if origin and module.moving():
-        content = read_checkpoint(origin)
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"], strict=False)
+        load_trained(module, origin)
     return module, data
 
 
@@ -126,14 +125,21 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
     Returns:
         What audit.json holds of this image geometry.
     """
+    from semcorr.run_dir import lock_folder
+
+    cfg = configuration(run, resize, overrides)
+    with lock_folder(run, "audit"):
+        return _audited(run, cfg)
+
+
+def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
+    from semcorr.core.files import write_text
     from semcorr.heads.cosine import Cosine
     from semcorr.protocol import PRESETS, SEMCORR
     from semcorr.read_outs import rules_of, short
     from semcorr.readings import Reading
-    from semcorr.results import write_text
     from semcorr.run import make_trainer
 
-    cfg = configuration(run, resize, overrides)
     known = _before(run / "audit.json")
     module, data = built(run, cfg)
     start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
@@ -156,7 +162,8 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
             if one.resize != data.resize
         },
     }
-    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1, allow_nan=False) + "\n")
+    text = json.dumps({**known, data.resize: content}, indent=1, allow_nan=False) + "\n"
+    write_text(run / "audit.json", text, "RUN_DIR")
     return {**content, "resize": data.resize}
 
 

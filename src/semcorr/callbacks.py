@@ -7,11 +7,11 @@ from typing import Any
 import psutil
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
 from semcorr.errors import UserError
-from semcorr.loggers import CSV
-from semcorr.optim import planned_steps, refuse_longer
+from semcorr.run_dir import read_config
 from semcorr.types import ImageBatch
 
 MONITOR = "val/all/pck@0.1"
@@ -31,6 +31,30 @@ def checkpoints(run_dir: Path) -> list[Callback]:
     best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
     last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
     return [best, last, LearningRateMonitor("step")]
+
+
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's, whose state holds no place: a run directory may be moved, and the best so far is still known.
+
+    It has the same name, by which Lightning finds its state in a checkpoint.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with the names of files alone."""
+        return self._placed(super().state_dict(), "")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state over, for files of the own folder."""
+        super().load_state_dict(self._placed(state_dict, str(self.dirpath)))
+        self.current_score = state_dict["current_score"]  # which Lightning forgets
+
+    def _placed(self, state: dict[str, Any], folder: str) -> dict[str, Any]:
+        def place(path: str) -> str:
+            return str(Path(folder) / Path(path).name) if path else ""
+
+        paths = {key: place(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {place(path): score for path, score in state["best_k_models"].items()}
+        return {**state, **paths, "best_k_models": best, "dirpath": folder}
 
 
 class Progress(RichProgressBar):
@@ -85,11 +109,16 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
             f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
             "or choose another run_dir."
         )
+    config = run_dir / "config.yaml"
+    if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
+        return
+    if "loss" not in read_config(config):
+        raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
 
 
 def advice(run_dir: Path, trainer: Trainer) -> str:
     """Say where an interrupted run was, what it has saved, and how it goes on."""
-    from semcorr.run import read_checkpoint
+    from semcorr.checkpoint_files import read_checkpoint
 
     epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
     where = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
@@ -100,17 +129,10 @@ def advice(run_dir: Path, trainer: Trainer) -> str:
     return f"{where}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
 
 
-def resume(run_dir: Path, trainer: Trainer, data: Any) -> str | None:
-    """The last checkpoint of a run directory, if it has one; its scalars are carried on."""
-    from semcorr.run import read_checkpoint
-
-    path = run_dir / "checkpoints" / "last.ckpt"
-    if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    content = read_checkpoint(run_dir, "last")
-    data.trainer = trainer  # whose processes share the steps of an epoch
-    refuse_longer(content, planned_steps(trainer, data))
-    for logger in trainer.loggers:
-        if isinstance(logger, CSV):
-            logger.resume(content["global_step"])
-    return str(path)
+def refuse_to_replace(run_dir: Path) -> None:
+    """Scores of an evaluation are not put among the files of a training run."""
+    if (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} holds a training run, whose config.yaml and scores would be replaced. "
+            "Choose another run_dir."
+        )

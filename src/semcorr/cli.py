@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
@@ -31,6 +31,7 @@ from semcorr.core.interrupt import Guard, Interrupted, interruptible
 from semcorr.core.limits import explain_limit, raise_open_files
 from semcorr.core.ranks import LostProcessError, Watch, speaks
 from semcorr.errors import UserError
+from semcorr.run_dir import lock_folder, lock_new_folder
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
@@ -67,7 +68,9 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         cfg.run_dir = str(own_dir)
         try:
             with explaining(name):
-                return task(with_checkpoint(cfg, list(context.overrides.task)))
+                cfg = with_checkpoint(cfg, list(context.overrides.task))
+                with locked_run(cfg, context, name):
+                    return task(cfg)
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
@@ -84,6 +87,25 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
             from semcorr.sweep_table import conclude
 
             sys.exit(conclude(sweep.OUTCOMES) or None)
+
+
+@contextmanager
+def locked_run(cfg: DictConfig, context: Any, name: str) -> Iterator[None]:
+    """Have the run directory for this command alone; one that nobody has named is new.
+
+    Args:
+        cfg: Its `run_dir` is replaced by the directory that it got.
+        context: Hydra's own configuration, by which Lightning starts the other processes of the run.
+        name: Of the command.
+    """
+    typed = [override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra)]
+    is_default = cfg.run_dir == context.runtime.output_dir and not {"run_dir", "hydra.run.dir"} & {*typed}
+    with (lock_new_folder if is_default else lock_folder)(Path(cfg.run_dir), name) as folder:
+        if is_default:
+            cfg.run_dir = str(folder)
+            with read_write(context), open_dict(context):
+                context.run.dir = context.runtime.output_dir = str(folder)
+        yield
 
 
 def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:

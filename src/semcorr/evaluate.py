@@ -15,9 +15,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
+    from semcorr.callbacks import refuse_to_replace
+    from semcorr.checkpoint_files import load_trained
     from semcorr.data.tapvid import TapVid
     from semcorr.errors import UserError
-    from semcorr.run import build, make_trainer, read_checkpoint, score
+    from semcorr.run import build, make_trainer, score
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
     from semcorr.trainer_options import check_processes
@@ -25,9 +27,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     check_processes(cfg.trainer)
     module, data = build(cfg)
     if cfg.checkpoint:
-        content = read_checkpoint(Path(cfg.checkpoint))
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"], strict=False)
+        load_trained(module, Path(cfg.checkpoint))
+    refuse_to_replace(Path(cfg.run_dir))
     module.kap = cfg.kap
     module.pose.check(module.backbone, data)
     trainer = make_trainer(cfg, Path(cfg.run_dir))

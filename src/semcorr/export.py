@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -19,6 +19,7 @@ from rich.console import Console
 from semcorr.cli import explaining, run_app
 from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
+from semcorr.run_dir import lock_folder
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence
@@ -86,7 +87,8 @@ def _export(typed: Typed) -> None:
         module = rebuilt(cfg, typed.run, typed.which)
         facts = _facts(module, typed)  # before merging, after which nothing moves
         status.update(f"Writing {typed.out}")
-        with placing(final, typed.force) as beside:
+        inside = typed.run.resolve() in final.resolve().parents
+        with lock_folder(typed.run, "export") if inside else nullcontext(), placing(final, typed.force) as beside:
             difference = _write(module, cfg, typed, beside, facts)
             if difference is not None and not difference <= TOLERANCE:
                 raise UserError(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.checkpoint_files import load_trained
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
 from semcorr.options import check_options
-from semcorr.run import assembled, read_checkpoint
+from semcorr.run import assembled
 
 
 def configuration(run: Path, weights: Path | None = None) -> DictConfig:
@@ -30,7 +31,8 @@ def rebuilt(cfg: DictConfig, run: Path, which: str = "best") -> Correspondence:
     check_options(cfg)
     module = assembled(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
-    content = read_checkpoint(run, which) if module.moving() else {"base": origin, "state_dict": {}}
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"], strict=False)
+    if module.moving():
+        load_trained(module, run, which)
+    else:
+        module.on_load_checkpoint({"base": origin, "state_dict": {}})
     return module.eval()

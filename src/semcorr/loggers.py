@@ -1,7 +1,7 @@
 """Scalars over time: always a CSV file, and W&B or TensorBoard beside it."""
 
 import csv
-import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from semcorr.core.files import replace_file, write_text
 
 
 class CSV(Logger):
@@ -55,12 +57,10 @@ class CSV(Logger):
             return
         columns = ["step", *sorted({key for row in self.steps.values() for key in row})]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".metrics.csv.{os.getpid()}")
-        with beside.open("w", newline="") as file:
+        with replace_file(self.path, "run_dir") as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
-        beside.replace(self.path)
 
 
 def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = None, **options: Any) -> WandbLogger:
@@ -83,9 +83,9 @@ def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = No
 def _identity(run_dir: Path) -> str:
     """A name for the run that outlives its process."""
     note = run_dir / "wandb" / "id.txt"
-    if not note.is_file():
+    if not note.is_file() or not re.fullmatch("[0-9a-f]{12}", note.read_text(encoding="utf-8", errors="replace")):
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(secrets.token_hex(6))
+        write_text(note, secrets.token_hex(6), "run_dir")
     return note.read_text()
 
 

@@ -173,10 +173,15 @@ class Correspondence(LightningModule):
             raise UserError(
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
             )
+        optimizer, schedule = self.make_optimizer(planned_steps(self.trainer, self._data))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self, steps: int) -> tuple[Any, Any]:
+        """Make the optimiser of what moves, and its schedule over `steps` steps."""
+        head, backbone = self.trained()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
-        schedule = self.scheduler(optimizer, planned_steps(self.trainer, self._data))  # type: ignore[misc]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, self.scheduler(optimizer, steps)  # type: ignore[misc]
 
     def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What moves of the head and of the backbone; what a loss learns is of use to it alone."""

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import nn
 from semcorr import dashboard
 from semcorr.backbones.weights import require_finite_weights, sha256
 from semcorr.callbacks import Cost, Progress
-from semcorr.core.pickles import DAMAGE, require_torch_file
+from semcorr.checkpoint_files import CheckpointFiles, settings_of
+from semcorr.core.files import write_text
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
@@ -30,7 +32,8 @@ from semcorr.options import check_options
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
-from semcorr.results import print_scores, write_results, write_text
+from semcorr.results import print_scores, write_results
+from semcorr.run_dir import remove_logs, remove_results, replace_results
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
 from semcorr.trainer_options import check_numbers, check_precision, check_training, refuse_options
@@ -183,8 +186,8 @@ def benchmark(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
     return data
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
-    """Lightning's Trainer with our loggers and progress bars."""
+def make_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **options: Any) -> Trainer:
+    """Lightning's Trainer with our loggers, progress bars and checkpoints; logs of an earlier run go."""
     check_precision(cfg.trainer.precision)
     if "loss" in cfg:
         check_training(cfg.trainer, options.get("callbacks", ()))
@@ -195,6 +198,8 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    if not goes_on:
+        remove_logs(run_dir)
     callbacks = [Progress(), Pages(), Cost(), KeepSignals(), *options.pop("callbacks", [])]
     try:
         trainer: Trainer = instantiate(
@@ -205,6 +210,8 @@ def make_trainer(cfg: DictConfig, run_dir: Path, **options: Any) -> Trainer:
             raise refuse_options(error) from error
         raise
     watch_processes(trainer)
+    settings = settings_of(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    trainer.strategy.checkpoint_io = CheckpointFiles(settings)
     return trainer
 
 
@@ -231,22 +238,52 @@ def score(
     """
     if SHELF.open:
         module.shelf = partial(SHELF, hashed(cfg, *LATE) + sha256(module))
-    trainer.test(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
+        trainer.test(module, datamodule=data, verbose=False)
         return {}
     run_dir = Path(cfg.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(cfg, module, run_dir)
     write_files, print_table = results or (write_results, print_scores)
-    metrics = write_files(module, data, run_dir)
+    with replace_results(run_dir) as folder:
+        with _scalars_in(folder, trainer):
+            trainer.test(module, datamodule=data, verbose=False)
+        save_config(cfg, module, folder)
+        metrics = write_files(module, data, folder)
     dashboard.conclude(trainer.loggers, metrics, run_dir, trainer.global_step)
     finish(trainer.loggers)
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     return metrics
 
 
+@contextmanager
+def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
+    """Let metrics.csv, which scoring adds to, be exchanged with the other results."""
+    logs = [logger for logger in trainer.loggers if isinstance(logger, CSV)]
+    before = [logger.path for logger in logs]
+    for logger in logs:
+        logger.path = folder / logger.path.name
+    try:
+        yield
+    finally:
+        for logger, path in zip(logs, before, strict=True):
+            logger.path = path
+
+
+def begin_run(cfg: DictConfig, module: Any, run_dir: Path) -> None:
+    """Save the configuration of a run that begins or goes on; results of another one, of before, go first."""
+    path, text = run_dir / "config.yaml", config_text(cfg, module)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        remove_results(run_dir)
+    write_text(path, text, "run_dir")
+
+
 def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
-    """config.yaml: the resolved configuration, and what else a number depends on."""
+    """config.yaml."""
+    write_text(run_dir / "config.yaml", config_text(cfg, module), "run_dir")
+
+
+def config_text(cfg: DictConfig, module: Any) -> str:
+    """The resolved configuration, and what else a number depends on."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     resolved["provenance"] = {
@@ -254,22 +291,4 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-
-
-def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
-    """A run's trained weights, onto the CPU, without running code from the file."""
-    path = run / "checkpoints" / f"{which}.ckpt"
-    if not path.is_file():
-        raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
-    try:
-        require_torch_file(path, crc=True)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except DAMAGE as error:
-        raise UserError(
-            f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
-        ) from error
-    require_finite_weights(content.get("state_dict", {}), f"`checkpoint`: {path}")
-    return content
+    return OmegaConf.to_yaml(OmegaConf.create(resolved))

@@ -6,22 +6,27 @@ a job whose `metrics.json` is there is done. So the same line with the same `run
 
 import hashlib
 import json
-import os
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.core.files import write_text
 from semcorr.core.interrupt import advising
+from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
+from semcorr.run_dir import METRICS, flatten, is_first_process, lock_folder, read_config, read_scores
 
 NOTE = "job.json"
+FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
 APART = ("run_dir", "name", "logger")  # what no number depends on
 LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
+log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -32,6 +37,7 @@ class Job(NamedTuple):
     cfg: DictConfig
     identity: str
     folder: Path
+    problem: str = ""  # with what its folder holds, for which it is not run
 
 
 class Outcome(NamedTuple):
@@ -67,18 +73,73 @@ def planned(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], fol
 
     Depends on nothing but what is there, so that all processes of a job plan alike.
     """
-    of = {json.loads(path.read_text())["hash"]: path.parent for path in sorted(folder.glob(f"*/{NOTE}"))}
+    claims, damaged = claimed(folder)
+    of = {identity: folders[0] for identity, folders in claims.items()}
     taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
     jobs: dict[str, Job] = {}
     for number, (overrides, cfg) in enumerate(composed):
         identity = hashed(cfg)
         if identity in jobs:
             continue
+        if identity not in of and (wrong := damaged.pop(folder / str(number), None)):
+            jobs[identity] = Job(verb, list(overrides), cfg, identity, folder / str(number), wrong)
+            continue
         own = [folder / str(number)] + [folder / str(other) for other in range(len(composed), MANY + len(taken))]
         of.setdefault(identity, next(path for path in own if path not in taken))
         taken.add(of[identity])
-        jobs[identity] = Job(verb, list(overrides), cfg, identity, of[identity])
+        wrong = mixed(cfg, claims.get(identity, []))
+        jobs[identity] = Job(verb, list(overrides), cfg, identity, of[identity], wrong)
+    if is_first_process():
+        for wrong in damaged.values():
+            log.warning("%s", wrong)
     return list(jobs.values())
+
+
+def claimed(folder: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Read every job.json: the folders of each hash, and a sentence for each folder whose note cannot be read."""
+    claims: dict[str, list[Path]] = {}
+    damaged = {}
+    for path in sorted(folder.glob(f"*/{NOTE}")):
+        remedy = f"Move {path.parent} away to have its job done again"
+        try:
+            identity = read_mapping(path, remedy).get("hash")
+            if not isinstance(identity, str) or not re.fullmatch("[0-9a-f]{64}", identity):
+                raise UserError(f"{path} is damaged (it holds no hash). {remedy}")
+            claims.setdefault(identity, []).append(path.parent)
+        except UserError as error:
+            damaged[path.parent] = str(error)
+    return claims, damaged
+
+
+def mixed(cfg: DictConfig, folders: Sequence[Path]) -> str:
+    """Say that the folders of a job hold something else, if they do: scores are never taken for another job's.
+
+    Args:
+        cfg: The job's configuration.
+        folders: Those whose job.json has its hash.
+    """
+    if len(folders) > 1:
+        return f"{' and '.join(map(str, folders))} claim the same job by their {NOTE}. Move all but one of them away"
+    for path in (folder / "config.yaml" for folder in folders):
+        if path.is_file():
+            try:
+                saved = flatten(read_config(path))
+            except UserError as error:
+                return f"{error}. Move {path.parent} away to have its job done again"
+            if key := _other(cfg, saved):
+                return (
+                    f"{path} says {key}={saved[key]}, which is not of the job that {path.parent / NOTE} names. Move "
+                    f"{path.parent} away to have its job done again"
+                )
+    return ""
+
+
+def _other(cfg: DictConfig, saved: Mapping[str, Any]) -> str | None:
+    """Name a key that a saved configuration has otherwise than the job; what a run fills in is not compared."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    own = flatten({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})
+    compared = (key for key in own if key not in FILLED and own[key] is not None and key in saved)
+    return next((key for key in compared if own[key] != saved[key]), None)
 
 
 def run(
@@ -98,14 +159,15 @@ def run(
     from semcorr.shelf import SHELF
     from semcorr.sweep_job import run_job
 
-    with alone(folder, "the sweep"):
+    with lock_folder(folder, "the sweep"):
         for job in jobs:
             _claim(job)
-        waiting = [job for job in jobs if not done(job)]
+        waiting = [job for job in jobs if not done(job) and not job.problem]
         begun = sum((job.folder / "checkpoints").is_dir() for job in waiting)
-        if first_process():
+        before = sum(done(job) and not job.problem for job in jobs)
+        if is_first_process():
             print(
-                f"Sweep of {len(jobs)} jobs in {folder}: {len(jobs) - len(waiting)} done before, {begun} half done, "
+                f"Sweep of {len(jobs)} jobs in {folder}: {before} done before, {begun} half done, "
                 f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
@@ -114,7 +176,14 @@ def run(
                 found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
         finally:
             SHELF.close()
-    return [found.get(job.identity) or (Outcome(job) if done(job) else Outcome(job, 1, LOST)) for job in jobs]
+    return [found.get(job.identity) or _outcome(job) for job in jobs]
+
+
+def _outcome(job: Job) -> Outcome:
+    """Of a job that was not run."""
+    if job.problem:
+        return Outcome(job, 2, job.problem)
+    return Outcome(job) if done(job) else Outcome(job, 1, LOST)
 
 
 def _advice(jobs: Sequence[Job], folder: Path, elsewhere: str) -> str:
@@ -125,14 +194,15 @@ def _advice(jobs: Sequence[Job], folder: Path, elsewhere: str) -> str:
 
 
 def done(job: Job) -> bool:
-    """Its scores are there; they are written last."""
-    return (job.folder / "metrics.json").is_file()
+    """Its scores are there; they are written last. What cannot be read is not there."""
+    with suppress(UserError):
+        return bool(metrics_of(job))
+    return False
 
 
 def metrics_of(job: Job) -> Mapping[str, Any]:
     """Its scores."""
-    scores: Mapping[str, Any] = json.loads((job.folder / "metrics.json").read_text())
-    return scores
+    return read_scores(job.folder / METRICS)
 
 
 def by_features(jobs: Sequence[Job]) -> list[Job]:
@@ -143,32 +213,15 @@ def by_features(jobs: Sequence[Job]) -> list[Job]:
     return [job for group in groups.values() for job in group]
 
 
-def first_process() -> bool:
-    """Under torchrun or srun one process of a job speaks and writes for all."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-
-
 def _claim(job: Job) -> None:
-    if first_process() and not (job.folder / NOTE).is_file():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        beside = job.folder / f".{NOTE}.{os.getpid()}"
-        beside.write_text(json.dumps({"hash": job.identity, "overrides": list(job.overrides)}, indent=1) + "\n")
-        beside.replace(job.folder / NOTE)
-
-
-@contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
-    """Two processes in one directory would train the same twice, into the same files."""
-    if not first_process():
-        yield
+    if not is_first_process() or job.problem:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"`run_dir`: another process runs {what} in {folder}. Wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    if not (job.folder / NOTE).is_file():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        note = json.dumps({"hash": job.identity, "overrides": list(job.overrides)}, indent=1) + "\n"
+        write_text(job.folder / NOTE, note, "run_dir")
+    if (job.folder / METRICS).is_file():
+        try:
+            metrics_of(job)
+        except UserError as error:
+            log.warning("%s: its job is done again", error)

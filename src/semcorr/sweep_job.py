@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from semcorr.core import interrupt
-from semcorr.sweep import Job, Outcome, alone, first_process
+from semcorr.core.files import write_text
+from semcorr.errors import UserError
+from semcorr.run_dir import is_first_process, lock_folder
+from semcorr.sweep import Job, Outcome
 
 ERROR = "error.txt"
 
@@ -30,15 +33,16 @@ def run_job(job: Job) -> Outcome:
         cfg.checkpoint = cfg.run_dir
     error = job.folder / ERROR
     try:
-        with alone(job.folder, "the job"), _by_itself(job, half):  # a lost worker may not be as lost as it seemed
-            if first_process():
+        with lock_folder(job.folder, "the job"), _by_itself(job, half):  # a lost worker may not be as lost as it seemed
+            if is_first_process():
                 error.unlink(missing_ok=True)
             task(cfg)
     except Exception as cause:
         told = explained(cause, job.verb)
         _print(f"Job {job.folder.name} failed: {told or repr(cause)}")
-        if first_process():
-            error.write_text(told or "".join(traceback.format_exception(cause)))
+        if is_first_process():
+            with suppress(UserError):  # the disk is full: the outcome says it as well
+                write_text(error, told or "".join(traceback.format_exception(cause)))
         return Outcome(job, getattr(cause, "code", 2) if told else 1, told or f"{type(cause).__name__}: {cause}")
     return Outcome(job)
 
@@ -94,5 +98,5 @@ def _finish_wandb() -> None:
 
 
 def _print(text: str) -> None:
-    if first_process():
+    if is_first_process():
         print(text, flush=True)

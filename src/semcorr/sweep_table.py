@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.sweep import Outcome, done, first_process, metrics_of
+from semcorr.run_dir import is_first_process
+from semcorr.sweep import Outcome, done, metrics_of
 
 ALPHA = "0.1"
 PAIRS, TRACKING = "pck", "tracking"  # what a metrics.json has one of
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 def conclude(outcomes: Sequence[Outcome]) -> int:
     """Print the table and the failures; 0 if all is done, 2 if users alone are to blame, else 1."""
     failed = [outcome for outcome in outcomes if outcome.fault]
-    if not first_process():
+    if not is_first_process():
         return _code(failed)
     finished = [each for each in outcomes if not each.fault and done(each.job)]  # fast_dev_run leaves no scores
     if len(outcomes) > 1:

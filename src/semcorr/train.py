@@ -19,8 +19,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
-    from semcorr.callbacks import advice, checkpoints, refuse_to_mix, resume
-    from semcorr.run import make_trainer, read_checkpoint, save_config, score
+    from semcorr.callbacks import advice, checkpoints, refuse_to_mix
+    from semcorr.checkpoint_files import checkpoint_path, load_trained
+    from semcorr.resuming import resume
+    from semcorr.run import begin_run, make_trainer, score
     from semcorr.shelf import SHELF
     from semcorr.trainer_options import check_processes
 
@@ -29,11 +31,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     refuse_to_mix(run_dir, cfg.checkpoint)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
-    trainer = make_trainer(cfg, run_dir, callbacks=checkpoints(run_dir))
-    last = resume(run_dir, trainer, data)  # may refuse, and the run's config.yaml stays as it was
+    goes_on = checkpoint_path(run_dir, "last").is_file()
+    trainer = make_trainer(cfg, run_dir, goes_on, callbacks=checkpoints(run_dir))
+    last = resume(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
     if trainer.is_global_zero:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(cfg, module, run_dir)
+        begin_run(cfg, module, run_dir)
     if not any(module.trained()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
@@ -42,7 +44,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.strategy.barrier()
-            module.load_state_dict(read_checkpoint(run_dir)["state_dict"], strict=False)
+            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))  # default names differ by the second
         return score(cfg, trainer, module, scored)
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from semcorr.checkpoint_files import load_trained
 from semcorr.cli import composed, conf_dir, explained
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
-from semcorr.run import assembled, check_config, read_checkpoint
+from semcorr.run import assembled, check_config
 
 DEFAULT = "efficientnet_lite0"  # its weights come with a package
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
@@ -123,9 +124,7 @@ def _built(line: Sequence[str]) -> tuple[Correspondence, str]:
     origin = _trained(Path(cfg.checkpoint)) if cfg.checkpoint else None
     module = assembled(cfg)
     if origin is not None and module.moving():
-        content = read_checkpoint(origin)
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"], strict=False)
+        load_trained(module, origin)
     resize: Any = cfg.data.resize
     return module.eval().requires_grad_(False), resize
 

@@ -1,0 +1,277 @@
+"""Checkpoints are whole or not there; a damaged one is named, and never gives a number."""
+
+import random
+import resource
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from semcorr.checkpoint_files import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
+from semcorr.cli import conf_dir
+from semcorr.errors import UserError
+from semcorr.resuming import resume
+from semcorr.run import make_trainer
+from semcorr.train import _built, train
+
+LINE = ["data=synthetic", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", "finetune.blocks=1",
+        "data.steps=1", "data.batch_size=2"]  # fmt: skip
+
+
+def configuration(creatures: Path, run: Path, *more: str):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", [*LINE, f"data.root={creatures}", f"run_dir={run}", *more])
+
+
+@pytest.fixture(scope="module")
+def trained(creatures, tmp_path_factory) -> Path:
+    """Two epochs of one step."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(configuration(creatures, run))
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of its own."""
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+@pytest.fixture
+def begun(creatures, run):
+    """The module, trainer and data of the run, as they are when it is gone on with."""
+    cfg = configuration(creatures, run)
+    module, data, _ = _built(cfg)
+    return cfg, module, make_trainer(cfg, run, True), data
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may be larger than 64 KB: what a disk is that has no more room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.equal(b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+# -- writing --
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, small_files) -> None:
+    files, path = CheckpointFiles({}), tmp_path / "checkpoints" / "last.ckpt"
+    files.save_checkpoint({"epoch": 1}, path)
+    before = path.read_bytes()
+
+    with pytest.raises(UserError, match=r"`run_dir`: .*/last\.ckpt cannot be written \(File too large\). Free some"):
+        files.save_checkpoint({"epoch": 2, "weights": torch.zeros(100_000)}, path)
+
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_nothing_of_a_checkpoint_goes_through_the_folder_for_temporary_files(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+
+    CheckpointFiles({"seed": 1}).save_checkpoint({"epoch": 1}, tmp_path / "run" / "best.ckpt")
+
+    content = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
+    assert content == {"epoch": 1, "trained_as": {"seed": 1}}
+
+
+def test_a_run_killed_between_its_two_checkpoints_ends_with_the_same_bytes(creatures, trained, tmp_path, monkeypatch):
+    """The best of an epoch is written, the last is not. Gone on with in another place, too."""
+    save, written = CheckpointFiles.save_checkpoint, []
+
+    def save_until_killed(self, checkpoint, path, storage_options=None) -> None:
+        written.append(Path(path).name)
+        if written.count("last.ckpt") == 2:
+            raise InterruptedError
+        save(self, checkpoint, path)
+
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", save_until_killed)
+    with pytest.raises(InterruptedError):
+        train(configuration(creatures, tmp_path / "there"))
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", save)
+    cfg = configuration(creatures, (tmp_path / "there").rename(tmp_path / "here"))
+    cfg.checkpoint = cfg.run_dir
+    train(cfg)
+
+    for which in ("best", "last"):
+        assert checkpoint_path(tmp_path / "here", which).read_bytes() == checkpoint_path(trained, which).read_bytes()
+
+
+# -- reading --
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_random_damage_is_refused_or_has_changed_nothing(run, which) -> None:
+    """Bytes flipped, blocks of zeros, ends cut off: 120 of each file, from a seed."""
+    path, chance = checkpoint_path(run, which), random.Random(17)
+    whole, expected = path.read_bytes(), load_checkpoint(path)
+    refused = []
+    for turn in range(120):
+        content, at = bytearray(whole), chance.randrange(len(whole))
+        if turn % 4 == 0:
+            del content[at:]
+        elif turn % 4 == 1:
+            content[at : at + 512] = bytes(len(content[at : at + 512]))
+        else:
+            for _ in range(turn % 4):
+                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = load_checkpoint(path)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            assert equal(found, expected), f"turn {turn}"
+    assert len(refused) > 90
+    assert all(f"{path} is damaged (" in said and "\n" not in said for said in refused)
+
+
+def test_one_bit_of_one_weight_is_noticed(run) -> None:
+    """PyTorch itself reads it."""
+    path = checkpoint_path(run)
+    with zipfile.ZipFile(path) as archive:
+        weights = max(archive.infolist(), key=lambda record: record.file_size)
+    content = bytearray(path.read_bytes())
+    content[weights.header_offset + 500] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged \(the checksum of its record archive/data/"):
+        read_checkpoint(run)
+
+
+def test_a_small_file_that_becomes_large_in_memory_is_refused(run, tmp_path) -> None:
+    path = checkpoint_path(run)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+
+    with pytest.raises(UserError, match="its records are compressed"):
+        read_checkpoint(run)
+
+
+WRONG = {
+    "a list": (lambda content: [content], "holds a list, not a dictionary"),
+    "no weights": (lambda content: content.pop("state_dict") and content, "holds no `state_dict` of tensors"),
+    "weights by number": (lambda content: {**content, "state_dict": {3: torch.zeros(1)}}, "by the name 3"),
+    "text": (lambda content: {**content, "state_dict": {"a": "b"}}, "holds no `state_dict` of tensors"),
+    "no base": (lambda content: content.pop("base") and content, "does not say in `base`"),
+    "half a base": (lambda content: {**content, "base": {"backbone": "tiny"}}, "does not say in `base`"),
+    "not a number": (lambda content: spoil(content, float("nan")), "are not all finite"),
+    "infinite": (lambda content: spoil(content, float("inf")), "are not all finite"),
+}
+
+
+def spoil(content: dict, value: float) -> dict:
+    next(iter(content["state_dict"].values())).view(-1)[0] = value
+    return content
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_checkpoint_of_ours_is_a_sentence(run, what) -> None:
+    change, told = WRONG[what]
+    path = checkpoint_path(run)
+    torch.save(change(torch.load(path, weights_only=True)), path)
+
+    with pytest.raises(UserError) as error:
+        read_checkpoint(run)
+
+    assert str(error.value).startswith(f"`checkpoint`: {path} is damaged (")
+    assert told in str(error.value)
+    assert str(error.value).endswith("Take another copy of it, or train again.")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02}q\x00.", bytes(1000)])
+def test_what_is_no_archive_is_a_sentence(run, content) -> None:
+    checkpoint_path(run).write_bytes(content)
+
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged \(.+\)\. Take another copy"):
+        read_checkpoint(run)
+
+
+# -- loading, and going on --
+
+
+def test_weights_of_other_shapes_or_kinds_are_named(run, begun) -> None:
+    content = torch.load(checkpoint_path(run), weights_only=True)
+    name, value = max(content["state_dict"].items(), key=lambda item: item[1].ndim)
+    for other in (value[:1], value.double(), value.to(torch.int64)):
+        torch.save({**content, "state_dict": {**content["state_dict"], name: other}}, checkpoint_path(run))
+        with pytest.raises(UserError, match=rf"its weights {name} are \[.+\] of \w+, this run's are \[.+\] of float32"):
+            load_trained(begun[1], run)
+
+
+def test_weights_of_another_run_than_its_config_are_not_scored(run, begun) -> None:
+    """Two runs in one directory: seed 42's weights beside seed 7's configuration."""
+    saved = OmegaConf.load(run / "config.yaml")
+    saved.seed = 7
+    OmegaConf.save(saved, run / "config.yaml")
+
+    with pytest.raises(UserError, match=r"was trained with seed=42, and .*config\.yaml says 7: they are of two runs"):
+        load_trained(begun[1], run)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("optimizer.lr", 0.5), ("data.steps", 9)])
+def test_a_run_is_not_gone_on_with_by_other_settings(run, begun, key, value) -> None:
+    cfg, *built = begun
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(UserError, match=rf"`{key}`: .*last\.ckpt was trained with {key}=.+ Leave {key} out, or train"):
+        resume(cfg, *built)
+
+
+def test_a_run_is_gone_on_with_in_another_place_and_at_another_speed(run, begun) -> None:
+    cfg, *built = begun
+    for key, value in {
+        "data.root": "elsewhere",
+        "data.workers": 3,
+        "data.cache_gb": 1,
+        "backbone.weights": "w",
+    }.items():
+        OmegaConf.update(cfg, key, value)
+    assert resume(cfg, *built) == str(checkpoint_path(run, "last"))
+
+
+def test_what_a_run_cannot_go_on_from_is_a_sentence_before_it_starts(run, begun) -> None:
+    """Of last.ckpt every part that Lightning reads, taken away or made something else."""
+    path = checkpoint_path(run, "last")
+    whole = torch.load(path, weights_only=True)
+    state = whole["optimizer_states"][0]
+    moment = {key: {**each, "exp_avg": torch.zeros(7)} for key, each in state["state"].items()}
+    wrong = {f"no {key}": {k: v for k, v in whole.items() if k != key} for key in whole if key != "hparams_name"}
+    del wrong["no trained_as"]  # of before
+    wrong |= {
+        "epoch": {**whole, "epoch": "2"},
+        "steps": {**whole, "global_step": -1},
+        "loops": {**whole, "loops": {}},
+        "progress": {**whole, "loops": {"fit_loop": {**whole["loops"]["fit_loop"], "epoch_progress": 3}}},
+        "callbacks": {**whole, "callbacks": {}},
+        "schedule": {**whole, "lr_schedulers": [{}]},
+        "schedules": {**whole, "lr_schedulers": [3]},
+        "no optimizer": {**whole, "optimizer_states": []},
+        "another optimizer": {**whole, "optimizer_states": [{"state": {}, "param_groups": []}]},
+        "moments": {**whole, "optimizer_states": [{**state, "state": moment}]},
+    }
+    for what, content in wrong.items():
+        torch.save(content, path)
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged \("):
+            print(what, resume(*begun))

@@ -1,0 +1,107 @@
+"""A job folder that holds something else than it says is named; the other jobs go on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from semcorr import sweep
+from semcorr.sweep import Job, Outcome, hashed, planned, run
+
+SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}
+
+
+def cfg(seed: int):
+    return OmegaConf.create({"seed": seed, "run_dir": "x", "name": "evaluate", "checkpoint": None, "trainer": {"a": 1}})
+
+
+def write_job(folder: Path, seed: int, scores: object = SCORES) -> None:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"hash": hashed(cfg(seed)), "overrides": [f"seed={seed}"]}))
+    OmegaConf.save(cfg(seed), folder / "config.yaml")
+    (folder / "metrics.json").write_text(json.dumps(scores))
+
+
+@pytest.fixture
+def go_on(tmp_path: Path):
+    """Plan and run the sweep seed=1,2,3 in which jobs 0 and 1 are there; the seeds that ran, and all outcomes."""
+    write_job(tmp_path / "0", 1)
+    write_job(tmp_path / "1", 2)
+
+    def go(folder: Path = tmp_path):
+        ran = []
+
+        def launch(_: object, jobs: list[Job]):
+            for job in jobs:
+                ran.append(job.cfg.seed)
+                (job.folder / "metrics.json").write_text(json.dumps(SCORES))
+                yield Outcome(job)
+
+        jobs = planned("evaluate", [([f"seed={seed}"], cfg(seed)) for seed in (1, 2, 3)], folder)
+        return ran, run(jobs, folder, launch)
+
+    return go
+
+
+def test_what_is_whole_is_not_done_again(go_on) -> None:
+    ran, outcomes = go_on()
+
+    assert ran == [3]
+    assert [outcome.fault for outcome in outcomes] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["", "not", "[]", '{"pck": {"all": NaN}}', '{"pck":' * 50_000])
+def test_a_job_whose_scores_are_damaged_is_done_again_and_that_is_said(go_on, tmp_path, caplog, text) -> None:
+    (tmp_path / "1" / "metrics.json").write_text(text)
+
+    ran, outcomes = go_on()
+
+    assert sorted(ran) == [2, 3]
+    assert [outcome.fault for outcome in outcomes] == [0, 0, 0]
+    assert f"{tmp_path}/1/metrics.json is damaged" in caplog.text
+    assert "its job is done again" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "not", "[]", "{}", '{"hash": 3}', '{"hash": NaN}', "[" * 50_000])
+def test_a_job_whose_note_is_damaged_is_named_and_the_others_go_on(go_on, tmp_path, text) -> None:
+    (tmp_path / "1" / "job.json").write_text(text)
+
+    ran, outcomes = go_on()
+
+    assert ran == [3]
+    assert [outcome.fault for outcome in outcomes] == [0, 2, 0]
+    assert f"{tmp_path}/1/job.json is damaged" in outcomes[1].error
+    assert f"Move {tmp_path}/1 away to have its job done again" in outcomes[1].error
+    assert (tmp_path / "1" / "job.json").read_text() == text
+
+
+def test_two_folders_of_one_job_are_both_named(go_on, tmp_path) -> None:
+    """The second folder's note is the first one's: neither is believed, and the job that is missing is done."""
+    (tmp_path / "1" / "job.json").write_text((tmp_path / "0" / "job.json").read_text())
+
+    ran, outcomes = go_on()
+
+    assert sorted(ran) == [2, 3]
+    assert [outcome.fault for outcome in outcomes] == [2, 0, 0]
+    assert f"{tmp_path}/0 and {tmp_path}/1 claim the same job" in outcomes[0].error
+
+
+@pytest.mark.parametrize("text", ["seed: 2", "seed: [", "- 1", ""])
+def test_scores_are_not_taken_for_another_jobs(go_on, tmp_path, text) -> None:
+    """The note says seed=1, config.yaml something else, or nothing that can be read."""
+    (tmp_path / "0" / "config.yaml").write_text(text)
+
+    ran, outcomes = go_on()
+
+    assert ran == [3]
+    assert [outcome.fault for outcome in outcomes] == [2, 0, 0]
+    assert f"{tmp_path}/0/config.yaml" in outcomes[0].error
+
+
+def test_a_job_that_leaves_no_scores_counts_as_lost(go_on, tmp_path) -> None:
+    jobs = planned("evaluate", [(["seed=3"], cfg(3))], tmp_path)
+
+    (outcome,) = run(jobs, tmp_path, lambda *_: iter(()))
+
+    assert (outcome.fault, outcome.error) == (1, sweep.LOST)
