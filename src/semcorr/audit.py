@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
@@ -169,7 +169,10 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
 
 def _before(path: Path) -> dict[str, Any]:
     """What an audit of other pixels has found."""
-    return read_mapping(path, "It is not an audit.json. Move it away.") if path.exists() else {}
+    found = read_json(path, "Move it away.", REPORTS) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not an audit.json. Move it away.")
+    return found
 
 
 def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:

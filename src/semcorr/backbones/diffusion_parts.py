@@ -152,4 +152,7 @@ def _check_layout(directory: Path) -> None:
             f"layout: {', '.join(FOLDERS)}."
         )
     for folder in FOLDERS:
-        require_folder(directory / folder, "backbone.weights")
+        try:
+            require_folder(directory / folder, "backbone.weights")
+        except UserError as error:
+            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {error}") from None

@@ -122,4 +122,4 @@ def _not_plain(path: Path, kind: str) -> str:
 
 
 def _too_long(name: str, parts: list[str]) -> bool:
-    return max(len(part.encode()) for part in parts) > NAME_BYTES or len(name.encode()) > PATH_BYTES // 2
+    return max((len(part.encode()) for part in parts), default=0) > NAME_BYTES or len(name.encode()) > PATH_BYTES // 2

@@ -10,9 +10,9 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from semcorr.core.paths import open_plain
 
@@ -90,7 +90,7 @@ def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:
             )
 
 
-def require_bounded_pickle(file: IO[bytes], size: int) -> None:
+def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
     """Walk through the instructions of one pickle, and refuse what would take more memory than it has bytes.
 
     Args:
@@ -116,7 +116,7 @@ def require_bounded_pickle(file: IO[bytes], size: int) -> None:
     raise BombError(f"it has more than {STEPS} instructions")
 
 
-def _skip_argument(file: IO[bytes], opcode: pickletools.OpcodeInfo, size: int) -> str:
+def _skip_argument(file: BinaryIO | BufferedIOBase, opcode: pickletools.OpcodeInfo, size: int) -> str:
     """Pass over an argument; return it as text where it is a number."""
     if opcode.arg is None:
         return ""

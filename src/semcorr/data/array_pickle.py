@@ -4,6 +4,7 @@
 makes an array or a plain container.
 """
 
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from semcorr.core.paths import open_plain
+from semcorr.core.pickles import require_bounded_pickle
 from semcorr.errors import UserError
 
 
@@ -21,7 +24,9 @@ def load_arrays(path: Path) -> Any:
         UserError: The file cannot be read, is damaged, or names anything else. Nothing in it has run.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
+            require_bounded_pickle(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
             return _Arrays(file, path).load()
     except UserError:
         raise

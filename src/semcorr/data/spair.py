@@ -186,7 +186,7 @@ def _parts(name: str, layout: Path) -> tuple[str, str, str]:
         raise UserError(
             f"{layout}: {shorten(name)} is not <id>-<source>-<target>:<category>. Restore the file."
         ) from None
-    for part in (name, source, target, category):
+    for part in (source, target, category, name):
         require_file_name(part, f"{layout}, pair {shorten(name)},")
     return source, target, category
 

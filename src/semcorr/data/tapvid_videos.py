@@ -92,6 +92,8 @@ def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], na
     wanted = f"{kind.__name__} ({', '.join('any' if n is None else str(n) for n in shape)})"
     if not isinstance(value, np.ndarray):
         raise UserError(f"{path}: video {name}: `{field}` must be an array, {wanted}, got a {type(value).__name__}.")
+    if value.nbytes > path.stat().st_size:  # made of a shape alone: nothing in the file fills it
+        raise UserError(f"{path}: video {name}: `{field}` is larger than the file. Restore the official file.")
     fits = value.ndim == len(shape) and all(n > 0 and m in (None, n) for n, m in zip(value.shape, shape, strict=True))
     if not fits or not np.issubdtype(value.dtype, kind):
         raise UserError(f"{path}: video {name}: `{field}` must be {wanted}, got {value.dtype} {value.shape}.")
