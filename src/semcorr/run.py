@@ -27,6 +27,7 @@ from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
 from semcorr.results import print_scores, write_results, write_text
+from semcorr.saved_config import CONFIG, escape_interpolations
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
 from semcorr.trainer_options import check_precision, check_training
@@ -225,7 +226,7 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    write_text(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(escape_interpolations(resolved))))
 
 
 def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:

@@ -28,7 +28,7 @@ def load(
     if getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     if weights is None and not pretrained:
-        return AutoModel.from_config(config), []
+        return AutoModel.from_config(config, trust_remote_code=False), []
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
     if weights is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": read_weights(weights)}
@@ -82,10 +82,10 @@ def _config(
         raise UserError(f"`backbone.{next(iter(options))}` needs `backbone.model_type`, whose config it belongs to")
     beside = _folder(weights) / "config.json" if weights is not None else None
     if beside is not None and beside.is_file():
-        return AutoConfig.from_pretrained(beside.parent)
+        return AutoConfig.from_pretrained(beside.parent, trust_remote_code=False)
     try:
         with _quiet():
-            return AutoConfig.from_pretrained(name)
+            return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if weights is None and pretrained:
             raise hub_problem(error, name) from error
