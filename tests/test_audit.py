@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from omegaconf import OmegaConf
+from saved_runs import save_run
 from typer.testing import CliRunner
 
 from semcorr import evaluate, train
@@ -211,8 +211,7 @@ def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, 
     from semcorr.cli import with_checkpoint
 
     saved = config("train", *tiny, "localise.window=5")
-    (tmp_path / "run").mkdir()
-    OmegaConf.save(saved, tmp_path / "run" / "config.yaml", resolve=True)
+    save_run(saved, tmp_path / "run")
 
     typed_line = [f"checkpoint={tmp_path / 'run'}", "protocol=geoaware"]
     cfg = with_checkpoint(config("evaluate", *typed_line), typed_line)

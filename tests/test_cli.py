@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
+from saved_runs import save_run
 from tiny_benchmarks import write_willow
 
 from semcorr import evaluate, train
@@ -161,7 +162,7 @@ def test_a_checkpoint_brings_its_own_configuration(typed, tmp_path, tiny):
 
 
 def test_a_group_typed_anew_replaces_the_one_a_checkpoint_brings(config, tmp_path):
-    OmegaConf.save(config("train", "localise=argmax", "data=synthetic", "seed=3"), tmp_path / "config.yaml")
+    save_run(config("train", "localise=argmax", "data=synthetic", "seed=3"), tmp_path)
     typed = ["data=pf_willow", "localise.window=9", f"checkpoint={tmp_path}"]
 
     with pytest.raises(Exception, match="window"):  # argmax, which the run used, has no window
@@ -186,7 +187,7 @@ def test_a_group_typed_anew_replaces_the_one_a_checkpoint_brings(config, tmp_pat
 )
 def test_other_benchmarks_are_seen_in_the_geometry_that_weights_were_trained_in(config, tmp_path, line, resize):
     """Unless another is asked for, by itself or by a protocol."""
-    OmegaConf.save(config("train", "data=synthetic", "data.resize=letterbox"), tmp_path / "config.yaml")
+    save_run(config("train", "data=synthetic", "data.resize=letterbox"), tmp_path)
     typed = [*line, f"checkpoint={tmp_path}"]
 
     assert with_checkpoint(config("evaluate", *typed), typed).data.resize == resize

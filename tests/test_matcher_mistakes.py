@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matched_pictures import drawn_cats, size_of
-from omegaconf import OmegaConf
+from saved_runs import save_run
 
 from semcorr import Matcher
 from semcorr.errors import UserError
@@ -94,8 +94,7 @@ def test_loading_leaves_the_environment_alone(monkeypatch, before):
 )
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_run_is_loaded_whatever_its_directory_is_called(config, tmp_path, name, kind):
-    (tmp_path / name).mkdir()
-    OmegaConf.save(config("evaluate", "backbone=tiny", "data.resize=corner"), tmp_path / name / "config.yaml")
+    save_run(config("evaluate", "backbone=tiny", "data.resize=corner"), tmp_path / name)
 
     assert Matcher.load(kind(tmp_path / name), device="cpu").resize == "corner"
 

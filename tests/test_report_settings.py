@@ -6,16 +6,21 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_runs import made, run_dir
 
-CATS = {"_target_": "semcorr.data.animal_pose.Cats", "root": "cats", "seed": 1, "resize": "squash", "steps": 9}
+CATS = {
+    "_target_": "semcorr.data.coco_keypoints.COCOKeypoints", "root": "cats", "seed": 1, "resize": "squash", "steps": 9,
+}  # fmt: skip
+TRAINING = {
+    "loss": {"_target_": "semcorr.losses.gaussian_cross_entropy", "_partial_": True},
+    "optimizer": {"_target_": "semcorr.optim.adamw", "_partial_": True},
+    "scheduler": {"_target_": "semcorr.optim.constant", "_partial_": True},
+}
 SPAIR = {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash", "seed": 1}
 
 
 def trained(root: Path, seed: int, data: dict, **config) -> Path:
     """On `data`, scored on SPair-71k: `data@test=spair`."""
     test = {"test": SPAIR | {"seed": seed}}
-    return run_dir(
-        root, config={"data": data | {"seed": seed}, "loss": {"_target_": "l"}, "seed": seed, **test, **config}
-    )
+    return run_dir(root, config={"data": data | {"seed": seed}, **TRAINING, "seed": seed, **test, **config})
 
 
 def evaluated(root: Path, run: Path, seed: int, **config) -> Path:
@@ -54,7 +59,7 @@ def test_a_training_run_and_the_evaluation_of_another_seed_of_it_are_one_configu
 
 def test_the_same_benchmark_for_both_is_named_once(tmp_path):
     """What was trained and scored on SPair-71k, and what was by `data@test=spair`."""
-    own = run_dir(tmp_path / "own", config={"loss": {"_target_": "l"}, "seed": 1})
+    own = run_dir(tmp_path / "own", config={**TRAINING, "seed": 1})
     both = trained(tmp_path / "both", 2, SPAIR)
 
     assert groups(own, both) == {frozenset({"own", "both"})}

@@ -38,8 +38,11 @@ def run_dir(root: Path, off: float = 0.0, sizes=SIZES, config: dict | None = Non
     )
     cfg = {
         "data": {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash"},
-        "backbone": {"_target_": "semcorr.backbones.tiny.Tiny", "size": 96}, "finetune": {"blocks": 0},
-        "head": {"_target_": "semcorr.heads.cosine.Cosine"}, "localise": {"_target_": "a", "window": 15}, "seed": 1,
+        "backbone": {"_target_": "semcorr.backbones.timm_model.TimmModel", "name": "tiny", "size": 96},
+        "finetune": {"_target_": "semcorr.finetune.last_blocks.last_blocks", "_partial_": True, "blocks": 0},
+        "head": {"_target_": "semcorr.heads.cosine.Cosine"}, "logger": {"_target_": "semcorr.loggers.CSV"},
+        "localise": {"_target_": "semcorr.localise.window_soft_argmax", "_partial_": True, "window": 15},
+        "trainer": {"_target_": "lightning.Trainer", "precision": "32-true"}, "seed": 1,
         "provenance": {"backbone": "tiny", "git": "0123456789", "weights_sha256": "ab" * 32},
         "protocol": {"_target_": "semcorr.protocol.preset", "name": "semcorr", "resize": "squash"},
     }  # fmt: skip

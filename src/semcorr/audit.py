@@ -6,6 +6,7 @@ changing one axis at a time. Axes interact: what one of them moves is said at it
 
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,9 +64,11 @@ def walk(start: "Reading", end: "Protocol") -> "list[Step]":
 
 def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
     """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
+    from semcorr.saved_config import read_run_config
 
     if not run.is_dir():
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
@@ -75,15 +78,7 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
         raise UserError(
             f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
-    try:
-        cfg = OmegaConf.load(run / "config.yaml")
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}). Score the run again."
-        ) from None
-    odd = [key for key in ("data", "backbone", "head", "localise", "provenance") if key not in cfg]
-    if odd or not isinstance(cfg, DictConfig):
-        raise UserError(f"{run / 'config.yaml'} is not of semcorr: no `{'`, `'.join(odd)}`. Give the run_dir of a run.")
+    cfg = read_run_config(run, overrides)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=...) is ...:
@@ -126,8 +121,13 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
         What audit.json holds of this image geometry.
     """
     from semcorr.run_dir import lock_folder
+    from semcorr.saved_config import drop_store, refuse_drawing, replaced_by
 
-    cfg = configuration(run, resize, overrides)
+    cfg, replaced = configuration(run, resize, overrides), replaced_by(overrides)
+    if "data.root" not in replaced:
+        refuse_drawing(cfg.data)
+    if "store.root" not in replaced and (root := drop_store(cfg)):
+        print(f"No features are kept in {root}, which the run names. Give store.root={root} for that.", file=sys.stderr)
     with lock_folder(run, "audit"):
         return _audited(run, cfg)
 

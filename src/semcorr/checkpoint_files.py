@@ -16,8 +16,9 @@ from torch import Tensor
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
+from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.errors import UserError
-from semcorr.run_dir import flatten, read_config
+from semcorr.run_dir import flatten
 
 TRAINED_AS = "trained_as"
 SETTINGS = (  # of a configuration: what trained weights depend on
@@ -180,7 +181,7 @@ def load_trained(module: Any, run: Path, which: str = "best") -> None:
     content = read_checkpoint(run, which)
     require_fit(module, content, path)
     config = run / "config.yaml"
-    settings = settings_of(read_config(config)) if config.is_file() else {}
+    settings = settings_of(read_plain_yaml(config).values) if config.is_file() else {}
     if key := changed(content, settings):
         raise UserError(
             f"{path} was trained with {key}={content[TRAINED_AS][key]}, and {config} says {settings[key]}: they are of "

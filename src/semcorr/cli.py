@@ -11,7 +11,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from semcorr.core.interrupt import Guard, Interrupted, interruptible
 from semcorr.core.limits import explain_limit, raise_open_files
 from semcorr.core.ranks import LostProcessError, Watch, speaks
 from semcorr.errors import UserError
+from semcorr.known_targets import search_path
 from semcorr.run_dir import lock_folder, lock_new_folder
+from semcorr.saved_config import escape_interpolations, read_run_config, refuse_drawing
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
@@ -68,7 +70,7 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         cfg.run_dir = str(own_dir)
         try:
             with explaining(name):
-                cfg = with_checkpoint(cfg, list(context.overrides.task))
+                cfg = _resumed(cfg, list(context.overrides.task), _sources(context))
                 with locked_run(cfg, context, name):
                     return task(cfg)
         finally:
@@ -110,7 +112,7 @@ def locked_run(cfg: DictConfig, context: Any, name: str) -> Iterator[None]:
 
 def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
     """What was typed for a job of a sweep, and its configuration without Hydra's own part."""
-    overrides = list(cfg.hydra.overrides.task)
+    overrides, sources = list(cfg.hydra.overrides.task), _sources(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]
     if verb == "train" and cfg.checkpoint is not None:
@@ -118,7 +120,21 @@ def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
             "`checkpoint` goes on with one training run, and a sweep has many. Leave it out: the same line with the "
             "same run_dir goes on with all that are half done."
         )
-    return overrides, with_checkpoint(cfg, overrides)
+    return overrides, _resumed(cfg, overrides, sources)
+
+
+def _resumed(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
+    """As `with_checkpoint`, in a Hydra run; nothing is drawn where only the saved configuration says."""
+    complete = with_checkpoint(cfg, overrides, search_path(str(conf_dir()), sources))
+    if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*_typed(overrides)}:
+        refuse_drawing(complete.data)
+    return complete
+
+
+def _sources(context: Any) -> Sequence[Mapping[str, str]]:
+    """The trees of a Hydra run, with those of --config-dir and hydra.searchpath."""
+    sources: Sequence[Mapping[str, str]] = context.runtime.config_sources
+    return sources
 
 
 def composed(name: str, line: Sequence[str]) -> DictConfig:
@@ -238,19 +254,18 @@ def _is_unread(number: int) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str, ...] | None = None) -> DictConfig:
     """`checkpoint=RUN_DIR` brings that run's configuration; what was typed on the line still wins.
 
-    Training goes on in RUN_DIR itself; evaluation writes to its own run directory.
+    Training goes on in RUN_DIR itself; evaluation writes to its own run directory. Where either writes, and which
+    logger and store it has, is never the run's to say. `search` is that of `saved_config.read_run_config`.
     """
     if cfg.checkpoint is None:
         return cfg
-    path = Path(cfg.checkpoint) / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
-    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+    saved = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint")
+    if "loss" in cfg and "loss" not in saved:
+        raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
+    typed = _typed(overrides)
     known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
     brought = [key for key in ours if key not in typed and "experiment" not in typed]
@@ -267,8 +282,12 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             for override, value in chosen.items():
                 OmegaConf.update(cfg, override, value)
         if "loss" in cfg:
-            cfg.run_dir = str(cfg.checkpoint)
+            cfg.run_dir = escape_interpolations(str(cfg.checkpoint))
     return cfg
+
+
+def _typed(overrides: Sequence[str]) -> list[str]:
+    return [override.lstrip("+").partition("=")[0] for override in overrides]
 
 
 def explained(error: BaseException, name: str) -> str | None:

@@ -2,25 +2,24 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from semcorr.checkpoint_files import load_trained
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
 from semcorr.options import check_options
 from semcorr.run import assembled
+from semcorr.saved_config import drop_store, read_run_config
 
 
 def configuration(run: Path, weights: Path | None = None) -> DictConfig:
     """What a training run was, with the file of its base weights somewhere else, if need be."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist. Give the run_dir of a training run.")
-    cfg = OmegaConf.load(path)
-    if not isinstance(cfg, DictConfig) or "backbone" not in cfg or "loss" not in cfg:
-        origin = cfg.get("checkpoint") if isinstance(cfg, DictConfig) else None
+    cfg = read_run_config(run)
+    if "loss" not in cfg:
+        origin = cfg.get("checkpoint")
         hint = f" It scored {origin}: export that." if origin else ""
         raise UserError(f"{run} is no training run, by its config.yaml.{hint or ' Give the run_dir of one.'}")
+    drop_store(cfg)
     if weights is not None:
         cfg.backbone.weights = str(weights)
     return cfg

@@ -34,6 +34,7 @@ from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
 from semcorr.results import print_scores, write_results
 from semcorr.run_dir import remove_logs, remove_results, replace_results
+from semcorr.saved_config import CONFIG, escape_interpolations
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
 from semcorr.trainer_options import check_numbers, check_precision, check_training, refuse_options
@@ -270,7 +271,7 @@ def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
 
 def begin_run(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     """Save the configuration of a run that begins or goes on; results of another one, of before, go first."""
-    path, text = run_dir / "config.yaml", config_text(cfg, module)
+    path, text = run_dir / CONFIG, config_text(cfg, module)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != text.encode():
         remove_results(run_dir)
@@ -279,7 +280,7 @@ def begin_run(cfg: DictConfig, module: Any, run_dir: Path) -> None:
 
 def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
     """config.yaml."""
-    write_text(run_dir / "config.yaml", config_text(cfg, module), "run_dir")
+    write_text(run_dir / CONFIG, config_text(cfg, module), "run_dir")
 
 
 def config_text(cfg: DictConfig, module: Any) -> str:
@@ -291,4 +292,4 @@ def config_text(cfg: DictConfig, module: Any) -> str:
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    return OmegaConf.to_yaml(OmegaConf.create(resolved))
+    return OmegaConf.to_yaml(OmegaConf.create(escape_interpolations(resolved)))

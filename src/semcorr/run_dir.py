@@ -20,10 +20,6 @@ from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
@@ -266,21 +262,6 @@ def read_scores(path: Path) -> dict[str, Any]:
     scores = [content.get(key) for key in ("pck", "tracking") if key in content]
     if len(scores) != 1 or not isinstance(scores[0], dict) or not all(map(_is_score, flatten(scores[0]).values())):
         raise UserError(f"{path} is damaged (it holds no scores)")
-    return content
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's config.yaml as it stands; nothing in it is interpolated.
-
-    Raises:
-        UserError: It cannot be read, or is no configuration.
-    """
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).split(chr(10), 1)[0]})") from None
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} is {'no configuration' if content else 'empty'}")
     return content
 
 

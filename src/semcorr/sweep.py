@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advising
+from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
-from semcorr.run_dir import METRICS, flatten, is_first_process, lock_folder, read_config, read_scores
+from semcorr.run_dir import METRICS, flatten, is_first_process, lock_folder, read_scores
 
 NOTE = "job.json"
 FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
@@ -123,7 +124,7 @@ def mixed(cfg: DictConfig, folders: Sequence[Path]) -> str:
     for path in (folder / "config.yaml" for folder in folders):
         if path.is_file():
             try:
-                saved = flatten(read_config(path))
+                saved = flatten(read_plain_yaml(path).values)
             except UserError as error:
                 return f"{error}. Move {path.parent} away to have its job done again"
             if key := _other(cfg, saved):

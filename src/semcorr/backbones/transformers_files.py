@@ -29,7 +29,7 @@ def load(
     if getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     if weights is None and not pretrained:
-        return AutoModel.from_config(config), []
+        return AutoModel.from_config(config, trust_remote_code=False), []
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
     if weights is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": read_weights(weights)}
@@ -88,7 +88,7 @@ def _config(
         return _read_config(beside)
     try:
         with _quiet():
-            return AutoConfig.from_pretrained(name)
+            return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if weights is None and pretrained:
             raise hub_problem(error, name) from error
@@ -101,7 +101,7 @@ def _config(
 def _read_config(path: Path) -> Any:
     read_mapping(path, "Take another copy of the folder.")
     try:
-        return AutoConfig.from_pretrained(path.parent)
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"`backbone.weights`: {path} describes no network that the transformers library builds ({_first(error)}). "

@@ -17,6 +17,7 @@ from semcorr.cli import composed, conf_dir, explained
 from semcorr.errors import UserError
 from semcorr.module import Correspondence
 from semcorr.run import assembled, check_config
+from semcorr.saved_config import is_run, read_run_config
 
 DEFAULT = "efficientnet_lite0"  # its weights come with a package
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
@@ -99,7 +100,7 @@ def _named(word: str) -> str:
     names = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
     if word in names:
         return f"backbone={word}"
-    if (Path(word) / "config.yaml").is_file():
+    if is_run(Path(word)):
         return f"checkpoint={_quoted(word)}"
     near = difflib.get_close_matches(word, names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Backbones are {', '.join(names)}"
@@ -121,7 +122,7 @@ def _quoted(word: str) -> str:
 def _built(line: Sequence[str]) -> tuple[Correspondence, str]:
     cfg = composed("evaluate", line)
     check_config(cfg)
-    origin = _trained(Path(cfg.checkpoint)) if cfg.checkpoint else None
+    origin = _trained(Path(cfg.checkpoint), line) if cfg.checkpoint else None
     module = assembled(cfg)
     if origin is not None and module.moving():
         load_trained(module, origin)
@@ -129,11 +130,9 @@ def _built(line: Sequence[str]) -> tuple[Correspondence, str]:
     return module.eval().requires_grad_(False), resize
 
 
-def _trained(run: Path) -> Path | None:
+def _trained(run: Path, line: Sequence[str]) -> Path | None:
     """Where a run's weights are: in itself, or, of an evaluation, in the run it scored; None if it scored none."""
-    from omegaconf import OmegaConf
-
-    saved: Any = OmegaConf.load(run / "config.yaml")
+    saved = read_run_config(run, line)
     if "loss" in saved:
         return run
     return Path(saved.checkpoint) if saved.get("checkpoint") else None

@@ -106,11 +106,14 @@ def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted:
 def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
     """The pairs as their files say, or why they cannot be had."""
     from semcorr.run import benchmark as built
+    from semcorr.saved_config import refuse_drawing
 
     cfg = run.cfg.copy()
     if root is not None:
         cfg.data.root = str(root)
     try:
+        if root is None:
+            refuse_drawing(cfg.data)
         data = built(cfg, "data", ())
         pairs = {pair.name: pair for pair in data.pairs(data.split)}
     except UserError as error:

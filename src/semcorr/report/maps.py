@@ -11,6 +11,7 @@ from semcorr.report.confused import names_of
 from semcorr.report.entries import Entry
 from semcorr.report.parts import Figure
 from semcorr.report.pictures import embedded
+from semcorr.saved_config import drop_store
 from semcorr.similarity_map import LEGEND, drawn, queries
 
 
@@ -22,6 +23,7 @@ def similarity_maps(entry: Entry, pairs: Mapping[str, PairRecord], root: Path | 
     if root is not None:
         cfg.data.root = str(root)
     cfg.compile = None
+    drop_store(cfg)
     try:
         module, data = built(run.folder, cfg)
     except Exception as error:  # a mistake in a part's arguments comes wrapped

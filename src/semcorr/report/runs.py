@@ -12,6 +12,7 @@ from semcorr.compare import read_run, require_same
 from semcorr.core.text_files import read_table
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
+from semcorr.saved_config import CONFIG
 
 KEYS = (
     "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
@@ -38,8 +39,8 @@ def found(given: Sequence[Path]) -> list[Path]:
     """The run folders among what was given: each itself, or all below a folder that is none, as a sweep's."""
     folders: list[Path] = []
     for path in given:
-        own = path.is_dir() and not any((path / name).exists() for name in ("config.yaml", "metrics.json"))
-        below = sorted({file.parent for file in path.rglob("config.yaml")}) if own else []
+        own = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
+        below = sorted({file.parent for file in path.rglob(CONFIG)}) if own else []
         if own and not below:
             raise UserError(f"{path} holds no run: no config.yaml in it or below. Give run_dirs of finished runs")
         folders += below or [path]

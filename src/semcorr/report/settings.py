@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from semcorr.saved_config import is_run, read_run_config
+
 Setting = Any  # a leaf of a configuration
 # What cannot move a number, or is told apart otherwise (weights by their checksum, the protocol by its name).
 APART = (
@@ -61,11 +63,10 @@ def trained_with(cfg: DictConfig) -> dict[str, Setting]:
 
 def _checkpoint(run: Path) -> dict[str, Setting]:
     """How an evaluated checkpoint was trained; its name, where it is not there to be asked."""
-    try:
-        cfg = OmegaConf.load(run / "config.yaml")
-    except OSError:
+    if not is_run(run):
         return {"checkpoint": run.name}
-    return trained_with(cfg) if isinstance(cfg, DictConfig) and "loss" in cfg else {"checkpoint": run.name}
+    cfg = read_run_config(run)
+    return trained_with(cfg) if "loss" in cfg else {"checkpoint": run.name}
 
 
 def _moving(flat: dict[str, Setting]) -> dict[str, Setting]:
