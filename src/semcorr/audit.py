@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining
+from semcorr.core.files import require_writable_file, write_text
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,11 +130,11 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
     from semcorr.protocol import PRESETS, SEMCORR
     from semcorr.read_outs import rules_of, short
     from semcorr.readings import Reading
-    from semcorr.results import write_text
     from semcorr.run import make_trainer
 
     cfg = configuration(run, resize, overrides)
     known = _before(run / "audit.json")
+    require_writable_file(run / "audit.json", "RUN_DIR")
     module, data = built(run, cfg)
     start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
     near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
@@ -155,7 +156,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
             if one.resize != data.resize
         },
     }
-    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n")
+    write_text(run / "audit.json", json.dumps({**known, data.resize: content}, indent=1) + "\n", "RUN_DIR")
     return {**content, "resize": data.resize}
 
 

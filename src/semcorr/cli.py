@@ -24,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
+from semcorr.core.files import REASONS, write_error
+from semcorr.core.terminal import printable
 from semcorr.errors import UserError
 
 VERBS = (
@@ -37,6 +39,7 @@ BROUGHT = (
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
+LINE_END = "\n"
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
 
@@ -67,7 +70,12 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     sys.argv[1:] = spelled(sys.argv[1:])
     sweep.OUTCOMES.clear()
     with explaining(name):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        except OSError as error:  # Hydra makes the run directory; those of a job end there
+            if error.errno not in REASONS or error.filename is None:
+                raise
+            raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
     if sweep.OUTCOMES:
         from semcorr.sweep_table import conclude
 
@@ -134,7 +142,7 @@ def explaining(name: str) -> Iterator[None]:
         message = explained(error, name)
         if message is None:
             raise
-        print(f"Error: {message}", file=sys.stderr)
+        print(f"Error: {printable(message, keep=LINE_END)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -176,6 +184,9 @@ def explained(error: BaseException, name: str) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
             return str(cause).rsplit("UserError: ", 1)[-1].strip()
+    for cause in (error, error.__cause__):  # the disk and its permissions, where nobody had a better sentence
+        if isinstance(cause, OSError) and cause.errno in REASONS and isinstance(cause.filename, str | bytes | Path):
+            return f"{os.fsdecode(cause.filename)}: {cause.strerror}. See to its room and permissions, and run again."
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.files import ROOM, require_writable
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
 
+    require_writable(Path(cfg.run_dir), "run_dir", ROOM)
     module, data = build(cfg)
     if cfg.checkpoint:
         content = read_checkpoint(Path(cfg.checkpoint))

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from semcorr.cli import explaining
+from semcorr.core.files import write_text
 from semcorr.errors import UserError
-from semcorr.staged import distinct, refuse_inputs, staged
+from semcorr.staged import distinct, refuse_inputs, require_folder, staged
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
@@ -74,6 +75,7 @@ def match(
         named = names(targets, wanted.endings)
         files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
         refuse_inputs(out, [*files, "matches.json"], [a, *targets])
+        require_folder(out)
         matcher = Matcher.load(model, device=device, precision=precision)
         with staged(out) as folder:
             said = [*matched(matcher, source, named, wanted, folder)]
@@ -160,7 +162,7 @@ def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[
         "points": "x, y in original pixels, upright; pixel centres at integers",
         "targets": said,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n", "--out")
 
 
 def show(said: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from semcorr.cli import conf_dir, explained, explaining
+from semcorr.core.files import require_writable_file, write_text
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
@@ -138,17 +139,14 @@ def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source
 def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
     """Read what is there, write what was found. Whether its counts are the official ones."""
     from semcorr.data.tree import VERIFIED
-    from semcorr.results import write_text
 
     if not place.is_dir():
         raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")
+    path = path or place / VERIFIED
+    require_writable_file(path, "--report")
     report = checked(cfg, place, place)
     Console().print(report.table())
-    path = path or place / VERIFIED
-    try:
-        write_text(path, json.dumps(report.as_json(), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Choose a place with --report FILE") from None
+    write_text(path, json.dumps(report.as_json(), indent=1) + "\n", "--report")
     return not report.failed
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from semcorr import dashboard
 from semcorr.backbones.weights import sha256
 from semcorr.callbacks import Cost, Progress
+from semcorr.core.files import write_text
 from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
@@ -26,7 +27,7 @@ from semcorr.module import Correspondence
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
-from semcorr.results import print_scores, write_results, write_text
+from semcorr.results import print_scores, write_results
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
 from semcorr.trainer_options import check_precision, check_training
@@ -225,7 +226,7 @@ def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)), "run_dir")
 
 
 def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:

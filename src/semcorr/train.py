@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.files import ROOM, require_writable
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.shelf import SHELF
 
     run_dir = Path(cfg.run_dir)
+    require_writable(run_dir, "run_dir", ROOM)
     refuse_to_mix(run_dir, cfg.checkpoint)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)

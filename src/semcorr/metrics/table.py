@@ -1,6 +1,5 @@
 """The predictions table: one row per matched keypoint, from which every number can be had again."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from semcorr.core.files import replace_file
 
 SCHEMA = pa.schema(
     [
@@ -98,6 +99,5 @@ def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequen
 
 def write(table: pa.Table, path: Path) -> None:
     """As Parquet; never a half-written file under the final name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, beside)
-    beside.replace(path)
+    with replace_file(path) as beside:
+        pq.write_table(table, beside)

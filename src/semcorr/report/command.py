@@ -25,6 +25,7 @@ from semcorr.report.pictures import pictures
 from semcorr.report.runs import Run, found, read, require_comparable
 from semcorr.report.settings_table import settings_table
 from semcorr.report.texts import latex, markdown, tidy
+from semcorr.staged import require_folder, staged
 
 GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,8 +54,7 @@ def report(
     """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out: {out} is a file. Give a folder")
+        require_folder(out)
         comparable = read(found(runs))
         require_comparable(comparable)
         made = entries(comparable)
@@ -124,18 +124,13 @@ def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
 
 
 def write(out: Path, title: str, intro: Sequence[str], sections: Sequence[Section]) -> None:
-    """All four, each beside and then renamed; nothing before all are made."""
-    from semcorr.results import write_text
-
+    """All four or none of them."""
     texts = {
         "html": page(title, intro, sections),
         "md": markdown(title, intro, sections),
         "csv": tidy(sections),
         "tex": latex(title, sections),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with staged(out) as folder:
         for kind, text in texts.items():
-            write_text(out / f"report.{kind}", text)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another folder") from None
+            (folder / f"report.{kind}").write_text(text, encoding="utf-8")
