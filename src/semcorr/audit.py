@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict
 def show(found: dict[str, Any]) -> None:
     """A table per protocol."""
     alphas = list(found["start"]["headline"])
-    console = Console()
+    console = Terminal()
     for name, told in found["protocols"].items():
         table = Table(
             title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",

@@ -184,9 +184,9 @@ def explained(error: BaseException, name: str) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
             return str(cause).rsplit("UserError: ", 1)[-1].strip()
-    for cause in (error, error.__cause__):  # the disk and its permissions, where nobody had a better sentence
-        if isinstance(cause, OSError) and cause.errno in REASONS and isinstance(cause.filename, str | bytes | Path):
-            return f"{os.fsdecode(cause.filename)}: {cause.strerror}. See to its room and permissions, and run again."
+    for reason in (error, error.__cause__):  # the disk and its permissions, where nobody had a better sentence
+        if isinstance(reason, OSError) and reason.errno in REASONS and isinstance(reason.filename, str | bytes | Path):
+            return f"{os.fsdecode(reason.filename)}: {reason.strerror}. See to its room and permissions, and run again."
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":

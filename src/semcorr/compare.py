@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 from semcorr.metrics.scored import Scored, combinations, right, scored
 from semcorr.metrics.uncertainty import Discordant, differences, mcnemar
@@ -115,7 +115,7 @@ def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: Mapping[fl
         )
         p = "-" if entry["p"] is None else f"{entry['p']:.3g}"
         table.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
-    console = Console()
+    console = Terminal()
     for letter, run in zip("AB", runs, strict=True):
         console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
     console.print(table)

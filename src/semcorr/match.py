@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from semcorr.cli import explaining
 from semcorr.core.files import write_text
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 from semcorr.staged import distinct, refuse_inputs, require_folder, staged
 
@@ -82,7 +82,7 @@ def match(
             write_json(folder / "matches.json", source, model, said)
     for one in said if len(said) == 1 else ():
         show(one)
-    Console().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
+    Terminal().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
 
 
 def matched(

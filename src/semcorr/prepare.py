@@ -16,10 +16,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
 from semcorr.cli import conf_dir, explained, explaining
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
@@ -122,7 +122,7 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
     if report is None:
         print(f"{name} is at {place} already; there is nothing to do")
         return has_official_counts(place)
-    Console().print(report.table())
+    Terminal().print(report.table())
     print(f"{name} is at {place}")
     return not report.failed
 
@@ -130,7 +130,7 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
 def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
     from semcorr.data.sources import announcement
 
-    Console().print(announcement(name, recipe, place, chosen))
+    Terminal().print(announcement(name, recipe, place, chosen))
     asked = sys.stdin.isatty() and not yes and not all(source.given for source in chosen)
     if asked and not typer.confirm("Download?", default=True):
         raise UserError("nothing is downloaded. Give the files with --archive FILE")
@@ -145,7 +145,7 @@ def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> boo
     path = path or place / VERIFIED
     require_writable_file(path, "--report")
     report = checked(cfg, place, place)
-    Console().print(report.table())
+    Terminal().print(report.table())
     write_text(path, json.dumps(report.as_json(), indent=1) + "\n", "--report")
     return not report.failed
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from semcorr import draw
 from semcorr.core.files import write_text
-from semcorr.core.terminal import printable
+from semcorr.core.terminal import Terminal, printable
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
@@ -90,7 +89,7 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
             values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
             table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
         table.add_section()
-    Console().print(table)
+    Terminal().print(table)
     if "protocols" in metrics:
         print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
@@ -109,7 +108,7 @@ def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
         for rule, found in rules.items():
             values = ("-" if v is None else f"{100 * v:.1f}" for v in found["headline"].values())
             table.add_row(name, rule, found["pooling"], *values)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:
@@ -120,4 +119,4 @@ def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -
     for rule, pck in scores.items():
         values = [pck[subset]["image"][alpha] for subset in SUBSETS]
         table.add_row(rule, *("-" if v is None else f"{100 * v:.1f}" for v in values))
-    Console().print(table)
+    Terminal().print(table)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from semcorr import draw_tracks
 from semcorr.core.files import write_text
+from semcorr.core.terminal import Terminal
 from semcorr.data.tapvid import TapVid
 from semcorr.metrics.table import write
 from semcorr.metrics.tracking import THRESHOLDS
@@ -58,7 +58,7 @@ def print_tracks(metrics: Mapping[str, Any], title: str) -> None:
     for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
         table.add_row(name, *(_percent(value) for value in (scores[mean], *scores[parts].values())))
     table.add_row("occlusion accuracy", _percent(scores["OA"]))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _percent(value: float | None) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
@@ -78,7 +78,7 @@ def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any])
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*row)
-    Console().print(table)
+    Terminal().print(table)
     about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_text(out, json.dumps({**known(out), name: {**outcome.content, **about}}, indent=1) + "\n", "--out")
-    Console().print(f"written to {out}")
+    Terminal().print(f"written to {out}")

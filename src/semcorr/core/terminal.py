@@ -1,6 +1,10 @@
 """Text that comes from files, made safe to print: it can neither move the cursor nor pass for another line."""
 
 import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
@@ -24,3 +28,11 @@ def printable(text: str, keep: str = "") -> str:
         else char
         for char in text
     )
+
+
+class Terminal(Console):
+    """A console that takes every string, cells of tables included, for text: no markup, no control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string."""
+        return super().render_str(printable(text, keep="\n"), **options | {"markup": False, "emoji": False})

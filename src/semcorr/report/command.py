@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 
 from semcorr.cli import explaining
+from semcorr.core.terminal import Terminal, printable
 from semcorr.data.record import PairRecord
 from semcorr.errors import UserError
 from semcorr.report.categories import categories
@@ -60,10 +60,10 @@ def report(
         made = entries(comparable)
         shown = benchmark(made[0].runs[0], root)
         if isinstance(shown, str):
-            print(f"Without confusion matrices and pictures: {shown}", file=sys.stderr)
+            print(printable(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
             shown = GONE  # pages hold no path
         write(out, *content(made, shown, Wanted(root, seconds, maps)))
-    Console().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
+    Terminal().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
 
 def content(
@@ -97,7 +97,7 @@ def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted:
         return section
     drawn = similarity_maps(made[0], shown, wanted.root)
     if isinstance(drawn, str):
-        print(f"Without similarity maps: {drawn}", file=sys.stderr)
+        print(printable(f"Without similarity maps: {drawn}"), file=sys.stderr)
         said = "Similarity maps are left out: the network could not be built again."
         return section._replace(text=f"{section.text} {said}")
     return section._replace(parts=[*section.parts, drawn])

@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
-from rich.text import Text
 
 from semcorr.cli import explaining
 from semcorr.core.files import remove_parts
-from semcorr.core.terminal import printable
+from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.store import default_root
 from semcorr.store.checked import Damaged, image_of, opened, place_of
@@ -47,7 +46,7 @@ def ls(root: Root = None) -> None:
     """What is stored: a line for everything that features can depend on but the image."""
     with _telling():
         root, found = _opened(root)
-        Console().print(_table(root, found))
+        Terminal().print(_table(root, found))
 
 
 @app.command()
@@ -152,7 +151,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _table(root: Path, found: list[Folder]) -> Table:
-    table = Table(title=_text(root), title_justify="left", show_footer=True)
+    table = Table(title=str(root), title_justify="left", show_footer=True)
     for column, total in zip(("key", *COLUMNS), ("total", *[""] * len(COLUMNS)), strict=True):
         table.add_column(column, total, overflow="fold")
     table.add_column("images", f"{sum(len(folder.entries) for folder in found)}", justify="right")
@@ -165,8 +164,8 @@ def _table(root: Path, found: list[Folder]) -> Table:
     return table
 
 
-def _text(value: Any) -> Text:
-    return Text("" if value is None else printable(str(value)))
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _gb(sizes: "Iterator[int] | list[int]") -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from semcorr.cli import explaining
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.staged import refuse_inputs, require_folder, staged
 
@@ -102,9 +102,9 @@ def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, 
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
             sources = sum(thing.photo.name not in broken for thing in sheet.sources[kind["id"]])
             print(
-                f"{called(kind)}: {len(mine)} labelled by {sources}{also}; "
+                f"{printable(called(kind))}: {len(mine)} labelled by {sources}{also}; "
                 f"{100 * share:.0f} % of {count} keypoints found{note}"
             )
     for one in skipped:
-        print(f"left out: {one['file_name']}: {one['reason']}")
-    Console().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+        print(printable(f"left out: {one['file_name']}: {one['reason']}"))
+    Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
