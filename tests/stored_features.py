@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from semcorr.store import FeatureStore
-from semcorr.store.entry import Packed, pack
+from semcorr.store.entry import Packed, Place, pack
 
 KEY = {"backbone": "tiny", "size": 96, "depth": 2, "dtype": "float16"}
 
@@ -58,8 +58,8 @@ class Failing(list[memoryview]):
 def failing(folder: Path, error: BaseException) -> tuple[Callable[..., Packed], list[str]]:
     """Like pack, but what it returns cannot be written to the end; and what lies in `folder` then."""
 
-    def packed(values: dict[str, Tensor], name: str) -> Packed:
-        whole = pack(values, name)
+    def packed(values: dict[str, Tensor], name: str, place: Place) -> Packed:
+        whole = pack(values, name, place)
         parts = Failing(whole.parts)
         parts.error, parts.seen, parts.folder = error, seen, folder
         return whole._replace(parts=parts)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, safe_open
 from stored_features import bits, failing, features, files
 
-from semcorr.store.entry import Damaged, read_entry, write_entry, write_packed
+from semcorr.store.entry import Damaged, Place, read_entry, write_entry, write_packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])
@@ -129,7 +129,7 @@ def test_a_file_appears_under_its_name_whole(tmp_path):
     """While it is written nothing lies at its name; if that fails nothing lies anywhere."""
     packed, seen = failing(tmp_path, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        write_packed(tmp_path / "a", packed(features(), "cat.jpg"))
+        write_packed(tmp_path / "a", packed(features(), "cat.jpg", Place("key", "a")))
 
     assert len(seen) == 1
     assert seen != ["a"]

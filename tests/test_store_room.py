@@ -9,7 +9,7 @@ import pytest
 from stored_features import KEY, bits, failing, features, files, put
 
 from semcorr.store import FeatureStore, feature_store, room
-from semcorr.store.entry import pack
+from semcorr.store.entry import Place, pack
 
 
 def age(store: FeatureStore, *entries: str) -> None:
@@ -18,7 +18,7 @@ def age(store: FeatureStore, *entries: str) -> None:
         os.utime(store.folder / f"{name}.safetensors", (i + 1, i + 1))
 
 
-SIZE = pack(features(), "x.jpg").size / 1e9  # GB
+SIZE = pack(features(), "x.jpg", Place("0" * 16, "old000")).size / 1e9  # GB
 
 
 # -- a full disk --

@@ -4,7 +4,6 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.files import require_writable_file, write_json
+from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
 
@@ -133,7 +133,6 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
 
 
 def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
-    from semcorr.core.files import write_text
     from semcorr.heads.cosine import Cosine
     from semcorr.protocol import PRESETS, SEMCORR
     from semcorr.read_outs import rules_of, short
@@ -141,6 +140,7 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     from semcorr.run import make_trainer
 
     known = _before(run / "audit.json")
+    require_writable_file(run / "audit.json", "RUN_DIR")
     module, data = built(run, cfg)
     start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
     near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
@@ -162,8 +162,7 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
             if one.resize != data.resize
         },
     }
-    text = json.dumps({**known, data.resize: content}, indent=1, allow_nan=False) + "\n"
-    write_text(run / "audit.json", text, "RUN_DIR")
+    write_json(run / "audit.json", {**known, data.resize: content}, "RUN_DIR")
     return {**content, "resize": data.resize}
 
 
@@ -191,7 +190,7 @@ def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict
 def show(found: dict[str, Any]) -> None:
     """A table per protocol."""
     alphas = list(found["start"]["headline"])
-    console = Console()
+    console = Terminal()
     for name, told in found["protocols"].items():
         table = Table(
             title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",

@@ -27,9 +27,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
 from semcorr.core import interrupt
+from semcorr.core.files import REASONS, write_error
 from semcorr.core.interrupt import Guard, Interrupted, interruptible
 from semcorr.core.limits import explain_limit, raise_open_files
 from semcorr.core.ranks import LostProcessError, Watch, speaks
+from semcorr.core.terminal import printable
 from semcorr.errors import UserError
 from semcorr.known_targets import search_path
 from semcorr.run_dir import lock_folder, lock_new_folder
@@ -46,6 +48,7 @@ BROUGHT = (
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
+LINE_END = "\n"
 
 CLOSED = 141  # exit code of who writes to a pipe that nobody reads any more
 TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
@@ -84,7 +87,12 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     with explaining(name):
         if "LOCAL_RANK" in os.environ and (guard := interrupt.current()):  # of several, which others have started
             guard.watch(Watch([], guard.end, os.getppid()))
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        except OSError as error:  # Hydra makes the run directory; those of a job end there
+            if error.errno not in REASONS or error.filename is None:
+                raise
+            raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
         if sweep.OUTCOMES:
             from semcorr.sweep_table import conclude
 
@@ -227,7 +235,7 @@ def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | 
         ranks.kill()
         interrupt.leave_within_seconds(1 if message is None else code)
     if message:
-        print(f"Error: {message}", file=sys.stderr)
+        print(f"Error: {printable(message, keep=LINE_END)}", file=sys.stderr)
     return None if message is None else code
 
 

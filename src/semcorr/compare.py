@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
@@ -124,7 +124,7 @@ def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: "Mapping[f
         )
         p = "-" if entry["p"] is None else f"{entry['p']:.3g}"
         shown.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
-    console = Console()
+    console = Terminal()
     for letter, run in zip("AB", runs, strict=True):
         console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
     console.print(shown)

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from semcorr import draw, similarity_map
+from semcorr.loggers import side_file
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.scored import scored
 
@@ -33,10 +34,11 @@ class Pages(Callback):
             return
         found = set(table["pair"].to_pylist())
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in found}
-        matches = draw.page(draw.spread([*pairs.values()], SHOWN), table)
-        show(board, "val", module.scores["category"], matches, trainer.global_step)
-        maps = similarity_map.page(module, data, pairs, scored(table))
-        log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
+        with side_file(board):
+            matches = draw.page(draw.spread([*pairs.values()], SHOWN), table)
+            show(board, "val", module.scores["category"], matches, trainer.global_step)
+            maps = similarity_map.page(module, data, pairs, scored(table))
+            log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
 
 
 def board_of(loggers: Iterable[Logger]) -> WandbLogger | None:
@@ -85,11 +87,14 @@ def conclude(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Pat
     board = board_of(loggers)
     if board is None or "pck" not in metrics:
         return
+    with side_file(board):
+        _conclude(board, metrics, run_dir, step)
+
+
+def _conclude(board: WandbLogger, metrics: Mapping[str, Any], run_dir: Path, step: int) -> None:
     import wandb
     from PIL import Image
 
-    with Image.open(run_dir / "matches.png") as page:
-        show(board, "test", metrics["category"], page.copy(), step)
     curve = [
         [subset, by, float(alpha), value]
         for subset in SUBSETS
@@ -98,6 +103,8 @@ def conclude(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Pat
     ]
     board.experiment.log({"test/curves": wandb.Table(columns=["keypoints", "per", "alpha", "pck"], data=curve)})
     board.experiment.summary.update(flat({"scores": json.loads(json.dumps(metrics))}))
+    with Image.open(run_dir / "matches.png") as page:  # last: where it could not be drawn, the rest is there
+        show(board, "test", metrics["category"], page.copy(), step)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from semcorr.core.files import replace_file
 from semcorr.data.record import PairRecord
 from semcorr.data.transforms import load_image
 
@@ -71,10 +72,9 @@ def spread(pairs: Sequence[PairRecord], count: int = 10) -> list[PairRecord]:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}")
-    image.save(beside, format="PNG")
-    beside.replace(path)
+    """Write a PNG, whole or not at all."""
+    with replace_file(path) as beside:
+        image.save(beside, format="PNG")
 
 
 def _at(row: Mapping[str, Any], what: str, scale: float, left: int) -> tuple[float, float]:

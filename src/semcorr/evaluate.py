@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advising
 
 
@@ -25,6 +26,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.trainer_options import check_processes
 
     check_processes(cfg.trainer)
+    require_writable(Path(cfg.run_dir), "run_dir", ROOM)
     module, data = build(cfg)
     if cfg.checkpoint:
         load_trained(module, Path(cfg.checkpoint))

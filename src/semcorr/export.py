@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -17,6 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
 from semcorr.run_dir import lock_folder
@@ -82,6 +82,8 @@ def _export(typed: Typed) -> None:
     cfg = configuration(typed.run, typed.weights)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
     _refuse(final, typed.force)
+    _refuse_read(final, cfg)
+    require_writable(final.parent, "--out")
     with Console(file=sys.stderr).status("") as status:
         status.update(f"Building the backbone of {typed.run}")
         module = rebuilt(cfg, typed.run, typed.which)
@@ -152,17 +154,15 @@ def placing(final: Path, force: bool = False) -> Iterator[Path]:
     """A place to write `final` and what goes with it; all get their names when that is done, `final` last."""
     home = next(folder for folder in final.absolute().parents if folder.is_dir())
     try:
-        with TemporaryDirectory(prefix=f".{final.name}.", dir=home) as folder:
-            yield Path(folder) / final.name
-            made = sorted(Path(folder).iterdir(), key=lambda path: path.name == final.name)
+        with temporary_folder(home, final.name) as folder:
+            yield folder / final.name
+            made = [*folder.iterdir()]
             for path in made:
                 _refuse(final.with_name(path.name), force)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            for path in made:
                 path.chmod(0o666 & ~_umask())  # safetensors' own are for their owner's eyes only
-                path.replace(final.with_name(path.name))
+            move_files(folder, final.parent, last=final.name)
     except OSError as error:
-        raise UserError(f"{final} cannot be written ({error.strerror or error}). Choose a place with --out") from None
+        raise UserError(write_error(final, error, "--out")) from None
 
 
 def _umask() -> int:
@@ -174,6 +174,13 @@ def _umask() -> int:
 def _refuse(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise UserError(f"{path} exists. Replace it with --force, or choose another place with --out")
+
+
+def _refuse_read(path: Path, cfg: DictConfig) -> None:
+    """Refuse to replace the weights that the run was built on."""
+    base = cfg.backbone.get("weights")
+    if base and path.resolve() == Path(base).resolve():
+        raise UserError(f"--out: {path} is the file of the base's weights, which is read. Choose another place")
 
 
 def main() -> None:

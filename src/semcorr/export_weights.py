@@ -1,6 +1,8 @@
 """A tuned backbone to files of weights that others read: all of them, or what an adapter added."""
 
 import json
+import os
+import re
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +13,7 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -101,4 +104,10 @@ def difference(found: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]
 
 def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
     own = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    save_file(own, path, metadata={"format": "pt", **facts})
+    try:
+        save_file(own, path, metadata={"format": "pt", **facts})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -1,9 +1,14 @@
-"""Scalars over time: always a CSV file, and W&B or TensorBoard beside it."""
+"""Scalars over time: always a CSV file, and W&B or TensorBoard beside it.
+
+A run does not depend on them: what cannot be written of a log is warned of once, and the run goes on.
+"""
 
 import csv
+import logging
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,60 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from semcorr.core.files import replace_file, write_text
+from semcorr.core.terminal import printable
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def side_file(logger: Any) -> Iterator[None]:
+    """Let the run go on where a log cannot be written; warn of it the first time."""
+    try:
+        yield
+    except (OSError, UserError, *getattr(logger, "failures", ())) as error:
+        if not getattr(logger, "has_failed", False):
+            logger.has_failed = True
+            log.warning("The log of %s lacks entries: %s", type(logger).__name__, printable(str(error)))
+
+
+class SideLog:
+    """What a logger writes, as `side_file` does."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """Log scalars."""
+        with side_file(self):
+            super().log_metrics(*args, **kwargs)  # type: ignore[misc]
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log the configuration."""
+        with side_file(self):
+            super().log_hyperparams(*args, **kwargs)  # type: ignore[misc]
+
+    def save(self) -> None:
+        """Write what is pending."""
+        with side_file(self):
+            super().save()  # type: ignore[misc]
+
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        with side_file(self):
+            super().finalize(status)  # type: ignore[misc]
+
+
+class WandB(SideLog, WandbLogger):
+    """W&B's logger."""
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """Errors of its own."""
+        import wandb as client
+
+        return (client.errors.Error,)
+
+
+class TensorBoard(SideLog, TensorBoardLogger):
+    """TensorBoard's logger."""
 
 
 class CSV(Logger):
@@ -40,11 +99,16 @@ class CSV(Logger):
 
     @rank_zero_only
     def resume(self, step: int) -> None:
-        """Take over what an earlier process wrote up to `step`."""
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
+        """Take over what an earlier process wrote up to `step`; of a damaged file nothing, which is warned of."""
+        if not self.path.is_file():
+            return
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
-            self.steps = {at: row for at, row in earlier.items() if at <= step}
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            log.warning("%s is damaged (%s): it begins anew at step %d", self.path, printable(str(error)), step)
+            return
+        self.steps = {at: row for at, row in earlier.items() if at <= step}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -56,11 +120,12 @@ class CSV(Logger):
         if not self.steps:
             return
         columns = ["step", *sorted({key for row in self.steps.values() for key in row})]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(self.path, "run_dir") as beside, beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
+        with side_file(self):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(self.path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, restval="")
+                writer.writeheader()
+                writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
 
 
 def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = None, **options: Any) -> WandbLogger:
@@ -77,7 +142,7 @@ def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = No
     if "mode" not in options and not client.login(prompt=False):
         options["mode"] = "offline"
     options |= {"id": _identity(Path(save_dir)), "resume": "allow"} if options.get("mode") != "offline" else {}
-    return WandbLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
+    return WandB(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
 
 
 def _identity(run_dir: Path) -> str:
@@ -93,9 +158,10 @@ def finish(loggers: Iterable[Logger]) -> None:
     """End a W&B run, so that the next job of a sweep starts its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            with side_file(logger):
+                logger.experiment.finish()
 
 
 def tensorboard(save_dir: str | Path) -> TensorBoardLogger:
     """Event files under `tensorboard/` of the run directory."""
-    return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="", default_hp_metric=False)
+    return TensorBoard(save_dir=str(save_dir), name="tensorboard", version="", default_hp_metric=False)

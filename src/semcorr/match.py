@@ -1,6 +1,5 @@
 """python -m semcorr.match A B: where points of one picture lie in another, or in every picture of a folder."""
 
-import json
 import logging
 import re
 import sys
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.files import write_json
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
-from semcorr.staged import distinct, refuse_inputs, staged
+from semcorr.staged import distinct, refuse_inputs, require_folder, staged
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
@@ -74,13 +74,14 @@ def match(
         named = names(targets, wanted.endings)
         files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
         refuse_inputs(out, [*files, "matches.json"], [a, *targets])
+        require_folder(out)
         matcher = Matcher.load(model, device=device, precision=precision)
         with staged(out) as folder:
             said = [*matched(matcher, source, named, wanted, folder)]
-            write_json(folder / "matches.json", source, model, said)
+            write_matches(folder / "matches.json", source, model, said)
     for one in said if len(said) == 1 else ():
         show(one)
-    Console().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
+    Terminal().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
 
 
 def matched(
@@ -149,7 +150,7 @@ def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
+def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
     """All of it."""
     from semcorr.matcher.restore import arguments
 
@@ -160,7 +161,7 @@ def write_json(path: Path, source: "Picture", model: str | None, said: Sequence[
         "points": "x, y in original pixels, upright; pixel centres at integers",
         "targets": said,
     }
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content, "--out")
 
 
 def show(said: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ None of it is ours to pass on: archives come from their authors' addresses, or w
 """
 
 import difflib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
 from semcorr.cli import conf_dir, explained, explaining, run_app
+from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advising
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
@@ -121,7 +121,7 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
     if report is None:
         print(f"{name} is at {place} already; there is nothing to do")
         return has_official_counts(place)
-    Console().print(report.table())
+    Terminal().print(report.table())
     print(f"{name} is at {place}")
     return not report.failed
 
@@ -129,7 +129,7 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
 def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
     from semcorr.data.sources import announcement
 
-    Console().print(announcement(name, recipe, place, chosen))
+    Terminal().print(announcement(name, recipe, place, chosen))
     asked = sys.stdin.isatty() and not yes and not all(source.given for source in chosen)
     if asked and not typer.confirm("Download?", default=True):
         raise UserError("nothing is downloaded. Give the files with --archive FILE")
@@ -138,17 +138,14 @@ def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source
 def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
     """Read what is there, write what was found. Whether its counts are the official ones."""
     from semcorr.data.tree import VERIFIED
-    from semcorr.results import write_text
 
     if not place.is_dir():
         raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")
-    report = checked(cfg, place, place)
-    Console().print(report.table())
     path = path or place / VERIFIED
-    try:
-        write_text(path, json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Choose a place with --report FILE") from None
+    require_writable_file(path, "--report")
+    report = checked(cfg, place, place)
+    Terminal().print(report.table())
+    write_json(path, report.as_json(), "--report")
     return not report.failed
 
 

@@ -1,29 +1,36 @@
 """What an evaluation leaves behind: metrics.json, predictions.parquet, matches.png, and a table to read."""
 
-import json
-import os
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from rich.console import Console
+from PIL import Image
 from rich.table import Table
 
 from semcorr import draw
+from semcorr.core.files import write_json
+from semcorr.core.terminal import Terminal, printable
 from semcorr.data.datamodule import PairDataModule
+from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.table import write
 from semcorr.module import Correspondence
 from semcorr.pose.adaptive import chosen
 from semcorr.summary import in_words, kap_summary, summary
 
+log = logging.getLogger(__name__)
+
 # Tables beside the predictions: what metrics.json says of them, and under which key.
 BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {"detections": ("kap", kap_summary), "poses": ("pose", chosen)}
 
 
 def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
-    """metrics.json, predictions.parquet and matches.png; the metrics."""
+    """metrics.json, predictions.parquet and matches.png; the metrics.
+
+    metrics.json is the last of what a finished run has. The picture comes after it: a run does not depend on it.
+    """
     table = module.table
     first = module.readings[0]
     own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
@@ -46,11 +53,25 @@ def write_results(module: Correspondence, data: PairDataModule, run_dir: Path) -
         metrics[key] = said(rows)
         write(rows, run_dir / f"{name}.parquet")
     write(module.table, run_dir / "predictions.parquet")
+    write_json(run_dir / "metrics.json", metrics, "run_dir")
     scored = set(table["pair"].to_pylist())
     shown = draw.spread([pair for pair in data.pairs(data.split) if pair.name in scored])
-    draw.save(draw.page(shown, table), run_dir / "matches.png")
-    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_picture(run_dir / "matches.png", lambda: draw.page(shown, table))
     return metrics
+
+
+def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
+    """Draw and write a picture of a run, or warn that it could not be: figures do not depend on it.
+
+    Args:
+        path: The file.
+        make: Draws it.
+    """
+    try:
+        draw.save(make(), path)
+    except (OSError, UserError, MemoryError, Image.DecompressionBombError) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        log.warning("%s is not drawn (%s). All else of the run is there", path.name, printable(reason))
 
 
 def print_scores(metrics: Mapping[str, Any], title: str) -> None:
@@ -67,7 +88,7 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
             values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
             table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
         table.add_section()
-    Console().print(table)
+    Terminal().print(table)
     if "protocols" in metrics:
         print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
@@ -86,7 +107,7 @@ def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
         for rule, found in rules.items():
             values = ("-" if v is None else f"{100 * v:.1f}" for v in found["headline"].values())
             table.add_row(name, rule, found["pooling"], *values)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:
@@ -97,11 +118,4 @@ def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -
     for rule, pck in scores.items():
         values = [pck[subset]["image"][alpha] for subset in SUBSETS]
         table.add_row(rule, *("-" if v is None else f"{100 * v:.1f}" for v in values))
-    Console().print(table)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: a killed run leaves no half-written file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    Terminal().print(table)

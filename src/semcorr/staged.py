@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.errors import UserError
 
 
@@ -13,24 +13,32 @@ from semcorr.errors import UserError
 def staged(out: Path, option: str = "--out") -> Iterator[Path]:
     """A folder whose files move to `out` in the end; after a failure nothing is there that was not.
 
-    It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk.
+    It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk. What killed
+    processes left of theirs there goes first.
 
     Args:
         out: May be missing.
         option: What the user gave it by.
     """
+    home = require_folder(out, option)
+    try:
+        with temporary_folder(home) as folder:
+            yield folder
+            move_files(folder, out)
+    except OSError as error:
+        raise UserError(write_error(out, error, option)) from None
+
+
+def require_folder(out: Path, option: str = "--out") -> Path:
+    """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists."""
     try:
         home = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-        if not home.is_dir():
-            raise UserError(f"{option}: {home} is a file. Give a folder")
-        with TemporaryDirectory(prefix=".semcorr.", dir=home) as folder:
-            yield Path(folder)
-            out.mkdir(parents=True, exist_ok=True)
-            for path in sorted(Path(folder).iterdir()):
-                path.replace(out / path.name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{option}: {out} cannot be written ({reason}). Choose another folder") from None
+    except OSError as error:  # a name that is too long, links in a circle
+        raise UserError(write_error(out, error, option)) from None
+    if not home.is_dir():
+        raise UserError(f"{option}: {home} is a file. Give a folder")
+    require_writable(out, option)
+    return home
 
 
 def refuse_inputs(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:

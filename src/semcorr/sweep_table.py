@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
+from semcorr.core.terminal import Terminal
 from semcorr.metrics.pck import SUBSETS
 from semcorr.run_dir import is_first_process
 from semcorr.sweep import Outcome, done, metrics_of
@@ -35,7 +35,7 @@ def conclude(outcomes: Sequence[Outcome]) -> int:
     if len(outcomes) > 1:
         for kind in (PAIRS, TRACKING):
             if scored := [each for each in finished if kind in metrics_of(each.job)]:
-                Console().print(table(scored))
+                Terminal().print(table(scored))
     for outcome in failed:
         name, typed = outcome.job.folder, " ".join(outcome.job.overrides)
         print(f"Error: job {name} failed ({typed}): {outcome.error.splitlines()[0]}", file=sys.stderr)

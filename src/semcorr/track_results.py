@@ -1,19 +1,19 @@
 """What an evaluation of point tracking leaves behind."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from semcorr import draw, draw_tracks
+from semcorr import draw_tracks
+from semcorr.core.files import write_json
+from semcorr.core.terminal import Terminal
 from semcorr.data.tapvid import TapVid
 from semcorr.metrics.table import write
 from semcorr.metrics.tracking import THRESHOLDS
 from semcorr.read_outs import described
-from semcorr.results import write_text
+from semcorr.results import write_picture
 from semcorr.tracking import Tracking
 
 SHOWN = 6  # videos in the picture
@@ -37,10 +37,10 @@ def write_tracks(module: Tracking, data: TapVid, run_dir: Path) -> dict[str, Any
         "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
     }
     write(table, run_dir / "predictions.parquet")
+    write_json(run_dir / "metrics.json", metrics, "run_dir")
     step = max(1, len(videos) // SHOWN)
     shown = dict(list(videos.items())[::step][:SHOWN])
-    draw.save(draw_tracks.page(shown, table), run_dir / "tracks.png")
-    write_text(run_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_picture(run_dir / "tracks.png", lambda: draw_tracks.page(shown, table))
     return metrics
 
 
@@ -57,7 +57,7 @@ def print_tracks(metrics: Mapping[str, Any], title: str) -> None:
     for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
         table.add_row(name, *(_percent(value) for value in (scores[mean], *scores[parts].values())))
     table.add_row("occlusion accuracy", _percent(scores["OA"]))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _percent(value: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from semcorr.cli import hydra_main
+from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advising
 
 
@@ -28,6 +29,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
+    require_writable(run_dir, "run_dir", ROOM)
     refuse_to_mix(run_dir, cfg.checkpoint)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)

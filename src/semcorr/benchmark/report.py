@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
+from semcorr.core.files import require_writable_file, write_json
+from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
@@ -55,9 +56,10 @@ def rate(value: float) -> str:
 
 
 def known(out: Path) -> dict[str, Any]:
-    """What benchmark.json holds so far. Asked before anything is measured: it may not be one."""
+    """What benchmark.json holds so far. Asked before anything is measured: it may not be one, or not be writable."""
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
+    require_writable_file(out, "--out")
     try:
         content = json.loads(out.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -71,19 +73,12 @@ def known(out: Path) -> dict[str, Any]:
 
 def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any]) -> None:
     """Print the table; put the rest in the place of what `out` held under the same name."""
-    from semcorr.results import write_text
-
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in HEADERS:
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*row)
-    Console().print(table)
+    Terminal().print(table)
     about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-    try:
-        write_text(
-            out, json.dumps({**known(out), name: {**outcome.content, **about}}, indent=1, allow_nan=False) + "\n"
-        )
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another file") from None
-    Console().print(f"written to {out}")
+    write_json(out, {**known(out), name: {**outcome.content, **about}}, "--out")
+    Terminal().print(f"written to {out}")

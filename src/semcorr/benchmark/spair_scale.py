@@ -5,9 +5,6 @@ A pair shares about 8 keypoints. Pictures are noise, and no two are the same.
 
 import json
 import math
-import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +15,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from semcorr.benchmark.spair_shape import SPLITS, Counts, ImageOf, official, pair_lists, shrunk
+from semcorr.core.files import require_writable, temporary_folder
 from semcorr.data.creatures.annotation import Annotation, pair_up
 from semcorr.data.groups import facts, keypoint_names
 from semcorr.errors import UserError
@@ -45,9 +43,9 @@ def write_spair_scale(root: Path, part: float = 1.0) -> Path:
     manifest = {"format": FORMAT, "part": part}
     if _holds(root, manifest):
         return root
+    require_writable(root, "--folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    staging = root.with_name(f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with temporary_folder(root.parent, root.name) as staging:
         _write(staging, official() if part == 1 else shrunk(official(), part))
         (staging / MANIFEST).write_text(json.dumps(manifest) + "\n")
         try:
@@ -55,8 +53,6 @@ def write_spair_scale(root: Path, part: float = 1.0) -> Path:
         except OSError:  # another writer was faster
             if not _holds(root, manifest):
                 raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return root
 
 

@@ -1,22 +1,32 @@
-"""Write files that are whole or not there: beside, flushed to the disk, then renamed into place."""
+"""Write files that are whole or not there: beside, flushed to the disk, then renamed into place.
+
+What is unfinished carries the process and the machine that it is of in its name. It goes when that process does; where
+a process was killed, the next that writes to the same place removes it.
+"""
 
 import errno
+import json
 import os
 import re
 import secrets
+import shutil
 import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from semcorr.errors import UserError
 
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
+ROOM = 1 << 18  # bytes: what a run leaves at the least
 REASONS = {  # what is nobody's mistake in a program: the disk, the permissions, the limits of a process
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE, errno.ENOENT, errno.ENXIO,
 }  # fmt: skip
+LONGEST = 80  # bytes of a file's own name in that of what is unfinished: with the rest it is as long as names may be
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -35,6 +45,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
     """
     beside = part_path(path)
     try:
+        _require_file(path)
         yield beside
         _flush(beside)
         beside.replace(path)
@@ -54,12 +65,55 @@ def write_text(path: Path, text: str, option: str | None = None) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, content: Any, option: str | None = None) -> None:
+    """Write a JSON file, as `replace_file` does; NaN, for which JSON has no word, is an error of ours."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", option)
+
+
+@contextmanager
+def temporary_folder(home: Path, name: str = "semcorr") -> Iterator[Path]:
+    """Yield a folder in `home` that is gone in the end; remove what killed processes left of theirs there.
+
+    Args:
+        home: Where; must exist.
+        name: What it is of, for who sees it.
+    """
+    remove_parts(home)
+    folder = part_path(home / name)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
+    """Move all files of a folder to another on the same disk, flushed; nothing, where one of them cannot go.
+
+    Args:
+        folder: Where they are.
+        out: Where they go; is made if it is missing.
+        last: The name of the file that says that the others are there.
+
+    Raises:
+        OSError: There is no room, or a folder has the name of a file.
+    """
+    paths = sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name))
+    for path in paths:
+        _require_file(out / path.name)
+        _flush(path)
+    out.mkdir(parents=True, exist_ok=True)
+    moved = [path.replace(out / path.name) for path in paths]
+    _flush(out)
+    return moved
+
+
 def write_error(path: Path, error: OSError, option: str | None = None) -> str:
     """Return the sentence for a file or folder that cannot be written."""
-    start = f"`{option}`: " if option else ""
+    start = f"`{option}`: " if option and not option.startswith("--") else f"{option}: " if option else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "Free some space, or choose another folder" if full else "Choose another folder"
-    return f"{start}{path} cannot be written ({error.strerror}). {remedy}."
+    return f"{start}{path} cannot be written ({error.strerror or error}). {remedy}."
 
 
 def require_writable(folder: Path, option: str, size: int = 0) -> None:
@@ -74,9 +128,7 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
         UserError: It or the folder above it is a file, is read-only, or its disk is full.
     """
     try:
-        home = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-        if not home.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        home = _nearest(folder)
         about = os.statvfs(home)
         if about.f_bavail * about.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -90,31 +142,81 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
         raise UserError(write_error(folder, error, option)) from error
 
 
+def require_writable_file(path: Path, option: str, size: int = 0) -> None:
+    """Refuse, before any work, the name of a file that cannot be written. Its folder must exist.
+
+    Args:
+        path: The file.
+        option: What the user gave it by.
+        size: Bytes that will be written at the least.
+
+    Raises:
+        UserError: It is a folder or a device; its folder is missing or cannot be written.
+    """
+    try:
+        _require_file(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"no folder {path.parent}")
+    except OSError as error:
+        raise UserError(write_error(path, error, option)) from error
+    require_writable(path.parent, option, size)
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder itself, or the nearest above it that there is, if what is missing can be made in it."""
+    if "\0" in str(folder):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    place = folder.absolute()
+    home = next(above for above in (place, *place.parents) if os.path.lexists(above))
+    if not home.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    longest = max((len(os.fsencode(part)) for part in place.relative_to(home).parts), default=0)
+    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(place)) >= os.pathconf(home, "PC_PATH_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return home
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is there and is no file: it must not be replaced by one."""
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.ENXIO, "Not a file")
+
+
 def part_path(path: Path) -> Path:
-    """Name an unfinished file beside `path`: hidden, of this process, unlike any other."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}.part")
+    """Name an unfinished file or folder beside `path`: hidden, of this process, unlike any other."""
+    name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
+    return path.with_name(f".{name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}.part")
 
 
 def remove_parts(folder: Path) -> list[Path]:
-    """Remove what killed processes left unfinished in a folder; return what was removed.
+    """Remove what killed processes left unfinished in a folder, files and folders; return what was removed.
 
-    Files of a process that lives are left alone; those of another machine, until they are a day old.
+    What is of a process that lives is left alone; of another machine, until it is a day old.
     """
     removed = []
     with suppress(OSError):
         for path in folder.glob(".*.part"):
             with suppress(OSError):
                 if _is_abandoned(path):
-                    path.unlink()
+                    remove: Callable[[Path], None] = shutil.rmtree if _is_folder(path) else Path.unlink
+                    remove(path)
                     removed.append(path)
     return removed
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_abandoned(path: Path) -> bool:
     match = _PART.fullmatch(path.name)
     if match is None:
         return False
-    if time.time() - path.stat().st_mtime > UNTOUCHED:
+    if time.time() - path.lstat().st_mtime > UNTOUCHED:
         return True
     return match["host"] == _host() and not is_alive(int(match["pid"]))
 
@@ -136,9 +238,9 @@ def _host() -> str:
 
 def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system syncs folders
+    with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system syncs folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,13 +9,13 @@ hash of the pair's own name: the same everywhere, for ever, whatever the file sy
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semcorr.core.files import temporary_folder
 from semcorr.core.paths import require_file_name
 from semcorr.data.groups import facts
 from semcorr.data.record import need, need_whole, read_annotation
@@ -163,12 +163,11 @@ def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, spli
 def write_pairs(root: Path) -> None:
     """Root/pairs: a list per split and a manifest, from the annotations of an official tree; all or nothing."""
     pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
-    beside = root / f".pairs.{os.getpid()}"
-    beside.mkdir()
-    for split, mine in pairs.items():
-        (beside / f"{split}.txt").write_text(listed(mine))
-    (beside / "manifest.json").write_text(json.dumps(manifest(pairs), indent=1) + "\n")
-    beside.replace(root / "pairs")
+    with temporary_folder(root, "pairs") as beside:
+        for split, mine in pairs.items():
+            (beside / f"{split}.txt").write_text(listed(mine))
+        (beside / "manifest.json").write_text(json.dumps(manifest(pairs), indent=1) + "\n")
+        beside.replace(root / "pairs")
 
 
 def listed(pairs: Iterable[Pair]) -> str:

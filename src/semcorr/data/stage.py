@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import semcorr
+from semcorr.core.files import require_writable
 from semcorr.data.recipe import Recipe
 from semcorr.data.sources import Source, identified, obtain, sources, unpacked
 from semcorr.data.tree import PREPARED, VERIFIED, Check, Report, finished, is_whole, merged, note
@@ -47,6 +48,7 @@ def install(
         chosen = sources(name, recipe, given)
         if is_whole(name, recipe, root, check) and not any(path.exists() for path in _beside(root)):
             return None
+        require_writable(root, "--root")
         with _alone(root):
             if is_whole(name, recipe, root, check):  # another process was faster, or ours was killed while tidying up
                 _tidy(root, given)

@@ -5,9 +5,6 @@ written, in any order. Views and pairs are named in `semcorr.data.creatures.anno
 """
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +14,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from semcorr.core.files import require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Count, Whole, Within, ranged
 from semcorr.core.text_files import read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
@@ -164,14 +162,20 @@ def write_synthetic(
     }  # fmt: skip
     if _holds(root, manifest):
         return root
-    staging = root.with_name(f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    require_writable(root, "data.root")
     try:
-        _write(staging, manifest)
-        try:
-            staging.rename(root)
-        except OSError:  # another writer was faster
-            if not _holds(root, manifest):
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(root.parent, root.name) as staging:
+            _write(staging, manifest)
+            _rename(staging, root, manifest)
+    except OSError as error:
+        raise UserError(write_error(root, error, "data.root")) from error
     return root
+
+
+def _rename(staging: Path, root: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        staging.rename(root)
+    except OSError:  # another writer was faster
+        if not _holds(root, manifest):
+            raise

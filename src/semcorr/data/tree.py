@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from semcorr.core.files import write_text
 from semcorr.core.text_files import read_mapping
 from semcorr.data.recipe import Recipe
 from semcorr.errors import UserError
@@ -95,4 +96,4 @@ def finished(name: str, recipe: Recipe, tree: Path, root: Path, check: Check) ->
 
 def note(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file for people and programs."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")

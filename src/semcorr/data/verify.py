@@ -10,10 +10,11 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from semcorr.core.terminal import printable
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.images import unique_images
 from semcorr.data.open_image import open_image
@@ -63,12 +64,12 @@ class Report(NamedTuple):
             colour = COLOURS[check.verdict]
             official = "" if check.official is None else f"{check.official:,}"
             found = f"{check.found:,}" if isinstance(check.found, int) else check.found
-            table.add_row(check.what, check.where, found, official, f"[{colour}]{check.verdict}[/]")
+            table.add_row(check.what, check.where, found, official, Text(check.verdict, colour))
             shown = () if check.verdict == OK else check.examples[:SHOWN]
             for example in shown:
-                table.add_row(f"[dim]  {escape(example)}[/]")
+                table.add_row(Text(f"  {printable(example)}", "dim"))
             if shown and len(check.examples) > SHOWN:
-                table.add_row(f"[dim]  and {len(check.examples) - SHOWN:,} more[/]")
+                table.add_row(Text(f"  and {len(check.examples) - SHOWN:,} more", "dim"))
         return table
 
     def as_json(self) -> dict[str, Any]:

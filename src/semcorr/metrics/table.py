@@ -1,6 +1,5 @@
 """The predictions table: one row per matched keypoint, from which every number can be had again."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.files import replace_file
 from semcorr.core.parquet import read_parquet, write_parquet
 from semcorr.errors import UserError
 
@@ -101,9 +101,8 @@ def gather(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequen
 
 def write(table: pa.Table, path: Path) -> None:
     """As Parquet; never a half-written file under the final name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write_parquet(table, beside)
-    beside.replace(path)
+    with replace_file(path) as beside:
+        write_parquet(table, beside)
 
 
 def read(path: Path) -> pa.Table:

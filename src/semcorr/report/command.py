@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 
 from semcorr.cli import explaining
+from semcorr.core.terminal import Terminal, printable
 from semcorr.data.record import PairRecord
 from semcorr.errors import UserError
 from semcorr.report.categories import categories
@@ -25,6 +25,7 @@ from semcorr.report.pictures import pictures
 from semcorr.report.runs import Run, found, read, require_comparable
 from semcorr.report.settings_table import settings_table
 from semcorr.report.texts import latex, markdown, tidy
+from semcorr.staged import require_folder, staged
 
 GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,17 +54,16 @@ def report(
     """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out: {out} is a file. Give a folder")
+        require_folder(out)
         comparable = read(found(runs))
         require_comparable(comparable)
         made = entries(comparable)
         shown = benchmark(made[0].runs[0], root)
         if isinstance(shown, str):
-            print(f"Without confusion matrices and pictures: {shown}", file=sys.stderr)
+            print(printable(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
             shown = GONE  # pages hold no path
         write(out, *content(made, shown, Wanted(root, seconds, maps)))
-    Console().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
+    Terminal().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
 
 def content(
@@ -97,7 +97,7 @@ def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted:
         return section
     drawn = similarity_maps(made[0], shown, wanted.root)
     if isinstance(drawn, str):
-        print(f"Without similarity maps: {drawn}", file=sys.stderr)
+        print(printable(f"Without similarity maps: {drawn}"), file=sys.stderr)
         said = "Similarity maps are left out: the network could not be built again."
         return section._replace(text=f"{section.text} {said}")
     return section._replace(parts=[*section.parts, drawn])
@@ -127,18 +127,13 @@ def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
 
 
 def write(out: Path, title: str, intro: Sequence[str], sections: Sequence[Section]) -> None:
-    """All four, each beside and then renamed; nothing before all are made."""
-    from semcorr.results import write_text
-
+    """All four or none of them."""
     texts = {
         "html": page(title, intro, sections),
         "md": markdown(title, intro, sections),
         "csv": tidy(sections),
         "tex": latex(title, sections),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with staged(out) as folder:
         for kind, text in texts.items():
-            write_text(out / f"report.{kind}", text)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another folder") from None
+            (folder / f"report.{kind}").write_text(text, encoding="utf-8")

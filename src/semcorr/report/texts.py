@@ -1,10 +1,15 @@
-"""A report as Markdown, CSV and LaTeX: the same cells as on the page."""
+"""A report as Markdown, CSV and LaTeX: the same cells as on the page.
+
+Names of runs, splits and categories come from files that others made. Wherever text stands, it is text: no format
+takes any of it for markup, a link, a formula or a command.
+"""
 
 import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
 
+from semcorr.core.terminal import printable
 from semcorr.report.parts import Figure, Section, Table
 
 LATEX = {
@@ -13,21 +18,28 @@ LATEX = {
     "≠": r"$\neq$", "≤": r"$\leq$", "≥": r"$\geq$",
     "<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "−": "$-$", "×": r"$\times$",
     "°": r"$^\circ$", "'": "'", '"': "''", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # after a row's end they are its options
 }  # fmt: skip
+CODE = re.compile(r"(`[^`]*`)")  # as on the page
+PLAIN = re.compile(r"`[\w .,:;/=+%-]+`")  # what stays code: nothing in it means anything elsewhere
+MARKS = re.compile(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))")
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+NUMBER = re.compile(r"[+-]?[\d.,]+(?:[eE][+-]?\d+)?(?: (?:±|to) [+-]?[\d.,]+)?(?: ?%)?")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last are full-width
 
 
 def markdown(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
     """Headings, captions and tables; a figure is its caption and its numbers."""
-    lines = [f"# {title}", ""]
+    lines = [f"# {marked_down(title)}", ""]
     for paragraph in intro:
-        lines += [paragraph, ""]
+        lines += [marked_down(paragraph), ""]
     for section in sections:
-        lines += [f"## {section.title}", "", section.text, ""]
+        lines += [f"## {marked_down(section.title)}", "", marked_down(section.text), ""]
         for part in section.parts:
-            lines += [f"### {part.title}", "", part.caption, ""]
+            lines += [f"### {marked_down(part.title)}", "", marked_down(part.caption), ""]
             table = part if isinstance(part, Table) else part.table
             if table is not None and isinstance(part, Figure):
-                lines += [table.caption, ""] if table.caption != part.caption else []
+                lines += [marked_down(table.caption), ""] if table.caption != part.caption else []
             lines += _pipes(table) if table else ["(A picture: see report.html.)", ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -41,7 +53,7 @@ def tidy(sections: Sequence[Section]) -> str:
         for number, row in enumerate(table.rows, 1):
             of = " | ".join(row[: table.words])
             for column, cell in zip(table.columns[table.words :], row[table.words :], strict=True):
-                writer.writerow([table.key, number, of, column, cell])
+                writer.writerow([table.key, number, *map(as_cell, (of, column, cell))])
     return out.getvalue()
 
 
@@ -79,13 +91,37 @@ def escaped(text: str) -> str:
     >>> escaped("50 % at α = 0.1, last_blocks")
     '50 \\% at $\\alpha$ = 0.1, last\\_blocks'
     """
-    return re.sub(".", lambda m: LATEX.get(m[0], m[0] if ord(m[0]) < 256 else "?"), text.replace("`", ""))
+    return re.sub(".", lambda m: LATEX.get(m[0], m[0] if ord(m[0]) < 256 else "?"), printable(text.replace("`", "")))
+
+
+def marked_down(text: str) -> str:
+    r"""As Markdown wants it, in one line; what is plain code between backticks stays code.
+
+    >>> marked_down("`spair test` of [a](javascript:b) <script>")
+    '`spair test` of \\[a\\](javascript:b) &lt;script&gt;'
+    """
+    parts = CODE.split(printable(text).strip())
+    return "".join(part if PLAIN.fullmatch(part) else _unmarked(part) for part in parts)
+
+
+def as_cell(text: str) -> str:
+    """As a spreadsheet wants it: what it would take for a formula begins with an apostrophe.
+
+    >>> as_cell("=1+1"), as_cell("-1.5"), as_cell("50.0 ± 1.2")
+    ("'=1+1", '-1.5', '50.0 ± 1.2')
+    """
+    risky = text.lstrip(" ").startswith(FORMULA) and NUMBER.fullmatch(text) is None
+    return ("'" if risky else "") + printable(text)
+
+
+def _unmarked(text: str) -> str:
+    return MARKS.sub(r"\\\1", re.sub("[&<>]", lambda match: ENTITIES[match[0]], text))
 
 
 def _pipes(table: Table) -> list[str]:
     sides = ["---" if table.is_text(i) else "---:" for i in range(len(table.columns))]
-    rows = [table.columns, sides, *table.rows]
-    return [*("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows), ""]
+    head, *body = [[marked_down(cell) for cell in row] for row in (table.columns, *table.rows)]
+    return [*("| " + " | ".join(row) + " |" for row in (head, sides, *body)), ""]
 
 
 def _longtable(table: Table) -> list[str]:

@@ -1,19 +1,22 @@
 """Whether a stored file is whole, told by itself and without torch.
 
 A safetensors file is eight bytes of length, a JSON header padded with spaces, and the tensors' bytes.
-Ours carries in its header the image's name and a checksum over the rest of the header and all bytes.
+Ours carries in its header the image's name, the format, the key and the id that the entry belongs to, and a checksum
+over the rest of the header, types and shapes included, and all bytes. What lies in another place than it was written
+for is no entry, however whole it is.
 """
 
 import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 METADATA, NAME, CHECKSUM = "__metadata__", "name", "xxh3_128"
-SUFFIX, UNFINISHED = ".safetensors", ".tmp"
+FORMAT_KEY, FORMAT = "semcorr", "2"  # 1 named neither itself nor the entry's place
+SUFFIX = ".safetensors"
 LENGTH = struct.Struct("<Q")
 ALIGN = 64  # bytes, of the first tensor: a cache line
 
@@ -22,6 +25,27 @@ Header = dict[str, Any]
 
 class Damaged(Exception):  # noqa: N818
     """A file that is not what was stored; says what is wrong with it."""
+
+
+class Outdated(Damaged):
+    """A file of another version of the format."""
+
+
+class Place(NamedTuple):
+    """Where an entry belongs: to which key, and under which id."""
+
+    key: str  # the name of the key's folder: a hash of all that its features depend on
+    entry: str
+
+
+def place_of(path: Path) -> Place:
+    """Return the place that an entry at `path` must have been written for."""
+    return Place(path.parent.name, path.name.removesuffix(SUFFIX))
+
+
+def head_metadata(name: str, place: Place) -> dict[str, str]:
+    """Return what the header says besides the tensors, but for the checksum."""
+    return {NAME: name, FORMAT_KEY: FORMAT, **place._asdict()}
 
 
 def checksum(header: Mapping[str, Any], data: Iterable[Any]) -> str:
@@ -40,25 +64,34 @@ def framed(header: Mapping[str, Any], digest: str) -> bytes:
     return LENGTH.pack(len(text)) + text
 
 
-def opened(content: memoryview, check: bool = True) -> tuple[Header, int]:
-    """The header, less the checksum, and where the tensors begin, if `content` is whole.
+def opened(content: memoryview, place: Place, check: bool = True) -> tuple[Header, int]:
+    """The header, less the checksum, and where the tensors begin, if `content` is whole and belongs to `place`.
 
     Without `check` the checksum is not computed: for what this process has checked before.
 
     Raises:
-        Damaged: It is not whole.
+        Outdated: It is of another version of the format.
+        Damaged: It is not whole, or was written for another place.
     """
     header, begin = _header(content)
-    told = header[METADATA].pop(CHECKSUM, None)
+    about = header[METADATA]
+    told = about.pop(CHECKSUM, None)
     if told is None:
         raise Damaged("it carries no checksum of ours")
     if check and told != checksum(header, [content[begin:]]):
         raise Damaged("its checksum does not fit its content")
+    if about.get(FORMAT_KEY) != FORMAT:
+        raise Outdated(f"it is of format {about.get(FORMAT_KEY, 1)}, this version writes {FORMAT}")
+    written = Place(*(str(about.get(field)) for field in Place._fields))
+    if written != place:
+        raise Damaged(f"it was stored as {written.key}/{written.entry}")
     return header, begin
 
 
 def image_of(path: Path) -> str:
     """The name of the image whose features these are, as far as the file can be read."""
+    if not path.is_file():  # who opens a pipe waits for its writer
+        return "unknown image"
     try:
         with path.open("rb") as file:
             head = file.read(LENGTH.size)

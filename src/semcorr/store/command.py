@@ -1,6 +1,7 @@
 """python -m semcorr.store ls|verify|prune: what lies in the feature store, whether it is whole, less of it."""
 
 import logging
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,12 @@ from rich.progress import track
 from rich.table import Table
 
 from semcorr.cli import explaining
+from semcorr.core.files import remove_parts
+from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.store import default_root
-from semcorr.store.checked import Damaged, image_of, opened
-from semcorr.store.listing import Entry, Folder, by_use, folders, remove, tidied
+from semcorr.store.checked import Damaged, image_of, opened, place_of
+from semcorr.store.listing import KEY, Entry, Folder, by_use, folders, key_damage, remove, tidied
 
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds
@@ -43,7 +46,7 @@ def ls(root: Root = None) -> None:
     """What is stored: a line for everything that features can depend on but the image."""
     with _telling():
         root, found = _opened(root)
-        Console().print(_table(root, found))
+        Terminal().print(_table(root, found))
 
 
 @app.command()
@@ -58,13 +61,26 @@ def verify(
         damaged = []
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
             if why := _damage(entry.path):
-                print(f"{image_of(entry.path)}: {entry.path} is damaged ({why})")
+                print(f"{printable(image_of(entry.path))}: {entry.path} is damaged ({printable(why)})")
                 damaged.append(entry)
+        keys = _damaged_keys(found)
         if remove_damaged:
             remove(damaged)
+            for path in keys:
+                path.unlink(missing_ok=True)  # who uses the folder next writes it anew
     went = "; removed, they are computed again" if damaged and remove_damaged else ""
     print(f"{len(damaged)} of {len(entries)} images' features are damaged{went}")
-    raise typer.Exit(1 if damaged else 0)
+    raise typer.Exit(1 if damaged or keys else 0)
+
+
+def _damaged_keys(found: list[Folder]) -> list[Path]:
+    """Print which key.json are damaged, and why; return them."""
+    damaged = []
+    for folder in found:
+        if why := key_damage(folder.path):
+            print(f"{folder.path / KEY} is damaged ({why})")
+            damaged.append(folder.path / KEY)
+    return damaged
 
 
 @app.command()
@@ -91,7 +107,7 @@ def prune(
         whole = everything or (key is not None and older_than is None and max_gb is None)
         going = by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
         gone = remove(going)
-        litter = sum(tidied(folder.path) for folder in found)
+        litter = sum(tidied(folder.path) for folder in found) + len(remove_parts(root))
     left = f", and {litter} files that killed processes had left" if litter else ""
     print(f"{len(gone)} images' features, {_size(gone)}, are removed from {root}{left}")
 
@@ -126,7 +142,9 @@ def _opened(root: Path | None) -> tuple[Path, list[Folder]]:
 def _damage(path: Path) -> str | None:
     try:
         with suppress(FileNotFoundError):  # evicted meanwhile
-            opened(memoryview(path.read_bytes()))
+            if not stat.S_ISREG(path.stat().st_mode):
+                return "it is no file"
+            opened(memoryview(path.read_bytes()), place_of(path))
     except Damaged as damage:
         return str(damage)
     return None

@@ -1,6 +1,6 @@
 """One image's features to a file and back: checked, and mapped rather than read."""
 
-import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from semcorr.store.checked import METADATA, NAME, SUFFIX, UNFINISHED, Damaged, Header, checksum, framed, opened
+from semcorr.core.files import part_path
+from semcorr.store.checked import (
+    METADATA,
+    Damaged,
+    Header,
+    Outdated,
+    Place,
+    checksum,
+    framed,
+    head_metadata,
+    opened,
+    place_of,
+)  # fmt: skip
 
-__all__ = ["Damaged", "Packed", "pack", "read_entry", "write_entry", "write_packed"]
+__all__ = ["Damaged", "Outdated", "Packed", "Place", "pack", "place_of", "read_entry", "write_entry", "write_packed"]
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -27,11 +39,11 @@ class Packed(NamedTuple):
     size: int  # of the file, in bytes
 
 
-def pack(values: Mapping[str, Tensor], name: str) -> Packed:
-    """What the file will hold. Tensors that lie contiguously in the CPU's memory are not copied."""
+def pack(values: Mapping[str, Tensor], name: str, place: Place) -> Packed:
+    """What the file at `place` will hold. Tensors that lie contiguously in the CPU's memory are not copied."""
     # Those of the widest numbers first: every tensor begins at a multiple of its number's width.
     chosen = sorted(values.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: Header = {METADATA: {NAME: name}}
+    header: Header = {METADATA: head_metadata(name, place)}
     parts: list[memoryview] = []
     end = 0
     for key, value in chosen:
@@ -49,12 +61,12 @@ def write_entry(path: Path, values: Mapping[str, Tensor], name: str) -> None:
     Nothing waits for the disk. A power cut can leave a file whose bytes never arrived; its checksum
     says so, and it is computed again.
     """
-    write_packed(path, pack(values, name))
+    write_packed(path, pack(values, name, place_of(path)))
 
 
 def write_packed(path: Path, packed: Packed) -> None:
     """The same of what is packed already."""
-    beside = path.with_name(f".{path.name.removesuffix(SUFFIX)}.{secrets.token_hex(4)}{UNFINISHED}")
+    beside = part_path(path)
     try:
         with beside.open("wb") as file:
             file.write(packed.head)
@@ -67,19 +79,19 @@ def write_packed(path: Path, packed: Packed) -> None:
 
 
 def read_entry(path: Path, check: bool = True) -> dict[str, Tensor]:
-    """What was stored, mapped: the tensors are the file's pages, shared by all who read it.
+    """What was stored at `path`, mapped: the tensors are the file's pages, shared by all who read it.
 
     Writing to them changes no file. Without `check`, only the header is looked at.
 
     Raises:
         FileNotFoundError: It is not there.
-        Damaged: It is not what was stored.
+        Damaged: It is not what was stored there.
     """
     content = _mapped(path)
-    header, begin = opened(content.numpy().data, check)
+    header, begin = opened(content.numpy().data, place_of(path), check)
     try:
         return dict(_tensors(content[begin:], header))
-    except (RuntimeError, ValueError, KeyError, TypeError):  # it has changed since it was checked
+    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError):  # it has changed since it was checked
         raise Damaged("its header does not fit its content") from None
 
 
@@ -92,7 +104,15 @@ def _tensors(data: Tensor, header: Header) -> Iterator[tuple[str, Tensor]]:
 
 def _mapped(path: Path) -> Tensor:
     """The file's bytes. Private to this process once written to, and no file descriptor stays open."""
-    size = path.stat().st_size
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise Damaged(str(error.strerror)) from None
+    if not stat.S_ISREG(about.st_mode):
+        raise Damaged("it is no file")
+    size = about.st_size
     if size == 0:
         raise Damaged("it is empty")
     try:

@@ -10,15 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from rich.filesize import decimal
 from torch import Tensor
 
+from semcorr.core.files import remove_parts
+from semcorr.core.terminal import printable
 from semcorr.errors import UserError
-from semcorr.store.checked import SUFFIX, Damaged, image_of
+from semcorr.store.checked import SUFFIX, Damaged, Outdated, image_of
 from semcorr.store.claims import Claims
-from semcorr.store.entry import Packed, pack, read_entry, write_packed
-from semcorr.store.listing import CLAIMS, KEY
+from semcorr.store.entry import Packed, pack, place_of, read_entry, write_packed
+from semcorr.store.listing import CLAIMS, KEY, folder_name
 from semcorr.store.room import Room
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,17 @@ class FeatureStore:
             raise UserError(f"`store.max_gb` is {max_gb}. Give GB, more than 0, or null for no limit")
         self.root, self.max_gb = Path(root).expanduser(), max_gb
         self._key = json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
-        canonical = json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
-        self.folder = self.root / xxhash.xxh3_64_hexdigest(canonical.encode())
+        self.folder = self.root / folder_name(key)
         self._claims = Claims(self.folder / CLAIMS)
         self._room = None if max_gb is None else Room(self.root, round(max_gb * 1e9))
         self._used: set[str] = set()  # by this process: ours to keep
         self._checked: set[str] = set()
         self._unstorable: set[str] = set()
+        self._met_outdated = False
         try:
             self._open()
+            for folder in (self.root, self.folder):
+                remove_parts(folder)
         except OSError as error:
             raise UserError(
                 f"`store.root`: {self.root} cannot be written ({error.strerror}). Choose another folder, "
@@ -65,7 +68,8 @@ class FeatureStore:
     def get(self, entry: str) -> dict[str, Tensor] | None:
         """The entry's tensors, mapped; None if there are none.
 
-        Checked when this process reads them for the first time. What is damaged goes, and is reported.
+        Checked when this process reads them for the first time. What is damaged goes, and is reported; so does
+        what was stored for another key or image. Of another version's entries it is reported once that they go.
         """
         path = self._path(entry)
         try:
@@ -74,8 +78,9 @@ class FeatureStore:
             self._forget(entry)
             return None
         except Damaged as damage:
-            log.warning("%s, %s, is damaged (%s); it is computed again", path, image_of(path), damage)
-            path.unlink(missing_ok=True)  # if another process has just replaced it: computed once more, no harm
+            self._warn_of(path, damage)
+            with suppress(OSError):  # another user's, or no file: it is computed for this run alone
+                path.unlink(missing_ok=True)  # if another process has just replaced it: computed once more, no harm
             self._forget(entry)
             return None
         self._checked.add(entry)
@@ -88,7 +93,7 @@ class FeatureStore:
         Then it is told once, and the caller keeps them in memory. Nothing half-written stays.
         """
         if entry not in self:
-            packed = pack(values, name)
+            packed = pack(values, name, place_of(self._path(entry)))
             if self._room and not self._room.make(packed.size, self._is_kept):
                 return self._refuse(
                     entry, packed.size, f"`store.max_gb` is {self.max_gb:g}, all of it in use by this run"
@@ -154,10 +159,11 @@ class FeatureStore:
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         about = self.folder / KEY
-        if not about.exists() or about.read_text() != self._key:
-            beside = about.with_name(f"{KEY}.{os.getpid()}")
-            beside.write_text(self._key)
-            beside.replace(about)
+        known = about.read_bytes() if about.exists() else None
+        if known != self._key.encode():
+            if known is not None:
+                log.warning("%s does not hold the key of its folder: it is damaged, or another's. Written anew", about)
+            write_packed(about, Packed(self._key.encode(), [], len(self._key)))
 
     def _write(self, path: Path, packed: Packed) -> None:
         try:
@@ -167,6 +173,17 @@ class FeatureStore:
         except FileNotFoundError:  # pruned away under us
             self._open()
             write_packed(path, packed)
+
+    def _warn_of(self, path: Path, damage: Damaged) -> None:
+        if not isinstance(damage, Outdated):
+            name = printable(image_of(path))
+            log.warning("%s, %s, is damaged (%s); it is computed again", path, name, printable(str(damage)))
+        elif not self._met_outdated:
+            self._met_outdated = True
+            log.warning(
+                "%s holds features of another version of semcorr (%s); they are computed again",
+                self.folder, printable(str(damage)),
+            )  # fmt: skip
 
     def _refuse(self, entry: str, size: int, reason: str) -> bool:
         if not self._unstorable:

@@ -3,20 +3,23 @@
 import json
 import os
 import re
-import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import xxhash
 from filelock import FileLock, Timeout
 
-from semcorr.store.checked import SUFFIX, UNFINISHED
+from semcorr.core.files import part_path, remove_parts
+from semcorr.store.checked import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
-ABANDONED = 60.0  # seconds since anything was written to an unfinished file; one takes well under a second
+UNFINISHED = ".tmp"  # of versions that named no process
+ABANDONED = 60.0  # seconds since anything was written to such a file; one took well under a second
+LARGEST_KEY = 1 << 20  # bytes
 
 
 class Entry(NamedTuple):
@@ -45,6 +48,22 @@ class Folder(NamedTuple):
         return max((entry.used for entry in self.entries), default=None)
 
 
+def folder_name(key: Mapping[str, Any]) -> str:
+    """Return the name of the folder for a key: a hash of all of it."""
+    canonical = json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_64_hexdigest(canonical.encode())
+
+
+def key_damage(folder: Path) -> str | None:
+    """Return what is wrong with a folder's key.json; None if nothing is, or if there is none."""
+    if not (folder / KEY).exists():
+        return None
+    key = _key(folder)
+    if not key and folder.name != folder_name({}):
+        return "it cannot be read"
+    return None if folder_name(key) == folder.name else "it is the key of another folder"
+
+
 def folders(root: Path) -> list[Folder]:
     """Those of `root` that a store made. Whatever else lies there is none of our business."""
     ours = [path for path in sorted(root.iterdir()) if re.fullmatch("[0-9a-f]{16}", path.name)]
@@ -70,7 +89,7 @@ def remove(entries: Iterable[Entry]) -> list[Entry]:
 
 def tidied(folder: Path) -> int:
     """Remove what killed processes left in `folder`, and itself if it is empty then. How many files went."""
-    now, gone = time.time(), 0
+    now, gone = time.time(), len(remove_parts(folder))
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(FileNotFoundError):
             if now - path.stat().st_mtime > ABANDONED:
@@ -82,7 +101,7 @@ def tidied(folder: Path) -> int:
             gone += 1
     if not {path.name for path in folder.iterdir()} - {KEY, CLAIMS} and not any((folder / CLAIMS).iterdir()):
         # In one step: a run that is about to use it finds all of it or nothing, and makes it anew.
-        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")))
+        shutil.rmtree(folder.rename(part_path(folder)))
     return gone
 
 
@@ -99,6 +118,7 @@ def _entries(folder: Path) -> list[Entry]:
 
 def _key(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / KEY).read_text()))
-    except (OSError, ValueError, TypeError):
+        with (folder / KEY).open("rb") as file:
+            return dict(json.loads(file.read(LARGEST_KEY)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from semcorr.cli import explaining
+from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
-from semcorr.staged import refuse_inputs, staged
+from semcorr.staged import refuse_inputs, require_folder, staged
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.transfer.coco import Sheet
@@ -47,6 +48,8 @@ def transfer(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
         check(use, min_score, place, out, annotations)
+        if draw is not None:
+            require_folder(draw, "--draw")
         from semcorr.matcher import Matcher
         from semcorr.matcher.restore import arguments
         from semcorr.transfer.coco import read_sheet, things_of
@@ -64,7 +67,7 @@ def transfer(
             with staged(draw, "--draw") as folder:
                 labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
         content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
-        write(out, json.dumps(content, allow_nan=False) + "\n")
+        write_text(out, json.dumps(content, allow_nan=False) + "\n", "--out")
     tell(sheet, labels, skipped or [], flip, out)
 
 
@@ -80,16 +83,7 @@ def check(use: str, min_score: float, place: float, out: Path, annotations: Path
         raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
-
-
-def write(out: Path, text: str) -> None:
-    """All of it or nothing."""
-    from semcorr.results import write_text
-
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}). Choose another place") from None
+    require_writable_file(out, "--out")
 
 
 def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
@@ -108,9 +102,9 @@ def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, 
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
             sources = sum(thing.photo.name not in broken for thing in sheet.sources[kind["id"]])
             print(
-                f"{called(kind)}: {len(mine)} labelled by {sources}{also}; "
+                f"{printable(called(kind))}: {len(mine)} labelled by {sources}{also}; "
                 f"{100 * share:.0f} % of {count} keypoints found{note}"
             )
     for one in skipped:
-        print(f"left out: {one['file_name']}: {one['reason']}")
-    Console().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+        print(printable(f"left out: {one['file_name']}: {one['reason']}"))
+    Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)

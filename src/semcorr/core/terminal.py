@@ -1,0 +1,38 @@
+"""Text that comes from files, made safe to print: it can neither move the cursor nor pass for another line."""
+
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
+JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Show as escapes what a terminal would obey rather than print.
+
+    Args:
+        text: A name, or a message that quotes one.
+        keep: Characters that are left as they are, as line ends in a message of several lines.
+
+    >>> printable("cat\x1b[2J.jpg"), printable("a\u202eb"), printable("für")
+    ('cat\\x1b[2J.jpg', 'a\\u202eb', 'für')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(char) in HIDDEN and char not in JOINERS and char not in keep
+        else char
+        for char in text
+    )
+
+
+class Terminal(Console):
+    """A console that takes every string, cells of tables included, for text: no markup, no control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string."""
+        return super().render_str(printable(text, keep="\n"), **options | {"markup": False, "emoji": False})
