@@ -86,9 +86,10 @@ def conclude(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Pat
     if board is None or "pck" not in metrics:
         return
     import wandb
-    from PIL import Image
 
-    with Image.open(run_dir / "matches.png") as page:
+    from semcorr.data.open_image import open_image
+
+    with open_image(run_dir / "matches.png") as page:
         show(board, "test", metrics["category"], page.copy(), step)
     curve = [
         [subset, by, float(alpha), value]
