@@ -93,7 +93,8 @@ def conclude(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Pat
 
 def _conclude(board: WandbLogger, metrics: Mapping[str, Any], run_dir: Path, step: int) -> None:
     import wandb
-    from PIL import Image
+
+    from semcorr.data.open_image import open_image
 
     curve = [
         [subset, by, float(alpha), value]
@@ -103,7 +104,7 @@ def _conclude(board: WandbLogger, metrics: Mapping[str, Any], run_dir: Path, ste
     ]
     board.experiment.log({"test/curves": wandb.Table(columns=["keypoints", "per", "alpha", "pck"], data=curve)})
     board.experiment.summary.update(flat({"scores": json.loads(json.dumps(metrics))}))
-    with Image.open(run_dir / "matches.png") as page:  # last: where it could not be drawn, the rest is there
+    with open_image(run_dir / "matches.png") as page:  # last: where it could not be drawn, the rest is there
         show(board, "test", metrics["category"], page.copy(), step)
 
 
