@@ -258,7 +258,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", CASES)
 def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
-    """Thirty seconds on a machine that has nothing else to do; nothing runs on, and one sentence says it."""
+    """Within 30 seconds, or 60 on a machine that others use; nothing runs on, and one sentence says it."""
     code, said = CASES[fault]
     (tmp_path / "faulty.py").write_text(FAULTY)
     line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", *TWO]
@@ -268,7 +268,7 @@ def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
     began = time.monotonic()
 
     assert program.end() == code
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     told = [each for each in program.printed["err"].splitlines() if re.match(said, each)]
     assert len(told) == 1, program.printed["err"]
     assert program.printed["err"].count("Traceback") == (1 if "defect" in fault else 0)

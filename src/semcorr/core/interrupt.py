@@ -220,7 +220,7 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
 
 def leave_within_seconds(code: int) -> None:
     """End the process in a while if the interpreter cannot: connections to processes that have gone may hang it."""
-    leaving = threading.Timer(LEAVING, os._exit, [code])
+    leaving = threading.Timer(UNWINDING, os._exit, [code])
     leaving.daemon = True
     leaving.start()
 
