@@ -4,6 +4,7 @@ The only module that knows Hydra's command line. A user's mistake ends in one se
 """
 
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -90,7 +91,7 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
         except OSError as error:  # Hydra makes the run directory; those of a job end there
-            if error.errno not in REASONS or error.filename is None:
+            if error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
                 raise
             raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
         if sweep.OUTCOMES:

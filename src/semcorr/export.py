@@ -81,9 +81,9 @@ def _export(typed: Typed) -> None:
 
     cfg = configuration(typed.run, typed.weights)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
+    require_writable(final.parent, "--out")
     _refuse(final, typed.force)
     _refuse_read(final, cfg)
-    require_writable(final.parent, "--out")
     with Console(file=sys.stderr).status("") as status:
         status.update(f"Building the backbone of {typed.run}")
         module = rebuilt(cfg, typed.run, typed.which)

@@ -27,7 +27,10 @@ def side_file(logger: Any) -> Iterator[None]:
     """Let the run go on where a log cannot be written; warn of it the first time."""
     try:
         yield
-    except (OSError, UserError, *getattr(logger, "failures", ())) as error:
+    except Exception as error:
+        kinds = (OSError, UserError, *getattr(logger, "failures", ()))
+        if not isinstance(error, kinds) and not isinstance(error.__cause__, kinds):  # Lightning wraps some
+            raise
         if not getattr(logger, "has_failed", False):
             logger.has_failed = True
             log.warning("The log of %s lacks entries: %s", type(logger).__name__, printable(str(error)))

@@ -43,6 +43,8 @@ def install(
     Raises:
         UserError: Nothing is at `root` that was not there before.
     """
+    if not os.path.lexists(root):
+        require_writable(root, "--root")
     root = root.resolve()  # of a link, its end: a rename stays on one disk
     try:
         chosen = sources(name, recipe, given)

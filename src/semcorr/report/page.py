@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from semcorr.core.terminal import printable
 from semcorr.report.parts import Figure, Section, Table
 
 HEAD = """<!doctype html>
@@ -30,7 +31,8 @@ def page(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
     lines = [HEAD.format(title=escape(title), style=style), f"<h1>{escape(title)}</h1>"]
     lines += [_paragraph(text) for text in intro]
     lines += [f'<nav aria-label="Sections">\n{links}\n</nav>', *map(_section, sections)]
-    return "\n".join([*lines, "</main>\n</body>\n</html>\n"])
+    whole = "\n".join([*lines, "</main>\n</body>\n</html>\n"])
+    return "\n".join(map(printable, whole.split("\n")))
 
 
 def _section(section: Section) -> str:

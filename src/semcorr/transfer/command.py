@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,11 +80,11 @@ def check(use: str, min_score: float, place: float, out: Path, annotations: Path
         raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
     if not 0 <= place < float("inf"):
         raise UserError(f"--place must be 0 or more, got {place:g}")
-    if out.is_dir() or not out.resolve().parent.is_dir():
+    if os.path.isdir(out) or not os.path.isdir(out.parent):
         raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
+    require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
-    require_writable_file(out, "--out")
 
 
 def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
