@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from saved_runs import save_run
 
 from semcorr import evaluate, train
-from semcorr.cli import conf_dir, name_read_outs, spelled, with_checkpoint
+from semcorr.cli import conf_dir, explained, name_read_outs, spelled, with_checkpoint
 from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.errors import UserError
 from semcorr.known_targets import known_targets, search_path
@@ -149,16 +150,21 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     told = {}
     for tree in ([], ["--config-dir", "tree"]):
-        monkeypatch.setattr(
-            "sys.argv", ["semcorr.evaluate", "checkpoint=run", "data.root=nowhere", "run_dir=OUT", *tree]
-        )
+        monkeypatch.setattr("sys.argv", ["semcorr.evaluate", "checkpoint=run", "data=spair", "run_dir=OUT", *tree])
         with pytest.raises(SystemExit) as stop:
             evaluate.main()
         told[len(tree)] = (stop.value.code, capfd.readouterr().err)
 
     assert told[0][0] == told[2][0] == 2
     assert "which no installed file" in told[0][1]
-    assert "which no installed file" not in told[2][1]  # there is no module `my`, or no data
+    assert "no such folder" in told[2][1]  # of the benchmark: the run was taken
+
+
+def test_a_target_that_is_typed_and_not_there_is_a_sentence():
+    with pytest.raises(InstantiationException) as error:
+        instantiate({"_target_": "my.Head"})
+
+    assert explained(error.value, "evaluate").startswith("Error locating target 'my.Head' (")
 
 
 # -- what is the line's to say --

@@ -311,7 +311,9 @@ def explained(error: BaseException, name: str) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":
-        reason = error.__cause__
+        reason, located = error.__cause__, re.match(r"Error locating target '[^']*'", str(error))
+        if located:  # typed, or of a plug-in
+            return f"{located[0]} ({reason}). Correct `_target_`, or install what it is in."
         if type(reason).__name__ == "MisconfigurationException":  # Lightning's, of its own options
             return f"`trainer`: {' '.join(str(reason).split())}"
         return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
