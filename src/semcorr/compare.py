@@ -44,6 +44,8 @@ def read_run(folder: Path) -> Run:
         metrics = read_mapping(folder / "metrics.json")
         found = combinations(pq.read_table(folder / "predictions.parquet"))
         wanted = (metrics["protocol"], metrics["localise"])
+    except UserError as error:
+        raise UserError(f"{folder} holds no run on pairs: {error}. Evaluate again") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{folder} holds no run on pairs ({type(error).__name__}: {error}). Evaluate again") from None
     if wanted not in found:
