@@ -189,3 +189,12 @@ def test_damaged_scores_are_a_sentence_with_the_file(tmp_path: Path, text: str) 
         read_scores(path)
     with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_scores(tmp_path / "none.json")
+
+
+def test_a_command_that_fails_leaves_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+
+    with pytest.raises(UserError, match="a mistake"), lock_folder(tmp_path, "audit"):
+        raise UserError("a mistake")
+
+    assert names(tmp_path) == ["config.yaml"]

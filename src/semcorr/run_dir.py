@@ -57,11 +57,11 @@ class Lock:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-    def release(self) -> None:
-        """Let others write. The file stays, empty, and with the time of the beginning, beside what was written."""
+    def release(self, keep: bool = True) -> None:
+        """Let others write. Beside what was written the file stays, empty and with the time of the beginning."""
         with suppress(OSError):
             alone = os.listdir(self.path.parent) == [self.path.name]
-            if alone or self.by_existence:
+            if alone or self.by_existence or not keep:
                 self.path.unlink()
             else:
                 began = os.fstat(self.descriptor).st_mtime
@@ -98,8 +98,10 @@ def lock_folder(folder: Path, what: str) -> Iterator[Path]:
     try:
         remove_leftovers(folder)
         yield folder
-    finally:
-        lock.release()
+    except BaseException:
+        lock.release(keep=False)
+        raise
+    lock.release()
 
 
 @contextmanager
@@ -122,8 +124,10 @@ def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
         lock.release()
     try:
         yield path
-    finally:
-        lock.release()
+    except BaseException:
+        lock.release(keep=False)
+        raise
+    lock.release()
 
 
 def take_lock(folder: Path, what: str) -> Lock:
