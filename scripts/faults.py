@@ -420,7 +420,8 @@ def damage_of(path: Path) -> str | None:
     """Say why a file is not whole."""
     import pyarrow.parquet as pq
     import torch
-    from PIL import Image
+
+    from semcorr.data.open_image import open_image
 
     try:
         match path.suffix:
@@ -431,7 +432,8 @@ def damage_of(path: Path) -> str | None:
             case ".parquet":
                 pq.read_table(path)
             case ".png" | ".jpg":
-                Image.open(path).load()
+                with open_image(path) as image:
+                    image.load()
             case ".csv" | ".yaml" | ".md" | ".html" | ".tex":
                 if not path.read_text().endswith("\n"):
                     return "its last line has no end"
@@ -442,14 +444,14 @@ def damage_of(path: Path) -> str | None:
 
 def make_pictures(root: Path) -> None:
     """Lay out pictures, their labels, and a small archive of PF-WILLOW."""
-    from PIL import Image
+    from semcorr.data.open_image import open_image
 
     pictures = sorted((root / "data/JPEGImages/cat").glob("*.jpg"))[:4]
     (root / "pictures").mkdir()
     content: dict[str, Any] = {"images": [], "annotations": []}
     for i, path in enumerate(pictures):
         shutil.copy(path, root / f"pictures/{'abcd'[i]}.jpg")
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size = image.size
         content["images"].append({"id": i, "file_name": f"{'abcd'[i]}.jpg", "width": size[0], "height": size[1]})
         about = {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 80, 80]}

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -18,6 +19,7 @@ from tiny_runs import run_dir, typed
 from semcorr import audit, compare, store
 from semcorr.core.terminal import Terminal, printable
 from semcorr.data.verify import DIFFERS, Check, Report
+from semcorr.metrics.scored import scored
 from semcorr.report.page import page
 from semcorr.report.parts import NONE, Section, Table
 from semcorr.report.texts import as_cell, escaped, latex, markdown, tidy
@@ -224,7 +226,7 @@ def times_printed(out: str) -> int:
 
 def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, monkeypatch):
     runs = [run_dir(tmp_path / name, localise=NAME) for name in "ab"]
-    rows = compare.scored(compare.pq.read_table(runs[0] / "predictions.parquet"))
+    rows = scored(pq.read_table(runs[0] / "predictions.parquet"))
     both = [compare.Run(NAME, {"localise": NAME, "protocol": NAME}, rows)] * 2
     compare.show([], (both[0], both[1]), {})
     assert times_printed(capfd.readouterr().out) == 6
