@@ -121,8 +121,8 @@ def checkpoint_path(run: Path, which: str = "best") -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint's file, as `read_checkpoint` does."""
     try:
-        require_torch_file(path)
         require_whole(path)
+        require_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
