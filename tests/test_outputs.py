@@ -72,6 +72,11 @@ VERBS: dict[str, tuple[str, list[Callable[[Path], Path]], str]] = {  # the line,
     "evaluate": ("data.root={missing} run_dir={place}", FOLDERS, "run_dir"),
     "train": ("data.root={missing} run_dir={place}", FOLDERS, "run_dir"),
 }
+TRAINED = {  # of a training run, besides what every run has
+    "loss": {"_target_": "semcorr.losses.gaussian_cross_entropy", "_partial_": True},
+    "optimizer": {"_target_": "semcorr.optim.adamw", "_partial_": True},
+    "scheduler": {"_target_": "semcorr.optim.constant", "_partial_": True},
+}
 CASES = [(verb, place) for verb, (_, places, _) in VERBS.items() for place in places]
 
 
@@ -105,7 +110,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     for name in "ab":
         Image.new("RGB", (40, 30)).save(root / f"{name}.png")
     (root / "coco.json").write_text("{}")
-    run = run_dir(root / "run", config={"loss": {"_target_": "a"}})
+    run = run_dir(root / "run", config=TRAINED)
     (root / "images").mkdir()
     return {
         "a": root / "a.png", "b": root / "b.png", "coco": root / "coco.json", "images": root / "images",
@@ -206,7 +211,7 @@ def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_and_the_figures_
         assert json.loads((run / "metrics.json").read_text())["pck"] == metrics["pck"]
         assert (run / "predictions.parquet").is_file()
         assert not (run / "matches.png").exists()
-        assert f"{run / 'matches.png'} is not drawn" in caplog.text
+        assert "matches.png is not drawn" in caplog.text
         monkeypatch.undo()
 
 

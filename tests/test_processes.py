@@ -33,9 +33,8 @@ def test_loader_processes_that_cannot_be_are_refused(workers):
 
 
 def test_workers_are_refused_before_anything_is_read(config, tiny):
-    with pytest.raises(Exception, match=r"`data.workers` must be .*, got -1") as error:
+    with pytest.raises(UserError, match=r"`data.workers` must be .*, got -1"):
         evaluate(config("evaluate", *tiny, "data.workers=-1", "data.root=nowhere"))
-    assert isinstance(error.value.__cause__, UserError)
 
 
 def test_loader_processes_need_room_in_shared_memory(monkeypatch):

@@ -68,7 +68,11 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
+    has_dir = False
+
     def job(cfg: DictConfig) -> Any:
+        nonlocal has_dir
+        has_dir = True
         context = HydraConfig.get()
         own_dir = Path(context.runtime.output_dir)
         cfg.run_dir = str(own_dir)
@@ -90,8 +94,8 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
             guard.watch(Watch([], guard.end, os.getppid()))
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
-        except OSError as error:  # Hydra makes the run directory; those of a job end there
-            if error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
+        except OSError as error:  # Hydra makes the run directory before the job
+            if has_dir or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
                 raise
             raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
         if sweep.OUTCOMES:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from semcorr.core.files import REASONS
 
+ABSENT = {errno.ENOENT, errno.ENXIO}  # of a place that cannot be written; of a file that is read, a defect of ours
 FILES = 65536  # more than a command ever has open at once
 MEMORY = (
     "Lower `data.encode_batch`, `data.batch_size`, `data.workers` or `backbone.grid`; store=disk keeps features on disk"
@@ -84,7 +85,7 @@ def _explain_number(error: BaseException) -> str | None:
     number, name, reason = error.errno, error.filename2 or error.filename, error.strerror
     if number is None and (told := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
         number, reason, name = int(told[1]), told[2], told[3]  # from a loader process
-    if number not in REASONS:
+    if number not in REASONS - ABSENT:
         return None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{name or 'a file'} cannot be written ({reason}). Free some space, or choose another place"
