@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from hydra.utils import get_object
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.ranges import OptionsOf, Seed, Within, require
@@ -43,13 +43,21 @@ def _check(key: str, node: Any) -> None:
     """A node and all below it."""
     inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, Mapping) and isinstance(node.get("_target_"), str):
-        stated = parameters(get_object(node["_target_"]))
+        stated = _stated(node["_target_"])
         for name, value in node.items():
             given = not _is_built(value) and value != "???" and not (value is None and _is_fitted(key, name))
             if name in stated and given:
                 require(f"{key}.{name}", value, stated[name])
     for name, value in inner:
         _check(f"{key}.{name}", value)
+
+
+def _stated(target: str) -> dict[str, Any]:
+    """Options of a target; none of one that is not there, which is said when it is to be called."""
+    try:
+        return parameters(_locate(target))
+    except ImportError:
+        return {}
 
 
 def _is_fitted(key: str, name: Any) -> bool:
