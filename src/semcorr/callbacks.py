@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
-from semcorr.core.plain_yaml import read_plain_yaml
+from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.errors import UserError
 from semcorr.types import ImageBatch
 
@@ -112,7 +112,7 @@ def refuse_to_mix(run_dir: Path, checkpoint: str | None) -> None:
     config = run_dir / "config.yaml"
     if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
         return
-    if "loss" not in read_plain_yaml(config).values:
+    if "loss" not in read_plain_mapping(config):
         raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
 
 

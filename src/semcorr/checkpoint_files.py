@@ -16,7 +16,7 @@ from torch import Tensor
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
-from semcorr.core.plain_yaml import read_plain_yaml
+from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.errors import UserError
 from semcorr.run_dir import flatten
 
@@ -181,7 +181,7 @@ def load_trained(module: Any, run: Path, which: str = "best") -> None:
     content = read_checkpoint(run, which)
     require_fit(module, content, path)
     config = run / "config.yaml"
-    settings = settings_of(read_plain_yaml(config).values) if config.is_file() else {}
+    settings = settings_of(read_plain_mapping(config)) if config.is_file() else {}
     if key := changed(content, settings):
         raise UserError(
             f"{path} was trained with {key}={content[TRAINED_AS][key]}, and {config} says {settings[key]}: they are of "

@@ -256,16 +256,16 @@ def remove_logs(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """Read a metrics.json.
+def read_scores(path: Path, remedy: str = "Evaluate again") -> dict[str, Any]:
+    """Read a metrics.json; `remedy` ends the message of one that is damaged.
 
     Raises:
         UserError: It cannot be read, is no JSON, or holds no scores of pairs or tracks.
     """
-    content = read_mapping(path, "Move it away")
+    content = read_mapping(path, remedy)
     scores = [content.get(key) for key in ("pck", "tracking") if key in content]
     if len(scores) != 1 or not isinstance(scores[0], dict) or not all(map(_is_score, flatten(scores[0]).values())):
-        raise UserError(f"{path} is damaged (it holds no scores)")
+        raise UserError(f"{path} is damaged (it holds no scores). {remedy}")
     return content
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advising
-from semcorr.core.plain_yaml import read_plain_yaml
+from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 from semcorr.run_dir import METRICS, flatten, is_first_process, lock_folder, read_scores
@@ -124,7 +124,7 @@ def mixed(cfg: DictConfig, folders: Sequence[Path]) -> str:
     for path in (folder / "config.yaml" for folder in folders):
         if path.is_file():
             try:
-                saved = flatten(read_plain_yaml(path).values)
+                saved = flatten(read_plain_mapping(path))
             except UserError as error:
                 return f"{error}. Move {path.parent} away to have its job done again"
             if key := _other(cfg, saved):
@@ -203,7 +203,7 @@ def done(job: Job) -> bool:
 
 def metrics_of(job: Job) -> Mapping[str, Any]:
     """Its scores."""
-    return read_scores(job.folder / METRICS)
+    return read_scores(job.folder / METRICS, "Its job is done again")
 
 
 def by_features(jobs: Sequence[Job]) -> list[Job]:
@@ -225,4 +225,4 @@ def _claim(job: Job) -> None:
         try:
             metrics_of(job)
         except UserError as error:
-            log.warning("%s: its job is done again", error)
+            log.warning("%s", error)

@@ -60,6 +60,16 @@ def read_plain_yaml(path: Path) -> Plain:
     raise UserError(f"{path} cannot be read ({where}{' '.join(reason.split())}). Give a file as semcorr wrote it.")
 
 
+def read_plain_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML document that must hold a mapping, as `read_plain_yaml` does."""
+    values = read_plain_yaml(path).values
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path} must hold keys with values, and holds a {type(values).__name__}. Give a file as semcorr wrote it."
+        )
+    return values
+
+
 class _RefusedError(Exception):
     """A reason and its line."""
 
