@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hostile_configs import ATTACKS, CODE, MARKER, damaged, write_tools
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from PIL import Image
 from saved_runs import save_run
@@ -37,13 +39,20 @@ LINES = {  # of the commands, about the run that is named last
 }
 
 
+@cache
+def composed(verb: str, *line: str) -> DictConfig:
+    """Hydra composes a line once: what a run brings comes after."""
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        return compose(verb, [*line])
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch, config) -> Path:
+def place(tmp_path, monkeypatch) -> Path:
     """A training run RUN, an evaluation EVAL of it, what attacks go through, and pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", SECRET)
-    line = ["data=synthetic", "data.root=drawn", "backbone=tiny", "trainer=cpu"]
-    for run, cfg in {"RUN": config("train", *line), "EVAL": config("evaluate", *line, "checkpoint=RUN")}.items():
+    line = ["data=synthetic", "data.root=drawn", "backbone=tiny", "trainer=cpu", "run_dir=OUT"]
+    for run, cfg in {"RUN": composed("train", *line), "EVAL": composed("evaluate", *line, "checkpoint=RUN")}.items():
         (save_run(cfg, Path(run)) / "metrics.json").write_text("{}")
     for folder in (".", "pictures"):
         Path(folder).mkdir(exist_ok=True)
@@ -56,19 +65,18 @@ def place(tmp_path, monkeypatch, config) -> Path:
 
 @pytest.fixture
 def composed_once(monkeypatch) -> None:
-    """Hydra composes a line once: what a run brings comes after."""
-    compose = cli.compose
-    once = cache(lambda name, line: compose(name, [*line]))
-    monkeypatch.setattr(cli, "compose", lambda name, line: deepcopy(once(name, tuple(line))))
+    """For Matcher, too."""
+    monkeypatch.setattr(cli, "compose", lambda name, line: deepcopy(composed(name, *line)))
+    monkeypatch.setattr(cli, "initialize_config_dir", lambda *_, **__: nullcontext())
 
 
-def by_checkpoint(verb: str, task: Callable, config: Callable) -> Callable[[str], None]:
+def by_checkpoint(verb: str, task: Callable) -> Callable[[str], None]:
     """As the command does it, without Hydra's own part."""
-    composed = {run: config(verb, f"checkpoint={run}", f"run_dir=OUT_{verb}") for run in ("RUN", "EVAL")}
 
     def run(name: str) -> None:
         with explaining(verb):
-            task(with_checkpoint(deepcopy(composed[name]), [f"checkpoint={name}"]))
+            cfg = deepcopy(composed(verb, f"checkpoint={name}", "run_dir=OUT"))
+            task(with_checkpoint(cfg, [f"checkpoint={name}"]))
 
     return run
 
@@ -90,7 +98,7 @@ def in_python(name: str) -> None:
 
 
 @pytest.fixture
-def verbs(config, monkeypatch) -> dict[str, Callable[[str], None]]:
+def verbs(monkeypatch) -> dict[str, Callable[[str], None]]:
     """verbs["audit"]("RUN") is `python -m semcorr.audit RUN`."""
     mains = {
         "match": match.main,
@@ -100,8 +108,8 @@ def verbs(config, monkeypatch) -> dict[str, Callable[[str], None]]:
         "audit": audit.main,
     }
     return {
-        "train": by_checkpoint("train", train.train, config),
-        "evaluate": by_checkpoint("evaluate", evaluate.evaluate, config),
+        "train": by_checkpoint("train", train.train),
+        "evaluate": by_checkpoint("evaluate", evaluate.evaluate),
         "Matcher.load": in_python,
         **{verb: by_line(main, LINES[verb], monkeypatch) for verb, main in mains.items()},
     }
