@@ -124,7 +124,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
     Returns:
         What audit.json holds of this image geometry.
     """
-    from semcorr.run_dir import lock_folder
+    from semcorr.run_lock import lock_folder
 
     cfg = configuration(run, resize, overrides)
     with lock_folder(run, "audit"):

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
 from semcorr.errors import UserError
-from semcorr.run_dir import lock_folder, lock_new_folder
+from semcorr.run_lock import lock_folder, lock_new_folder
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",

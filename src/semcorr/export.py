@@ -18,7 +18,7 @@ from rich.console import Console
 
 from semcorr.cli import explaining
 from semcorr.errors import UserError
-from semcorr.run_dir import lock_folder
+from semcorr.run_lock import lock_folder
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.files import write_text
 from semcorr.errors import UserError
-from semcorr.run_dir import METRICS, flatten, is_first_process, lock_folder, read_config, read_mapping, read_scores
+from semcorr.run_dir import METRICS, flatten, read_config, read_mapping, read_scores
+from semcorr.run_lock import is_first_process, lock_folder
 
 NOTE = "job.json"
 FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
