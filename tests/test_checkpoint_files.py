@@ -14,11 +14,12 @@ from conftest import SMALL
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from semcorr.callbacks import refuse_to_replace
 from semcorr.checkpoint_files import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
 from semcorr.cli import conf_dir
 from semcorr.errors import UserError
 from semcorr.resuming import resume
-from semcorr.run import make_trainer
+from semcorr.run import begin_run, make_trainer
 from semcorr.train import _built, train
 
 LINE = ["data=synthetic", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", "finetune.blocks=1",
@@ -280,3 +281,24 @@ def test_what_a_run_cannot_go_on_from_is_a_sentence_before_it_starts(run, begun)
         torch.save(content, path)
         with pytest.raises(UserError, match=r"last\.ckpt is damaged \("):
             print(what, resume(*begun))
+
+
+def test_what_another_configuration_has_left_goes_before_a_run_begins_there(run, begun) -> None:
+    """A longer run keeps its scalars, and is unfinished until it is scored."""
+    cfg, module, _, _ = begun
+    text = (run / "config.yaml").read_text()
+    cfg.run_dir = OmegaConf.load(run / "config.yaml").run_dir
+    begin_run(cfg, module, run, goes_on=True)
+    assert (run / "config.yaml").read_text() == text
+    assert (run / "metrics.json").is_file()
+
+    cfg.trainer.max_epochs = 3
+    begin_run(cfg, module, run, goes_on=True)
+
+    left = {path.name for path in run.iterdir()}
+    assert left == {"config.yaml", "metrics.csv", "checkpoints"}
+
+
+def test_an_evaluation_is_not_written_over_a_training_run(run) -> None:
+    with pytest.raises(UserError, match=r"holds a training run, whose config\.yaml and scores would be replaced"):
+        refuse_to_replace(run)

@@ -14,13 +14,14 @@ import pytest
 
 from semcorr.core.files import part_path
 from semcorr.errors import UserError
-from semcorr.run_dir import LOCK, lock_folder, lock_new_folder, read_scores, replace_results
+from semcorr.run_dir import read_scores, replace_results
+from semcorr.run_lock import LOCK, lock_folder, lock_new_folder
 
 HOLDS = """
 import multiprocessing, sys, time
 from pathlib import Path
 from semcorr.core.files import part_path
-from semcorr.run_dir import lock_folder
+from semcorr.run_lock import lock_folder
 
 with lock_folder(Path(sys.argv[1]), "train"):
     part_path(Path(sys.argv[1]) / "metrics.json").write_text("half")

@@ -120,7 +120,7 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
     Returns:
         What audit.json holds of this image geometry.
     """
-    from semcorr.run_dir import lock_folder
+    from semcorr.run_lock import lock_folder
     from semcorr.saved_config import drop_store, refuse_drawing, replaced_by
 
     cfg, replaced = configuration(run, resize, overrides), replaced_by(overrides)

@@ -35,7 +35,7 @@ from semcorr.core.ranks import LostProcessError, Watch, speaks
 from semcorr.core.terminal import printable
 from semcorr.errors import UserError
 from semcorr.known_targets import search_path
-from semcorr.run_dir import lock_folder, lock_new_folder
+from semcorr.run_lock import lock_folder, lock_new_folder
 from semcorr.saved_config import escape_interpolations, read_run_config, refuse_drawing
 
 VERBS = (

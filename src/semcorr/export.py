@@ -19,7 +19,7 @@ from semcorr.cli import explaining, run_app
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.interrupt import advising
 from semcorr.errors import UserError
-from semcorr.run_dir import lock_folder
+from semcorr.run_lock import lock_folder
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence

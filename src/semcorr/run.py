@@ -269,12 +269,15 @@ def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
             logger.path = path
 
 
-def begin_run(cfg: DictConfig, module: Any, run_dir: Path) -> None:
-    """Save the configuration of a run that begins or goes on; results of another one, of before, go first."""
+def begin_run(cfg: DictConfig, module: Any, run_dir: Path, goes_on: bool) -> None:
+    """Save the configuration of a run that begins or goes on; results of another configuration go first.
+
+    Scalars of a run that goes on stay: they are carried on.
+    """
     path, text = run_dir / CONFIG, config_text(cfg, module)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != text.encode():
-        remove_results(run_dir)
+        remove_results(run_dir, keep=["metrics.csv"] if goes_on else [])
     write_text(path, text, "run_dir")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from semcorr.core import interrupt
 from semcorr.core.files import write_text
 from semcorr.errors import UserError
-from semcorr.run_dir import is_first_process, lock_folder
+from semcorr.run_lock import is_first_process, lock_folder
 from semcorr.sweep import Job, Outcome
 
 ERROR = "error.txt"

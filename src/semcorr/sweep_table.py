@@ -9,7 +9,7 @@ from rich.table import Table
 
 from semcorr.core.terminal import Terminal
 from semcorr.metrics.pck import SUBSETS
-from semcorr.run_dir import is_first_process
+from semcorr.run_lock import is_first_process
 from semcorr.sweep import Outcome, done, metrics_of
 
 ALPHA = "0.1"

@@ -37,7 +37,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     trainer = make_trainer(cfg, run_dir, goes_on, callbacks=checkpoints(run_dir))
     last = resume(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
     if trainer.is_global_zero:
-        begin_run(cfg, module, run_dir)
+        begin_run(cfg, module, run_dir, goes_on)
     if not any(module.trained()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score(cfg, trainer, module, scored)
