@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from semcorr.core import files
-from semcorr.core.files import part_path, remove_parts, replace_file, require_writable, write_text
+from semcorr.core.files import (
+    part_path,
+    remove_parts,
+    replace_file,
+    require_writable,
+    require_writable_file,
+    temporary_folder,
+    write_text,
+)
 from semcorr.errors import UserError
 
 
@@ -68,3 +76,33 @@ def test_unfinished_files_go_with_their_process_or_after_a_day(tmp_path: Path) -
     os.utime(other, (old, old))
     assert remove_parts(tmp_path) == [other]
     assert remove_parts(tmp_path / "missing") == []
+
+
+def test_unfinished_folders_go_with_their_process_as_files_do(tmp_path: Path) -> None:
+    name = "from semcorr.core.files import part_path; from pathlib import Path; print(part_path(Path('tree')))"
+    dead = tmp_path / subprocess.run([sys.executable, "-c", name], capture_output=True, text=True).stdout.strip()
+    (dead / "deep").mkdir(parents=True)
+    (dead / "deep" / "file").write_text("half")
+    with temporary_folder(tmp_path) as ours:
+        assert not dead.exists()
+        assert remove_parts(tmp_path) == []
+        assert ours.is_dir()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("pipe", "Not a file"), ("folder", "Is a directory")):
+        with pytest.raises(UserError, match=rf"^--out: .*{name} cannot be written \({reason}\)"):
+            write_text(tmp_path / name, "text", "--out")
+        with pytest.raises(UserError, match=reason):
+            require_writable_file(tmp_path / name, "--out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("ä" * 127), "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["ä" * 127]
+    with pytest.raises(UserError, match="File name too long"):
+        require_writable(tmp_path / ("ä" * 128) / "run", "run_dir")

@@ -1,6 +1,9 @@
 """What a command writes into a folder is there in the end or not at all, by names of its own."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,34 @@ def test_names_are_distinct_with_all_endings_and_in_either_case():
     assert found[:3] == ["a", "A.png", "b"]
     files = [f"{name}{ending}".casefold() for name in found for ending in ("", "_warped")]
     assert len(set(files)) == len(files)
+
+
+def test_what_a_killed_command_left_is_swept_by_the_next_in_the_same_place(home):
+    """Its folder is of a process that is no more; that of one that lives is left alone."""
+    program = (
+        "import os, signal\nfrom pathlib import Path\nfrom semcorr.staged import staged\n"
+        "with staged(Path('out')) as folder:\n"
+        "    (folder / 'half.png').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    [left] = [path for path in home.iterdir() if path.name != "mine.txt"]
+    assert [path.name for path in left.iterdir()] == ["half.png"]
+
+    with staged(Path("out")) as other, staged(Path("out")) as folder:
+        (other / "a.png").touch()
+        (folder / "b.png").touch()
+    assert everything(home) == ["home", "home/mine.txt", "home/out", "home/out/a.png", "home/out/b.png"]
+
+
+def test_either_all_files_move_or_none(home):
+    (home / "b.png").mkdir()
+
+    def draw() -> None:
+        with staged(Path()) as folder:
+            for name in "abc":
+                (folder / f"{name}.png").touch()
+
+    with pytest.raises(UserError, match="Is a directory"):
+        draw()
+    assert everything(home) == ["home", "home/b.png", "home/mine.txt"]
