@@ -204,9 +204,9 @@ def test_every_picture_is_encoded_once_and_sources_also_mirrored(random, sheet, 
 
 
 def test_targets_are_opened_as_they_are_labelled(random, sheet, monkeypatch):
-    opened: list[str] = []
+    opened: list[object] = []
     own = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: (opened.append(str(path)), own(path, *rest))[1])
+    monkeypatch.setattr(Image, "open", lambda file, **options: (opened.append(file), own(file, **options))[1])
 
     next(labelled_all(random, sheet))
 
