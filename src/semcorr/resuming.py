@@ -103,10 +103,10 @@ def require_optimizer(content: Mapping[str, Any], module: Any, steps: int, path:
     """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
     optimizer, schedule = module.make_optimizer(steps)
     try:
-        optimizer.load_state_dict(*content["optimizer_states"])
-        (state,) = content["lr_schedulers"]
-        odd = difference(schedule.state_dict(), state, "lr_schedulers")
-        schedule.load_state_dict(state)
+        (moments,), (rates,) = content["optimizer_states"], content["lr_schedulers"]
+        optimizer.load_state_dict(moments)
+        odd = difference(schedule.state_dict(), rates, "lr_schedulers")
+        schedule.load_state_dict(rates)
         states = [(weights, value) for weights, each in optimizer.state.items() for value in each.values()]
         wrong = any(_is_wrong(value, weights) for weights, value in states)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
