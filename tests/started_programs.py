@@ -35,8 +35,9 @@ class Program:
         """Until it has printed a text, or until a function finds something."""
         until = time.monotonic() + PATIENCE
         while not ((seen in self.printed["out"] + self.printed["err"]) if isinstance(seen, str) else seen()):
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.printed}"
-            assert time.monotonic() < until, f"not seen: {seen}; {self.printed}"
+            if self.process.poll() is not None or time.monotonic() > until:
+                self._kill()
+                raise AssertionError(f"not seen: {seen}; exit code {self.process.returncode}; {self.printed}")
             time.sleep(0.02)
 
     def send(self, number: int, group: bool = False) -> None:
@@ -50,11 +51,16 @@ class Program:
             for thread in self._threads:
                 thread.join(PATIENCE)  # whoever keeps the streams open still runs
         finally:
-            self.left = _session(self.process.pid)
-            for pid in self.left:
-                os.kill(pid, signal.SIGKILL)
-        assert not self.left, f"still running: {self.left}"
+            left = self._kill()
+        assert not left, f"still running: {left}"
         return code
+
+    def _kill(self) -> list[int]:
+        left = _session(self.process.pid)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        return left
 
     def _read(self, name: str, stream) -> None:
         with stream:

@@ -208,7 +208,7 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
 
 HELD = {  # a verb, its line, and where it is held up
     "match": ("a.png a.png", "semcorr.matcher.Matcher.load"),
-    "transfer": ("labels.json .", "semcorr.transfer.coco.read_sheet"),
+    "transfer": ("known.json .", "semcorr.transfer.coco.read_sheet"),
     "export": ("RUN", "semcorr.export_run.configuration"),
     "audit": ("RUN", "semcorr.audit.audit"),
     "compare": ("A B", "semcorr.compare.read_run"),
