@@ -1,6 +1,7 @@
 """A run directory from anybody: whatever its config.yaml says, nothing of it runs, by any command that reads it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,14 +47,22 @@ def composed(verb: str, *line: str) -> DictConfig:
         return compose(verb, [*line])
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A training run RUN, an evaluation EVAL of it, what attacks go through, and pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SECRET", SECRET)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A training run RUN, and an evaluation EVAL of it."""
+    root = tmp_path_factory.mktemp("runs")
     line = ["data=synthetic", "data.root=drawn", "backbone=tiny", "trainer=cpu", "run_dir=OUT"]
     for run, cfg in {"RUN": composed("train", *line), "EVAL": composed("evaluate", *line, "checkpoint=RUN")}.items():
-        (save_run(cfg, Path(run)) / "metrics.json").write_text("{}")
+        (save_run(cfg, root / run) / "metrics.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, runs) -> Path:
+    """Both runs, what attacks go through, and pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", SECRET)
+    shutil.copytree(runs, ".", dirs_exist_ok=True)
     for folder in (".", "pictures"):
         Path(folder).mkdir(exist_ok=True)
         for name in "ab":
