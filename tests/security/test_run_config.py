@@ -134,9 +134,15 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("run", ["RUN", "EVAL"])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_every_command_refuses_a_hostile_configuration(place, verbs, composed_once, capfd, run, attack):
+@pytest.mark.parametrize(
+    ("attack", "run"),
+    [
+        *((attack, "RUN") for attack in ATTACKS),
+        *((attack, "EVAL") for attack in CODE),
+        *(pytest.param(attack, "EVAL", marks=pytest.mark.slow) for attack in ATTACKS if attack not in CODE),
+    ],
+)
+def test_every_command_refuses_a_hostile_configuration(place, verbs, composed_once, capfd, attack, run):
     """In the run that is given, and in the run whose checkpoint that one scored."""
     hostile = place / "RUN" / "config.yaml"
     written(ATTACKS[attack](yaml.safe_load(hostile.read_text())), hostile)
