@@ -171,7 +171,7 @@ def damaged(content: str, seed: int) -> bytes:
         elif kind == 4:
             lines = lines[: at + 1]
         else:
-            data = bytearray("".join(lines).encode())
+            data = bytearray("".join(lines).encode("utf-8", "surrogateescape")) or bytearray(b"\n")
             data[random.randrange(len(data))] ^= 1 << random.randrange(8)
             lines = [data.decode("utf-8", "surrogateescape")]
         content = "".join(lines)
