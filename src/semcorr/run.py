@@ -239,7 +239,8 @@ def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
     except UserError:
         raise
     except DAMAGE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"`checkpoint`: {path} is damaged ({str(error).splitlines()[0]}). Take another copy of it, or train again."
+            f"`checkpoint`: {path} is damaged ({reason}). Take another copy of it, or train again."
         ) from error
     return content
