@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from scipy.io import savemat
+
+from semcorr.metrics.table import SCHEMA
 
 GIGABYTES = 3 << 30
 
@@ -304,6 +308,40 @@ MAT: dict[str, Callable[[Path], object]] = {
     "complex numbers": lambda path: mat(path, kps=np.ones((4, 2)) * 1j),
     "three dimensions": lambda path: mat(path, kps=np.ones((4, 2, 2))),
     "3 GB": sparse,
+    "nothing": lambda path: path.write_bytes(b""),
+}
+
+# -- tables --
+
+
+def table(rows: int = 4, **columns: object) -> pa.Table:
+    """A predictions table of rows that are all the same."""
+    usual = {
+        field.name: pa.repeat(pa.scalar("a" if pa.types.is_string(field.type) else 0, pa.string() if
+        pa.types.is_string(field.type) else pa.int64()).cast(field.type), rows)
+        for field in SCHEMA
+    }  # fmt: skip
+    return pa.table(usual | columns)
+
+
+def long_text(path: Path) -> None:
+    """20 MB of text in each of 1000 rows, and once in the file."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * (20 << 20)]))
+    pq.write_table(table(1000, pair=text), path)
+
+
+TABLES: dict[str, Callable[[Path], object]] = {
+    "2 million rows": lambda path: pq.write_table(table(2_000_000), path),
+    "20 GB of text": long_text,
+    "another way of packing": lambda path: pq.write_table(table(), path, compression="gzip"),
+    "lists": lambda path: pq.write_table(table(pair=pa.array([["a"]] * 4)), path),
+    "numbers for text": lambda path: pq.write_table(table(pair=pa.array([1, 2, 3, 4])), path),
+    "text for numbers": lambda path: pq.write_table(table(extent=pa.array(["a"] * 4)), path),
+    "no values": lambda path: pq.write_table(table(extent=pa.nulls(4, pa.float32())), path),
+    "no column": lambda path: pq.write_table(table().drop_columns("extent"), path),
+    "3 GB": sparse,
+    "no table": lambda path: path.write_text("PAR1" * 10),
+    "a footer of 2 GB": lambda path: path.write_bytes(b"PAR1" * 4 + b"\xff\xff\xff\x7fPAR1"),
     "nothing": lambda path: path.write_bytes(b""),
 }
 

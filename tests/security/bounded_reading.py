@@ -56,6 +56,12 @@ def read_metrics(path: Path) -> object:
     return read_run(path.parent)
 
 
+def read_rows(path: Path) -> object:
+    path.rename(path.with_name("predictions.parquet"))
+    path.with_name("metrics.json").write_text('{"protocol": "a", "localise": "a"}')
+    return read_run(path.parent)
+
+
 def read_notes(path: Path) -> object:
     path.rename(path.with_name("prepared.json"))
     return has_official_counts(path.parent)
@@ -96,6 +102,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "videos": read_videos,
     "mat": read_mat,
     "predictions": read_predictions,
+    "run": read_rows,
     "unpack": lambda path: unpack(path, path.parent / "out", "a.zip"),
 }
 
