@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import bombs
+import packed_bombs
 import pytest
 
 HERE = Path(__file__).parent
@@ -15,15 +16,15 @@ KINDS = {  # what is read, its bombs, and the ending of the file
     **dict.fromkeys(("coco", "annotation", "sheet", "config", "index", "metrics"), (bombs.JSON, ".json")),
     "notes": (bombs.JSON, ".json"),
     **dict.fromkeys(("pairs_csv", "willow", "pascal", "history"), (bombs.CSV, ".csv")),
-    "weights": (bombs.WEIGHTS, ".pt"),
-    "checkpoint": (bombs.TORCH, ".ckpt"),
-    "videos": (bombs.ARRAYS, ".pkl"),
-    "mat": (bombs.MAT, ".mat"),
-    **dict.fromkeys(("predictions", "run"), (bombs.TABLES, ".parquet")),
-    "unpack": (bombs.ARCHIVES, ".zip"),
+    "weights": (packed_bombs.WEIGHTS, ".pt"),
+    "checkpoint": (packed_bombs.TORCH, ".ckpt"),
+    "videos": (packed_bombs.ARRAYS, ".pkl"),
+    "mat": (packed_bombs.MAT, ".mat"),
+    **dict.fromkeys(("predictions", "run"), (packed_bombs.TABLES, ".parquet")),
+    "unpack": (packed_bombs.ARCHIVES, ".zip"),
 }
 CASES = [(reader, bomb) for reader, (made, _) in KINDS.items() for bomb in made]
-CASES += [("weights", f"safetensors, {bomb}") for bomb in bombs.SAFETENSORS]
+CASES += [("weights", f"safetensors, {bomb}") for bomb in packed_bombs.SAFETENSORS]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     made_files: dict[object, Path] = {}
     lines = []
     for i, (reader, bomb) in enumerate(CASES):
-        made, ending = (bombs.SAFETENSORS, ".safetensors") if "safetensors, " in bomb else KINDS[reader]
+        made, ending = (packed_bombs.SAFETENSORS, ".safetensors") if "safetensors, " in bomb else KINDS[reader]
         path = root / f"{i}" / f"bomb{ending}"
         path.parent.mkdir()
         (path.parent / "out").mkdir()

@@ -95,7 +95,7 @@ def test_a_damaged_run_is_compared_with_none(tmp_path):
     whole = path.read_bytes()
     assert len(read_run(tmp_path).rows.pair) == ROWS
 
-    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    path.write_bytes(whole[:100] + bytes(200) + whole[300:])
 
     with pytest.raises(UserError, match=r"holds no run on pairs: .*predictions\.parquet is damaged"):
         read_run(tmp_path)
