@@ -10,6 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from semcorr.core.text_files import read_table
+from semcorr.errors import UserError
+
 
 class CSV(Logger):
     """`metrics.csv`: a row per step, a column per name.
@@ -40,8 +43,12 @@ class CSV(Logger):
     def resume(self, step: int) -> None:
         """Take over what an earlier process wrote up to `step`."""
         if self.path.is_file():
-            with self.path.open(newline="") as file:
-                earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+            remedy = "Take another copy of it, or move it away."
+            rows = read_table(self.path, ("step",), remedy)
+            try:
+                earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for _, row in rows}
+            except ValueError as error:
+                raise UserError(f"{self.path}: column `step` holds no numbers ({error}). {remedy}") from None
             self.steps = {at: row for at, row in earlier.items() if at <= step}
 
     @rank_zero_only
