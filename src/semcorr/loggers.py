@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from semcorr.core.files import replace_file, write_text
 from semcorr.core.terminal import printable
+from semcorr.core.text_files import read_table
 from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,9 @@ class CSV(Logger):
         if not self.path.is_file():
             return
         try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            rows = read_table(self.path, ("step",), "")
+            earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for _, row in rows}
+        except (UserError, ValueError) as error:
             log.warning("%s is damaged (%s): it begins anew at step %d", self.path, printable(str(error)), step)
             return
         self.steps = {at: row for at, row in earlier.items() if at <= step}

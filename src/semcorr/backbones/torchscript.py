@@ -17,7 +17,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from semcorr.core.pickles import BombError, require_torch_file
+from semcorr.core.pickles import BombError, read_member, require_torch_file
 from semcorr.errors import UserError
 
 MODULES = 100_000  # within modules; a large network has some thousand
@@ -87,7 +87,7 @@ class _Tensors(pickle.Unpickler):
         self.archive, self.path = archive, path
         pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
         self.folder = pickled.removesuffix("data.pkl")
-        super().__init__(BytesIO(archive.read(pickled)))
+        super().__init__(BytesIO(read_member(archive, pickled)))
 
     def find_class(self, module: str, name: str) -> Any:
         """Something inert, or an end to the reading."""
@@ -109,5 +109,5 @@ class _Tensors(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         """A storage, given as ("storage", dtype, file, device, length)."""
         _, dtype, key, _, length = pid
-        content = self.archive.read(f"{self.folder}data/{key}")
+        content = read_member(self.archive, f"{self.folder}data/{key}")
         return torch.frombuffer(bytearray(content), dtype=dtype) if length else torch.empty(0, dtype=dtype)

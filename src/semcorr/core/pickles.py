@@ -61,7 +61,7 @@ def require_torch_file(path: Path, crc: bool = False) -> None:
             require_bounded_archive(archive, size)
             for member in archive.infolist():
                 if member.filename.endswith("/data.pkl"):
-                    require_bounded_pickle(BytesIO(archive.read(member)), member.file_size)
+                    require_bounded_pickle(BytesIO(read_member(archive, member.filename)), member.file_size)
             if crc and (odd := archive.testzip()):
                 raise zipfile.BadZipFile(f"the checksum of {odd} in it does not fit")
 
@@ -88,6 +88,12 @@ def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:
             raise BombError(
                 f"its {member.filename} has {member.file_size / 1e6:.0f} MB, at most {PICKLE >> 20} are read"
             )
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a member, and no more of it than the archive says it has: `archive.read` inflates all that is there."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)
 
 
 def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:

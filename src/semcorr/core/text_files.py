@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from io import StringIO
@@ -35,14 +36,15 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, encodi
     """
     try:
         with open_plain(path) as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(limit + 1) if size <= limit else b""
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. {remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
     except MemoryError:
         raise UserError(f"{path} does not fit into memory. {remedy}") from None
-    if len(content) > limit:
+    if max(size, len(content)) > limit:
         raise UserError(f"{path} has more than the {limit // MEGABYTE} MB that are read of such a file. {remedy}")
     try:
         text = content.decode(encoding)
