@@ -5,12 +5,15 @@ import importlib
 import json
 import logging
 import os
-import subprocess
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from tiny_runs import run_dir
@@ -19,7 +22,9 @@ from semcorr import draw
 from semcorr.core import files
 from semcorr.errors import UserError
 from semcorr.evaluate import evaluate
+from semcorr.export_weights import _save
 from semcorr.loggers import CSV, tensorboard
+from semcorr.metrics.table import write
 
 
 def a_file(root: Path) -> Path:
@@ -265,39 +270,34 @@ def test_a_damaged_log_begins_anew_with_a_warning(content, tmp_path, caplog):
     assert (tmp_path / "metrics.csv").read_text() == "step,val/x\n6,0.5\n"
 
 
-def test_a_disk_that_fills_in_the_middle_leaves_what_was_there(tmp_path):
-    """A limit on the size of files stands for the disk: writes fail beyond it, in a process of its own."""
-    program = f"""
-import resource, sys
-from pathlib import Path
-import pyarrow as pa, torch
-from PIL import Image
-from semcorr import draw
-from semcorr.errors import UserError
-from semcorr.export_weights import _save
-from semcorr.metrics.table import write
-from semcorr.core.files import replace_file, write_text
-root = Path({str(tmp_path)!r})
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-def weights(path):
-    with replace_file(path) as beside:
-        _save({{"w": torch.zeros(5000)}}, beside, {{}})
-for name, save in (("t.txt", lambda path: write_text(path, "x" * 5000, "--out")),
-                   ("t.parquet", lambda path: write(pa.table({{"a": list(range(5000))}}), path)),
-                   ("t.png", lambda path: draw.save(Image.effect_noise((200, 200), 50), path)),
-                   ("t.safetensors", weights)):
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes, as on a disk that fills."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        save(root / name)
-    except UserError as error:
-        print(error)
-"""
-    for name in ("t.txt", "t.parquet", "t.png", "t.safetensors"):
-        (tmp_path / name).write_text("before")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 4
-    assert done.stdout.count("cannot be written") == done.stdout.count("Free some space") == 4
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
-        ("t.txt", "t.parquet", "t.png", "t.safetensors"), "before"
-    )
+
+def save_weights(path: Path) -> None:
+    with files.replace_file(path) as beside:
+        _save({"w": torch.zeros(5000)}, beside, {})
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "text": lambda path: files.write_text(path, "x" * 5000),
+    "parquet": lambda path: write(pa.table({"a": list(range(5000))}), path),
+    "png": lambda path: draw.save(Image.effect_noise((200, 200), 50), path),
+    "safetensors": save_weights,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_disk_that_fills_in_the_middle_leaves_what_was_there(kind, tmp_path):
+    (tmp_path / kind).write_text("before")
+
+    with limited(2000), pytest.raises(UserError, match=rf"{kind} cannot be written .*Free some space"):
+        WRITERS[kind](tmp_path / kind)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {kind: "before"}
