@@ -10,6 +10,7 @@ from pathlib import Path
 
 from semcorr.backbones.transformers_files import load as load_transformers
 from semcorr.backbones.weight_files import read_weights
+from semcorr.checkpoint_files import read_checkpoint
 from semcorr.compare import read_run
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pairs_csv import PairsCSV
@@ -24,7 +25,6 @@ from semcorr.data.unpack import unpack
 from semcorr.errors import UserError
 from semcorr.metrics.table import read as read_predictions
 from semcorr.report.runs import _history
-from semcorr.run import read_checkpoint
 from semcorr.transfer.coco import read_sheet
 
 ROOM = 2 << 30  # bytes
