@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS ?= constraints.txt # make test CONSTRAINTS= installs the newest of everything
 PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
+# Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test rounding slow browser docs lint types format clean
 

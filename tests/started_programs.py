@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 300.0  # seconds: machines may be busy
+PATIENCE = 600.0  # seconds: machines may be busy
 
 
 class Program:

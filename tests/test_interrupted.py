@@ -169,7 +169,7 @@ def test_a_training_that_is_interrupted_says_what_it_has_and_goes_on(tiny, tmp_p
 def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tiny, tmp_path):
     line = ["-m", "seed=1,2,3", *QUICK, *tiny, "run_dir=S"]
     program = Program("-m", "semcorr.train", *line, "trainer.max_epochs=2,1000", cwd=tmp_path)
-    program.wait_for((tmp_path / "S" / "1" / "checkpoints" / "last.ckpt").is_file)  # the second job of six
+    program.wait_for((tmp_path / "S" / "1" / "config.yaml").is_file)  # the second job of six
     program.send(signal.SIGTERM)
 
     assert program.end() == 143

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from random_damage import damage
 
 from semcorr import sweep
-from semcorr.sweep import Job, Outcome, hashed, planned, run
+from semcorr.sweep import NOTE, Job, Outcome, hashed, metrics_of, planned, run
 
 SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}
 
@@ -74,6 +75,41 @@ def test_a_job_whose_note_is_damaged_is_named_and_the_others_go_on(go_on, tmp_pa
     assert f"{tmp_path}/1/job.json " in outcomes[1].error
     assert f"Move {tmp_path}/1 away to have its job done again" in outcomes[1].error
     assert (tmp_path / "1" / "job.json").read_text() == text
+
+
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 560), marks=pytest.mark.slow)])
+def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, seeds) -> None:
+    """A seed's scores are never those of another seed; the other job is not touched."""
+    told = 0
+    for seed in seeds:
+        folder = tmp_path / str(seed)
+        for number in (0, 1):
+            write_job(folder / str(number), number, SCORES | {"of": number})
+        note = folder / "1" / NOTE
+        note.write_bytes(damage(note.read_bytes(), seed))
+        content = note.read_bytes()
+        ran = []
+
+        def launch(_: object, jobs: list[Job], ran: list[int] = ran):
+            for job in jobs:
+                ran.append(job.cfg.seed)
+                (job.folder / "metrics.json").write_text(json.dumps(SCORES | {"of": job.cfg.seed}))
+                yield Outcome(job)
+
+        jobs = planned("evaluate", [([f"seed={number}"], cfg(number)) for number in (0, 1)], folder)
+        first, second = run(jobs, folder, launch)
+
+        assert first == Outcome(jobs[0]), seed
+        assert note.read_bytes() == content, seed
+        if second.fault:
+            assert (second.fault, ran) == (2, []), seed
+            assert f"{note} " in second.error, seed
+            assert "\n" not in second.error, seed
+        else:
+            assert ran in ([], [1]), seed
+            assert metrics_of(jobs[1])["of"] == 1, seed
+        told += bool(second.fault or ran)
+    assert told > len(seeds) / 3  # the rest is damage to what nobody reads: the overrides, white space
 
 
 def test_two_folders_of_one_job_are_both_named(go_on, tmp_path) -> None:
