@@ -137,7 +137,10 @@ def test_a_run_may_be_scored_on_another_benchmark_than_it_trained_on(typed, tmp_
     assert typed(evaluate, "checkpoint=RUN", "data=pf_willow", "data.root=willow", "data.workers=0", "run_dir=E") == 0
     assert json.loads((tmp_path / "E" / "metrics.json").read_text())["pck"] == first["pck"]
 
+    saved = OmegaConf.load(tmp_path / "RUN" / "config.yaml")
     assert typed(train, "checkpoint=RUN", "trainer.max_epochs=2") == 0  # and so when it is gone on with
+    saved.trainer.max_epochs = 2
+    assert OmegaConf.load(tmp_path / "RUN" / "config.yaml") == saved  # wherever the line is typed
     assert json.loads((tmp_path / "RUN" / "metrics.json").read_text())["split"] == "pf_willow test"
 
 

@@ -60,7 +60,7 @@ def test_two_processes_and_one_give_the_same_metrics(tmp_path):
     assert tables[0].select(names).equals(tables[1].select(names))
 
 
-@pytest.mark.parametrize("options", [[], ["+trainer.limit_test_batches=1"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["+trainer.limit_test_batches=1"], marks=pytest.mark.slow)])
 def test_shares_of_different_length_are_scored(tmp_path, options):
     """Three pairs of six images: the second process, which has one of them, must encode the images of all."""
     data = _apart(tmp_path / "data", 3)
@@ -100,6 +100,7 @@ def test_two_processes_train_validate_and_test(creatures, tmp_path):
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_store_and_a_third_run_takes_it_from_there(creatures, tmp_path):
     """Fifteen images, fifteen entries; the numbers are those of a run that keeps nothing."""
     store = ["store=disk", f"store.root={tmp_path / 'store'}", "store.dtype=null"]

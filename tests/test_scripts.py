@@ -31,6 +31,7 @@ def data(tiny) -> list[str]:
     return [each for each in tiny if each != "trainer=cpu"]
 
 
+@pytest.mark.slow
 def test_torchrun_runs_each_job_of_a_sweep_on_two_processes(data, tmp_path):
     """A frozen job has the digits of one process; started again nothing is done."""
     line = ["-m", "finetune.blocks=0,1", *data, "run_dir=S"]

@@ -176,6 +176,7 @@ def test_half_precision_agrees_but_for_rounding(config, tmp_path):
     assert metrics["tracking"]["delta_avg"] > 0.98
 
 
+@pytest.mark.slow
 def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
     common = [option for option in line(davis, "data.occlusion=cycle") if option != "trainer=cpu"]
     runs = {"one": ["trainer=cpu"], "two": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}

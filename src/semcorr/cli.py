@@ -295,7 +295,7 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str
             for override, value in chosen.items():
                 OmegaConf.update(cfg, override, value)
         if "loss" in cfg:
-            cfg.run_dir = escape_interpolations(str(cfg.checkpoint))
+            cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
 
 

@@ -40,6 +40,9 @@ LINES = {  # of the commands, about the run that is named last
 }
 
 
+OTHERS = ["evaluate", "match", "transfer", "export", "audit"]
+
+
 @cache
 def composed(verb: str, *line: str) -> DictConfig:
     """Hydra composes a line once: what a run brings comes after."""
@@ -161,7 +164,7 @@ def test_every_command_refuses_a_hostile_configuration(place, verbs, composed_on
     assert files(place) == before
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", *LINES])
+@pytest.mark.parametrize("verb", ["train", "report", *(pytest.param(v, marks=pytest.mark.slow) for v in OTHERS)])
 def test_the_program_itself_refuses(place, verb):
     hostile = place / "RUN" / "config.yaml"
     written(CODE["a shell by collect_env"](yaml.safe_load(hostile.read_text())), hostile)
