@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,8 @@ def records(content: bytes) -> Iterator[bytes]:
             at += BLOCK - at % BLOCK
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        if at + 7 + length > len(content):  # not all of it is written yet
+            return
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
@@ -60,10 +63,18 @@ class Read:
     """An offline run: its records, by kind."""
 
     def __init__(self, folder: Path) -> None:
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        self.files = path.parent / "files"
+        until = time.monotonic() + 60
+        self.read(path)
+        while not self.exits and time.monotonic() < until:  # W&B's own process writes the last of it when we are done
+            time.sleep(0.1)
+            self.read(path)
+
+    def read(self, path: Path) -> None:
         from wandb.proto.wandb_internal_pb2 import Record
 
-        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-        self.run, self.exits, self.config, self.files = None, [], {}, path.parent / "files"
+        self.run, self.exits, self.config = None, [], {}
         self.history: dict[str, list] = defaultdict(list)
         self.scalars: dict[str, dict] = defaultdict(dict)  # the last at each step
         self.summary: dict[str, object] = {}

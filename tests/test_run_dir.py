@@ -18,16 +18,19 @@ from semcorr.run_dir import read_scores, replace_results
 from semcorr.run_lock import LOCK, lock_folder, lock_new_folder
 
 HOLDS = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from pathlib import Path
 from semcorr.core.files import part_path
 from semcorr.run_lock import lock_folder
 
+def stay():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
 with lock_folder(Path(sys.argv[1]), "train"):
     part_path(Path(sys.argv[1]) / "metrics.json").write_text("half")
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child = multiprocessing.get_context("fork").Process(target=stay)
     child.start()
-    print(child.pid, flush=True)
     time.sleep(60)
 """
 
