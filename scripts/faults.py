@@ -280,10 +280,14 @@ class Harness:
 
     def start(self, line: Sequence[str], stream: str = "") -> int:
         """Fork a process that runs a command in the work folder."""
-        self.began = time.monotonic()
+        ready, begin = os.pipe()
         pid = os.fork()
         if pid == 0:
-            run_command(line, self.work, self.temporary, self.work.parent / f"stderr{stream}")
+            run_command(line, self.work, self.temporary, self.work.parent / f"stderr{stream}", begin)
+        os.close(begin)
+        os.read(ready, 1)
+        os.close(ready)
+        self.began = time.monotonic()
         return pid
 
     def wait(self, pid: int, stream: str = "") -> Ended:
@@ -331,6 +335,7 @@ class Harness:
 
 def import_everything() -> None:
     """Import what the commands import, once."""
+    import timm  # noqa: F401
     import torch
     import torch._dynamo
 
@@ -350,8 +355,8 @@ def import_everything() -> None:
     torch.set_num_threads(1)  # a process with threads cannot be forked
 
 
-def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path) -> None:
-    """Be the process of a command; does not return."""
+def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path, begin: int) -> None:
+    """Be the process of a command; does not return. Closes `begin` when the command itself begins."""
     code = 1
     try:
         os.setsid()
@@ -364,6 +369,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
         atexit._clear()
         from semcorr.cli import main
 
+        os.close(begin)
         main()
         code = 0
     except SystemExit as end:

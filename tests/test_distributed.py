@@ -60,7 +60,8 @@ def test_two_processes_and_one_give_the_same_metrics(tmp_path):
     assert tables[0].select(names).equals(tables[1].select(names))
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(["+trainer.limit_test_batches=1"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["+trainer.limit_test_batches=1"]])
 def test_shares_of_different_length_are_scored(tmp_path, options):
     """Three pairs of six images: the second process, which has one of them, must encode the images of all."""
     data = _apart(tmp_path / "data", 3)
@@ -82,6 +83,7 @@ def test_shares_of_different_length_are_validated(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_more_processes_than_there_is_to_score_are_refused(tmp_path):
     done = _started("evaluate", tmp_path / "run", *_apart(tmp_path / "data", 1), *TWO)
 

@@ -90,6 +90,27 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert program.end() == 130
 
 
+SWALLOWED = """
+class Loud:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+with explaining("train"):
+    Loud()
+    time.sleep(3600)
+"""
+
+
+def test_a_signal_that_comes_while_an_object_is_removed_is_not_lost():
+    """Python lets no error out of `__del__`: it prints that it was ignored, and goes on."""
+    done = subprocess.run([sys.executable, "-c", DOOR + SWALLOWED], capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 130
+    assert done.stderr == "Interrupted (SIGINT). Nothing was written. Run the same line again\n"
+
+
 def test_what_nohup_ignores_stays_ignored():
     program = Program("-c", NOHUP)
     program.wait_for("still here")

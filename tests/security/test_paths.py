@@ -1,6 +1,7 @@
 """No name that stands in a file leads out of its folder, and no file that is none makes a reader wait."""
 
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from readers_of_names import READERS, Reader
 from safetensors.torch import save_file
 from tiny_benchmarks import picture, write_spair
 
-from semcorr.core.paths import open_plain, require_file_name, resolve_inside, shorten
+from semcorr.core.paths import name_fault, open_plain, require_file_name, resolve_inside, shorten
 from semcorr.data.pictures import picture as read_picture
 from semcorr.data.record import image_size
 from semcorr.data.spair import SPair
@@ -191,3 +192,15 @@ def test_a_pipe_that_an_annotation_names_is_not_waited_for(tmp_path):
 
     with pytest.raises(UserError, match=r"sheet\.json, image 2, field `file_name`, names .*pipe\.jpg, .* named pipe"):
         READERS["transfer"].read(tmp_path / "root")
+
+
+def test_names_that_are_let_through_at_a_glance_are_those_that_a_closer_look_lets_through():
+    draw = random.Random(0)
+    for _ in range(3000):
+        name = "".join(draw.choices("aZ0_.-() /\\:~\n\x00\u2028é", k=draw.randrange(0, 9)))
+        for folders in (False, True):
+            try:
+                assert require_file_name(name, "list.csv", folders) == name
+                assert name_fault(name, folders) is None, repr(name)
+            except UserError:
+                assert name_fault(name, folders), repr(name)

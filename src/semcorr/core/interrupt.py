@@ -55,6 +55,7 @@ class Guard:
         self._raised, self._said, self._closed = False, False, False
         self._unwound = threading.Event()
         self._before: dict[int, Any] = {}
+        self._repeats = 0  # of the signal by ourselves, that are still to come
 
     def install(self) -> None:
         """Take the signals that are not ignored, as those of `nohup` are, and begin to watch."""
@@ -64,6 +65,7 @@ class Guard:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self.handle)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self.handle_swallowed
         self._thread = threading.Thread(target=self._watch, name="interrupt", daemon=True)
         self._thread.start()
 
@@ -77,6 +79,7 @@ class Guard:
         self._closed = True
         for number, before in self._before.items():
             signal.signal(number, before)
+        sys.unraisablehook = self._hook
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, b"\0")
         self._thread.join()
@@ -88,6 +91,21 @@ class Guard:
         if not self._raised:
             self._raised, self.number = True, number
             raise Interrupted(number)
+
+    def handle_swallowed(self, swallowed: "sys.UnraisableHookArgs") -> None:
+        """Raise a little later where the signal came while Python removed an object, which lets no error through."""
+        if not isinstance(swallowed.exc_value, Interrupted):
+            self._hook(swallowed)
+            return
+        later = threading.Timer(0.01, self._repeat)
+        later.daemon = True
+        later.start()
+
+    def _repeat(self) -> None:
+        number, main = self.number, threading.main_thread().ident
+        if number is not None and main is not None and not self._unwound.is_set():
+            self._raised, self._repeats = False, self._repeats + 1
+            signal.pthread_kill(main, number)
 
     def watch(self, ranks: Watch) -> None:
         """Look after the other processes of a run from now on."""
@@ -150,7 +168,9 @@ class Guard:
         for seconds in (UNWINDING, LEAVING):
             until = time.monotonic() + seconds
             while (again := self._received(until)) is not None:
-                if again == signal.SIGINT and time.monotonic() > began + TWICE:
+                if self._repeats:
+                    self._repeats -= 1
+                elif again == signal.SIGINT and time.monotonic() > began + TWICE:
                     self._unwound.set()
                     self.force(self.say())
             if not self._unwound.is_set():

@@ -11,6 +11,7 @@ from semcorr.errors import UserError
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
 SHOWN = 80  # characters of a value that a message repeats
+ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.() -]{0,199}")  # plain names that need no closer look
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -50,6 +51,8 @@ def require_file_name(name: object, where: str, folders: bool = False) -> str:
         where: Which file says so, and where in it.
         folders: Whether it may be of a folder below, with `/` between.
     """
+    if isinstance(name, str) and ORDINARY.fullmatch(name):
+        return name
     if reason := name_fault(name, folders):
         kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
         raise UserError(f"{where} names {shorten(name)}, which {reason}. It must be {kind}; correct it.")
