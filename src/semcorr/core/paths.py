@@ -11,7 +11,7 @@ from semcorr.errors import UserError
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
 SHOWN = 80  # characters of a value that a message repeats
-ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.() -]{0,199}")  # plain names that need no closer look
+ORDINARY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.():-]{0,198})?")  # names that need no closer look
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -89,7 +89,7 @@ def require_plain(path: Path, where: str | None = None) -> None:
         where: What names it, if not the user.
     """
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except OSError:  # absent, or not to be reached: who opens it says so
         return
     if not stat.S_ISREG(mode):
