@@ -21,10 +21,10 @@ demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about
 	$(BIN)/python scripts/demo.py
 
 test: .venv/installed ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 rounding: .venv/installed ## the same where a product's rounding depends on its shape, as on some processors
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -m "not slow" -n 2 -p shape_rounding
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal -p shape_rounding
 
 slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow

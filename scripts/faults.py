@@ -208,9 +208,7 @@ class Harness:
             self.fault(what, f"{ended.orphans} processes lived on")
         if snapshot(disk, command.timed) == reference and ended.code != 2:
             return
-        onward = (
-            ["checkpoint=disk/out"] if command.name == "train" and (disk / "out/checkpoints/last.ckpt").exists() else []
-        )
+        onward = ["checkpoint=disk/out"] if command.name == "train" and [*disk.glob("out/checkpoints/*.ckpt")] else []
         again = self.run([*command.line, *onward])
         found = snapshot(disk, command.timed)
         if found != reference:

@@ -72,6 +72,7 @@ def test_train_dinov2_runs_at_its_full_size(typed, tmp_path):
     assert typed(train, *line.split()) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_over_backbones_at_the_same_grid(typed, tmp_path, creatures):
     """The smaller ones of the line below, at four cells a side: 56 pixels for patch 14, 64 for patch 16."""
     line = "-m backbone=dinov2_s,dinov3_s,dino_s16,clip_b16,sam,resnet101 backbone.pretrained=false backbone.grid=4"

@@ -26,6 +26,7 @@ def test_compiled_blocks_give_the_same_features_at_every_cut():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.slow
 def test_blocks_share_their_code_and_none_is_left_uncompiled(monkeypatch):
     """Frozen and moving, with gradients and without, of one image and of several: more than dynamo's usual eight."""
     monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)

@@ -142,6 +142,7 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
     assert read.exits == [0]
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_finished_runs_of_one_group(typed, tmp_path, tiny):
     """Also the one that fails, which does not swallow the next."""
     assert typed("-m", *QUICK, *tiny, "finetune.blocks=1,99,2", "logger=wandb", "run_dir=SWEEP") == 2

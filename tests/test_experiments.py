@@ -27,6 +27,15 @@ SMALLER = {  # where an experiment names what only fits a large backbone
 }
 NARROW = ["head.out=32", "head.width=8", "head.groups=4"]  # of GeoAware-SC's head, whoever has it
 
+QUICK_TABLES = {"tables/unified_5", "tables/geo_aware_1", "tables/geo_aware_2", "tables/course_1"}  # the rest is slow
+
+
+def with_slow_tables(names: list[str]) -> list:
+    """Composing and training all tables takes minutes."""
+    slow = [name for name in names if name in TABLES and name not in QUICK_TABLES]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 experiments = pytest.mark.parametrize("name", NAMES)
 tables = pytest.mark.parametrize("name", TABLES)
 
@@ -73,14 +82,14 @@ def test_the_head_comment_holds_commands_that_are_understood_and_figures(config,
             config(verb, *overrides)
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", with_slow_tables(SWEEPS))
 def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(name):
     found = composed(name)
 
     assert len({hashed(cfg) for cfg in found}) == len(found) > (0 if name in TABLES else 4)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name in SWEEPS])
+@pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))
 def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
     """In every row: one that names its read-out or pixels must not win over the table."""
     expected = {"unified": ("visual_ai", None), "geo_aware": ("geoaware", "window_15_zero"), "course": ("dift", None)}
@@ -94,6 +103,7 @@ def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
         assert cfg.localise.get("rules", [None])[0] == first
 
 
+@pytest.mark.slow
 def test_tables_share_the_runs_they_have_in_common(config):
     """So that in one `run_dir` nothing is computed twice."""
     assert hashes("unified_8") < hashes("unified_a1")
@@ -120,7 +130,7 @@ def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
 
 # Of a table this is its first row. The others differ from it by what other experiments train here: the heads of
 # unified/, the losses and pairs of geo_aware/; by backbones, which are replaced; and by how many blocks move.
-@experiments
+@pytest.mark.parametrize("name", with_slow_tables(NAMES))
 def test_it_trains_on_tiny_parts(config, tiny, name):
     plain = config("train", f"experiment={name}", *tiny)
     line = [*tiny, *SMALLER.get(name, []), "backbone.size=32", "data.batch_size=2", "trainer.fast_dev_run=true"]

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from semcorr import held
 from semcorr.backbones.timm_model import TimmModel
+from semcorr.core.files import part_path
 from semcorr.evaluate import evaluate
 from semcorr.frozen import frozen_depth
 from semcorr.run import build, reuse
@@ -188,13 +190,16 @@ def test_what_does_not_fit_in_memory_is_mapped_from_a_folder_that_goes_away(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     plain = trained(config, *tiny, *STEPS, f"run_dir={tmp_path / 'plain'}")
     monkeypatch.setattr(held, "free_memory", lambda: 1)
+    killed = part_path(tmp_path / "semcorr")
+    killed = killed.with_name(killed.name.replace(f".{os.getpid()}-", ".4194305-"))  # no process has this number
+    (killed / "entries").mkdir(parents=True)
 
     spilled = trained(config, *tiny, *STEPS, f"run_dir={tmp_path / 'spilled'}")
 
     assert spilled[0] == plain[0]
     assert spilled[1]["pck"] == plain[1]["pck"]
     assert caplog.text.count("do not fit in memory") == 1
-    assert not list(tmp_path.glob("semcorr-*"))
+    assert not list(tmp_path.glob(".semcorr.*"))
 
 
 def test_features_of_tuned_blocks_are_never_stored(config, tiny, tmp_path):

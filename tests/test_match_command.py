@@ -216,6 +216,7 @@ def test_the_quickstart_runs_as_it_is(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"cosine 0\.\d\d", capsys.readouterr().out)) == 2
 
 
+@pytest.mark.slow
 def test_the_tour_runs_cell_by_cell_and_shows_pictures(tmp_path, monkeypatch):
     """As a notebook does, which shows what the last line of a cell is worth."""
     monkeypatch.chdir(tmp_path)

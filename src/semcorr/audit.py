@@ -6,7 +6,6 @@ changing one axis at a time. Axes interact: what one of them moves is said at it
 
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -16,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
-from semcorr.core.files import require_writable_file, write_json
+from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
@@ -148,8 +147,8 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     walks = {one.name: walk(start, one) for one in near}
     module.readings = [start, *(step.reading for steps in walks.values() for step in steps)]
     module.tabled = False
-    with tempfile.TemporaryDirectory() as folder:
-        make_trainer(cfg, Path(folder)).test(module, datamodule=data, verbose=False)
+    with temporary_folder(run, "audit") as folder:
+        make_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([found["headline"] for found in module.each])
     content: dict[str, Any] = {
         "split": f"{data.name} {data.split}",

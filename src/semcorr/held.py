@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from semcorr.core.files import part_path, remove_parts
 from semcorr.core.finite import Watch
 from semcorr.store import FeatureStore
 
@@ -90,10 +91,13 @@ class Held:
     def _mapped(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Written to a folder that goes with this object, and read where it lies."""
         if self._disk is None:
-            folder = tempfile.mkdtemp(prefix="semcorr-")
+            home = Path(tempfile.gettempdir())
+            remove_parts(home)  # of runs that were killed
+            folder = part_path(home / "semcorr")
+            folder.mkdir(mode=0o700)
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._disk = FeatureStore(Path(folder), {})
-            tell(Path(folder).parent)
+            self._disk = FeatureStore(folder, {})
+            tell(home)
         entry = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         return (self._disk.get(entry) if self._disk.put(entry, values, name) else None) or values
 

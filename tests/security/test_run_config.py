@@ -40,7 +40,7 @@ LINES = {  # of the commands, about the run that is named last
 }
 
 
-OTHERS = ["evaluate", "match", "transfer", "export", "audit"]
+OTHERS = ["report", "evaluate", "match", "transfer", "export", "audit"]
 
 
 @cache
@@ -141,8 +141,8 @@ def files(folder: Path) -> dict[str, bytes]:
     ("attack", "run"),
     [
         *((attack, "RUN") for attack in ATTACKS),
-        *((attack, "EVAL") for attack in CODE),
-        *(pytest.param(attack, "EVAL", marks=pytest.mark.slow) for attack in ATTACKS if attack not in CODE),
+        *((attack, "EVAL") for attack in list(CODE)[::4]),
+        *(pytest.param(attack, "EVAL", marks=pytest.mark.slow) for attack in ATTACKS if attack not in list(CODE)[::4]),
     ],
 )
 def test_every_command_refuses_a_hostile_configuration(place, verbs, composed_once, capfd, attack, run):
@@ -164,7 +164,7 @@ def test_every_command_refuses_a_hostile_configuration(place, verbs, composed_on
     assert files(place) == before
 
 
-@pytest.mark.parametrize("verb", ["train", "report", *(pytest.param(v, marks=pytest.mark.slow) for v in OTHERS)])
+@pytest.mark.parametrize("verb", ["train", *(pytest.param(v, marks=pytest.mark.slow) for v in OTHERS)])
 def test_the_program_itself_refuses(place, verb):
     hostile = place / "RUN" / "config.yaml"
     written(CODE["a shell by collect_env"](yaml.safe_load(hostile.read_text())), hostile)

@@ -216,9 +216,9 @@ def _is_abandoned(path: Path) -> bool:
     match = _PART.fullmatch(path.name)
     if match is None:
         return False
-    if time.time() - path.lstat().st_mtime > UNTOUCHED:
-        return True
-    return match["host"] == _host() and not is_alive(int(match["pid"]))
+    if match["host"] == _host():
+        return not is_alive(int(match["pid"]))
+    return time.time() - path.lstat().st_mtime > UNTOUCHED
 
 
 def is_alive(pid: int) -> bool:
