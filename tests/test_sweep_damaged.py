@@ -24,6 +24,18 @@ def write_job(folder: Path, seed: int, scores: object = SCORES) -> None:
     (folder / "metrics.json").write_text(json.dumps(scores))
 
 
+def launcher(ran: list[int]):
+    """Of jobs that end with their seed in their scores; `ran` gets the seeds."""
+
+    def launch(_: object, jobs: list[Job]):
+        for job in jobs:
+            ran.append(job.cfg.seed)
+            (job.folder / "metrics.json").write_text(json.dumps(SCORES | {"of": job.cfg.seed}))
+            yield Outcome(job)
+
+    return launch
+
+
 @pytest.fixture
 def go_on(tmp_path: Path):
     """Plan and run the sweep seed=1,2,3 in which jobs 0 and 1 are there; the seeds that ran, and all outcomes."""
@@ -31,16 +43,9 @@ def go_on(tmp_path: Path):
     write_job(tmp_path / "1", 2)
 
     def go(folder: Path = tmp_path):
-        ran = []
-
-        def launch(_: object, jobs: list[Job]):
-            for job in jobs:
-                ran.append(job.cfg.seed)
-                (job.folder / "metrics.json").write_text(json.dumps(SCORES))
-                yield Outcome(job)
-
+        ran: list[int] = []
         jobs = planned("evaluate", [([f"seed={seed}"], cfg(seed)) for seed in (1, 2, 3)], folder)
-        return ran, run(jobs, folder, launch)
+        return ran, run(jobs, folder, launcher(ran))
 
     return go
 
@@ -88,16 +93,9 @@ def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, se
         note = folder / "1" / NOTE
         note.write_bytes(damage(note.read_bytes(), seed))
         content = note.read_bytes()
-        ran = []
-
-        def launch(_: object, jobs: list[Job], ran: list[int] = ran):
-            for job in jobs:
-                ran.append(job.cfg.seed)
-                (job.folder / "metrics.json").write_text(json.dumps(SCORES | {"of": job.cfg.seed}))
-                yield Outcome(job)
-
+        ran: list[int] = []
         jobs = planned("evaluate", [([f"seed={number}"], cfg(number)) for number in (0, 1)], folder)
-        first, second = run(jobs, folder, launch)
+        first, second = run(jobs, folder, launcher(ran))
 
         assert first == Outcome(jobs[0]), seed
         assert note.read_bytes() == content, seed
