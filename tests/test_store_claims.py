@@ -1,5 +1,8 @@
 """Who may compute what: claims of two stores on one folder, step by step."""
 
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,3 +153,35 @@ def test_released_locks_leave_no_files(two):
     mine.release(["0a", "never claimed"])
 
     assert left(mine.root) == []
+
+
+def test_a_chunk_that_is_not_had_leaves_no_files(two):
+    mine, other = two
+    assert next(mine.claims([["0b"]])) == ["0b"]
+    assert not other._claims.take(["0a", "0b", "0c"])
+    assert left(mine.root) == ["0b.lock"]
+
+
+def test_a_store_that_ends_while_it_computes_leaves_no_files(tmp_path):
+    store = FeatureStore(tmp_path, {})
+    assert next(store.claims([["0a", "0b"]])) == ["0a", "0b"]
+    with running(lambda: pickle.loads(pickle.dumps(store))):  # one that a loader's process has
+        pass
+    assert sorted(left(tmp_path)) == ["0a.lock", "0b.lock"]
+
+    del store
+    assert left(tmp_path) == []
+
+
+def test_an_interrupted_program_leaves_no_files(tmp_path):
+    program = f"""
+from pathlib import Path
+from semcorr.store import FeatureStore
+store = FeatureStore(Path({str(tmp_path)!r}), {{}})
+assert next(store.claims([["0a", "0b"]])) == ["0a", "0b"]
+raise KeyboardInterrupt
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in ended.stderr
+    assert left(tmp_path) == []
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["key.json"]
