@@ -73,7 +73,7 @@ class Ended:
 COMMANDS = [
     Command("train", ["train", *TRAIN, OUT]),
     Command("evaluate", ["evaluate", *TINY, "store=disk", "store.root=disk/store", OUT]),
-    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2", OUT], jobs=2,
+    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2,3,4", OUT], jobs=4,
             notes=["error.txt"]),
     Command("match", ["match", "pictures/a.jpg", "pictures", "--model", "tiny", "--dense", "--out", "disk/out"]),
     Command("transfer", ["transfer", "labels.json", "pictures", "--model", "tiny", "--out", "disk/out.json"]),

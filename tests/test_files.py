@@ -90,6 +90,10 @@ def test_unfinished_folders_go_with_their_process_as_files_do(tmp_path: Path) ->
         assert ours.is_dir()
     assert not [*tmp_path.iterdir()]
 
+    dead.write_text("half")
+    require_writable_file(tmp_path / "out.json", "--out")
+    assert not [*tmp_path.iterdir()]
+
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

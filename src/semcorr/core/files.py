@@ -145,6 +145,8 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
 def require_writable_file(path: Path, option: str, size: int = 0) -> None:
     """Refuse, before any work, the name of a file that cannot be written. Its folder must exist.
 
+    What a killed process left unfinished in the folder goes.
+
     Args:
         path: The file.
         option: What the user gave it by.
@@ -160,6 +162,7 @@ def require_writable_file(path: Path, option: str, size: int = 0) -> None:
     except OSError as error:
         raise UserError(write_error(path, error, option)) from error
     require_writable(path.parent, option, size)
+    remove_parts(path.parent)
 
 
 def _nearest(folder: Path) -> Path:
