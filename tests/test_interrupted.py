@@ -111,6 +111,26 @@ def test_a_signal_that_comes_while_an_object_is_removed_is_not_lost():
     assert done.stderr == "Interrupted (SIGTERM). Nothing was written. Run the same line again\n"
 
 
+EARLY = """
+import threading
+
+def start(self, start=threading.Thread.start):
+    os.kill(os.getpid(), signal.SIGTERM)
+    start(self)
+
+threading.Thread.start = start
+with explaining("train"):
+    print("begun")
+"""
+
+
+def test_a_signal_that_comes_before_the_command_begins_ends_it_as_well():
+    done = subprocess.run([sys.executable, "-c", DOOR + EARLY], capture_output=True, text=True, timeout=100)
+
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "Interrupted (SIGTERM). Nothing was written. Run the same line again\n"
+
+
 def test_what_nohup_ignores_stays_ignored():
     program = Program("-c", NOHUP)
     program.wait_for("still here")

@@ -193,6 +193,8 @@ def explaining(name: str) -> Iterator[None]:
     """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
     with interruptible() as guard:
         try:
+            if guard is not None:
+                guard.begin()
             yield
             if sys.stdout is not None:
                 sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends

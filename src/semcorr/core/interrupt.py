@@ -52,7 +52,7 @@ class Guard:
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
         self.ranks: Watch | None = None
-        self._raised, self._said, self._closed = False, False, False
+        self._begun, self._raised, self._said, self._closed = False, False, False, False
         self._unwound = threading.Event()
         self._before: dict[int, Any] = {}
         self._repeats = 0  # of the signal by ourselves, that are still to come
@@ -68,6 +68,12 @@ class Guard:
         self._hook, sys.unraisablehook = sys.unraisablehook, self.handle_swallowed
         self._thread = threading.Thread(target=self._watch, name="interrupt", daemon=True)
         self._thread.start()
+
+    def begin(self) -> None:
+        """Raise for signals from now on, also for one that came while this was being installed."""
+        self._begun = True
+        if self.number is not None:
+            self.handle(self.number, None)
 
     def remove(self) -> None:
         """Put everything back; after a signal, only say that the main thread is on its way out."""
@@ -88,9 +94,10 @@ class Guard:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise at the first signal; whatever comes while the command unwinds must not disturb that."""
-        if not self._raised:
-            self._raised, self.number = True, number
-            raise Interrupted(number)
+        self.number = self.number or number
+        if self._begun and not self._raised:
+            self._raised = True
+            raise Interrupted(self.number)
 
     def handle_swallowed(self, swallowed: "sys.UnraisableHookArgs") -> None:
         """Raise a little later where the signal came while Python removed an object, which lets no error through."""
@@ -209,7 +216,10 @@ def current() -> Guard | None:
 
 @contextmanager
 def interruptible() -> Iterator[Guard | None]:
-    """Raise `Interrupted` for signals until the block ends; change nothing inside another, or in another thread."""
+    """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
+
+    Inside another block it is that one's; in another thread there is none.
+    """
     if _GUARDS or threading.current_thread() is not threading.main_thread():
         yield current()
         return
