@@ -131,6 +131,27 @@ def test_a_signal_that_comes_before_the_command_begins_ends_it_as_well():
     assert done.stderr == "Interrupted (SIGTERM). Nothing was written. Run the same line again\n"
 
 
+LATE = """
+import threading
+
+def join(self, timeout=None, join=threading.Thread.join):
+    os.kill(os.getpid(), signal.SIGINT)
+    join(self, timeout)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread.join = join
+with explaining("train"):
+    print("done")
+threading.Thread.join = join.__defaults__[1]
+"""
+
+
+def test_a_signal_that_comes_after_the_command_has_ended_is_too_late():
+    done = subprocess.run([sys.executable, "-c", DOOR + LATE], capture_output=True, text=True, timeout=100)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_what_nohup_ignores_stays_ignored():
     program = Program("-c", NOHUP)
     program.wait_for("still here")

@@ -82,13 +82,13 @@ class Guard:
             self.ranks.close()
         if self.number is not None:
             return
-        self._closed = True
+        self._begun, self._closed = False, True  # the command has ended: what comes now is too late
+        os.write(self._writing, b"\0")
+        self._thread.join()
         for number, before in self._before.items():
             signal.signal(number, before)
         sys.unraisablehook = self._hook
         signal.set_wakeup_fd(self._wakeup)
-        os.write(self._writing, b"\0")
-        self._thread.join()
         os.close(self._reading)
         os.close(self._writing)
 
