@@ -36,5 +36,7 @@ def served_page(log: Path, *options: str) -> Iterator[str]:
 def write_run(folder: Path, *line: str) -> Path:
     """A run directory of an evaluation, as far as a matcher needs it."""
     folder.mkdir(parents=True)
-    OmegaConf.save(composed("evaluate", line), folder / "config.yaml", resolve=True)
+    cfg = OmegaConf.to_container(composed("evaluate", line), resolve=True)
+    provenance = {"backbone": "random", "weights_sha256": None}
+    OmegaConf.save({**cfg, "provenance": provenance}, folder / "config.yaml")
     return folder
