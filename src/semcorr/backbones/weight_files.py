@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semcorr.backbones.file_kinds import describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
-from semcorr.core.paths import require_file_name, require_plain, shorten
+from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
 from semcorr.core.text_files import REPORTS, read_json, read_mapping
 from semcorr.errors import UserError
@@ -155,7 +155,9 @@ def _read(file: Path, option: str) -> dict[str, Any]:
     require_torch_file(file, crc=True)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        warnings.filterwarnings("ignore", "Validating sparse tensor")  # it is refused
+        with open_plain(file) as opened:  # PyTorch goes by the ending of a name
+            content = torch.load(opened, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}")
     return dict(content)
