@@ -13,6 +13,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
+from semcorr.backbones.file_kinds import describe_other
+from semcorr.backbones.weight_files import reason_of
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
@@ -121,13 +123,15 @@ def checkpoint_path(run: Path, which: str = "best") -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint's file, as `read_checkpoint` does."""
     try:
+        if told := describe_other(path):
+            raise damaged(path, told.partition(". ")[0])
         require_whole(path)
         require_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive or a foreign pickle leads to
-        raise damaged(path, " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__) from error
+        raise damaged(path, reason_of(error)) from error
     require_weights(path, content)
     return content  # type: ignore[no-any-return]
 

@@ -53,6 +53,12 @@ def read_run_config(
 
     if not is_run(run):
         start = f"`{option}`: " if option else ""
+        if run.is_file():
+            owner = run.parent.parent
+            remedy = (
+                f"Give its run_dir, {owner}" if is_run(owner) else "A backbone's weights are given as backbone.weights"
+            )
+            raise UserError(f"{start}{run} is a file, not the run_dir of a training run. {remedy}.")
         raise UserError(f"{start}{run / CONFIG} does not exist. Give the run_dir of a training run.")
     known, replaced = known_targets(search_path(str(conf_dir())) if search is None else search), replaced_by(typed)
     values = read_plain_config(run / CONFIG, known, replaced)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semcorr.backbones.recognise import recognise
 from semcorr.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -44,6 +45,7 @@ CONVNEXT = (  # Hugging Face's DINOv3 ConvNeXt to the authors'
     (r"\.pointwise_conv(\d)\.", r".pwconv\1."),
     (r"(\.|^)layer_norm\.", r"\1norm."),
 )
+REGISTERS = ("register_tokens", "reg_token", "storage_tokens")
 ANCHOR = re.compile(r"(.*\.|)embeddings\.(cls_token|class_embedding|patch_embedding\.weight)")  # of an image encoder
 PRETRAINING = re.compile(r"masked_embed|decoder_|pooler\.")
 
@@ -53,10 +55,66 @@ def to_timm(state: State, model: nn.Module) -> dict[str, Tensor]:
 
     `model` must still have all its blocks: timm's converters look shapes up in it.
     """
-    state = {key: value for key, value in from_hugging_face(state).items() if not PRETRAINING.match(key)}
+    state = {key: value for key, value in from_hugging_face(unchunked(state)).items() if not PRETRAINING.match(key)}
+    _require_kind(state, model)
     state = _without_zero_biases(state, model)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return dict(convert(state, model)) if convert else state
+    try:
+        return dict(convert(dict(state), model)) if convert else state
+    except UserError:
+        raise
+    except Exception as error:  # timm's, on names and shapes of another network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"`backbone.weights`: the file does not fit this backbone ({reason:.120}). {_of(state)}"
+        ) from None
+
+
+def unchunked(state: State) -> State:
+    """Blocks under one number, of DINOv2's training code, which keeps them in chunks.
+
+    Its numbers within a chunk go on from chunk to chunk; others begin anew in each.
+
+    >>> list(unchunked({"blocks.0.0.attn.qkv.bias": torch.ones(1), "blocks.1.1.attn.qkv.bias": torch.ones(1)}))
+    ['blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias']
+    """
+    if not any(re.match(r"blocks\.\d+\.\d+\.attn\.qkv\.", key) for key in state):
+        return state
+    found = (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in state)
+    places = sorted({(int(each[1]), int(each[2])) for each in found if each})
+    within = [place for _, place in places]
+    going_on = len(set(within)) == len(within)
+    number = {pair: pair[1] if going_on else i for i, pair in enumerate(places)}
+    return {
+        re.sub(r"^blocks\.(\d+)\.(\d+)\.", lambda at: f"blocks.{number[int(at[1]), int(at[2])]}.", key): value
+        for key, value in state.items()
+    }
+
+
+def _require_kind(state: State, model: nn.Module) -> None:
+    """Refuse a file of other patches or registers, which timm would resize or cannot convert."""
+    own = model.state_dict()
+    patch, expected = state.get("patch_embed.proj.weight"), own.get("patch_embed.proj.weight")
+    if patch is None or expected is None:
+        return
+    if patch.ndim == 4 and expected.ndim == 4 and patch.shape[-2:] != expected.shape[-2:]:
+        raise UserError(
+            f"`backbone.weights`: the file is of patches of {patch.shape[-1]} pixels, and this backbone has patches of "
+            f"{expected.shape[-1]}. {_of(state)}"
+        )
+    counts = [
+        next((each.shape[1] for key in REGISTERS if (each := tensors.get(key)) is not None and each.ndim == 3), 0)
+        for tensors in (state, own)
+    ]
+    if counts[0] != counts[1] and ("pos_embed" in own or "pos_embed" in state):
+        raise UserError(
+            f"`backbone.weights`: the file has {counts[0] or 'no'} register tokens, and this backbone has "
+            f"{counts[1] or 'none'}. {_of(state)}"
+        )
+
+
+def _of(state: State) -> str:
+    return recognise(state) or "Give weights of the same model."
 
 
 def from_hugging_face(state: State) -> dict[str, Tensor]:

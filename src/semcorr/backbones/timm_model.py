@@ -14,6 +14,7 @@ from semcorr.backbones.facets import check_facet, project, to_maps
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import indices
 from semcorr.backbones.layouts import to_timm
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
 from semcorr.core.ranges import Count, Within, ranged, require
@@ -70,11 +71,12 @@ class TimmModel(Chain):
         self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
         self.channels = sum(self.widths)
         whole = set(model.state_dict())
-        content = to_timm(read_weights(weights), model) if weights is not None else {}
+        state = read_weights(weights) if weights is not None else {}
+        content = to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
         self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
-            fill(model, content, weights, spare=whole)
+            fill(model, content, weights, spare=whole, of=recognise(state))
         self.sha256 = sha256(model)
         self._check_points()
 

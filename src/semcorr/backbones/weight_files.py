@@ -13,15 +13,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from semcorr.backbones.file_kinds import describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
-from semcorr.core.paths import require_file_name, require_plain, shorten
+from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
 from semcorr.core.text_files import REPORTS, read_json, read_mapping
 from semcorr.errors import UserError
 
 # Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
 NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
-WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and DistributedDataParallel
+# torch.compile and DistributedDataParallel before the names; what shards or recomputes blocks, within them, too.
+WRAPPERS = re.compile(
+    r"^(_orig_mod\.|module\.)+|(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
+)
+PREFIXES = ("teacher.backbone.", "backbone.", "teacher.", "model_ema.", "ema.", "module.", "model.", "net.", "network.",
+            "encoder.", "student.backbone.", "student.")  # fmt: skip
+OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight", "downsample_layers.0.0.weight")
+QUANTISED = re.compile(r"(^|\.)(qweight|qzeros|weight_scale|weight_packed|SCB|absmax|quant_map)$")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 FAULTS = (*DAMAGE, SafetensorError)
 
 
@@ -34,21 +43,55 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     if not path.exists():
         raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
     content: dict[str, Any] = {}
-    files = _members(path, option) if path.is_dir() else [path]
+    files = _files(path, option)
     for file in files:
         try:
             require_plain(file)
-            content |= _read(file)
+            content |= _read(file, option)
         except UserError:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
+    _require_own(content, path, option)
     try:
         tensors = unwrap(content)
     except RecursionError:
         raise _unreadable(path, ValueError("it contains itself"), option) from None
+    if not tensors:
+        held = ", ".join(shorten(key) for key in list(content)[:4]) or "nothing"
+        raise UserError(
+            f"`{option}`: {path} holds no weights, only {held}. Give a file that holds the model's state dict."
+        )
+    _require_plain_numbers(tensors, path, option)
     _require_stored(tensors, files, option)
     return tensors
+
+
+def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
+    """Refuse a training run's checkpoint: it holds what moved, and not the network that it moved in."""
+    base = content.get("base")
+    if isinstance(base, Mapping) and "sha256" in base and "state_dict" in content:
+        raise UserError(
+            f"`{option}`: {path} is the checkpoint of a training run of semcorr, with only the weights that moved. "
+            "Give the run as checkpoint=RUN_DIR, or make a whole file by `python -m semcorr.export RUN_DIR`."
+        )
+
+
+def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
+    """Refuse what stands for other numbers: quantised, sparse, complex, or without any."""
+    for key, value in tensors.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        whole = not value.is_floating_point() and key.endswith(".weight") and value.ndim > 1
+        if value.is_quantized or "float8" in kind or "float4" in kind or whole or QUANTISED.search(key):
+            raise UserError(
+                f"`{option}`: {path} is quantised ({key} is {kind}). Give the model's weights as float16, bfloat16 or "
+                "float32."
+            )
+        if value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise UserError(
+                f"`{option}`: {path}: {key} is no plain tensor of numbers ({value.layout}, {kind}, on {value.device}). "
+                "Give a file of dense tensors."
+            )
 
 
 def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
@@ -93,29 +136,58 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for nest in NESTS:
         if isinstance(content.get(nest), Mapping):
             return unwrap(content[nest])
-    tensors = {WRAPPERS.sub("", key): value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in ("teacher.backbone.", "backbone."):
-        if any(key.startswith(prefix) for key in tensors):
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    named = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
+    tensors = {WRAPPERS.sub("", key): value for key, value in named.items()}
+    for prefix in PREFIXES:
+        whole = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
+        if whole or any(prefix + key in tensors for key in OWN):
+            return unwrap({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
     return tensors
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if file.suffix == ".safetensors":
+def _read(file: Path, option: str) -> dict[str, Any]:
+    if told := describe_other(file):
+        raise UserError(f"`{option}`: {file} {told}")
+    if is_safetensors(file):
         return load_file(file)
     if is_torchscript(file):
         return read_torchscript(file)
-    require_torch_file(file)
+    require_torch_file(file, crc=True)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        warnings.filterwarnings("ignore", "Validating sparse tensor")  # it is refused
+        with open_plain(file) as opened:  # PyTorch goes by the ending of a name
+            content = torch.load(opened, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}")
     return dict(content)
 
 
+def _files(path: Path, option: str) -> list[Path]:
+    """The file that was given, or those that it stands for."""
+    if path.is_dir():
+        return _members(path, option)
+    if path.name.endswith(".index.json"):
+        return _shards(path, option)
+    if SHARD.search(path.name):
+        raise UserError(
+            f"`{option}`: {path} is one part of several. Give the folder that has all of them and their .index.json: "
+            f"{path.parent}."
+        )
+    return [path]
+
+
 def _members(folder: Path, option: str) -> list[Path]:
     """The file or the shards in a folder of Hugging Face's layout."""
+    if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
+        raise UserError(
+            f"`{option}`: {folder} is the directory of a training run. Give it as checkpoint={folder}, or make a file "
+            "of its backbone by `python -m semcorr.export`."
+        )
+    if (folder / "unet").is_dir():
+        raise UserError(
+            f"`{option}`: {folder} is a folder of Stable Diffusion. Take backbone=sd, or another that is built on it."
+        )
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if (folder / f"{stem}{suffix}").is_file():
             return [folder / f"{stem}{suffix}"]
@@ -148,7 +220,21 @@ def _unreadable(file: Path, error: Exception, option: str) -> UserError:
             f"`{option}`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
             "Give a safetensors file or a plain PyTorch state dict."
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if told := describe_unreadable(file):
+        return UserError(f"`{option}`: {file} {told}")
     return UserError(
-        f"`{option}`: {file} is not a safetensors file or a plain PyTorch state dict ({reason}). Give one that is."
+        f"`{option}`: {file} is not a safetensors file or a plain PyTorch state dict ({reason_of(error)}). "
+        "Give one that is."
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a file was not read, on one line; never what PyTorch advises, which is to run what is in it.
+
+    >>> reason_of(pickle.UnpicklingError("Weights only load failed. Re-running `torch.load` with ..."))
+    'what its pickle holds is damaged, or no tensors'
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError) or re.search(r"weights_only|torch\.load|Weights only", text):
+        return "what its pickle holds is damaged, or no tensors"
+    return f"{text.partition('. ')[0]:.200}" or type(error).__name__

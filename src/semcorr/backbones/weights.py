@@ -18,11 +18,12 @@ def fill(
     path: str | Path,
     spare: Collection[str] = frozenset(),
     option: str = "backbone.weights",
+    of: str = "",
 ) -> None:
     """Load `weights`, or name the first keys that do not fit.
 
     Surplus keys are no misfit where they are a classifier's or in `spare`: of parts that are not used.
-    `option` is what the path was given as.
+    `option` is what the path was given as; `of` is a sentence on which network the file is of.
     """
     part = option.split(".")[0]
     own = module.state_dict()
@@ -36,10 +37,17 @@ def fill(
     problems = {"missing": missing, f"not known to this {part}": surplus, "of another shape": shapes}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
-        raise UserError(f"`{option}`: {path} does not fit this {part}. {told}. Give weights of the same model.")
-    fitting = {key: value for key, value in weights.items() if key in own}
+        raise UserError(
+            f"`{option}`: {path} does not fit this {part}. {told}. {of or 'Give weights of the same model.'}"
+        )
+    fitting = {key: _converted(value, own[key]) for key, value in weights.items() if key in own}
     require_finite_weights(fitting, f"`{option}`: {path}")
     module.load_state_dict(fitting, strict=False)
+
+
+def _converted(value: Tensor, like: Tensor) -> Tensor:
+    """In the precision of the network, before it is looked at: what is finite in 64 bits may not be in 32."""
+    return value.to(like.dtype) if like.is_floating_point() and value.is_floating_point() else value
 
 
 def require_finite_weights(state: Mapping[str, Tensor], origin: str) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from semcorr.cli import explaining
 from semcorr.core.files import remove_parts
+from semcorr.core.interrupt import advising
 from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.store import default_root
@@ -96,7 +97,7 @@ def prune(
     --key with --older-than or --max-gb removes only within that key; alone, all of it. Without any
     option only what killed processes left goes. A run that is using the features goes on with them.
     """
-    with _telling():
+    with _telling(), advising(lambda: "What was removed before is gone. Run the same line again"):
         root, found = _opened(root)
         if everything and not (key is None and older_than is None and max_gb is None):
             raise UserError("--all is all of it: it goes with no other option but --root")
