@@ -48,7 +48,8 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
     """Return the name under which a file is there: as it stands in a file, or as the tool that wrote it means it.
 
     Tools on Windows put backslashes between folders, Label Studio escapes blanks as %20, and others begin with the
-    folder that is given already: where only that file is there, it is meant. If none is, the name is returned.
+    folder that is given already, or are the whole path of a file in it: where only that file is there, it is meant. If
+    none is, the name is returned.
 
     Args:
         root: As for `resolve_inside`.
@@ -68,14 +69,15 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
 
 def _spellings(root: Path, name: str) -> list[str]:
     """The name itself, then what may be meant by it."""
-    meant = [name, name.replace("\\", "/")]
-    meant += [unquote(spelling) for spelling in meant if "%" in spelling]
+    slashed = name.replace("\\", "/")
     folders = Path(os.path.abspath(root)).parts[1:]
-    for spelling in list(meant):
+    spelt = [name]
+    for spelling in dict.fromkeys((name, slashed, unquote(name), unquote(slashed))):
         parts = [part for part in spelling.split("/") if part not in ("", ".")]
-        given = [i for i in range(1, len(parts)) if tuple(parts[:i]) == folders[-i:]]
-        meant += ["/".join(parts[i:]) for i in given]
-    return list(dict.fromkeys(meant))
+        least = len(folders) if spelling.startswith("/") else 0  # of an absolute path the whole folder is left out
+        given = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
+        spelt += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + given]
+    return list(dict.fromkeys(spelt))
 
 
 def require_file_name(name: object, where: str, folders: bool = False) -> str:

@@ -105,7 +105,6 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
         where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote(key)}"
         image, category = _owner(entry, "image_id", images, where), _owner(entry, "category_id", categories, where)
-        named.add(image.id)
         where += f" of {quote(image.file_name)}"
         if read_flag(entry, "iscrowd", where):
             notes.setdefault("annotations of crowds are left out", []).append(str(key))
@@ -113,7 +112,12 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
             _require_none(entry, category, where)
             notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
         else:
-            annotations.append(_annotation(key, entry, image, category, where, (layout, layout_option), notes))
+            one = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
+            if not one.annotated and one.flat is not None and not any(one.flat):
+                notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
+                continue  # begun and left: of its image nothing is said
+            annotations.append(one)
+        named.add(image.id)
     _require_pixels(annotations, path)
     tell(path, notes)
     return CocoFile(images, _distinct(categories), annotations, named)
