@@ -22,7 +22,9 @@ def content() -> dict:
         "images": [
             {"id": 1 + i, "file_name": name, "width": SIZE[0], "height": SIZE[1]} for i, name in enumerate(FILES)
         ],
-        "categories": [{"id": 3, "name": "dog", "supercategory": "animal", "keypoints": NAMES, "skeleton": [[1, 2]]}],
+        "categories": [
+            {"id": 3, "name": "dog", "supercategory": "animal", "keypoints": [*NAMES], "skeleton": [[1, 2]]},
+        ],
         "annotations": [
             {
                 "id": 11 + i, "image_id": 1 + i, "category_id": 3, "bbox": list(BOXES[i]), "keypoints": list(POINTS[i]),
