@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -84,11 +85,16 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
         ) from None
     if encoding != "utf-8":
         log.warning("%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _line_of(content), SAVE)
-    rows = list(_split(text[start:], path, remedy, separator, lines))
+    rows = list(_filled(_split(text[start:], path, remedy, separator, lines)))
     header = _header(rows[0].cells, known)
     names = _require_columns(header, columns, path, remedy)
     rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
     return Table(_named(names, rows, path), [name for name in names if name and name not in known.values()], encoding)
+
+
+def _filled(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows with a cell that is not empty: spreadsheets write the others, too."""
+    return (row for row in rows if any(cell.strip() for cell in row.cells))
 
 
 def _decoded(content: bytes, path: Path) -> tuple[str, str]:
@@ -122,7 +128,7 @@ def _separator(
         raise UserError(f"{path}, line 1: sep={said[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}")
     headers: dict[str, list[str]] = {}
     for separator in (said[1],) if said else SEPARATORS:
-        first = next(_split(text[start:], path, remedy, separator, lines, strict=False), Row(1, []))
+        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), Row(1, []))
         headers[separator] = _header(first.cells, known)
     fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
     if len(fitting) > 1:
@@ -148,7 +154,7 @@ def _require_columns(names: list[str], columns: Sequence[str], path: Path, remed
     missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
-    twice = next((name for name in names if name and names.count(name) > 1), None)
+    twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
     if twice:
         raise UserError(f"{path} has the column {shorten(twice).strip(chr(39))} twice. Drop or rename one.")
     return names
@@ -167,13 +173,13 @@ def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int,
 def _split(
     text: str, path: Path, remedy: str, separator: str = ",", before: int = 0, strict: bool = True
 ) -> Iterator[Row]:
-    """Rows that are not blank."""
+    """Rows that are not blank lines."""
     lines = _Lines(text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)
     try:
         for cells in reader:
             lines.taken = 0
-            if any(cell.strip() for cell in cells):
+            if cells:
                 yield Row(before + reader.line_num, cells)
     except csv.Error as error:
         raise UserError(f"{path}, line {before + reader.line_num}: {error}. {remedy}") from None
