@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable
 
+from semcorr.errors import UserError
+
 
 def flip(content: bytearray, draw: random.Random) -> None:
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -45,3 +47,14 @@ def damage(content: bytes, seed: int) -> bytes:
     changed = bytearray(content)
     DAMAGE[seed % len(DAMAGE)](changed, random.Random(seed))
     return bytes(changed)
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """What is said of a file that is refused, which is one line; nothing, if it is read."""
+    try:
+        read()
+    except UserError as error:
+        message = str(error)
+        assert len(message.splitlines()) == 1, message
+        return message
+    return ""

@@ -86,18 +86,24 @@ def first_annotation(root: Path, **fields: object) -> None:
 COCO = {
     "no file": (lambda root: (root / "keypoints.json").unlink(), ["keypoints.json", "does not exist"]),
     "no image": (lambda root: (root / "images/03.jpg").unlink(), ["03.jpg", "does not exist", "Restore"]),
-    "no list": (lambda root: edit(root / "keypoints.json", drop("images")), ["keypoints.json", "`images`", "Restore"]),
+    "no list": (
+        lambda root: edit(root / "keypoints.json", drop("images")),
+        ["keypoints.json", "`images`", "Give a COCO"],
+    ),
     "unknown image": (lambda root: first_annotation(root, image_id=7), ["keypoints.json", "image_id 7", "Drop"]),
     "unknown category": (lambda root: first_annotation(root, category_id=9), ["category_id 9", "Drop"]),
     "short keypoints": (
         lambda root: first_annotation(root, keypoints=[1, 2, 2]),
-        ["keypoints.json", "`keypoints` of image 100", "1 points, its category 3", "Correct"],
+        ["keypoints.json, annotations[0]", "3 numbers in `keypoints`", "which are 9", "Correct"],
     ),
     "NaN": (
         lambda root: first_annotation(root, keypoints=[1, math.nan, 2, 1, 2, 2, 1, 2, 0]),
-        ["keypoints.json", "keypoint 0 of 00", "finite", "Correct"],
+        ["keypoints.json, annotations[0]", '"left_paw" is [1, NaN, 2]', "finite", "Correct"],
     ),
-    "flat box": (lambda root: first_annotation(root, bbox=[2, 3, 0, 5]), ["keypoints.json", "of 00", "Correct"]),
+    "a box backwards": (
+        lambda root: first_annotation(root, bbox=[2, 3, -4, 5]),
+        ["annotations[0]", "00.jpg", "[2, 3, -4, 5]", "below 0", "data.box"],
+    ),
     "short box": (lambda root: first_annotation(root, bbox=[2, 3, 5]), ["keypoints.json", "[2, 3, 5]", "Correct"]),
 }
 

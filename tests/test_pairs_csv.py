@@ -78,9 +78,9 @@ def changed(column: str, value: str) -> list[list[str]]:
 BROKEN = {
     "more x than y": (changed("YA", "5;6;;8;9"), {}, ["line 2", "XA has 4 numbers, YA 5"]),
     "more points in one image": (changed("XB", "1;2"), {}, ["line 2", "XB has 2 numbers"]),
-    "half a point": (changed("XA", "1;2.5;3;4"), {}, ["line 2", "'3', ''", "Correct it"]),
-    "a word": (changed("XA", "1;x;;4"), {}, ["line 2", "'x', '6'"]),
-    "a box of three": (changed("box", "1;2;3"), {"extent": "box"}, ["must be x1 y1 x2 y2"]),
+    "half a point": (changed("XA", "1;2.5;3;4"), {}, ["line 2", "point 3 has only a number in XA"]),
+    "a word": (changed("XA", "1;x;;4"), {}, ["line 2", "XA holds 'x'"]),
+    "a box of three": (changed("box", "1;2;3"), {"extent": "box"}, ["line 2", "'1;2;3'", "must be x1;y1;x2;y2"]),
     "no box": (changed("box", ""), {"extent": "box"}, ["line 2", "needs the column `box`"]),
     "a missing image": (changed("source_image", "a/three.png"), {}, ["three.png does not exist"]),
     "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["no keypoint visible in both"]),

@@ -71,7 +71,7 @@ MISTAKES = {
     r"gone.jpg, which is not in": lambda c: c["images"][3].update(file_name="gone.jpg"),
     r"has 43 numbers in `keypoints`; .* which are 45": lambda c: c["annotations"][0]["keypoints"].__delitem__(slice(2)),
     r"must be finite numbers": lambda c: c["annotations"][0]["keypoints"].__setitem__(0, "x"),
-    r"`bbox` .* has no area. It is read as xywh": lambda c: c["annotations"][0].update(bbox=[5, 5, 0, 3]),
+    r"`bbox` .* has no area. It is read as xywh": lambda c: c["annotations"][-1].update(bbox=[5, 5, 0, 3]),
     r"must be four finite numbers": lambda c: c["annotations"][0].update(bbox=[5, 5]),
     r"has no `keypoints`, their names": lambda c: c["categories"][0].pop("keypoints"),
     r"two images have the id 1": lambda c: c["images"][0].update(id=1),

@@ -195,7 +195,7 @@ def test_every_label_has_a_picture_of_its_own_whatever_its_image_and_its_id_are_
     for name in ("c/d.jpg", "c_d.jpg", "C_d.jpg.png"):
         shutil.copy(folder / content["images"][3]["file_name"], folder / name)
     content["annotations"][-1]["id"] = "b/1:2"
-    content["annotations"][-2]["id"] = content["annotations"][-3]["id"] = 7
+    content["annotations"][-2]["id"], content["annotations"][-3]["id"] = 7, "7"
     content["annotations"][-3]["image_id"] = content["annotations"][-2]["image_id"]
 
     code, said = typed(

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from semcorr.core.files import replace_file, write_text
+from semcorr.core.tables import read_table
 from semcorr.core.terminal import printable
-from semcorr.core.text_files import read_table
 from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)

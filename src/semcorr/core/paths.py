@@ -6,6 +6,7 @@ import stat
 import unicodedata
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from semcorr.errors import UserError
 
@@ -43,6 +44,42 @@ def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
     return path
 
 
+def find_inside(root: Path, name: object, where: str, option: str) -> str:
+    """Return the name under which a file is there: as it stands in a file, or as the tool that wrote it means it.
+
+    Tools on Windows put backslashes between folders, Label Studio escapes blanks as %20, and others begin with the
+    folder that is given already, or are the whole path of a file in it: where only that file is there, it is meant. If
+    none is, the name is returned.
+
+    Args:
+        root: As for `resolve_inside`.
+        name: Likewise.
+        where: Likewise.
+        option: Likewise.
+
+    Raises:
+        UserError: As for `resolve_inside`.
+    """
+    for spelling in _spellings(root, name) if isinstance(name, str) else ():
+        if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, where, option).is_file():
+            return spelling
+    resolve_inside(root, name, where, option)
+    return str(name)
+
+
+def _spellings(root: Path, name: str) -> list[str]:
+    """The name itself, then what may be meant by it."""
+    slashed = name.replace("\\", "/")
+    folders = Path(os.path.abspath(root)).parts[1:]
+    spelt = [name]
+    for spelling in dict.fromkeys((name, slashed, unquote(name), unquote(slashed))):
+        parts = [part for part in spelling.split("/") if part not in ("", ".")]
+        least = len(folders) if spelling.startswith("/") else 0  # of an absolute path the whole folder is left out
+        given = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
+        spelt += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + given]
+    return list(dict.fromkeys(spelt))
+
+
 def require_file_name(name: object, where: str, folders: bool = False) -> str:
     """Return a name that stands in a file, or refuse it: it must name a file below the folder it is looked for in.
 
@@ -69,11 +106,11 @@ def name_fault(name: object, folders: bool) -> str | None:
     faults = {
         "names no file": not parts or name.endswith(("/", "/.")),
         f"holds the control character {odd!r}": odd is not None,
-        "is a URL": re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name),
+        "is a URL, and files must be on disk": re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name),
         "is an absolute path": name.startswith("/"),
         "names a drive": re.match(r"[A-Za-z]:", name),
+        "leads to a folder above": ".." in re.split(r"[/\\]", name),
         "holds a backslash": "\\" in name,
-        "leads to a folder above": ".." in parts,
         "begins with ~, a home folder": name.startswith("~"),
         "names a folder": len(parts) > 1 and not folders,
         f"is longer than the {NAME_BYTES} bytes of a file's name": odd is None and _too_long(name, parts),

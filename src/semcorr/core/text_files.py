@@ -1,13 +1,11 @@
-"""Read what people bring as text, JSON or CSV: within bounds of memory and time, or a sentence."""
+"""Read what people bring as text or JSON: within bounds of memory and time, or a sentence."""
 
-import csv
+import codecs
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from semcorr.core.paths import open_plain, shorten
 from semcorr.errors import UserError
@@ -15,25 +13,37 @@ from semcorr.errors import UserError
 MEGABYTE = 1 << 20
 ANNOTATIONS = 1024 * MEGABYTE  # bytes of a benchmark's file, at most: COCO's largest has 450 MB
 REPORTS = 64 * MEGABYTE  # and of one about a run, a folder or a model
-ROW = 16 * MEGABYTE  # characters of a row of a table, and of a line
 DIGITS = 20  # of a whole number, at most: no count, id or size of a file has more
 # What may be a number beyond all bounds. Plain patterns, which are searched for in a tenth of the time of parsing.
 SUSPECTS = [re.compile(pattern) for pattern in (rf"\d{{{DIGITS + 1}}}", r"e\+?\d{3}", r"E\+?\d{3}")]
 REMEDY = "Unpack the benchmark again."
+MARKS = {  # what a text may begin with that says how it is encoded; UTF-32 first: it begins as UTF-16 does
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 
 
-def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, encoding: str = "utf-8") -> str:
-    """Read a text of at most `limit` bytes.
+def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str:
+    """Read a text of at most `limit` bytes: in UTF-8, or in what its byte-order mark says.
 
     Args:
         path: The file.
         remedy: What to do about a file that cannot be read; ends the message.
         limit: In bytes.
-        encoding: Of the text.
 
     Raises:
         UserError: It is absent, larger, no regular file, or no text.
     """
+    content = read_content(path, remedy, limit)
+    try:
+        text = decode(content)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}") from None
+    return require_text(text, path, remedy)
+
+
+def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> bytes:
+    """Read the bytes of a regular file that has at most `limit` of them."""
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -46,10 +56,20 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, encodi
         raise UserError(f"{path} does not fit into memory. {remedy}") from None
     if max(size, len(content)) > limit:
         raise UserError(f"{path} has more than the {limit // MEGABYTE} MB that are read of such a file. {remedy}")
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}") from None
+    return content
+
+
+def decode(content: bytes) -> str:
+    """Decode UTF-8, or what the byte-order mark says.
+
+    >>> decode("a".encode()), decode("a".encode("utf-8-sig")), decode("a".encode("utf-16"))
+    ('a', 'a', 'a')
+    """
+    return content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
+
+
+def require_text(text: str, path: Path, remedy: str) -> str:
+    """Return a text, or refuse one with NUL bytes, as binary files have and UTF-16 without its byte-order mark."""
     if "\0" in text:
         raise UserError(f"{path} is no text: it holds a NUL byte at character {text.index(chr(0))}. {remedy}")
     return text
@@ -60,22 +80,29 @@ def read_lines(path: Path, remedy: str = REMEDY) -> list[str]:
     return [line.strip() for line in read_text(path, remedy).splitlines() if line.strip()]
 
 
-def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> Any:
+def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> Any:
     """Read a JSON file. NaN may stand in it, as in our own metrics.json: who reads a field refuses it there.
 
     Args:
         path: The file.
         remedy: What to do about a file that cannot be read; ends the message.
         limit: In bytes.
+        unique: Whether an object that says two things under one key is refused; else the last one counts.
 
     Raises:
         UserError: It is no JSON; it is nested too deeply; or a number in it is too large to be computed with.
     """
     text = read_text(path, remedy, limit)
+    if not text.strip():
+        raise UserError(f"{path} is empty. {remedy}")
     suspicious = any(suspect.search(text) for suspect in SUSPECTS)
     hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
+    if unique:
+        hooks["object_pairs_hook"] = _unique
     try:
         return json.loads(text, **hooks)
+    except _KeyTwiceError as error:
+        raise UserError(f"{path}: one object has the key {error} twice. Drop one. {remedy}") from None
     except _NumberError as error:
         raise UserError(f"{path}: the number {error} cannot be computed with. {remedy}") from None
     except RecursionError:
@@ -94,70 +121,16 @@ def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> dict
     return content
 
 
-class Row(NamedTuple):
-    """A row of a table."""
-
-    line: int  # in the file, counted from 1: that of its end
-    cells: list[str]
+class _KeyTwiceError(Exception):
+    """A key that stands twice in an object."""
 
 
-def read_rows(path: Path, remedy: str = REMEDY) -> list[Row]:
-    """Read a CSV file, its header included, without blank rows.
-
-    Raises:
-        UserError: It is no text; a field or a row is too long; a quote is not closed.
-    """
-    lines = _Lines(read_text(path, remedy, encoding="utf-8-sig"))
-    reader = csv.reader(lines, skipinitialspace=True, strict=False)
-    rows = []
-    try:
-        for cells in reader:
-            lines.taken = 0
-            if cells:
-                rows.append(Row(reader.line_num, cells))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}. {remedy}") from None
-    except MemoryError:
-        raise UserError(f"{path} does not fit into memory. {remedy}") from None
-    return rows
-
-
-def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list[tuple[int, dict[str, str]]]:
-    """Read the rows of a CSV file with a header, each with its line and as many cells as the header.
-
-    Raises:
-        UserError: As `read_rows`; or a column is missing, or a row is shorter or longer than the header.
-    """
-    header, *rows = read_rows(path, remedy) or [Row(1, [])]
-    missing = [column for column in columns if column not in header.cells]
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
-    table = []
-    for line, cells in rows:
-        if len(cells) != len(header.cells):
-            raise UserError(
-                f"{path}, line {line}: {len(cells)} columns, not as many columns as the header has, "
-                f"{len(header.cells)}. Correct it."
-            )
-        table.append((line, dict(zip(header.cells, cells, strict=True))))
-    return table
-
-
-class _Lines:
-    """The lines of a text, not more of them to a row than a row may hold."""
-
-    def __init__(self, text: str) -> None:
-        self.lines, self.taken = StringIO(text, newline=""), 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.lines)
-        self.taken += len(line)
-        if self.taken > ROW:
-            raise csv.Error(f"the row has more than {ROW // MEGABYTE} million characters; is a quote not closed?")
-        return line
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        raise _KeyTwiceError(next(shorten(key) for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return content
 
 
 class _NumberError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semcorr.core.files import temporary_folder
-from semcorr.core.paths import require_file_name
+from semcorr.core.paths import require_file_name, shorten
 from semcorr.data.groups import facts
 from semcorr.data.record import need, need_whole, read_annotation
 from semcorr.errors import UserError
@@ -72,9 +72,15 @@ def animal(entry: Mapping[str, Any], path: Path) -> Animal:
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
     """
-    flat = need(entry, "keypoints", path)
-    points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
-    x, y, width, height = map(float, need(entry, "bbox", path))
+    flat, box = need(entry, "keypoints", path), need(entry, "bbox", path)
+    try:
+        points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
+        x, y, width, height = map(float, box)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{path}: `keypoints` {shorten(flat)} or `bbox` {shorten(box)} of image {shorten(entry.get('id'))} are not "
+            "x, y, v of each keypoint and x, y, width, height. Restore the official annotation file."
+        ) from None
     return Animal(
         id=need_whole(entry, "id", path),
         species=need(entry, "name", path),

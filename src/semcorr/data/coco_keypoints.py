@@ -5,34 +5,34 @@ split are all ordered pairs with enough shared keypoints, thinned by the same se
 depends on the file system's order.
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from semcorr.core.paths import resolve_inside, shorten
 from semcorr.core.ranges import Count, Share, ranged
+from semcorr.data.coco_fields import LAYOUTS, Id, quote
+from semcorr.data.coco_file import CocoImage, read_coco, tell
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import flip_from_names, groups_from_names
+from semcorr.data.image_names import name_images
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    Point,
+    around,
     image_record,
     image_size,
-    is_number,
     log,
     longer_side,
-    need,
-    read_annotation,
     require_root,
-)  # fmt: skip
+)
 from semcorr.errors import UserError
 
-BOXES = ("xywh", "xyxy")
+UNBOXED = "annotations have no `bbox`, and the box around their keypoints serves"
+UNBOXED_POINT = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
 
 
 class COCOKeypoints(PairDataModule):
@@ -67,15 +67,16 @@ class COCOKeypoints(PairDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if box not in BOXES:
-            raise UserError(f"`data.box` must be one of {', '.join(BOXES)}, got {box!r}")
+        if box not in LAYOUTS:
+            raise UserError(f"`data.box` must be one of {', '.join(LAYOUTS)}, got {box!r}")
         self.annotations, self.image_folder, self.box = annotations, images, box
         self.shares = {"test": test, "val": val}
         self.min_shared, self.cap, self.pairs_seed = min_shared, pairs_per_category, pairs_seed
+        self.content = cache(lambda: read_images(self.root, annotations, images, box))  # read once for all splits
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Sorted by category, source, target."""
-        images, names = read_images(self.root, self.annotations, self.image_folder, self.box)
+        images, names = self.content()
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
         for category in sorted(images):
@@ -86,7 +87,17 @@ class COCOKeypoints(PairDataModule):
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
                 for a, b in chosen
             ]
-        return pairs
+        return distinct(pairs)
+
+
+def distinct(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+    """Give every pair a name of its own: those of images with dashes in their names may be alike."""
+    counts: Counter[str] = Counter()
+    named = []
+    for pair in pairs:
+        counts[pair.name] += 1
+        named.append(pair if counts[pair.name] == 1 else pair._replace(name=f"{pair.name} ({counts[pair.name]})"))
+    return named
 
 
 def read_images(
@@ -95,26 +106,49 @@ def read_images(
     """Records and keypoint names per category; images with several objects of a category stay out."""
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
-    content = read_annotation(path)
-    files = _files(need(content, "images", path), path)
-    categories = {need(c, "id", path): c for c in need(content, "categories", path)}
+    content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
+    shown = [one for one in content.annotations if one.annotated]
+    names = name_images(root / folder, {one.image.name for one in shown})
+    notes: dict[str, list[str]] = {}
+    if bare := [str(one.id) for one in content.annotations if not one.annotated]:
+        notes["annotations show no keypoint and are left out"] = bare
+    sizes: dict[Id, tuple[int, int]] = {}
     records: dict[str, list[ImageRecord]] = {}
-    for entry in need(content, "annotations", path):
-        category = categories.get(need(entry, "category_id", path))
-        file = files.get(str(need(entry, "image_id", path)))
-        if category is None or file is None:
-            missing = f"category_id {entry['category_id']}" if category is None else f"image_id {entry['image_id']}"
-            raise UserError(f"{path}: an annotation names {missing}, which the file does not define. Drop it.")
-        where = f"{path}, image {shorten(entry['image_id'])}, field `file_name`,"
-        picture = resolve_inside(root / folder, file, where, "data.root and data.images")
-        points = _keypoints(entry, len(need(category, "keypoints", path)), path)
-        corners = _corners(need(entry, "bbox", path), box)
-        if any(point is not None for point in points):
-            name = Path(file).with_suffix("").as_posix()
-            record = image_record(name, picture, image_size(picture), points, corners, path)
-            records.setdefault(need(category, "name", path), []).append(record)
-    names = {c["name"]: c["keypoints"] for c in categories.values() if c.get("name") in records}
-    return {name: _alone(images, f"{path} {name}") for name, images in records.items()}, names
+    for one in shown:
+        image = one.image
+        if image.id not in sizes:
+            sizes[image.id] = _size(image, path)
+        corners = one.box.corners if one.box else around(one.points)
+        if one.box is None:
+            single = len({point for point in one.points if point is not None}) == 1
+            notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(one.id))
+            if single:
+                continue
+        record = image_record(names[image.name], image.path, sizes[image.id], one.points, corners, path)
+        records.setdefault(one.category.name, []).append(record)
+    tell(path, notes)
+    alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
+    return alone, {one.name: list(one.keypoints) for one in content.categories if one.name in records and one.keypoints}
+
+
+def _size(image: CocoImage, path: Path) -> tuple[int, int]:
+    if not image.path.is_file():
+        raise UserError(
+            f"{path}, image {quote(image.id)}, names {quote(image.file_name)}, and {image.path} does not exist. "
+            "Restore it, or drop the entry and its annotations."
+        )
+    return _measure(image.path, image.size)
+
+
+def _measure(path: Path, annotated: tuple[int, int] | None = None) -> tuple[int, int]:
+    size = image_size(path)
+    if annotated not in (None, size):
+        (width, height), said = size, annotated or size
+        raise UserError(
+            f"{path} is {width} x {height} pixels, and its `width` and `height` say {said[0]} x {said[1]}. "
+            "Give the image that was annotated, or scale its keypoints and boxes, and correct both."
+        )
+    return size
 
 
 def split_of_images(
@@ -146,37 +180,6 @@ def choose_pairs(
         return fit
     kept = sorted(random.Random(seed).sample(range(len(fit)), cap))
     return [fit[i] for i in kept]
-
-
-def _files(images: Any, path: Path) -> dict[str, Any]:
-    """Image id to file name: COCO's list of objects, or AnimalPose's plain map."""
-    if isinstance(images, Mapping):
-        return {str(i): name for i, name in images.items()}
-    return {str(need(image, "id", path)): need(image, "file_name", path) for image in images}
-
-
-def _keypoints(entry: Mapping[str, Any], count: int, path: Path) -> list[Point]:
-    """COCO's flat x y v list, or rows of [x, y, v]; v = 0 is not annotated."""
-    values = need(entry, "keypoints", path)
-    where = f"{path}: field `keypoints` of image {shorten(entry['image_id'])}"
-    nested = isinstance(values, list) and all(isinstance(row, list) for row in values)
-    flat = [value for row in values for value in row] if nested else values
-    if not isinstance(flat, list) or (odd := next((value for value in flat if not is_number(value)), None)) is not None:
-        odd = odd if isinstance(flat, list) else flat
-        raise UserError(f"{where} holds {shorten(odd)}, which is no number. Correct it.")
-    rows = values if nested else [flat[i : i + 3] for i in range(0, len(flat), 3)]
-    if len(rows) != count or any(len(row) != 3 for row in rows):
-        raise UserError(f"{where} has {len(rows)} points, its category {count}. Correct it.")
-    if not all(math.isfinite(v) for _, _, v in rows):
-        raise UserError(f"{where}: v is not finite; it is 0 where a keypoint is not annotated. Correct it.")
-    return [(float(x), float(y)) if v > 0 else None for x, y, v in rows]
-
-
-def _corners(box: Any, layout: str) -> Any:
-    if layout == "xyxy" or not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return box  # what is none is refused by image_record
-    x, y, width, height = map(float, box)
-    return [x, y, x + width, y + height]
 
 
 def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:

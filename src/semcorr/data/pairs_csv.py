@@ -2,23 +2,43 @@
 
 Columns: `source_image`, `target_image` (paths below the root), `XA`, `YA` (the source's points, `;`
 between them), `XB`, `YB` (the target's, in the same order), and if you like `category` and `box`
-(the target's, x1;y1;x2;y2). An empty number is a point not visible there. Pixel centres are at integers:
-the top left pixel is (0, 0).
+(the target's, x1;y1;x2;y2). An empty number, or NaN, is a point not visible there. Pixel centres are at
+integers: the top left pixel is (0, 0).
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from semcorr.core.paths import resolve_inside, shorten
-from semcorr.core.text_files import read_table
+from semcorr.core.paths import find_inside, shorten
+from semcorr.core.tables import Table, read_spreadsheet
+from semcorr.data.coco_fields import are_shares
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.record import PairRecord, Point, around, image_record, image_size, longer_side, padded, require_root
+from semcorr.data.image_names import name_images
+from semcorr.data.record import (
+    LARGEST,
+    ImageRecord,
+    PairRecord,
+    Point,
+    around,
+    image_record,
+    image_size,
+    log,
+    longer_side,
+    padded,
+    require_root,
+)
 from semcorr.errors import UserError
 
 COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
+OPTIONAL = ("category", "box")
 EXTENTS = ("image", "box", "keypoints")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
+NOTHING = ("", "nan", "null", "none", "na", "n/a", "#n/a", "<na>")  # what spreadsheets and data frames write for none
 
 
 class PairsCSV(PairDataModule):
@@ -48,64 +68,156 @@ class PairsCSV(PairDataModule):
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the file."""
-        return read_csv(self.root, self.lists[split], self.extent)
+        others = [file for other, file in self.lists.items() if other != split]
+        return read_csv(self.root, self.lists[split], self.extent, others)
 
 
-def read_csv(root: Path, file: str, extent: str) -> list[PairRecord]:
-    """All rows of a file."""
+class _Images(NamedTuple):
+    """The images of all lists."""
+
+    root: Path
+    names: Mapping[str, str]  # of features, by the path below the root
+    files: Mapping[str, str]  # path below the root, by what stands in a list
+    encoding: str
+    size: Callable[[Path], tuple[int, int]]
+    path: Path  # of the list
+
+    def record(self, row: Mapping[str, str], side: str, points: list[Point], box: Any, where: str) -> ImageRecord:
+        column = f"{side}_image"
+        file = self.files[row[column]]
+        path = self.root / file
+        if not path.is_file():
+            read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
+            raise UserError(
+                f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. "
+                "Restore it, or drop the row."
+            )
+        return image_record(self.names[file], path, self.size(path), points, box, self.path)
+
+
+def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
+    """All rows of a file.
+
+    Args:
+        root: Where it is, and below it the images.
+        file: Its name.
+        extent: What alpha is a fraction of.
+        others: Files of the other splits: images have one name in all of them.
+    """
     require_root(root, "Your set of pairs", "Give data.root=DIR.")
     path = root / file
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
-    rows = read_table(path, COLUMNS, "Correct the file.")
-    size = cache(image_size)
-    return padded([_pair(root, path, line, row, extent, size) for line, row in rows])
+    table = _read(path)
+    if table.others:
+        log.warning("%s: the columns %s are not read", path, ", ".join(map(shorten, table.others[:5])))
+    files = _files(root, table, path)
+    every = set(files.values())
+    for other in others:
+        with suppress(UserError):  # what is wrong there is said when it is read
+            every |= set(_files(root, _read(root / other), root / other).values())
+    images = _Images(root, name_images(root, every), files, table.encoding, cache(image_size), path)
+    pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
+    _require_pixels(pairs, path)
+    return padded(pairs)
 
 
-def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size) -> PairRecord:  # type: ignore[no-untyped-def]
-    where = f"{path}, line {line}"
+def _read(path: Path) -> Table:
+    return read_spreadsheet(path, COLUMNS, OPTIONAL, "Correct the file.")
+
+
+def _files(root: Path, table: Table, path: Path) -> dict[str, str]:
+    """The path below the root of every image, by what stands in the table."""
+    files: dict[str, str] = {}
+    for line, row in table.rows:
+        for column in ("source_image", "target_image"):
+            if row[column] not in files:
+                where = f"{path}, line {line}, column {column},"
+                files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
+    return files
+
+
+def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
+    if broken := next((column for column, cell in row.items() if "\n" in cell or "\r" in cell), None):
+        raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote.")
     sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
             f"{where}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
             "Give as many, empty where one is not visible."
         )
-    records = []
-    for side, points in sides.items():
-        picture = resolve_inside(root, row[f"{side}_image"], f"{where}, column {side}_image,", "data.root")
-        box = _box(row, where) if side == "target" and row.get("box") else None
-        if box is None and extent == "box" and side == "target":
-            raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
-        known = box or (around(points) if any(points) else [0, 0, 1, 1])
-        name = Path(row[f"{side}_image"]).with_suffix("").as_posix()
-        records.append(image_record(name, picture, size(picture), points, known, path))
-    source, target = records
+    box = _box(row, where)
+    if box is None and extent == "box":
+        raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
+    source, target = (
+        images.record(row, side, points, (side == "target" and box) or _around(points), where)
+        for side, points in sides.items()
+    )
     lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
-               "keypoints": lambda: longer_side(around(sides["target"]))}  # fmt: skip
-    category = row.get("category") or "object"
+               "keypoints": lambda: longer_side(_around(sides["target"]))}  # fmt: skip
+    category = row.get("category", "").strip() or "object"
     return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
 
 
+def _around(points: Sequence[Point]) -> Sequence[float]:
+    return around(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
+
+
 def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
-    columns = [row[f"{axis}{side}"].split(";") for axis in "XY"]
+    columns = [_numbers(row[f"{axis}{side}"], f"{axis}{side}", where) for axis in "XY"]
     if len(columns[0]) != len(columns[1]):
         raise UserError(f"{where}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
     points: list[Point] = []
-    for x, y in zip(*columns, strict=True):
-        if x.strip() == y.strip() == "":
+    for i, (x, y) in enumerate(zip(*columns, strict=True)):
+        if x is None and y is None:
             points.append(None)
-            continue
-        try:
-            points.append((float(x), float(y)))
-        except ValueError:
+        elif x is None or y is None:
+            known = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
             raise UserError(
-                f"{where}: X{side}, Y{side} hold {shorten(x)}, {shorten(y)}, which is no point. Correct it."
-            ) from None
+                f"{where}: point {i + 1} has only a number in {known}{side}. Give both numbers, or leave both empty."
+            )
+        else:
+            points.append((x, y))
     return points
 
 
-def _box(row: Mapping[str, str], where: str) -> list[float]:
-    try:
-        return [float(value) for value in row["box"].split(";")]
-    except ValueError:
-        raise UserError(f"{where}: box is {shorten(row['box'])}; it must be x1;y1;x2;y2. Correct it.") from None
+def _numbers(cell: str, column: str, where: str) -> list[float | None]:
+    """The numbers of a cell, `;` between them; None where there is none."""
+    numbers: list[float | None] = []
+    parts = cell.split(";")
+    for part in map(str.strip, parts):
+        if part.lower() in NOTHING:
+            numbers.append(None)
+            continue
+        text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
+        if "," in text:
+            raise UserError(
+                f"{where}: {column} holds {shorten(part)}, of which it cannot be told whether it is several numbers. "
+                "Write ; between numbers, a point before decimals, and nothing between thousands."
+            )
+        if not NUMBER.fullmatch(text):
+            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no finite number. Correct it.")
+        if not abs(float(text)) <= LARGEST:
+            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no number of pixels. Correct it.")
+        numbers.append(float(text))
+    return numbers
+
+
+def _box(row: Mapping[str, str], where: str) -> list[float] | None:
+    cell = row.get("box", "")
+    if cell.strip().lower() in NOTHING:
+        return None
+    numbers = [number for number in _numbers(cell, "box", where) if number is not None]
+    if len(numbers) != 4 or cell.count(";") != 3 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        raise UserError(f"{where}: box is {shorten(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it.")
+    return numbers
+
+
+def _require_pixels(pairs: Sequence[PairRecord], path: Path) -> None:
+    """Refuse a file whose points are fractions of the images' sides."""
+    images = [image for pair in pairs for image in (pair.source, pair.target)]
+    if images and are_shares([value for one in images for value in one.keypoints[one.visible].flatten().tolist()]):
+        raise UserError(
+            f"{path}: all its points are from 0 to 1: they are fractions of the images' sides, and must be in pixels. "
+            "Multiply x by width and y by height."
+        )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.core.paths import require_file_name, shorten
-from semcorr.core.text_files import read_table
+from semcorr.core.tables import read_table
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.groups import facts
 from semcorr.data.mat_file import read_mat_file

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from semcorr.core.paths import require_file_name, shorten
-from semcorr.core.text_files import read_rows
+from semcorr.core.tables import read_rows
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import facts
 from semcorr.data.recipe import Archive, Recipe

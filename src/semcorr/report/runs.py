@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from semcorr.audit import configuration
 from semcorr.compare import Run as Evaluated
 from semcorr.compare import read_run, require_same
-from semcorr.core.text_files import read_table
+from semcorr.core.tables import read_table
 from semcorr.errors import UserError
 from semcorr.metrics.pck import SUBSETS
 from semcorr.saved_config import CONFIG

@@ -1,6 +1,5 @@
 """A COCO keypoint file with a few annotated images: what labels others, and what is to be labelled."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -12,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from semcorr.core.paths import resolve_inside, shorten
-from semcorr.core.text_files import read_json
-from semcorr.data.coco_keypoints import BOXES
+from semcorr.data.coco_fields import LAYOUTS, Id, quote
+from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import image_files
 from semcorr.errors import UserError
 from semcorr.transfer.cut import Box
@@ -79,98 +77,45 @@ def read_sheet(path: Path, folder: Path, layout: str = "xywh", category: str | N
 
 def read_things(path: Path, folder: Path, layout: str) -> tuple[dict[Any, Any], list[Thing], list[Photo]]:
     """Categories by their ids, objects, and images without annotation."""
-    if layout not in BOXES:
-        raise UserError(f"--box must be one of {', '.join(BOXES)}, got {layout!r}")
+    if layout not in LAYOUTS:
+        raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Give the folder of the images that {path} names")
-    content = read_json(path, "Give a COCO keypoint file")
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(_need(content, key, path), list | dict):
-            raise UserError(f"{path}: `{key}` must be a list. Give a COCO keypoint file")
-    photos = _photos(_need(content, "images", path), folder, path)
-    kinds = {_need(kind, "id", path): kind for kind in _need(content, "categories", path)}
-    entries = list(enumerate(_need(content, "annotations", path)))
-    things = [
-        _thing(entry, i, photos, kinds, layout, path)
-        for i, entry in entries
-        if not (isinstance(entry, Mapping) and entry.get("iscrowd"))  # a crowd is no object
-    ]
-    return kinds, things, _bare(photos, {_need(entry, "image_id", path) for _, entry in entries}, folder)
+    content = read_coco(path, folder, "the folder of images", layout, "--box")
+    photos = {key: _photo(image, path, folder) for key, image in content.images.items()}
+    things = [_thing(one, photos[one.image.id], layout) for one in content.annotations]
+    kinds = {one.id: one.entry for one in content.categories}
+    return kinds, things, _bare(photos, content.named, folder)
 
 
-def _photos(images: Any, folder: Path, path: Path) -> dict[Any, Photo]:
-    """By id."""
-    if isinstance(images, Mapping):  # AnimalPose's: id to name
-        images = [
-            {"id": int(i) if re.fullmatch("[0-9]{1,20}", i) else i, "file_name": name} for i, name in images.items()
-        ]
-    found: dict[Any, Photo] = {}
-    for image in images:
-        i, name = _need(image, "id", path), _need(image, "file_name", path)
-        file = resolve_inside(folder, name, f"{path}, image {shorten(i)}, field `file_name`,", "the folder of images")
-        size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
-        if i in found:
-            raise UserError(f"{path}: two images have the id {i}. Give each its own")
-        if not file.is_file():
-            raise UserError(f"{path} names the image {name}, which is not in {folder}. Restore it, or drop the entry")
-        found[i] = Photo(i, name, file, size)
-    return found
+def _photo(image: CocoImage, path: Path, folder: Path) -> Photo:
+    if not image.path.is_file():
+        raise UserError(
+            f"{path} names the image {image.file_name}, which is not in {folder}. Restore it, or drop the entry"
+        )
+    return Photo(image.id, image.name, image.path, image.size)
 
 
-def _bare(photos: Mapping[Any, Photo], seen: Collection[Any], folder: Path) -> list[Photo]:
+def _bare(photos: Mapping[Id, Photo], named: Collection[Id], folder: Path) -> list[Photo]:
     """Images without annotation: of the file, and those of the folder that it does not name, with ids of their own."""
-    known = {photo.path.resolve() for photo in photos.values()}
-    free = count(1 + max((i for i in photos if isinstance(i, int)), default=0))
-    others = [file for file in image_files(folder, below=True) if file.resolve() not in known]
-    return [photo for i, photo in photos.items() if i not in seen] + [
+    known = {i: photo.path.resolve() for i, photo in photos.items()}
+    annotated = {known[i] for i in named}  # an image may have two entries
+    free = count(1 + max((int(i) for i in photos if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
+    everything = set(known.values())
+    others = [file for file in image_files(folder, below=True) if file.resolve() not in everything]
+    return [photo for i, photo in photos.items() if known[i] not in annotated] + [
         Photo(next(free), file.relative_to(folder).as_posix(), file, None) for file in others
     ]
 
 
-def _thing(
-    entry: Any, index: int, photos: Mapping[Any, Photo], kinds: Mapping[Any, Any], layout: str, path: Path
-) -> Thing:
-    of, kind = _need(entry, "image_id", path), _need(entry, "category_id", path)
-    for what, key, known in (("image_id", of, photos), ("category_id", kind, kinds)):
-        if key not in known:
-            raise UserError(f"{path}: an annotation names {what} {key}, which the file does not define. Drop it")
-    where = f"{path}: the annotation {entry.get('id', index)} of {photos[of].name}"
-    names = kinds[kind].get("keypoints")
-    if not names:
-        raise UserError(f"{where} is of {called(kinds[kind])}, which has no `keypoints`, their names. Add them")
-    rows = torch.tensor(_rows(entry.get("keypoints") or [0.0] * 3 * len(names), len(names), where))
-    shown = rows[:, 2] > 0
-    points = rows[:, :2] * shown[:, None]
-    return Thing(entry.get("id", index), photos[of], kind, _box(entry.get("bbox"), layout, where), points, shown)
-
-
-def _rows(values: Any, many: int, where: str) -> list[list[float]]:
-    """X y v of each keypoint: COCO's flat list, or rows."""
-    rows = isinstance(values, list) and all(isinstance(row, list) for row in values)
-    flat = [each for row in values for each in row] if rows else values
-    if not isinstance(flat, list) or not all(isinstance(each, int | float) and math.isfinite(each) for each in flat):
-        raise UserError(f"{where}: `keypoints` must be finite numbers. Correct them")
-    if len(flat) != 3 * many:
+def _thing(one: CocoAnnotation, photo: Photo, layout: str) -> Thing:
+    if one.flat is not None and not one.annotated:
         raise UserError(
-            f"{where} has {len(flat)} numbers in `keypoints`; its category has {many} keypoints, of x, y and v each, "
-            f"which are {3 * many} numbers. Correct it"
+            f"{one.where}: `bbox` {quote(one.flat)} has no area. It is read as {layout}; --box says otherwise"
         )
-    return [[float(each) for each in flat[i : i + 3]] for i in range(0, len(flat), 3)]
-
-
-def _box(box: Any, layout: str, where: str) -> Box | None:
-    """To x y width height."""
-    if not box:
-        return None
-    known = isinstance(box, list) and len(box) == 4
-    if not known or not all(isinstance(each, int | float) and math.isfinite(each) for each in box):
-        raise UserError(f"{where}: `bbox` must be four finite numbers, got {box}. Correct it")
-    x, y, w, h = map(float, box)
-    if layout == "xyxy":
-        w, h = w - x, h - y
-    if w <= 0 or h <= 0:
-        raise UserError(f"{where}: `bbox` {box} has no area. It is read as {layout}; --box says otherwise")
-    return x, y, w, h
+    shown = torch.tensor([point is not None for point in one.points])
+    points = torch.tensor([point or (0.0, 0.0) for point in one.points])
+    return Thing(one.id, photo, one.category.id, one.box.xywh if one.box else None, points, shown)
 
 
 def _whole(
@@ -209,9 +154,3 @@ def things_of(sheet: Sheet) -> list[Thing]:
 def called(kind: Mapping[str, Any]) -> str:
     """A category's name, or its id."""
     return str(kind.get("name", kind.get("id")))
-
-
-def _need(entry: Any, key: str, path: Path) -> Any:
-    if not isinstance(entry, Mapping) or key not in entry:
-        raise UserError(f"{path}: no field `{key}`. Give a COCO keypoint file: images, annotations, categories")
-    return entry[key]

@@ -42,8 +42,8 @@ def believed(sources: Sequence[Labelled], weights: Float[Tensor, "s k"]) -> list
 def as_coco(sheet: Sheet, labels: Sequence[Label], skipped: Sequence[Mapping[str, str]], said: str) -> dict[str, Any]:
     """The file: labelled images, their annotations and all categories as they were given."""
     photos = {label.thing.photo.id: (label.thing.photo, label.size) for label in labels}
-    taken = {thing.id for thing in things_of(sheet)}
-    free = iter(i for i in range(1, 2 + len(taken) + len(labels)) if i not in taken)
+    taken = {str(thing.id) for thing in things_of(sheet)}  # "7" is 7
+    free = iter(i for i in range(1, 2 + len(taken) + len(labels)) if str(i) not in taken)
     return {
         "info": {
             "description": "Keypoints carried over from annotated images by python -m semcorr.transfer",
@@ -118,12 +118,16 @@ def drawn(
 
 
 def bones(category: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """A category's skeleton from 0: COCO counts from 1, AnimalPose from 0.
+    """A category's skeleton from 0: COCO counts from 1, AnimalPose from 0, and some give names. Others are no bones.
 
     >>> bones({"keypoints": ["a", "b", "c"], "skeleton": [[1, 2], [2, 3]]})
     [(0, 1), (1, 2)]
     """
-    pairs = category.get("skeleton") or []
-    first = 0 if any(0 in pair for pair in pairs) else 1
-    count = len(category.get("keypoints") or [])
-    return [(i - first, j - first) for i, j in pairs if max(i, j) - first < count]
+    names = list(category.get("keypoints") or [])
+    skeleton = category.get("skeleton") if isinstance(category.get("skeleton"), list) else []
+    pairs = [pair for pair in skeleton or [] if isinstance(pair, list) and len(pair) == 2]
+    numbers = [(i, j) for i, j in pairs if type(i) is int and type(j) is int]
+    first = 0 if any(0 in pair for pair in numbers) else 1
+    found = [(i - first, j - first) for i, j in numbers]
+    found += [(names.index(i), names.index(j)) for i, j in pairs if i in names and j in names]
+    return [(i, j) for i, j in found if min(i, j) >= 0 and max(i, j) < len(names)]

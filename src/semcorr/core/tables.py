@@ -1,0 +1,204 @@
+"""Read CSV files: benchmarks' and our own as they must be, and people's own as spreadsheets leave them."""
+
+import csv
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+from semcorr.core.paths import shorten
+from semcorr.core.text_files import MEGABYTE, REMEDY, decode, read_content, read_text, require_text
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ROW = 16 * MEGABYTE  # characters of a row of a table, and of a line
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t |]*(\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, before the header
+SAVE = 'Save it as "CSV UTF-8".'
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    line: int  # in the file, counted from 1: that of its end
+    cells: list[str]
+
+
+class Table(NamedTuple):
+    """A table of somebody's."""
+
+    rows: list[tuple[int, dict[str, str]]]  # with their lines
+    others: list[str]  # columns that were not looked for
+    encoding: str
+
+
+def read_rows(path: Path, remedy: str = REMEDY) -> list[Row]:
+    """Read a CSV file, its header included, without blank rows.
+
+    Raises:
+        UserError: It is no text; a field or a row is too long; a quote is not closed.
+    """
+    return list(_split(read_text(path, remedy), path, remedy))
+
+
+def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows of a CSV file with a header, each with its line and as many cells as the header.
+
+    Raises:
+        UserError: As `read_rows`; a column is missing or there twice; a row is shorter or longer than the header.
+    """
+    header, *rows = read_rows(path, remedy) or [Row(1, [])]
+    return _named(_require_columns(header.cells, columns, path, remedy), rows, path)
+
+
+def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Table:
+    """Read a table of somebody's, as spreadsheets and data frames write it.
+
+    It may be in UTF-8, in UTF-16 with its mark, or in Windows-1252, which is said; between its cells stand commas,
+    semicolons, tabs or bars: what finds the columns in its header. Blank rows, empty columns at its end and columns
+    without a name are passed over; names of columns may have any case, and blanks around them.
+
+    Args:
+        path: The file.
+        columns: What it must have.
+        optional: What it may have.
+        remedy: What to do about a file that cannot be read; ends the message.
+
+    Raises:
+        UserError: It is none of these; or as `read_table`.
+    """
+    content = read_content(path, remedy)
+    text, encoding = _decoded(content, path)
+    known = {name.casefold(): name for name in (*columns, *optional)}
+    try:
+        start, lines, separator = _separator(require_text(text, path, SAVE), columns, known, path, remedy)
+    except UserError:
+        if encoding == "utf-8":
+            raise
+        raise UserError(
+            f"{path}, {_line_of(content)}, is no text in UTF-8, and read as Windows-1252 it has no header with "
+            f"{','.join(columns)}. {SAVE}"
+        ) from None
+    if encoding != "utf-8":
+        log.warning("%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _line_of(content), SAVE)
+    rows = list(_filled(_split(text[start:], path, remedy, separator, lines)))
+    header = _header(rows[0].cells, known)
+    names = _require_columns(header, columns, path, remedy)
+    rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
+    return Table(_named(names, rows, path), [name for name in names if name and name not in known.values()], encoding)
+
+
+def _filled(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows with a cell that is not empty: spreadsheets write the others, too."""
+    return (row for row in rows if any(cell.strip() for cell in row.cells))
+
+
+def _decoded(content: bytes, path: Path) -> tuple[str, str]:
+    try:
+        return decode(content), "utf-8"
+    except UnicodeDecodeError:
+        pass
+    try:
+        return content.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:
+        raise UserError(f"{path}, {_line_of(content)}, is no text in UTF-8, nor in Windows-1252. {SAVE}") from None
+
+
+def _line_of(content: bytes) -> str:
+    """Say in which line the first byte is that makes a text none in UTF-8."""
+    try:
+        decode(content)
+    except UnicodeDecodeError as error:
+        ends = re.findall(rb"\r\n|\r|\n", content[: error.start])
+        return f"line {1 + len(ends)}"
+    return "line 1"
+
+
+def _separator(
+    text: str, columns: Sequence[str], known: dict[str, str], path: Path, remedy: str
+) -> tuple[int, int, str]:
+    """Where the header begins, the lines before it, and what stands between its cells: it finds the columns."""
+    said = SEPARATOR_LINE.match(text)
+    start, lines = (said.end(), 1) if said else (0, 0)
+    if said and said[1] not in SEPARATORS:
+        raise UserError(f"{path}, line 1: sep={said[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}")
+    headers: dict[str, list[str]] = {}
+    for separator in (said[1],) if said else SEPARATORS:
+        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), Row(1, []))
+        headers[separator] = _header(first.cells, known)
+    fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
+    if len(fitting) > 1:
+        kinds = " or ".join(SEPARATORS[separator] for separator in fitting)
+        raise UserError(f"{path}: its header has the columns with {kinds} between them. Use one. {remedy}")
+    best = max(headers.values(), key=lambda names: len(set(columns) & set(names)))
+    _require_columns(best if fitting else [name for name in best if name in columns], columns, path, remedy)
+    return start, lines, fitting[0]
+
+
+def _header(cells: Sequence[str], known: dict[str, str]) -> list[str]:
+    """Names of columns, without empty ones at the end."""
+    names = [known.get(cell.strip().casefold(), cell.strip()) for cell in cells]
+    return _trimmed(names, max((i for i, name in enumerate(names, 1) if name), default=0))
+
+
+def _trimmed(cells: list[str], most: int) -> list[str]:
+    """Without what is empty beyond the last column."""
+    return cells[:most] if not any(cell.strip() for cell in cells[most:]) else cells
+
+
+def _require_columns(names: list[str], columns: Sequence[str], path: Path, remedy: str) -> list[str]:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
+    twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
+    if twice:
+        raise UserError(f"{path} has the column {shorten(twice).strip(chr(39))} twice. Drop or rename one.")
+    return names
+
+
+def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int, dict[str, str]]]:
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise UserError(
+                f"{path}, line {line}: {len(cells)} columns, not as many columns as the header has, "
+                f"{len(names)}. Correct it."
+            )
+    return [(line, dict(zip(names, cells, strict=True))) for line, cells in rows]
+
+
+def _split(
+    text: str, path: Path, remedy: str, separator: str = ",", before: int = 0, strict: bool = True
+) -> Iterator[Row]:
+    """Rows that are not blank lines."""
+    lines = _Lines(text)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)
+    try:
+        for cells in reader:
+            lines.taken = 0
+            if cells:
+                yield Row(before + reader.line_num, cells)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {before + reader.line_num}: {error}. {remedy}") from None
+    except MemoryError:
+        raise UserError(f"{path} does not fit into memory. {remedy}") from None
+
+
+class _Lines:
+    """The lines of a text, not more of them to a row than a row may hold."""
+
+    def __init__(self, text: str) -> None:
+        self.lines, self.taken = StringIO(text, newline=""), 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.taken += len(line)
+        if self.taken > ROW:
+            raise csv.Error(f"the row has more than {ROW // MEGABYTE} million characters; is a quote not closed?")
+        return line

@@ -1,0 +1,153 @@
+"""The fields of a COCO annotation, each read or refused by itself, in the words of the file."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from semcorr.core.paths import SHOWN
+from semcorr.data.record import LARGEST, Point, is_number
+from semcorr.errors import UserError
+
+Id = int | str
+Corners = tuple[float, float, float, float]
+LAYOUTS = {"xywh": "x, y, width, height", "xyxy": "x1, y1, x2, y2"}
+VISIBILITY = (0, 1, 2)
+FLAGS = {"0": False, "false": False, "1": True, "true": True}
+
+
+class Box(NamedTuple):
+    """A box as COCO has it, and by its corners: each as exact as the file."""
+
+    xywh: Corners
+    corners: Corners
+
+
+def quote(value: object) -> str:
+    """Repeat a value of a JSON file in a message: as it stands there, on one line, and not at any length.
+
+    >>> quote([1, float("nan"), None]), quote("7")
+    ('[1, NaN, null]', '"7"')
+    """
+    text = json.dumps(value, ensure_ascii=not (isinstance(value, str) and value.isprintable()))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
+    """Return an id: a whole number, or a text."""
+    value = entry[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number or a text. Correct it.")
+    return value
+
+
+def look_up(known: Mapping[Id, Any], key: Id) -> Any:
+    """What has an id. 7 and "7" are one, unless there are both.
+
+    >>> look_up({7: "a"}, "7"), look_up({7: "a", "7": "b"}, "7"), look_up({7: "a"}, "07")
+    ('a', 'b', None)
+    """
+    if key in known:
+        return known[key]
+    other = str(key) if isinstance(key, int) else int(key) if re.fullmatch(r"0|-?[1-9]\d{0,19}", key) else None
+    return known.get(other) if other is not None else None
+
+
+def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
+    """Return a field that is 0 or 1; absent, it is 0."""
+    value = entry.get(key)
+    if value is None:
+        return False
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if text not in FLAGS:
+        raise UserError(f"{where}: `{key}` is {quote(value)}; it must be 0 or 1. Correct it.")
+    return FLAGS[text]
+
+
+def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    """Return width and height, if both are said: 0 and null say nothing."""
+    sides: list[int] = []
+    for key in ("width", "height"):
+        value = entry.get(key)
+        if value in (None, 0) and value is not False:
+            continue
+        if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 0:
+            raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number of pixels. Correct it.")
+        sides.append(int(value))
+    return (sides[0], sides[1]) if len(sides) == 2 else None
+
+
+def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[Point], int]:
+    """Return a point for each name, and how many of them have v = -1.
+
+    They are x, y, v one after the other, or in rows. v is 0 where a keypoint is not annotated, and DeepLabCut's -1
+    says the same: x and y are not looked at there. Without `keypoints`, none is annotated.
+    """
+    if values is None or values == []:
+        return [None] * len(names), 0
+    rows = isinstance(values, list) and all(isinstance(row, list) for row in values)
+    flat = [value for row in values for value in row] if rows else values
+    if not isinstance(flat, list) or any(isinstance(value, list | dict) for value in flat):
+        raise UserError(
+            f"{where}: `keypoints` must be finite numbers, x, y and v of each, got {quote(values)}. Correct it."
+        )
+    if len(flat) != 3 * len(names) or (rows and any(len(row) != 3 for row in values)):
+        raise UserError(
+            f"{where} has {len(flat)} numbers in `keypoints`; its category has {len(names)} keypoints, of x, y and v "
+            f"each, which are {3 * len(names)} numbers. Correct it."
+        )
+    triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
+    points = [_point(*each, where) for each in zip(triples, names, strict=True)]
+    return points, sum(triple[2] == -1 for triple in triples)
+
+
+def _point(triple: list[Any], name: str, where: str) -> Point:
+    (x, y, v), where = triple, f"{where}: the keypoint {quote(name)}"
+    if not is_number(v) or v not in (-1, *VISIBILITY):
+        raise UserError(
+            f"{where} is {quote(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). Correct it."
+        )
+    for value in (x, y):
+        if not (v <= 0 and value is None) and not is_number(value):
+            raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers. Correct it.")
+        if v > 0 and not abs(value) <= LARGEST:
+            raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers of pixels. Correct it.")
+    return (float(x), float(y)) if v > 0 else None
+
+
+def read_box(values: Any, layout: str, where: str, option: str) -> Box | None:
+    """Return a box, or None where there is none, or it has no area.
+
+    Args:
+        values: As the file has it.
+        layout: What they are: one of LAYOUTS.
+        where: For messages.
+        option: What the user gives the layout by.
+    """
+    if values is None or values == []:
+        return None
+    if not isinstance(values, list) or len(values) != 4 or not all(is_number(v) and abs(v) <= LARGEST for v in values):
+        raise UserError(
+            f"{where}: `bbox` must be four finite numbers, {LAYOUTS[layout]}, got {quote(values)}. Correct it."
+        )
+    a, b, c, d = map(float, values)
+    xywh, corners = ((a, b, c - a, d - b), (a, b, c, d)) if layout == "xyxy" else ((a, b, c, d), (a, b, a + c, b + d))
+    if xywh[2] < 0 or xywh[3] < 0:
+        raise UserError(
+            f"{where}: `bbox` {quote(values)} has a width or a height below 0. It is read as {LAYOUTS[layout]}; "
+            f"correct it, or change that by {option}."
+        )
+    flat = xywh[2] == 0 or xywh[3] == 0 or corners[2] <= corners[0] or corners[3] <= corners[1]
+    return None if flat else Box(xywh, corners)
+
+
+def are_shares(values: Sequence[float]) -> bool:
+    """Whether numbers are fractions of an image's sides, and no pixels.
+
+    >>> are_shares([0.25, 1.0]), are_shares([0.0, 1.0]), are_shares([0.5, 7.0])
+    (True, False, False)
+    """
+    return all(0 <= value <= 1 for value in values) and any(0 < value < 1 for value in values)

@@ -1,0 +1,274 @@
+"""The one reader of COCO keypoint files: images, categories and annotations, checked, with the ids of the file.
+
+What annotation tools write is read as they mean it, and what was left out or supposed is said once, with counts.
+What contradicts itself is refused: a sentence names the annotation, the field and the value as the file has them.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semcorr.core.paths import find_inside
+from semcorr.core.text_files import read_json
+from semcorr.data.coco_fields import (
+    Box,
+    Id,
+    are_shares,
+    look_up,
+    quote,
+    read_box,
+    read_flag,
+    read_keypoints,
+    read_size,
+    require_id,
+)
+from semcorr.data.record import Point
+from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+REMEDY = "Give a COCO keypoint file: an object with images, annotations and categories."
+SHOWN = 3  # examples in a warning
+Notes = dict[str, list[str]]  # what is to be said, and of what
+
+
+class CocoImage(NamedTuple):
+    """An image of the file."""
+
+    id: Id
+    file_name: str  # as in the file
+    name: str  # as the file is called below the folder
+    path: Path  # it need not exist
+    size: tuple[int, int] | None  # width and height, if they are said
+
+
+class CocoCategory(NamedTuple):
+    """A category; one without keypoints has nothing to be annotated."""
+
+    id: Id
+    name: str
+    keypoints: tuple[str, ...]
+    entry: Mapping[str, Any]  # as in the file
+
+
+class CocoAnnotation(NamedTuple):
+    """An object, no crowd, of a category with keypoints."""
+
+    id: Id  # a free one, where the file has none
+    where: str  # for messages
+    image: CocoImage
+    category: CocoCategory
+    box: Box | None  # None: none, or none with an area
+    flat: Any  # the one without area, as in the file; None: there is none such
+    points: list[Point]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether it shows a keypoint."""
+        return any(point is not None for point in self.points)
+
+
+class CocoFile(NamedTuple):
+    """What a file says."""
+
+    images: dict[Id, CocoImage]
+    categories: list[CocoCategory]  # one of each name
+    annotations: list[CocoAnnotation]
+    named: set[Id]  # images that an annotation names, if only that of a crowd
+
+
+def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layout_option: str = "") -> CocoFile:
+    """Read and check a file.
+
+    Args:
+        path: COCO: images, annotations, categories. AnimalPose's dialect is understood, too.
+        folder: Where the images are, with those in its subfolders.
+        option: What the user gives the folder by.
+        layout: Of boxes: `xywh`, or `xyxy`.
+        layout_option: What the user gives the layout by.
+
+    Raises:
+        UserError: It is none, or contradicts itself.
+    """
+    content = read_json(path, REMEDY, unique=True)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__} and no object. {REMEDY}")
+    notes: Notes = {}
+    images = _images(_require(content, "images", str(path), list | dict), folder, path, option, notes)
+    categories = _categories(_require(content, "categories", str(path), list), path, notes)
+    entries = _require(content, "annotations", str(path), list)
+    ids = _annotation_ids(entries, path)
+    named: set[Id] = set()
+    annotations: list[CocoAnnotation] = []
+    for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
+        where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote(key)}"
+        image, category = _owner(entry, "image_id", images, where), _owner(entry, "category_id", categories, where)
+        where += f" of {quote(image.file_name)}"
+        if read_flag(entry, "iscrowd", where):
+            notes.setdefault("annotations of crowds are left out", []).append(str(key))
+        elif not category.keypoints:
+            _require_none(entry, category, where)
+            notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
+        else:
+            one = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
+            if not one.annotated and one.flat is not None and not any(one.flat):
+                notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
+                continue  # begun and left: of its image nothing is said
+            annotations.append(one)
+        named.add(image.id)
+    _require_pixels(annotations, path)
+    tell(path, notes)
+    return CocoFile(images, _distinct(categories), annotations, named)
+
+
+def tell(path: Path, notes: Mapping[str, list[str]]) -> None:
+    """Warn of what was left out or supposed, with counts."""
+    for what, of in notes.items():
+        more = ", ..." if len(of) > SHOWN else ""
+        log.warning("%s: %d %s (%s%s)", path, len(of), what, ", ".join(of[:SHOWN]), more)
+
+
+def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is {quote(entry)} and no object. {REMEDY}")
+    if key not in entry:
+        raise UserError(f"{where}: no field `{key}`. {REMEDY}")
+    if not isinstance(entry[key], kind):
+        raise UserError(f"{where}: `{key}` must be a list, got {quote(entry[key])}. {REMEDY}")
+    return entry[key]
+
+
+def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
+    """By id."""
+    if isinstance(entries, Mapping):  # AnimalPose's: id to name
+        whole = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
+        entries = [{"id": whole.get(i, i), "file_name": name} for i, name in entries.items()]
+    images: dict[Id, CocoImage] = {}
+    for number, entry in enumerate(entries):
+        _require(entry, "id", f"{path}, images[{number}]")
+        key = require_id(entry, "id", f"{path}, images[{number}]")
+        where = f"{path}, image {quote(key)}"
+        given = _require(entry, "file_name", where)
+        name = find_inside(folder, given, f"{where}, field `file_name`,", option)
+        if name != given:
+            note = "names of images are read as their files are called"
+            notes.setdefault(note, []).append(f"{quote(given)} as {quote(name)}")
+        if key in images:
+            raise UserError(f"{path}: two images have the id {quote(key)}. Give each its own.")
+        images[key] = CocoImage(key, given, name, folder / name, read_size(entry, where))
+    return images
+
+
+def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
+    """By id; those of one name are one."""
+    categories: dict[Id, CocoCategory] = {}
+    by_name: dict[str, CocoCategory] = {}
+    for number, entry in enumerate(entries):
+        _require(entry, "id", f"{path}, categories[{number}]")
+        key = require_id(entry, "id", f"{path}, categories[{number}]")
+        where = f"{path}, category {quote(key)}"
+        name = str(key) if entry.get("name") is None else entry["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where}: `name` is {quote(name)}; it must be a text. Correct it.")
+        if key in categories:
+            raise UserError(f"{path}: two categories have the id {quote(key)}. Give each its own.")
+        categories[key] = CocoCategory(key, name, _names(entry.get("keypoints"), where), entry)
+        if not categories[key].keypoints:
+            continue
+        first = by_name.setdefault(name, categories[key])
+        if first.keypoints != categories[key].keypoints:
+            raise UserError(
+                f"{path}: the categories {quote(first.id)} and {quote(key)} are both called {quote(name)}, and "
+                "have other keypoints. Rename one, or give both the same keypoints."
+            )
+        if first.id != key:
+            notes.setdefault("categories are those of the same name before", []).append(f"{key} is {first.id}")
+            categories[key] = first
+    if not by_name:
+        raise UserError(f"{path} has no category that has keypoints: it has no `keypoints`, their names. Add them.")
+    return categories
+
+
+def _names(names: Any, where: str) -> tuple[str, ...]:
+    if names is None or names == []:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: `keypoints` is {quote(names)}; it must be a list of names. Correct it.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: two of its `keypoints` are called {quote(twice)}. Give each a name of its own.")
+    return tuple(names)
+
+
+def _distinct(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
+    return list({category.id: category for category in categories.values()}.values())
+
+
+def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
+    """Of each its own; where the file has none, the place in the file, or the next that is free."""
+    given: list[Id | None] = []
+    taken: set[Id] = set()
+    for number, entry in enumerate(entries):
+        _require(entry, "image_id", f"{path}, annotations[{number}]")
+        key = None if entry.get("id") is None else require_id(entry, "id", f"{path}, annotations[{number}]")
+        if key is not None and key in taken:
+            raise UserError(f"{path}: two annotations have the id {quote(key)}. Give each its own, or drop one.")
+        given.append(key)
+        if key is not None:
+            taken.add(key)
+    known = {str(key) for key in taken}
+    return [
+        key if key is not None else next(i for i in count(number, len(given)) if str(i) not in known)
+        for number, key in enumerate(given)
+    ]
+
+
+def _owner(entry: Mapping[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Any:
+    """The image or category of an annotation."""
+    _require(entry, key, where)
+    value = require_id(entry, key, where)
+    if (owner := look_up(known, value)) is None:
+        raise UserError(f"{where} names {key} {quote(value)}, which the file does not define. Drop or correct it.")
+    return owner
+
+
+def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) -> None:
+    values = entry.get("keypoints")
+    if values and (not isinstance(values, list) or any(values)):
+        raise UserError(
+            f"{where} has keypoints, and its category {quote(category.name)} has no `keypoints`, their names. Add them."
+        )
+
+
+def _annotation(
+    key: Id, entry: Mapping[str, Any], image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
+    notes: Notes,
+) -> CocoAnnotation:  # fmt: skip
+    points, minus = read_keypoints(entry.get("keypoints"), category.keypoints, where)
+    given = entry.get("bbox")
+    box = read_box(given, layout[0], where, layout[1])
+    flat = None if box or given == [] else given
+    shown = sum(point is not None for point in points)
+    if minus:
+        notes.setdefault("annotations have keypoints of v = -1, which are not annotated", []).append(str(key))
+    if shown and flat:
+        notes.setdefault("annotations have a `bbox` without area, which is none", []).append(str(key))
+    if (said := entry.get("num_keypoints")) not in (None, shown, len(points)):
+        note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
+        notes.setdefault(note, []).append(f"{key}: {quote(said)}, not {shown}")
+    return CocoAnnotation(key, where, image, category, box, flat, points)
+
+
+def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:
+    """Refuse a file whose coordinates are fractions of the images' sides."""
+    shown = [one for one in annotations if one.annotated]
+    points = [value for one in shown for point in one.points if point is not None for value in point]
+    boxes = [value for one in shown if one.box for value in one.box.xywh]
+    for what, values in (("keypoints", points), ("boxes", boxes)):
+        if values and are_shares(values):
+            raise UserError(
+                f"{path}: all its {what} are from 0 to 1, as those of annotation {quote(shown[0].id)}: they are "
+                "fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
+            )
