@@ -6,7 +6,7 @@ between them), `XB`, `YB` (the target's, in the same order), and if you like `ca
 the top left pixel is (0, 0).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from semcorr.core.paths import resolve_inside, shorten
 from semcorr.core.text_files import read_table
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.record import PairRecord, Point, around, image_record, image_size, longer_side, padded, require_root
+from semcorr.data.pictures import Measured, measure_picture
+from semcorr.data.record import PairRecord, Point, around, image_record, longer_side, padded, require_root
 from semcorr.errors import UserError
 
 COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
@@ -58,11 +59,13 @@ def read_csv(root: Path, file: str, extent: str) -> list[PairRecord]:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
     rows = read_table(path, COLUMNS, "Correct the file.")
-    size = cache(image_size)
-    return padded([_pair(root, path, line, row, extent, size) for line, row in rows])
+    measure = cache(measure_picture)
+    return padded([_pair(root, path, line, row, extent, measure) for line, row in rows])
 
 
-def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size) -> PairRecord:  # type: ignore[no-untyped-def]
+def _pair(
+    root: Path, path: Path, line: int, row: Mapping[str, str], extent: str, measure: Callable[[Path], Measured]
+) -> PairRecord:
     where = f"{path}, line {line}"
     sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
     if len(sides["source"]) != len(sides["target"]):
@@ -78,7 +81,8 @@ def _pair(root: Path, path: Path, line: int, row: Mapping[str, str], extent: str
             raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
         known = box or (around(points) if any(points) else [0, 0, 1, 1])
         name = Path(row[f"{side}_image"]).with_suffix("").as_posix()
-        records.append(image_record(name, picture, size(picture), points, known, path))
+        size, upright = measure(picture)
+        records.append(image_record(name, picture, size, points, known, path, upright))
     source, target = records
     lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
                "keypoints": lambda: longer_side(around(sides["target"]))}  # fmt: skip

@@ -120,7 +120,7 @@ class Alignment:
         """These images, and their variants where they are the source of a pair; in the order of their names."""
         every = {one.name: one for one in images}
         for pair in self.records.values():
-            if pair.source.name in every:
+            if Shown(pair.source).name in every:
                 also = [variant.of(pair.source) for variant in self.options.tried(pair.category)]
                 every |= {one.name: one for one in also if one.name not in every}
         return [every[name] for name in sorted(every)]

@@ -121,7 +121,7 @@ def _bare(photos: Mapping[Any, Photo], seen: Collection[Any], folder: Path) -> l
     """Images without annotation: of the file, and those of the folder that it does not name, with ids of their own."""
     known = {photo.path.resolve() for photo in photos.values()}
     free = count(1 + max((i for i in photos if isinstance(i, int)), default=0))
-    others = [file for file in image_files(folder, below=True) if file.resolve() not in known]
+    others = image_files(folder, below=True, besides=known)
     return [photo for i, photo in photos.items() if i not in seen] + [
         Photo(next(free), file.relative_to(folder).as_posix(), file, None) for file in others
     ]

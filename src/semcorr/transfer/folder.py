@@ -1,7 +1,8 @@
 """Every target of a sheet, streamed: opened, cut out, encoded, and labelled by the sources of its category."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 from rich.progress import Progress
 
 from semcorr.data.groups import flip_from_names
-from semcorr.data.pictures import Picture, picture
+from semcorr.data.pictures import Picture, measure_picture, read_picture, tell_stored
 from semcorr.draw import save
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
 from semcorr.matcher import Matcher
 from semcorr.staged import distinct
 from semcorr.transfer.carry import Labelled, carry, check_rule, labelled
-from semcorr.transfer.coco import Sheet, Thing, called
+from semcorr.transfer.coco import Photo, Sheet, Thing, called, things_of
 from semcorr.transfer.cut import cut, holding
 from semcorr.transfer.labels import Label, believed, bones, drawn
 from semcorr.transfer.vote import PLACE
@@ -47,6 +48,7 @@ def labelled_all(
         folder: For pictures.
     """
     check_rule(matcher)
+    tell_stored("transfer", stored({thing.photo.id: thing.photo for thing in things_of(sheet)}.values()))
     kinds = {kind["id"]: kind for kind in sheet.categories}
     named = list(zip(sheet.targets, drawn_names(sheet.targets), strict=True))
     with Progress(transient=True) as bar:
@@ -138,15 +140,17 @@ def _some(
 
 
 def opened(thing: Thing) -> Picture:
-    """Its image, of the size that the file says."""
-    found = picture(thing.photo.path)
-    if thing.photo.size not in (None, found.size):
-        (width, height), said = found.size, thing.photo.size
-        raise UserError(
-            f"{thing.photo.path} is {width} x {height} pixels as viewers show it, and its annotations are of "
-            f"{said[0]} x {said[1]}. Give the image they were made on, without EXIF orientation"
-        )
-    return found
+    """Its image, the way round that its annotations are of, by the size that they give."""
+    return read_picture(thing.photo.path, measure_picture(thing.photo.path, thing.photo.size).upright)
+
+
+def stored(photos: Iterable[Photo]) -> list[str]:
+    """Names of those whose annotated size fits their stored pixels alone."""
+    names = []
+    for photo in photos:
+        with suppress(UserError):  # whoever opens it says so
+            names += [photo.name] * (not measure_picture(photo.path, photo.size).upright)
+    return names
 
 
 def _opened(thing: Thing, skipped: list[dict[str, str]] | None) -> Picture | None:
