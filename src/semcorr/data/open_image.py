@@ -47,9 +47,7 @@ KINDS = {  # the first bytes of what people take for an image
     b"\x89PNG": "a damaged PNG", b"GIF8": "a damaged GIF", b"\xff\x0a": "JPEG XL", b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"\x93NUMPY": "a NumPy array", b"RIFF": "audio or video", b"version https://git-lfs": "a pointer of Git LFS",
 }  # fmt: skip
-
-
-FTYP = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx": "a camera's raw file"}  # by its brand
+BRANDS = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx": "a camera's raw file"}  # after ftyp
 
 
 @contextmanager
@@ -103,7 +101,7 @@ def _kind(file: BinaryIO) -> str:
     if not start:
         return "empty"
     if start[4:8] == b"ftyp":
-        return FTYP.get(start[8:11], "HEIC or a video")
+        return BRANDS.get(start[8:11], "a video")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if kind := next((kind for magic, kind in KINDS.items() if start.startswith(magic) or text.startswith(magic)), None):
         return kind

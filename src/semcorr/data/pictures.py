@@ -128,7 +128,7 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
         return Measured(stored, False)
     as_stored = "" if upright == stored else f" (stored as {stored[0]} x {stored[1]})"
     raise UserError(
-        f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, its annotation says {annotated[0]} x "
+        f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated[0]} x "
         f"{annotated[1]}. Give the image that was annotated, or correct the annotated width and height"
     )
 
