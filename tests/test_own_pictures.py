@@ -52,7 +52,8 @@ def test_a_photograph_stored_in_many_ways_has_the_same_pck(config, tmp_path):
     root = write_pairs(tmp_path / "pairs", WAYS | LOSSY)
     line = ["data=pairs_csv", f"data.root={root}", "data.workers=0", "backbone=tiny", "trainer=cpu"]
 
-    found = evaluate(config("evaluate", *line))["per_category"]["all"]["image"]
+    scores = evaluate(config("evaluate", *line))["category"]
+    found = {way: score["all"]["image"] for way, score in scores.items()}
 
     expected = found["upright"]
     assert found.keys() == {*WAYS, *LOSSY}

@@ -6,6 +6,7 @@ the file and the field, because the reader of the message has to mend one of the
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,7 +195,7 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
     """Features are held, and results told apart, by names: one name, one image, and one pair."""
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
         first = images.setdefault(image.name, image)
-        if _pixels(first) != _pixels(image):
+        if not _is_same(first, image):
             raise UserError(
                 f"{benchmark}: two images are called {shorten(image.name)}: {first.path} and {image.path}, or one of "
                 "them mirrored or turned. Rename one of them, and what refers to it."
@@ -209,8 +210,14 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
             )
 
 
-def _pixels(image: ImageRecord) -> tuple[Path, bool, bool]:
-    return image.path, image.mirrored, image.upright
+def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
+    """Whether two records show the same pixels; a file may have several paths."""
+    if (one.mirrored, one.upright) != (other.mirrored, other.upright):
+        return False
+    try:
+        return one.path == other.path or os.path.samefile(one.path, other.path)
+    except OSError:  # whoever opens it says so
+        return False
 
 
 def require_root(root: Path, benchmark: str, remedy: str) -> None:
