@@ -118,10 +118,8 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
     """
     with open_image(path) as image:
         tell_frames(path, image)
-        size = image.size
-        turn = _turn(image, str(path))
-    turned = size[::-1] if turn in SWAPPING else size
-    upright, stored = (size, turned) if image.format == "TIFF" else (turned, size)  # of a TIFF PIL turns the size, too
+        turn, stored = _turn(image, str(path)), stored_size(image)
+    upright = stored[::-1] if turn in SWAPPING else stored
     if annotated is None or tuple(annotated) == upright:
         return Measured(upright, True)
     if tuple(annotated) == stored:
@@ -131,6 +129,12 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
         f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated[0]} x "
         f"{annotated[1]}. Give the image that was annotated, or correct the annotated width and height"
     )
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an open file as it is stored: of a TIFF Pillow says those of the upright picture."""
+    swaps = image.format == "TIFF" and TURNS.get(image.getexif().get(ORIENTATION)) in SWAPPING
+    return image.size[::-1] if swaps else image.size
 
 
 def tell_stored(where: str, names: Sequence[str]) -> None:

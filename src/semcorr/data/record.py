@@ -20,6 +20,7 @@ from semcorr.core.paths import shorten
 from semcorr.core.text_files import read_json
 from semcorr.data.groups import Groups
 from semcorr.data.open_image import open_image
+from semcorr.data.pictures import stored_size
 from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -250,6 +251,6 @@ def need_whole(entry: Any, key: str, path: Path) -> int:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height from the file's header, without decoding it."""
+    """Width and height of the stored pixels, from the file's header, without decoding it."""
     with open_image(path) as image:
-        return image.size
+        return stored_size(image)

@@ -214,9 +214,7 @@ def posed(record: PairRecord, variant: Variant) -> PairRecord:
     corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
     x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
     size = source.size[::-1] if variant.turned % 180 else source.size
-    changed = source._replace(
-        name=variant.of(source).name, size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2)
-    )
+    changed = source._replace(size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2))
     return record._replace(source=changed)
 
 
