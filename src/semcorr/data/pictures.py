@@ -91,11 +91,18 @@ def picture(source: Source, name: str = "image") -> Picture:
     return Picture(image, image.size, name)
 
 
-def read_picture(path: Path, upright: bool = True) -> Picture:
-    """A file, upright or as it is stored; a huge JPEG at a fraction of its sides."""
+def read_picture(path: Path) -> Picture:
+    """A file, upright; a huge JPEG at a fraction of its sides."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         tell_frames(path, image)
-        return _decoded(image, str(path), upright, _reduced(image))
+        return _decoded(image, str(path), reduced=_reduced(image))
+
+
+def read_annotated(path: Path, annotated: tuple[int, int] | None) -> tuple[Picture, bool]:
+    """A file the way round that its annotated size says, as `measure_picture` does, and whether that is upright."""
+    with open_image(path, "Replace the file", "Give the path of an image") as image:
+        upright = _measured(image, path, annotated).upright
+        return _decoded(image, str(path), upright, _reduced(image)), upright
 
 
 def read_whole(path: Path, upright: bool) -> Image.Image:
@@ -117,8 +124,12 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
         UserError: It is no image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path) as image:
-        tell_frames(path, image)
-        turn, stored = _turn(image, str(path)), stored_size(image)
+        return _measured(image, path, annotated)
+
+
+def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> Measured:
+    tell_frames(path, image)
+    turn, stored = _turn(image, str(path)), stored_size(image)
     upright = stored[::-1] if turn in SWAPPING else stored
     if annotated is None or tuple(annotated) == upright:
         return Measured(upright, True)
@@ -133,7 +144,7 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an open file as it is stored: of a TIFF Pillow says those of the upright picture."""
-    swaps = image.format == "TIFF" and TURNS.get(image.getexif().get(ORIENTATION)) in SWAPPING
+    swaps = image.format == "TIFF" and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     return image.size[::-1] if swaps else image.size
 
 
