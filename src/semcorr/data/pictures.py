@@ -239,15 +239,13 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
 
 
 def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
-    before, turn = image.size, _turn(image, name)
+    before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
     image.load()
     size = reduced or image.size
     if image.format == "TIFF":  # PIL turns it while it decodes
         if before != size:  # it says so, and did not, as of some that it opened by their path
             raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
         turn = None if upright or turn is None else BACK.get(turn, turn)
-    elif not upright:
-        turn = None
     rgb = to_rgb(image, name)
     return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SWAPPING else size, name)
 
