@@ -44,7 +44,7 @@ def page(pairs: Sequence[PairRecord], table: pa.Table, alpha: float = 0.1, colum
 def tile(pair: PairRecord, rows: Sequence[Mapping[str, Any]], alpha: float) -> Image.Image:
     """One pair. Drawn at three times the size and reduced, for smooth lines."""
     zoom = 3
-    a, b = load_image(pair.source.path), load_image(pair.target.path)
+    a, b = (load_image(image.path, image.upright) for image in (pair.source, pair.target))
     scales = [zoom * HEIGHT / image.height for image in (a, b)]
     a, b = (i.resize((round(i.width * s), zoom * HEIGHT)) for i, s in zip((a, b), scales, strict=True))
     canvas = Image.new("RGB", (a.width + b.width, zoom * HEIGHT))

@@ -98,7 +98,7 @@ class Held:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self._disk = FeatureStore(folder, {})
             tell(home)
-        entry = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        entry = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest()
         return (self._disk.get(entry) if self._disk.put(entry, values, name) else None) or values
 
 

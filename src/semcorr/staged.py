@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
+from unicodedata import normalize
 
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.errors import UserError
@@ -55,7 +56,7 @@ def refuse_inputs(folder: Path, files: Iterable[str], read: Iterable[Path], opti
 def distinct(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
     """For each the first of the names it may have whose files no other has; with a number, if there is none.
 
-    A and a are the same, as they are on some disks.
+    A and a are the same, as they are on some disks, and so are two spellings of ä.
 
     Args:
         wished: Each one's names, at least one.
@@ -70,7 +71,7 @@ def distinct(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) ->
     taken: set[str] = set()
 
     def files(name: str) -> set[str]:
-        return {f"{name}{ending}".casefold() for ending in endings}
+        return {normalize("NFC", normalize("NFC", f"{name}{ending}").casefold()) for ending in endings}
 
     for names in wished:
         numbered = (f"{names[-1]}-{i}" for i in count(2))

@@ -36,7 +36,7 @@ FAKES = {
     "no picture at all": "a text",
     "PK\x03\x04....": "a ZIP archive",
     "8BPS\0\1": "a Photoshop file",
-    "\0\0\0\x18ftypheic": "HEIC or a video",
+    "\0\0\0\x18ftypheic": "HEIC",
     "\x7fELF\2\1\1\0": "none of a known kind",
     "": "empty",
 }

@@ -19,12 +19,12 @@ from semcorr.data.coco_file import CocoImage, read_coco, tell
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import flip_from_names, groups_from_names
 from semcorr.data.image_names import name_images
+from semcorr.data.pictures import Measured, measure_picture, tell_stored
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
     around,
     image_record,
-    image_size,
     log,
     longer_side,
     require_root,
@@ -112,43 +112,34 @@ def read_images(
     notes: dict[str, list[str]] = {}
     if bare := [str(one.id) for one in content.annotations if not one.annotated]:
         notes["annotations show no keypoint and are left out"] = bare
-    sizes: dict[Id, tuple[int, int]] = {}
+    measured: dict[Id, Measured] = {}
     records: dict[str, list[ImageRecord]] = {}
     for one in shown:
         image = one.image
-        if image.id not in sizes:
-            sizes[image.id] = _size(image, path)
+        if image.id not in measured:
+            measured[image.id] = _measure(image, path)
+        size, upright = measured[image.id]
         corners = one.box.corners if one.box else around(one.points)
         if one.box is None:
             single = len({point for point in one.points if point is not None}) == 1
             notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(one.id))
             if single:
                 continue
-        record = image_record(names[image.name], image.path, sizes[image.id], one.points, corners, path)
+        record = image_record(names[image.name], image.path, size, one.points, corners, path, upright)
         records.setdefault(one.category.name, []).append(record)
     tell(path, notes)
+    tell_stored(str(path), [content.images[key].name for key, each in measured.items() if not each.upright])
     alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
     return alone, {one.name: list(one.keypoints) for one in content.categories if one.name in records and one.keypoints}
 
 
-def _size(image: CocoImage, path: Path) -> tuple[int, int]:
+def _measure(image: CocoImage, path: Path) -> Measured:
     if not image.path.is_file():
         raise UserError(
             f"{path}, image {quote(image.id)}, names {quote(image.file_name)}, and {image.path} does not exist. "
             "Restore it, or drop the entry and its annotations."
         )
-    return _measure(image.path, image.size)
-
-
-def _measure(path: Path, annotated: tuple[int, int] | None = None) -> tuple[int, int]:
-    size = image_size(path)
-    if annotated not in (None, size):
-        (width, height), said = size, annotated or size
-        raise UserError(
-            f"{path} is {width} x {height} pixels, and its `width` and `height` say {said[0]} x {said[1]}. "
-            "Give the image that was annotated, or scale its keypoints and boxes, and correct both."
-        )
-    return size
+    return measure_picture(image.path, image.size)
 
 
 def split_of_images(

@@ -97,6 +97,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked)  # one reading per split
+        self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.galleries = cache(lambda: galleries(self.pairs("train")))
         self._need(split)
 
@@ -192,7 +193,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _checked(self, split: str) -> Sequence[PairRecord]:
         self._need(split)
-        return check_pairs(self.records(split), f"{self.name} {split}")
+        return check_pairs(self.records(split), f"{self.name} {split}", self._images)
 
     def _need(self, split: str) -> None:
         if split not in self.splits:

@@ -1,16 +1,18 @@
 """An image as a backbone is shown it, and what tells its pixels apart from all others."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from semcorr.data.pictures import mark_reading
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.errors import UserError
 
-MIRRORED = " mirrored"
-TURNED = " turned "
+MIRRORED, TURNED, PLAIN = " mirrored", " turned ", " plain"
+DERIVED = re.compile(rf".*({MIRRORED}|{TURNED}\d+|{PLAIN})", re.DOTALL)  # names that end as derived ones do
 
 
 class Shown(NamedTuple):
@@ -25,13 +27,24 @@ class Shown(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique in its benchmark; the key of its features."""
-        name = mirrored_name(self.record.name) if self.mirrored else self.record.name
+        """Unique in its benchmark, whatever images are called; the key of its features."""
+        name = mirrored_name(plain_name(self.record.name)) if self.mirrored else plain_name(self.record.name)
         return f"{name}{TURNED}{self.turned}" if self.turned else name
 
 
+def plain_name(name: str) -> str:
+    """Of an image as it is: its own, but where that ends as a mirror image's or a turned one's does.
+
+    No two images have the same, as no two have the same name, and it is no other image's mirrored or turned one.
+
+    >>> plain_name("cat/7"), plain_name("cat/7 mirrored")
+    ('cat/7', 'cat/7 mirrored plain')
+    """
+    return name + PLAIN if DERIVED.fullmatch(name) else name
+
+
 def mirrored_name(name: str) -> str:
-    """Of the mirror image; and back.
+    """Of the mirror image of what has this `plain_name`; and back.
 
     >>> mirrored_name("cat/7"), mirrored_name(mirrored_name("cat/7"))
     ('cat/7 mirrored', 'cat/7')
@@ -40,14 +53,15 @@ def mirrored_name(name: str) -> str:
 
 
 def content_id(shown: Shown) -> str:
-    """32 hex digits that follow from the file's bytes, the mirroring and the turn alone, wherever the file lies."""
+    """32 hex digits that follow from the file's bytes, and how they are read and shown, alone, wherever it lies."""
     record = shown.record
     try:
         now = record.path.stat()
         digest = _file_sha256(record.path, now.st_mtime_ns, now.st_size)
+        digest += mark_reading(record.path, record.upright, now.st_mtime_ns, now.st_size)
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    turned = f" {shown.turned}" if shown.turned else ""  # entries of before know of no turns
+    turned = f" {shown.turned}" if shown.turned else ""  # entries of before know of no turns, and no readings
     return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turned}".encode()).hexdigest()[:32]
 
 

@@ -27,6 +27,8 @@ MOST = 178_956_970  # pixels of a JPEG: twice Pillow's own limit, above which it
 MOST_WHOLE = MOST // 2  # pixels of any other image: only a JPEG can be decoded at a fraction of its sides
 MOST_SCANS = 5_000_000_000  # pixels times scans of a progressive JPEG: each scan costs a pass over all pixels
 TILE = (322, 323)  # TIFF's tags of a tile's sides
+KIND_OF_IMAGE, DNG_VERSION = 254, 50706  # TIFF's tags; of a camera's raw file the first image is a preview
+PREVIEW = 1  # the first tag's bit for one
 DAMAGE = (  # what Pillow raises for bytes that make no sense
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
     AttributeError, AssertionError, ZeroDivisionError, RuntimeError, struct.error, zlib.error,
@@ -39,8 +41,13 @@ KINDS = {  # the first bytes of what people take for an image
     b"\x00\x00\x01\x00": "an icon", b"\x00\x00\x02\x00": "a cursor", b"icns": "an icon",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"<svg": "an SVG drawing",
     b"<?xml": "XML or an SVG drawing", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"\x89HDF": "HDF5",
+    b"II*\x00": "a TIFF of a depth, colours or compression that is not read",
+    b"MM\x00*": "a TIFF of a depth, colours or compression that is not read", b"FUJIFILMCCD": "a camera's raw file",
+    b"IIRO": "a camera's raw file", b"IIU\x00": "a camera's raw file", b"\xff\xd8\xff": "a damaged JPEG",
+    b"\x89PNG": "a damaged PNG", b"GIF8": "a damaged GIF", b"\xff\x0a": "JPEG XL", b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"\x93NUMPY": "a NumPy array", b"RIFF": "audio or video", b"version https://git-lfs": "a pointer of Git LFS",
 }  # fmt: skip
+BRANDS = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx": "a camera's raw file"}  # after ftyp
 
 
 @contextmanager
@@ -94,7 +101,7 @@ def _kind(file: BinaryIO) -> str:
     if not start:
         return "empty"
     if start[4:8] == b"ftyp":
-        return "HEIC or a video"
+        return BRANDS.get(start[8:11], "a video")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if kind := next((kind for magic, kind in KINDS.items() if start.startswith(magic) or text.startswith(magic)), None):
         return kind
@@ -114,7 +121,13 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
     if image.info.get("progressive") and (scans := _count(file, b"\xff\xda")) * width * height > MOST_SCANS:
         raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
     if kind == "TIFF":
-        tile = [image.tag_v2.get(tag, 0) for tag in TILE]  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        file.seek(8)
+        if tags.get(KIND_OF_IMAGE, 0) & PREVIEW or DNG_VERSION in tags or file.read(2) == b"CR":
+            raise UserError(
+                f"{path} is a camera's raw file, of which the preview alone could be read. Export it as JPEG or PNG"
+            )
+        tile = [tags.get(tag, 0) for tag in TILE]
         if tile[0] * tile[1] > MOST_WHOLE:
             raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it anew")
 

@@ -18,6 +18,7 @@ from semcorr.core.tables import Table, read_spreadsheet
 from semcorr.data.coco_fields import are_shares
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_names import name_images
+from semcorr.data.pictures import Measured, measure_picture
 from semcorr.data.record import (
     LARGEST,
     ImageRecord,
@@ -25,7 +26,6 @@ from semcorr.data.record import (
     Point,
     around,
     image_record,
-    image_size,
     log,
     longer_side,
     padded,
@@ -79,7 +79,7 @@ class _Images(NamedTuple):
     names: Mapping[str, str]  # of features, by the path below the root
     files: Mapping[str, str]  # path below the root, by what stands in a list
     encoding: str
-    size: Callable[[Path], tuple[int, int]]
+    measure: Callable[[Path], Measured]
     path: Path  # of the list
 
     def record(self, row: Mapping[str, str], side: str, points: list[Point], box: Any, where: str) -> ImageRecord:
@@ -92,7 +92,8 @@ class _Images(NamedTuple):
                 f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. "
                 "Restore it, or drop the row."
             )
-        return image_record(self.names[file], path, self.size(path), points, box, self.path)
+        size, upright = self.measure(path)
+        return image_record(self.names[file], path, size, points, box, self.path, upright)
 
 
 def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
@@ -116,7 +117,7 @@ def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> 
     for other in others:
         with suppress(UserError):  # what is wrong there is said when it is read
             every |= set(_files(root, _read(root / other), root / other).values())
-    images = _Images(root, name_images(root, every), files, table.encoding, cache(image_size), path)
+    images = _Images(root, name_images(root, every), files, table.encoding, cache(measure_picture), path)
     pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
     return padded(pairs)

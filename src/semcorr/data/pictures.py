@@ -1,19 +1,25 @@
 """Any picture of a user's to upright RGB: files, PIL images, arrays and tensors, of any depth.
 
-Benchmarks have a reader of their own (`transforms.load_image`): their annotations know no EXIF.
+Annotations of the official benchmarks mean the pixels as they are stored, which are read here, too, but not turned.
 """
 
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from semcorr.data.open_image import open_image
+from semcorr.core.terminal import printable
+from semcorr.data.colours import channels_last, from_array, is_converted, to_rgb
+from semcorr.data.open_image import DAMAGE, open_image
 from semcorr.errors import UserError
+
+log = logging.getLogger(__name__)
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
 ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
@@ -24,8 +30,20 @@ TURNS = {  # its values, and what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 SWAPPING = [TURNS[value] for value in (5, 6, 7, 8)]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
-SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
+BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+LATE = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks that may hold an orientation
+KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp")  # of those of them that are texts
+ENDINGS = {  # of files, by the format that Pillow must know for them
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"), "PNG": (".png", ".apng"), "WEBP": (".webp",),
+    "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "GIF": (".gif",),
+    "AVIF": (".avif",),
+}  # fmt: skip
+BESIDE = (  # files that lie beside images and are not taken for any
+    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".mat", ".npy", ".npz",
+    ".pt", ".xlsx", ".db", ".ini", ".py",
+)  # fmt: skip
+SHOWN = 3  # names in a warning
+FIRST_OF_SEVERAL: list[Path] = []  # the file that the warning was about
 Source = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -37,11 +55,19 @@ class Picture(NamedTuple):
     name: str
 
 
+class Measured(NamedTuple):
+    """How large a picture is, the way round that it is read."""
+
+    size: tuple[int, int]  # width, height
+    upright: bool  # turned as its EXIF orientation says; False: as it is stored
+
+
 def picture(source: Source, name: str = "image") -> Picture:
     """Of a file, a PIL image, an array (H W), (H W 1), (H W 3) or (H W 4), or a tensor (H W) or (C H W).
 
     Upright means as viewers show it: EXIF orientation is applied, to files and PIL images alike. Integers
-    count from 0 to the largest of their type, floats from 0 to 1. What is transparent is laid on white.
+    count from 0 to the largest of their type, floats from 0 to 1. What is transparent is laid on white. Of
+    several frames or pages the first is taken.
 
     Args:
         source: The picture.
@@ -51,37 +77,155 @@ def picture(source: Source, name: str = "image") -> Picture:
         UserError: It is none, or damaged, or too large to be decoded.
     """
     if isinstance(source, str | Path):
-        return _read(Path(source))
+        return read_picture(Path(source))
     if isinstance(source, Image.Image):
-        return _upright(source, str(getattr(source, "filename", "") or name))
+        return _decoded(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
-        source = _channels_last(source.detach().cpu(), name)
+        source = channels_last(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
         raise UserError(
             f"`{name}` must be a path, a PIL image, an array or a tensor, got {type(source).__name__}. "
             "Give the file's path, for instance"
         )
-    image = _rgb(_from_array(source, name))
+    image = to_rgb(from_array(source, name), name)
     return Picture(image, image.size, name)
+
+
+def read_picture(path: Path) -> Picture:
+    """A file, upright; a huge JPEG at a fraction of its sides."""
+    with open_image(path, "Replace the file", "Give the path of an image") as image:
+        tell_frames(path, image)
+        return _decoded(image, str(path), reduced=_reduced(image))
+
+
+def read_annotated(path: Path, annotated: tuple[int, int] | None) -> tuple[Picture, bool]:
+    """A file the way round that its annotated size says, as `measure_picture` does, and whether that is upright."""
+    with open_image(path, "Replace the file", "Give the path of an image") as image:
+        upright = _measured(image, path, annotated).upright
+        return _decoded(image, str(path), upright, _reduced(image)), upright
+
+
+def read_whole(path: Path, upright: bool) -> Image.Image:
+    """A benchmark's picture, whole however large: RGB, upright or as it is stored."""
+    with open_image(path) as image:
+        return _decoded(image, str(path), upright).image
+
+
+def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Measured:
+    """Say from the header alone how large a picture is, and whether its annotations mean it upright.
+
+    They do, unless the annotated size fits the stored pixels alone.
+
+    Args:
+        path: The file.
+        annotated: Width and height that the annotations give; None: they give none.
+
+    Raises:
+        UserError: It is no image, or its size is not the annotated one, upright or as stored.
+    """
+    with open_image(path) as image:
+        return _measured(image, path, annotated)
+
+
+def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> Measured:
+    tell_frames(path, image)
+    turn, stored = _turn(image, str(path)), stored_size(image)
+    upright = stored[::-1] if turn in SWAPPING else stored
+    if annotated is None or tuple(annotated) == upright:
+        return Measured(upright, True)
+    if tuple(annotated) == stored:
+        return Measured(stored, False)
+    as_stored = "" if upright == stored else f" (stored as {stored[0]} x {stored[1]})"
+    raise UserError(
+        f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated[0]} x "
+        f"{annotated[1]}. Give the image that was annotated, or correct the annotated width and height"
+    )
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an open file as it is stored: of a TIFF Pillow says those of the upright picture."""
+    swaps = image.format == "TIFF" and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return image.size[::-1] if swaps else image.size
+
+
+def tell_stored(where: str, names: Sequence[str]) -> None:
+    """Warn of pictures that are read as they are stored, because their annotated size fits no other way round."""
+    if names:
+        log.warning(
+            "%s: the annotated width and height of %d images (%s) fit their pixels as stored, and not as viewers show "
+            "them: their EXIF orientation is not applied", where, len(names), _some(names),
+        )  # fmt: skip
+
+
+@cache
+def mark_reading(path: Path, upright: bool, changed: int, size: int) -> str:
+    """What sets a reading apart from plain `convert("RGB")`: features of before, which were of that, hold without.
+
+    Args:
+        path: The file.
+        upright: How it is read.
+        changed: When it was changed, for the cache,
+        size: and its bytes.
+    """
+    try:
+        with open_image(path) as image:
+            turn, tiff = _turn(image, str(path)), image.format == "TIFF"
+            words = ["turned"] * (turn is not None and tiff != upright) + ["converted"] * is_converted(image)
+    except UserError:  # whoever decodes it says so
+        return ""
+    return "".join(f" {word}" for word in words)
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """Its image files, at least one."""
     if not (found := image_files(folder)):
-        raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}). Give a folder of images, or a file")
+        raise UserError(f"{folder} has no images ({', '.join(suffixes())}). Give a folder of images, or a file")
     return found
 
 
-def image_files(folder: Path, below: bool = False) -> list[Path]:
-    """By their endings, in order; with `below`, of folders below, too. Hidden ones, as macOS's ._a.jpg, are none."""
-    files = sorted(folder.rglob("*") if below else folder.iterdir())
-    seen = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return [path for path in seen if path.suffix.lower() in SUFFIXES and path.is_file()]
+def suffixes() -> tuple[str, ...]:
+    """Endings of image files that the installed Pillow can read."""
+    Image.init()
+    return tuple(ending for kind, endings in ENDINGS.items() if kind in Image.OPEN for ending in endings)
 
 
-def _read(path: Path) -> Picture:
-    with open_image(path, "Replace the file", "Give the path of an image") as image:
-        return _upright(image, str(path), reduced=_reduced(image))
+def image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
+    """By their endings, in order; with `below`, of folders below, too. A warning names what else there is.
+
+    Hidden files, as macOS's ._a.jpg, are none; neither are texts, tables and labels (BESIDE), of which nothing is said.
+
+    Args:
+        folder: Where they are.
+        below: Whether also in the folders below.
+        besides: Files that are known already, resolved; they are left out.
+
+    Raises:
+        UserError: A folder cannot be listed.
+    """
+    files, others, known = [], [], suffixes()
+    for place, folders, names in os.walk(folder, onerror=_refuse_folder):
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = seen if below else []
+        others += [Path(place, name) for name in seen if not below or Path(place, name).is_symlink()]
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if besides and path.resolve() in besides:
+                continue
+            if path.suffix.lower() in known and path.is_file():
+                files.append(path)
+            elif path.suffix.lower() not in BESIDE:
+                others.append(path)
+    if others:
+        left = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in sorted(others)]
+        log.warning("%s: %d not read as images: %s. Read are %s", folder, len(left), _some(left), ", ".join(known))
+    return sorted(files)
+
+
+def tell_frames(path: Path, image: Image.Image) -> None:
+    """Warn, once for all, that of an animation or of several pages the first is taken."""
+    several = image.format != "MPO" and getattr(image, "is_animated", False)  # an MPO's other images are the camera's
+    if several and not FIRST_OF_SEVERAL:
+        FIRST_OF_SEVERAL.append(path)
+        log.warning("%s holds several frames or pages: of it, and of any other such file, the first is read", path)
 
 
 def _reduced(image: Image.Image) -> tuple[int, int] | None:
@@ -94,61 +238,68 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
     return size
 
 
-def _upright(image: Image.Image, name: str, reduced: tuple[int, int] | None = None) -> Picture:
-    before = image.size
+def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
+    before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
     image.load()
     size = reduced or image.size
-    if image.format == "TIFF" and before != size:  # PIL says that it turned it, and did not: so with CMYK
-        raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
-    turn = None if image.format == "TIFF" else TURNS.get(image.getexif().get(ORIENTATION, 1))  # TIFF: done by PIL
-    rgb = _rgb(image)
-    upright = rgb if turn is None else rgb.transpose(turn)
-    return Picture(upright, size[::-1] if turn in SWAPPING else size, name)
+    if image.format == "TIFF":  # PIL turns it while it decodes
+        if before != size:  # it says so, and did not, as of some that it opened by their path
+            raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
+        turn = None if upright or turn is None else BACK.get(turn, turn)
+    rgb = to_rgb(image, name)
+    return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SWAPPING else size, name)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """8 bits each; `convert` alone clips 16 bits and shows what lies under transparency."""
-    if image.mode in SIXTEEN:
-        image = _from_array(np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16), "image")
-    elif image.mode == "F":
-        image = _from_array(np.asarray(image), "image")
-    if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return image.convert("RGB")
+def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
+    """What turns the stored pixels of an image upright; decoded only if its EXIF may come after them."""
+    if image.format == "PNG" and "exif" not in image.info and not _is_late(image):
+        exif = Image.Image.getexif  # PngImageFile's own decodes first
+    else:
+        exif = type(image).getexif
+    try:
+        value = exif(image).get(ORIENTATION)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        _tell_exif(name, str(error))
+        return None
+    return TURNS.get(value) if isinstance(value, int) else None
 
 
-def _channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
-        tensor = tensor.movedim(0, -1)
-    elif tensor.ndim != 2:
-        raise UserError(
-            f"`{name}`: a tensor must be (H W) or (C H W) with 1, 3 or 4 channels, got {tuple(tensor.shape)}"
-        )
-    return np.asarray(tensor.numpy())
+def _is_late(image: Image.Image) -> bool:
+    """Whether a PNG has a chunk after its pixels that may hold an orientation."""
+    file = getattr(image, "fp", None)
+    if file is None:  # decoded already
+        return True
+    place = file.tell()
+    try:
+        return any(_late_chunks(file))
+    finally:
+        file.seek(place)
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
-        raise UserError(f"`{name}`: an array must be (H W), (H W 3) or (H W 4), with pixels, got {array.shape}")
-    return Image.fromarray(_bytes(array, name))
+def _late_chunks(file: BinaryIO) -> Iterator[bool]:
+    after = False
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        after |= kind == b"IDAT"
+        if after and kind in LATE:
+            yield kind == b"eXIf" or file.read(min(length, 80)).startswith(KEYWORDS)
+            file.seek(-min(length, 80) if kind != b"eXIf" else 0, os.SEEK_CUR)
+        file.seek(length + 4, os.SEEK_CUR)
 
 
-def _bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """To 8 bits."""
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return (array.astype(np.float32) / 257).round().astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails, too; a resized image may overshoot by a hair
-        raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
-    return (array.clip(0, 1) * 255).round().astype(np.uint8)
+@cache
+def _tell_exif(name: str, error: str) -> None:
+    """Once for a file."""
+    log.warning("%s: its EXIF cannot be read (%s), so it is not turned", name, error.strip() or "damaged")
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be listed ({error.strerror}). Give a folder that you may read")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(printable, names[:SHOWN])) + more

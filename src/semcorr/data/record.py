@@ -6,6 +6,7 @@ the file and the field, because the reader of the message has to mend one of the
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from semcorr.core.paths import shorten
 from semcorr.core.text_files import read_json
 from semcorr.data.groups import Groups
 from semcorr.data.open_image import open_image
+from semcorr.data.pictures import stored_size
 from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class ImageRecord(NamedTuple):
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
     azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
     segmentation: Segmentation | None = None
+    upright: bool = False  # all of it is of the picture as viewers show it; False: as stored, EXIF not applied
 
 
 class PairRecord(NamedTuple):
@@ -68,6 +71,7 @@ def image_record(
     keypoints: Sequence[Point],
     box: Sequence[float],
     source: Path,
+    upright: bool = False,
 ) -> ImageRecord:
     """Build a record, refusing what cannot be scored.
 
@@ -78,6 +82,7 @@ def image_record(
         keypoints: One entry per original id, None where there is none.
         box: x1 y1 x2 y2.
         source: The annotation file, for the messages.
+        upright: They are of the picture as viewers show it, as people's own are; False: of the stored pixels.
 
     Raises:
         UserError: The image is absent, the box has no area, or a coordinate is not finite.
@@ -96,7 +101,7 @@ def image_record(
     points = torch.tensor([[0.0, 0.0] if p is None else list(map(float, p)) for p in keypoints], dtype=torch.float32)
     visible = torch.tensor([p is not None for p in keypoints])
     x1, y1, x2, y2 = map(float, box)
-    return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2))
+    return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2), upright=upright)
 
 
 def _is_box(box: Any) -> bool:
@@ -151,10 +156,19 @@ def outside(record: ImageRecord) -> int:
     return int(((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)).sum())
 
 
-def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRecord]:
-    """Refuse pairs with nothing to score; count and report keypoints outside their image."""
+def check_pairs(
+    pairs: Sequence[PairRecord], benchmark: str, images_before: dict[str, ImageRecord] | None = None
+) -> Sequence[PairRecord]:
+    """Refuse pairs with nothing to score, and names that mean two things; count and report keypoints outside.
+
+    Args:
+        pairs: Of a split.
+        benchmark: What they are of, for messages.
+        images_before: Images of the splits that were checked before, by name; those of this one are added.
+    """
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
+    _require_unique(pairs, benchmark, {} if images_before is None else images_before)
     for pair in pairs:
         if not bool((pair.source.visible & pair.target.visible).any()):
             raise UserError(
@@ -176,6 +190,35 @@ def check_pairs(pairs: Sequence[PairRecord], benchmark: str) -> Sequence[PairRec
             benchmark, sum(strays.values()), ", ".join(sorted(strays)[:5]), " ..." if len(strays) > 5 else "",
         )  # fmt: skip
     return pairs
+
+
+def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[str, ImageRecord]) -> None:
+    """Features are held, and results told apart, by names: one name, one image, and one pair."""
+    for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
+        first = images.setdefault(image.name, image)
+        if not _is_same(first, image):
+            raise UserError(
+                f"{benchmark}: two images are called {shorten(image.name)}: {first.path} and {image.path}, or one of "
+                "them mirrored or turned. Rename one of them, and what refers to it."
+            )
+    ends: dict[str, tuple[str, ...]] = {}
+    for pair in pairs:
+        names = (pair.source.name, pair.target.name, pair.category)
+        if (others := ends.setdefault(pair.name, names)) != names:
+            raise UserError(
+                f"{benchmark}: two pairs are called {shorten(pair.name)}: {' to '.join(map(shorten, others[:2]))} and "
+                f"{' to '.join(map(shorten, names[:2]))}. Rename one of their images, and what refers to it."
+            )
+
+
+def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
+    """Whether two records show the same pixels; a file may have several paths."""
+    if (one.mirrored, one.upright) != (other.mirrored, other.upright):
+        return False
+    try:
+        return one.path == other.path or os.path.samefile(one.path, other.path)
+    except OSError:  # whoever opens it says so
+        return False
 
 
 def require_root(root: Path, benchmark: str, remedy: str) -> None:
@@ -208,6 +251,6 @@ def need_whole(entry: Any, key: str, path: Path) -> int:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height from the file's header, without decoding it."""
+    """Width and height of the stored pixels, from the file's header, without decoding it."""
     with open_image(path) as image:
-        return image.size
+        return stored_size(image)

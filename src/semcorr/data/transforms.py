@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from semcorr.data.open_image import open_image
+from semcorr.data.pictures import read_whole
 from semcorr.errors import UserError
 
 RESIZES = ("squash", "letterbox", "corner")
@@ -48,10 +48,9 @@ def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
     return Fit(inside, (inside[0] / width, inside[1] / height), offset)
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode to RGB. EXIF orientation is not applied: no benchmark's annotations expect it."""
-    with open_image(path) as image:
-        return image.convert("RGB")
+def load_image(path: Path, upright: bool = False) -> Image.Image:
+    """Decode to RGB, as it is stored, which is what annotations of the official benchmarks mean; or upright."""
+    return read_whole(path, upright)
 
 
 def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:

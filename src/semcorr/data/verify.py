@@ -18,6 +18,7 @@ from semcorr.core.terminal import printable
 from semcorr.data.datamodule import PairDataModule, Row
 from semcorr.data.images import unique_images
 from semcorr.data.open_image import open_image
+from semcorr.data.pictures import measure_picture, stored_size
 from semcorr.data.record import ImageRecord, PairRecord, outside
 from semcorr.data.tapvid import TapVid
 from semcorr.data.tapvid_videos import Video, outside_frame
@@ -214,8 +215,10 @@ def _shared(pair: PairRecord) -> int:
 
 
 def _header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
+    if image.upright:  # EXIF is applied, so nothing is to be told of it
+        return measure_picture(image.path).size, None
     with open_image(image.path, "Unpack it again.") as file:
-        return file.size, file.getexif().get(EXIF_ORIENTATION)
+        return stored_size(file), file.getexif().get(EXIF_ORIENTATION)
 
 
 def _outside_box(image: ImageRecord) -> int:

@@ -8,6 +8,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from semcorr.coords import to_view
+from semcorr.data.images import Shown
 from semcorr.data.pixel_cache import PixelCache
 from semcorr.data.record import ImageRecord
 from semcorr.data.transforms import fit, load_image, square, unit
@@ -22,12 +23,12 @@ def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> Vi
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
     image = unit(drawn(record, side, resize)) if pixels else torch.empty(3, 0, side)
-    return View(image, keypoints, record.visible, box, scale, offset, record.name)
+    return View(image, keypoints, record.visible, box, scale, offset, Shown(record).name)
 
 
 def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
     """The pixels of `view`, in bytes."""
-    image = load_image(record.path)
+    image = load_image(record.path, record.upright)
     if image.size != record.size:
         raise UserError(
             f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "

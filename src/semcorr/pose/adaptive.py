@@ -120,7 +120,7 @@ class Alignment:
         """These images, and their variants where they are the source of a pair; in the order of their names."""
         every = {one.name: one for one in images}
         for pair in self.records.values():
-            if pair.source.name in every:
+            if Shown(pair.source).name in every:
                 also = [variant.of(pair.source) for variant in self.options.tried(pair.category)]
                 every |= {one.name: one for one in also if one.name not in every}
         return [every[name] for name in sorted(every)]
@@ -214,9 +214,7 @@ def posed(record: PairRecord, variant: Variant) -> PairRecord:
     corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
     x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
     size = source.size[::-1] if variant.turned % 180 else source.size
-    changed = source._replace(
-        name=variant.of(source).name, size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2)
-    )
+    changed = source._replace(size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2))
     return record._replace(source=changed)
 
 

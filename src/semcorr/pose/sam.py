@@ -30,7 +30,7 @@ class BoxPrompted:
 
     def __call__(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
         """The object in the record's box. The image is seen at the model's own size, whatever the backbone's."""
-        image = load_image(record.path)
+        image = load_image(record.path, record.upright)
         self.predictor.set_image(np.array(ImageOps.mirror(image) if record.mirrored else image))
         masks, _, _ = self.predictor.predict(box=np.array(record.box), multimask_output=False)
         if not masks[0].any():

@@ -102,7 +102,7 @@ def _bare(photos: Mapping[Id, Photo], named: Collection[Id], folder: Path) -> li
     annotated = {known[i] for i in named}  # an image may have two entries
     free = count(1 + max((int(i) for i in photos if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
     everything = set(known.values())
-    others = [file for file in image_files(folder, below=True) if file.resolve() not in everything]
+    others = image_files(folder, below=True, besides=everything)
     return [photo for i, photo in photos.items() if known[i] not in annotated] + [
         Photo(next(free), file.relative_to(folder).as_posix(), file, None) for file in others
     ]

@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 
 from semcorr.data.groups import flip_from_names
-from semcorr.data.pictures import Picture, picture
+from semcorr.data.pictures import Picture, read_annotated, tell_stored
 from semcorr.draw import save
 from semcorr.encoding import chunked
 from semcorr.errors import UserError
@@ -47,6 +47,7 @@ def labelled_all(
         folder: For pictures.
     """
     check_rule(matcher)
+    stored: list[str] = []
     kinds = {kind["id"]: kind for kind in sheet.categories}
     named = list(zip(sheet.targets, drawn_names(sheet.targets), strict=True))
     with Progress(transient=True) as bar:
@@ -55,10 +56,11 @@ def labelled_all(
             targets = [(thing, name) for thing, name in named if thing.category == kind]
             if not targets:
                 continue
-            sources = _sources(matcher, things, kinds[kind], flip, skipped)
+            sources = _sources(matcher, things, kinds[kind], flip, skipped, stored)
             for some in chunked(targets, matcher.batch):
-                yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, folder)
+                yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, stored, folder)
                 bar.advance(task, len(some))
+    tell_stored("transfer", list(dict.fromkeys(stored)))
 
 
 def drawn_names(targets: Sequence[Thing]) -> list[str]:
@@ -73,11 +75,12 @@ def _sources(
     kind: Mapping[str, Any],
     flip: bool,
     skipped: list[dict[str, str]] | None,
+    stored: list[str],
 ) -> list[Labelled]:
     """All whose images can be read."""
     found: list[Labelled] = []
     for thing in things:
-        if (whole := _opened(thing, skipped)) is not None:
+        if (whole := _opened(thing, skipped, stored)) is not None:
             found += source(matcher, thing, kind, flip, whole)
     if not found:
         raise UserError(f"None of the annotated images of {called(kind)} can be read. Restore one of them, at least")
@@ -119,11 +122,12 @@ def _some(
     kind: Mapping[str, Any],
     how: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
+    stored: list[str],
     folder: Path | None,
 ) -> Iterator[Label]:
     """As many as are encoded at once."""
     use, min_score, place = how
-    things = [(thing, name, one) for thing, name in targets if (one := _opened(thing, skipped)) is not None]
+    things = [(thing, name, one) for thing, name in targets if (one := _opened(thing, skipped, stored)) is not None]
     parts = [cut(one, thing.box) for thing, _, one in things]
     for (thing, name, one), part, target in zip(
         things, parts, matcher.encoded([part.picture for part in parts]), strict=True
@@ -137,21 +141,22 @@ def _some(
         yield label
 
 
-def opened(thing: Thing) -> Picture:
-    """Its image, of the size that the file says."""
-    found = picture(thing.photo.path)
-    if thing.photo.size not in (None, found.size):
-        (width, height), said = found.size, thing.photo.size
-        raise UserError(
-            f"{thing.photo.path} is {width} x {height} pixels as viewers show it, and its annotations are of "
-            f"{said[0]} x {said[1]}. Give the image they were made on, without EXIF orientation"
-        )
+def opened(thing: Thing, stored: list[str] | None = None) -> Picture:
+    """Its image, the way round that its annotations are of, by the size that they give.
+
+    Args:
+        thing: The object.
+        stored: The image's name is added, if that is as it is stored, and not upright.
+    """
+    found, upright = read_annotated(thing.photo.path, thing.photo.size)
+    if stored is not None and not upright:
+        stored.append(thing.photo.name)
     return found
 
 
-def _opened(thing: Thing, skipped: list[dict[str, str]] | None) -> Picture | None:
+def _opened(thing: Thing, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
     try:
-        return opened(thing)
+        return opened(thing, stored)
     except UserError as error:
         if skipped is None:
             raise UserError(f"{error}. With --skip-broken it is left out") from None

@@ -1,0 +1,125 @@
+"""Pixels of any depth, count of channels and transparency to 8-bit RGB, as a viewer shows them.
+
+Colour profiles (ICC) are not applied: the stored numbers are taken for sRGB.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from PIL import Image
+from torch import Tensor
+
+from semcorr.errors import UserError
+
+SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
+CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")  # modes with transparency
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags of a pixel's depth and meaning
+
+
+def is_converted(image: Image.Image) -> bool:
+    """Whether `to_rgb` does more than `convert("RGB")`, which clips 16 bits and drops transparency; from the header."""
+    palette = getattr(image, "palette", None)
+    clear = image.mode in CLEAR or "transparency" in image.info or (palette and palette.mode.endswith("A"))
+    return image.mode in (*SIXTEEN, "F") or bool(clear)
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """8 bits each; what is transparent is laid on white.
+
+    Args:
+        image: Of any mode.
+        name: For messages.
+
+    Raises:
+        UserError: Its numbers are beyond their range, or its colours are not converted.
+    """
+    key = None
+    if image.mode in SIXTEEN:
+        key, image = image.info.get("transparency"), _from_sixteen(image, name)
+    elif image.mode == "F":
+        image = _from_floats(image, name)
+    try:
+        if image.mode in PREMULTIPLIED:
+            image = image.convert(PREMULTIPLIED[image.mode])
+        if image.has_transparency_data or key is not None:
+            clear = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        return image.convert("RGB")
+    except ValueError:
+        raise UserError(f"{name} is in the colours {image.mode}, which are not read. Save it as RGB") from None
+
+
+def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
+    """Grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if low < 0 or high > 65535:
+        raise UserError(f"{name} holds numbers from {low} to {high}; read are 0 to 65535. Save it with 8 or 16 bits")
+    key = image.info.get("transparency")
+    clear = values == key if isinstance(key, int) else None
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS, (16,))[0]
+    if 8 < bits < 16:  # of 12, 4095 is white
+        values = (values * 65535 + 2 ** (bits - 1)) // (2**bits - 1)
+    if bits <= 16 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits round, and not these
+        values = 65535 - values
+    grey = from_array(values.astype(np.uint16), name)
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _from_floats(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image)
+    if not is_unit(values):
+        raise UserError(
+            f"{name} holds floats from {values.min():g} to {values.max():g}; they must be from 0 to 1. "
+            "Save it with 8 or 16 bits"
+        )
+    return from_array(values, name)
+
+
+def channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
+    """A tensor as an array (H W) or (H W C)."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.movedim(0, -1)
+    elif tensor.ndim != 2:
+        raise UserError(
+            f"`{name}`: a tensor must be (H W) or (C H W) with 1, 3 or 4 channels, got {tuple(tensor.shape)}"
+        )
+    return np.asarray(tensor.numpy())
+
+
+def from_array(array: np.ndarray, name: str) -> Image.Image:
+    """An array as an image of 8 bits."""
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
+        raise UserError(f"`{name}`: an array must be (H W), (H W 3) or (H W 4), with pixels, got {array.shape}")
+    return Image.fromarray(_bytes(array, name))
+
+
+def is_unit(values: np.ndarray) -> bool:
+    """Whether floats are from 0 to 1: NaN is not, and a resized image may overshoot by a hair."""
+    return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
+
+
+def _bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """To 8 bits."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return (array.astype(np.float32) / 257).round().astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
+    if not is_unit(array):
+        low, high = float(array.min()), float(array.max())
+        raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
