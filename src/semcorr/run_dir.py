@@ -16,7 +16,7 @@ RESULTS = (
     METRICS, "predictions.parquet", "matches.png", "tracks.png", "poses.parquet", "detections.parquet", "audit.json",
     "metrics.csv",
 )  # fmt: skip
-LOGS = ("wandb/id.txt", "tensorboard/events.*")  # what loggers would go on with
+LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # what loggers would go on with
 
 
 @contextmanager

@@ -64,6 +64,8 @@ def hashed(cfg: DictConfig, *without: str) -> str:
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
+    if not content.get("callbacks"):  # as in sweeps of before
+        content.pop("callbacks", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now
         weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
         content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
