@@ -94,7 +94,7 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     sweep.OUTCOMES.clear()
     raise_open_files()
     with explaining(name), _no_empty_folders(name):
-        check_line(sys.argv[1:], name, conf_dir())
+        sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
         name_read_outs(sys.argv[1:])
         sys.argv[1:] = spelled(sys.argv[1:])
         if "LOCAL_RANK" in os.environ and (guard := interrupt.current()):  # of several, which others have started

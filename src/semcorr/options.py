@@ -2,11 +2,12 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import _locate
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -53,11 +54,13 @@ class Accepted(NamedTuple):
         stated: Annotations by name.
         is_open: It takes other names as well.
         is_ours: The annotations are written to be checked in full: with ranges, and nothing unsaid.
+        required: What has no default.
     """
 
     stated: dict[str, Any]
     is_open: bool
     is_ours: bool
+    required: Sequence[str] = ()
 
 
 def _check(key: str, node: Any) -> None:
@@ -79,7 +82,14 @@ def _check_call(key: str, node: Mapping[str, Any]) -> None:
         raise UserError(f"`{key}._target_` must be text, the path of a class or function, got {node['_target_']!r:.60}")
     taken = accepted(node["_target_"], node)
     if taken is None:
+        _refuse_absent(f"{key}._target_", node["_target_"])
         return
+    is_one_of_several = key.partition(".")[0] in SEVERAL
+    absent = [name for name in taken.required if name not in (*node, "save_dir")] if is_one_of_several else []
+    if absent and not node.get("_args_"):
+        raise UserError(f"`{key}` needs `{absent[0]}`. Give +{key}.{absent[0]}=VALUE.")
+    if key.startswith("callbacks."):
+        _require_callback(key, node["_target_"])
     for name, value in node.items():
         if name in CONTROLS or (key in SEVERAL and _is_built(value)):
             continue
@@ -92,10 +102,32 @@ def _check_call(key: str, node: Mapping[str, Any]) -> None:
             check(f"{key}.{name}", value, taken.stated[name])
 
 
+def _refuse_absent(key: str, target: str) -> None:
+    """Refuse what is not there, unless it is ours: then something is to be installed, which its own error says."""
+    try:
+        located: Any = _locate(target)
+        reason = f"a {type(located).__name__} is nothing that can be called"
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+    if not target.startswith(("semcorr.", "hydra_plugins.")):
+        raise UserError(f"`{key}`: there is no {target!r} ({reason}). Correct it, or install what it is in.")
+
+
+def _require_callback(key: str, target: str) -> None:
+    """Of a function nobody knows what it makes before it is called."""
+    located: Any = _locate(target)
+    if inspect.isclass(located) and not issubclass(located, Callback):
+        raise UserError(f"`{key}` must be a callback of Lightning, and {target} is none.")
+
+
 def _unknown(key: str, name: str, names: list[str]) -> str:
     """Say that a call has no such option, with what is near."""
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(f'{key}.{each}' for each in near)}?" if near else f"It has {', '.join(names)}."
+    hint = (
+        f"Did you mean {' or '.join(f'{key}.{each}' for each in near)}?"
+        if near
+        else f"It has {', '.join(names) or 'none'}."
+    )
     return f"`{key}.{name}` is no option of `{key}`. {hint}"
 
 
@@ -131,7 +163,13 @@ def _accepted(target: Any, node: Mapping[str, Any]) -> Accepted:
                 stated = {key: hint for each in more for key, hint in each.stated.items()} | stated
             elif one.kind is not one.VAR_POSITIONAL and name != "self":
                 stated.setdefault(name, one.annotation)
-    return Accepted(stated, is_open, ours)
+    first = _signature(functions[0]).parameters.items()
+    required = [
+        name
+        for name, one in first
+        if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and name != "self"
+    ]
+    return Accepted(stated, is_open, ours, required)
 
 
 @cache

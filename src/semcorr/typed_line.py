@@ -27,12 +27,12 @@ from semcorr.run_lock import is_first_process
 KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
 OPTIONAL = ("experiment", "data@test")  # groups whose choice may be none
-NOTHING = ("hydra.run.dir", "hydra.sweep.dir")  # of Hydra's own options, which are not ours to check, the two that name
+PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")  # by which Hydra makes a folder before we see its value
 log = logging.getLogger(__name__)
 
 
 def check_line(line: Sequence[str], name: str, tree: Path) -> list[str]:
-    """Refuse a command line that cannot be meant, and return its settings without Hydra's flags.
+    """Refuse a command line that cannot be meant, and return it with Hydra's flags first, as Hydra wants it.
 
     Args:
         line: As the program was given it.
@@ -42,14 +42,14 @@ def check_line(line: Sequence[str], name: str, tree: Path) -> list[str]:
     Raises:
         UserError: It names the argument, and says what to type instead.
     """
-    typed, sweep = _settings(line)
+    typed, sweep, flags = _settings(line)
     overrides = [_parsed(each) for each in typed]
     groups = {path.relative_to(tree).as_posix() for path in tree.glob("*") if path.is_dir()}
     sections = read_sections(tree / f"{name}.yaml")
     for text, override in zip(typed, overrides, strict=True):
         _check(text, override, groups, sections, sweep)
     _check_twice(typed, overrides)
-    return typed
+    return [*flags, *typed]
 
 
 def read_sections(path: Path) -> set[str]:
@@ -65,19 +65,22 @@ class _Parser(ArgumentParser):
         raise UserError(f"{message}. --hydra-help lists the flags.")
 
 
-def _settings(line: Sequence[str]) -> tuple[list[str], bool]:
-    """What is no flag, and whether it is a sweep."""
+def _settings(line: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """What is no flag, whether it is a sweep, and the flags."""
     parser = get_args_parser()
     parser.__class__ = _Parser  # argparse would print its usage and leave
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     if {"--version"} & {*line}:
-        return [], False  # prints and ends, in Hydra
+        return [], False, [*line]  # prints and ends, in Hydra
     given, unknown = parser.parse_known_intermixed_args([*line])
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(flags)}; settings are key=value."
         raise UserError(f"unknown flag `{unknown[0]}`. {hint}")
-    return list(given.overrides), bool(given.multirun)
+    rest = [*line]
+    for each in given.overrides:
+        rest.remove(each)
+    return list(given.overrides), bool(given.multirun), rest
 
 
 def _parsed(text: str) -> Override:
@@ -147,7 +150,7 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
     """One setting that can be read."""
     key, package = override.key_or_group, override.package
     top = (package or key).split(".")[0] if package != "" else key
-    if key.startswith(("hydra.", "hydra/")) and key not in NOTHING:
+    if key.startswith(("hydra.", "hydra/")) and key not in PATHS:
         return
     if override.is_delete():
         _refuse_deletion(text, key, sections)
@@ -165,6 +168,8 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
         raise UserError(f"`{text}`: nothing is chosen for `{key}` unless it is named. Leave it out.")
     if key in groups and not isinstance(value, str | list):
         raise UserError(f"`{text}`: `{key}` is chosen by name, {key}=NAME, as the files of conf/{key} are named.")
+    if key in PATHS and (value is None or isinstance(value, list | dict | bool)):
+        raise UserError(f"`{text}`: `{key}` must be text, the path of a folder. Give {key}=DIR.")
     if isinstance(value, str) and not value.strip():
         raise UserError(f"`{text}` has no value. Give {key}=VALUE, or leave it out.")
     if (override.is_add() or override.is_force_add()) and top.partition("@")[0] not in sections:
@@ -205,6 +210,8 @@ def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
 
 def absent_folders(typed: Sequence[str], name: str) -> list[Path]:
     """The folders that do not exist yet on the way to a run directory, the innermost first."""
+    names = [each.removeprefix("name=") for each in typed if each.startswith("name=")]
+    folder = {"null": "None"}.get(names[-1], names[-1]) if names else name
     given = [each.partition("=")[2] for each in typed if each.startswith(("run_dir=", "hydra.run.dir="))]
-    place = Path((given[-1] if given else f"runs/{name}").strip("'\"").partition("${")[0] or ".")
+    place = Path((given[-1] if given else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
     return [each for each in (place, *place.parents) if not each.exists()]
