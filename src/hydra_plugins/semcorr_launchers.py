@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 from semcorr.core.ranges import Whole, Within, ranged, require
 from semcorr.errors import UserError
 
-HYDRAS = "multirun.yaml"  # is written before the first job is composed
 Number = Annotated[float, Within(least=0)]
 SLURM = {
     "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "slurm_array_parallelism",
@@ -46,15 +45,8 @@ class Here(Launcher):
 
         setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
+        composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        try:
-            composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
-        except BaseException:
-            with suppress(OSError):
-                if os.listdir(folder) == [HYDRAS]:  # of a sweep that has no job yet
-                    (folder / HYDRAS).unlink()
-                    folder.rmdir()
-            raise
         outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over, self.elsewhere)
         sweep.OUTCOMES.extend(outcomes)
         return [_returned(sweep, outcome) for outcome in outcomes]

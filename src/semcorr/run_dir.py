@@ -50,7 +50,7 @@ def replace_results(run_dir: Path) -> Iterator[Path]:
         try:
             for name in dict.fromkeys((*RESULTS, *written)):
                 if (run_dir / name).exists():
-                    (run_dir / name).replace(before / name)
+                    os.rename(run_dir / name, before / name)
             for name in (*written, METRICS):
                 (folder / name).replace(run_dir / name)
         except BaseException:
@@ -97,7 +97,8 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
     if ("loss" in saved) != is_training:
         kind = "a training run" if "loss" in saved else "an evaluation"
         raise UserError(
-            f"`run_dir`: {run_dir} holds {kind}, whose config.yaml and scores would be replaced. Choose another run_dir."
+            f"`run_dir`: {run_dir} holds {kind}, whose config.yaml and scores would be replaced. "
+            "Choose another run_dir."
         )
     if not (run_dir / METRICS).is_file():
         return
