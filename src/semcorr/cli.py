@@ -38,7 +38,7 @@ from semcorr.errors import UserError
 from semcorr.known_targets import search_path
 from semcorr.run_lock import lock_folder, lock_new_folder
 from semcorr.saved_config import escape_interpolations, read_run_config, refuse_drawing
-from semcorr.typed_line import absent_folders, check_line
+from semcorr.typed_line import absent_folders, check_line, run_place
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
@@ -52,6 +52,7 @@ BROUGHT = (
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
+SWEEP = "multirun.yaml"  # is written by Hydra before the first job is composed
 PLACED = ("data@test",)  # groups that are chosen for another place
 
 LINE_END = "\n"
@@ -133,10 +134,16 @@ def check_run(cfg: DictConfig) -> None:
 @contextmanager
 def _no_empty_folders(name: str) -> Iterator[None]:
     """Take away the folders that Hydra made for a run that was refused."""
-    absent = absent_folders(sys.argv[1:], name)
+    place, absent = run_place(sys.argv[1:], name), absent_folders(run_place(sys.argv[1:], name))
+    before = {*place.glob("*")}
     try:
         yield
     finally:
+        for folder in ({*place.glob("*")} - before) | {*absent[:1]}:
+            with suppress(OSError):
+                if os.listdir(folder) == [SWEEP]:
+                    (folder / SWEEP).unlink()
+                folder.rmdir()
         for folder in absent:
             with suppress(OSError):
                 folder.rmdir()
@@ -325,6 +332,7 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str
     if "loss" in cfg and "loss" not in saved:
         raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
     typed = _typed(overrides)
+    added = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
     known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     known -= set() if "loss" in cfg else {"callbacks"}  # of a training
     ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
@@ -340,7 +348,7 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str
             cfg[key] = saved[key]
             OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
             for override, value in chosen.items():
-                OmegaConf.update(cfg, override, value, force_add=True)
+                OmegaConf.update(cfg, override, value, force_add=override in added)
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg

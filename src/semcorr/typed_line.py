@@ -208,10 +208,14 @@ def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
         raise UserError("`run_dir` and `hydra.run.dir` say the same thing twice. Give run_dir alone.")
 
 
-def absent_folders(typed: Sequence[str], name: str) -> list[Path]:
-    """The folders that do not exist yet on the way to a run directory, the innermost first."""
+def run_place(typed: Sequence[str], name: str) -> Path:
+    """The run directory of a line, or the folder that a run without one gets its own in."""
     names = [each.removeprefix("name=") for each in typed if each.startswith("name=")]
     folder = {"null": "None"}.get(names[-1], names[-1]) if names else name
     given = [each.partition("=")[2] for each in typed if each.startswith(("run_dir=", "hydra.run.dir="))]
-    place = Path((given[-1] if given else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
+    return Path((given[-1] if given else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
+
+
+def absent_folders(place: Path) -> list[Path]:
+    """The folders that do not exist yet on the way to a place, the innermost first."""
     return [each for each in (place, *place.parents) if not each.exists()]
