@@ -45,7 +45,7 @@ HONOURED = {  # of the trainer: what is typed, and where it is then seen
     "enable_model_summary": (True, lambda made: any("ModelSummary" in type(e).__name__ for e in made.callbacks)),
     "accumulate_grad_batches": (2, lambda made: made.accumulate_grad_batches == 2),
     "gradient_clip_val": (0.5, lambda made: made.gradient_clip_val == 0.5),
-    "gradient_clip_algorithm": ("value", lambda made: str(made.gradient_clip_algorithm) == "value"),
+    "gradient_clip_algorithm": ("value", lambda made: made.gradient_clip_algorithm == "value"),
     "deterministic": (False, lambda made: True),
     "benchmark": (True, lambda made: True),
     "inference_mode": (False, lambda made: made.test_loop.inference_mode is False),

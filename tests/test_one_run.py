@@ -27,7 +27,7 @@ def test_other_runs_are_refused_and_the_same_one_leaves_nothing_stale(config, ti
     before = content(finished)
     others = ["localise=argmax", "backbone.size=128", "seed=3", "head=bottleneck", "data.split=val", "kap=true",
               "protocol=dift", "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=1", "backbone.depth=3",
-              "data.root=elsewhere", "data=spair", "finetune=lora"]  # fmt: skip
+              "data.root=elsewhere", "finetune=lora"]  # fmt: skip
     for other in others:
         cfg = config("evaluate", *tiny, other)
         with pytest.raises(UserError, match=r"^`run_dir`: .+ holds another run, with .+ Choose another run_dir[.]$"):
