@@ -157,10 +157,10 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
         return
     if override.is_sweep_override():
         if not sweep:
-            value = text.partition("=")[2]
+            given = text.partition("=")[2]
             raise UserError(
                 f"`{text}` is several values, and this is no sweep. Add -m for a sweep over them; as one text give "
-                f"{shlex.quote(_forced(key, value))}, as a list {shlex.quote(f'{key}=[{value}]')}"
+                f"{shlex.quote(_forced(key, given))}, as a list {shlex.quote(f'{key}=[{given}]')}"
             )
         return
     value = override.value()
