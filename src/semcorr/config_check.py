@@ -68,7 +68,7 @@ def check_config(path: Path, plain: Plain, known: KnownTargets, replaced: frozen
     checked.text((), values)
     checked.kinds(values)
     for name, node in values.items():
-        if name == "callbacks" and name in replaced:
+        if name == "callbacks" and name in replaced and isinstance(node, dict):
             continue
         if name in SEVERAL:
             checked.several(name, node)

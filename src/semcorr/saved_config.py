@@ -62,8 +62,8 @@ def read_run_config(
     known, replaced = known_targets(search_path(str(conf_dir())) if search is None else search), replaced_by(typed)
     replaced |= set() if goes_on else {"callbacks"}
     values = read_plain_config(run / CONFIG, known, replaced)
-    if not goes_on:
-        values.pop("callbacks", None)
+    if not goes_on and "callbacks" in values:
+        values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
         read_plain_config(Path(scored) / CONFIG, known, replaced)
