@@ -218,7 +218,7 @@ def test_every_config_file_composes_and_its_target_accepts_its_keys(config, path
         (train, "augment.flipp=1", "unknown config key `augment.flipp`. Did you mean augment.flip?"),
         (train, "augment.flip=2 data=synthetic", "`augment.flip` must be between 0, which is off, and 1, got 2"),
         (train, "bakbone=dinov2", "unknown config key `bakbone`. Did you mean backbone"),
-        (evaluate, "backbone=dinov9", "Could not find 'backbone/dinov9'"),
+        (evaluate, "backbone=dinov9", "`backbone` has no choice 'dinov9'. Did you mean dinov3"),
         (evaluate, "data=spair", "data=synthetic"),
         (evaluate, "data=spair backbone=tiny data.split=tset", "has no split 'tset'"),
         (evaluate, "checkpoint=nowhere", "nowhere/config.yaml does not exist"),

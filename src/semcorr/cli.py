@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,12 +31,14 @@ from semcorr.core import interrupt
 from semcorr.core.files import REASONS, write_error
 from semcorr.core.interrupt import Guard, Interrupted, interruptible
 from semcorr.core.limits import explain_limit, raise_open_files
+from semcorr.core.ranges import NotEmpty, require
 from semcorr.core.ranks import LostProcessError, Watch, speaks
 from semcorr.core.terminal import printable
 from semcorr.errors import UserError
 from semcorr.known_targets import search_path
 from semcorr.run_lock import lock_folder, lock_new_folder
 from semcorr.saved_config import escape_interpolations, read_run_config, refuse_drawing
+from semcorr.typed_line import absent_folders, check_line, run_place
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
@@ -44,10 +46,14 @@ VERBS = (
 )  # fmt: skip
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
-    "feature_dropout", "test", "trainer", "protocol",
+    "feature_dropout", "test", "trainer", "protocol", "callbacks",
 )  # fmt: skip
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
+
+CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
+SWEEP = "multirun.yaml"  # is written by Hydra before the first job is composed
+PLACED = ("data@test",)  # groups that are chosen for another place
 
 LINE_END = "\n"
 
@@ -79,17 +85,19 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
         try:
             with explaining(name):
                 cfg = _resumed(cfg, list(context.overrides.task), _sources(context))
+                check_run(cfg)
                 with locked_run(cfg, context, name):
                     return task(cfg)
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 own_dir.rmdir()
 
-    name_read_outs(sys.argv[1:])
-    sys.argv[1:] = spelled(sys.argv[1:])
     sweep.OUTCOMES.clear()
     raise_open_files()
-    with explaining(name):
+    with explaining(name), _no_empty_folders(name):
+        sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
+        name_read_outs(sys.argv[1:])
+        sys.argv[1:] = spelled(sys.argv[1:])
         if "LOCAL_RANK" in os.environ and (guard := interrupt.current()):  # of several, which others have started
             guard.watch(Watch([], guard.end, os.getppid()))
         try:
@@ -102,6 +110,43 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
             from semcorr.sweep_table import conclude
 
             sys.exit(conclude(sweep.OUTCOMES) or None)
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Refuse what is wrong with a configuration, before anything is locked, drawn, encoded or written.
+
+    Args:
+        cfg: Of train or evaluate; it stays as it is.
+    """
+    from hydra.utils import instantiate
+
+    from semcorr.run import check_config
+    from semcorr.trainer_options import check_trainer
+
+    copied = cfg.copy()
+    check_config(copied)
+    check_trainer(copied)
+    for key in CHEAP:
+        if key in copied:
+            instantiate(copied[key])
+
+
+@contextmanager
+def _no_empty_folders(name: str) -> Iterator[None]:
+    """Take away the folders that Hydra made for a run that was refused."""
+    place, absent = run_place(sys.argv[1:], name), absent_folders(run_place(sys.argv[1:], name))
+    before = {*place.glob("*")}
+    try:
+        yield
+    finally:
+        for folder in ({*place.glob("*")} - before) | {*absent[:1]}:
+            with suppress(OSError):
+                if os.listdir(folder) == [SWEEP]:
+                    (folder / SWEEP).unlink()
+                folder.rmdir()
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
@@ -133,7 +178,9 @@ def composed_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
             "`checkpoint` goes on with one training run, and a sweep has many. Leave it out: the same line with the "
             "same run_dir goes on with all that are half done."
         )
-    return overrides, _resumed(cfg, overrides, sources)
+    complete = _resumed(cfg, overrides, sources)
+    check_run(complete)
+    return overrides, complete
 
 
 def _resumed(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
@@ -170,10 +217,12 @@ def name_read_outs(overrides: Sequence[str]) -> None:
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
-    """Lists of read-outs and protocols, and read-outs by their short names, as Hydra knows them.
+    """Lists of read-outs, protocols and loggers, and read-outs by their short names, as Hydra knows them.
 
     >>> spelled(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
+    >>> spelled(["logger=[csv,wandb]"])
+    ['logger=several', '+logger@logger.csv=csv', '+logger@logger.wandb=wandb']
     >>> spelled(["localise=window_5", "localise=argmax"])
     ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
     """
@@ -183,6 +232,9 @@ def spelled(overrides: Sequence[str]) -> list[str]:
         short = key == "localise" and re.fullmatch(SHORT, value)
         if key in LISTS and (short or re.fullmatch(r"\[[^\[\]]*\]", value)):
             found += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
+        elif key == "logger" and (names := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
+            each = dict.fromkeys(re.split(r"\s*,\s*", names[1]))
+            found += ["logger=several", *(f"+logger@logger.{name}={name}" for name in each)]
         else:
             found.append(override)
     return found
@@ -277,11 +329,14 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str
     """
     if cfg.checkpoint is None:
         return cfg
-    saved = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint")
+    require("checkpoint", cfg.checkpoint, NotEmpty)
+    saved = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", goes_on="loss" in cfg)
     if "loss" in cfg and "loss" not in saved:
         raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
     typed = _typed(overrides)
+    added = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
     known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
+    known -= set() if "loss" in cfg else {"callbacks"}  # of a training
     ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
     brought = [key for key in ours if key not in typed and "experiment" not in typed]
     if "protocol" in typed:  # it brings its own read-out, and the pixels it is defined on
@@ -295,7 +350,7 @@ def with_checkpoint(cfg: DictConfig, overrides: Sequence[str], search: tuple[str
             cfg[key] = saved[key]
             OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
             for override, value in chosen.items():
-                OmegaConf.update(cfg, override, value)
+                OmegaConf.update(cfg, override, value, force_add=override in added)
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
@@ -324,13 +379,29 @@ def explained(error: BaseException, name: str) -> str | None:
             return f"`trainer`: {' '.join(str(reason).split())}"
         return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
     text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        return _unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        key = unknown[1].partition("@")[0]
-        near = difflib.get_close_matches(key, known_keys(name), n=2, cutoff=0.75)
+        key = unknown[1]
+        near = difflib.get_close_matches(key, [*known_keys(name), *PLACED], n=2, cutoff=0.75)
         hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
+        if key.startswith("test.") or key == "test":
+            hint = "A second benchmark is chosen first: data@test=NAME."
         return f"unknown config key `{key}`. {hint}"
     return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
+
+
+def _unknown_choice(given: str, options: list[str]) -> str:
+    """Say that a group has no such file, with those that are near, or all there are."""
+    group, _, choice = given.rpartition("/")
+    top, folder = group.partition("/")[0], conf_dir() / group.partition("/")[0]
+    nested = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/**/*.yaml")]
+    whole = given.removeprefix(f"{top}/") if top else choice
+    names = sorted({*(f"{group}/{each}".removeprefix(f"{top}/") for each in options), *nested})
+    near = difflib.get_close_matches(whole, names, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
+    return f"`{top or choice}` has no choice {whole!r}. {hint}"
 
 
 def known_keys(name: str) -> list[str]:

@@ -14,6 +14,7 @@ NEEDED = (*CALLED, "seed", "provenance")
 TRAINING = ("loss", "optimizer", "scheduler")  # all three of a training run, none of another
 LATER = ("test", "augment", "pairs", "protocol", "pose", "store")  # that a run of before has not
 GROUPS = {"test": "data"}  # of sections that are not called like their group
+SEVERAL = ("logger", "callbacks")  # that hold any number of calls, by names
 UNUSED = ("logger",)  # never built from a saved configuration: its options are free
 SEEDS = 2**32
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # one that no backslash escapes
@@ -67,7 +68,11 @@ def check_config(path: Path, plain: Plain, known: KnownTargets, replaced: frozen
     checked.text((), values)
     checked.kinds(values)
     for name, node in values.items():
-        if name in (*CALLED, *TRAINING, *LATER):
+        if name == "callbacks" and name in replaced and isinstance(node, dict):
+            continue
+        if name in SEVERAL:
+            checked.several(name, node)
+        elif name in (*CALLED, *TRAINING, *LATER):
             checked.section(name, node)
         else:
             checked.uncalled((name,), node)
@@ -109,6 +114,19 @@ class _Checked:
         if not isinstance(node, dict) or "_target_" not in node:
             raise self.refused((name,), "must be a section with a `_target_`")
         self.call((name,), node, self.known.group(GROUPS.get(name, name)) or Known())
+
+    def several(self, name: str, node: Any) -> None:
+        """Calls by their names; the section of the loggers may be one itself."""
+        if not isinstance(node, dict):
+            raise self.refused((name,), "must be a section")
+        known = self.known.group(name) or Known()
+        inner = {key: each for key, each in node.items() if isinstance(each, dict) and "_target_" in each}
+        if name in CALLED and ("_target_" in node or not inner):
+            self.section(name, {key: each for key, each in node.items() if key not in inner})
+        elif odd := next((key for key in node if key not in inner), None):
+            raise self.refused((name, odd), "must be a section with a `_target_`")
+        for key, each in inner.items():
+            self.call((name, key), each, known)
 
     def call(self, at: Place, node: dict[str, Any], known: Known) -> None:
         """A node that Hydra makes a call of."""

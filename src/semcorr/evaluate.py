@@ -21,16 +21,19 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.data.tapvid import TapVid
     from semcorr.errors import UserError
     from semcorr.run import build, make_trainer, score
+    from semcorr.run_dir import refuse_other_run
     from semcorr.track_results import print_tracks, write_tracks
     from semcorr.tracking import Tracking
     from semcorr.trainer_options import check_processes
 
     check_processes(cfg.trainer)
     require_writable(Path(cfg.run_dir), "run_dir", ROOM)
+    refuse_to_replace(Path(cfg.run_dir))
+    refuse_other_run(Path(cfg.run_dir), cfg)
     module, data = build(cfg)
+    refuse_other_run(Path(cfg.run_dir), cfg, filled=True)
     if cfg.checkpoint:
         load_trained(module, Path(cfg.checkpoint))
-    refuse_to_replace(Path(cfg.run_dir))
     module.kap = cfg.kap
     module.pose.check(module.backbone, data)
     trainer = make_trainer(cfg, Path(cfg.run_dir))

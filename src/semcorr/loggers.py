@@ -7,15 +7,16 @@ import csv
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from semcorr.core.files import replace_file, write_text
+from semcorr.core.ranges import OptionsOf, Spelled, ranged
 from semcorr.core.tables import read_table
 from semcorr.core.terminal import printable
 from semcorr.errors import UserError
@@ -132,7 +133,25 @@ class CSV(Logger):
                 writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
 
 
-def wandb(save_dir: str | Path, project: str = "semcorr", group: str | None = None, **options: Any) -> WandbLogger:
+def _of_wandb(mode: Any) -> list[Any]:
+    """Who takes what else W&B is given."""
+    import wandb as client
+
+    return [WandbLogger, client.init]
+
+
+Project = Annotated[
+    str, Spelled(r"[^/\\#?%:\s][^/\\#?%:]{0,127}", "a name of at most 128 characters without / \\ # ? % :")
+]
+
+
+@ranged("logger")
+def wandb(
+    save_dir: str | Path,
+    project: Project = "semcorr",
+    group: str | None = None,
+    **options: Annotated[Any, OptionsOf(_of_wandb, by="mode")],
+) -> WandbLogger:
     """W&B; offline unless a key is at hand, in WANDB_API_KEY or from `wandb login`.
 
     Args:
@@ -156,6 +175,18 @@ def _identity(run_dir: Path) -> str:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, secrets.token_hex(6), "run_dir")
     return note.read_text()
+
+
+def logger_nodes(node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The loggers of the section `logger`, by their keys: itself where it is one, and those in it.
+
+    >>> both = {"_target_": "a", "group": None, "second": {"_target_": "b"}}
+    >>> logger_nodes(both)
+    {'logger': {'_target_': 'a', 'group': None}, 'logger.second': {'_target_': 'b'}}
+    """
+    inner = {key: value for key, value in node.items() if isinstance(value, Mapping) and "_target_" in value}
+    own = {key: value for key, value in node.items() if key not in inner}
+    return ({"logger": own} if "_target_" in own else {}) | {f"logger.{key}": dict(each) for key, each in inner.items()}
 
 
 def finish(loggers: Iterable[Logger]) -> None:

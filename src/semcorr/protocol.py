@@ -7,10 +7,11 @@ is a view: the same features are scored by any of them, as long as they share th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from semcorr.core.ranges import OptionsOf
 from semcorr.errors import UserError
 from semcorr.localise import argmax, kernel_soft_argmax, window_soft_argmax
 
@@ -110,7 +111,7 @@ PRESETS = (
 )
 
 
-def preset(name: str, **changed: Any) -> Protocol:
+def preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
     """A published protocol, or with some of its axes otherwise; then its name says which."""
     known = {one.name: one for one in PRESETS}
     if name not in known:

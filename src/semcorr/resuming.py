@@ -78,6 +78,8 @@ def require_state(content: Mapping[str, Any], trainer: Trainer, path: Path) -> N
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         expected, found = callback.state_dict(), content["callbacks"].get(callback.state_key)
+        if found is None and not type(callback).__module__.startswith("semcorr"):  # given since, beside ours
+            continue
         if expected and (odd := difference(expected, found, f"callbacks.{type(callback).__name__}")):
             raise damaged(path, f"its {odd}")
 

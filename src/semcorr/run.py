@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning import LightningDataModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -26,9 +27,9 @@ from semcorr.dashboard import Pages
 from semcorr.data.datamodule import PairDataModule
 from semcorr.errors import UserError
 from semcorr.launcher import KeepSignals, watch_processes
-from semcorr.loggers import CSV, finish
+from semcorr.loggers import CSV, finish, logger_nodes
 from semcorr.module import Correspondence
-from semcorr.options import check_options
+from semcorr.options import accepted, check_options
 from semcorr.pose_variant import PoseVariant
 from semcorr.protocol import SEMCORR, Protocol, shared_resize
 from semcorr.provenance import code
@@ -37,7 +38,11 @@ from semcorr.run_dir import remove_logs, remove_results, replace_results
 from semcorr.saved_config import CONFIG, escape_interpolations
 from semcorr.shelf import SHELF
 from semcorr.sweep import LATE, hashed
-from semcorr.trainer_options import check_numbers, check_precision, check_training, refuse_options
+from semcorr.trainer_options import MISTAKES, check_numbers, check_precision, check_training, refuse_options
+
+PROFILERS: dict[str, Callable[..., Any]] = {
+    "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler
+}  # fmt: skip
 
 
 def build(
@@ -64,9 +69,12 @@ def check_config(cfg: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
     settle(cfg)
-    check_options(cfg)
     if "trainer" in cfg:
         check_numbers(plain(cfg.trainer))
+        check_precision(cfg.trainer.precision)
+    check_options(cfg)
+    if cfg.get("compile") is not None:
+        check_backend(cfg.compile)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -133,14 +141,19 @@ def fitted_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
     return instantiate(cfg)  # type: ignore[no-any-return]
 
 
+def check_backend(backend: str) -> None:
+    """Refuse what torch.compile has no backend for."""
+    if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
+        raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
+
+
 def compile_blocks(backbone: Any, backend: str) -> None:
     """Each block by itself: wherever the chain is cut, what is compiled is the same.
 
     The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
     uncompiled. A block is compiled anew for what moves of it, with gradients and without, and for sizes of batches.
     """
-    if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
-        raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
+    check_backend(backend)
     limits: Any = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
     limits.cache_size_limit = max(limits.cache_size_limit, 8 * len(backbone.blocks))
     for block in backbone.blocks:
@@ -191,7 +204,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **option
     """Lightning's Trainer with our loggers, progress bars and checkpoints; logs of an earlier run go."""
     check_precision(cfg.trainer.precision)
     if "loss" in cfg:
-        check_training(cfg.trainer, options.get("callbacks", ()))
+        check_training(cfg.trainer, any(isinstance(each, ModelCheckpoint) for each in options.get("callbacks", ())))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -201,13 +214,18 @@ def make_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **option
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     if not goes_on:
         remove_logs(run_dir)
-    callbacks = [Progress(), Pages(), Cost(), KeepSignals(), *options.pop("callbacks", [])]
+    given = given_callbacks(cfg)
+    callbacks = [Pages(), Cost(), KeepSignals(), *options.pop("callbacks", []), *given]
+    if cfg.trainer.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in given):
+        callbacks.insert(0, Progress())
+    if isinstance(cfg.trainer.get("profiler"), str):
+        options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
     try:
         trainer: Trainer = instantiate(
             cfg.trainer, callbacks=callbacks, logger=loggers(cfg, run_dir), default_root_dir=str(run_dir), **options
         )
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException | ValueError | TypeError):
+        if isinstance(error.__cause__, MISTAKES):
             raise refuse_options(error) from error
         raise
     watch_processes(trainer)
@@ -216,14 +234,29 @@ def make_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **option
     return trainer
 
 
+def given_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Those of the group `callbacks`, beside our own."""
+    made = {name: instantiate(node) for name, node in (cfg.get("callbacks") or {}).items()}
+    for name, callback in made.items():
+        if not isinstance(callback, Callback):
+            raise UserError(f"`callbacks.{name}` must be a callback of Lightning, got a {type(callback).__name__}")
+    return [*made.values()]
+
+
 def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """CSV always, first; and the one asked for. W&B and TensorBoard are told the configuration."""
-    asked = instantiate(cfg.logger, save_dir=str(run_dir))
-    if isinstance(asked, CSV):
-        return [asked]
+    """CSV always, first; and those of the group `logger`. They are told the configuration."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    asked.log_hyperparams({**resolved, "provenance": code()})
-    return [CSV(run_dir), asked]
+    made: list[Logger] = [CSV(run_dir)]
+    for key, node in logger_nodes(resolved["logger"]).items():
+        taken = accepted(node["_target_"], node)
+        place = {"save_dir": str(run_dir)} if taken is None or taken.is_open or "save_dir" in taken.stated else {}
+        logger = instantiate(node, **place)
+        if not isinstance(logger, Logger):
+            raise UserError(f"`{key}` must be a logger of Lightning, got a {type(logger).__name__}")
+        if not isinstance(logger, CSV):
+            logger.log_hyperparams({**resolved, "provenance": code()})
+            made.append(logger)
+    return made
 
 
 def score(

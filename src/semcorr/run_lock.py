@@ -198,8 +198,14 @@ def _about(note: bytes, what: str) -> tuple[str, str]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a run directory that is locked: nobody else writes to it."""
+    """Remove what killed processes left unfinished in a run directory that is locked: nobody else writes to it.
+
+    Results that were about to be replaced are put back.
+    """
+    from semcorr.run_dir import restore_results
+
     for path in (path for place in (folder, folder / "checkpoints") for path in place.glob(".*")):
         if LEFT.fullmatch(path.name):
             with suppress(OSError):
+                restore_results(folder, path)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

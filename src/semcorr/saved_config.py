@@ -31,7 +31,11 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run_config(
-    run: Path, typed: Sequence[str] = (), search: tuple[str, ...] | None = None, option: str | None = None
+    run: Path,
+    typed: Sequence[str] = (),
+    search: tuple[str, ...] | None = None,
+    option: str | None = None,
+    goes_on: bool = False,
 ) -> DictConfig:
     """Read what a run was; of an evaluation, also make sure of the run whose checkpoint it scored, if that is there.
 
@@ -41,6 +45,7 @@ def read_run_config(
         search: Trees whose files say what may be called, as `search_path` gives them; semcorr's own and those of
             installed plug-ins if left out.
         option: What the user gave the run by, as `checkpoint`; named in the error.
+        goes_on: It is trained on, with its callbacks. For all else these are nothing, and left out.
 
     Returns:
         The configuration, without interpolations.
@@ -61,7 +66,10 @@ def read_run_config(
             raise UserError(f"{start}{run} is a file, not the run_dir of a training run. {remedy}.")
         raise UserError(f"{start}{run / CONFIG} does not exist. Give the run_dir of a training run.")
     known, replaced = known_targets(search_path(str(conf_dir())) if search is None else search), replaced_by(typed)
+    replaced |= set() if goes_on else {"callbacks"}
     values = read_plain_config(run / CONFIG, known, replaced)
+    if not goes_on and "callbacks" in values:
+        values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
         read_plain_config(Path(scored) / CONFIG, known, replaced)

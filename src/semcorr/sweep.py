@@ -20,11 +20,10 @@ from semcorr.core.interrupt import advising
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
-from semcorr.run_dir import METRICS, flatten, read_scores
+from semcorr.run_dir import FILLED, METRICS, flatten, read_scores
 from semcorr.run_lock import is_first_process, lock_folder
 
 NOTE = "job.json"
-FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
 APART = ("run_dir", "name", "logger")  # what no number depends on
 LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
@@ -64,6 +63,8 @@ def hashed(cfg: DictConfig, *without: str) -> str:
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
+    if not content.get("callbacks"):  # as in sweeps of before
+        content.pop("callbacks", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now
         weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
         content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from omegaconf import DictConfig
+
 from semcorr.core import interrupt
 from semcorr.core.files import write_text
 from semcorr.errors import UserError
@@ -26,8 +28,9 @@ def run_job(job: Job) -> Outcome:
     _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
     cfg = job.cfg.copy()
     cfg.run_dir = str(job.folder)
-    if "group" in cfg.logger and cfg.logger.group is None:  # W&B's
-        cfg.logger.group, cfg.logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
+    for logger in (cfg.logger, *(each for each in cfg.logger.values() if isinstance(each, DictConfig))):
+        if "group" in logger and logger.group is None:  # W&B's
+            logger.group, logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
     half = (job.folder / "checkpoints").is_dir()
     if half:
         cfg.checkpoint = cfg.run_dir

@@ -24,6 +24,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.checkpoint_files import checkpoint_path, load_trained
     from semcorr.resuming import resume
     from semcorr.run import begin_run, make_trainer, score
+    from semcorr.run_dir import refuse_other_run
     from semcorr.shelf import SHELF
     from semcorr.trainer_options import check_processes
 
@@ -31,6 +32,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     check_processes(cfg.trainer)
     require_writable(run_dir, "run_dir", ROOM)
     refuse_to_mix(run_dir, cfg.checkpoint)
+    if cfg.checkpoint is None:
+        refuse_other_run(run_dir, cfg)
     cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
     module, data, scored = _built(cfg)
     goes_on = checkpoint_path(run_dir, "last").is_file()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import indices
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
-from semcorr.core.ranges import ranged
+from semcorr.core.ranges import OptionsOf, ranged
 from semcorr.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
@@ -87,7 +87,7 @@ class SegmentAnything(Chain):
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
         neck: bool = False,
-        **options: Any,
+        **options: Annotated[Any, OptionsOf(ImageEncoderViT)],
     ) -> None:
         if name not in ENCODERS:
             raise UserError(f"`backbone.name` must be one of {', '.join(ENCODERS)}, got {name!r}")

@@ -1,6 +1,8 @@
 """Any timm model as a backbone: Vision Transformers and convolutional networks alike."""
 
+import inspect
 import re
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,12 +19,22 @@ from semcorr.backbones.layouts import to_timm
 from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
-from semcorr.core.ranges import Count, Within, ranged, require
+from semcorr.core.ranges import Count, OptionsOf, Within, ranged, require
 from semcorr.errors import UserError
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
 # What timm raises where an option is no size of a network.
 MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
+
+
+def networks(name: Any) -> list[Any]:
+    """To what the options of a timm model go: timm's own function, and the networks beside it; [] if there is none."""
+    plain = name.partition(".")[0] if isinstance(name, str) else ""
+    if not timm.is_model(plain):
+        return []
+    module = sys.modules[timm.model_entrypoint(plain).__module__]
+    beside = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, nn.Module)]
+    return [timm.create_model, *beside]
 
 
 class TimmModel(Chain):
@@ -53,7 +65,7 @@ class TimmModel(Chain):
         layers: Sequence[int] = (-1,),
         norm: bool = True,
         facet: str = "token",
-        **options: Any,
+        **options: Annotated[Any, OptionsOf(networks, by="name")],
     ) -> None:
         check_facet(facet)
         for key, value in options.items():

@@ -7,11 +7,13 @@ an option comes from a configuration (`semcorr.options`) or from Python (`ranged
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from semcorr.errors import UserError
 
@@ -80,9 +82,29 @@ class Within:
 
 
 class OptionsOf(NamedTuple):
-    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`."""
+    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+
+    Attributes:
+        target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
+            nobody knows.
+        by: The option that it depends on.
+    """
 
     target: Any
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """How a text must be spelled.
+
+    Args:
+        pattern: What all of it must match.
+        words: The same, as after "must be".
+    """
+
+    pattern: str
+    words: str
 
 
 Count = Annotated[int, Within(least=1)]
@@ -96,6 +118,7 @@ Rate = Annotated[float, Within(least=0, most=10)]  # of learning
 Temperature = Annotated[float, Within(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
 Sigma = Annotated[float, Within(least=1e-3, most=1e6)]  # below, a distance over its square is
 Window = Annotated[int, Within(least=1, odd=True)]
+NotEmpty = Annotated[str, Spelled(r"(?s).*\S.*", "text, not empty")]
 
 
 def require(option: str, value: Any, hint: Any) -> None:
@@ -119,6 +142,48 @@ def require(option: str, value: Any, hint: Any) -> None:
     """
     if (allowed := _problem(value, hint)) is not None:
         raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
+
+
+def require_kind(option: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type than other people's annotation says, as far as it can be told.
+
+    Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
+    plain values may be made of any.
+
+    >>> require_kind("head.width", "wide", int)
+    Traceback (most recent call last):
+    semcorr.errors.UserError: `head.width` must be a whole number, got 'wide'
+    """
+    words = None if value is None else _other_kind(value, hint)
+    if words is not None:
+        raise UserError(f"`{option}` must be {words}, got {_shown(value)}")
+
+
+def _other_kind(value: Any, hint: Any) -> str | None:
+    if get_origin(hint) in (Union, UnionType):
+        refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
+        return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if kind is int:
+        return None if whole else "a whole number"
+    if kind is float:
+        return None if _is_number(value) and not math.isnan(value) else "a number"
+    if kind in (str, Path):
+        return None if isinstance(value, str) else "text"
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
+    if kind in (list, tuple, Sequence) or get_origin(kind) in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            return None if isinstance(value, str) and get_args(kind)[:1] == (str,) else "a list"
+        inside = [each for each in get_args(kind) if each is not Ellipsis]
+        refused_each = [_other_kind(each, inside[0]) for each in value] if len({*inside}) == 1 else []
+        return next((f"a list, each entry {words}" for words in refused_each if words), None)
+    if kind in (dict, Mapping) or get_origin(kind) in (dict, Mapping):
+        return None if isinstance(value, Mapping) else "a mapping"
+    return None
 
 
 def ranged(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -176,7 +241,10 @@ def _refused(value: Any, hint: Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
-        return None if isinstance(value, str) else "text"
+        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Spelled)), Spelled("(?s).*", "text"))
+        return None if isinstance(value, str) and re.fullmatch(spelled.pattern, value) else spelled.words
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Sequence, list, tuple):
         return _refused_list(value, get_args(kind)[0])
     if get_origin(kind) is Mapping:

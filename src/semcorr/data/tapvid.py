@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +15,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semcorr.core.ranges import Positive, Whole, ranged
+from semcorr.core.ranges import OptionsOf, Positive, Whole, ranged
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
 from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import require_root
@@ -113,7 +114,7 @@ class TapVid(LightningDataModule):
         occlusion: str = "visible",
         cycle_threshold: Positive = 8.0,
         frames: int | str | None = SIDE,
-        **training: Any,
+        **training: Annotated[Any, OptionsOf(PairDataModule)],
     ) -> None:
         super().__init__()
         choices = {"split": self.splits, "resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}

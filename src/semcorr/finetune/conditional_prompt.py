@@ -1,7 +1,7 @@
 """SD4Match's conditional prompting module: part of the prompt is made of what both images show."""
 
 import hashlib
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from semcorr.backbones import Backbone
 from semcorr.backbones.fuse import resized
 from semcorr.backbones.text import TextEncoder
 from semcorr.backbones.timm_model import TimmModel
-from semcorr.core.ranges import Positive, ranged
+from semcorr.core.ranges import OptionsOf, Positive, ranged
 from semcorr.errors import UserError
 from semcorr.finetune.prompt import diffusion_parts, reread
 
@@ -76,7 +76,7 @@ def conditional_prompt(
     dino_size: int = 224,
     pretrained: bool = True,
     weights: str | None = None,
-    **options: Any,
+    **options: Annotated[Any, OptionsOf(TimmModel)],
 ) -> None:
     """Learn a prompt that depends on the pair.
 

@@ -4,14 +4,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from semcorr.backbones import Backbone
-from semcorr.core.ranges import ranged
+from semcorr.core.ranges import OptionsOf, ranged
 from semcorr.errors import UserError
 from semcorr.finetune.chosen import layers, targeted
 
@@ -41,13 +41,18 @@ OURS = {field.name for field in fields(PeftConfig)} | {
 }  # fmt: skip
 
 
+def tuner_configs(tuner: Any) -> list[Any]:
+    """To what the options of a tuner go."""
+    return [config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == tuner]
+
+
 @ranged("finetune")
 def peft_tuner(
     backbone: Backbone,
     tuner: str = "loha",
     targets: Sequence[str] | None = None,
     blocks: int | None = None,
-    **options: Any,
+    **options: Annotated[Any, OptionsOf(tuner_configs, by="tuner")],
 ) -> None:
     """Freeze everything; let `tuner` adapt the layers that `targets` names.
 
