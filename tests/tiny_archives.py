@@ -98,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, content: bytes) -> None:
         content = content[: self.server.cuts.pop(0)] if self.server.cuts else content
         for start in range(0, len(content), 1024):
+            self.server.sent += len(content[start : start + 1024])  # before the client may have seen it
             self.wfile.write(content[start : start + 1024])
-            self.server.sent += len(content[start : start + 1024])
             if self.server.pause:
                 threading.Event().wait(self.server.pause)
 
