@@ -192,7 +192,7 @@ def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(c
     [
         (["protocol=[geoaware,visual_ai]"], "geoaware needs letterbox, visual_ai needs squash"),
         (["protocol=[geo]"], "must be one of semcorr, geoaware"),
-        (["protocol=geo"], "Could not find 'protocol/geo'"),
+        (["protocol=geo"], "`protocol` has no choice 'geo'. Did you mean geoaware?"),
         (["localise=[argmax,windows_5]"], "no read-out is called 'windows_5'. There are argmax, bilinear_nn"),
         (["localise=[]"], "must name at least one read-out"),
         (["localise=window_4"], "must be odd"),

@@ -50,14 +50,17 @@ def test_a_classifier_in_the_weights_is_no_misfit():
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 a cut archive"])
-def test_a_file_without_weights_is_refused(tmp_path, name, content):
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"", "is empty"), (b"no weights at all", "is a text"), (b"PK\x03\x04 a cut archive", "is cut short")],
+)
+def test_a_file_without_weights_is_refused(tmp_path, name, content, kind):
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(UserError) as error:
         read_weights(tmp_path / name)
 
-    assert said(error, ["`backbone.weights`", name, "safetensors", "Give one that is"]), error.value
+    assert said(error, ["`backbone.weights`", name, kind, "Download the weights file itself"]), error.value
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"epoch": 3}, nn.Linear(1, 1)])

@@ -43,10 +43,11 @@ def test_argmax_never_beats_the_ceiling_of_its_run(config, tiny, resize):
     assert 0 < metrics["ceiling"]["all"]["point"]["0.01"] < 1
 
 
-def test_the_grid_is_the_similaritys_and_not_the_backbones(config, tiny):
+def test_the_grid_is_the_similaritys_and_not_the_backbones(config, tiny, tmp_path):
     """A head that doubles the grid twice raises the ceiling."""
     coarse, fine = (
-        evaluate(config("evaluate", *tiny, *head))["ceiling"]["all"]["point"] for head in ([], ["head=upsample"])
+        evaluate(config("evaluate", *tiny, f"head={head}", f"run_dir={tmp_path / head}"))["ceiling"]["all"]["point"]
+        for head in ("cosine", "upsample")
     )
 
     assert coarse["0.01"] < 0.5 < 0.9 < fine["0.05"]

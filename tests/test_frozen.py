@@ -206,7 +206,7 @@ def test_features_of_tuned_blocks_are_never_stored(config, tiny, tmp_path):
     run = tmp_path / "tuned"
     before = trained(config, *tiny, *STEPS, f"run_dir={run}")[1]
     line = [*tiny, "store=disk", f"store.root={tmp_path / 'store'}", "store.dtype=null"]
-    frozen = evaluate(config("evaluate", *line))
+    frozen = evaluate(config("evaluate", *line, f"run_dir={tmp_path / 'frozen'}"))
     tuned = [evaluate(_again(config, run, *line)) for _ in range(2)]
 
     keys = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("*/key.json")]

@@ -122,7 +122,11 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(config, tiny, tmp_pa
     torch.save(content, path)
 
     with pytest.raises(UserError) as error:
-        evaluate(config("evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}"))
+        evaluate(
+            config(
+                "evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'new'}"
+            )
+        )
 
     assert str(error.value).startswith(f"`checkpoint`: {path}: 1 of the 48 numbers in backbone.model.norm.bias are not")
     with pytest.raises(UserError, match=r"backbone\.model\.norm\.bias"):

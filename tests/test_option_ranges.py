@@ -204,7 +204,7 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
         ("optimizer.backbone_lr=nan", "`optimizer.backbone_lr` must be between 0 and 10, got nan"),
         ("scheduler.warmup=1.5", "`scheduler.warmup` must be between 0 and 1, got 1.5"),
         ("trainer.gradient_clip_val=nan", "`trainer.gradient_clip_val` must be at least 0 or null, got nan"),
-        ("trainer.log_every_n_steps=0", "`trainer.log_every_n_steps` must be at least 1, got 0"),
+        ("trainer.log_every_n_steps=0", "`trainer.log_every_n_steps` must be at least 1 or null, got 0"),
         ("feature_dropout=nan", "`feature_dropout` must be at least 0, which is off, and less than 1, got nan"),
         ("seed=-1", "`seed` must be between 0 and 4294967295, got -1"),
         ("seed=18446744073709551616", "`seed` must be between 0 and 4294967295, got a number of 65 bits"),

@@ -157,7 +157,7 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
 
     assert told[0][0] == told[2][0] == 2
     assert "which no installed file" in told[0][1]
-    assert "no such folder" in told[2][1]  # of the benchmark: the run was taken
+    assert "`head._target_`: there is no 'my.Head'" in told[2][1]  # the run was taken
 
 
 def test_a_target_that_is_typed_and_not_there_is_a_sentence():

@@ -211,8 +211,8 @@ def test_a_grid_sets_the_size_and_the_run_says_so(config, tiny, tmp_path):
 
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["backbone"]
     assert (saved["size"], saved["grid"]) == (24, None)
-    assert metrics["pck"] == evaluate(config("evaluate", *tiny, "backbone.size=24"))["pck"]
-    assert metrics["pck"] != evaluate(config("evaluate", *tiny))["pck"]
+    assert metrics["pck"] == evaluate(config("evaluate", *tiny, "backbone.size=24", f"run_dir={tmp_path / 'b'}"))["pck"]
+    assert metrics["pck"] != evaluate(config("evaluate", *tiny, f"run_dir={tmp_path / 'c'}"))["pck"]
 
 
 @pytest.mark.parametrize("verb", [train, evaluate])
@@ -220,7 +220,8 @@ def test_a_damaged_checkpoint_is_named(config, tiny, tmp_path, verb):
     train(config("train", *tiny, *QUICK, "data.steps=1", "trainer.max_epochs=1"))
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    cfg = config(verb.__name__, *tiny, f"checkpoint={tmp_path / 'run'}")
+    place = tmp_path / ("run" if verb is train else "new")
+    cfg = config(verb.__name__, *tiny, f"checkpoint={tmp_path / 'run'}", f"run_dir={place}")
 
     with pytest.raises(UserError, match=r"(best|last)\.ckpt is damaged .*Take another copy of it, or train again"):
         verb(cfg)

@@ -135,11 +135,11 @@ def check_run(cfg: DictConfig) -> None:
 def _no_empty_folders(name: str) -> Iterator[None]:
     """Take away the folders that Hydra made for a run that was refused."""
     place, absent = run_place(sys.argv[1:], name), absent_folders(run_place(sys.argv[1:], name))
-    before = {*place.glob("*")}
+    before = _contents(place)
     try:
         yield
     finally:
-        for folder in ({*place.glob("*")} - before) | {*absent[:1]}:
+        for folder in (_contents(place) - before) | {*absent[:1]}:
             with suppress(OSError):
                 if os.listdir(folder) == [SWEEP]:
                     (folder / SWEEP).unlink()
@@ -147,6 +147,13 @@ def _no_empty_folders(name: str) -> Iterator[None]:
         for folder in absent:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _contents(folder: Path) -> set[Path]:
+    """What is in a folder; nothing where there is none, or none to be seen."""
+    with suppress(OSError):
+        return {*folder.iterdir()}
+    return set()
 
 
 @contextmanager
@@ -399,7 +406,9 @@ def _unknown_choice(given: str, options: list[str]) -> str:
     nested = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/**/*.yaml")]
     whole = given.removeprefix(f"{top}/") if top else choice
     names = sorted({*(f"{group}/{each}".removeprefix(f"{top}/") for each in options), *nested})
-    near = difflib.get_close_matches(whole, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(whole, names, n=3, cutoff=0.6) or [
+        name for name in names if name.startswith(whole)
+    ]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
     return f"`{top or choice}` has no choice {whole!r}. {hint}"
 

@@ -204,7 +204,8 @@ def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
         if key in last and last[key][1] != value and is_first_process():
             log.warning("`%s` is given twice: %s counts, not %s", key, text, last[key][0])
         last[key] = (text, value)
-    if "run_dir" in last and "hydra.run.dir" in last:
+    # Lightning gives both to the processes that it starts.
+    if "run_dir" in last and "hydra.run.dir" in last and is_first_process():
         raise UserError("`run_dir` and `hydra.run.dir` say the same thing twice. Give run_dir alone.")
 
 
@@ -218,4 +219,4 @@ def run_place(typed: Sequence[str], name: str) -> Path:
 
 def absent_folders(place: Path) -> list[Path]:
     """The folders that do not exist yet on the way to a place, the innermost first."""
-    return [each for each in (place, *place.parents) if not each.exists()]
+    return [each for each in (place, *place.parents) if not os.path.lexists(each)]
