@@ -77,6 +77,7 @@ def write_cub(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_backbone_is_scored(added, tiny, tmp_path):
     line = [*tiny, "backbone=vgg16", "backbone.pretrained=false", "backbone.size=64", "run_dir=run"]
     done = added("backbone")("semcorr.evaluate", *line)
@@ -97,6 +98,7 @@ def test_the_head_trains(added, tiny, tmp_path):
     assert not torch.equal(weight[..., 0, 0], torch.eye(48))
 
 
+@pytest.mark.slow
 def test_the_benchmark_is_read_as_it_is_annotated(added, tmp_path):
     line = ["data=cub", f"data.root={write_cub(tmp_path / 'CUB')}", "backbone=tiny", "localise=argmax", "trainer=cpu"]
     done = added("benchmark")("semcorr.evaluate", *line, "data.workers=0", "run_dir=run")

@@ -72,6 +72,7 @@ def test_shares_of_different_length_are_scored(tmp_path, options):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["pairs"] == (2 if options else 3)
 
 
+@pytest.mark.slow
 def test_shares_of_different_length_are_validated(tmp_path):
     """The frozen blocks' output is computed ahead for the images of training and of all three pairs."""
     data = [*_apart(tmp_path / "data", 3), "data.train=pairs.csv", "data.val=pairs.csv", "data.test=pairs.csv"]

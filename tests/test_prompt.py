@@ -242,6 +242,7 @@ def test_the_yaml_is_the_published_choice(config, choice, tokens):
 
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 @pytest.mark.parametrize("choice", ["finetune=prompt", "finetune=cpm"])
+@pytest.mark.slow
 def test_a_run_saves_the_prompt_alone_and_scores_with_it(config, creatures, tmp_path, choice):
     given = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", choice]
     given += ["backbone=sd", f"backbone.weights={write_parts(tmp_path, parts())}"]

@@ -119,6 +119,7 @@ def test_jobs_that_differ_in_read_outs_encode_once_and_score_as_by_themselves(ty
     assert sum(encoded) == 30 + 45  # a run by itself keeps nothing for the next
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_read_by_many_rules_from_one_encoding(typed, tmp_path, tiny, monkeypatch):
     """And weights that were trained meanwhile are scored anew."""
     assert typed(train, "finetune.blocks=1", "scheduler=constant", *QUICK, *tiny, "run_dir=RUN") == 0
@@ -202,6 +203,7 @@ def test_a_sweep_grows_and_changes_and_never_mixes(typed, tmp_path, tiny, encode
     assert len(scores(tmp_path / "S")) == 5
 
 
+@pytest.mark.slow
 def test_the_table_at_the_end_has_mean_and_spread_over_seeds(typed, tmp_path, tiny, capfd):
     assert typed(evaluate, "-m", "localise=argmax,window_5", "seed=1,2,3", *tiny, "run_dir=S") == 0
     shown = capfd.readouterr().out.partition("6 jobs, scored on synthetic test")[2]
