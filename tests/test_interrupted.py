@@ -244,6 +244,33 @@ def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tin
     assert not (tmp_path / "S" / "2" / "config.yaml").exists()
 
 
+CONVERTS = """
+import os, signal, time
+from semcorr import evaluate, run
+
+def build(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException:
+        raise ValueError("torn")
+
+run.build = build
+evaluate.main()
+"""
+
+
+def test_a_job_that_makes_another_error_of_the_signal_has_not_failed(tiny, tmp_path):
+    (tmp_path / "converts.py").write_text(CONVERTS)
+    program = Program(tmp_path / "converts.py", "-m", "seed=1,2", *tiny, "run_dir=S", cwd=tmp_path)
+
+    assert program.end() == 143
+    assert (
+        "Interrupted (SIGTERM). 0 of 2 jobs are done. The same line with run_dir=S goes on\n" in program.printed["err"]
+    )
+    assert not list(tmp_path.glob("S/*/error.txt"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(creatures, tmp_path, name):

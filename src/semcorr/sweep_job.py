@@ -41,6 +41,9 @@ def run_job(job: Job) -> Outcome:
                 error.unlink(missing_ok=True)
             task(cfg)
     except Exception as cause:
+        guard = interrupt.current()
+        if guard is not None and guard.number is not None:  # a library has made another error of the signal
+            raise interrupt.Interrupted(guard.number) from cause
         told = explained(cause, job.verb)
         _print(f"Job {job.folder.name} failed: {told or repr(cause)}")
         if is_first_process():
