@@ -87,6 +87,7 @@ def test_the_backbone_is_scored(added, tiny, tmp_path):
     assert "backbone: vgg16" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_the_head_trains(added, tiny, tmp_path):
     line = [*tiny, "head=linear", "finetune=frozen", "data.steps=2", "trainer.max_epochs=1", "run_dir=run"]
     done = added("head")("semcorr.train", *line)

@@ -105,6 +105,7 @@ def test_a_killed_sweep_does_only_what_is_missing_and_ends_like_an_undisturbed_o
         assert saved[0] == saved[1]
 
 
+@pytest.mark.slow
 def test_jobs_that_differ_in_read_outs_encode_once_and_score_as_by_themselves(typed, tmp_path, tiny, encoded):
     """Fifteen images for each of two seeds, though jobs of one seed are not typed side by side."""
     rules = ["window_5", "argmax", "kernel_2"]
