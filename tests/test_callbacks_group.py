@@ -88,6 +88,13 @@ def test_an_option_of_the_trainer_is_seen_on_it(training, tmp_path, key):
     assert is_seen(make_trainer(training, tmp_path, callbacks=checkpoints(tmp_path)))
 
 
+def test_an_option_that_the_configuration_does_not_list_is_typed_like_any_other(config, tiny, tmp_path):
+    trainer = made(config, tmp_path, *tiny, "trainer.enable_progress_bar=false", "trainer.limit_test_batches=3")
+
+    assert trainer.progress_bar_callback is None
+    assert trainer.limit_test_batches == 3
+
+
 @pytest.mark.parametrize("key", REFUSED)
 def test_an_option_that_a_run_settles_itself_is_refused(training, key):
     OmegaConf.update(training, f"trainer.{key}", REFUSED[key], force_add=True)

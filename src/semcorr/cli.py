@@ -224,7 +224,7 @@ def name_read_outs(overrides: Sequence[str]) -> None:
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
-    """Lists of read-outs, protocols and loggers, and read-outs by their short names, as Hydra knows them.
+    """Lists of read-outs, protocols and loggers, short names of read-outs, options of the Trainer, as Hydra knows them.
 
     >>> spelled(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
@@ -232,6 +232,8 @@ def spelled(overrides: Sequence[str]) -> list[str]:
     ['logger=several', '+logger@logger.csv=csv', '+logger@logger.wandb=wandb']
     >>> spelled(["localise=window_5", "localise=argmax"])
     ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
+    >>> spelled(["trainer.enable_progress_bar=false", "trainer.max_epochs=3"])
+    ['++trainer.enable_progress_bar=false', 'trainer.max_epochs=3']
     """
     found = []
     for override in overrides:
@@ -242,9 +244,20 @@ def spelled(overrides: Sequence[str]) -> list[str]:
         elif key == "logger" and (names := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
             each = dict.fromkeys(re.split(r"\s*,\s*", names[1]))
             found += ["logger=several", *(f"+logger@logger.{name}={name}" for name in each)]
+        elif key.startswith("trainer.") and _is_left_out(key.split(".")[1]):
+            found.append(f"++{override}")
         else:
             found.append(override)
     return found
+
+
+def _is_left_out(option: str) -> bool:
+    """Tell whether Lightning's Trainer has an option that our files do not list."""
+    if option in OmegaConf.load(conf_dir() / "trainer" / "auto.yaml"):
+        return False
+    from semcorr.trainer_options import OPTIONS, REFUSED  # Lightning takes seconds to import
+
+    return option in {*OPTIONS, *REFUSED, "plugins"}
 
 
 @contextmanager
@@ -391,7 +404,13 @@ def explained(error: BaseException, name: str) -> str | None:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1]
-        near = difflib.get_close_matches(key, [*known_keys(name), *PLACED], n=2, cutoff=0.75)
+        cfg = chosen_config(name)
+        listed, others = [*_flat(cfg), "experiment", *PLACED], _unlisted_options(cfg, key.rpartition(".")[0])
+        if key in others:
+            return f"`{key}` is an option that the configuration does not list. Put + before it: +{key}=VALUE"
+        candidates = {each for each in (*listed, *others) if not key.startswith(f"{each}.")}
+        near = difflib.get_close_matches(key, candidates, n=2, cutoff=0.75)
+        near = [each if each in listed else f"+{each}" for each in near]
         hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
         if key.startswith("test.") or key == "test":
             hint = "A second benchmark is chosen first: data@test=NAME."
@@ -413,18 +432,26 @@ def _unknown_choice(given: str, options: list[str]) -> str:
     return f"`{top or choice}` has no choice {whole!r}. {hint}"
 
 
-def known_keys(name: str) -> list[str]:
-    """Every key of the configuration, groups included, with what the command line chose of each group."""
+def chosen_config(name: str) -> DictConfig:
+    """Compose the configuration of a verb with what the command line chose of each group, and nothing else of it."""
     typed = (override.partition(",")[0] for override in sys.argv[1:])
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     chosen = [each for each in typed if each.partition("=")[0] in groups and not each.endswith("=")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            cfg = compose(name, chosen)
+            return compose(name, chosen)
         except HydraException:  # a choice that there is not
-            cfg = compose(name)
-    return sorted({*_flat(cfg), "experiment"})
+            return compose(name)
+
+
+def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
+    """Return, as whole keys, what the call of a section may be given and the configuration does not list."""
+    from semcorr.options import accepted
+
+    node = OmegaConf.select(cfg, section) if section else None
+    taken = accepted(node._target_, node) if isinstance(node, DictConfig) and "_target_" in node else None
+    return [f"{section}.{name}" for name in taken.stated if name not in (*node, *taken.required)] if taken else []
 
 
 def main() -> None:

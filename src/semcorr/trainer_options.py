@@ -65,7 +65,7 @@ REFUSED = {  # what a run settles itself, unless it is null or off, and what to 
     "default_root_dir": "a run has one directory. Give run_dir=DIR",
     "barebones": "a run writes its scores, which a bare one leaves out. Give trainer.enable_progress_bar=false",
     "model_registry": "checkpoints stay in the run directory. Leave it out",
-    "overfit_batches": "batches are drawn by our own loaders. Give +trainer.limit_train_batches=N",
+    "overfit_batches": "batches are drawn by our own loaders. Give trainer.limit_train_batches=N",
     "reload_dataloaders_every_n_epochs": "every epoch is drawn anew by the same loaders. Leave it out",
     "use_distributed_sampler": "the loaders share pairs over processes themselves, none twice. Leave it out",
 }
