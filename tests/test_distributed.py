@@ -45,6 +45,7 @@ def _apart(folder: Path, count: int) -> list[str]:
     return ["data=pairs_csv", f"data.root={folder}"]
 
 
+@pytest.mark.slow
 def test_two_processes_and_one_give_the_same_metrics(tmp_path):
     """25 pairs, 15 target images: 8 for one process, 7 for the other. Seconds are the only difference."""
     uneven = "data.pairs_per_category=5"

@@ -36,7 +36,7 @@ def with_slow_tables(names: list[str]) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-experiments = pytest.mark.parametrize("name", NAMES)
+experiments = pytest.mark.parametrize("name", with_slow_tables(NAMES))
 tables = pytest.mark.parametrize("name", TABLES)
 
 
@@ -130,7 +130,7 @@ def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
 
 # Of a table this is its first row. The others differ from it by what other experiments train here: the heads of
 # unified/, the losses and pairs of geo_aware/; by backbones, which are replaced; and by how many blocks move.
-@pytest.mark.parametrize("name", with_slow_tables(NAMES))
+@experiments
 def test_it_trains_on_tiny_parts(config, tiny, name):
     plain = config("train", f"experiment={name}", *tiny)
     line = [*tiny, *SMALLER.get(name, []), "backbone.size=32", "data.batch_size=2", "trainer.fast_dev_run=true"]
@@ -149,6 +149,7 @@ def test_the_page_has_a_row_for_each_table(name):
     assert f"experiment={name}" in PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_is_understood(config):
     text = PAGE.read_text()
     found = [*commands(text), *(("train", line) for line in re.findall(r"`(experiment=tables/[^`]*)`", text))]

@@ -79,8 +79,13 @@ def encoded(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "batches"),
     [
-        *((name, []) for name in ("bottleneck", "aggregation", "self_attention", "cross_attention")),
-        *((name, ["data.all_pairs=3"]) for name in ("upsample", "cross_attention")),
+        ("bottleneck", []),
+        ("cross_attention", ["data.all_pairs=3"]),
+        *(
+            pytest.param(name, [], marks=pytest.mark.slow)
+            for name in ("aggregation", "self_attention", "cross_attention")
+        ),
+        pytest.param("upsample", ["data.all_pairs=3"], marks=pytest.mark.slow),
     ],
 )
 def test_a_head_alone_trains_from_stored_features_and_evaluates_to_the_same(

@@ -57,9 +57,9 @@ def trained(config, *line):
     "line",
     [
         ["finetune.blocks=2"],
-        ["finetune.blocks=1", "augment=flip"],
-        ["finetune=lora", "finetune.blocks=1"],
-        ["data.all_pairs=3"],
+        pytest.param(["finetune.blocks=1", "augment=flip"], marks=pytest.mark.slow),
+        pytest.param(["finetune=lora", "finetune.blocks=1"], marks=pytest.mark.slow),
+        pytest.param(["data.all_pairs=3"], marks=pytest.mark.slow),
         ["data.all_pairs=3", "augment=flip"],
     ],
     ids=" ".join,

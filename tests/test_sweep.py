@@ -77,6 +77,7 @@ def times(sweep: Path) -> tuple[list[float], list[float]]:
     return began, [(folder / "metrics.json").stat().st_mtime for folder in folders]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_does_only_what_is_missing_and_ends_like_an_undisturbed_one(
     typed, tmp_path, tiny, monkeypatch, capfd
 ):

@@ -118,6 +118,7 @@ def _command(creatures: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "semcorr.train", *(more or overrides)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(creatures, tmp_path):
     """SIGKILL after its first checkpoint, then on to the end. scripts/faults.py does so at sixty moments."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
