@@ -450,7 +450,9 @@ def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
     from semcorr.options import accepted
 
     node = OmegaConf.select(cfg, section) if section else None
-    taken = accepted(node._target_, node) if isinstance(node, DictConfig) and "_target_" in node else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return []
+    taken = accepted(node._target_, node)
     return [f"{section}.{name}" for name in taken.stated if name not in (*node, *taken.required)] if taken else []
 
 
