@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
+from semcorr.backbones.file_kinds import describe_other
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
-from semcorr.backbones.weight_files import require_folder
+from semcorr.backbones.weight_files import reason_of, require_folder
 from semcorr.errors import UserError
 
 # What the two libraries raise where a file is absent, or none of theirs.
@@ -120,7 +121,7 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
 def _told(error: Exception, source: str, local: bool, folder: str) -> UserError:
     """The failure in a sentence, with the ways out."""
     root = error if local else _causes(error)[-1]  # the libraries say "no config.json" where there is no network
-    reason = (str(root).strip().splitlines() or [type(root).__name__])[0]
+    reason = reason_of(root)
     if local:
         return UserError(f"`backbone.weights`: {folder} in {source} cannot be read ({reason}). Give one that is whole.")
     if any(type(cause).__name__ == "GatedRepoError" for cause in _causes(error)):
@@ -145,6 +146,14 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _check_layout(directory: Path) -> None:
+    if not directory.exists():
+        raise UserError(f"`backbone.weights`: {directory} does not exist. Give a directory in diffusers' layout.")
+    if directory.is_file():
+        told = describe_other(directory) or (
+            "is a file, and this backbone takes a directory. Make one of it by diffusers' "
+            "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY)`."
+        )
+        raise UserError(f"`backbone.weights`: {directory} {told}")
     absent = [folder for folder in FOLDERS if not (directory / folder).is_dir()]
     if absent:
         raise UserError(
@@ -155,4 +164,5 @@ def _check_layout(directory: Path) -> None:
         try:
             require_folder(directory / folder, "backbone.weights")
         except UserError as error:
-            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {error}") from None
+            told = str(error).removeprefix("`backbone.weights`: ")
+            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {told}") from None

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
@@ -23,6 +24,7 @@ def load(
     name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
 ) -> tuple[nn.Module, list[str]]:
     """The image encoder, and the names of its parameters that were asked for and not found: they are random."""
+    state = None if weights is None else read_weights(weights)
     config = _config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
     family: Any = MODEL_MAPPING.get(type(config), None)
@@ -31,8 +33,8 @@ def load(
     if weights is None and not pretrained:
         return AutoModel.from_config(config, trust_remote_code=False), []
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
-    if weights is not None:
-        source = {"pretrained_model_name_or_path": None, "state_dict": read_weights(weights)}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
         with _quiet():  # float32, whatever the file keeps
             model, told = family.from_pretrained(**source, config=config, output_loading_info=True, dtype=torch.float32)
@@ -40,6 +42,7 @@ def load(
         if weights is None:
             raise hub_problem(error, name) from error
         raise UserError(f"`backbone.weights`: {weights} does not fit this backbone. {_first(error)}") from error
+    require_finite_weights(model.state_dict(), f"`backbone.weights`: {weights or name}")
     return model, sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
 
 

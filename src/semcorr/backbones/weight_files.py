@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semcorr.backbones.file_kinds import describe_other, describe_unreadable, is_safetensors
+from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
 from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
@@ -21,7 +22,9 @@ from semcorr.core.text_files import REPORTS, read_json, read_mapping
 from semcorr.errors import UserError
 
 # Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
-NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
+NESTS = ("teacher", "target_encoder", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema",
+         "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "backbone", "encoder",
+         "params", "weights", "student")  # fmt: skip
 # torch.compile and DistributedDataParallel before the names; what shards or recomputes blocks, within them, too.
 WRAPPERS = re.compile(
     r"^(_orig_mod\.|module\.)+|(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
@@ -29,7 +32,19 @@ WRAPPERS = re.compile(
 PREFIXES = ("teacher.backbone.", "backbone.", "teacher.", "model_ema.", "ema.", "module.", "model.", "net.", "network.",
             "encoder.", "student.backbone.", "student.")  # fmt: skip
 OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight", "downsample_layers.0.0.weight")
+# What stands under one name in a network, whatever the network stands under in a script's own module.
+ANCHOR = re.compile(
+    r"(.+\.|)(patch_embed\.proj|conv_stem|stem\.0|downsample_layers\.0\.0|layer1\.0\.conv1|3\.squeeze"
+    r"|embeddings\.patch_embeddings(\.projection)?)\.weight"
+)
+LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of published files, known to readers
+# No indices, masks or counters.
+NUMBERS = re.compile(r"(weight|bias|gamma|beta|lambda1|running_mean|running_var|token|tokens|pos_embed)$")
 QUANTISED = re.compile(r"(^|\.)(qweight|qzeros|weight_scale|weight_packed|SCB|absmax|quant_map)$")
+HARMLESS = re.compile(  # types of scripts' notes: figures, dates, paths, settings
+    r"numpy(\._?core)?\.(multiarray\.scalar|dtype)|numpy\.dtypes\.\w+|_codecs\.encode|datetime\.\w+"
+    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
+)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 FAULTS = (*DAMAGE, SafetensorError)
 
@@ -58,10 +73,12 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     except RecursionError:
         raise _unreadable(path, ValueError("it contains itself"), option) from None
     if not tensors:
-        held = ", ".join(shorten(key) for key in list(content)[:4]) or "nothing"
+        held = ", ".join(shorten(key) for key in list(content)[:4])
         raise UserError(
-            f"`{option}`: {path} holds no weights, only {held}. Give a file that holds the model's state dict."
+            f"`{option}`: {path} holds no weights{f', only {held}' if held else ' at all'}. "
+            "Give a file that holds the model's state dict."
         )
+    _require_single(tensors, path, option)
     _require_plain_numbers(tensors, path, option)
     _require_stored(tensors, files, option)
     return tensors
@@ -77,11 +94,20 @@ def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
         )
 
 
+def _require_single(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
+    """Refuse several networks of one kind in a file, of which none is known to be the one to evaluate."""
+    if len(prefixes := _prefixes(tensors)) > 1:
+        told = " and ".join(repr(prefix) for prefix in sorted(prefixes)[:4])
+        raise UserError(
+            f"`{option}`: {path} holds {len(prefixes)} networks, under {told}. Give a file that holds one of them."
+        )
+
+
 def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
     """Refuse what stands for other numbers: quantised, sparse, complex, or without any."""
     for key, value in tensors.items():
         kind = str(value.dtype).removeprefix("torch.")
-        whole = not value.is_floating_point() and key.endswith(".weight") and value.ndim > 1
+        whole = not (value.is_floating_point() or value.is_complex()) and value.ndim > 0 and NUMBERS.search(key)
         if value.is_quantized or "float8" in kind or "float4" in kind or whole or QUANTISED.search(key):
             raise UserError(
                 f"`{option}`: {path} is quantised ({key} is {kind}). Give the model's weights as float16, bfloat16 or "
@@ -125,6 +151,33 @@ def require_folder(folder: Path, option: str) -> None:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
+    for file in _read_by_libraries(folder, option):
+        tensors = _tensors_of(file, option)
+        _require_plain_numbers(tensors, file, option)
+        if not file.name.endswith(".safetensors") or is_safetensors(file):
+            continue
+        raise UserError(f"`{option}`: {file} is a file of PyTorch. Call it {file.with_suffix('.bin').name}.")
+
+
+def _read_by_libraries(folder: Path, option: str) -> list[Path]:
+    """Of the weights in a folder those that a library takes; none, of a tokenizer."""
+    for stem in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
+                 "pytorch_model.bin"):  # fmt: skip
+        if (folder / stem).is_file():
+            return [folder / stem]
+        if (index := folder / f"{stem}.index.json").is_file():
+            return _shards(index, option)
+    return []
+
+
+def _tensors_of(file: Path, option: str) -> dict[str, Tensor]:
+    try:
+        content = _read(file, option)
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise _unreadable(file, error, option) from None
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,15 +187,25 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     {'norm.bias': tensor([1.])}
     """
     for nest in NESTS:
-        if isinstance(content.get(nest), Mapping):
-            return unwrap(content[nest])
+        if isinstance(content.get(nest), Mapping) and (inner := unwrap(content[nest])):
+            return inner
     named = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     tensors = {WRAPPERS.sub("", key): value for key, value in named.items()}
     for prefix in PREFIXES:
         whole = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
         if whole or any(prefix + key in tensors for key in OWN):
             return unwrap({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
-    return tensors
+    prefixes = _prefixes(tensors)
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names before those of each network in a state dict; none where one has no name before its own."""
+    named = {anchor[1] for key in tensors if (anchor := ANCHOR.fullmatch(key))}
+    for layout in LAYOUTS:
+        named = {name.removesuffix(layout) if name.endswith(layout) else name for name in named}
+    return set() if "" in named else named
 
 
 def _read(file: Path, option: str) -> dict[str, Any]:
@@ -153,7 +216,7 @@ def _read(file: Path, option: str) -> dict[str, Any]:
     if is_torchscript(file):
         return read_torchscript(file)
     require_torch_file(file, crc=True)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *_inert(file)]):
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
         warnings.filterwarnings("ignore", "Validating sparse tensor")  # it is refused
         with open_plain(file) as opened:  # PyTorch goes by the ending of a name
@@ -161,6 +224,29 @@ def _read(file: Path, option: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}")
     return dict(content)
+
+
+class _Inert:
+    """Stands for what a script kept beside its weights, such as a date: nothing of it is made, called or used."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        """Take any arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Drop them."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop it."""
+
+
+def _inert(file: Path) -> list[tuple[type[_Inert], str]]:
+    """Stand-ins for the harmless types that a PyTorch archive names."""
+    if not zipfile.is_zipfile(file):
+        return []
+    with open_plain(file) as opened:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(opened)
+    return [(_Inert, name) for name in named if HARMLESS.fullmatch(name)]
 
 
 def _files(path: Path, option: str) -> list[Path]:
@@ -218,14 +304,25 @@ def _unreadable(file: Path, error: Exception, option: str) -> UserError:
     if called and isinstance(error, pickle.UnpicklingError):
         return UserError(
             f"`{option}`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
-            "Give a safetensors file or a plain PyTorch state dict."
+            f"{_remedy(called[1])}"
         )
     if told := describe_unreadable(file):
         return UserError(f"`{option}`: {file} {told}")
+    if isinstance(error, EOFError) or "unexpected EOF" in str(error):
+        return UserError(f"`{option}`: {file} is cut short ({reason_of(error)}). {AGAIN} again.")
     return UserError(
         f"`{option}`: {file} is not a safetensors file or a plain PyTorch state dict ({reason_of(error)}). "
         "Give one that is."
     )
+
+
+def _remedy(called: str) -> str:
+    """What to ask the maker of a pickle for."""
+    if called.startswith(("torch.nn.", "timm.", "transformers.", "torchvision.", "models.", "ultralytics.")):
+        return "It holds a whole model as Python objects: give the file of its `state_dict()`, or a safetensors file."
+    if called.startswith("numpy"):
+        return "It holds arrays of NumPy: give a PyTorch state dict of tensors, or a safetensors file."
+    return "Give a safetensors file or a plain PyTorch state dict."
 
 
 def reason_of(error: BaseException) -> str:

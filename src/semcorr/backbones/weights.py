@@ -34,7 +34,15 @@ def fill(
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
-    problems = {"missing": missing, f"not known to this {part}": surplus, "of another shape": shapes}
+    whole = [
+        f"{key} {weights[key].dtype} for {own[key].dtype}".replace("torch.", "")
+        for key in own
+        if key in weights and own[key].is_floating_point() and not weights[key].is_floating_point()
+    ]
+    problems = {
+        "missing": missing, f"not known to this {part}": surplus, "of another shape": shapes,
+        "of whole numbers": whole,
+    }  # fmt: skip
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
         raise UserError(
