@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from semcorr.backbones.file_kinds import describe_other
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
-from semcorr.backbones.weight_files import reason_of, require_folder
+from semcorr.backbones.weight_files import files_for_libraries, reason_of, require_folder
+from semcorr.backbones.weights import require_finite_weights
 from semcorr.errors import UserError
 
 # What the two libraries raise where a file is absent, or none of theirs.
@@ -109,6 +110,7 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
     if not info:
         return part
     part, report = part
+    require_finite_weights(part.state_dict(), f"`backbone.weights`: {folder} of {source}")
     odd = [key for which in ("missing_keys", "mismatched_keys") for key in sorted(map(str, report.get(which) or ()))]
     if odd:
         raise UserError(
@@ -155,6 +157,10 @@ def _check_layout(directory: Path) -> None:
         )
         raise UserError(f"`backbone.weights`: {directory} {told}")
     absent = [folder for folder in FOLDERS if not (directory / folder).is_dir()]
+    if absent and all((directory.parent / folder).is_dir() for folder in FOLDERS):
+        raise UserError(
+            f"`backbone.weights`: {directory} is a part of Stable Diffusion. Give the whole: {directory.parent}."
+        )
     if absent:
         raise UserError(
             f"`backbone.weights`: {directory} has no folder {', '.join(absent)}. Give a directory in diffusers' "
@@ -163,6 +169,17 @@ def _check_layout(directory: Path) -> None:
     for folder in FOLDERS:
         try:
             require_folder(directory / folder, "backbone.weights")
+            if folder != "tokenizer":
+                _require_weights(directory / folder)
         except UserError as error:
             told = str(error).removeprefix("`backbone.weights`: ")
             raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {told}") from None
+
+
+def _require_weights(folder: Path) -> None:
+    if files_for_libraries(folder, "backbone.weights"):
+        return
+    variant = next(iter(sorted(folder.glob("*model.*.safetensors"))), None)  # such as of float16
+    plain = f"{variant.name.partition('.')[0]}.safetensors" if variant else ""
+    remedy = f"Call {variant.name} in it {plain}" if variant else "Take another copy of the folder, with its weights"
+    raise UserError(f"`backbone.weights`: {folder} has no weights under the name that is read. {remedy}.")

@@ -16,34 +16,18 @@ from torch import Tensor
 
 from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
+from semcorr.backbones.wrappings import prefixes, unwrap
 from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
 from semcorr.core.text_files import REPORTS, read_json, read_mapping
 from semcorr.errors import UserError
 
-# Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
-NESTS = ("teacher", "target_encoder", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema",
-         "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "backbone", "encoder",
-         "params", "weights", "student")  # fmt: skip
-# torch.compile and DistributedDataParallel before the names; what shards or recomputes blocks, within them, too.
-WRAPPERS = re.compile(
-    r"^(_orig_mod\.|module\.)+|(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
-)
-PREFIXES = ("teacher.backbone.", "backbone.", "teacher.", "model_ema.", "ema.", "module.", "model.", "net.", "network.",
-            "encoder.", "student.backbone.", "student.")  # fmt: skip
-OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight", "downsample_layers.0.0.weight")
-# What stands under one name in a network, whatever the network stands under in a script's own module.
-ANCHOR = re.compile(
-    r"(.+\.|)(patch_embed\.proj|conv_stem|stem\.0|downsample_layers\.0\.0|layer1\.0\.conv1|3\.squeeze"
-    r"|embeddings\.patch_embeddings(\.projection)?)\.weight"
-)
-LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of published files, known to readers
 # No indices, masks or counters.
 NUMBERS = re.compile(r"(weight|bias|gamma|beta|lambda1|running_mean|running_var|token|tokens|pos_embed)$")
 QUANTISED = re.compile(r"(^|\.)(qweight|qzeros|weight_scale|weight_packed|SCB|absmax|quant_map)$")
 HARMLESS = re.compile(  # types of scripts' notes: figures, dates, paths, settings
     r"numpy(\._?core)?\.(multiarray\.scalar|dtype)|numpy\.dtypes\.\w+|_codecs\.encode|datetime\.\w+"
-    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
+    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
 )
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 FAULTS = (*DAMAGE, SafetensorError)
@@ -54,19 +38,11 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
 
     No code in any of them is run. `option` is what the path was given as.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
+    path = require_weights_file(path, option)
     content: dict[str, Any] = {}
     files = _files(path, option)
     for file in files:
-        try:
-            require_plain(file)
-            content |= _read(file, option)
-        except UserError:
-            raise
-        except FAULTS as error:
-            raise _unreadable(file, error, option) from None
+        content |= _read_plain(file, option)
     _require_own(content, path, option)
     try:
         tensors = unwrap(content)
@@ -84,6 +60,16 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     return tensors
 
 
+def require_weights_file(path: str | Path, option: str) -> Path:
+    """Refuse a path where there is nothing, or a file that is none of weights, without reading all of it."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
+    if path.is_file() and not path.name.endswith(".index.json") and (told := describe_other(path)):
+        raise UserError(f"`{option}`: {path} {told}")
+    return path
+
+
 def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
     """Refuse a training run's checkpoint: it holds what moved, and not the network that it moved in."""
     base = content.get("base")
@@ -96,10 +82,10 @@ def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
 
 def _require_single(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
     """Refuse several networks of one kind in a file, of which none is known to be the one to evaluate."""
-    if len(prefixes := _prefixes(tensors)) > 1:
-        told = " and ".join(repr(prefix) for prefix in sorted(prefixes)[:4])
+    if len(names := prefixes(tensors)) > 1:
+        told = " and ".join(repr(name) for name in sorted(names)[:4])
         raise UserError(
-            f"`{option}`: {path} holds {len(prefixes)} networks, under {told}. Give a file that holds one of them."
+            f"`{option}`: {path} holds {len(names)} networks, under {told}. Give a file that holds one of them."
         )
 
 
@@ -134,8 +120,16 @@ def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option
 def require_folder(folder: Path, option: str) -> None:
     """Refuse a folder in Hugging Face's layout, before a library reads it, for what `read_weights` would refuse.
 
-    The files in it may be links: its cache is made of them.
+    The files in it may be links: its cache is made of them. Weights that the library passes over may be anything.
     """
+    weights = files_for_libraries(folder, option)
+    for file in weights:
+        content = _read_plain(file, option)
+        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        _require_plain_numbers(tensors, file, option)
+        if file.suffix == ".safetensors" and not is_safetensors(file):
+            name = file.with_suffix(".bin").name.replace("model", "pytorch_model", int(file.stem == "model"))
+            raise UserError(f"`{option}`: {file} is a file of PyTorch. Call it {name}.")
     for file in sorted(folder.iterdir()):
         if file.is_dir():
             continue
@@ -145,67 +139,34 @@ def require_folder(folder: Path, option: str) -> None:
                 _shards(file, option)
             elif file.suffix == ".json":
                 read_json(file, "Take another copy of the folder.", REPORTS)
-            elif file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            elif file.suffix in (".bin", ".pt", ".pth", ".ckpt") and not weights:
                 require_torch_file(file)
         except UserError:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
-    for file in _read_by_libraries(folder, option):
-        tensors = _tensors_of(file, option)
-        _require_plain_numbers(tensors, file, option)
-        if not file.name.endswith(".safetensors") or is_safetensors(file):
-            continue
-        raise UserError(f"`{option}`: {file} is a file of PyTorch. Call it {file.with_suffix('.bin').name}.")
 
 
-def _read_by_libraries(folder: Path, option: str) -> list[Path]:
-    """Of the weights in a folder those that a library takes; none, of a tokenizer."""
-    for stem in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
+def files_for_libraries(folder: Path, option: str) -> list[Path]:
+    """Of the weights in a folder those that a library takes; none of a tokenizer."""
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
                  "pytorch_model.bin"):  # fmt: skip
-        if (folder / stem).is_file():
-            return [folder / stem]
-        if (index := folder / f"{stem}.index.json").is_file():
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
             return _shards(index, option)
     return []
 
 
-def _tensors_of(file: Path, option: str) -> dict[str, Tensor]:
+def _read_plain(file: Path, option: str) -> dict[str, Any]:
+    """Read one file, or say what it is."""
     try:
-        content = _read(file, option)
+        require_plain(file)
+        return _read(file, option)
     except UserError:
         raise
     except FAULTS as error:
         raise _unreadable(file, error, option) from None
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own tensors in a checkpoint; of a network with heads beside its `backbone.`, that.
-
-    >>> unwrap({"epoch": 3, "teacher": {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}})
-    {'norm.bias': tensor([1.])}
-    """
-    for nest in NESTS:
-        if isinstance(content.get(nest), Mapping) and (inner := unwrap(content[nest])):
-            return inner
-    named = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
-    tensors = {WRAPPERS.sub("", key): value for key, value in named.items()}
-    for prefix in PREFIXES:
-        whole = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
-        if whole or any(prefix + key in tensors for key in OWN):
-            return unwrap({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
-    prefixes = _prefixes(tensors)
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Names before those of each network in a state dict; none where one has no name before its own."""
-    named = {anchor[1] for key in tensors if (anchor := ANCHOR.fullmatch(key))}
-    for layout in LAYOUTS:
-        named = {name.removesuffix(layout) if name.endswith(layout) else name for name in named}
-    return set() if "" in named else named
 
 
 def _read(file: Path, option: str) -> dict[str, Any]:
@@ -240,13 +201,18 @@ class _Inert:
         """Drop it."""
 
 
-def _inert(file: Path) -> list[tuple[type[_Inert], str]]:
-    """Stand-ins for the harmless types that a PyTorch archive names."""
+def _table(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _inert(file: Path) -> list[tuple[Any, str]]:
+    """Name stand-ins for the harmless types in a PyTorch archive."""
     if not zipfile.is_zipfile(file):
         return []
     with open_plain(file) as opened:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(opened)
-    return [(_Inert, name) for name in named if HARMLESS.fullmatch(name)]
+    harmless = [name for name in named if HARMLESS.fullmatch(name)]
+    return [(_table if name == "collections.defaultdict" else _Inert, name) for name in harmless]
 
 
 def _files(path: Path, option: str) -> list[Path]:

@@ -27,6 +27,7 @@ def fill(
     """
     part = option.split(".")[0]
     own = module.state_dict()
+    weights = _without_prefix(weights, own)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     surplus = [key for key in weights if key not in own and key not in spare and not key.startswith(HEADS)]
     shapes = [
@@ -51,6 +52,18 @@ def fill(
     fitting = {key: _converted(value, own[key]) for key, value in weights.items() if key in own}
     require_finite_weights(fitting, f"`{option}`: {path}")
     module.load_state_dict(fitting, strict=False)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take what stands whole under one name of a script's own, such as `model.`, for what stands under none."""
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    if not needed or any(key in weights for key in needed):
+        return weights
+    names = [key.removesuffix(needed[0]) for key in weights if key.endswith(f".{needed[0]}")]
+    whole = [name for name in names if all(name + key in weights for key in needed)]
+    if len(whole) != 1:
+        return weights
+    return {key.removeprefix(whole[0]): value for key, value in weights.items() if key.startswith(whole[0])}
 
 
 def _converted(value: Tensor, like: Tensor) -> Tensor:
