@@ -87,6 +87,13 @@ def describe_other(path: Path) -> str | None:
     return None
 
 
+def describe_placed(path: Path) -> str | None:
+    """Say what Git or a server has put in the place of a JSON file; None if it may be one."""
+    with open_plain(path) as file:
+        told = _describe_answer(file.read(LOOK))
+    return None if told is None or told.startswith("is a JSON text") else told
+
+
 def describe_unreadable(path: Path) -> str | None:
     """Say what a file is that could not be read: cut short, a text, or by what it begins with; None if it is a pickle.
 

@@ -23,7 +23,7 @@ OTHERS = (  # a name that only one family has, the family, what takes it
         "Stable Diffusion",
         "backbone=sd with its whole folder",
     ),
-    (r"(mixing$|mixing_weights$|bottleneck_layers\.)", "a head, not a backbone", "head.weights"),
+    (r"(mixing$|mixing_weights$|bottleneck_layers\.|block\.conv1\.0\.)", "a head, not a backbone", "head.weights"),
     (r"(features\.)?3\.squeeze\.weight$", "SqueezeNet", "backbone=squeezenet"),
     (r"layer3\.22\.conv1\.weight$", "ResNet-101", "backbone=resnet101"),
     (r"layer4\.0\.conv1\.weight$", "a ResNet", "backbone=timm with its name in timm as backbone.name"),
@@ -31,6 +31,10 @@ OTHERS = (  # a name that only one family has, the family, what takes it
 )
 
 
+MERGE = (
+    "Merge it into its model (`merge_and_unload` of peft; `--format merged` of semcorr.export), and give the merged "
+    "weights."
+)
 ADAPTER = re.compile(r"(^|\.)lora_|\.lora\.|\.hada_w|(^|\.)lokr_")
 
 
@@ -42,10 +46,7 @@ def recognise(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = No
         own: Of the backbone that the file does not fit, under any official names.
     """
     if any(ADAPTER.search(key) for key in state):
-        return (
-            "The file is an adapter (LoRA), which holds only what was added to a model. Merge it into its model "
-            "(`merge_and_unload` of peft; `--format merged` of semcorr.export), and give the merged weights."
-        )
+        return f"The file is an adapter (LoRA), which holds only what was added to a model. {MERGE}"
     told = _vision_transformer(state)
     if told:
         family, width = told

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.recognise import recognise
-from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weight_files import read_weights, require_json
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
@@ -69,6 +69,7 @@ def statistics(
         return IMAGENET
     source = name if weights is None else str(_folder(weights))
     if (beside := Path(source) / "preprocessor_config.json").exists():
+        require_json(beside, "backbone.weights")
         read_mapping(beside, "Take another copy of the folder.")
     try:
         with _quiet():
@@ -104,6 +105,7 @@ def _config(
 
 
 def _read_config(path: Path) -> Any:
+    require_json(path, "backbone.weights")
     read_mapping(path, "Take another copy of the folder.")
     try:
         return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)

@@ -1,6 +1,7 @@
 """A file of weights, or a folder of them, to one state dict, whatever it is wrapped in."""
 
 import argparse
+import os
 import pickle
 import re
 import warnings
@@ -14,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
+from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_placed, describe_unreadable, is_safetensors
+from semcorr.backbones.recognise import MERGE
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
 from semcorr.backbones.wrappings import prefixes, unwrap
 from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
@@ -42,7 +44,13 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     content: dict[str, Any] = {}
     files = _files(path, option)
     for file in files:
-        content |= _read_plain(file, option)
+        part = _read_plain(file, option)
+        if twice := next((key for key in part if key in content), None):
+            raise UserError(
+                f"`{option}`: {file} holds {shorten(twice)}, and so does another part: they are of two models. "
+                "Take another copy of the folder."
+            )
+        content |= part
     _require_own(content, path, option)
     try:
         tensors = unwrap(content)
@@ -57,6 +65,8 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     _require_single(tensors, path, option)
     _require_plain_numbers(tensors, path, option)
     _require_stored(tensors, files, option)
+    if option != "head.weights":  # what a head adds may start as zero
+        _require_written(tensors, files, option)
     return tensors
 
 
@@ -106,6 +116,24 @@ def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: st
             )
 
 
+def _require_written(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
+    """Refuse what ends in zeros: room was made for a download that never finished. Archives tell by their checksums."""
+    if not any(_ends_in_zeros(file) for file in files if is_safetensors(file)):
+        return
+    empty = [key for key, value in tensors.items() if key.endswith("weight") and value.ndim > 1 and not value.any()]
+    if empty:
+        raise UserError(
+            f"`{option}`: {files[-1]} ends in zeros, as a download does that never finished: {len(empty)} of its "
+            f"weights are nothing else, as {empty[-1]}. {AGAIN} again."
+        )
+
+
+def _ends_in_zeros(file: Path) -> bool:
+    with open_plain(file) as opened:
+        opened.seek(-min(file.stat().st_size, 256), os.SEEK_END)
+        return not opened.read().strip(b"\0")
+
+
 def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
     """A view of few bytes may claim any shape: no tensor is larger than what it was read from."""
     most = sum(file.stat().st_size for file in files)
@@ -138,6 +166,7 @@ def require_folder(folder: Path, option: str) -> None:
             if file.name.endswith(".index.json"):
                 _shards(file, option)
             elif file.suffix == ".json":
+                require_json(file, option)
                 read_json(file, "Take another copy of the folder.", REPORTS)
             elif file.suffix in (".bin", ".pt", ".pth", ".ckpt") and not weights:
                 require_torch_file(file)
@@ -145,6 +174,12 @@ def require_folder(folder: Path, option: str) -> None:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
+
+
+def require_json(file: Path, option: str) -> None:
+    """Refuse a pointer or a page in the place of a JSON file."""
+    if told := describe_placed(file):
+        raise UserError(f"`{option}`: {file} {told}")
 
 
 def files_for_libraries(folder: Path, option: str) -> list[Path]:
@@ -246,14 +281,18 @@ def _members(folder: Path, option: str) -> list[Path]:
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():
             return _shards(index, option)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"`{option}`: {folder} is of an adapter (peft), which holds only what was added. {MERGE}")
+    others = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".pth", ".pt", ".safetensors", ".bin")]
+    remedy = f"Give one of its files, such as {folder / others[0]}" if others else "Give a folder that has"
     raise UserError(
-        f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. "
-        "Give a folder that has, or a weights file."
+        f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. {remedy}, or a weights file."
     )
 
 
 def _shards(index: Path, option: str) -> list[Path]:
     remedy = "Take another copy of the folder."
+    require_json(index, option)
     places = read_mapping(index, remedy).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"`{option}`: {index} has no `weight_map`, from weights to files. {remedy}")

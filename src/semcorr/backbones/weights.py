@@ -25,7 +25,7 @@ def fill(
     Surplus keys are no misfit where they are a classifier's or in `spare`: of parts that are not used.
     `option` is what the path was given as; `of` is a sentence on which network the file is of.
     """
-    part = option.split(".")[0]
+    part = "model" if option == "pose.sam_weights" else option.split(".")[0]
     own = module.state_dict()
     weights = _without_prefix(weights, own)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
