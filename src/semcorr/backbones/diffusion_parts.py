@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from semcorr.backbones.file_kinds import describe_other
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
-from semcorr.backbones.weight_files import files_for_libraries, reason_of, require_folder
+from semcorr.backbones.weight_files import reason_of, require_folder
+from semcorr.backbones.weight_paths import files_for_libraries
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.errors import UserError
 

@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.recognise import recognise
-from semcorr.backbones.weight_files import read_weights, require_json
+from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weight_paths import require_json
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError

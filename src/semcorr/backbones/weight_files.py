@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_placed, describe_unreadable, is_safetensors
-from semcorr.backbones.recognise import MERGE
+from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
+from semcorr.backbones.weight_paths import files_for_libraries, files_of, require_json, shards_of
 from semcorr.backbones.wrappings import prefixes, unwrap
-from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
+from semcorr.core.paths import open_plain, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
-from semcorr.core.text_files import REPORTS, read_json, read_mapping
+from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
 
 # No indices, masks or counters.
@@ -29,9 +29,9 @@ NUMBERS = re.compile(r"(weight|bias|gamma|beta|lambda1|running_mean|running_var|
 QUANTISED = re.compile(r"(^|\.)(qweight|qzeros|weight_scale|weight_packed|SCB|absmax|quant_map)$")
 HARMLESS = re.compile(  # types of scripts' notes: figures, dates, paths, settings
     r"numpy(\._?core)?\.(multiarray\.scalar|dtype)|numpy\.dtypes\.\w+|_codecs\.encode|datetime\.\w+"
-    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
+    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict"
+    r"|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
 )
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 FAULTS = (*DAMAGE, SafetensorError)
 
 
@@ -42,7 +42,7 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     """
     path = require_weights_file(path, option)
     content: dict[str, Any] = {}
-    files = _files(path, option)
+    files = files_of(path, option)
     for file in files:
         part = _read_plain(file, option)
         if twice := next((key for key in part if key in content), None):
@@ -164,7 +164,7 @@ def require_folder(folder: Path, option: str) -> None:
         require_plain(file)
         try:
             if file.name.endswith(".index.json"):
-                _shards(file, option)
+                shards_of(file, option)
             elif file.suffix == ".json":
                 require_json(file, option)
                 read_json(file, "Take another copy of the folder.", REPORTS)
@@ -174,23 +174,6 @@ def require_folder(folder: Path, option: str) -> None:
             raise
         except FAULTS as error:
             raise _unreadable(file, error, option) from None
-
-
-def require_json(file: Path, option: str) -> None:
-    """Refuse a pointer or a page in the place of a JSON file."""
-    if told := describe_placed(file):
-        raise UserError(f"`{option}`: {file} {told}")
-
-
-def files_for_libraries(folder: Path, option: str) -> list[Path]:
-    """Of the weights in a folder those that a library takes; none of a tokenizer."""
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
-                 "pytorch_model.bin"):  # fmt: skip
-        if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").is_file():
-            return _shards(index, option)
-    return []
 
 
 def _read_plain(file: Path, option: str) -> dict[str, Any]:
@@ -248,60 +231,6 @@ def _inert(file: Path) -> list[tuple[Any, str]]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(opened)
     harmless = [name for name in named if HARMLESS.fullmatch(name)]
     return [(_table if name == "collections.defaultdict" else _Inert, name) for name in harmless]
-
-
-def _files(path: Path, option: str) -> list[Path]:
-    """The file that was given, or those that it stands for."""
-    if path.is_dir():
-        return _members(path, option)
-    if path.name.endswith(".index.json"):
-        return _shards(path, option)
-    if SHARD.search(path.name):
-        raise UserError(
-            f"`{option}`: {path} is one part of several. Give the folder that has all of them and their .index.json: "
-            f"{path.parent}."
-        )
-    return [path]
-
-
-def _members(folder: Path, option: str) -> list[Path]:
-    """The file or the shards in a folder of Hugging Face's layout."""
-    if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
-        raise UserError(
-            f"`{option}`: {folder} is the directory of a training run. Give it as checkpoint={folder}, or make a file "
-            "of its backbone by `python -m semcorr.export`."
-        )
-    if (folder / "unet").is_dir():
-        raise UserError(
-            f"`{option}`: {folder} is a folder of Stable Diffusion. Take backbone=sd, or another that is built on it."
-        )
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if (folder / f"{stem}{suffix}").is_file():
-            return [folder / f"{stem}{suffix}"]
-        index = folder / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            return _shards(index, option)
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"`{option}`: {folder} is of an adapter (peft), which holds only what was added. {MERGE}")
-    others = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".pth", ".pt", ".safetensors", ".bin")]
-    remedy = f"Give one of its files, such as {folder / others[0]}" if others else "Give a folder that has"
-    raise UserError(
-        f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. {remedy}, or a weights file."
-    )
-
-
-def _shards(index: Path, option: str) -> list[Path]:
-    remedy = "Take another copy of the folder."
-    require_json(index, option)
-    places = read_mapping(index, remedy).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(f"`{option}`: {index} has no `weight_map`, from weights to files. {remedy}")
-    for key, name in places.items():
-        require_file_name(name, f"`{option}`: {index}, weight {shorten(key)},")
-    files = [index.with_name(name) for name in sorted(set(places.values()))]
-    if absent := [file for file in files if not file.exists()]:
-        raise UserError(f"`{option}`: {index} names {absent[0].name}, which is not beside it. {remedy}")
-    return files
 
 
 def _unreadable(file: Path, error: Exception, option: str) -> UserError:

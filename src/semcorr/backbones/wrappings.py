@@ -21,7 +21,7 @@ OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight
 # What stands under one name in a network, whatever the network stands under in a script's own module.
 ANCHOR = re.compile(
     r"(.+\.|)(patch_embed\.proj|conv_stem|stem\.0|downsample_layers\.0\.0|layer1\.0\.conv1|3\.squeeze"
-    r"|embeddings\.patch_embeddings(\.projection)?)\.weight"
+    r"|embeddings\.patch_embeddings?(\.projection)?)\.weight"
 )
 LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of published files, known to readers
 
