@@ -111,13 +111,13 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
     if not info:
         return part
     part, report = part
-    require_finite_weights(part.state_dict(), f"`backbone.weights`: {folder} of {source}")
     odd = [key for which in ("missing_keys", "mismatched_keys") for key in sorted(map(str, report.get(which) or ()))]
     if odd:
         raise UserError(
             f"`backbone.weights`: {folder} of {source} does not fit its own configuration: {len(odd)} weights are "
             f"missing or of another shape, {', '.join(odd[:3])}. Give the whole of a model in diffusers' layout."
         )
+    require_finite_weights(part.state_dict(), f"`backbone.weights`: {folder} of {source}")
     return part
 
 
