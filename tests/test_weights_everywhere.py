@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -21,11 +22,13 @@ from semcorr.backbones.timm_model import TimmModel
 from semcorr.backbones.transformers_model import TransformersModel
 from semcorr.backbones.weight_files import read_weights
 from semcorr.checkpoint_files import load_checkpoint
+from semcorr.cli import composed
 from semcorr.errors import UserError
 from semcorr.heads.aggregation import Aggregation
 from semcorr.matcher.restore import restore
 from semcorr.pose.adaptive import AdaptivePose
 from semcorr.pose.sam import box_prompted
+from semcorr.run import check_config
 
 CPU = torch.device("cpu")
 LITTLE = {"size": 64, "pretrained": False, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -109,6 +112,21 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
 
     for family in (tiny, sam, squeezenet, hf_vit("dinov2")):
         assert "is a Git LFS pointer" in told(lambda family=family: family(weights=str(path)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["backbone=squeezenet backbone.weights={}", "backbone=sd_dinov2 backbone.dino_weights={}",
+     "backbone=tiny head=aggregation head.weights={}"],
+)  # fmt: skip
+def test_a_line_is_refused_before_data_is_drawn(tmp_path, line) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(gzip.compress(PAGE.encode()))
+    cfg = composed("evaluate", shlex.split(line.format(path)))
+
+    for content, expected in ((PAGE, "is an HTML page"), ("", "is empty"), (None, "does not exist")):
+        path.unlink() if content is None else path.write_text(content)
+        assert f"{path} {expected}" in told(lambda: check_config(cfg))
 
 
 def test_weights_that_do_not_fit_are_not_said_to_be_taken_by_the_backbone_that_refused_them(tmp_path) -> None:
