@@ -8,9 +8,8 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from semcorr.core.paths import open_plain
 
@@ -37,7 +36,7 @@ STARTS = (  # first bytes, what that is, what to do
 )
 POINTER = b"version https://git-lfs"
 TAGS = re.compile(rb"<(!doctype html|html|head|body|title|meta|script|style|!--)")
-PACKED = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
+PACKED: tuple[tuple[bytes, str, Any], ...] = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
 MEMBERS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")  # what weights in an archive are called
 LOOK = 1 << 16  # bytes from the start, by which a file is told
 ENDINGS = {  # of formats whose bytes begin with nothing of their own
@@ -131,7 +130,7 @@ def _describe_answer(start: bytes) -> str | None:
     return None
 
 
-def _describe_packed(path: Path, kind: str, opened: Callable[[BinaryIO], BinaryIO]) -> str:
+def _describe_packed(path: Path, kind: str, opened: Any) -> str:
     """Look into what is compressed: unpacking a page would not help."""
     try:
         with open_plain(path) as file, opened(file) as unpacked:
