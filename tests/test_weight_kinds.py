@@ -13,8 +13,8 @@ from semcorr.checkpoint_files import load_checkpoint
 from semcorr.errors import UserError
 from semcorr.saved_config import read_run_config
 
-CONTAINERS = ("zip", "legacy", "safetensors")
-CHECKED = ("zip",)  # by checksums, which the others have not
+CONTAINERS = ("zip", "script", "legacy", "safetensors")
+CHECKED = ("zip", "script")  # by checksums, which the others have not
 UNSAFE = ("weights_only", "torch.load", "Weights only", "Traceback", "arbitrary code")
 DINO = {"size": 56, "pretrained": False, "embed_dim": 48, "depth": 2, "num_heads": 3}
 

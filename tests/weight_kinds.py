@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save, save_file
+from torchscript_cases import script
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d" * 32 + "\nsize 346378731\n"
 PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Please log in</body></html>"
@@ -180,8 +181,10 @@ WRAPPED: dict[str, Callable[[State], object]] = {
 
 
 def write_as(how: str, state: State, path: Path) -> None:
-    """As one of the three containers, whatever the ending of the path."""
+    """As one of the four containers, whatever the ending of the path."""
     if how == "safetensors":
         save_file({key: value.contiguous() for key, value in state.items()}, path)
+    elif how == "script":
+        script(state, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
