@@ -136,6 +136,7 @@ def test_random_damage_is_refused_or_has_changed_nothing(run, which, seeds) -> N
             refused.append(str(error))
         else:
             assert equal(found, expected), seed
+    print(f"{which}: of {len(seeds)}, {len(refused)} refused, {len(seeds) - len(refused)} with the same content")
     assert len(refused) > 0.75 * len(seeds)
     assert all(f"{path} is damaged (" in said and "\n" not in said for said in refused)
 

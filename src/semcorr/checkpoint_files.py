@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
-from semcorr.backbones.file_kinds import describe_other
+from semcorr.backbones.file_kinds import describe_other, describe_unreadable
 from semcorr.backbones.weight_files import reason_of
 from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.files import replace_file
@@ -124,6 +124,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint's file, as `read_checkpoint` does."""
     try:
         if told := describe_other(path):
+            raise damaged(path, told.partition(". ")[0])
+        if not zipfile.is_zipfile(path):
+            told = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
             raise damaged(path, told.partition(". ")[0])
         require_whole(path)
         require_torch_file(path)

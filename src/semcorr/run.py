@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr import dashboard
+from semcorr.backbones.weight_files import require_weights_file
 from semcorr.backbones.weights import require_finite_weights, sha256
 from semcorr.callbacks import Cost, Progress
 from semcorr.checkpoint_files import CheckpointFiles, settings_of
@@ -75,6 +76,17 @@ def check_config(cfg: DictConfig) -> None:
     check_options(cfg)
     if cfg.get("compile") is not None:
         check_backend(cfg.compile)
+    for part in ("backbone", "head", "finetune"):
+        if isinstance(cfg.get(part), DictConfig):
+            _check_weights(part, plain(cfg[part]))
+
+
+def _check_weights(key: str, value: Any) -> None:
+    """Look at the files that are given as `weights` anywhere in a part: data may be drawn before they are read."""
+    if key.endswith("weights") and isinstance(value, str):
+        require_weights_file(value, key)
+    for name, each in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        _check_weights(f"{key}.{name}", each)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

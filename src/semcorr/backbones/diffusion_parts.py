@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
+from semcorr.backbones.file_kinds import describe_other
 from semcorr.backbones.text import TextEncoder, byte_tokenizer
-from semcorr.backbones.weight_files import require_folder
+from semcorr.backbones.weight_files import reason_of, require_folder
+from semcorr.backbones.weight_paths import files_for_libraries
+from semcorr.backbones.weights import require_finite_weights
 from semcorr.errors import UserError
 
 # What the two libraries raise where a file is absent, or none of theirs.
@@ -114,13 +117,14 @@ def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) 
             f"`backbone.weights`: {folder} of {source} does not fit its own configuration: {len(odd)} weights are "
             f"missing or of another shape, {', '.join(odd[:3])}. Give the whole of a model in diffusers' layout."
         )
+    require_finite_weights(part.state_dict(), f"`backbone.weights`: {folder} of {source}")
     return part
 
 
 def _told(error: Exception, source: str, local: bool, folder: str) -> UserError:
     """The failure in a sentence, with the ways out."""
     root = error if local else _causes(error)[-1]  # the libraries say "no config.json" where there is no network
-    reason = (str(root).strip().splitlines() or [type(root).__name__])[0]
+    reason = reason_of(root)
     if local:
         return UserError(f"`backbone.weights`: {folder} in {source} cannot be read ({reason}). Give one that is whole.")
     if any(type(cause).__name__ == "GatedRepoError" for cause in _causes(error)):
@@ -145,7 +149,19 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _check_layout(directory: Path) -> None:
+    if not directory.exists():
+        raise UserError(f"`backbone.weights`: {directory} does not exist. Give a directory in diffusers' layout.")
+    if directory.is_file():
+        told = describe_other(directory) or (
+            "is a file, and this backbone takes a directory. Make one of it by diffusers' "
+            "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY)`."
+        )
+        raise UserError(f"`backbone.weights`: {directory} {told}")
     absent = [folder for folder in FOLDERS if not (directory / folder).is_dir()]
+    if absent and all((directory.parent / folder).is_dir() for folder in FOLDERS):
+        raise UserError(
+            f"`backbone.weights`: {directory} is a part of Stable Diffusion. Give the whole: {directory.parent}."
+        )
     if absent:
         raise UserError(
             f"`backbone.weights`: {directory} has no folder {', '.join(absent)}. Give a directory in diffusers' "
@@ -154,5 +170,17 @@ def _check_layout(directory: Path) -> None:
     for folder in FOLDERS:
         try:
             require_folder(directory / folder, "backbone.weights")
+            if folder != "tokenizer":
+                _require_weights(directory / folder)
         except UserError as error:
-            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {error}") from None
+            told = str(error).removeprefix("`backbone.weights`: ")
+            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {told}") from None
+
+
+def _require_weights(folder: Path) -> None:
+    if files_for_libraries(folder, "backbone.weights"):
+        return
+    variant = next(iter(sorted(folder.glob("*model.*.safetensors"))), None)  # such as of float16
+    plain = f"{variant.name.partition('.')[0]}.safetensors" if variant else ""
+    remedy = f"Call {variant.name} in it {plain}" if variant else "Take another copy of the folder, with its weights"
+    raise UserError(f"`backbone.weights`: {folder} has no weights under the name that is read. {remedy}.")

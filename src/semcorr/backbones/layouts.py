@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semcorr.backbones.recognise import recognise
+from semcorr.backbones.recognise import ADAPTER, recognise
 from semcorr.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -55,6 +55,8 @@ def to_timm(state: State, model: nn.Module) -> dict[str, Tensor]:
 
     `model` must still have all its blocks: timm's converters look shapes up in it.
     """
+    if any(ADAPTER.search(key) for key in state):
+        raise UserError(f"`backbone.weights`: the file does not fit this backbone. {_of(state)}")
     state = {key: value for key, value in from_hugging_face(unchunked(state)).items() if not PRETRAINING.match(key)}
     _require_kind(state, model)
     state = _without_zero_biases(state, model)

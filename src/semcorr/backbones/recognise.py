@@ -18,8 +18,12 @@ FAMILIES: dict[str, dict[int, str]] = {
     },
 }  # fmt: skip
 OTHERS = (  # a name that only one family has, the family, what takes it
-    (r"(model\.diffusion_model|down_blocks|decoder\.up)\.", "Stable Diffusion", "backbone=sd with its whole folder"),
-    (r"(mixing$|mixing_weights$|bottleneck_layers\.)", "a head, not a backbone", "head.weights"),
+    (
+        r"(model\.diffusion_model|down_blocks|decoder\.up|first_stage_model)\.",
+        "Stable Diffusion",
+        "backbone=sd with its whole folder",
+    ),
+    (r"(mixing$|mixing_weights$|bottleneck_layers\.|block\.conv1\.0\.)", "a head, not a backbone", "head.weights"),
     (r"(features\.)?3\.squeeze\.weight$", "SqueezeNet", "backbone=squeezenet"),
     (r"layer3\.22\.conv1\.weight$", "ResNet-101", "backbone=resnet101"),
     (r"layer4\.0\.conv1\.weight$", "a ResNet", "backbone=timm with its name in timm as backbone.name"),
@@ -27,18 +31,35 @@ OTHERS = (  # a name that only one family has, the family, what takes it
 )
 
 
-def recognise(state: Mapping[str, Tensor]) -> str:
+MERGE = (
+    "Merge it into its model (`merge_and_unload` of peft; `--format merged` of semcorr.export), and give the merged "
+    "weights."
+)
+ADAPTER = re.compile(r"(^|\.)lora_|\.lora\.|\.hada_w|(^|\.)lokr_")
+
+
+def recognise(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> str:
     """Name the network and what takes it, in a sentence; nothing where the names say nothing.
 
     Args:
         state: Under its file's own names.
+        own: Of the backbone that the file does not fit, under any official names.
     """
+    if any(ADAPTER.search(key) for key in state):
+        return f"The file is an adapter (LoRA), which holds only what was added to a model. {MERGE}"
     told = _vision_transformer(state)
     if told:
         family, width = told
+        if own is not None and told == _vision_transformer(own):
+            depths = [_depth(each) for each in (state, own)]
+            unlike = f"{depths[0]} blocks and not {depths[1]}: give weights of the same size"
+            alike = "as this backbone is: it is not whole, or has other parts. Give its authors' file"
+            return f"The file is of {family}, {width} channels wide, {alike if depths[0] == depths[1] else unlike}."
         options = FAMILIES[family]
-        option = options.get(width) or ", ".join(options.values())
-        return f"The file is of {family}, {width} channels wide: backbone={option} takes it."
+        if width in options:
+            return f"The file is of {family}, {width} channels wide: backbone={options[width]} takes it."
+        sizes = ", ".join(f"{option} ({channels})" for channels, option in options.items())
+        return f"The file is of {family}, {width} channels wide, which none here is: backbone={sizes}."
     for pattern, family, taker in OTHERS:
         if any(re.match(pattern, key) for key in state):
             return f"The file is of {family}: {taker} takes it."
@@ -67,3 +88,8 @@ def _vision_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
         alike = "8 pixels, as DINO's" if side == 8 else "16 pixels, as DINO's, iBOT's and MAE's"
         return f"a Vision Transformer with patches of {alike}", width
     return None
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    """How many blocks there are."""
+    return len({found[1] for key in state if (found := re.search(r"(?:^|\.)(?:blocks|layer|layers)\.(\d+)\.", key))})

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from semcorr.backbones.chain import Chain, Grid
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import indices
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
 from semcorr.core.ranges import OptionsOf, ranged
@@ -97,16 +98,17 @@ class SegmentAnything(Chain):
         self.layers, self.neck = indices(layers, built["depth"]), neck
         if neck and self.layers != [built["depth"] - 1]:
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
+        source = weights or (_download(name) if pretrained else None)
+        state = None if source is None else read_weights(source)
         encoder = ImageEncoderViT(norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, **built)
-        whole = set(encoder.state_dict())
+        whole = encoder.state_dict()
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
         encoder.neck = encoder.neck if neck else nn.Identity()
         for block in encoder.blocks:
             if block.window_size == 0:
                 block.attn.__class__ = HeadByHead
-        source = weights or (_download(name) if pretrained else None)
-        if source is not None:
-            fill(encoder, image_encoder(read_weights(source)), source, spare=whole)
+        if source is not None and state is not None:
+            fill(encoder, image_encoder(state), source, spare=whole.keys(), of=recognise(state, whole))
         self.model: Any = encoder
         self.widths = [built["out_chans"]] if neck else [built["embed_dim"]] * len(self.layers)
         self.channels = sum(self.widths)

@@ -12,6 +12,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from semcorr.backbones.chain import Grid, lora_targets
 from semcorr.backbones.hub import hub_problem
 from semcorr.backbones.layers import concatenate, indices
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill, sha256
 from semcorr.core.ranges import ranged
@@ -60,11 +61,13 @@ class SqueezeNet(nn.Module):
         self.strides = sorted({STRIDES[i] for i in self.layers})
         self.stride = self.strides[0]
         self.size = Grid(self.stride, 16).side(self.name, size, grid)
+        state = None if weights is None else read_weights(weights)
         whole = squeezenet1_1().features
         self.features = whole[: FIRE[self.layers[-1]] + 1]
-        if weights is not None:
-            content = {key.removeprefix("features."): value for key, value in read_weights(weights).items()}
-            fill(self.features, content, weights, spare=set(whole.state_dict()))
+        if weights is not None and state is not None:
+            content = {key.removeprefix("features."): value for key, value in state.items()}
+            of = "" if any("squeeze" in key for key in state) else recognise(state)
+            fill(self.features, content, weights, spare=set(whole.state_dict()), of=of)
         elif pretrained:
             fill(self.features, _download(), self.name, spare=set(whole.state_dict()))
         self.features.to(memory_format=torch.channels_last)

@@ -73,6 +73,7 @@ class TimmModel(Chain):
                 require(f"backbone.{key}", value, Count | Sequence[Count])
             elif isinstance(value, int | float):
                 require(f"backbone.{key}", value, bool | Annotated[float, Within(least=0)])
+        state = read_weights(weights) if weights is not None else {}  # first: a large network is built for seconds
         model: Any = create(name, pretrained and weights is None, **options)
         layers = indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
@@ -82,13 +83,12 @@ class TimmModel(Chain):
         neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm has for a norm
         self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
         self.channels = sum(self.widths)
-        whole = set(model.state_dict())
-        state = read_weights(weights) if weights is not None else {}
+        whole = model.state_dict()
         content = to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
         self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
-            fill(model, content, weights, spare=whole, of=recognise(state))
+            fill(model, content, weights, spare=whole.keys(), of=recognise(state, whole))
         self.sha256 = sha256(model)
         self._check_points()
 

@@ -11,7 +11,10 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, ImageProcessingMi
 from transformers.utils import logging
 
 from semcorr.backbones.hub import hub_problem
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
+from semcorr.backbones.weight_paths import require_json
+from semcorr.backbones.weights import require_finite_weights
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
 
@@ -21,18 +24,19 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # no part 
 
 def load(
     name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
-) -> tuple[nn.Module, list[str]]:
-    """The image encoder, and the names of its parameters that were asked for and not found: they are random."""
+) -> tuple[nn.Module, list[str], str]:
+    """The image encoder, the names of its parameters that were not found and are random, and what the file is of."""
+    state = None if weights is None else read_weights(weights)
     config = _config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
     family: Any = MODEL_MAPPING.get(type(config), None)
     if getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     if weights is None and not pretrained:
-        return AutoModel.from_config(config, trust_remote_code=False), []
+        return AutoModel.from_config(config, trust_remote_code=False), [], ""
     source: dict[str, Any] = {"pretrained_model_name_or_path": name}
-    if weights is not None:
-        source = {"pretrained_model_name_or_path": None, "state_dict": read_weights(weights)}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
         with _quiet():  # float32, whatever the file keeps
             model, told = family.from_pretrained(**source, config=config, output_loading_info=True, dtype=torch.float32)
@@ -40,17 +44,19 @@ def load(
         if weights is None:
             raise hub_problem(error, name) from error
         raise UserError(f"`backbone.weights`: {weights} does not fit this backbone. {_first(error)}") from error
-    return model, sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
+    require_finite_weights(model.state_dict(), f"`backbone.weights`: {weights or name}")
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
+    return model, missing, recognise(state or {}, model.state_dict())
 
 
-def check_found(model: nn.Module, missing: Sequence[str], source: str) -> None:
-    """Nothing that is left of the network may be random."""
+def check_found(model: nn.Module, missing: Sequence[str], source: str, of: str = "") -> None:
+    """Nothing that is left of the network may be random; `of` says which network the file is of."""
     own = model.state_dict()
     missing = [key for key in missing if key in own]
     if missing:
         raise UserError(
             f"`backbone.weights`: {source} does not fit this backbone. {len(missing)} missing: "
-            f"{', '.join(missing[:3])}. Give weights of the same model."
+            f"{', '.join(missing[:3])}. {of or 'Give weights of the same model.'}"
         )
 
 
@@ -64,6 +70,7 @@ def statistics(
         return IMAGENET
     source = name if weights is None else str(_folder(weights))
     if (beside := Path(source) / "preprocessor_config.json").exists():
+        require_json(beside, "backbone.weights")
         read_mapping(beside, "Take another copy of the folder.")
     try:
         with _quiet():
@@ -99,6 +106,7 @@ def _config(
 
 
 def _read_config(path: Path) -> Any:
+    require_json(path, "backbone.weights")
     read_mapping(path, "Take another copy of the folder.")
     try:
         return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)

@@ -56,7 +56,7 @@ class TransformersModel(Chain):
         **options: Any,
     ) -> None:
         check_facet(facet)
-        model, missing = load(name, pretrained, weights, model_type, options)
+        model, missing, of = load(name, pretrained, weights, model_type, options)
         self.path = _path(name, model)
         units: Any = model.get_submodule(self.path)
         self.convolutional = not hasattr(model.config, "num_hidden_layers") or hasattr(model.config, "depths")
@@ -76,7 +76,7 @@ class TransformersModel(Chain):
         for key in AUGMENTED:
             if hasattr(model.config, key):
                 setattr(model.config, key, None)
-        check_found(model, missing, weights or name)
+        check_found(model, missing, weights or name, of)
         self.model: Any = model
         self.sha256 = sha256(model)
         if facet != "token":

@@ -1,9 +1,11 @@
 """A file of weights, or a folder of them, to one state dict, whatever it is wrapped in."""
 
 import argparse
+import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +15,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semcorr.backbones.file_kinds import describe_other, describe_unreadable, is_safetensors
+from semcorr.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
 from semcorr.backbones.torchscript import is_torchscript, read_torchscript
-from semcorr.core.paths import open_plain, require_file_name, require_plain, shorten
+from semcorr.backbones.weight_paths import files_for_libraries, files_of, require_json, shards_of
+from semcorr.backbones.wrappings import prefixes, unwrap
+from semcorr.core.paths import open_plain, require_plain, shorten
 from semcorr.core.pickles import DAMAGE, require_torch_file
-from semcorr.core.text_files import REPORTS, read_json, read_mapping
+from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
 
-# Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
-NESTS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
-# torch.compile and DistributedDataParallel before the names; what shards or recomputes blocks, within them, too.
-WRAPPERS = re.compile(
-    r"^(_orig_mod\.|module\.)+|(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
-)
-PREFIXES = ("teacher.backbone.", "backbone.", "teacher.", "model_ema.", "ema.", "module.", "model.", "net.", "network.",
-            "encoder.", "student.backbone.", "student.")  # fmt: skip
-OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight", "downsample_layers.0.0.weight")
+# No indices, masks or counters.
+NUMBERS = re.compile(r"(weight|bias|gamma|beta|lambda1|running_mean|running_var|token|tokens|pos_embed)$")
 QUANTISED = re.compile(r"(^|\.)(qweight|qzeros|weight_scale|weight_packed|SCB|absmax|quant_map)$")
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
+HARMLESS = re.compile(  # types of scripts' notes: figures, dates, paths, settings
+    r"numpy(\._?core)?\.(multiarray\.scalar|dtype)|numpy\.dtypes\.\w+|_codecs\.encode|datetime\.\w+"
+    r"|pathlib(\._local)?\.\w+|omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict"
+    r"|(builtins\.)?(dict|list|tuple|set|int|float|str|bool)"
+)
 FAULTS = (*DAMAGE, SafetensorError)
 
 
@@ -39,32 +40,44 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
 
     No code in any of them is run. `option` is what the path was given as.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
+    path = require_weights_file(path, option)
     content: dict[str, Any] = {}
-    files = _files(path, option)
+    files = files_of(path, option)
     for file in files:
-        try:
-            require_plain(file)
-            content |= _read(file, option)
-        except UserError:
-            raise
-        except FAULTS as error:
-            raise _unreadable(file, error, option) from None
+        part = _read_plain(file, option)
+        if twice := next((key for key in part if key in content), None):
+            raise UserError(
+                f"`{option}`: {file} holds {shorten(twice)}, and so does another part: they are of two models. "
+                "Take another copy of the folder."
+            )
+        content |= part
     _require_own(content, path, option)
     try:
         tensors = unwrap(content)
     except RecursionError:
         raise _unreadable(path, ValueError("it contains itself"), option) from None
     if not tensors:
-        held = ", ".join(shorten(key) for key in list(content)[:4]) or "nothing"
+        held = ", ".join(shorten(key) for key in list(content)[:4])
         raise UserError(
-            f"`{option}`: {path} holds no weights, only {held}. Give a file that holds the model's state dict."
+            f"`{option}`: {path} holds no weights{f', only {held}' if held else ' at all'}. "
+            "Give a file that holds the model's state dict."
         )
+    _require_single(tensors, path, option)
     _require_plain_numbers(tensors, path, option)
     _require_stored(tensors, files, option)
+    if option != "head.weights":  # what a head adds may start as zero
+        _require_written(tensors, files, option)
     return tensors
+
+
+def require_weights_file(path: str | Path, option: str) -> Path:
+    """Refuse a path where there is nothing, or a file that is none of weights, without reading all of it."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"`{option}`: {path} does not exist. Give the path of a weights file.")
+    if path.is_file() and not path.name.endswith(".index.json") and (told := describe_other(path)):
+        raise UserError(f"`{option}`: {path} {told}")
+    return path
 
 
 def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
@@ -77,11 +90,20 @@ def _require_own(content: Mapping[str, Any], path: Path, option: str) -> None:
         )
 
 
+def _require_single(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
+    """Refuse several networks of one kind in a file, of which none is known to be the one to evaluate."""
+    if len(names := prefixes(tensors)) > 1:
+        told = " and ".join(repr(name) for name in sorted(names)[:4])
+        raise UserError(
+            f"`{option}`: {path} holds {len(names)} networks, under {told}. Give a file that holds one of them."
+        )
+
+
 def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
     """Refuse what stands for other numbers: quantised, sparse, complex, or without any."""
     for key, value in tensors.items():
         kind = str(value.dtype).removeprefix("torch.")
-        whole = not value.is_floating_point() and key.endswith(".weight") and value.ndim > 1
+        whole = not (value.is_floating_point() or value.is_complex()) and value.ndim > 0 and NUMBERS.search(key)
         if value.is_quantized or "float8" in kind or "float4" in kind or whole or QUANTISED.search(key):
             raise UserError(
                 f"`{option}`: {path} is quantised ({key} is {kind}). Give the model's weights as float16, bfloat16 or "
@@ -92,6 +114,24 @@ def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: st
                 f"`{option}`: {path}: {key} is no plain tensor of numbers ({value.layout}, {kind}, on {value.device}). "
                 "Give a file of dense tensors."
             )
+
+
+def _require_written(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
+    """Refuse what ends in zeros: room was made for a download that never finished. Archives tell by their checksums."""
+    if not any(_ends_in_zeros(file) for file in files if is_safetensors(file)):
+        return
+    empty = [key for key, value in tensors.items() if key.endswith("weight") and value.ndim > 1 and not value.any()]
+    if empty:
+        raise UserError(
+            f"`{option}`: {files[-1]} ends in zeros, as a download does that never finished: {len(empty)} of its "
+            f"weights are nothing else, as {empty[-1]}. {AGAIN} again."
+        )
+
+
+def _ends_in_zeros(file: Path) -> bool:
+    with open_plain(file) as opened:
+        opened.seek(-min(file.stat().st_size, 256), os.SEEK_END)
+        return not opened.read().strip(b"\0")
 
 
 def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option: str) -> None:
@@ -108,18 +148,27 @@ def _require_stored(tensors: Mapping[str, Tensor], files: Sequence[Path], option
 def require_folder(folder: Path, option: str) -> None:
     """Refuse a folder in Hugging Face's layout, before a library reads it, for what `read_weights` would refuse.
 
-    The files in it may be links: its cache is made of them.
+    The files in it may be links: its cache is made of them. Weights that the library passes over may be anything.
     """
+    weights = files_for_libraries(folder, option)
+    for file in weights:
+        content = _read_plain(file, option)
+        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        _require_plain_numbers(tensors, file, option)
+        if file.suffix == ".safetensors" and not is_safetensors(file):
+            name = file.with_suffix(".bin").name.replace("model", "pytorch_model", int(file.stem == "model"))
+            raise UserError(f"`{option}`: {file} is a file of PyTorch. Call it {name}.")
     for file in sorted(folder.iterdir()):
         if file.is_dir():
             continue
         require_plain(file)
         try:
             if file.name.endswith(".index.json"):
-                _shards(file, option)
+                shards_of(file, option)
             elif file.suffix == ".json":
+                require_json(file, option)
                 read_json(file, "Take another copy of the folder.", REPORTS)
-            elif file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            elif file.suffix in (".bin", ".pt", ".pth", ".ckpt") and not weights:
                 require_torch_file(file)
         except UserError:
             raise
@@ -127,22 +176,15 @@ def require_folder(folder: Path, option: str) -> None:
             raise _unreadable(file, error, option) from None
 
 
-def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own tensors in a checkpoint; of a network with heads beside its `backbone.`, that.
-
-    >>> unwrap({"epoch": 3, "teacher": {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}})
-    {'norm.bias': tensor([1.])}
-    """
-    for nest in NESTS:
-        if isinstance(content.get(nest), Mapping):
-            return unwrap(content[nest])
-    named = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
-    tensors = {WRAPPERS.sub("", key): value for key, value in named.items()}
-    for prefix in PREFIXES:
-        whole = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
-        if whole or any(prefix + key in tensors for key in OWN):
-            return unwrap({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
-    return tensors
+def _read_plain(file: Path, option: str) -> dict[str, Any]:
+    """Read one file, or say what it is."""
+    try:
+        require_plain(file)
+        return _read(file, option)
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise _unreadable(file, error, option) from None
 
 
 def _read(file: Path, option: str) -> dict[str, Any]:
@@ -153,7 +195,7 @@ def _read(file: Path, option: str) -> dict[str, Any]:
     if is_torchscript(file):
         return read_torchscript(file)
     require_torch_file(file, crc=True)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *_inert(file)]):
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read all the same
         warnings.filterwarnings("ignore", "Validating sparse tensor")  # it is refused
         with open_plain(file) as opened:  # PyTorch goes by the ending of a name
@@ -163,54 +205,32 @@ def _read(file: Path, option: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _files(path: Path, option: str) -> list[Path]:
-    """The file that was given, or those that it stands for."""
-    if path.is_dir():
-        return _members(path, option)
-    if path.name.endswith(".index.json"):
-        return _shards(path, option)
-    if SHARD.search(path.name):
-        raise UserError(
-            f"`{option}`: {path} is one part of several. Give the folder that has all of them and their .index.json: "
-            f"{path.parent}."
-        )
-    return [path]
+class _Inert:
+    """Stands for what a script kept beside its weights, such as a date: nothing of it is made, called or used."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        """Take any arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Drop them."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop it."""
 
 
-def _members(folder: Path, option: str) -> list[Path]:
-    """The file or the shards in a folder of Hugging Face's layout."""
-    if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
-        raise UserError(
-            f"`{option}`: {folder} is the directory of a training run. Give it as checkpoint={folder}, or make a file "
-            "of its backbone by `python -m semcorr.export`."
-        )
-    if (folder / "unet").is_dir():
-        raise UserError(
-            f"`{option}`: {folder} is a folder of Stable Diffusion. Take backbone=sd, or another that is built on it."
-        )
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if (folder / f"{stem}{suffix}").is_file():
-            return [folder / f"{stem}{suffix}"]
-        index = folder / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            return _shards(index, option)
-    raise UserError(
-        f"`{option}`: {folder} has neither model.safetensors nor pytorch_model.bin. "
-        "Give a folder that has, or a weights file."
-    )
+def _table(*_: object) -> dict[Any, Any]:
+    return {}
 
 
-def _shards(index: Path, option: str) -> list[Path]:
-    remedy = "Take another copy of the folder."
-    places = read_mapping(index, remedy).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(f"`{option}`: {index} has no `weight_map`, from weights to files. {remedy}")
-    for key, name in places.items():
-        require_file_name(name, f"`{option}`: {index}, weight {shorten(key)},")
-    files = [index.with_name(name) for name in sorted(set(places.values()))]
-    if absent := [file for file in files if not file.exists()]:
-        raise UserError(f"`{option}`: {index} names {absent[0].name}, which is not beside it. {remedy}")
-    return files
+def _inert(file: Path) -> list[tuple[Any, str]]:
+    """Name stand-ins for the harmless types in a PyTorch archive."""
+    if not zipfile.is_zipfile(file):
+        return []
+    with open_plain(file) as opened:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(opened)
+    harmless = [name for name in named if HARMLESS.fullmatch(name)]
+    return [(_table if name == "collections.defaultdict" else _Inert, name) for name in harmless]
 
 
 def _unreadable(file: Path, error: Exception, option: str) -> UserError:
@@ -218,14 +238,25 @@ def _unreadable(file: Path, error: Exception, option: str) -> UserError:
     if called and isinstance(error, pickle.UnpicklingError):
         return UserError(
             f"`{option}`: {file} is a pickle that wants to call {called[1]}; nothing in it was run. "
-            "Give a safetensors file or a plain PyTorch state dict."
+            f"{_remedy(called[1])}"
         )
     if told := describe_unreadable(file):
         return UserError(f"`{option}`: {file} {told}")
+    if isinstance(error, EOFError) or "unexpected EOF" in str(error):
+        return UserError(f"`{option}`: {file} is cut short ({reason_of(error)}). {AGAIN} again.")
     return UserError(
         f"`{option}`: {file} is not a safetensors file or a plain PyTorch state dict ({reason_of(error)}). "
         "Give one that is."
     )
+
+
+def _remedy(called: str) -> str:
+    """What to ask the maker of a pickle for."""
+    if called.startswith(("torch.nn.", "timm.", "transformers.", "torchvision.", "models.", "ultralytics.")):
+        return "It holds a whole model as Python objects: give the file of its `state_dict()`, or a safetensors file."
+    if called.startswith("numpy"):
+        return "It holds arrays of NumPy: give a PyTorch state dict of tensors, or a safetensors file."
+    return "Give a safetensors file or a plain PyTorch state dict."
 
 
 def reason_of(error: BaseException) -> str:

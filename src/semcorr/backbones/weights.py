@@ -25,8 +25,9 @@ def fill(
     Surplus keys are no misfit where they are a classifier's or in `spare`: of parts that are not used.
     `option` is what the path was given as; `of` is a sentence on which network the file is of.
     """
-    part = option.split(".")[0]
+    part = "model" if option == "pose.sam_weights" else option.split(".")[0]
     own = module.state_dict()
+    weights = _without_prefix(weights, own)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     surplus = [key for key in weights if key not in own and key not in spare and not key.startswith(HEADS)]
     shapes = [
@@ -34,7 +35,15 @@ def fill(
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
-    problems = {"missing": missing, f"not known to this {part}": surplus, "of another shape": shapes}
+    whole = [
+        f"{key} {weights[key].dtype} for {own[key].dtype}".replace("torch.", "")
+        for key in own
+        if key in weights and own[key].is_floating_point() and not weights[key].is_floating_point()
+    ]
+    problems = {
+        "missing": missing, f"not known to this {part}": surplus, "of another shape": shapes,
+        "of whole numbers": whole,
+    }  # fmt: skip
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
         raise UserError(
@@ -43,6 +52,18 @@ def fill(
     fitting = {key: _converted(value, own[key]) for key, value in weights.items() if key in own}
     require_finite_weights(fitting, f"`{option}`: {path}")
     module.load_state_dict(fitting, strict=False)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take what stands whole under one name of a script's own, such as `model.`, for what stands under none."""
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    if not needed or any(key in weights for key in needed):
+        return weights
+    names = [key.removesuffix(needed[0]) for key in weights if key.endswith(f".{needed[0]}")]
+    whole = [name for name in names if all(name + key in weights for key in needed)]
+    if len(whole) != 1:
+        return weights
+    return {key.removeprefix(whole[0]): value for key, value in weights.items() if key.startswith(whole[0])}
 
 
 def _converted(value: Tensor, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill
 
@@ -23,7 +24,10 @@ def load(head: nn.Module, path: str | Path) -> None:
 
     `semcorr.export` writes such a file, head.safetensors.
     """
-    fill(head, renamed(read_weights(path, "head.weights")), path, TEMPERATURES, "head.weights")
+    state = read_weights(path, "head.weights")
+    told = recognise(state)
+    of = "" if "head.weights" in told else told  # of another head than this: its shapes tell
+    fill(head, renamed(state), path, TEMPERATURES, "head.weights", of)
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

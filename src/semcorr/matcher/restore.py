@@ -102,6 +102,13 @@ def _named(word: str) -> str:
         return f"backbone={word}"
     if is_run(Path(word)):
         return f"checkpoint={_quoted(word)}"
+    if Path(word).is_file():
+        owner = Path(word).absolute().parent.parent
+        remedy = (
+            f"Give the run: {owner}" if is_run(owner) else
+            f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
+        )  # fmt: skip
+        raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
     near = difflib.get_close_matches(word, names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Backbones are {', '.join(names)}"
     raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.backbones.weight_files import require_weights_file
 from semcorr.core.ranges import Count, require_fields
 from semcorr.data.augment import require_flips
 from semcorr.data.images import Shown
@@ -70,6 +71,8 @@ class AdaptivePose:
                 raise UserError(f"`pose.rotations.{category}` may list 90, 180 and 270, got {turns}")
         if self and self.mask == "sam" and self.sam_weights is None:
             raise UserError("`pose.mask=sam` needs pose.sam_weights=FILE, a checkpoint of Segment Anything; or use box")
+        if self and self.mask == "sam" and self.sam_weights is not None:
+            require_weights_file(self.sam_weights, "pose.sam_weights")  # it is read when images have been encoded
 
     def __bool__(self) -> bool:
         """Whether there is any pose to try."""

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from PIL import ImageOps
 from torch import Tensor
 
+from semcorr.backbones.recognise import recognise
 from semcorr.backbones.weight_files import read_weights
 from semcorr.backbones.weights import fill
 from semcorr.data.record import ImageRecord
@@ -46,7 +47,10 @@ def box_prompted(weights: str, device: torch.device) -> BoxPrompted:
     positions = state.get("image_encoder.pos_embed")
     name = None if positions is None else MODELS.get(positions.shape[-1])
     if name is None:
-        raise UserError(f"`pose.sam_weights`: {Path(weights)} is no whole Segment Anything model (vit_b, vit_l, vit_h)")
+        raise UserError(
+            f"`pose.sam_weights`: {Path(weights)} is no whole Segment Anything model (vit_b, vit_l, vit_h). "
+            f"{recognise(state)} Give the authors' checkpoint, such as sam_vit_h_4b8939.pth.".replace("  ", " ")
+        )
     model = sam_model_registry[name]()
     fill(model, state, weights, option="pose.sam_weights")
     return BoxPrompted(SamPredictor(model.eval().to(device)))
