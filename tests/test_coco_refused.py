@@ -45,6 +45,8 @@ REFUSED = {
     "an id that is a list": (put("images", id=[1]), ["images[0]: `id` is [1]", "whole number or a text"]),
     "an id that is true": (put("annotations", id=True), ["annotations[0]: `id` is true"]),
     "an id that is half": (put("annotations", image_id=1.5), ["annotation 11: `image_id` is 1.5"]),
+    "an id beyond all": (put("annotations", id=1e300), ["annotations[0]: `id` is 1e+300", "whole number"]),
+    "an id that is infinite": (put("annotations", id=float("inf")), ["annotations[0]: `id` is Infinity"]),
     "an id that is null": (put("categories", id=None), ["categories[0]: `id` is null"]),
     "an unknown image": (put("annotations", image_id="x"), ['annotation 11 names image_id "x"', "Drop or correct"]),
     "an unknown category": (put("annotations", category_id=7), ["annotation 11 names category_id 7"]),
@@ -67,6 +69,8 @@ REFUSED = {
     "null": (first(None, None, 2), [ANNOTATION, "[null, null, 2]", "finite"]),
     "text": (first("10.5"), [ANNOTATION, '["10.5", 5, 2]', "finite"]),
     "true": (first(True), [ANNOTATION, "[true, 5, 2]"]),
+    "no place": (first(-1, -1, 2), [ANNOTATION, "[-1, -1, 2]", "no place", "v = 0"]),
+    "no place, hidden": (first(-1.0, -1.0, 1), [ANNOTATION, "[-1.0, -1.0, 1]", "v = 0"]),
     "beyond all": (first(1e30), [ANNOTATION, "[1e+30, 5, 2]"]),
     "text, v = 0": (triple("x", 0, 0), [ANNOTATION, '"right_ear" is ["x", 0, 0]']),
     **{f"v = {json.dumps(v)}": (first(1, 2, v), [ANNOTATION, f"[1, 2, {json.dumps(v)}]", "v must be 0"])
@@ -98,6 +102,7 @@ REFUSED = {
     "annotations null": (lambda c: c.update(annotations=None), ["`annotations` must be a list, got null"]),
     "annotations as a map": (lambda c: c.update(annotations={}), ["`annotations` must be a list, got {}"]),
     "no categories": (lambda c: c.update(categories=[]), ["no category that has keypoints", "Add them"]),
+    "no annotations": (lambda c: c.update(annotations=[]), ["no annotated keypoint (v > 0)", "Annotate"]),
     "an annotation null": (lambda c: c["annotations"].append(None), ["annotations[2] is null"]),
     "an image as text": (lambda c: c["images"].append("c.jpg"), ['images[2] is "c.jpg"']),
 }  # fmt: skip

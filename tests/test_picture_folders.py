@@ -32,8 +32,8 @@ KNOWN = [
 ]
 UNREAD = ["a.heic", "b.HEIF", "c.svg", "d.dng", "e.nef", "f.cr2", "g.psd", "h.mp4", "i", "j.jpg.bak", "k.jp2", "l.zip"]
 SILENT = [
-    ".hidden.heic", "labels.json", "notes.txt", "pairs.csv", "a.xml", "data.yaml", "read.md", "Thumbs.db",
-    "desktop.ini",
+    ".hidden.heic", "._a.jpg", ".DS_Store", "labels.json", "notes.txt", "pairs.csv", "a.xml", "data.yaml", "read.md",
+    "Thumbs.db", "desktop.ini",
 ]  # fmt: skip
 
 
@@ -198,6 +198,10 @@ NO_PICTURES = {
     "a DNG": (lambda to: write_tiff(to, GREY.tobytes(), SIZE, 8, t50706=4), "a camera's raw file"),
     "HEIC": (lambda to: to.write_bytes(b"\0\0\0\x18ftypheic") and to, "seems to be HEIC"),
     "a depth of 24": (lambda to: write_tiff(to, GREY.tobytes(), SIZE, 24), "a TIFF of a depth, colours or compression"),
+    "8 bits in 32": (
+        lambda to: write_tiff(to, GREY.astype("<u4").tobytes(), SIZE, 32),
+        "cannot be told whether 255 or 65535 is white",
+    ),
     "a PNG's first bytes": (lambda to: to.write_bytes(b"\x89PNG\r\n\x1a\n") and to, "a damaged PNG"),
 }
 
