@@ -88,6 +88,8 @@ REFUSED = {
     "another width": (put("images", width=80, height=60), ["a.jpg is 40 x 30 pixels", "80 x 60", "Give the image"]),
     "another height": (put("images", height=31), ["a.jpg is 40 x 30 pixels", "40 x 31"]),
     "a width as text": (put("images", width="40"), ['image 1: `width` is "40"', "whole number of pixels"]),
+    "a width alone": (lambda c: c["images"][0].pop("height"), ["image 1 says only its `width`", "or none of them"]),
+    "a height alone": (put("images", width=None), ["image 1 says only its `height`"]),
     "a width below 0": (put("images", width=-40), ["image 1: `width` is -40"]),
     "a URL": (put("images", file_name="http://a.org/a.jpg"), ["image 1, field `file_name`", "URL", "must be on disk"]),
     "a file URL": (put("images", file_name="file:///x/a.jpg"), ["image 1", "URL", "must be on disk"]),

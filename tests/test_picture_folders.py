@@ -151,11 +151,28 @@ DEEP = GREY.astype(np.uint16) * 257
 HALF = np.dstack([GREY, np.where(GREY > 100, 255, 0).astype(np.uint8)])  # transparent where it is dark
 WHITE = np.where(GREY > 100, GREY, 255)
 KEY = struct.pack(">H", int(DEEP[0, 0]))
+
+
+def few(bits: int, clear: int) -> np.ndarray:
+    """The grey in fewer bits, one of its values transparent."""
+    values = GREY.astype(int) * (2**bits - 1) // 255
+    return np.where(values == clear, 255, values * 255 // (2**bits - 1))
+
+
 GREYS = {  # files, and the grey that they show
     "16 bits": (lambda to: write_png(to, DEEP, 0, 16), GREY),
     "16 bits, one value clear": (
         lambda to: write_png(to, DEEP, 0, 16, before=[(b"tRNS", KEY)]), np.where(GREY[0, 0] == GREY, 255, GREY),
     ),
+    **{
+        f"{bits} bits, {key} clear": (  # of 0 to 2^bits - 1
+            lambda to, bits=bits, key=key: write_png(
+                to, GREY.astype(int) * (2**bits - 1) // 255, 0, bits, before=[(b"tRNS", struct.pack(">H", key))]
+            ),
+            few(bits, key),
+        )
+        for bits, key in ((1, 0), (1, 1), (2, 1), (2, 2), (4, 3), (4, 6), (4, 15))
+    },
     "16 bits with alpha": (lambda to: write_png(to, HALF.astype(np.uint16) * 257, 4, 16), WHITE),
     "LA": (lambda to: write_png(to, HALF, 4), WHITE),
     "12 bits": (lambda to: write_tiff(to, packed(GREY.astype(int) * 4095 // 255), SIZE, 12), GREY),

@@ -69,16 +69,18 @@ def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    """Return width and height, if both are said: 0 and null say nothing."""
-    sides: list[int] = []
+    """Return width and height, if they are said: 0 and null say nothing, and one alone is refused."""
+    sides: dict[str, int] = {}
     for key in ("width", "height"):
         value = entry.get(key)
         if value in (None, 0) and value is not False:
             continue
         if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 0:
             raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number of pixels. Correct it.")
-        sides.append(int(value))
-    return (sides[0], sides[1]) if len(sides) == 2 else None
+        sides[key] = int(value)
+    if len(sides) == 1:
+        raise UserError(f"{where} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
+    return (sides["width"], sides["height"]) if sides else None
 
 
 def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[Point], int]:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
 ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
+STEPS = {"L;2": 85, "L;4": 17}  # of 8 bits between greys of fewer, by Pillow's name for them
 ORIENTATION = 0x0112  # EXIF's
 TURNS = {  # its values, and what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -273,6 +274,7 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
 
 def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
     before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
+    _scale_key(image)
     image.load()
     size = reduced or image.size
     if image.format == "TIFF":  # PIL turns it while it decodes
@@ -281,6 +283,13 @@ def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple
         turn = None if upright or turn is None else BACK.get(turn, turn)
     rgb = to_rgb(image, name)
     return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SWAPPING else size, name)
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Scale a PNG's transparent grey of 2 or 4 bits to 8, before it is decoded: Pillow scales the pixels alone."""
+    tiles, key = getattr(image, "tile", None), image.info.get("transparency")
+    if image.format == "PNG" and tiles and isinstance(key, int):
+        image.info["transparency"] = key * STEPS.get(tiles[0][3], 1)
 
 
 def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
