@@ -38,9 +38,11 @@ def write_png(
     path: Path, values: np.ndarray, colour: int, depth: int = 8, before: Sequence[tuple[bytes, bytes]] = (),
     after: Sequence[tuple[bytes, bytes]] = (),
 ) -> Path:  # fmt: skip
-    """A PNG of 8 or 16 bits, with chunks before and after its pixels."""
+    """A PNG of 1 to 16 bits, with chunks before and after its pixels."""
     height, width = values.shape[:2]
     rows = values.astype(">u2" if depth == 16 else "u1")
+    if depth < 8:
+        rows = np.packbits(np.unpackbits(rows[..., None], axis=-1)[..., -depth:].reshape(height, -1), axis=1)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     chunks = [(b"IHDR", header), *before, (b"IDAT", data), *after, (b"IEND", b"")]

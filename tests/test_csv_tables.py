@@ -84,6 +84,10 @@ HARMLESS = {
     "another order": text([row[::-1] for row in ROWS], HEADER[::-1]),
     **{f"{word!r} for none": PLAIN.replace(";;", f";{word};") for word in ("nan", "NaN", "NULL", "None", "NA", " ")},
     "backslashes": text([[cell.replace("/", "\\") for cell in row] for row in ROWS]),
+    "a mark twice": b"\xef\xbb\xbf" + PLAIN.encode("utf-8-sig"),
+    "pandas' index twice": text([["0", "0", *row] for row in ROWS], ["Unnamed: 0.1", "Unnamed: 0", *HEADER]),
+    "R's row names": text([["1", *row] for row in ROWS], ["", *HEADER], quoting=csv.QUOTE_ALL),
+    "paths in other case": PLAIN.replace("a/two.png", "A/Two.PNG"),
     "dots": text([[f"./{cell}" if cell.endswith("png") else cell for cell in row] for row in ROWS]),
     "exponents": PLAIN.replace("2.5", "2.5e0").replace("10", "1e1", 1),
 }  # fmt: skip
@@ -151,6 +155,16 @@ REFUSED = {
     "another encoding": (
         row(source_image="a/больше.png").encode("cp1251"), ["line 2", "read as Windows-1252", "does not exist"],
     ),
+    "a Japanese name in Excel's encoding": (
+        row(source_image="a/猫.png").encode("cp932"), ["line 2", "read as Windows-1252", 'Save it as "CSV UTF-8"'],
+    ),
+    "the name of the table before it": ("Table 1\r\n" + PLAIN, ["its header is in line 2", "Delete the lines before"]),
+    "notes before it": ("# by me\n# 2026\n\n" + text(delimiter=";"), ["its header is in line 4"]),
+    "a point at -1": (row(XA="-1;2.5;;4", YA="-1;6;;8"), ["line 2", "point 1 is -1, -1 in A", "Leave both empty"]),
+    "a reference of a sheet": (row(XA="#REF!;2.5;;4"), ["line 2", "'#REF!'"]),
+    "a list": (row(XA="[1, 2]", YA="[1, 2]"), ["line 2", "'[1, 2]'", "Write ;"]),
+    "a formula": (row(XA='="1;2.5;;4"'), ["line 2", "XA holds '=\"1'"]),
+    "no box": (row(box=""), ["line 2", "this row has none in its column `box`"]),
     "a header in another encoding": ("é" + "\n".join(["x"] * 3), ["has no column"]),
     "a header of the same in Windows-1252": ("é,x\n".encode("cp1252"), ["line 1", "Windows-1252", "CSV UTF-8"]),
 }  # fmt: skip

@@ -15,7 +15,7 @@ from stored_ways import LOSSY, WAYS, exif_chunk, photograph, turned, write_png
 from semcorr import Matcher
 from semcorr.data.images import Shown, content_id
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.data.pictures import FIRST_OF_SEVERAL, measure_picture, picture, read_whole
+from semcorr.data.pictures import counting_frames, measure_picture, picture, read_whole
 from semcorr.data.record import ImageRecord
 from semcorr.data.views import drawn
 from semcorr.errors import UserError
@@ -168,15 +168,34 @@ def test_entries_of_before_are_not_served_for_what_is_read_otherwise_now(tmp_pat
 # -- messages --
 
 
-def test_an_animation_is_told_once(tmp_path, caplog):
-    FIRST_OF_SEVERAL.clear()
-    for name in "abc":
-        WAYS["animated PNG"](photograph(), tmp_path / name)
-        picture(tmp_path / f"{name}.apng")
+ANIMATED = ["animated PNG", "animated WebP", "pages"]
 
-    assert [message for message in caplog.messages if "several frames" in message] == [
-        f"{tmp_path / 'a.apng'} holds several frames or pages: of it, and of any other such file, the first is read"
+
+def test_animations_are_told_each_once_or_counted_together(tmp_path, caplog):
+    paths = [WAYS[way](photograph(), tmp_path / f"{way[:8]}{i}") for i in range(2) for way in ANIMATED]
+    for path in [*paths, *paths]:
+        picture(path)
+    assert caplog.messages == [f"{path} holds several frames or pages, of which the first is read" for path in paths]
+
+    caplog.clear()
+    with counting_frames(tmp_path):
+        for path in [*paths, *paths]:
+            measure_picture(path)
+            picture(path)
+    names = ", ".join(path.name for path in paths[:3])
+    assert caplog.messages == [
+        f"{tmp_path}: 6 images ({names} and 3 more) hold several frames or pages, of which the first is read"
     ]
+
+
+def test_a_benchmark_of_ones_own_counts_its_animations(tmp_path, caplog):
+    root = write_pairs(tmp_path, {way: WAYS[way] for way in ANIMATED})
+
+    PairsCSV(root=str(root), size=32).pairs("test")
+
+    told = [message for message in caplog.messages if "several frames" in message]
+    assert len(told) == 1
+    assert told[0].startswith(f"{root / 'pairs.csv'}: 6 images (a.apng, b.apng, a.webp and 3 more) hold several frames")
 
 
 def test_pairs_of_ones_own_are_sized_and_read_upright(tmp_path):

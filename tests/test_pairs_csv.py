@@ -81,7 +81,7 @@ BROKEN = {
     "half a point": (changed("XA", "1;2.5;3;4"), {}, ["line 2", "point 3 has only a number in XA"]),
     "a word": (changed("XA", "1;x;;4"), {}, ["line 2", "XA holds 'x'"]),
     "a box of three": (changed("box", "1;2;3"), {"extent": "box"}, ["line 2", "'1;2;3'", "must be x1;y1;x2;y2"]),
-    "no box": (changed("box", ""), {"extent": "box"}, ["line 2", "needs the column `box`"]),
+    "no box": (changed("box", ""), {"extent": "box"}, ["line 2", "needs the target's box", "this row has none in its"]),
     "a missing image": (changed("source_image", "a/three.png"), {}, ["three.png does not exist"]),
     "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["no keypoint visible in both"]),
     "a short row": ([ROWS[0][:3]], {}, ["line 2", "not as many columns"]),

@@ -32,8 +32,8 @@ KNOWN = [
 ]
 UNREAD = ["a.heic", "b.HEIF", "c.svg", "d.dng", "e.nef", "f.cr2", "g.psd", "h.mp4", "i", "j.jpg.bak", "k.jp2", "l.zip"]
 SILENT = [
-    ".hidden.heic", "labels.json", "notes.txt", "pairs.csv", "a.xml", "data.yaml", "read.md", "Thumbs.db",
-    "desktop.ini",
+    ".hidden.heic", "._a.jpg", ".DS_Store", "labels.json", "notes.txt", "pairs.csv", "a.xml", "data.yaml", "read.md",
+    "Thumbs.db", "desktop.ini",
 ]  # fmt: skip
 
 
@@ -151,11 +151,28 @@ DEEP = GREY.astype(np.uint16) * 257
 HALF = np.dstack([GREY, np.where(GREY > 100, 255, 0).astype(np.uint8)])  # transparent where it is dark
 WHITE = np.where(GREY > 100, GREY, 255)
 KEY = struct.pack(">H", int(DEEP[0, 0]))
+
+
+def few(bits: int, clear: int) -> np.ndarray:
+    """The grey in fewer bits, one of its values transparent."""
+    values = GREY.astype(int) * (2**bits - 1) // 255
+    return np.where(values == clear, 255, values * 255 // (2**bits - 1))
+
+
 GREYS = {  # files, and the grey that they show
     "16 bits": (lambda to: write_png(to, DEEP, 0, 16), GREY),
     "16 bits, one value clear": (
         lambda to: write_png(to, DEEP, 0, 16, before=[(b"tRNS", KEY)]), np.where(GREY[0, 0] == GREY, 255, GREY),
     ),
+    **{
+        f"{bits} bits, {key} clear": (  # of 0 to 2^bits - 1
+            lambda to, bits=bits, key=key: write_png(
+                to, GREY.astype(int) * (2**bits - 1) // 255, 0, bits, before=[(b"tRNS", struct.pack(">H", key))]
+            ),
+            few(bits, key),
+        )
+        for bits, key in ((1, 0), (1, 1), (2, 1), (2, 2), (4, 3), (4, 6), (4, 15))
+    },
     "16 bits with alpha": (lambda to: write_png(to, HALF.astype(np.uint16) * 257, 4, 16), WHITE),
     "LA": (lambda to: write_png(to, HALF, 4), WHITE),
     "12 bits": (lambda to: write_tiff(to, packed(GREY.astype(int) * 4095 // 255), SIZE, 12), GREY),
@@ -198,6 +215,10 @@ NO_PICTURES = {
     "a DNG": (lambda to: write_tiff(to, GREY.tobytes(), SIZE, 8, t50706=4), "a camera's raw file"),
     "HEIC": (lambda to: to.write_bytes(b"\0\0\0\x18ftypheic") and to, "seems to be HEIC"),
     "a depth of 24": (lambda to: write_tiff(to, GREY.tobytes(), SIZE, 24), "a TIFF of a depth, colours or compression"),
+    "8 bits in 32": (
+        lambda to: write_tiff(to, GREY.astype("<u4").tobytes(), SIZE, 32),
+        "cannot be told whether 255 or 65535 is white",
+    ),
     "a PNG's first bytes": (lambda to: to.write_bytes(b"\x89PNG\r\n\x1a\n") and to, "a damaged PNG"),
 }
 

@@ -67,7 +67,7 @@ def match(
         wanted = Wanted(_parsed(points), mutual, most, dense, pca)
         if wanted.points and mutual:
             raise UserError("--points and --mutual exclude each other. Give one of them")
-        from semcorr.data.pictures import picture, pictures_in
+        from semcorr.data.pictures import counting_frames, picture, pictures_in
         from semcorr.matcher import Matcher
 
         source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
@@ -76,7 +76,7 @@ def match(
         refuse_inputs(out, [*files, "matches.json"], [a, *targets])
         require_folder(out)
         matcher = Matcher.load(model, device=device, precision=precision)
-        with staged(out) as folder:
+        with staged(out) as folder, counting_frames(b):
             said = [*matched(matcher, source, named, wanted, folder)]
             write_matches(folder / "matches.json", source, model, said)
     for one in said if len(said) == 1 else ():

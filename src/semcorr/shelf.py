@@ -12,7 +12,7 @@ class Shelf:
     def __init__(self) -> None:
         self.open = False
         self._key: str | None = None
-        self._names: list[str] = []
+        self._images: list[tuple[object, ...]] = []
         self._held: Held | None = None
 
     def __call__(self, key: str, shown: Sequence[Shown], make: Callable[[], Held]) -> Held:
@@ -23,13 +23,13 @@ class Shelf:
             shown: The images.
             make: Computes them.
         """
-        names = [one.name for one in shown]
-        if self._held is not None and self._key == key and self._names == names:
+        images = [_identity(one) for one in shown]
+        if self._held is not None and self._key == key and self._images == images:
             return self._held
         self.clear()  # before there are new ones: there may not be room for both
         held = make()
         if self.open:
-            self._key, self._names, self._held = key, names, held
+            self._key, self._images, self._held = key, images, held
         return held
 
     def close(self) -> None:
@@ -39,7 +39,18 @@ class Shelf:
 
     def clear(self) -> None:
         """Free it."""
-        self._key, self._names, self._held = None, [], None
+        self._key, self._images, self._held = None, [], None
+
+
+def _identity(shown: Shown) -> tuple[object, ...]:
+    """What an image's features are of: a name alone may be another file's by the time of the next job."""
+    record = shown.record
+    try:
+        now = record.path.stat()
+        state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+    except OSError:  # who opens it says so
+        state = None
+    return shown.name, record.path, record.upright, record.mirrored, state
 
 
 SHELF = Shelf()

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -48,8 +49,9 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
     """Return the name under which a file is there: as it stands in a file, or as the tool that wrote it means it.
 
     Tools on Windows put backslashes between folders, Label Studio escapes blanks as %20, and others begin with the
-    folder that is given already, or are the whole path of a file in it: where only that file is there, it is meant. If
-    none is, the name is returned.
+    folder that is given already, or are the whole path of a file in it: where only that file is there, it is meant.
+    Else the one file is whose name differs in case, as on Windows, or in how its umlauts are composed, as on macOS.
+    If there is none, the name is returned.
 
     Args:
         root: As for `resolve_inside`.
@@ -60,7 +62,12 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
     Raises:
         UserError: As for `resolve_inside`.
     """
-    for spelling in _spellings(root, name) if isinstance(name, str) else ():
+    spellings = _spellings(root, name) if isinstance(name, str) else []
+    plain = [spelling for spelling in spellings if name_fault(spelling, folders=True) is None]
+    for spelling in plain:
+        if resolve_inside(root, spelling, where, option).is_file():
+            return spelling
+    for spelling in filter(None, (_find_alike(root, spelling) for spelling in plain)):
         if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, where, option).is_file():
             return spelling
     resolve_inside(root, name, where, option)
@@ -78,6 +85,41 @@ def _spellings(root: Path, name: str) -> list[str]:
         given = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
         spelt += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + given]
     return list(dict.fromkeys(spelt))
+
+
+def _find_alike(root: Path, name: str) -> str | None:
+    """The one path below the root that is this but for case, the form of its characters and blanks around its parts."""
+    found: list[str] = []
+    for part in (part for part in name.split("/") if part not in ("", ".")):
+        place = root.joinpath(*found)
+        if not os.path.lexists(place / part):
+            try:
+                alike = _names_alike(place, os.stat(place).st_mtime_ns).get(_fold(part), [])
+            except OSError:  # no folder, or not to be listed
+                return None
+            if len(alike) != 1:
+                return None
+            part = alike[0]
+        found.append(part)
+    return "/".join(found)
+
+
+@lru_cache(maxsize=64)
+def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
+    """What is in a folder, by what its names have in common; `changed` is for the cache."""
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        names.setdefault(_fold(name), []).append(name)
+    return names
+
+
+def _fold(name: str) -> str:
+    """The same for names that some systems and tools take for one.
+
+    >>> _fold("Z\u00fcrich.JPG ") == _fold("zu\u0308rich.jpg"), _fold("a.jpg") == _fold("a.jpeg")
+    (True, False)
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
 def require_file_name(name: object, where: str, folders: bool = False) -> str:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 ROW = 16 * MEGABYTE  # characters of a row of a table, and of a line
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t |]*(\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, before the header
+LOOKED_AT = 50  # lines in which a header is looked for
 SAVE = 'Save it as "CSV UTF-8".'
 
 
@@ -134,9 +135,20 @@ def _separator(
     if len(fitting) > 1:
         kinds = " or ".join(SEPARATORS[separator] for separator in fitting)
         raise UserError(f"{path}: its header has the columns with {kinds} between them. Use one. {remedy}")
+    if not fitting and (line := _line_of_header(text, columns, known, said[1] if said else None)):
+        raise UserError(f"{path}: its header is in line {line}. Delete the lines before it.")
     best = max(headers.values(), key=lambda names: len(set(columns) & set(names)))
     _require_columns(best if fitting else [name for name in best if name in columns], columns, path, remedy)
     return start, lines, fitting[0]
+
+
+def _line_of_header(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
+    """Which of the first lines is the header, where it is not the first that is filled."""
+    for number, line in enumerate(text.splitlines()[:LOOKED_AT], 1):
+        for each in (separator,) if separator else SEPARATORS:
+            if set(columns) <= set(_header(next(csv.reader([line], delimiter=each), []), known)):
+                return number
+    return None
 
 
 def _header(cells: Sequence[str], known: dict[str, str]) -> list[str]:

@@ -65,7 +65,8 @@ def decode(content: bytes) -> str:
     >>> decode("a".encode()), decode("a".encode("utf-8-sig")), decode("a".encode("utf-16"))
     ('a', 'a', 'a')
     """
-    return content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
+    text = content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
+    return text.removeprefix("\ufeff")  # a second mark, of a file that was saved with one twice
 
 
 def require_text(text: str, path: Path, remedy: str) -> str:

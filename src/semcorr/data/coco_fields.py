@@ -14,6 +14,7 @@ Id = int | str
 Corners = tuple[float, float, float, float]
 LAYOUTS = {"xywh": "x, y, width, height", "xyxy": "x1, y1, x2, y2"}
 VISIBILITY = (0, 1, 2)
+EXACT = 2**53  # from where on floats are no whole numbers of their own
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
@@ -37,7 +38,7 @@ def quote(value: object) -> str:
 def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
     """Return an id: a whole number, or a text."""
     value = entry[key]
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number or a text. Correct it.")
@@ -68,16 +69,18 @@ def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    """Return width and height, if both are said: 0 and null say nothing."""
-    sides: list[int] = []
+    """Return width and height, if they are said: 0 and null say nothing, and one alone is refused."""
+    sides: dict[str, int] = {}
     for key in ("width", "height"):
         value = entry.get(key)
         if value in (None, 0) and value is not False:
             continue
         if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 0:
             raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number of pixels. Correct it.")
-        sides.append(int(value))
-    return (sides[0], sides[1]) if len(sides) == 2 else None
+        sides[key] = int(value)
+    if len(sides) == 1:
+        raise UserError(f"{where} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
+    return (sides["width"], sides["height"]) if sides else None
 
 
 def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[Point], int]:
@@ -115,6 +118,8 @@ def _point(triple: list[Any], name: str, where: str) -> Point:
             raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers. Correct it.")
         if v > 0 and not abs(value) <= LARGEST:
             raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers of pixels. Correct it.")
+    if v > 0 and x == y == -1:
+        raise UserError(f"{where} is {quote(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has.")
     return (float(x), float(y)) if v > 0 else None
 
 
@@ -142,6 +147,28 @@ def read_box(values: Any, layout: str, where: str, option: str) -> Box | None:
         )
     flat = xywh[2] == 0 or xywh[3] == 0 or corners[2] <= corners[0] or corners[3] <= corners[1]
     return None if flat else Box(xywh, corners)
+
+
+def other_corners(box: Box, layout: str) -> Corners:
+    """The corners of a box, had its four numbers been of the other layout."""
+    a, b, c, d = box.corners if layout == "xyxy" else box.xywh
+    return (a, b, a + c, b + d) if layout == "xyxy" else (a, b, c, d)
+
+
+def makes_sense(corners: Corners, points: Sequence[Point], size: tuple[int, int]) -> bool:
+    """Whether a box lies in its image and holds its keypoints, within a pixel.
+
+    >>> makes_sense((2, 2, 8, 8), [(3, 8.5), None], (9, 9)), makes_sense((2, 2, 2, 8), [], (9, 9))
+    (True, False)
+    """
+    (x1, y1, x2, y2), shown = corners, [point for point in points if point is not None]
+    inside = reach(corners, size) <= 1 and all(x1 - 1 <= x <= x2 + 1 and y1 - 1 <= y <= y2 + 1 for x, y in shown)
+    return inside and x1 < x2 and y1 < y2
+
+
+def reach(corners: Corners, size: tuple[int, int]) -> float:
+    """By how many pixels a box reaches outside its image; not above 0, if it is within."""
+    return max(-corners[0], -corners[1], corners[2] - size[0], corners[3] - size[1])
 
 
 def are_shares(values: Sequence[float]) -> bool:

@@ -6,6 +6,8 @@ What contradicts itself is refused: a sentence names the annotation, the field a
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +15,22 @@ from typing import Any, NamedTuple
 from semcorr.core.paths import find_inside
 from semcorr.core.text_files import read_json
 from semcorr.data.coco_fields import (
+    LAYOUTS,
     Box,
     Id,
     are_shares,
     look_up,
+    makes_sense,
+    other_corners,
     quote,
+    reach,
     read_box,
     read_flag,
     read_keypoints,
     read_size,
     require_id,
 )
+from semcorr.data.pictures import counting_frames, measure_picture
 from semcorr.data.record import Point
 from semcorr.errors import UserError
 
@@ -119,6 +126,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
             annotations.append(one)
         named.add(image.id)
     _require_pixels(annotations, path)
+    _check_boxes(annotations, layout, layout_option, path, notes)
     tell(path, notes)
     return CocoFile(images, _distinct(categories), annotations, named)
 
@@ -272,3 +280,32 @@ def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:
                 f"{path}: all its {what} are from 0 to 1, as those of annotation {quote(shown[0].id)}: they are "
                 "fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
             )
+
+
+def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str, path: Path, notes: Notes) -> None:
+    """Refuse boxes that make sense in the other layout, and not in this one; note those that reach outside.
+
+    A box that is read as xywh and is xyxy holds its keypoints all the same, but where the object is to the right or
+    below it reaches outside; one that is read as xyxy and is xywh misses them. Hardly a right one makes sense as both.
+    """
+    sizes = cache(lambda image: image.size or _measure(image.path))
+    known = [(one, one.box, size) for one in annotations if one.box and (size := sizes(one.image))]
+    wrong = [one for one, box, size in known if not makes_sense(box.corners, one.points, size)]
+    otherwise = sum(makes_sense(other_corners(box, layout), one.points, size) for one, box, size in known)
+    least = 1 if layout == "xywh" else len(known) // 2 + 1
+    if len(wrong) >= max(least, 2 * (len(known) - otherwise)) and 10 * otherwise >= 9 * len(known):
+        other = next(each for each in LAYOUTS if each != layout)
+        raise UserError(
+            f"{path}: {len(wrong)} of {len(known)} boxes, as that of annotation {quote(wrong[0].id)}, read as "
+            f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as {LAYOUTS[other]} "
+            f"{len(known) - otherwise} do. Give {option}={other}; if they are {layout} all the same, correct them."
+        )
+    if outside := [str(one.id) for one, box, size in known if reach(box.corners, size) > 1]:
+        notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
+
+
+def _measure(path: Path) -> tuple[int, int] | None:
+    """The size of an image, where the file gives none; what cannot be read is refused, or left out, by who reads it."""
+    with suppress(UserError), counting_frames(None):
+        return measure_picture(path).size
+    return None

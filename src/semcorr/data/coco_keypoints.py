@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.core.ranges import Count, Share, ranged
-from semcorr.data.coco_fields import LAYOUTS, Id, quote
+from semcorr.data.coco_fields import LAYOUTS, quote
 from semcorr.data.coco_file import CocoImage, read_coco, tell
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.groups import flip_from_names, groups_from_names
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, measure_picture, tell_stored
+from semcorr.data.pictures import Measured, counting_frames, measure_picture, tell_stored
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
@@ -108,16 +108,17 @@ def read_images(
     path = root / annotations
     content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
     shown = [one for one in content.annotations if one.annotated]
+    if not shown:
+        raise UserError(f"{path} has no annotated keypoint (v > 0), so there is nothing to score. Annotate some.")
     names = name_images(root / folder, {one.image.name for one in shown})
     notes: dict[str, list[str]] = {}
     if bare := [str(one.id) for one in content.annotations if not one.annotated]:
         notes["annotations show no keypoint and are left out"] = bare
-    measured: dict[Id, Measured] = {}
+    with counting_frames(path):
+        measured = {image.id: _measure(image, path) for image in {one.image.id: one.image for one in shown}.values()}
     records: dict[str, list[ImageRecord]] = {}
     for one in shown:
         image = one.image
-        if image.id not in measured:
-            measured[image.id] = _measure(image, path)
         size, upright = measured[image.id]
         corners = one.box.corners if one.box else around(one.points)
         if one.box is None:

@@ -56,11 +56,16 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
     """Grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
     values = np.asarray(image).astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode == "I" and 0 <= low < high <= 255 and tags.get(BITS, (32,))[0] > 16:
+        raise UserError(
+            f"{name} holds numbers from {low} to {high} of 32 bits, of which it cannot be told whether 255 or 65535 is "
+            "white. Save it with 8 or 16 bits"
+        )
     if low < 0 or high > 65535:
         raise UserError(f"{name} holds numbers from {low} to {high}; read are 0 to 65535. Save it with 8 or 16 bits")
     key = image.info.get("transparency")
     clear = values == key if isinstance(key, int) else None
-    tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(BITS, (16,))[0]
     if 8 < bits < 16:  # of 12, 4095 is white
         values = (values * 65535 + 2 ** (bits - 1)) // (2**bits - 1)

@@ -33,20 +33,35 @@ DAMAGE = (  # what Pillow raises for bytes that make no sense
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
     AttributeError, AssertionError, ZeroDivisionError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+UNREAD = "Save it as JPEG or PNG."  # what to do about an image of another format
+REMEDIES = {  # what to do about what is no image, where that is known
+    "a pointer of Git LFS": "Run `git lfs pull`.", "a ZIP archive": "Unpack it.", "a gzip archive": "Unpack it.",
+    "a web page": "Download the image itself.",
+}  # fmt: skip
 KINDS = {  # the first bytes of what people take for an image
     b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "a PDF", b"8BPS": "a Photoshop file",
     b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile",
     b"PK\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive", b"\xd0\xcf\x11\xe0": "an old Office file or a FlashPix image",
-    b"\x00\x00\x01\x00": "an icon", b"\x00\x00\x02\x00": "a cursor", b"icns": "an icon",
+    b"\x00\x00\x01\x00": "an icon", b"\x00\x00\x02\x00": "a cursor or a TGA image", b"icns": "an icon",
+    b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"#?RGBE": "Radiance HDR", b"P7\n": "a PAM image",
+    b"gimp xcf": "a GIMP file", b"DDS ": "a DDS texture", b"SIMPLE  =": "FITS", b"BPG\xfb": "a BPG image",
+    b"\x1aE\xdf\xa3": "a video",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"<svg": "an SVG drawing",
-    b"<?xml": "XML or an SVG drawing", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"\x89HDF": "HDF5",
+    b"<?xml": "XML or an SVG drawing", b"<!DOCTYPE": "a web page", b"<html": "a web page", b"<HTML": "a web page",
+    b"<!doctype": "a web page", b"\x89HDF": "HDF5",
     b"II*\x00": "a TIFF of a depth, colours or compression that is not read",
     b"MM\x00*": "a TIFF of a depth, colours or compression that is not read", b"FUJIFILMCCD": "a camera's raw file",
     b"IIRO": "a camera's raw file", b"IIU\x00": "a camera's raw file", b"\xff\xd8\xff": "a damaged JPEG",
     b"\x89PNG": "a damaged PNG", b"GIF8": "a damaged GIF", b"\xff\x0a": "JPEG XL", b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"\x93NUMPY": "a NumPy array", b"RIFF": "audio or video", b"version https://git-lfs": "a pointer of Git LFS",
 }  # fmt: skip
+IMAGES = (  # those of KINDS and BRANDS that another program can save otherwise
+    "HEIC", "AVIF", "JPEG 2000", "JPEG XL", "PostScript (EPS)", "a PDF", "a Photoshop file", "a Windows metafile",
+    "an icon", "a cursor or a TGA image", "OpenEXR", "Radiance HDR", "a PAM image", "a GIMP file", "a DDS texture",
+    "FITS", "a BPG image", "DICOM", "an SVG drawing", "XML or an SVG drawing", "a camera's raw file",
+    "a TIFF of a depth, colours or compression that is not read",
+)  # fmt: skip
 BRANDS = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx": "a camera's raw file"}  # after ftyp
 
 
@@ -88,9 +103,12 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
     try:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError:
+        kind = _kind(file)
+        if kind in IMAGES:
+            remedy = UNREAD
         raise UserError(
-            f"{path} is damaged or not an image: it seems to be {_kind(file)}, and read are {', '.join(FORMATS)}. "
-            f"{remedy}"
+            f"{path} is damaged or not an image: it seems to be {kind}, and read are {', '.join(FORMATS)}. "
+            f"{REMEDIES.get(kind, remedy)}"
         ) from None
 
 
@@ -102,6 +120,8 @@ def _kind(file: BinaryIO) -> str:
         return "empty"
     if start[4:8] == b"ftyp":
         return BRANDS.get(start[8:11], "a video")
+    if start[128:132] == b"DICM":
+        return "DICOM"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if kind := next((kind for magic, kind in KINDS.items() if start.startswith(magic) or text.startswith(magic)), None):
         return kind

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semcorr.core.paths import find_inside, shorten
-from semcorr.core.tables import Table, read_spreadsheet
-from semcorr.data.coco_fields import are_shares
+from semcorr.core.tables import SAVE, Table, read_spreadsheet
+from semcorr.data.coco_fields import are_shares, quote, reach
+from semcorr.data.coco_file import tell
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, measure_picture
+from semcorr.data.pictures import Measured, counting_frames, measure_picture
 from semcorr.data.record import (
     LARGEST,
     ImageRecord,
@@ -88,9 +89,9 @@ class _Images(NamedTuple):
         path = self.root / file
         if not path.is_file():
             read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
+            remedy = f"{SAVE} Or restore it" if read_as and not row[column].isascii() else "Restore it, or drop the row"
             raise UserError(
-                f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. "
-                "Restore it, or drop the row."
+                f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. {remedy}."
             )
         size, upright = self.measure(path)
         return image_record(self.names[file], path, size, points, box, self.path, upright)
@@ -118,8 +119,11 @@ def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> 
         with suppress(UserError):  # what is wrong there is said when it is read
             every |= set(_files(root, _read(root / other), root / other).values())
     images = _Images(root, name_images(root, every), files, table.encoding, cache(measure_picture), path)
-    pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
+    with counting_frames(path):
+        pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
+    if outside := [pair.name for pair in pairs if extent == "box" and reach(pair.target.box, pair.target.size) > 1]:
+        tell(path, {"boxes reach outside their image, and are used as they are": outside})
     return padded(pairs)
 
 
@@ -135,12 +139,14 @@ def _files(root: Path, table: Table, path: Path) -> dict[str, str]:
             if row[column] not in files:
                 where = f"{path}, line {line}, column {column},"
                 files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
+    other = [f"{quote(cell)} as {quote(file)}" for cell, file in files.items() if cell.strip() != file]
+    tell(path, {"names of images are read as their files are called": other} if other else {})
     return files
 
 
 def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
     if broken := next((column for column, cell in row.items() if "\n" in cell or "\r" in cell), None):
-        raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote.")
+        raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote, or write it in one.")
     sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
@@ -149,7 +155,8 @@ def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent
         )
     box = _box(row, where)
     if box is None and extent == "box":
-        raise UserError(f"{where}: data.extent=box needs the column `box`, x1;y1;x2;y2 of the target. Add it.")
+        lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"
+        raise UserError(f"{where}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
     source, target = (
         images.record(row, side, points, (side == "target" and box) or _around(points), where)
         for side, points in sides.items()
@@ -177,6 +184,8 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
             raise UserError(
                 f"{where}: point {i + 1} has only a number in {known}{side}. Give both numbers, or leave both empty."
             )
+        elif x == y == -1:
+            raise UserError(f"{where}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there.")
         else:
             points.append((x, y))
     return points

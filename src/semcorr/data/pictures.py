@@ -6,6 +6,8 @@ Annotations of the official benchmarks mean the pixels as they are stored, which
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
 ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
+STEPS = {"L;2": 85, "L;4": 17}  # of 8 bits between greys of fewer, by Pillow's name for them
 ORIENTATION = 0x0112  # EXIF's
 TURNS = {  # its values, and what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,7 +46,8 @@ BESIDE = (  # files that lie beside images and are not taken for any
     ".pt", ".xlsx", ".db", ".ini", ".py",
 )  # fmt: skip
 SHOWN = 3  # names in a warning
-FIRST_OF_SEVERAL: list[Path] = []  # the file that the warning was about
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders of copies that systems make
+COUNTED: ContextVar[dict[Path, None] | None] = ContextVar("COUNTED", default=None)  # of `counting_frames`
 Source = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -94,7 +98,7 @@ def picture(source: Source, name: str = "image") -> Picture:
 def read_picture(path: Path) -> Picture:
     """A file, upright; a huge JPEG at a fraction of its sides."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
-        tell_frames(path, image)
+        _note_frames(path, image)
         return _decoded(image, str(path), reduced=_reduced(image))
 
 
@@ -128,7 +132,7 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
 
 
 def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> Measured:
-    tell_frames(path, image)
+    _note_frames(path, image)
     turn, stored = _turn(image, str(path)), stored_size(image)
     upright = stored[::-1] if turn in SWAPPING else stored
     if annotated is None or tuple(annotated) == upright:
@@ -192,7 +196,8 @@ def suffixes() -> tuple[str, ...]:
 def image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
     """By their endings, in order; with `below`, of folders below, too. A warning names what else there is.
 
-    Hidden files, as macOS's ._a.jpg, are none; neither are texts, tables and labels (BESIDE), of which nothing is said.
+    Nothing is said of hidden files, as macOS's ._a.jpg, of folders that systems make (SYSTEM), and of texts, tables
+    and labels (BESIDE).
 
     Args:
         folder: Where they are.
@@ -204,7 +209,7 @@ def image_files(folder: Path, below: bool = False, besides: Collection[Path] = (
     """
     files, others, known = [], [], suffixes()
     for place, folders, names in os.walk(folder, onerror=_refuse_folder):
-        seen = sorted(name for name in folders if not name.startswith("."))
+        seen = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
         folders[:] = seen if below else []
         others += [Path(place, name) for name in seen if not below or Path(place, name).is_symlink()]
         for path in (Path(place, name) for name in names if not name.startswith(".")):
@@ -220,12 +225,41 @@ def image_files(folder: Path, below: bool = False, besides: Collection[Path] = (
     return sorted(files)
 
 
-def tell_frames(path: Path, image: Image.Image) -> None:
-    """Warn, once for all, that of an animation or of several pages the first is taken."""
-    several = image.format != "MPO" and getattr(image, "is_animated", False)  # an MPO's other images are the camera's
-    if several and not FIRST_OF_SEVERAL:
-        FIRST_OF_SEVERAL.append(path)
-        log.warning("%s holds several frames or pages: of it, and of any other such file, the first is read", path)
+@contextmanager
+def counting_frames(where: Path | None) -> Iterator[None]:
+    """Say of what is read within in one warning, with names and their count, that the first frame or page is taken.
+
+    Args:
+        where: What names the files, for the message; None: nothing is said, as they are read again.
+    """
+    files: dict[Path, None] = {}
+    token = COUNTED.set(files)
+    try:
+        yield
+    finally:
+        COUNTED.reset(token)
+    if files and where is not None:
+        log.warning(
+            "%s: %d images (%s) hold several frames or pages, of which the first is read",
+            where, len(files), _some([path.name for path in files]),
+        )  # fmt: skip
+
+
+def _note_frames(path: Path, image: Image.Image) -> None:
+    """Count an animation, or a file of several pages; where nobody counts, warn of it."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):  # an MPO's other images are the camera's
+        return
+    files = COUNTED.get()
+    if files is None:
+        _tell_frames(path)
+    else:
+        files[path] = None
+
+
+@cache
+def _tell_frames(path: Path) -> None:
+    """Once for a file."""
+    log.warning("%s holds several frames or pages, of which the first is read", path)
 
 
 def _reduced(image: Image.Image) -> tuple[int, int] | None:
@@ -240,6 +274,7 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
 
 def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
     before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
+    _scale_key(image)
     image.load()
     size = reduced or image.size
     if image.format == "TIFF":  # PIL turns it while it decodes
@@ -248,6 +283,13 @@ def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple
         turn = None if upright or turn is None else BACK.get(turn, turn)
     rgb = to_rgb(image, name)
     return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SWAPPING else size, name)
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Scale a PNG's transparent grey of 2 or 4 bits to 8, before it is decoded: Pillow scales the pixels alone."""
+    tiles, key = getattr(image, "tile", None), image.info.get("transparency")
+    if image.format == "PNG" and tiles and isinstance(key, int):
+        image.info["transparency"] = key * STEPS.get(tiles[0][3], 1)
 
 
 def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
@@ -263,7 +305,13 @@ def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
     except DAMAGE as error:
         _tell_exif(name, str(error))
         return None
-    return TURNS.get(value) if isinstance(value, int) else None
+    if isinstance(value, bytes) and len(value) == 1:  # written as a byte, where EXIF has a short number
+        value = value[0]
+    if isinstance(value, int):
+        return TURNS.get(value)
+    if value is not None:
+        _tell_exif(name, f"its orientation is {value!r}, and no number")
+    return None
 
 
 def _is_late(image: Image.Image) -> bool:

@@ -32,7 +32,7 @@ def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]
     if image.size != record.size:
         raise UserError(
             f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
-            f"{record.size[0]} x {record.size[1]}. Restore the official image."
+            f"{record.size[0]} x {record.size[1]}. Restore the image that was annotated."
         )
     if record.mirrored:
         image = ImageOps.mirror(image)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,7 @@ def transfer(
         check(use, min_score, place, out, annotations)
         if draw is not None:
             require_folder(draw, "--draw")
+        from semcorr.data.pictures import counting_frames
         from semcorr.matcher import Matcher
         from semcorr.matcher.restore import arguments
         from semcorr.transfer.coco import read_sheet, things_of
@@ -62,11 +64,8 @@ def transfer(
             refuse_inputs(draw, drawn_names(sheet.targets), (thing.photo.path for thing in things_of(sheet)), "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
-        if draw is None:
-            labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped))
-        else:
-            with staged(draw, "--draw") as folder:
-                labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
+        with counting_frames(images), nullcontext() if draw is None else staged(draw, "--draw") as folder:
+            labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
         content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
         write_text(out, json.dumps(content, allow_nan=False) + "\n", "--out")
     tell(sheet, labels, skipped or [], flip, out)
