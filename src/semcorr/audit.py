@@ -19,6 +19,7 @@ from semcorr.core.files import require_writable_file, temporary_folder, write_js
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
+from semcorr.verb_line import OneOf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -225,7 +226,9 @@ def command(
         list[str] | None, typer.Argument(help="Keys of its config.yaml that are to be otherwise, as data.root=DIR.")
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew.")
+        str | None,
+        OneOf(("squash", "letterbox", "corner")),
+        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew."),
     ] = None,
 ) -> None:
     """How far the same features move from one published convention to the next, and which axis moves them."""

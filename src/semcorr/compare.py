@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.ranges import Seed, Within
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
@@ -90,8 +91,10 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="The run_dir of an evaluation,")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="and of another.")],
     alphas: Annotated[str, typer.Option("--alphas", help="Tolerances.")] = "0.01,0.05,0.1",
-    draws: Annotated[int, typer.Option("--draws", min=100, help="Resamples of the images.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+    draws: Annotated[
+        int, Within(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Resamples of the images.")
+    ] = 2000,
+    seed: Annotated[Seed, typer.Option("--seed", help="Of the resamples.")] = 0,
 ) -> None:
     """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

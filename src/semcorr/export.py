@@ -18,14 +18,17 @@ from rich.console import Console
 from semcorr.cli import explaining, run_app
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.interrupt import advising
+from semcorr.core.ranges import Spelled
 from semcorr.errors import UserError
 from semcorr.run_lock import lock_folder
+from semcorr.verb_line import OneOf
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence
 
 FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # and where they go in RUN/export
 CHECKPOINTS = ("best", "last")
+SIDES = Spelled(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
 TOLERANCE = 1e-4  # of the largest feature
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -46,11 +49,13 @@ class Typed(NamedTuple):
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
+    format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
     out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
-    which: Annotated[str, typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")] = "best",
+    which: Annotated[
+        str, OneOf(CHECKPOINTS), typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")
+    ] = "best",
     size: Annotated[
-        str | None, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
+        str | None, SIDES, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,

@@ -21,6 +21,7 @@ from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advising
 from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
+from semcorr.verb_line import Needs, Without
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
     from semcorr.data.recipe import Recipe
@@ -45,14 +46,19 @@ def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
     archive: Annotated[
         list[Path] | None,
+        Without("verify"),
         typer.Option(readable=False, help="An official file you have, instead of a download. Repeatable."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(readable=False, help="Where it goes, if not to its data.root (SEMCORR_DATA).")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Get nothing; read and count what is there.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")] = False,
+    report: Annotated[
+        Path | None, Needs("verify"), typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")
+    ] = None,
+    yes: Annotated[
+        bool, Without("verify"), typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")
+    ] = False,
 ) -> None:
     """Download, unpack and check a benchmark.
 
@@ -62,12 +68,7 @@ def prepare(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     typed = Typed(archive or [], root, verify, report, yes)
     with explaining("evaluate"), advising(lambda: "Run the same line again to go on"):
-        if (verify and archive) or (report and not verify):
-            raise UserError("--verify gets nothing: it goes with --report, not with --archive")
-        try:
-            code = _all(typed) if name == "all" else _one(name, typed)
-        except typer.Abort:  # at the question
-            raise KeyboardInterrupt from None
+        code = _all(typed) if name == "all" else _one(name, typed)
     raise typer.Exit(code)
 
 

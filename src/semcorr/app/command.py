@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from semcorr.cli import explaining
+from semcorr.core.ranges import Within
 from semcorr.errors import UserError
+from semcorr.verb_line import DEVICE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,12 +26,14 @@ def command(
         Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 7860,
+    port: Annotated[
+        int, Within(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+    ] = 7860,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", help="What else browsers may call this page, as behind a proxy: page.example."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
 ) -> None:
     """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

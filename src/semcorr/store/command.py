@@ -18,11 +18,13 @@ from rich.table import Table
 from semcorr.cli import explaining
 from semcorr.core.files import remove_parts
 from semcorr.core.interrupt import advising
+from semcorr.core.ranges import Within
 from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.store import default_root
 from semcorr.store.checked import Damaged, image_of, opened, place_of
 from semcorr.store.listing import KEY, Entry, Folder, by_use, folders, key_damage, remove, tidied
+from semcorr.verb_line import Without
 
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds
@@ -87,9 +89,21 @@ def _damaged_keys(found: list[Folder]) -> list[Path]:
 @app.command()
 def prune(
     root: Root = None,
-    key: Annotated[str | None, typer.Option(help="Only of this key; the beginning of its name will do.")] = None,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="What no run has used for DAYS.")] = None,
-    max_gb: Annotated[float | None, typer.Option(metavar="X", help="The least recently used, down to X GB.")] = None,
+    key: Annotated[
+        str | None, Without("everything"), typer.Option(help="Only of this key; the beginning of its name will do.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        Within(least=0),
+        Without("everything"),
+        typer.Option(metavar="DAYS", help="What no run has used for DAYS."),
+    ] = None,
+    max_gb: Annotated[
+        float | None,
+        Within(least=0),
+        Without("everything"),
+        typer.Option(metavar="X", help="The least recently used, down to X GB."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
 ) -> None:
     """Remove features, and what killed processes left.
@@ -99,11 +113,6 @@ def prune(
     """
     with _telling(), advising(lambda: "What was removed before is gone. Run the same line again"):
         root, found = _opened(root)
-        if everything and not (key is None and older_than is None and max_gb is None):
-            raise UserError("--all is all of it: it goes with no other option but --root")
-        for option, value in (("--older-than", older_than), ("--max-gb", max_gb)):
-            if value is not None and not value >= 0:
-                raise UserError(f"{option} {value} is not an amount. Give 0 or more")
         chosen = found if key is None else [_called(key, root, found)]
         whole = everything or (key is not None and older_than is None and max_gb is None)
         going = by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)

@@ -11,9 +11,11 @@ import typer
 
 from semcorr.cli import explaining
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.ranges import Within
 from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.staged import refuse_inputs, require_folder, staged
+from semcorr.verb_line import DEVICE, PRECISION, OneOf
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.transfer.coco import Sheet
@@ -29,11 +31,19 @@ def transfer(
     out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
         "labels.json"
     ),
-    use: Annotated[str, typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")] = "vote",
+    use: Annotated[
+        str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
+    ] = "vote",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
-    min_score: Annotated[float, typer.Option("--min-score", help="A keypoint is found if it scores more.")] = 0.0,
-    place: Annotated[float, typer.Option("--place", help="Worth of lying where sources have it in their boxes.")] = 0.2,
-    box: Annotated[str, typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")] = "xywh",
+    min_score: Annotated[
+        float, Within(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
+    ] = 0.0,
+    place: Annotated[
+        float, Within(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
+    ] = 0.2,
+    box: Annotated[
+        str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
+    ] = "xywh",
     category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
@@ -42,8 +52,8 @@ def transfer(
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
     """Label the images of a folder by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
