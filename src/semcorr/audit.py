@@ -4,6 +4,7 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
 """
 
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from semcorr.run_dir import flatten
     from semcorr.saved_config import read_run_config
 
     if not run.is_dir():
@@ -79,12 +81,17 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
     cfg = read_run_config(run, overrides)
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    keys = [override.partition("=")[0] for override in overrides]
+    for override, key in zip(overrides, keys, strict=True):
+        _, equals, value = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            raise UserError(
-                f"{override!r}: the run's config.yaml has no key {key!r}. Give key=value, as data.root=DIR."
-            )
+            close = difflib.get_close_matches(key, flatten(OmegaConf.to_container(cfg, resolve=False)), n=2, cutoff=0.7)
+            hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
+            raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
+        if not value.strip():
+            raise UserError(f"{override!r} has no value. Give {key}=VALUE, or leave it out.")
+        if keys.count(key) > 1:
+            raise UserError(f"{key!r} is given twice. Give it once.")
         try:
             OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
         except (YAMLError, OmegaConfBaseException):
@@ -103,7 +110,7 @@ def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     from semcorr.data.datamodule import PairDataModule
     from semcorr.run import build
 
-    origin = run if "loss" in cfg else cfg.checkpoint and Path(cfg.checkpoint)
+    origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
     module, data = build(cfg)
     if not isinstance(data, PairDataModule):
         raise UserError(
@@ -223,7 +230,10 @@ def _signed(value: float | None) -> str:
 def command(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Keys of its config.yaml that are to be otherwise, as data.root=DIR.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Keys of its config.yaml that are to be otherwise, as data.root=DIR."
+        ),
     ] = None,
     resize: Annotated[
         str | None,

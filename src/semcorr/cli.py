@@ -322,6 +322,9 @@ def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | 
     if ranks is not None:
         ranks.kill()
         interrupt.leave_within_seconds(1 if message is None else code)
+    for word in sys.argv[1:] if message else ():
+        if LINE_END in word:  # of a file's name, which must not pass for another line
+            message = str(message).replace(word, printable(word))
     if message:
         print(f"Error: {printable(message, keep=LINE_END)}", file=sys.stderr)
     return None if message is None else code

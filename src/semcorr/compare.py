@@ -103,6 +103,8 @@ def compare(
         from semcorr.metrics.uncertainty import differences, mcnemar
 
         tolerances = _tolerances(alphas)
+        if first.resolve() == second.resolve():
+            raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
         runs = read_run(first), read_run(second)
         require_same(*runs)
         hits = [right(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
@@ -144,8 +146,12 @@ def _tolerances(text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or not all(value > 0 for value in values):
-        raise UserError(f"--alphas must be positive numbers with commas between, as 0.05,0.1; got {text!r}")
+    if not values or not all(0 < value <= 1 for value in values):
+        raise UserError(
+            f"--alphas must be numbers, more than 0 and at most 1, with commas between, as 0.05,0.1; got {text!r:.60}"
+        )
+    if len({*values}) < len(values):
+        raise UserError(f"--alphas has a number twice: {text}. Give each once.")
     return values
 
 

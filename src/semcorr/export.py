@@ -85,6 +85,7 @@ def _export(typed: Typed) -> None:
     from semcorr.export_run import configuration, rebuilt
 
     cfg = configuration(typed.run, typed.weights)
+    _require_weights(typed)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
     require_writable(final.parent, "--out")
     _refuse(final, typed.force)
@@ -104,6 +105,24 @@ def _export(typed: Typed) -> None:
                 )
             names = sorted(path.name for path in beside.parent.iterdir())
     _tell(typed, facts, [final.with_name(name) for name in names], difference)
+
+
+def _require_weights(typed: Typed) -> None:
+    """Refuse, before the network is built, a run that has no such checkpoint, and a file of weights that is none."""
+    from semcorr.checkpoint_files import checkpoint_path
+
+    paths = {which: checkpoint_path(typed.run, which) for which in CHECKPOINTS}
+    there = [which for which, path in paths.items() if path.is_file()]
+    is_frozen = not paths["best"].parent.is_dir() and (typed.run / "metrics.json").is_file()
+    if is_frozen and typed.which != CHECKPOINTS[0]:
+        raise UserError(f"--which has no effect: {typed.run} is a frozen run, which trained nothing. Leave it out.")
+    if typed.which not in there and not is_frozen:
+        hint = (
+            f"Give --which {there[0]}." if there else f"Go on with it: python -m semcorr.train checkpoint={typed.run}"
+        )
+        raise UserError(f"{paths[typed.which]} does not exist: the training has not come so far. {hint}")
+    if typed.weights is not None and not typed.weights.exists():
+        raise UserError(f"--weights: {typed.weights} does not exist. Give the file of the base's weights.")
 
 
 def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:

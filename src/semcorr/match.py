@@ -75,8 +75,12 @@ def match(
         wanted = Wanted(_parsed(points), mutual, most, dense, pca)
         from semcorr.data.pictures import picture, pictures_in
         from semcorr.matcher import Matcher
+        from semcorr.matcher.encoded import require_inside
 
         source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        if not b.is_dir():
+            picture(b)  # a mistake is known before the network is
+        require_inside(wanted.points or [], source.size, source.name, "--points")
         named = names(targets, wanted.endings)
         files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
         refuse_inputs(out, [*files, "matches.json"], [a, *targets])

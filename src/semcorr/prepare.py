@@ -167,9 +167,10 @@ def composed(name: str) -> DictConfig:
     """The configuration that `python -m semcorr.evaluate data=NAME` has."""
     cfg = _composed(name) if name in _files() else None
     if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
-        near = difflib.get_close_matches(name, [*obtainable(), "all"], n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"no benchmark is called `{name}`. {hint}To be had: {', '.join(obtainable())}, or all")
+        near = difflib.get_close_matches(name, [*_files(), "all"], n=1)
+        if near and near[0] != name:
+            raise UserError(f"no benchmark is called `{name}`. Did you mean {near[0]}?")
+        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(obtainable())}, or all")
     return cfg
 
 

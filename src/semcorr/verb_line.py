@@ -125,7 +125,7 @@ def near(word: str, known: Sequence[str] | Mapping[str, Any], most: int = 12) ->
     >>> near("prnue", ["ls", "verify", "prune"]), near("x", ["ls", "verify"])
     ('Did you mean prune?', 'There are ls, verify.')
     """
-    close = difflib.get_close_matches(word, [*known], n=2)
+    close = difflib.get_close_matches(word, [*known], n=3)
     listed = ", ".join([*known][:most]) + (", ..." if len(known) > most else "")
     return f"Did you mean {' or '.join(close)}?" if close else f"There are {listed}."
 
@@ -169,7 +169,7 @@ def _read(
 def _unknown(flag: str, options: Mapping[str, Option]) -> str:
     if flag in HYDRA and flag not in options:
         return f"`{flag}` is a flag of train and evaluate, and none of this command. {near('', options)}"
-    return f"unknown flag `{flag}`. {near(flag, [*options, '--help'])}"
+    return f"unknown flag `{flag}`. {near(flag, options)} --help says more."
 
 
 def _check_arguments(loose: Sequence[str], arguments: Sequence[Parameter], options: Mapping[str, Option]) -> None:
@@ -177,7 +177,7 @@ def _check_arguments(loose: Sequence[str], arguments: Sequence[Parameter], optio
         raise UserError("an argument is empty. Leave it out, or give what it stands for.")
     names = [each.metavar or each.name.upper() for each in arguments]
     most = None if any(each.nargs == -1 for each in arguments) else len(arguments)
-    takes = f"It takes {' and '.join(names)}" if names else "It takes flags alone"
+    takes = f"It takes {' '.join(names)}" if names else "It takes flags alone"
     if most is not None and len(loose) > most:
         key, equals, value = loose[most].partition("=")
         if equals and f"--{key.replace('_', '-')}" in options:
@@ -203,9 +203,7 @@ def _check_value(flag: str, text: str, hint: Any) -> None:
         if isinstance(mark, OneOf):
             names = mark.names() if callable(mark.names) else mark.names
             if text not in names:
-                close = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-                hint_ = f" Did you mean {' or '.join(close)}?" if close else ""
-                raise UserError(f"`{flag}` must be one of {', '.join(names)}, got {text!r:.60}.{hint_}")
+                raise UserError(f"`{flag}` has no choice {text!r:.60}. {near(text, names)}")
         if isinstance(mark, Spelled):
             require(flag, text, Annotated[str, mark])
     range_ = next((mark for mark in marks if isinstance(mark, Within)), Within())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semcorr.cli import conf_dir, explaining
-from semcorr.core.ranges import Count, Whole, Within
+from semcorr.core.ranges import Count, Whole, Window, Within
 from semcorr.verb_line import Needs, OneOf, Without
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def train(
     size: Size = 224,
     random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
     blocks: Annotated[Count, typer.Option(help="How many of the last blocks move.")] = 2,
-    steps: Annotated[Count, typer.Option(help="Of each run.")] = 12,
+    steps: Annotated[int, Within(least=3), typer.Option(help="Of each run.")] = 12,
     pairs: Annotated[Count, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
     root: Root = None,
     scale: Scale = "demo",
@@ -208,7 +208,7 @@ def conv4d(
         32,
     ],
     channels: Annotated[Count, typer.Option(help="In and out.")] = 8,
-    kernel: Annotated[Count, typer.Option(help="Cells along each axis of a kernel.")] = 3,
+    kernel: Annotated[Window, typer.Option(help="Cells along each axis of a kernel.")] = 3,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,

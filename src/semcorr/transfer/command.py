@@ -60,16 +60,21 @@ def transfer(
     with explaining("evaluate"):
         check(use, min_score, place, out, annotations)
         if draw is not None:
-            require_folder(draw, "--draw")
+            check_drawn(draw, out, images)
         from semcorr.matcher import Matcher
-        from semcorr.matcher.restore import arguments
+        from semcorr.matcher.restore import arguments, on
+
+        arguments(model)
+        on(device)
         from semcorr.transfer.coco import read_sheet, things_of
         from semcorr.transfer.folder import drawn_names, labelled_all
         from semcorr.transfer.labels import as_coco
 
         sheet = read_sheet(annotations, images, box, category)
+        read = [thing.photo.path for thing in things_of(sheet)]
+        refuse_inputs(out.parent, [out.name], read)
         if draw is not None:
-            refuse_inputs(draw, drawn_names(sheet.targets), (thing.photo.path for thing in things_of(sheet)), "--draw")
+            refuse_inputs(draw, drawn_names(sheet.targets), read, "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
         if draw is None:
@@ -95,6 +100,17 @@ def check(use: str, min_score: float, place: float, out: Path, annotations: Path
     require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
+
+
+def check_drawn(draw: Path, out: Path, images: Path) -> None:
+    """Refuse a folder for pictures that cannot be written, or where they would stand in the way."""
+    require_folder(draw, "--draw")
+    if draw.resolve() == out.resolve():
+        raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
+    if images.resolve() in (draw.resolve(), *draw.resolve().parents):
+        raise UserError(
+            f"--draw: {draw} lies in {images}, where the next transfer would label the pictures. Give another folder"
+        )
 
 
 def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
