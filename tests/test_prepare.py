@@ -220,7 +220,7 @@ def test_an_interruption_is_a_line_and_exit_code_130(typed, server, tmp_path, ca
 
     monkeypatch.setattr("semcorr.data.stage.unpacked", interrupted)
     assert typed("spair --root here") == 130
-    assert capfd.readouterr().err == "Interrupted. Run the same line again to go on\n"
+    assert capfd.readouterr().err == "Interrupted. What was downloaded is kept. Run the same line again to go on\n"
     assert [path.name for path in tmp_path.iterdir()] == [".here.downloads"]
 
 

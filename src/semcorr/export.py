@@ -17,7 +17,6 @@ from rich.console import Console
 
 from semcorr.cli import explaining, run_app
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
-from semcorr.core.interrupt import advising
 from semcorr.core.ranges import Spelled
 from semcorr.errors import UserError
 from semcorr.run_lock import lock_folder
@@ -68,7 +67,7 @@ def export(
     the image itself and leaves the features as the backbone gives them, not of unit length.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("train"), advising(lambda: "Nothing was written"):
+    with explaining("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
         _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))

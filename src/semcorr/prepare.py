@@ -6,7 +6,7 @@ None of it is ours to pass on: archives come from their authors' addresses, or w
 import difflib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -67,7 +67,7 @@ def prepare(
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     typed = Typed(archive or [], root, verify, report, yes)
-    with explaining("evaluate"), advising(lambda: "Run the same line again to go on"):
+    with explaining("evaluate"):
         code = _all(typed) if name == "all" else _one(name, typed)
     raise typer.Exit(code)
 
@@ -89,7 +89,17 @@ def _all(typed: Typed) -> int:
     expected = set().union(*files.values())
     if strange := [path for path in typed.given if path.name not in expected]:
         raise UserError(f"--archive {strange[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
-    codes = {}
+    codes: dict[str, int] = {}
+    onward = "Run the same line again" if typed.verify else "Run the same line again to go on"
+    with advising(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {onward}"):
+        _each(typed, files, codes)
+    if failed := [name for name, code in codes.items() if code]:
+        print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
+    return max(codes.values())
+
+
+def _each(typed: Typed, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
+    """Exit codes of all, as they come."""
     for name in files:
         try:
             codes[name] = _one(name, typed._replace(given=[path for path in typed.given if path.name in files[name]]))
@@ -98,9 +108,6 @@ def _all(typed: Typed) -> int:
                 raise
             print(f"Error: {name}: {message}", file=sys.stderr)
             codes[name] = 2
-    if failed := [name for name, code in codes.items() if code]:
-        print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
-    return max(codes.values())
 
 
 def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
@@ -111,20 +118,33 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
     recipe = recipe_of(cfg)
     if recipe is None:
         raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(obtainable())}")
-    report = install(
-        name,
-        recipe,
-        place,
-        typed.given,
-        check=lambda tree: checked(cfg, tree, place),
-        announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
-    )
-    if report is None:
-        print(f"{name} is at {place} already; there is nothing to do")
-        return has_official_counts(place)
-    Terminal().print(report.table())
-    print(f"{name} is at {place}")
-    return not report.failed
+    with advising(lambda: _told(name, place)):
+        report = install(
+            name,
+            recipe,
+            place,
+            typed.given,
+            check=lambda tree: checked(cfg, tree, place),
+            announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
+        )
+        if report is None:
+            print(f"{name} is at {place} already; there is nothing to do")
+            return has_official_counts(place)
+        Terminal().print(report.table())
+        print(f"{name} is at {place}")
+        return not report.failed
+
+
+def _told(name: str, place: Path) -> str:
+    """What an interruption left."""
+    from semcorr.data.tree import PREPARED
+
+    if (place / PREPARED).is_file():
+        return f"{name} is at {place}"
+    downloads = place.resolve().with_name(f".{place.resolve().name}.downloads")
+    if any(downloads.glob("*")):
+        return "What was downloaded is kept. Run the same line again to go on"
+    return "Nothing was written. Run the same line again"
 
 
 def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:

@@ -3,7 +3,7 @@
 import logging
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -58,10 +58,10 @@ def verify(
     remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
-    with _telling():
+    damaged: list[Entry] = []
+    with _telling(), advising(lambda: _removed(damaged)):
         root, found = _opened(root)
         entries = by_use(found)
-        damaged = []
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
             if why := _damage(entry.path):
                 print(f"{printable(image_of(entry.path))}: {entry.path} is damaged ({printable(why)})")
@@ -111,15 +111,23 @@ def prune(
     --key with --older-than or --max-gb removes only within that key; alone, all of it. Without any
     option only what killed processes left goes. A run that is using the features goes on with them.
     """
-    with _telling(), advising(lambda: "What was removed before is gone. Run the same line again"):
+    going: list[Entry] = []
+    with _telling(), advising(lambda: _removed(going)):
         root, found = _opened(root)
         chosen = found if key is None else [_called(key, root, found)]
         whole = everything or (key is not None and older_than is None and max_gb is None)
-        going = by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
+        going += by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
         gone = remove(going)
         litter = sum(tidied(folder.path) for folder in found) + len(remove_parts(root))
     left = f", and {litter} files that killed processes had left" if litter else ""
     print(f"{len(gone)} images' features, {_size(gone)}, are removed from {root}{left}")
+
+
+def _removed(going: Sequence[Entry]) -> str:
+    """What an interruption left of what was to go."""
+    gone = sum(not entry.path.exists() for entry in going)
+    told = f"{gone} of {len(going)} images' features that were to go are removed" if gone else "Nothing was removed"
+    return f"{told}. Run the same line again"
 
 
 def _too_much(entries: list[Entry], older_than: float | None, max_gb: float | None) -> list[Entry]:
