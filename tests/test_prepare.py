@@ -190,14 +190,14 @@ def test_verify_writes_where_it_can_or_says_so(typed, server, tmp_path, capfd):
 # -- mistakes --
 
 MISTAKES = {
-    "spiar": ["no benchmark is called `spiar`. Did you mean spair?", "pf_willow, ", "or all"],
+    "spiar": ["no benchmark is called `spiar`. Did you mean spair?"],
     "synthetic": ["`synthetic` has nothing to download. To be had: ", "spair"],
     "coco_keypoints": ["`coco_keypoints` has nothing to download"],
     "common": ["no benchmark is called `common`"],
     "spair --verify --root nowhere": ["spair is not at nowhere: no such folder", "--root DIR"],
     "spair --archive nothing.zip": ["--archive nothing.zip: no such file"],
-    "spair --verify --archive a.zip": ["--verify gets nothing"],
-    "spair --report a.json": ["it goes with --report"],
+    "spair --verify --archive a.zip": ["no effect beside --verify"],
+    "spair --report a.json": ["no effect without --verify"],
     "all --root here": ["`all` goes to every benchmark's own data.root", "SEMCORR_DATA"],
     "all --archive strange.zip": ["no benchmark has such a file, only", "PF-dataset.zip"],
 }

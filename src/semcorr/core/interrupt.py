@@ -234,6 +234,7 @@ def interruptible() -> Iterator[Guard | None]:
         yield current()
         return
     guard = Guard()
+    WRITTEN.clear()  # what a command before this one wrote, as in a notebook
     _GUARDS.append(guard)
     try:
         guard.install()
