@@ -1,10 +1,12 @@
-"""What an interrupted command says of files is true: none, those that are there already, or what went."""
+"""Every command ends with the code of a signal, and what it says of files is true."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from started_programs import Program
 
 from semcorr import store as verb
 from semcorr.cli import explaining
@@ -16,10 +18,12 @@ from semcorr.store.listing import Entry
 
 def interrupted(work: Callable[[], None]) -> int:
     """The exit code of a command whose work Ctrl-C ends."""
-    with pytest.raises(SystemExit) as stop, explaining("evaluate"):
-        work()
-        raise KeyboardInterrupt
-    return int(stop.value.code or 0)
+    try:
+        with explaining("evaluate"):
+            work()
+            raise KeyboardInterrupt
+    except SystemExit as stop:
+        return int(stop.code or 0)
 
 
 def two_files(out: Path) -> None:
@@ -94,3 +98,43 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
 
     assert stop.value.code == 130
     assert capfd.readouterr().err == "Interrupted. Nothing was removed. Run the same line again\n"
+
+
+HELD = {  # a verb, its line, and where it is held up
+    "match": ("a.png a.png", "semcorr.matcher.Matcher.load"),
+    "transfer": ("known.json .", "semcorr.transfer.coco.read_sheet"),
+    "export": ("RUN", "semcorr.export_run.configuration"),
+    "audit": ("RUN", "semcorr.audit.audit"),
+    "compare": ("A B", "semcorr.compare.read_run"),
+    "report": ("A", "semcorr.report.command.found"),
+    "store": ("ls", "semcorr.store.command._opened"),
+    "benchmark": ("match", "semcorr.benchmark.report.known"),
+    "prepare": ("spair", "semcorr.prepare._one"),
+    "app": ("", "semcorr.app.command.listen"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", HELD)
+def test_every_verb_ends_with_the_code_of_a_signal(tmp_path, verb, number):
+    line, place = HELD[verb]
+    (tmp_path / "a.png").write_bytes((Path(__file__).parents[1] / "docs" / "matches.jpg").read_bytes())
+    module, _, name = place.rpartition(".")
+    owner, _, kind = module.rpartition(".") if module.endswith("Matcher") else (module, "", "")
+    held = (
+        "import importlib, sys, time\nfrom importlib.util import find_spec as found\n"
+        "import importlib.util\nimportlib.util.find_spec = lambda n, *a: found(n, *a) or (n == 'gradio') or None\n"
+        f"owner = importlib.import_module('{owner}')\nowner = getattr(owner, '{kind}') if '{kind}' else owner\n"
+        f"setattr(owner, '{name}', lambda *a, **k: (print('ready', flush=True), time.sleep(3600)))\n"
+        f"sys.argv = ['semcorr', '{verb}', *'{line}'.split()]\n"
+        "from semcorr.cli import main\nmain()\n"
+    )
+    program = Program("-c", held, cwd=tmp_path)
+    program.wait_for("ready")
+    program.send(number)
+
+    assert program.end() == 128 + number
+    assert program.printed["err"].startswith(f"Interrupted ({number.name}). ")
+    assert program.printed["err"].count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}
