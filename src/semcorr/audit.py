@@ -81,11 +81,13 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
     cfg = read_run_config(run, overrides)
+    content = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(content, dict)
     keys = [override.partition("=")[0] for override in overrides]
     for override, key in zip(overrides, keys, strict=True):
         _, equals, value = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            close = difflib.get_close_matches(key, flatten(OmegaConf.to_container(cfg, resolve=False)), n=2, cutoff=0.7)
+            close = difflib.get_close_matches(key, flatten(content), n=2, cutoff=0.7)
             hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
             raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
         if not value.strip():

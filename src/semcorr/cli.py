@@ -290,7 +290,8 @@ def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: st
             raise KeyboardInterrupt from None
         except Exception as error:
             if isinstance(error, typer.BadParameter.__mro__[2]):  # any that `check_words` has not foreseen
-                raise UserError(" ".join(error.format_message().split())) from None
+                told = getattr(error, "format_message", error.__str__)()
+                raise UserError(" ".join(told.split())) from None
             raise
         sys.exit(code if isinstance(code, int) else 0)
 
