@@ -101,7 +101,8 @@ WRONG = {
     "audit": [
         "-> RUN_DIR is missing", "a.png -> is not a folder", "empty -> is no run_dir", "half -> has not finished",
         "run data.rot=x -> Did you mean data.root?", "run other -> Give key=value", "run data.root= -> has no value",
-        "run data.root=a data.root=b -> given twice", "run --resize squish -> Did you mean squash",
+        "run data.root=a data.root=b -> given twice", "run data=spair -> is a section",
+        "run --resize squish -> Did you mean squash",
         "run --resize squash --resize corner -> given twice", "run --cfg job -> is a flag of train and evaluate",
         "run backbone.size=nan data.root=images -> `backbone.size` must be",
         "run localise.window=4 data.root=images -> `localise.window` must be odd",
@@ -119,6 +120,7 @@ WRONG = {
     "match": [
         "a.png -> B is missing", "a.png b.png c.png -> one argument too many", "a.png b.png --otu x -> --out",
         "a.png b.png --most 0 -> between 1 and 100000", "a.png b.png --most 1.5 -> a whole number",
+        "a.png b.png --most \uff13 -> a whole number",
         "a.png b.png --points -> has no value", "a.png b.png --points 3,3,3 -> must be like 120,80",
         "a.png b.png --points nan,3 -> (nan, 3) lies outside", "a.png b.png --points 1000,3 -> is 40 x 30 pixels",
         "a.png b.png --points 1e400,3 -> (inf, 3) lies outside", "a.png b.png --points -5,3 -> (-5, 3) lies outside",
@@ -148,7 +150,8 @@ WRONG = {
         "coco.json images --out x.json --draw x.json -> is the file of --out", "nowhere.json images -> does not exist",
     ],
     "prepare": [
-        "-> NAME is missing", "spiar -> Did you mean spair?", "data=spair -> Did you mean spair?",
+        "-> NAME is missing", "spiar -> Did you mean spair?", "SPair -> Did you mean spair?",
+        "data=spair -> Did you mean spair?",
         "spair --archive nowhere.tar -> no such file", "spair --verify --archive a.png -> no effect beside --verify",
         "spair --verify --yes -> no effect beside --verify", "spair --report x.json -> no effect without --verify",
         "spair --root a.png -> is not a whole spair tree", "spair -y --yes -> is given twice",

@@ -65,7 +65,7 @@ def walk(start: "Reading", end: "Protocol") -> "list[Step]":
 
 def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
     """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -90,6 +90,8 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             close = difflib.get_close_matches(key, flatten(content), n=2, cutoff=0.7)
             hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
             raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
+        if isinstance(OmegaConf.select(cfg, key), DictConfig):
+            raise UserError(f"{override!r}: {key!r} is a section of config.yaml. Give keys in it, as data.root=DIR.")
         if not value.strip():
             raise UserError(f"{override!r} has no value. Give {key}=VALUE, or leave it out.")
         if keys.count(key) > 1:

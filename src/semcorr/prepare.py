@@ -187,7 +187,7 @@ def composed(name: str) -> DictConfig:
     """The configuration that `python -m semcorr.evaluate data=NAME` has."""
     cfg = _composed(name) if name in _files() else None
     if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
-        near = difflib.get_close_matches(name, [*_files(), "all"], n=1)
+        near = difflib.get_close_matches(name.lower(), [*_files(), "all"], n=1)
         if near and near[0] != name:
             raise UserError(f"no benchmark is called `{name}`. Did you mean {near[0]}?")
         raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(obtainable())}, or all")

@@ -125,7 +125,8 @@ def near(word: str, known: Sequence[str] | Mapping[str, Any], most: int = 12) ->
     >>> near("prnue", ["ls", "verify", "prune"]), near("x", ["ls", "verify"])
     ('Did you mean prune?', 'There are ls, verify.')
     """
-    close = difflib.get_close_matches(word, [*known], n=3)
+    spelt = {each.lower(): each for each in known}
+    close = [spelt[each] for each in difflib.get_close_matches(word.lower(), [*spelt], n=3)]
     listed = ", ".join([*known][:most]) + (", ..." if len(known) > most else "")
     return f"Did you mean {' or '.join(close)}?" if close else f"There are {listed}."
 
@@ -213,9 +214,9 @@ def _check_value(flag: str, text: str, hint: Any) -> None:
 
 
 def _number(text: str, kind: type) -> Any:
-    """Of a text; the text itself, if it is none."""
+    """Of a text; the text itself, if it is none. Typer takes no digits of other scripts."""
     try:
-        return kind(text)
+        return kind(text) if text.isascii() else text
     except ValueError:
         return text
 

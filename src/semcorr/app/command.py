@@ -72,8 +72,9 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except (OSError, UnicodeError) as error:
         bound.close()
-        reason = getattr(error, "strerror", None) or "no such name"
+        is_name = isinstance(error, UnicodeError | socket.gaierror)
         raise UserError(
-            f"--host {host} --port {port} is not to be had ({reason}). Give --port 0 for any that is free"
+            f"--host {host} --port {port} is not to be had ({getattr(error, 'strerror', None) or 'no such name'}). "
+            f"Give {'--host 127.0.0.1, or 0.0.0.0 for the network' if is_name else '--port 0 for any that is free'}"
         ) from None
     return bound
