@@ -258,4 +258,4 @@ def test_the_program_is_a_module_and_a_command():
         assert "vit_base_patch14_dinov2.lvd142m" in done.stdout
     unknown = subprocess.run([Path(sys.executable).with_name("semcorr"), "trian"], capture_output=True, text=True)
     assert unknown.returncode == 2
-    assert "train, evaluate" in unknown.stderr
+    assert "Did you mean train" in unknown.stderr

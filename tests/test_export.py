@@ -33,7 +33,7 @@ def test_an_interrupted_export_leaves_no_file_and_says_so(typed, run, tmp_path, 
 
     monkeypatch.setattr("semcorr.export_weights.difference", interrupted)
     assert typed(run("lora"), "--format", "peft", "--out", "adapter") == 130
-    assert capfd.readouterr().err.endswith("Interrupted. Nothing was written\n")
+    assert capfd.readouterr().err.endswith("Interrupted. Nothing was written. Run the same line again\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -53,11 +53,11 @@ def test_what_is_there_is_replaced_only_by_force(typed, run, tmp_path, capfd, fo
 
 # -- mistakes --
 MISTAKES = {
-    "RUN --format onxx": ["--format must be one of merged, peft, onnx, got onxx"],
-    "RUN --which first": ["--which must be one of best, last, got first"],
+    "RUN --format onxx": ["`--format` has no choice 'onxx'. Did you mean onnx?"],
+    "RUN --which first": ["`--which` has no choice 'first'. There are best, last."],
     "RUN --size 64": ["--size goes with --format onnx"],
     "RUN --format onnx --size 60": ["multiples of 8 pixels", "got 60"],
-    "RUN --format onnx --size big": ["SIDE or HEIGHTxWIDTH", "got big"],
+    "RUN --format onnx --size big": ["a side in pixels, or HEIGHTxWIDTH", "got 'big'"],
     "RUN --format peft": ["Only a run that peft tuned", "finetune=lora"],
     "RUN --weights nowhere.pth": ["nowhere.pth does not exist"],
     "RUN --out weights.pth": ["--out must end with .safetensors for --format merged, got weights.pth"],

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from conftest import SMALL
@@ -293,42 +292,3 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
     assert "Traceback" not in program.printed["err"]
     assert len(list((tmp_path / "store").glob("*/*.safetensors"))) == 3
     assert not (tmp_path / "run").exists()
-
-
-HELD = {  # a verb, its line, and where it is held up
-    "match": ("a.png a.png", "semcorr.matcher.Matcher.load"),
-    "transfer": ("known.json .", "semcorr.transfer.coco.read_sheet"),
-    "export": ("RUN", "semcorr.export_run.configuration"),
-    "audit": ("RUN", "semcorr.audit.audit"),
-    "compare": ("A B", "semcorr.compare.read_run"),
-    "report": ("A", "semcorr.report.command.found"),
-    "store": ("ls", "semcorr.store.command._opened"),
-    "benchmark": ("match", "semcorr.benchmark.report.known"),
-    "prepare": ("spair", "semcorr.prepare._one"),
-    "app": ("", "semcorr.app.command.free"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", HELD)
-def test_every_verb_ends_with_the_code_of_a_signal(tmp_path, verb):
-    line, place = HELD[verb]
-    (tmp_path / "a.png").write_bytes((Path(__file__).parents[1] / "docs" / "matches.jpg").read_bytes())
-    module, _, name = place.rpartition(".")
-    owner, _, kind = module.rpartition(".") if module.endswith("Matcher") else (module, "", "")
-    held = (
-        "import importlib, sys, time\nfrom importlib.util import find_spec as found\n"
-        "import importlib.util\nimportlib.util.find_spec = lambda n, *a: found(n, *a) or (n == 'gradio') or None\n"
-        f"owner = importlib.import_module('{owner}')\nowner = getattr(owner, '{kind}') if '{kind}' else owner\n"
-        f"setattr(owner, '{name}', lambda *a, **k: (print('ready', flush=True), time.sleep(3600)))\n"
-        f"sys.argv = ['semcorr', '{verb}', *'{line}'.split()]\n"
-        "from semcorr.cli import main\nmain()\n"
-    )
-    program = Program("-c", held, cwd=tmp_path)
-    program.wait_for("ready")
-    program.send(signal.SIGTERM)
-
-    assert program.end() == 143
-    assert program.printed["err"].startswith("Interrupted (SIGTERM). ")
-    assert program.printed["err"].count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}

@@ -190,14 +190,14 @@ def test_verify_writes_where_it_can_or_says_so(typed, server, tmp_path, capfd):
 # -- mistakes --
 
 MISTAKES = {
-    "spiar": ["no benchmark is called `spiar`. Did you mean spair?", "pf_willow, ", "or all"],
+    "spiar": ["no benchmark is called `spiar`. Did you mean spair?"],
     "synthetic": ["`synthetic` has nothing to download. To be had: ", "spair"],
     "coco_keypoints": ["`coco_keypoints` has nothing to download"],
     "common": ["no benchmark is called `common`"],
     "spair --verify --root nowhere": ["spair is not at nowhere: no such folder", "--root DIR"],
     "spair --archive nothing.zip": ["--archive nothing.zip: no such file"],
-    "spair --verify --archive a.zip": ["--verify gets nothing"],
-    "spair --report a.json": ["it goes with --report"],
+    "spair --verify --archive a.zip": ["no effect beside --verify"],
+    "spair --report a.json": ["no effect without --verify"],
     "all --root here": ["`all` goes to every benchmark's own data.root", "SEMCORR_DATA"],
     "all --archive strange.zip": ["no benchmark has such a file, only", "PF-dataset.zip"],
 }
@@ -220,7 +220,7 @@ def test_an_interruption_is_a_line_and_exit_code_130(typed, server, tmp_path, ca
 
     monkeypatch.setattr("semcorr.data.stage.unpacked", interrupted)
     assert typed("spair --root here") == 130
-    assert capfd.readouterr().err == "Interrupted. Run the same line again to go on\n"
+    assert capfd.readouterr().err == "Interrupted. What was downloaded is kept. Run the same line again to go on\n"
     assert [path.name for path in tmp_path.iterdir()] == [".here.downloads"]
 
 

@@ -219,7 +219,7 @@ def test_pictures_of_labels_lie_over_no_image(creatures, written, tmp_path):
 
     assert code == 2
     assert "--draw: " in said
-    assert "is one of the pictures that are read" in said
+    assert f"lies in {folder}" in said
     assert (folder / clash).read_bytes() == before
 
 

@@ -4,6 +4,7 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
 """
 
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from semcorr.core.files import require_writable_file, temporary_folder, write_js
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
 from semcorr.errors import UserError
+from semcorr.verb_line import OneOf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,10 +65,11 @@ def walk(start: "Reading", end: "Protocol") -> "list[Step]":
 
 def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
     """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from semcorr.run_dir import flatten
     from semcorr.saved_config import read_run_config
 
     if not run.is_dir():
@@ -78,12 +81,21 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
             f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
     cfg = read_run_config(run, overrides)
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    content = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(content, dict)
+    keys = [override.partition("=")[0] for override in overrides]
+    for override, key in zip(overrides, keys, strict=True):
+        _, equals, value = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            raise UserError(
-                f"{override!r}: the run's config.yaml has no key {key!r}. Give key=value, as data.root=DIR."
-            )
+            close = difflib.get_close_matches(key, flatten(content), n=2, cutoff=0.7)
+            hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
+            raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
+        if isinstance(OmegaConf.select(cfg, key), DictConfig):
+            raise UserError(f"{override!r}: {key!r} is a section of config.yaml. Give keys in it, as data.root=DIR.")
+        if not value.strip():
+            raise UserError(f"{override!r} has no value. Give {key}=VALUE, or leave it out.")
+        if keys.count(key) > 1:
+            raise UserError(f"{key!r} is given twice. Give it once.")
         try:
             OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
         except (YAMLError, OmegaConfBaseException):
@@ -102,7 +114,7 @@ def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     from semcorr.data.datamodule import PairDataModule
     from semcorr.run import build
 
-    origin = run if "loss" in cfg else cfg.checkpoint and Path(cfg.checkpoint)
+    origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
     module, data = build(cfg)
     if not isinstance(data, PairDataModule):
         raise UserError(
@@ -222,10 +234,15 @@ def _signed(value: float | None) -> str:
 def command(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Keys of its config.yaml that are to be otherwise, as data.root=DIR.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Keys of its config.yaml that are to be otherwise, as data.root=DIR."
+        ),
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew.")
+        str | None,
+        OneOf(("squash", "letterbox", "corner")),
+        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew."),
     ] = None,
 ) -> None:
     """How far the same features move from one published convention to the next, and which axis moves them."""

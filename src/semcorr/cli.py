@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -39,6 +39,10 @@ from semcorr.known_targets import search_path
 from semcorr.run_lock import lock_folder, lock_new_folder
 from semcorr.saved_config import escape_interpolations, read_run_config, refuse_drawing
 from semcorr.typed_line import absent_folders, check_line, run_place
+from semcorr.verb_line import check_words, near
+
+if TYPE_CHECKING:  # the commands that are Hydra's do without
+    import typer
 
 VERBS = (
     "train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer",
@@ -279,11 +283,30 @@ def explaining(name: str) -> Iterator[None]:
             sys.exit(code)
 
 
-def run_app(app: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Run a Typer application: what goes wrong outside its commands, as in printing, goes through the same door."""
+def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: str | None = None) -> None:
+    """Run a Typer application: whatever goes wrong in it, or with its line, goes through the same door.
+
+    Args:
+        app: Its commands.
+        line: Its words; those of the program, if left out.
+        prog_name: As --help calls it.
+    """
+    import typer
+
     raise_open_files()
     with explaining("evaluate"):
-        app(*args, **options)
+        command = typer.main.get_command(app)
+        words = check_words(command, sys.argv[1:] if line is None else line)
+        try:
+            code = command.main(words, prog_name, standalone_mode=False)
+        except (typer.Abort, EOFError):  # at a question
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if isinstance(error, typer.BadParameter.__mro__[2]):  # any that `check_words` has not foreseen
+                told = getattr(error, "format_message", error.__str__)()
+                raise UserError(" ".join(told.split())) from None
+            raise
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | None:
@@ -313,6 +336,9 @@ def ended(error: BaseException, name: str, guard: Guard | None = None) -> int | 
     if ranks is not None:
         ranks.kill()
         interrupt.leave_within_seconds(1 if message is None else code)
+    for word in sys.argv[1:] if message else ():
+        if LINE_END in word:  # of a file's name, which must not pass for another line
+            message = str(message).replace(word, printable(word))
     if message:
         print(f"Error: {printable(message, keep=LINE_END)}", file=sys.stderr)
     return None if message is None else code
@@ -458,12 +484,17 @@ def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
 
 def main() -> None:
     """Semcorr VERB ...: the same as python -m semcorr.VERB ..."""
-    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
-        print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
-    verb = sys.argv.pop(1)
+    typed = sys.argv[1] if len(sys.argv) > 1 else ""
+    if typed in ("-h", "--help"):
+        print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}; semcorr VERB --help says more")
+        return
     with explaining("evaluate"):
-        importlib.import_module(f"semcorr.{verb}").main()
+        if not typed:
+            raise UserError(f"no command is given. Give semcorr VERB, with VERB one of {', '.join(VERBS)}.")
+        if typed not in VERBS:
+            raise UserError(f"there is no command `{typed}`. {near(typed, VERBS)}")
+        del sys.argv[1]
+        importlib.import_module(f"semcorr.{typed}").main()
 
 
 def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from semcorr.cli import explaining, run_app
+from semcorr.core.ranges import Seed, Within
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import read_mapping
 from semcorr.errors import UserError
@@ -90,8 +91,10 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="The run_dir of an evaluation,")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="and of another.")],
     alphas: Annotated[str, typer.Option("--alphas", help="Tolerances.")] = "0.01,0.05,0.1",
-    draws: Annotated[int, typer.Option("--draws", min=100, help="Resamples of the images.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+    draws: Annotated[
+        int, Within(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Resamples of the images.")
+    ] = 2000,
+    seed: Annotated[Seed, typer.Option("--seed", help="Of the resamples.")] = 0,
 ) -> None:
     """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -100,6 +103,8 @@ def compare(
         from semcorr.metrics.uncertainty import differences, mcnemar
 
         tolerances = _tolerances(alphas)
+        if first.resolve() == second.resolve():
+            raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
         runs = read_run(first), read_run(second)
         require_same(*runs)
         hits = [right(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
@@ -141,8 +146,12 @@ def _tolerances(text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or not all(value > 0 for value in values):
-        raise UserError(f"--alphas must be positive numbers with commas between, as 0.05,0.1; got {text!r}")
+    if not values or not all(0 < value <= 1 for value in values):
+        raise UserError(
+            f"--alphas must be numbers, more than 0 and at most 1, with commas between, as 0.05,0.1; got {text!r:.60}"
+        )
+    if len({*values}) < len(values):
+        raise UserError(f"--alphas has a number twice: {text}. Give each once.")
     return values
 
 

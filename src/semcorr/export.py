@@ -17,15 +17,17 @@ from rich.console import Console
 
 from semcorr.cli import explaining, run_app
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
-from semcorr.core.interrupt import advising
+from semcorr.core.ranges import Spelled
 from semcorr.errors import UserError
 from semcorr.run_lock import lock_folder
+from semcorr.verb_line import OneOf
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
     from semcorr.module import Correspondence
 
 FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # and where they go in RUN/export
 CHECKPOINTS = ("best", "last")
+SIDES = Spelled(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
 TOLERANCE = 1e-4  # of the largest feature
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -46,11 +48,13 @@ class Typed(NamedTuple):
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
+    format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
     out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
-    which: Annotated[str, typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")] = "best",
+    which: Annotated[
+        str, OneOf(CHECKPOINTS), typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")
+    ] = "best",
     size: Annotated[
-        str | None, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
+        str | None, SIDES, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -63,7 +67,7 @@ def export(
     the image itself and leaves the features as the backbone gives them, not of unit length.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("train"), advising(lambda: "Nothing was written"):
+    with explaining("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
         _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
@@ -80,6 +84,7 @@ def _export(typed: Typed) -> None:
     from semcorr.export_run import configuration, rebuilt
 
     cfg = configuration(typed.run, typed.weights)
+    _require_weights(typed)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
     require_writable(final.parent, "--out")
     _refuse(final, typed.force)
@@ -99,6 +104,24 @@ def _export(typed: Typed) -> None:
                 )
             names = sorted(path.name for path in beside.parent.iterdir())
     _tell(typed, facts, [final.with_name(name) for name in names], difference)
+
+
+def _require_weights(typed: Typed) -> None:
+    """Refuse, before the network is built, a run that has no such checkpoint, and a file of weights that is none."""
+    from semcorr.checkpoint_files import checkpoint_path
+
+    paths = {which: checkpoint_path(typed.run, which) for which in CHECKPOINTS}
+    there = [which for which, path in paths.items() if path.is_file()]
+    is_frozen = not paths["best"].parent.is_dir() and (typed.run / "metrics.json").is_file()
+    if is_frozen and typed.which != CHECKPOINTS[0]:
+        raise UserError(f"--which has no effect: {typed.run} is a frozen run, which trained nothing. Leave it out.")
+    if typed.which not in there and not is_frozen:
+        hint = (
+            f"Give --which {there[0]}." if there else f"Go on with it: python -m semcorr.train checkpoint={typed.run}"
+        )
+        raise UserError(f"{paths[typed.which]} does not exist: the training has not come so far. {hint}")
+    if typed.weights is not None and not typed.weights.exists():
+        raise UserError(f"--weights: {typed.weights} does not exist. Give the file of the base's weights.")
 
 
 def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:

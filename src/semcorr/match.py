@@ -13,9 +13,11 @@ from rich.progress import Progress
 
 from semcorr.cli import explaining, run_app
 from semcorr.core.files import write_json
+from semcorr.core.ranges import Within
 from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
 from semcorr.staged import distinct, refuse_inputs, require_folder, staged
+from semcorr.verb_line import DEVICE, PRECISION, Without
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
@@ -48,29 +50,37 @@ def match(
     b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Where to: a picture, or a folder of them.")],
     points: Annotated[
         list[str] | None,
+        Without("mutual"),
         typer.Option("--points", metavar="X,Y ...", help="In pixels of A. None: a grid over its object."),
     ] = None,
     mutual: Annotated[bool, typer.Option("--mutual", help="Mutual nearest neighbours, in place of points.")] = False,
-    most: Annotated[int, typer.Option("--most", min=1, help="How many of these, or about in the grid.")] = 30,
+    most: Annotated[
+        int,
+        Within(least=1, most=100_000),
+        Without("points"),
+        typer.Option("--most", min=1, help="How many of these, or about in the grid."),
+    ] = 30,
     dense: Annotated[bool, typer.Option("--dense", help="Also A warped onto B.")] = False,
     pca: Annotated[bool, typer.Option("--pca", help="Also the features of both, in colours.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("matches"),
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
     """Where points of A lie in B: a picture with numbers, and matches.json."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
         wanted = Wanted(_parsed(points), mutual, most, dense, pca)
-        if wanted.points and mutual:
-            raise UserError("--points and --mutual exclude each other. Give one of them")
         from semcorr.data.pictures import counting_frames, picture, pictures_in
         from semcorr.matcher import Matcher
+        from semcorr.matcher.encoded import require_inside
 
         source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        if not b.is_dir():
+            picture(b)  # a mistake is known before the network is
+        require_inside(wanted.points or [], source.size, source.name, "--points")
         named = names(targets, wanted.endings)
         files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
         refuse_inputs(out, [*files, "matches.json"], [a, *targets])

@@ -6,7 +6,7 @@ None of it is ours to pass on: archives come from their authors' addresses, or w
 import difflib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -21,6 +21,7 @@ from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advising
 from semcorr.core.terminal import Terminal
 from semcorr.errors import UserError
+from semcorr.verb_line import Needs, Without
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
     from semcorr.data.recipe import Recipe
@@ -45,14 +46,19 @@ def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
     archive: Annotated[
         list[Path] | None,
+        Without("verify"),
         typer.Option(readable=False, help="An official file you have, instead of a download. Repeatable."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(readable=False, help="Where it goes, if not to its data.root (SEMCORR_DATA).")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Get nothing; read and count what is there.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")] = False,
+    report: Annotated[
+        Path | None, Needs("verify"), typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")
+    ] = None,
+    yes: Annotated[
+        bool, Without("verify"), typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")
+    ] = False,
 ) -> None:
     """Download, unpack and check a benchmark.
 
@@ -61,13 +67,8 @@ def prepare(
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     typed = Typed(archive or [], root, verify, report, yes)
-    with explaining("evaluate"), advising(lambda: "Run the same line again to go on"):
-        if (verify and archive) or (report and not verify):
-            raise UserError("--verify gets nothing: it goes with --report, not with --archive")
-        try:
-            code = _all(typed) if name == "all" else _one(name, typed)
-        except typer.Abort:  # at the question
-            raise KeyboardInterrupt from None
+    with explaining("evaluate"):
+        code = _all(typed) if name == "all" else _one(name, typed)
     raise typer.Exit(code)
 
 
@@ -88,7 +89,17 @@ def _all(typed: Typed) -> int:
     expected = set().union(*files.values())
     if strange := [path for path in typed.given if path.name not in expected]:
         raise UserError(f"--archive {strange[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
-    codes = {}
+    codes: dict[str, int] = {}
+    onward = "Run the same line again" if typed.verify else "Run the same line again to go on"
+    with advising(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {onward}"):
+        _each(typed, files, codes)
+    if failed := [name for name, code in codes.items() if code]:
+        print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
+    return max(codes.values())
+
+
+def _each(typed: Typed, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
+    """Exit codes of all, as they come."""
     for name in files:
         try:
             codes[name] = _one(name, typed._replace(given=[path for path in typed.given if path.name in files[name]]))
@@ -97,9 +108,6 @@ def _all(typed: Typed) -> int:
                 raise
             print(f"Error: {name}: {message}", file=sys.stderr)
             codes[name] = 2
-    if failed := [name for name, code in codes.items() if code]:
-        print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
-    return max(codes.values())
 
 
 def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
@@ -110,20 +118,33 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
     recipe = recipe_of(cfg)
     if recipe is None:
         raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(obtainable())}")
-    report = install(
-        name,
-        recipe,
-        place,
-        typed.given,
-        check=lambda tree: checked(cfg, tree, place),
-        announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
-    )
-    if report is None:
-        print(f"{name} is at {place} already; there is nothing to do")
-        return has_official_counts(place)
-    Terminal().print(report.table())
-    print(f"{name} is at {place}")
-    return not report.failed
+    with advising(lambda: _told(name, place)):
+        report = install(
+            name,
+            recipe,
+            place,
+            typed.given,
+            check=lambda tree: checked(cfg, tree, place),
+            announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
+        )
+        if report is None:
+            print(f"{name} is at {place} already; there is nothing to do")
+            return has_official_counts(place)
+        Terminal().print(report.table())
+        print(f"{name} is at {place}")
+        return not report.failed
+
+
+def _told(name: str, place: Path) -> str:
+    """What an interruption left."""
+    from semcorr.data.tree import PREPARED
+
+    if (place / PREPARED).is_file():
+        return f"{name} is at {place}"
+    downloads = place.resolve().with_name(f".{place.resolve().name}.downloads")
+    if any(downloads.glob("*")):
+        return "What was downloaded is kept. Run the same line again to go on"
+    return "Nothing was written. Run the same line again"
 
 
 def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
@@ -166,9 +187,10 @@ def composed(name: str) -> DictConfig:
     """The configuration that `python -m semcorr.evaluate data=NAME` has."""
     cfg = _composed(name) if name in _files() else None
     if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
-        near = difflib.get_close_matches(name, [*obtainable(), "all"], n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"no benchmark is called `{name}`. {hint}To be had: {', '.join(obtainable())}, or all")
+        near = difflib.get_close_matches(name.lower(), [*_files(), "all"], n=1)
+        if near and near[0] != name:
+            raise UserError(f"no benchmark is called `{name}`. Did you mean {near[0]}?")
+        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(obtainable())}, or all")
     return cfg
 
 

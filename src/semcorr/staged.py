@@ -48,8 +48,7 @@ def refuse_inputs(folder: Path, files: Iterable[str], read: Iterable[Path], opti
     for path in (folder / file for file in files):
         if path.resolve() in known:
             raise UserError(
-                f"{option}: {path} is one of the pictures that are read, and would be replaced by what is drawn of "
-                "them. Choose another folder"
+                f"{option}: {path} is one of the pictures that are read, and would be replaced. Choose another place"
             )
 
 

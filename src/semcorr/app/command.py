@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from semcorr.cli import explaining
+from semcorr.core.ranges import Spelled, Within
 from semcorr.errors import UserError
+from semcorr.verb_line import DEVICE
 
+HOST = Spelled(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -23,13 +26,18 @@ def command(
     runs: Annotated[
         Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 7860,
+    host: Annotated[
+        str, HOST, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, Within(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+    ] = 7860,
     allow_host: Annotated[
         list[str] | None,
+        HOST,
         typer.Option("--allow-host", help="What else browsers may call this page, as behind a proxy: page.example."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
 ) -> None:
     """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -38,12 +46,14 @@ def command(
             raise UserError("The page needs gradio, which is not installed: pip install 'semcorr[app]'")
         if runs is not None and not runs.is_dir():
             raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
+        from semcorr.matcher.restore import DEFAULT, arguments
+
+        arguments(model)
         listening = listen(host, port)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
         from semcorr.app.answers import Models
         from semcorr.app.choices import Choices
         from semcorr.app.server import serve
-        from semcorr.matcher.restore import DEFAULT
 
         models, choices = Models(device), Choices(model or DEFAULT, runs or Path("runs"))
         models.matcher(choices.model)  # a mistake is known before the page is
@@ -60,9 +70,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         bound.close()
+        is_name = isinstance(error, UnicodeError | socket.gaierror)
         raise UserError(
-            f"--host {host} --port {port} is not to be had ({error.strerror}). Give --port 0 for any that is free"
+            f"--host {host} --port {port} is not to be had ({getattr(error, 'strerror', None) or 'no such name'}). "
+            f"Give {'--host 127.0.0.1, or 0.0.0.0 for the network' if is_name else '--port 0 for any that is free'}"
         ) from None
     return bound

@@ -7,27 +7,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semcorr.cli import explaining
+from semcorr.cli import conf_dir, explaining
+from semcorr.core.ranges import Count, Whole, Window, Within
+from semcorr.verb_line import Needs, OneOf, Without
 
 if TYPE_CHECKING:
     from semcorr.benchmark.report import Outcome
 
+
+def backbones() -> list[str]:
+    """List the files of conf/backbone."""
+    return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", readable=False, help="Where the figures go, beside other sub-commands'.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, OneOf(("auto", "cpu", "cuda")), typer.Option("--device", help="auto, cpu or cuda.")]
 Together = Annotated[
     bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
 ]
-Backbone = Annotated[str, typer.Option("--backbone", help="A file of conf/backbone.")]
-Size = Annotated[int | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
+Backbone = Annotated[str, OneOf(backbones), typer.Option("--backbone", help="A file of conf/backbone.")]
+Size = Annotated[Count | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
 Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
 Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]
-Scale = Annotated[str, typer.Option("--scale", help="Without --root: demo, drawn creatures; spair, SPair-71k's shape.")]
-Folder = Annotated[
-    Path | None, typer.Option("--folder", readable=False, help="Where --scale writes, if not to a temporary folder.")
+Scale = Annotated[
+    str,
+    OneOf(("demo", "spair")),
+    Without("root"),
+    typer.Option("--scale", help="Without --root: demo, drawn creatures; spair, SPair-71k's shape."),
 ]
-Part = Annotated[float, typer.Option("--part", help="Of the images of --scale spair.")]
+Folder = Annotated[
+    Path | None,
+    Without("root"),
+    typer.Option("--folder", readable=False, help="Where --scale writes, if not to a temporary folder."),
+]
+Part = Annotated[
+    float, Within(above=0, most=1), Needs("scale"), typer.Option("--part", help="Of the images of --scale spair.")
+]
 OUT = Path("benchmark.json")
 
 
@@ -39,11 +56,11 @@ def about() -> None:
 
 @app.command()
 def match(
-    pairs: Annotated[int, typer.Option(help="How many.")] = 90,
-    images: Annotated[int, typer.Option(help="Of how many images.")] = 10,
-    grid: Annotated[int, typer.Option(help="Cells along a side of a feature map.")] = 32,
-    channels: Annotated[int, typer.Option(help="Of a feature map.")] = 384,
-    naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loops match.")] = 30,
+    pairs: Annotated[Count, typer.Option(help="How many.")] = 90,
+    images: Annotated[Count, typer.Option(help="Of how many images.")] = 10,
+    grid: Annotated[int, Within(least=2, most=1024), typer.Option(help="Cells along a side of a feature map.")] = 32,
+    channels: Annotated[Count, typer.Option(help="Of a feature map.")] = 384,
+    naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loops match.")] = 30,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -68,10 +85,10 @@ def evaluate(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    pairs: Annotated[int | None, typer.Option(help="Only the first so many of the split.")] = None,
-    naive_pairs: Annotated[int, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
-    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[Count | None, typer.Option(help="Only the first so many of the split.")] = None,
+    naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
+    workers: Annotated[Whole | None, typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -99,8 +116,8 @@ def read_outs(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    tries: Annotated[int, typer.Option(help="Of each; the best counts.")] = 3,
+    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="train, val or test.")] = "test",
+    tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -124,14 +141,14 @@ def train(
     backbone: Backbone = "dinov2_s",
     size: Size = 224,
     random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
-    blocks: Annotated[int, typer.Option(help="How many of the last blocks move.")] = 2,
-    steps: Annotated[int, typer.Option(help="Of each run.")] = 12,
-    pairs: Annotated[int, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
+    blocks: Annotated[Count, typer.Option(help="How many of the last blocks move.")] = 2,
+    steps: Annotated[int, Within(least=3), typer.Option(help="Of each run.")] = 12,
+    pairs: Annotated[Count, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
     root: Root = None,
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    workers: Annotated[Whole | None, typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -151,16 +168,18 @@ def train(
 
 @app.command()
 def store(
-    entries: Annotated[int, typer.Option(help="How many images' features.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
-    channels: Annotated[int, typer.Option(help="Of a token.")] = 768,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    entries: Annotated[Count, typer.Option(help="How many images' features.")] = 32,
+    tokens: Annotated[Count, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
+    channels: Annotated[Count, typer.Option(help="Of a token.")] = 768,
+    dtype: Annotated[
+        str, OneOf(("float16", "bfloat16", "float32")), typer.Option(help="float16, bfloat16 or float32.")
+    ] = "float16",
     root: Annotated[Path | None, typer.Option(readable=False, help="A folder on the disk in question.")] = None,
     encode_ms: Annotated[
-        float | None, typer.Option(help="Milliseconds to encode an image; measured if left out.")
+        float | None, Within(above=0), typer.Option(help="Milliseconds to encode an image; measured if left out.")
     ] = None,
-    backbone: Backbone = "dinov2",
-    size: Annotated[int, typer.Option(help="Of the image that is encoded, in pixels.")] = 840,
+    backbone: Annotated[Backbone, Without("encode_ms")] = "dinov2",
+    size: Annotated[Count, Without("encode_ms"), typer.Option(help="Of the image that is encoded, in pixels.")] = 840,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -180,12 +199,16 @@ def store(
 
 @app.command()
 def conv4d(
-    side: Annotated[list[int], typer.Option(help="Cells along each axis of a volume; may be given several times.")] = [  # noqa: B006
+    side: Annotated[
+        list[int],
+        Within(least=1, most=512),
+        typer.Option(help="Cells along each axis of a volume; may be given several times."),
+    ] = [  # noqa: B006
         16,
         32,
     ],
-    channels: Annotated[int, typer.Option(help="In and out.")] = 8,
-    kernel: Annotated[int, typer.Option(help="Cells along each axis of a kernel.")] = 3,
+    channels: Annotated[Count, typer.Option(help="In and out.")] = 8,
+    kernel: Annotated[Window, typer.Option(help="Cells along each axis of a kernel.")] = 3,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -203,7 +226,7 @@ def conv4d(
 
 @app.command()
 def startup(
-    tries: Annotated[int, typer.Option(help="Of each; the best counts.")] = 3,
+    tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
     out: Out = OUT,
 ) -> None:
     """Seconds until a fresh process is ready, beside the import of PyTorch."""

@@ -44,8 +44,12 @@ def wanted(
     """Which tree and which backbone. A tree that is made up is written now, so that nobody waits for it later."""
     if scale not in SCALES:
         raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if part != 1 and scale != "spair":
+        raise UserError(f"--part has no effect with --scale {scale}. Give --scale spair, or leave it out.")
     if root is not None and not root.is_dir():
         raise UserError(f"--root: {root} is no folder. Give a tree in SPair-71k's layout, or --scale")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--folder: {folder} is a file. Give a folder")
     choices = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
     if backbone not in choices:
         raise UserError(f"--backbone: no backbone is called {backbone!r}. There are {', '.join(choices)}")

@@ -27,6 +27,7 @@ REASONS = {  # what is nobody's mistake in a program: the disk, the permissions,
     errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE, errno.ENOENT, errno.ENXIO,
 }  # fmt: skip
 LONGEST = 80  # bytes of a file's own name in that of what is unfinished: with the rest it is as long as names may be
+WRITTEN: list[Path] = []  # by this process, in their places: what a command that is interrupted has left
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -49,6 +50,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
         yield beside
         _flush(beside)
         beside.replace(path)
+        WRITTEN.append(path.absolute())
         _flush(path.parent)
     except OSError as error:
         if error.errno not in REASONS:
@@ -103,7 +105,10 @@ def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
         _require_file(out / path.name)
         _flush(path)
     out.mkdir(parents=True, exist_ok=True)
-    moved = [path.replace(out / path.name) for path in paths]
+    moved = []
+    for path in paths:
+        moved.append(path.replace(out / path.name))
+        WRITTEN.append(moved[-1].absolute())
     _flush(out)
     return moved
 

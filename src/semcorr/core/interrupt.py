@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from semcorr.core.files import WRITTEN
 from semcorr.core.ranks import LostProcessError, Watch, speaks
+from semcorr.core.terminal import printable
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNWINDING = 4.0  # seconds the main thread has to come back from what it computes
 LEAVING = 10.0  # seconds more for what goes with the process: workers, temporary folders
 TWICE = 0.5  # seconds within which a second Ctrl-C is the first, sent again by a program between
 PLACES = ("in ", "while ")  # how advice begins that says where the command was
-ADVICE = "Nothing was written. Run the same line again"
 
 
 class Interrupted(BaseException):
@@ -131,7 +132,7 @@ class Guard:
         if not self._said and speaks():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
-            advice = self.advise() or ADVICE
+            advice = self.advise() or written()
             _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
         return 128 + number
 
@@ -197,6 +198,15 @@ class Guard:
                 return number
 
 
+def written() -> str:
+    """Say what a command has left, where nothing better is known: no file, or those that are in their places."""
+    there = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
+    if not there:
+        return "Nothing was written. Run the same line again"
+    others = f" and {len(there) - 1} other files are" if len(there) > 1 else " is"
+    return f"{printable(str(there[-1]))}{others} written. Run the same line again for what is not"
+
+
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
 
 
@@ -224,6 +234,7 @@ def interruptible() -> Iterator[Guard | None]:
         yield current()
         return
     guard = Guard()
+    WRITTEN.clear()  # what a command before this one wrote, as in a notebook
     _GUARDS.append(guard)
     try:
         guard.install()

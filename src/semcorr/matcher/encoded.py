@@ -1,5 +1,6 @@
 """A picture as a matcher keeps it: features, and what leads from its pixels to the network's square and back."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,12 +134,25 @@ def asked(points: Any, of: Encoded, name: str = "points") -> Float[Tensor, "n 2"
         return given.reshape(0, 2)
     if given.ndim != 2 or given.shape[-1] != 2:
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(given.shape)}")
-    width, height = of.size
-    most = torch.tensor([width, height]) - 0.5
-    if bool((outside := ~((given >= -0.5) & (given <= most)).all(-1)).any()):
-        x, y = given[outside][0].tolist()
-        raise UserError(
-            f"`{name}`: ({x:g}, {y:g}) lies outside {of.name}, which is {width} x {height} pixels. "
-            f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
-        )
+    require_inside(given.tolist(), of.size, of.name, name)
     return given
+
+
+def require_inside(
+    points: Sequence[Sequence[float]], size: tuple[int, int], picture: str, name: str = "points"
+) -> None:
+    """Refuse points that are not in a picture, NaN included.
+
+    Args:
+        points: x and y in its pixels.
+        size: Its width and height.
+        picture: Its name.
+        name: What the user gave the points by.
+    """
+    width, height = size
+    for x, y in points:
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise UserError(
+                f"`{name}`: ({x:g}, {y:g}) lies outside {picture}, which is {width} x {height} pixels. "
+                f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
+            )

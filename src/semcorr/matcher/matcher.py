@@ -87,6 +87,7 @@ class Matcher:
         Raises:
             UserError: There is no such model, run or key.
         """
+        on(options.get("device"))  # a mistake is known before the network is
         found = restore(model, overrides)
         return cls(found.module, found.resize, **options)
 

@@ -1,6 +1,5 @@
 """What to match with, by a word: a backbone's name, a run's directory or a config line; to the module that does it."""
 
-import difflib
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from semcorr.errors import UserError
 from semcorr.module import Correspondence
 from semcorr.run import assembled, check_config
 from semcorr.saved_config import is_run, read_run_config
+from semcorr.verb_line import near
 
 DEFAULT = "efficientnet_lite0"  # its weights come with a package
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
@@ -109,8 +109,8 @@ def _named(word: str) -> str:
             f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
         )  # fmt: skip
         raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
-    near = difflib.get_close_matches(word, names, n=3)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Backbones are {', '.join(names)}"
+    is_place = os.sep in word or Path(word).exists()
+    hint = "Give the run_dir of a run, or a backbone." if is_place else near(word, names)
     raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
 
 

@@ -55,7 +55,12 @@ def report(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
         require_folder(out)
-        comparable = read(found(runs))
+        if root is not None and not root.is_dir():
+            raise UserError(f"--root: {root} is no folder. Give the folder of the benchmark")
+        folders = found(runs)
+        if out.resolve() in [folder.resolve() for folder in folders]:
+            raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
+        comparable = read(folders)
         require_comparable(comparable)
         made = entries(comparable)
         shown = benchmark(made[0].runs[0], root)

@@ -3,7 +3,7 @@
 import logging
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +18,13 @@ from rich.table import Table
 from semcorr.cli import explaining
 from semcorr.core.files import remove_parts
 from semcorr.core.interrupt import advising
+from semcorr.core.ranges import Within
 from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.store import default_root
 from semcorr.store.checked import Damaged, image_of, opened, place_of
 from semcorr.store.listing import KEY, Entry, Folder, by_use, folders, key_damage, remove, tidied
+from semcorr.verb_line import Without
 
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds
@@ -56,10 +58,10 @@ def verify(
     remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
-    with _telling():
+    damaged: list[Entry] = []
+    with _telling(), advising(lambda: _removed(damaged)):
         root, found = _opened(root)
         entries = by_use(found)
-        damaged = []
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
             if why := _damage(entry.path):
                 print(f"{printable(image_of(entry.path))}: {entry.path} is damaged ({printable(why)})")
@@ -87,9 +89,21 @@ def _damaged_keys(found: list[Folder]) -> list[Path]:
 @app.command()
 def prune(
     root: Root = None,
-    key: Annotated[str | None, typer.Option(help="Only of this key; the beginning of its name will do.")] = None,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="What no run has used for DAYS.")] = None,
-    max_gb: Annotated[float | None, typer.Option(metavar="X", help="The least recently used, down to X GB.")] = None,
+    key: Annotated[
+        str | None, Without("everything"), typer.Option(help="Only of this key; the beginning of its name will do.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        Within(least=0),
+        Without("everything"),
+        typer.Option(metavar="DAYS", help="What no run has used for DAYS."),
+    ] = None,
+    max_gb: Annotated[
+        float | None,
+        Within(least=0),
+        Without("everything"),
+        typer.Option(metavar="X", help="The least recently used, down to X GB."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
 ) -> None:
     """Remove features, and what killed processes left.
@@ -97,20 +111,23 @@ def prune(
     --key with --older-than or --max-gb removes only within that key; alone, all of it. Without any
     option only what killed processes left goes. A run that is using the features goes on with them.
     """
-    with _telling(), advising(lambda: "What was removed before is gone. Run the same line again"):
+    going: list[Entry] = []
+    with _telling(), advising(lambda: _removed(going)):
         root, found = _opened(root)
-        if everything and not (key is None and older_than is None and max_gb is None):
-            raise UserError("--all is all of it: it goes with no other option but --root")
-        for option, value in (("--older-than", older_than), ("--max-gb", max_gb)):
-            if value is not None and not value >= 0:
-                raise UserError(f"{option} {value} is not an amount. Give 0 or more")
         chosen = found if key is None else [_called(key, root, found)]
         whole = everything or (key is not None and older_than is None and max_gb is None)
-        going = by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
+        going += by_use(chosen) if whole else _too_much(by_use(chosen), older_than, max_gb)
         gone = remove(going)
         litter = sum(tidied(folder.path) for folder in found) + len(remove_parts(root))
     left = f", and {litter} files that killed processes had left" if litter else ""
     print(f"{len(gone)} images' features, {_size(gone)}, are removed from {root}{left}")
+
+
+def _removed(going: Sequence[Entry]) -> str:
+    """What an interruption left of what was to go."""
+    gone = sum(not entry.path.exists() for entry in going)
+    told = f"{gone} of {len(going)} images' features that were to go are removed" if gone else "Nothing was removed"
+    return f"{told}. Run the same line again"
 
 
 def _too_much(entries: list[Entry], older_than: float | None, max_gb: float | None) -> list[Entry]:

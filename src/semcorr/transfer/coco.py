@@ -1,5 +1,6 @@
 """A COCO keypoint file with a few annotated images: what labels others, and what is to be labelled."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,8 @@ from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import image_files
 from semcorr.errors import UserError
 from semcorr.transfer.cut import Box
+
+log = logging.getLogger(__name__)
 
 
 class Photo(NamedTuple):
@@ -131,6 +134,8 @@ def _whole(
     if category is not None and not named:
         there = ", ".join(called(kind) for kind in kinds.values())
         raise UserError(f"--category: {path} has no category {category!r}; it has {there}")
+    if category is not None and not photos:
+        log.warning("--category %s has no effect: every image has an annotation", category)
     kind = named[0] if named else next(iter(sources))
     many = len(kinds[kind].get("keypoints") or [])
     return [Thing(None, one, kind, None, torch.zeros(many, 2), torch.zeros(many).bool()) for one in photos]

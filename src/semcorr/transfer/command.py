@@ -12,9 +12,11 @@ import typer
 
 from semcorr.cli import explaining
 from semcorr.core.files import require_writable_file, write_text
+from semcorr.core.ranges import Within
 from semcorr.core.terminal import Terminal, printable
 from semcorr.errors import UserError
 from semcorr.staged import refuse_inputs, require_folder, staged
+from semcorr.verb_line import DEVICE, PRECISION, OneOf
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.transfer.coco import Sheet
@@ -30,11 +32,19 @@ def transfer(
     out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
         "labels.json"
     ),
-    use: Annotated[str, typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")] = "vote",
+    use: Annotated[
+        str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
+    ] = "vote",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
-    min_score: Annotated[float, typer.Option("--min-score", help="A keypoint is found if it scores more.")] = 0.0,
-    place: Annotated[float, typer.Option("--place", help="Worth of lying where sources have it in their boxes.")] = 0.2,
-    box: Annotated[str, typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")] = "xywh",
+    min_score: Annotated[
+        float, Within(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
+    ] = 0.0,
+    place: Annotated[
+        float, Within(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
+    ] = 0.2,
+    box: Annotated[
+        str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
+    ] = "xywh",
     category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
@@ -43,25 +53,30 @@ def transfer(
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
     """Label the images of a folder by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with explaining("evaluate"):
         check(use, min_score, place, out, annotations)
         if draw is not None:
-            require_folder(draw, "--draw")
+            check_drawn(draw, out, images)
         from semcorr.data.pictures import counting_frames
         from semcorr.matcher import Matcher
-        from semcorr.matcher.restore import arguments
+        from semcorr.matcher.restore import arguments, on
+
+        arguments(model)
+        on(device)
         from semcorr.transfer.coco import read_sheet, things_of
         from semcorr.transfer.folder import drawn_names, labelled_all
         from semcorr.transfer.labels import as_coco
 
         sheet = read_sheet(annotations, images, box, category)
+        read = [thing.photo.path for thing in things_of(sheet)]
+        refuse_inputs(out.parent, [out.name], read)
         if draw is not None:
-            refuse_inputs(draw, drawn_names(sheet.targets), (thing.photo.path for thing in things_of(sheet)), "--draw")
+            refuse_inputs(draw, drawn_names(sheet.targets), read, "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
         with counting_frames(images), nullcontext() if draw is None else staged(draw, "--draw") as folder:
@@ -84,6 +99,17 @@ def check(use: str, min_score: float, place: float, out: Path, annotations: Path
     require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
+
+
+def check_drawn(draw: Path, out: Path, images: Path) -> None:
+    """Refuse a folder for pictures that cannot be written, or where they would stand in the way."""
+    require_folder(draw, "--draw")
+    if draw.resolve() == out.resolve():
+        raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
+    if images.resolve() in (draw.resolve(), *draw.resolve().parents):
+        raise UserError(
+            f"--draw: {draw} lies in {images}, where the next transfer would label the pictures. Give another folder"
+        )
 
 
 def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
