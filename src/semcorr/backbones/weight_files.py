@@ -253,9 +253,9 @@ def _unreadable(file: Path, error: Exception, option: str) -> UserError:
 def _remedy(called: str) -> str:
     """What to ask the maker of a pickle for."""
     if called.startswith(("torch.nn.", "timm.", "transformers.", "torchvision.", "models.", "ultralytics.")):
-        return "It holds a whole model as Python objects: give the file of its `state_dict()`, or a safetensors file."
+        return "It holds a whole model as Python objects. Give the file of its `state_dict()`, or a safetensors file."
     if called.startswith("numpy"):
-        return "It holds arrays of NumPy: give a PyTorch state dict of tensors, or a safetensors file."
+        return "It holds arrays of NumPy. Give a PyTorch state dict of tensors, or a safetensors file."
     return "Give a safetensors file or a plain PyTorch state dict."
 
 
