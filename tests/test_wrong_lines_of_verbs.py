@@ -56,8 +56,8 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
 
     for module, name in (
         ("semcorr.run", "benchmark"), ("semcorr.run", "assembled"), ("semcorr.matcher.restore", "assembled"),
-        ("semcorr.export_run", "assembled"), ("semcorr.benchmark.measure", "machine"), ("semcorr.data.stage", "_build"),
-        ("semcorr.benchmark.measure", "measured"), ("semcorr.data.verify", "verify"),
+        ("semcorr.export_run", "assembled"), ("semcorr.benchmark.match", "machine"), ("semcorr.data.stage", "_build"),
+        ("semcorr.benchmark.match", "measured"), ("semcorr.data.verify", "verify"),
         ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "listen"),
     ):  # fmt: skip
         monkeypatch.setattr(importlib.import_module(module), name, begin)
