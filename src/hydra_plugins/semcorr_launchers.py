@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.ranges import Whole, Within, ranged, require
 from semcorr.errors import UserError
@@ -47,7 +47,8 @@ class Here(Launcher):
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
         composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over, self.elsewhere)
+        jobs, typed = sweep.planned(verb, composed, folder), OmegaConf.to_yaml(self.config)
+        outcomes = sweep.run(jobs, folder, self.over, self.elsewhere, typed)
         sweep.OUTCOMES.extend(outcomes)
         return [_returned(sweep, outcome) for outcome in outcomes]
 

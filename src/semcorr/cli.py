@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semcorr import sweep
 from semcorr.core import interrupt
-from semcorr.core.files import REASONS, write_error
+from semcorr.core.files import REASONS, write_error, write_text
 from semcorr.core.interrupt import Guard, Interrupted, interruptible
 from semcorr.core.limits import explain_limit, raise_open_files
 from semcorr.core.ranges import NotEmpty, require
@@ -56,7 +56,6 @@ BROUGHT = (
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
-SWEEP = "multirun.yaml"  # is written by Hydra before the first job is composed
 PLACED = ("data@test",)  # groups that are chosen for another place
 
 LINE_END = "\n"
@@ -137,20 +136,31 @@ def check_run(cfg: DictConfig) -> None:
 
 @contextmanager
 def _no_empty_folders(name: str) -> Iterator[None]:
-    """Take away the folders that Hydra made for a run that was refused."""
+    """Take away the folders that Hydra made for a run that was refused, and what it wrote over a sweep's own line."""
     place, absent = run_place(sys.argv[1:], name), absent_folders(run_place(sys.argv[1:], name))
-    before = _contents(place)
+    before, multirun = _contents(place), _content(place / sweep.MULTIRUN)
     try:
         yield
+    except Exception:  # of a sweep: it has not begun; what befalls its jobs is no exception
+        if multirun is not None and _content(place / sweep.MULTIRUN) not in (multirun, None):
+            write_text(place / sweep.MULTIRUN, multirun, "run_dir")
+        raise
     finally:
         for folder in (_contents(place) - before) | {*absent[:1]}:
             with suppress(OSError):
-                if os.listdir(folder) == [SWEEP]:
-                    (folder / SWEEP).unlink()
+                if os.listdir(folder) == [sweep.MULTIRUN]:
+                    (folder / sweep.MULTIRUN).unlink()
                 folder.rmdir()
         for folder in absent:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _content(path: Path) -> str | None:
+    """The text of a file; nothing where there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text()
+    return None
 
 
 def _contents(folder: Path) -> set[Path]:

@@ -24,6 +24,7 @@ from semcorr.run_dir import FILLED, METRICS, flatten, read_scores
 from semcorr.run_lock import is_first_process, lock_folder
 
 NOTE = "job.json"
+MULTIRUN = "multirun.yaml"  # is written by Hydra before the first job is composed
 APART = ("run_dir", "name", "logger")  # what no number depends on
 LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
@@ -150,6 +151,7 @@ def run(
     folder: Path,
     launch: Callable[[Run, Sequence[Job]], Iterator[Outcome]],
     elsewhere: str = "",
+    config: str = "",
 ) -> list[Outcome]:
     """Run what is missing. One that fails is told and does not stop the others.
 
@@ -158,6 +160,7 @@ def run(
         folder: The sweep's.
         launch: A function over jobs, to outcomes in any order; here, or on other machines.
         elsewhere: What becomes of jobs that do not end with this process, should it be interrupted.
+        config: What multirun.yaml is to hold.
     """
     from semcorr.shelf import SHELF
     from semcorr.sweep_job import run_job
@@ -179,7 +182,16 @@ def run(
                 found = {outcome.job.identity: outcome for outcome in launch(run_job, by_features(waiting))}
         finally:
             SHELF.close()
+            _restore(folder / MULTIRUN, config)
     return [found.get(job.identity) or _outcome(job) for job in jobs]
+
+
+def _restore(path: Path, text: str) -> None:
+    """Write a file of the sweep anew if another one, which was refused, has written its own: Hydra asks for no lock."""
+    if is_first_process() and text:
+        with suppress(OSError, UserError):  # the disk is full: what became of the jobs is said in any case
+            if path.read_text() != text:
+                write_text(path, text, "run_dir")
 
 
 def _outcome(job: Job) -> Outcome:
