@@ -77,8 +77,13 @@ def main() -> None:
     wrapped: dict[FunctionType, Callable[..., Any]] = {}
     for space, name, check in list_checks(import_modules()):
         setattr(space, name, wrapped.setdefault(check, stopwatch.time(check)))
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     from semcorr.evaluate import main as evaluate
 
+    OverridesParser.create().parse_overrides(
+        ["seed=1"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         typed = sys.argv[1:]
         sys.argv = ["semcorr.evaluate", "data.workers=0", f"run_dir={folder}/run", *typed]
