@@ -10,7 +10,7 @@ from semcorr.data import loading
 from semcorr.data.augment import Augment
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, view
 from semcorr.data.images import Shown, content_id, shown, unique_images
-from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.sampler import Draw
 from semcorr.data.synthetic import Synthetic
 from semcorr.errors import UserError
@@ -252,3 +252,16 @@ def test_who_decodes_follows_from_who_encodes(monkeypatch, on_gpu, processes, ex
     assert loading.decoders(None, on_gpu, processes) == expected
     assert loading.decoders(3, on_gpu, processes) == 3
     assert loading.images_at_once(None, on_gpu) == (8 if on_gpu else 1)
+
+
+def test_a_pair_of_other_numbers_of_keypoints_is_refused_by_name(creatures):
+    """Two such pairs, whose numbers agree in all: each must be looked at by itself."""
+    pairs = Synthetic(root=str(creatures), size=64, train=3, val=2, test=3, pixels=96).pairs("test")[:2]
+
+    def cut(image, rows):
+        return image._replace(keypoints=image.keypoints[:rows], visible=image.visible[:rows])
+
+    first = pairs[0]._replace(source=cut(pairs[0].source, 3), target=cut(pairs[0].target, 4))
+    second = pairs[1]._replace(source=cut(pairs[1].source, 4), target=cut(pairs[1].target, 3))
+    with pytest.raises(UserError, match=f"pair {first.name} has 3 keypoints in its source and 4 in its target"):
+        check_pairs([first, second], "birds")
