@@ -19,8 +19,8 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from semcorr.data.groups import facts, keypoint_names
-from semcorr.data.spair import FOLDERS, spair_pairs
+from semcorr.data.keypoints import benchmark_metadata, keypoint_names
+from semcorr.data.spair import FOLDERS, read_spair_pairs
 
 IMAGES = {"trn": 58, "val": 18, "test": 24}  # per category: 100
 SIZE = (40, 30)
@@ -28,7 +28,7 @@ SIZE = (40, 30)
 
 def generate(root: Path) -> None:
     """The official counts; every keypoint of a category is visible everywhere."""
-    table = facts("spair71k")
+    table = benchmark_metadata("spair71k")
     number = 0
     for i, category in enumerate(track(table["categories"], "Writing the tree")):
         images = _write_images(root, category)
@@ -91,7 +91,7 @@ def measure(root: Path) -> None:
     count = sum(len(path.read_bytes()) > 0 for path in (root / "PairAnnotation").rglob("*.json"))
     floor = time.perf_counter() - start
     start = time.perf_counter()
-    pairs = [pair for folder in FOLDERS.values() for pair in spair_pairs(root, folder)]
+    pairs = [pair for folder in FOLDERS.values() for pair in read_spair_pairs(root, folder)]
     seconds = time.perf_counter() - start
     assert len(pairs) == count
     print(f"{len(pairs)} pairs listed in {seconds:.1f} s; opening and reading the files alone {floor:.1f} s")

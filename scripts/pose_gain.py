@@ -16,8 +16,8 @@ from rich.table import Table
 
 from semcorr.core.parquet import read_parquet
 from semcorr.core.text_files import read_mapping
-from semcorr.metrics import table
-from semcorr.pose import adaptive
+from semcorr.evaluation.pose import alignment as adaptive
+from semcorr.metrics import predictions_table as table
 
 KINDS = ("mirror", "same", "other")
 
@@ -40,7 +40,7 @@ def main(root: Path, runs: list[Path]) -> None:
 def told(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
     """Of one run, pairs with an ambiguous keypoint, and their score, by kind."""
     hits: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
-    for row in table.read(run / "predictions.parquet").to_pylist():
+    for row in table.read_predictions(run / "predictions.parquet").to_pylist():
         if row["ambiguous"]:
             dx, dy = (row[f"predicted_{axis}"] - row[f"target_{axis}"] for axis in "xy")
             right = (dx * dx + dy * dy) ** 0.5 <= 0.1 * row["extent"]

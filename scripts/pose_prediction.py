@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from semcorr.cli import conf_dir
-from semcorr.data.images import unique_images
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.core.errors import UserError
+from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.views import view
-from semcorr.errors import UserError
-from semcorr.pose.adaptive import AdaptivePose
-from semcorr.pose.distance import Cells, cells_of_object
-from semcorr.pose.masks import Masks
-from semcorr.pose.prediction import accuracy, template_distances
-from semcorr.run import build
+from semcorr.data.views import make_view
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.evaluation.pose.alignment import AdaptivePose
+from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object
+from semcorr.evaluation.pose.masks import ObjectMasks
+from semcorr.evaluation.pose.prediction import pose_accuracy, template_distances
 
 POSES = ("Left", "Right", "Frontal", "Rear")
 CHOICES = {"left or right": (0, 1), "front or back": (2, 3), "all four": (0, 1, 2, 3)}
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> dict[str, tuple[float, int]]:
     overrides = [one for one in arguments if one.partition("=")[0] not in own]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [*(SYNTHETIC if not overrides else []), *overrides, "run_dir=unused"])
-    module, data = build(cfg)
+    module, data = build_datamodule_and_module(cfg)
     distances, truth = compared(module.backbone.eval(), data, own["templates"], int(own["sets"]))
-    scores = {what: accuracy(distances, truth, among) for what, among in CHOICES.items()}
+    scores = {what: pose_accuracy(distances, truth, among) for what, among in CHOICES.items()}
     two = [scores["left or right"], scores["front or back"]]
     scores["either, told which"] = (sum(s * n for s, n in two) / sum(n for _, n in two), sum(n for _, n in two))
     show(scores, f"{data.name} {data.split}, {module.backbone.name}, {own['sets']} template sets")
@@ -96,15 +96,15 @@ class Described:
 
     def __init__(self, backbone: Any, data: Any) -> None:
         self.backbone, self.data = backbone, data
-        self.masks: dict[str, Masks] = {}
-        self.known: dict[str, Cells] = {}
+        self.masks: dict[str, ObjectMasks] = {}
+        self.known: dict[str, ObjectCells] = {}
 
     @torch.no_grad()
-    def __call__(self, image: ImageRecord, split: str) -> Cells:
+    def __call__(self, image: ImageRecord, split: str) -> ObjectCells:
         """Of one image."""
         if image.name not in self.known:
-            masks = self.masks.setdefault(split, Masks(AdaptivePose(), self.data, split))
-            maps = self.backbone(view(image, self.backbone.size, self.data.resize).image[None])
+            masks = self.masks.setdefault(split, ObjectMasks(AdaptivePose(), self.data, split))
+            maps = self.backbone(make_view(image, self.backbone.size, self.data.resize).image[None])
             self.known[image.name] = cells_of_object(maps, masks(image, maps))
         return self.known[image.name]
 

@@ -20,15 +20,25 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from semcorr.cli import explaining
-from semcorr.encoding import chunked
-from semcorr.matcher import Matcher
-from semcorr.matcher.encoded import Encoded
-from semcorr.transfer.carry import USES, Asked, Carried, Labelled, ask, check_rule, placed_alike, read, settled
-from semcorr.transfer.coco import Thing, read_things
-from semcorr.transfer.cut import Cut, cut
-from semcorr.transfer.folder import opened, source
-from semcorr.transfer.vote import PLACE, fitness, vote
+from semcorr.cli.hydra_app import report_user_errors
+from semcorr.inference import Matcher
+from semcorr.inference.encoded import EncodedPicture
+from semcorr.inference.transfer.annotations import AnnotatedObject, read_objects
+from semcorr.inference.transfer.crop import Crop, crop_picture
+from semcorr.inference.transfer.pipeline import open_object_image, open_source
+from semcorr.inference.transfer.propagate import (
+    USES,
+    LabelledSource,
+    PropagatedKeypoints,
+    SourceSimilarities,
+    boxed_locations,
+    check_rule,
+    compute_source_similarities,
+    propagate_from_similarities,
+    read_out_points,
+)
+from semcorr.inference.transfer.vote import PLACE, source_fitness, vote_similarity
+from semcorr.store.encode import split_into_chunks
 
 ALPHA = 0.1
 Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: right (s k) or (1 k), and where it has an answer
@@ -37,13 +47,13 @@ Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: right (s k) or (1 k), and w
 def main(
     root: Annotated[Path, typer.Argument(help="With keypoints.json and images/.")],
     model: Annotated[str | None, typer.Option("--model")] = None,
-    sources: Annotated[int, typer.Option("--sources", min=2, help="Labelled images per category.")] = 5,
+    sources: Annotated[int, typer.Option("--sources", min=2, help="LabelledSource images per category.")] = 5,
     draws: Annotated[int, typer.Option("--draws", min=1)] = 3,
     most: Annotated[int | None, typer.Option("--most", min=1, help="Targets per category; all, if left out.")] = None,
     device: Annotated[str | None, typer.Option("--device")] = None,
 ) -> None:
-    with explaining("evaluate"):
-        kinds, things, _ = read_things(root / "keypoints.json", root / "images", "xyxy")
+    with report_user_errors("evaluate"):
+        kinds, things, _ = read_objects(root / "keypoints.json", root / "images", "xyxy")
         matcher = Matcher.load(model, device=device)
         check_rule(matcher)
         scores: list[dict[str, tuple[float, float]]] = []
@@ -55,10 +65,10 @@ def main(
             for drawn in jobs:
                 found: list[Hits] = []
                 for kind, some, targets in drawn:
-                    known = [each for one in some for each in source(matcher, one, kinds[kind], flip=True)]
+                    known = [each for one in some for each in open_source(matcher, one, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
-                        asked = ask(matcher, known, target)
-                        placed = settled(matcher, known, target, asked, "vote", PLACE)
+                        asked = compute_source_similarities(matcher, known, target)
+                        placed = propagate_from_similarities(matcher, known, target, asked, "vote", PLACE)
                         rules = judged(matcher, asked, thing, part, target)
                         rules |= by_place(matcher, known, asked, placed, thing, part, target)
                         found.append(rules)
@@ -69,7 +79,7 @@ def main(
     show_scores(torch.cat(believed))
 
 
-def job(kinds, things: Sequence[Thing], sources: int, draw: int, most: int | None):
+def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most: int | None):
     """Of one draw: category, sources, targets."""
     found = []
     for kind in kinds:
@@ -79,23 +89,27 @@ def job(kinds, things: Sequence[Thing], sources: int, draw: int, most: int | Non
     return found
 
 
-def encoded(matcher: Matcher, targets: Sequence[Thing]):
-    for some in chunked(list(targets), matcher.batch):
-        parts = [cut(opened(thing), thing.box) for thing in some]
+def encoded(matcher: Matcher, targets: Sequence[AnnotatedObject]):
+    for some in split_into_chunks(list(targets), matcher.batch):
+        parts = [crop_picture(open_object_image(thing), thing.box) for thing in some]
         yield from zip(some, parts, matcher.encoded([part.picture for part in parts]), strict=True)
 
 
-def judged(matcher: Matcher, asked: Asked, thing: Thing, part: Cut, target: Encoded) -> Hits:
+def judged(
+    matcher: Matcher, asked: SourceSimilarities, thing: AnnotatedObject, part: Crop, target: EncodedPicture
+) -> Hits:
     """What every rule says of one target: whether it is right, of the keypoints the target shows."""
-    own = Asked(asked.similarity[::2], asked.shown[::2], asked.stride)  # sources alternate with their mirror images
-    alone = torch.stack([read(matcher, some, own.stride) for some in own.similarity])
+    own = SourceSimilarities(
+        asked.similarity[::2], asked.shown[::2], asked.stride
+    )  # sources alternate with their mirror images
+    alone = torch.stack([read_out_points(matcher, some, own.stride) for some in own.similarity])
     said = {"one source": (alone, own.shown)}
     median = geometric_median(alone, own.shown).masked_fill(~own.shown.any(0)[:, None], 0.0)
     said["geometric median of all"] = (median[None], own.shown.any(0)[None])
     for note, some in (("", own), (", also mirrored", asked)):
-        fit = fitness(some.similarity, some.shown)
+        fit = source_fitness(some.similarity, some.shown)
         for name, use in (("best source", "best"), ("vote of all", "vote")):
-            found = read(matcher, vote(some.similarity, USES[use](fit, some.shown)), some.stride)
+            found = read_out_points(matcher, vote_similarity(some.similarity, USES[use](fit, some.shown)), some.stride)
             said[name + note] = (found[None], some.shown.any(0)[None])
     return {rule: (right(points, thing, part, target), there.cpu()) for rule, (points, there) in said.items()} | {
         "": (thing.shown[None], own.shown.any(0).cpu()[None])
@@ -103,12 +117,18 @@ def judged(matcher: Matcher, asked: Asked, thing: Thing, part: Cut, target: Enco
 
 
 def by_place(
-    matcher: Matcher, known: Sequence[Labelled], asked: Asked, found: Carried, thing: Thing, part: Cut, target: Encoded
+    matcher: Matcher,
+    known: Sequence[LabelledSource],
+    asked: SourceSimilarities,
+    found: PropagatedKeypoints,
+    thing: AnnotatedObject,
+    part: Crop,
+    target: EncodedPicture,
 ) -> Hits:
     """The vote that also counts where sources have a keypoint; and that alone, which looks at no feature."""
     shown = asked.shown
     even = shown / shown.sum(0).clamp_min(1)
-    blind = read(matcher, placed_alike(known, even, asked), asked.stride)
+    blind = read_out_points(matcher, boxed_locations(known, even, asked), asked.stride)
     there = shown.any(0).cpu()[None]
     return {
         "place alone": (right(blind[None], thing, part, target), there),
@@ -116,18 +136,18 @@ def by_place(
     }
 
 
-def right(points: Tensor, thing: Thing, part: Cut, target: Encoded) -> Tensor:
+def right(points: Tensor, thing: AnnotatedObject, part: Crop, target: EncodedPicture) -> Tensor:
     """(s k) of points (s k 2) in the network's pixels."""
     return torch.stack([near(target.placed.from_view(some).cpu(), thing, part) for some in points])
 
 
-def near(points: Tensor, thing: Thing, part: Cut) -> Tensor:
+def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
     """(k) of points (k 2) in the part's pixels."""
     assert thing.box is not None
     return (part.out_of(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
 
 
-def scored(found: Carried, thing: Thing, part: Cut) -> Tensor:
+def scored(found: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
     """Rows (k 3) of a vote: its score, whether it is right, whether the target shows the keypoint."""
     hits = near(found.points, thing, part)
     return torch.stack((found.scores, hits.float(), thing.shown.float()), dim=-1)

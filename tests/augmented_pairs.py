@@ -5,23 +5,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semcorr.data.augment import Augment
+from semcorr.core.types import PairBatch, View
+from semcorr.data.augment import Augmentation
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.warp import Warp, affine
-from semcorr.types import PairBatch, View
+from semcorr.data.warp import ImageWarp, affine_matrix
 
 SIDE = 128
 PLACES = torch.tensor([[44.0, 40.0], [83.5, 40.0], [40.0, 70.25], [64.0, 90.0], [88.0, 75.0]])
 SWAP = (1, 0, 4, 3, 2)  # left and right in PLACES
 KINDS = {
-    "flip": Augment(flip=1),
-    "rotate": Augment(rotate=60),
-    "scale": Augment(scale=0.5),
-    "shift": Augment(shift=0.2),
-    "shear": Augment(shear=20),
-    "crop": Augment(crop=0.5),
-    "thin plate": Augment(thin_plate=0.08),
-    "all": Augment(flip=0.5, rotate=30, scale=0.3, shift=0.1, shear=10, crop=0.2, thin_plate=0.05, contrast=0.3),
+    "flip": Augmentation(flip=1),
+    "rotate": Augmentation(rotate=60),
+    "scale": Augmentation(scale=0.5),
+    "shift": Augmentation(shift=0.2),
+    "shear": Augmentation(shear=20),
+    "crop": Augmentation(crop=0.5),
+    "thin plate": Augmentation(thin_plate=0.08),
+    "all": Augmentation(flip=0.5, rotate=30, scale=0.3, shift=0.1, shear=10, crop=0.2, thin_plate=0.05, contrast=0.3),
 }
 
 
@@ -51,6 +51,6 @@ def equal(a, b) -> bool:
     return all(map(equal, a, b)) if isinstance(a, tuple) else a == b
 
 
-def away(x: float) -> Warp:
+def away(x: float) -> ImageWarp:
     """Shows what is `x` sides to the right."""
-    return Warp(affine(window=(2 * x, 0.0, 1.0)))
+    return ImageWarp(affine_matrix(window=(2 * x, 0.0, 1.0)))

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from semcorr.backbones import Backbone
-from semcorr.backbones.efficientnet_lite0 import EfficientNetLite0
-from semcorr.backbones.segment_anything import SegmentAnything
-from semcorr.backbones.squeezenet import SqueezeNet
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.backbones.weights import sha256
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.efficientnet_lite0 import EfficientNetLite0
+from semcorr.models.backbones.segment_anything import SegmentAnything
+from semcorr.models.backbones.squeezenet import SqueezeNet
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.backbones.transformers_model import TransformersModel
+from semcorr.models.backbones.weights import weights_sha256
 
 VIT = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 DINOV3 = {"embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -59,7 +59,7 @@ def sam(seed: int = 0, **options: object) -> SegmentAnything:
         for name, parameter in backbone.model.named_parameters():
             if "_pos" in name or "pos_embed" in name:  # zero at the start
                 torch.nn.init.normal_(parameter, std=0.5)
-        backbone.sha256 = sha256(backbone.model)
+        backbone.sha256 = weights_sha256(backbone.model)
     return backbone
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr import export
-from semcorr.export_run import configuration, rebuilt
+from semcorr.engine.trained_module import load_trained_module, read_trained_config
 from semcorr.train import train
 
 QUICK = [
@@ -73,17 +73,17 @@ def features(backbone: nn.Module, image: torch.Tensor = IMAGE) -> torch.Tensor:
 
 
 def of_run(run: Path, which: str = "best") -> nn.Module:
-    return rebuilt(configuration(run), run, which).backbone
+    return load_trained_module(read_trained_config(run), run, which).backbone
 
 
 def base_weights(run: Path) -> dict[str, torch.Tensor]:
-    return tiny_of(configuration(run)).model.state_dict()
+    return tiny_of(read_trained_config(run)).model.state_dict()
 
 
 def tiny_of(cfg: DictConfig) -> nn.Module:
-    from semcorr.run import base
+    from semcorr.engine.build import build_backbone
 
-    return base(cfg)
+    return build_backbone(cfg)
 
 
 def config_of(build: Callable, **options: object) -> DictConfig:

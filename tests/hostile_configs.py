@@ -75,15 +75,19 @@ CODE = {
     "another conversion": put("backbone._convert_", "object"),
     "no recursion": put("backbone._recursive_", False),
     "a mode": put("data._mode_", "call"),
-    "in a list of read-outs": put("localise", {"_target_": "semcorr.read_outs.Several", "rules": [TOUCH]}),
+    "in a list of read-outs": put(
+        "localise", {"_target_": "semcorr.matching.readout_names.ReadoutList", "rules": [TOUCH]}
+    ),
     "in a known argument": put("backbone.weights", TOUCH),
     "in a mapping of a known argument": put("pose.rotations", {"bottle": [TOUCH]}),
     "in the logger": put("logger.settings", TOUCH),
     "in a list of plugins": put("trainer.plugins", [TOUCH]),
-    "a known target in an argument": put("backbone.weights", {"_target_": "semcorr.loggers.CSV", "save_dir": MARKER}),
+    "a known target in an argument": put(
+        "backbone.weights", {"_target_": "semcorr.engine.loggers.CSVScalarLogger", "save_dir": MARKER}
+    ),
     "in a section of its own": put("hydra", {"launcher": TOUCH}),
     "in the provenance": put("provenance.packages", TOUCH),
-    "a logger as a head": put("head", {"_target_": "semcorr.loggers.CSV", "save_dir": MARKER}),
+    "a logger as a head": put("head", {"_target_": "semcorr.engine.loggers.CSVScalarLogger", "save_dir": MARKER}),
     "a trainer as a benchmark": put("data", {"_target_": "lightning.Trainer", "resize": "squash"}),
     "a target in a list": put("head._target_", ["os.system"]),
     "a target that is a number": put("head._target_", 3),

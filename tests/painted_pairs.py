@@ -10,12 +10,12 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
 
+from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.record import PairRecord, image_record, longer_side
-from semcorr.heads.cosine import Cosine
-from semcorr.module import Correspondence
-from semcorr.read_outs import Published
-from semcorr.types import FeatureMap, State
+from semcorr.data.record import PairRecord, build_image_record, longer_side
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.models.heads.cosine import Cosine
 
 SIDE, GRID = slow_protocols.SIDE, 20
 SIZES = [(64, 50), (40, 61), (57, 57)]
@@ -38,7 +38,7 @@ class Painted(nn.Module):
     def prefix(self, image, depth):
         fine = interpolate(image - 0.4, (2 * GRID, 2 * GRID), mode="area")
         cells = nn.functional.pixel_unshuffle(fine, 2)
-        return State({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh()}, image.shape[-2:])
+        return BackboneState({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh()}, image.shape[-2:])
 
     def suffix(self, state, depth):
         return FeatureMap(state.values["0"], self.stride)
@@ -59,7 +59,7 @@ class Blots(PairDataModule):
             points[0], points[1] = [0, 0], [width, height]  # counted from 1, a point may be beyond the last pixel
             points[2 + i] = None
             box = (3, 5, width - 4 - i, height - 7)
-            images.append(image_record(str(i), path, (width, height), points, box, path))
+            images.append(build_image_record(str(i), path, (width, height), points, box, path))
         pairs = [(a, b) for a in images for b in images if a is not b]
         return [
             PairRecord(
@@ -71,8 +71,8 @@ class Blots(PairDataModule):
 
 
 def run(root, protocols, localise=None, extent="box", tabled=True, head=None):
-    module = Correspondence(
-        Painted(), head or Cosine(), localise or Published(), finetune=lambda backbone: None, protocols=protocols
+    module = CorrespondenceModule(
+        Painted(), head or Cosine(), localise or ProtocolReadout(), finetune=lambda backbone: None, protocols=protocols
     )
     module.tabled = tabled
     data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from semcorr.data.alter import bare_mirror
-from semcorr.heads.cosine import Cosine
-from semcorr.pose_variant import PoseVariant
-from semcorr.types import PairBatch, View
+from semcorr.core.types import PairBatch, View
+from semcorr.data.alter import mirror_annotations
+from semcorr.data.pose_variants import PoseVariant
+from semcorr.models.heads.cosine import Cosine
 
 PAPER = PoseVariant(double_flip=1.0, single_flip=1.0, self_flip=0.25)
 SIDE, CELLS = 48, 6  # pixels, cells of 8 pixels
@@ -26,7 +26,7 @@ def made_view(name: str, visible: str = "11111", pixels: bool = True) -> View:
 
 
 def made_pair(source: View, target: View, variants: PoseVariant) -> PairBatch:
-    mirrored = [bare_mirror(view, SWAP) for view in (source, target)[: variants.mirrored]]
+    mirrored = [mirror_annotations(view, SWAP) for view in (source, target)[: variants.mirrored]]
     twins = torch.zeros_like(source.visible)
     return PairBatch(source, target, twins, torch.tensor(30.0), "cat", f"{source.name}-{target.name}", mirrored)
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 
 def flip(content: bytearray, draw: random.Random) -> None:

@@ -2,14 +2,14 @@
 
 import torch
 
-from semcorr.losses import Descriptors, Step
+from semcorr.models.losses import Descriptors, LossInputs
 
 SIDE, WIDTH = 5, 4
 
 
 def made_step(
     mask: torch.Tensor, dtype: torch.dtype = torch.double, number: int = 4
-) -> tuple[Step, list[torch.Tensor]]:
+) -> tuple[LossInputs, list[torch.Tensor]]:
     """A step of random values, and those of it that have a gradient."""
     b, n = mask.shape
     similarity = (torch.rand(b, n, SIDE, SIDE, dtype=torch.double) - 0.5).to(dtype).requires_grad_()
@@ -18,4 +18,4 @@ def made_step(
     original = torch.arange(b, device=mask.device) == 0
     descriptors = Descriptors(source, target, mask, original)
     extent = torch.full((b, n, 2), 3.0, dtype=torch.double)
-    return Step(similarity, cells, mask, starts, extent, number, descriptors), [similarity, source, target]
+    return LossInputs(similarity, cells, mask, starts, extent, number, descriptors), [similarity, source, target]

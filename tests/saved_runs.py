@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from omegaconf import DictConfig
 
-from semcorr.run import save_config
+from semcorr.engine.build import save_config
 
 
 def save_run(cfg: DictConfig, folder: Path) -> Path:

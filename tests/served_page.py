@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from semcorr.cli import composed
+from semcorr.cli.hydra_app import compose_config
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def served_page(log: Path, *options: str) -> Iterator[str]:
 def write_run(folder: Path, *line: str) -> Path:
     """A run directory of an evaluation, as far as a matcher needs it."""
     folder.mkdir(parents=True)
-    cfg = OmegaConf.to_container(composed("evaluate", line), resolve=True)
+    cfg = OmegaConf.to_container(compose_config("evaluate", line), resolve=True)
     provenance = {"backbone": "random", "weights_sha256": None}
     OmegaConf.save({**cfg, "provenance": provenance}, folder / "config.yaml")
     return folder

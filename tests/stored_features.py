@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from semcorr.store import FeatureStore
-from semcorr.store.entry import Packed, Place, pack
+from semcorr.store.entry_file import EntryKey, PackedEntry, pack_entry
 
 KEY = {"backbone": "tiny", "size": 96, "depth": 2, "dtype": "float16"}
 
@@ -55,11 +55,11 @@ class Failing(list[memoryview]):
         raise self.error
 
 
-def failing(folder: Path, error: BaseException) -> tuple[Callable[..., Packed], list[str]]:
+def failing(folder: Path, error: BaseException) -> tuple[Callable[..., PackedEntry], list[str]]:
     """Like pack, but what it returns cannot be written to the end; and what lies in `folder` then."""
 
-    def packed(values: dict[str, Tensor], name: str, place: Place) -> Packed:
-        whole = pack(values, name, place)
+    def packed(values: dict[str, Tensor], name: str, place: EntryKey) -> PackedEntry:
+        whole = pack_entry(values, name, place)
         parts = Failing(whole.parts)
         parts.error, parts.seen, parts.folder = error, seen, folder
         return whole._replace(parts=parts)

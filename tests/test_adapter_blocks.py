@@ -19,9 +19,9 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Config, Dinov2Layer
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTConfig, DINOv3ViTLayer
 from transformers.models.vit.modeling_vit import ViTConfig, ViTLayer
 
-from semcorr.finetune.adapter import Bottleneck
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import AdapterBottleneck
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
 
 C = 16
 SIZES = {"hidden_size": C, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -117,7 +117,7 @@ def untrained(kind: str) -> tuple[nn.Module, Tensor]:
 
 def randomised(block: nn.Module) -> list[dict[str, Tensor]]:
     """The weights of the block's adapters, in order, with any values but those at the start."""
-    adapters = [module for module in block.modules() if isinstance(module, Bottleneck)]
+    adapters = [module for module in block.modules() if isinstance(module, AdapterBottleneck)]
     torch.manual_seed(1)
     for parameter in [p for adapter in adapters for p in adapter.parameters()]:
         nn.init.normal_(parameter, std=0.3)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.testing import assert_close
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
-from semcorr.finetune.adapter import Bottleneck
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.modes import keep_frozen_in_eval
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.adapters import AdapterBottleneck
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.modes import keep_frozen_in_eval
 
 
 @pytest.mark.parametrize(("build", "place"), [(squeezenet, -1), (resnet, 1), (lite0, 3)])
@@ -72,14 +72,14 @@ def test_blocks_before_the_last_ones_get_none(blocks):
     for tune, each in ((houlsby, 2), (adaptformer, 1)):
         backbone = tiny()
         tune(backbone, blocks=blocks)
-        counts = [sum(isinstance(m, Bottleneck) for m in block.modules()) for block in backbone.blocks]
+        counts = [sum(isinstance(m, AdapterBottleneck) for m in block.modules()) for block in backbone.blocks]
         assert counts == [0] * (4 - blocks) + [each] * blocks
 
 
 def test_adaptformer_starts_as_published_and_drops_out_only_while_training():
     backbone = tiny()
     adaptformer(backbone)
-    adapter = next(module for module in backbone.modules() if isinstance(module, Bottleneck))
+    adapter = next(module for module in backbone.modules() if isinstance(module, AdapterBottleneck))
 
     assert (adapter.scale, adapter.dropout.p, adapter.down.out_features) == (0.1, 0.1, 64)
     assert adapter.down.weight.abs().max() <= 48**-0.5  # Kaiming with a = sqrt(5) is uniform up to 1 / sqrt(fan in)
@@ -100,7 +100,7 @@ def test_members_of_a_stage_are_adapted_where_blocks_are_stages():
 
     houlsby(backbone, width=2)
 
-    widths = [len(m.up.bias) for m in backbone.modules() if isinstance(m, Bottleneck)]
+    widths = [len(m.up.bias) for m in backbone.modules() if isinstance(m, AdapterBottleneck)]
     assert widths == [8, 8, 16, 16, 16, 16]
     assert torch.equal(backbone(IMAGE[..., :64]).values, before)
 
@@ -113,7 +113,7 @@ def test_adapters_leave_nothing_behind_after_a_step(tune):
 
     backbone(IMAGE).values.sum().backward()
 
-    assert all(m.seen is None for m in backbone.modules() if isinstance(m, Bottleneck))
+    assert all(m.seen is None for m in backbone.modules() if isinstance(m, AdapterBottleneck))
     deepcopy(backbone)
 
 

@@ -10,14 +10,14 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.models.resnet import Bottleneck as Torchvision
 
-from semcorr.errors import UserError
-from semcorr.heads.aggregation import Aggregation
-from semcorr.heads.bottleneck import Bottleneck
-from semcorr.heads.residual import Residual
-from semcorr.types import FeatureMap
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.models.heads.aggregation import Aggregation
+from semcorr.models.heads.bottleneck import BottleneckHead
+from semcorr.models.heads.residual import ResidualBottleneck
 
 
-def as_torchvision(block: Residual) -> nn.Module:
+def as_torchvision(block: ResidualBottleneck) -> nn.Module:
     """The same network by others: their bottleneck goes from 4 n channels to n and back."""
     channels, width, groups = block.conv1[0].in_channels, block.conv1[0].out_channels, block.conv1[1].num_groups
     down = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
@@ -30,7 +30,7 @@ def as_torchvision(block: Residual) -> nn.Module:
 
 @pytest.mark.parametrize("channels", [32, 24], ids=["identity", "projection"])
 def test_the_block_is_torchvisions_with_group_norms(channels):
-    block, x = Residual(channels, 32, 8, groups=4), torch.randn(2, channels, 5, 3)
+    block, x = ResidualBottleneck(channels, 32, 8, groups=4), torch.randn(2, channels, 5, 3)
     for parameter in block.parameters():
         nn.init.normal_(parameter)
 
@@ -38,7 +38,7 @@ def test_the_block_is_torchvisions_with_group_norms(channels):
 
 
 def test_weights_start_by_he_over_what_goes_out():
-    block = Residual(512, 256, 128)
+    block = ResidualBottleneck(512, 256, 128)
 
     for convolution, fan_out in ((block.conv1[0], 128), (block.conv2[0], 9 * 128), (block.shortcut[0], 256)):
         assert_close(convolution.weight.std(), torch.tensor((2 / fan_out) ** 0.5), rtol=0.02, atol=0)
@@ -46,7 +46,7 @@ def test_weights_start_by_he_over_what_goes_out():
 
 @pytest.mark.parametrize(("channels", "groups"), [(768, 32), (384, 32), (112, 4), (48, 4), (7, 1)])
 def test_a_bottleneck_has_as_many_groups_up_to_32_as_divide_its_channels(channels, groups):
-    norms = [part for part in Bottleneck(channels).modules() if isinstance(part, nn.GroupNorm)]
+    norms = [part for part in BottleneckHead(channels).modules() if isinstance(part, nn.GroupNorm)]
 
     assert [norm.num_groups for norm in norms] == [groups] * 3
 

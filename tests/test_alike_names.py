@@ -7,9 +7,9 @@ import pytest
 from test_image_names import write_coco, write_rows
 from tiny_benchmarks import picture
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.errors import UserError
 
 
 def composed(name: str) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcorr.data.all_pairs import Gallery, ImageStream, TrainingImages, galleries, queries
-from semcorr.data.augment import Augment
+from semcorr.core.errors import UserError
+from semcorr.data.all_pairs import CategoryImages, ImageStream, TrainingImages, find_queries, images_by_category
+from semcorr.data.augment import Augmentation
 from semcorr.data.dataset import PairDataset
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.synthetic import Synthetic
-from semcorr.errors import UserError
 
 SIDE = 32
 
@@ -24,11 +24,11 @@ def image(name: str, visible: str = "11", **changes) -> ImageRecord:
     )
 
 
-def gallery(category: str, count: int, pairs: int) -> Gallery:
-    return Gallery(category, [image(f"{category}{i}") for i in range(count)], pairs, (0, 1))
+def gallery(category: str, count: int, pairs: int) -> CategoryImages:
+    return CategoryImages(category, [image(f"{category}{i}") for i in range(count)], pairs, (0, 1))
 
 
-def stream(*categories: Gallery, count: int = 4, steps: int | None = 8, seed: int = 0, **where) -> ImageStream:
+def stream(*categories: CategoryImages, count: int = 4, steps: int | None = 8, seed: int = 0, **where) -> ImageStream:
     return ImageStream(categories, count, steps, seed, **where)
 
 
@@ -41,7 +41,9 @@ def data(creatures) -> Synthetic:
     return Synthetic(root=str(creatures), size=SIDE, train=3, val=2, test=3, pixels=96, workers=0, all_pairs=3, steps=4)
 
 
-@pytest.mark.parametrize("augment", [None, Augment(flip=0.5), Augment(flip=0.5, rotate=60, crop=0.5, hue=0.1)])
+@pytest.mark.parametrize(
+    "augment", [None, Augmentation(flip=0.5), Augmentation(flip=0.5, rotate=60, crop=0.5, hue=0.1)]
+)
 def test_queries_are_the_shared_keypoints_of_all_ordered_pairs(data, augment):
     """The test of truth: each of the m (m - 1) pairs, as its own sample, has the same keypoints to be matched."""
     data.augment = augment
@@ -83,7 +85,7 @@ def test_a_batch_has_the_keypoints_and_pixels_of_the_listed_pairs(data):
 
 
 def test_without_pixels_a_batch_is_the_same_but_for_them(data):
-    data.augment = Augment(flip=0.5)
+    data.augment = Augmentation(flip=0.5)
     whole = list(data.train_dataloader())
     data.train_pixels = False
 
@@ -95,7 +97,7 @@ def test_without_pixels_a_batch_is_the_same_but_for_them(data):
 
 
 def test_what_is_to_be_trained_on_is_what_the_batches_show(data):
-    data.augment, data.train_pixels = Augment(flip=0.5), False
+    data.augment, data.train_pixels = Augmentation(flip=0.5), False
 
     listed = {one.name for one in data.to_train_on(1)}
 
@@ -105,7 +107,7 @@ def test_what_is_to_be_trained_on_is_what_the_batches_show(data):
 
 
 def test_the_batches_do_not_depend_on_the_number_of_loader_processes(data):
-    data.augment = Augment(flip=0.5, rotate=30)
+    data.augment = Augmentation(flip=0.5, rotate=30)
     batches = []
     for data.workers in (0, 2):
         batches.append(list(data.train_dataloader()))
@@ -163,7 +165,7 @@ def test_a_draw_that_shares_nothing_is_drawn_again():
     """Of the 45 pairs of these images one has something to say."""
     images = [image(f"{k}", "".join("1" if i == min(k, 8) else "0" for i in range(9))) for k in range(10)]
 
-    draws = list(stream(Gallery("a", images, 1, None), count=2, steps=20))
+    draws = list(stream(CategoryImages("a", images, 1, None), count=2, steps=20))
 
     assert {frozenset(draw.images) for draw in draws} == {frozenset((8, 9))}
 
@@ -174,7 +176,7 @@ def test_a_draw_that_shares_nothing_is_drawn_again():
 def test_a_category_has_every_image_of_its_pairs_once():
     a, b, c = map(image, "abc")
 
-    found = galleries([pair(b, a), pair(b, c), pair(c, a, "dog")])
+    found = images_by_category([pair(b, a), pair(b, c), pair(c, a, "dog")])
 
     assert [(one.category, [i.name for i in one.images], one.pairs) for one in found] == [
         ("cat", ["a", "b", "c"], 2),
@@ -186,7 +188,7 @@ def test_images_that_the_benchmark_mirrored_are_left_out():
     a, b = image("a"), image("b")
     mirrored = [one._replace(name=f"{one.name}~mirrored", mirrored=True) for one in (a, b)]
 
-    (found,) = galleries([pair(a, b), pair(*mirrored)])
+    (found,) = images_by_category([pair(a, b), pair(*mirrored)])
 
     assert [one.name for one in found.images] == ["a", "b"]
 
@@ -195,12 +197,12 @@ def test_images_annotated_pair_by_pair_are_refused():
     a, b, again = image("a"), image("b"), image("a", "10")
 
     with pytest.raises(UserError, match=r"`data\.all_pairs`: a has other keypoints in other pairs"):
-        galleries([pair(a, b), pair(b, again)])
+        images_by_category([pair(a, b), pair(b, again)])
 
 
 def test_a_benchmark_without_two_images_of_a_kind_is_refused():
     with pytest.raises(UserError, match=r"no category has two images that share a keypoint"):
-        galleries([pair(image("a"), image("a"))])
+        images_by_category([pair(image("a"), image("a"))])
 
 
 def test_one_image_makes_no_pairs(creatures):
@@ -210,7 +212,7 @@ def test_one_image_makes_no_pairs(creatures):
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_queries_of_images_with_everything_visible_are_all_there_are(count):
-    found = queries(torch.ones(count, 3, dtype=torch.bool))
+    found = find_queries(torch.ones(count, 3, dtype=torch.bool))
 
     assert len(found) == 3 * count * (count - 1)
     assert (found[:, 0] != found[:, 2]).all()
@@ -219,7 +221,9 @@ def test_queries_of_images_with_everything_visible_are_all_there_are(count):
 def test_no_augmentation_leaves_a_batch_without_queries(tmp_path):
     """Only the left keypoint is visible in both images: mirroring one alone would leave nothing."""
     images = [image(name, "10") for name in "ab"]
-    dataset = TrainingImages([Gallery("a", images, 1, (1, 0))], 8, "squash", Augment(flip=0.5), pixels=False)
+    dataset = TrainingImages(
+        [CategoryImages("a", images, 1, (1, 0))], 8, "squash", Augmentation(flip=0.5), pixels=False
+    )
 
     names = set()
     for draw in stream(*dataset.categories, count=2, steps=20):

@@ -11,9 +11,17 @@ import pytest
 import torch
 from tiny_ap10k import COUNTS, CROWD, NO_IMAGES, edit_coco, species, write_ap10k, write_released
 
+from semcorr.core.errors import UserError
 from semcorr.data.ap10k import AP10K
-from semcorr.data.ap10k_pairs import ANNOTATIONS, build_pairs, manifest, read_animals, split_images, usable, write_pairs
-from semcorr.errors import UserError
+from semcorr.data.ap10k_pairs import (
+    ANNOTATIONS,
+    build_manifest,
+    build_pairs,
+    keep_single_animals,
+    read_animals,
+    split_images,
+    write_pairs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def test_every_image_is_read_once_although_some_have_two_animals(animals):
 
 
 def test_images_listed_as_multi_instance_and_those_with_two_keypoints_are_dropped(animals):
-    kept = usable(animals)
+    kept = keep_single_animals(animals)
 
     assert not {a.id for a in kept} & set(CROWD)
     assert {a.id for a in animals} & set(CROWD)
@@ -89,7 +97,7 @@ def test_the_box_is_given_as_corner_and_size(animals):
 
 
 def test_the_last_30_images_of_a_species_test_and_the_20_before_validate(animals):
-    splits = split_images(usable(animals))
+    splits = split_images(keep_single_animals(animals))
     ids = {split: sorted(a.id for a in splits[split]["dog"]) for split in splits}
 
     assert {split: len(ids[split]) for split in ids} == {"train": 159 - 50, "val": 20, "test": 30}
@@ -97,7 +105,7 @@ def test_the_last_30_images_of_a_species_test_and_the_20_before_validate(animals
 
 
 def test_small_species_have_no_training_images_and_the_smallest_none_to_validate(animals):
-    splits = split_images(usable(animals))
+    splits = split_images(keep_single_animals(animals))
 
     assert set(species()) - set(splits["test"]) == set(NO_IMAGES)
     assert set(splits["test"]) - set(splits["train"]) == {"king cheetah", "argali sheep", "black bear"}
@@ -137,7 +145,7 @@ def test_labels_say_what_the_two_images_have_in_common(pairs, by_id):
 
 
 def test_all_admissible_pairs_test_and_training_pairs_are_capped_at_50_per_image(animals, pairs):
-    splits = split_images(usable(animals))
+    splits = split_images(keep_single_animals(animals))
     for split in ("train", "val", "test"):
         found = Counter(label for _, _, label in pairs[split])
         for name, images in splits[split].items():
@@ -149,7 +157,7 @@ def test_all_admissible_pairs_test_and_training_pairs_are_capped_at_50_per_image
 @pytest.mark.parametrize(("split", "most"), [("test", 900), ("val", 400)])
 def test_cross_species_pairs_are_900_and_400_per_family(animals, pairs, split, most):
     families = defaultdict(dict)
-    for name, images in split_images(usable(animals))[split].items():
+    for name, images in split_images(keep_single_animals(animals))[split].items():
         families[images[0].family][name] = images
     found = Counter(label for _, _, label in pairs[f"{split}_cross_species"])
     for family, members in families.items():
@@ -217,7 +225,7 @@ def test_the_manifest_is_the_same_in_any_directory_order(tmp_path, monkeypatch):
 
 def test_the_manifest_is_the_same_in_two_processes_with_other_hash_seeds(tmp_path):
     root = write_ap10k(tmp_path, usual=8)
-    ours = manifest(build_pairs(read_animals([root / file for file in ANNOTATIONS])))["sha256"]
+    ours = build_manifest(build_pairs(read_animals([root / file for file in ANNOTATIONS])))["sha256"]
     for seed in ("1", "2"):
         done = subprocess.run([sys.executable, "-c", HASH, str(root)], env=os.environ | {"PYTHONHASHSEED": seed},
                               capture_output=True, text=True, check=True)  # fmt: skip
@@ -226,13 +234,13 @@ def test_the_manifest_is_the_same_in_two_processes_with_other_hash_seeds(tmp_pat
 
 def test_the_manifest_of_these_made_up_animals_never_changes(pairs):
     """A change of the construction changes everybody's benchmark: it must be meant."""
-    assert manifest(pairs)["sha256"] == "c03808d1c346cbf672b61e82e45954a615b46ba75dd141daefac8e667ff1d8aa"
+    assert build_manifest(pairs)["sha256"] == "c03808d1c346cbf672b61e82e45954a615b46ba75dd141daefac8e667ff1d8aa"
 
 
 def test_the_manifest_says_when_one_pair_is_another(pairs):
     other = {**pairs, "test": [(b, a, label) for a, b, label in pairs["test"][:1]] + pairs["test"][1:]}
-    assert manifest(other)["sha256"] != manifest(pairs)["sha256"]
-    assert manifest(other)["lists"]["train"] == manifest(pairs)["lists"]["train"]
+    assert build_manifest(other)["sha256"] != build_manifest(pairs)["sha256"]
+    assert build_manifest(other)["lists"]["train"] == build_manifest(pairs)["lists"]["train"]
 
 
 # -- reading --

@@ -13,7 +13,7 @@ from served_page import served_page, write_run
 from torch.testing import assert_close
 
 from semcorr import Matcher
-from semcorr.app import pictures
+from semcorr.app import render as pictures
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -75,7 +75,7 @@ def rows(page, count: int) -> list[dict[str, list[float]]]:
 
 @pytest.mark.slow
 def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
-    a, b = next(iter(pictures.examples().values()))
+    a, b = next(iter(pictures.draw_examples().values()))
     matcher = Matcher.load(device="cpu")
     places = [(0.45, 0.4), (0.3, 0.6)]
     for count, place in enumerate(places, 1):
@@ -145,7 +145,7 @@ def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_a
     click(page, "#a", 0.45, 0.4)
     page.wait_for_selector("text=read by argmax")
     (shown,) = rows(page, 1)
-    a, b = next(iter(pictures.examples().values()))
+    a, b = next(iter(pictures.draw_examples().values()))
     found = Matcher.load(run, device="cpu").match(a, b, [shown["source"]])
     assert_close(torch.tensor([shown["match"]]), found.points, atol=0.05, rtol=0)
 

@@ -5,8 +5,8 @@ import torch
 from test_heads import built, maps, points
 from torch.testing import assert_close
 
-from semcorr.heads.linear_attention import linear_attention, positions
-from semcorr.types import FeatureMap
+from semcorr.core.types import FeatureMap
+from semcorr.models.heads.linear_attention import linear_attention, sine_position_encoding
 
 
 def slow_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_sums_over_many_cells_overflow_in_no_precision(precision):
 
 
 def test_a_cell_has_the_same_position_on_every_grid_and_no_other_cell_has_it():
-    small, large = positions(3, 5, 16).view(3, 5, 16), positions(6, 9, 16).view(6, 9, 16)
+    small, large = sine_position_encoding(3, 5, 16).view(3, 5, 16), sine_position_encoding(6, 9, 16).view(6, 9, 16)
 
     assert torch.equal(small, large[:3, :5])
     assert torch.cdist(large.flatten(0, 1), large.flatten(0, 1)).add(torch.eye(54)).min() > 0.05

@@ -8,11 +8,11 @@ from saved_runs import save_run
 from typer.testing import CliRunner
 
 from semcorr import evaluate, train
-from semcorr.audit import app, audit, walk
-from semcorr.errors import UserError
-from semcorr.localise import argmax
-from semcorr.protocol import PRESETS, SEMCORR, preset
-from semcorr.readings import Reading
+from semcorr.audit import app, audit_run, walk_axes
+from semcorr.core.errors import UserError
+from semcorr.evaluation.protocols import PRESETS, SEMCORR, protocol_preset
+from semcorr.evaluation.scoring_specs import ScoringSpec
+from semcorr.matching.readouts import argmax
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def scored(tmp_path_factory, creatures):
     """A finished run of the tiny backbone, by several protocols."""
     from hydra import compose, initialize_config_dir
 
-    from semcorr.cli import conf_dir
+    from semcorr.cli.hydra_app import conf_dir
 
     run = tmp_path_factory.mktemp("audit") / "run"
     line = ["data=synthetic", f"data.root={creatures}", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96",
@@ -32,9 +32,9 @@ def scored(tmp_path_factory, creatures):
 
 @pytest.mark.parametrize("end", [one for one in PRESETS if not one.exact], ids=lambda one: one.name)
 def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
-    start = Reading(SEMCORR.shown(end.resize), argmax)
+    start = ScoringSpec(SEMCORR.shown(end.resize), argmax)
 
-    steps = walk(start, end)
+    steps = walk_axes(start, end)
 
     before = start
     for step in steps:
@@ -47,14 +47,16 @@ def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
 
 
 def test_a_walk_from_a_protocol_to_itself_is_empty():
-    assert walk(Reading(preset("dift"), preset("dift").read_out), preset("dift")) == []
+    assert (
+        walk_axes(ScoringSpec(protocol_preset("dift"), protocol_preset("dift").read_out), protocol_preset("dift")) == []
+    )
 
 
 def test_an_audit_begins_with_our_number_and_ends_with_theirs(scored):
     """The first and last numbers are those that evaluate gave; the steps add up to what lies between."""
     run, metrics = scored
 
-    found = audit(run)
+    found = audit_run(run)
 
     assert set(found["protocols"]) == {"dift", "visual_ai", "sd4match", "marco"}
     assert found["start"]["headline"] == metrics["headline"]
@@ -69,7 +71,7 @@ def test_an_audit_begins_with_our_number_and_ends_with_theirs(scored):
 
 def test_other_pixels_are_audited_beside_the_runs_own(scored, capsys):
     run, _ = scored
-    squash = audit(run)
+    squash = audit_run(run)
     assert set(squash["elsewhere"]) == {"geoaware", "sd_dino", "probe3d"}
 
     result = CliRunner().invoke(app, [str(run), "--resize", "letterbox"])
@@ -88,7 +90,7 @@ def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
     line = ["finetune.blocks=1", "trainer.max_epochs=1", "data.steps=2", "data.batch_size=2"]
     metrics = train.train(config("train", *tiny, *line))
 
-    found = audit(tmp_path / "run")
+    found = audit_run(tmp_path / "run")
 
     assert found["start"]["headline"] == metrics["headline"]
 
@@ -131,7 +133,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
 
 def test_keys_of_the_run_may_be_otherwise_but_none_new(scored):
     with pytest.raises(UserError, match=r"has no key 'data\.rot'"):
-        audit(scored[0], overrides=["data.rot=x"])
+        audit_run(scored[0], overrides=["data.rot=x"])
     result = CliRunner().invoke(app, [str(scored[0]), "data.split=dev"])
     assert (result.exit_code, "has no split 'dev'" in result.output) == (2, True)
     result = CliRunner().invoke(app, [str(scored[0]), "data.root=a: b"])
@@ -179,10 +181,10 @@ def test_a_list_of_read_outs_as_typed(monkeypatch, tmp_path, tiny):
     ],
 )
 def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(config, tiny, line, resize, localise):
-    from semcorr.cli import spelled
-    from semcorr.run import build
+    from semcorr.cli.hydra_app import expand_list_overrides
+    from semcorr.engine.build import build_datamodule_and_module
 
-    module, data = build(config("evaluate", *tiny, *spelled(line)))
+    module, data = build_datamodule_and_module(config("evaluate", *tiny, *expand_list_overrides(line)))
 
     assert (data.resize, module.readings[0].localise) == (resize, localise)
 
@@ -208,15 +210,15 @@ def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, 
 
 def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, tiny):
     """Not with the read-out and the pixels that it was trained with."""
-    from semcorr.cli import with_checkpoint
+    from semcorr.cli.hydra_app import merge_checkpoint_config
 
     saved = config("train", *tiny, "localise.window=5")
     save_run(saved, tmp_path / "run")
 
     typed_line = [f"checkpoint={tmp_path / 'run'}", "protocol=geoaware"]
-    cfg = with_checkpoint(config("evaluate", *typed_line), typed_line)
+    cfg = merge_checkpoint_config(config("evaluate", *typed_line), typed_line)
 
     assert cfg.data.resize == "letterbox"
-    assert cfg.localise._target_ == "semcorr.read_outs.Published"
-    own = with_checkpoint(config("evaluate", typed_line[0]), typed_line[:1])
+    assert cfg.localise._target_ == "semcorr.matching.readout_names.ProtocolReadout"
+    own = merge_checkpoint_config(config("evaluate", typed_line[0]), typed_line[:1])
     assert (own.localise.window, own.data.resize, own.protocol.name) == (5, "squash", "semcorr")

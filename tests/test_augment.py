@@ -5,10 +5,10 @@ import torch
 from augmented_pairs import KINDS, PLACES, SIDE, SWAP, away, chance, equal, pair_of, record, seen
 from torch.testing import assert_close
 
-from semcorr.data.alter import Geometry, carry, mirror, recolour, redraw
-from semcorr.data.augment import Augment
+from semcorr.core.errors import UserError
+from semcorr.data.alter import GeometricChange, mirror_view, transform_annotations, transform_colours, transform_pixels
+from semcorr.data.augment import Augmentation
 from semcorr.data.pf_willow import PFWillow
-from semcorr.errors import UserError
 
 
 def blobs(places: torch.Tensor) -> torch.Tensor:
@@ -26,11 +26,11 @@ def blobs(places: torch.Tensor) -> torch.Tensor:
 def test_a_blob_painted_at_a_keypoint_is_found_at_the_augmented_keypoint(kind, number):
     geometry = KINDS[kind].geometry(chance(number))
     painted, found = blobs(PLACES), 0
-    moved = carry(seen(), geometry, SWAP)
+    moved = transform_annotations(seen(), geometry, SWAP)
     row_of = {i: i for i in range(5)} if not geometry.mirrored else dict(enumerate(SWAP))
 
     for i in moved.visible.nonzero().flatten().tolist():
-        blob = redraw(painted[row_of[i]].expand(3, -1, -1), geometry)[0]
+        blob = transform_pixels(painted[row_of[i]].expand(3, -1, -1), geometry)[0]
         spread = 8  # of a blob, enlarged
         if ((moved.keypoints[i] < spread) | (moved.keypoints[i] > SIDE - spread)).any():
             continue  # cut off by the border: its centre of mass is elsewhere
@@ -51,8 +51,10 @@ def test_an_augmented_pair_has_the_pixels_of_its_geometry_and_colours():
     colours = [augment.colours(again) for _ in range(2)]
     for before, after, colour in zip(pair[:2], found[:2], colours, strict=True):
         geometry = augment.geometry(again)
-        expected = carry(before, geometry, SWAP)
-        assert equal(after, expected._replace(image=redraw(recolour(before.image, colour), geometry)))
+        expected = transform_annotations(before, geometry, SWAP)
+        assert equal(
+            after, expected._replace(image=transform_pixels(transform_colours(before.image, colour), geometry))
+        )
     assert not equal(colours[0], colours[1])
     assert found.extent == pair.extent
 
@@ -60,7 +62,7 @@ def test_an_augmented_pair_has_the_pixels_of_its_geometry_and_colours():
 def test_a_mirror_image_exchanges_left_and_right():
     hidden = seen()._replace(visible=torch.tensor([False, True, True, True, True]))
 
-    found = mirror(hidden, SWAP)
+    found = mirror_view(hidden, SWAP)
 
     assert found.keypoints[0].tolist() == [127 - 83.5, 40.0]  # row 0 is what row 1 was
     assert found.visible.tolist() == [True, False, True, True, True]
@@ -68,10 +70,10 @@ def test_a_mirror_image_exchanges_left_and_right():
 
 
 def test_mirroring_twice_changes_nothing():
-    view, once = seen(), Geometry(mirrored=True)
+    view, once = seen(), GeometricChange(mirrored=True)
 
-    assert equal(mirror(mirror(view, SWAP), SWAP), view)
-    assert torch.equal(redraw(redraw(view.image, once), once), view.image)
+    assert equal(mirror_view(mirror_view(view, SWAP), SWAP), view)
+    assert torch.equal(transform_pixels(transform_pixels(view.image, once), once), view.image)
 
 
 def test_a_symmetric_image_and_its_mirror_image_have_the_same_keypoints():
@@ -80,14 +82,14 @@ def test_a_symmetric_image_and_its_mirror_image_have_the_same_keypoints():
     image = blobs(places).sum(0).expand(3, -1, -1)
     view = seen(image, places)
 
-    found = carry(view, Geometry(mirrored=True), SWAP)
+    found = transform_annotations(view, GeometricChange(mirrored=True), SWAP)
 
     assert torch.equal(found.keypoints, view.keypoints)
-    assert_close(redraw(image, Geometry(mirrored=True)), image)
+    assert_close(transform_pixels(image, GeometricChange(mirrored=True)), image)
 
 
 def test_a_keypoint_that_leaves_the_square_is_not_visible_any_more():
-    moved = carry(seen(), Geometry(warp=away(0.5)), None)  # 64 pixels to the left
+    moved = transform_annotations(seen(), GeometricChange(warp=away(0.5)), None)  # 64 pixels to the left
 
     assert moved.visible.tolist() == [False, True, False, True, True]
     assert_close(moved.keypoints[1], torch.tensor([19.5, 40.0]), atol=1e-4, rtol=0)
@@ -97,7 +99,7 @@ def test_a_keypoint_that_leaves_the_square_is_not_visible_any_more():
 def test_a_keypoint_that_was_not_visible_does_not_appear():
     hidden = seen()._replace(visible=torch.zeros(5, dtype=torch.bool))
 
-    assert not carry(hidden, Geometry(True, away(0.1)), SWAP).visible.any()
+    assert not transform_annotations(hidden, GeometricChange(True, away(0.1)), SWAP).visible.any()
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -107,9 +109,9 @@ def test_the_box_stays_around_the_object(number):
     image = torch.zeros(3, SIDE, SIDE)
     image[:, y1 : y2 + 1, x1 : x2 + 1] = 1
 
-    box = carry(view, geometry, SWAP).box
+    box = transform_annotations(view, geometry, SWAP).box
 
-    y, x = (redraw(image, geometry)[0] > 0.5).nonzero().T
+    y, x = (transform_pixels(image, geometry)[0] > 0.5).nonzero().T
     object_box = torch.stack((x.min(), y.min(), x.max(), y.max())).float()
     assert_close(box, object_box, atol=1.5, rtol=0)
 
@@ -117,28 +119,28 @@ def test_the_box_stays_around_the_object(number):
 def test_ambiguity_is_that_of_what_is_still_visible(monkeypatch):
     """Row 1 has its twin, row 0, in the target; cut away, nothing can be mistaken for it."""
     for warp, expected in ((None, [True, True]), (away(0.5), [False, False])):
-        drawn = iter([Geometry(), Geometry(warp=warp)])
-        monkeypatch.setattr(Augment, "geometry", lambda self, chance, drawn=drawn: next(drawn))
-        found = Augment(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
+        drawn = iter([GeometricChange(), GeometricChange(warp=warp)])
+        monkeypatch.setattr(Augmentation, "geometry", lambda self, chance, drawn=drawn: next(drawn))
+        found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
         assert found.ambiguous[:2].tolist() == expected
 
 
 def test_a_draw_that_leaves_nothing_shared_is_drawn_again(monkeypatch):
-    draws = [Geometry(), Geometry(warp=away(2.0)), Geometry(), Geometry(warp=away(0.1))]
+    draws = [GeometricChange(), GeometricChange(warp=away(2.0)), GeometricChange(), GeometricChange(warp=away(0.1))]
     drawn = iter(draws)
-    monkeypatch.setattr(Augment, "geometry", lambda self, chance: next(drawn))
+    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: next(drawn))
 
-    found = Augment(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
+    found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
 
     assert found.shared.all()
-    assert equal(found.target.image, redraw(seen().image, draws[3]))
+    assert equal(found.target.image, transform_pixels(seen().image, draws[3]))
 
 
 def test_a_pair_that_no_draw_leaves_anything_of_keeps_its_geometry(monkeypatch):
-    monkeypatch.setattr(Augment, "geometry", lambda self, chance: Geometry(warp=away(2.0)))
+    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: GeometricChange(warp=away(2.0)))
     pair = pair_of(seen(), seen())
 
-    found = Augment(shift=0.1)(pair, record(groups=()), chance(0))
+    found = Augmentation(shift=0.1)(pair, record(groups=()), chance(0))
 
     assert equal(found, pair)
 
@@ -148,7 +150,7 @@ def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
     left = seen()._replace(visible=torch.tensor([True, False, False, False, False]))
 
     for number in range(20):
-        found = Augment(flip=0.5)(pair_of(left, left), record(), chance(number))
+        found = Augmentation(flip=0.5)(pair_of(left, left), record(), chance(number))
         assert found.shared.sum() == 1
         assert equal(found.source, found.target)
 
@@ -167,13 +169,13 @@ def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
 )
 def test_an_option_out_of_range_is_told_its_range(options, message):
     with pytest.raises(UserError) as error:
-        Augment(**options)
+        Augmentation(**options)
 
     assert str(error.value) == message
 
 
 def test_turning_one_option_changes_no_other():
-    plain, more = Augment(rotate=30), Augment(rotate=30, flip=0.5, brightness=0.4)
+    plain, more = Augmentation(rotate=30), Augmentation(rotate=30, flip=0.5, brightness=0.4)
 
     assert torch.equal(plain.geometry(chance(5)).warp.affine, more.geometry(chance(5)).warp.affine)
 
@@ -181,9 +183,9 @@ def test_turning_one_option_changes_no_other():
 def test_mirroring_without_a_permutation_is_refused_as_the_pairs_are_read(monkeypatch):
     data = PFWillow(root=".", size=32)
     monkeypatch.setattr(data, "pairs", lambda split: [record(flip=None)])
-    data.augment = Augment(rotate=10)
+    data.augment = Augmentation(rotate=10)
     data.setup("fit")
 
-    data.augment = Augment(flip=0.5)
+    data.augment = Augmentation(flip=0.5)
     with pytest.raises(UserError, match=r"`augment\.flip`: pf_willow does not say .* cat\. Set augment\.flip=0"):
         data.setup("fit")

@@ -4,16 +4,16 @@ import pytest
 import torch
 from augmented_pairs import equal
 
+from semcorr.core.types import PairBatch
 from semcorr.data.dataset import PairDataset, TrainingPairs
-from semcorr.data.sampler import Draw
-from semcorr.module import Correspondence
-from semcorr.run import build
+from semcorr.data.sampler import SampleIndex
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train
-from semcorr.types import PairBatch
 
 
 def fit_data(config, tiny, *line: str):
-    data = build(config("train", *tiny, *line, "data.batch_size=3", "data.steps=2"))[1]
+    data = build_datamodule_and_module(config("train", *tiny, *line, "data.batch_size=3", "data.steps=2"))[1]
     data.setup("fit")
     return data
 
@@ -25,7 +25,7 @@ def test_augment_none_leaves_the_pairs_as_they_are(config, tiny):
     dataset = data.train_dataloader().dataset
     plain = PairDataset(data.pairs("train"), data.size, data.resize)
 
-    assert all(equal(dataset[Draw(pair=i, number=7)], plain[i]) for i in range(4))
+    assert all(equal(dataset[SampleIndex(pair=i, number=7)], plain[i]) for i in range(4))
 
 
 @pytest.mark.parametrize("choice", ["flip", "colour", "geometric", "standard"])
@@ -48,9 +48,9 @@ def test_two_uses_of_a_pair_differ_and_a_use_repeated_does_not(config, tiny):
     pairs = PairDataset(data.pairs("train"), data.size, data.resize)
     dataset, other_seed = (TrainingPairs(pairs, data.augment, seed) for seed in (1, 2))
 
-    assert equal(dataset[Draw(0, 5)], dataset[Draw(0, 5)])
-    assert not equal(dataset[Draw(0, 5)], dataset[Draw(0, 6)])
-    assert not equal(dataset[Draw(0, 5)], other_seed[Draw(0, 5)])
+    assert equal(dataset[SampleIndex(0, 5)], dataset[SampleIndex(0, 5)])
+    assert not equal(dataset[SampleIndex(0, 5)], dataset[SampleIndex(0, 6)])
+    assert not equal(dataset[SampleIndex(0, 5)], other_seed[SampleIndex(0, 5)])
 
 
 def test_a_run_broken_off_resumes_to_the_same_weights_with_augmentation(config, tiny, tmp_path, monkeypatch):
@@ -58,12 +58,12 @@ def test_a_run_broken_off_resumes_to_the_same_weights_with_augmentation(config, 
     whole, broken = (config("train", *tiny, *line, f"run_dir={tmp_path / name}") for name in ("whole", "broken"))
     train(whole)
 
-    def stop(module: Correspondence, batch: PairBatch, batch_idx: int) -> None:
+    def stop(module: CorrespondenceModule, batch: PairBatch, batch_idx: int) -> None:
         if module.global_step == 3:
             raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Correspondence, "on_train_batch_end", lambda m, outputs, batch, i: stop(m, batch, i))
+        patch.setattr(CorrespondenceModule, "on_train_batch_end", lambda m, outputs, batch, i: stop(m, batch, i))
         with pytest.raises(InterruptedError):
             train(broken)
     broken.checkpoint = broken.run_dir

@@ -8,9 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from semcorr.backbones import ibot, segment_anything, timm_model
-from semcorr.backbones.chain import Chain
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones import ibot, segment_anything, timm_model
+from semcorr.models.backbones.sequential import SequentialBackbone
 
 FOLDER = Path(__file__).parents[1] / "conf"
 OTHERS = {"timm", "transformers", "tiny", "squeezenet", "efficientnet_lite0"}  # without a name, or not timm's
@@ -43,8 +43,10 @@ def test_a_backbones_file_builds_the_network_it_names_normalising_as_it_was_trai
     shallow = {"depth": 2} if "vit_" in config.name and not name.startswith("sam") else {}  # its blocks are alike
 
     given: list[tuple] = []
-    own = Chain.__init__
-    monkeypatch.setattr(Chain, "__init__", lambda self, *args: (given.append(args[-1]), own(self, *args))[1])
+    own = SequentialBackbone.__init__
+    monkeypatch.setattr(
+        SequentialBackbone, "__init__", lambda self, *args: (given.append(args[-1]), own(self, *args))[1]
+    )
 
     with torch.device("meta"):  # shapes without memory, nor values
         backbone = instantiate(config, **shallow)

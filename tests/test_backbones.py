@@ -7,9 +7,9 @@ from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 from torchvision.models import squeezenet1_1
 
-from semcorr.backbones import Backbone
-from semcorr.backbones.squeezenet import STRIDES, SqueezeNet
-from semcorr.backbones.timm_model import TimmModel, create
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.squeezenet import STRIDES, SqueezeNet
+from semcorr.models.backbones.timm_model import TimmModel, create_timm_model
 
 CONTRACT = pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
 
@@ -169,7 +169,11 @@ def test_weights_from_a_file_of_either_kind_give_the_same_features_and_the_same_
     if promise.whole is not None:
         whole = promise.whole()
     else:
-        whole = squeezenet1_1().features if promise.build is squeezenet else create(original.name, False, **shape)
+        whole = (
+            squeezenet1_1().features
+            if promise.build is squeezenet
+            else create_timm_model(original.name, False, **shape)
+        )
     state = {key: value.contiguous() for key, value in whole.state_dict().items()}
     torch.save(state, tmp_path / "weights.pth")
     save_file(state, tmp_path / "weights.safetensors")

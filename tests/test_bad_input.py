@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tiny_benchmarks import edit, write_coco, write_spair, write_willow
 
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.dataset import ImageDataset, PairDataset
-from semcorr.data.images import shown, unique_images
+from semcorr.data.image_variants import list_variants, unique_images
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
-from semcorr.errors import UserError
 
 IMAGE, OTHER = "ImageAnnotation/cat/one.json", "ImageAnnotation/cat/two.json"
 PAIR, LAYOUT = "PairAnnotation/test/000001-one-two:cat.json", "Layout/large/test.txt"
@@ -200,7 +200,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, damage, parts):
     pairs = SPair(root=str(write_spair(tmp_path)), size=32).pairs("test")
     damage(tmp_path / "JPEGImages/cat/one.jpg")
 
-    for dataset in (PairDataset(pairs, 32, "squash"), ImageDataset(shown(unique_images(pairs)), 32, "squash")):
+    for dataset in (PairDataset(pairs, 32, "squash"), ImageDataset(list_variants(unique_images(pairs)), 32, "squash")):
         with pytest.raises(UserError) as error:
             dataset[0]
         assert said(error, parts), error.value

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.weight_files import read_weights
-from semcorr.backbones.weights import fill
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
-from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.backbones.weights import load_weights
+from semcorr.models.finetune.last_blocks import last_blocks
 
 TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 SMALL = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
@@ -35,7 +35,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights, parts):
     before = module[0].weight.clone()
 
     with pytest.raises(UserError) as error:
-        fill(module, weights, "some/file.pth")
+        load_weights(module, weights, "some/file.pth")
 
     assert said(error, ["`backbone.weights`", "some/file.pth", "same model", *parts]), error.value
     assert torch.equal(module[0].weight, before)  # nothing was loaded
@@ -44,7 +44,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights, parts):
 def test_a_classifier_in_the_weights_is_no_misfit():
     module = nn.Sequential(nn.Linear(2, 3))
 
-    fill(module, SMALL | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, "file.pth")
+    load_weights(module, SMALL | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, "file.pth")
 
     assert not module[0].weight.any()
 
@@ -68,7 +68,7 @@ def test_a_pickle_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
 
     with pytest.raises(UserError) as error:
-        fill(nn.Linear(1, 1), read_weights(tmp_path / "model.pth"), tmp_path / "model.pth")
+        load_weights(nn.Linear(1, 1), read_weights(tmp_path / "model.pth"), tmp_path / "model.pth")
 
     assert said(error, ["`backbone.weights`", "model.pth", "Give"]), error.value
 

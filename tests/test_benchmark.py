@@ -10,18 +10,20 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from semcorr.benchmark import match, measure, naive, spair_scale, train
+from semcorr.benchmark import match, naive, train
+from semcorr.benchmark import measurement as measure
+from semcorr.benchmark import synthetic_spair as spair_scale
 from semcorr.benchmark.command import app
-from semcorr.benchmark.report import Outcome, Row, known, publish
-from semcorr.benchmark.spair_shape import official, pair_lists, shrunk
-from semcorr.coords import to_image
-from semcorr.data.groups import facts
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, publish_result, read_benchmark_file
+from semcorr.benchmark.spair_shape import make_pair_lists, official_counts, shrink_counts
+from semcorr.core.coords import to_image
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.data.download.verify import verify_benchmark
+from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.spair import SPair
-from semcorr.data.verify import verify
-from semcorr.errors import UserError
-from semcorr.heads.cosine import Cosine
-from semcorr.similarity import cosine, sample
-from semcorr.types import FeatureMap
+from semcorr.matching.similarity import cosine_similarity, sample_descriptors
+from semcorr.models.heads.cosine import Cosine
 
 STRIDE = 14.0
 TOY = ["--together", "--device", "cpu"]
@@ -63,7 +65,7 @@ def test_a_naive_loop_finds_what_ours_finds_by_every_read_out_that_both_define(m
         torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 7.0]]), STRIDE
     )  # cell centres: nothing is interpolated
     theirs = naive.LOOPS[name](source, target, points, STRIDE)
-    similarity = cosine(sample(source[None], points[None], STRIDE), target[None])
+    similarity = cosine_similarity(sample_descriptors(source[None], points[None], STRIDE), target[None])
 
     for key, i in match.SAME.items():
         torch.testing.assert_close(theirs[key], match.RULES[i](similarity)[0], atol=1e-4, rtol=0)
@@ -74,7 +76,7 @@ def test_a_naive_loop_finds_what_ours_finds_by_every_read_out_that_both_define(m
 def test_the_unified_benchmarks_read_outs_agree_with_ours_anywhere(maps):
     source, target = maps
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)) * (9 * STRIDE - 1)
-    theirs = naive.each_read_out(source, target, points, STRIDE)
+    theirs = naive.match_by_each_readout(source, target, points, STRIDE)
     similarity = Cosine()(FeatureMap(source[None], STRIDE), FeatureMap(target[None], STRIDE), points[None])
 
     for key, i in match.SAME.items():
@@ -96,7 +98,7 @@ def test_a_disagreement_stops_the_benchmark():
 
 
 def test_what_is_matched_has_3_to_20_points_a_pair_8_on_average():
-    work = match.task(match.Shape(380, 20, 4, 2, 1, "cpu"))
+    work = match.build_task(match.MatchingShape(380, 20, 4, 2, 1, "cpu"))
     counts = [len(points) for points in work.points]
     assert 3 <= min(counts) <= max(counts) <= 20
     assert sum(counts) / len(counts) == pytest.approx(8, abs=0.3)
@@ -104,16 +106,16 @@ def test_what_is_matched_has_3_to_20_points_a_pair_8_on_average():
 
 
 def test_losses_are_compared_relatively_and_the_bound_is_that_of_the_blocks():
-    assert train.difference([1.0, 100.0], [1.0, 101.0]) == pytest.approx(1 / 101)
-    assert train.bound(12, 2) == pytest.approx(16 / 6)
+    assert train.largest_difference([1.0, 100.0], [1.0, 101.0]) == pytest.approx(1 / 101)
+    assert train.speedup_bound(12, 2) == pytest.approx(16 / 6)
 
 
 # -- SPair-71k's shape --
 
 
 def test_the_full_shape_has_the_official_numbers_of_pairs_and_images():
-    lists = pair_lists(official())
-    known_counts = facts("spair71k")["official"]
+    lists = make_pair_lists(official_counts())
+    known_counts = benchmark_metadata("spair71k")["official"]
     assert {split: len(pairs) for split, pairs in lists.items()} == {"trn": 53340, "val": 5384, "test": 12234}
     assert Counter(source.category for source, _ in lists["test"]) == known_counts["pairs_per_category"]["test"]
 
@@ -126,8 +128,8 @@ def test_the_full_shape_has_the_official_numbers_of_pairs_and_images():
 
 
 def test_a_small_tree_is_read_as_spair_with_exactly_its_counts(tree):
-    report = verify(SPair(root=str(tree), size=64))
-    counts = shrunk(official(), 0.05)
+    report = verify_benchmark(SPair(root=str(tree), size=64))
+    counts = shrink_counts(official_counts(), 0.05)
     found = {(check.what, check.where): check.found for check in report.checks}
     for split, folder in (("train", "trn"), ("val", "val"), ("test", "test")):
         expected = sum(each.pairs[folder] for each in counts.values())
@@ -169,7 +171,7 @@ def test_it_is_written_once_and_the_same_everywhere(tree, tmp_path):
 def test_sub_commands_share_one_file_and_replace_their_own_part_only(tmp_path):
     out = tmp_path / "b.json"
     for name, ratio in (("match", 1.0), ("store", 2.0), ("match", 3.0)):
-        publish(name, Outcome("t", [Row("a")], "c", {"ratio": ratio}), out, {"pairs": 5})
+        publish_result(name, BenchmarkResult("t", [BenchmarkRow("a")], "c", {"ratio": ratio}), out, {"pairs": 5})
     content = json.loads(out.read_text())
     assert {name: part["ratio"] for name, part in content.items()} == {"match": 3.0, "store": 2.0}
     assert content["match"]["settings"] == {"pairs": 5}
@@ -179,22 +181,22 @@ def test_sub_commands_share_one_file_and_replace_their_own_part_only(tmp_path):
 def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     (tmp_path / "b.json").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"is not a benchmark\.json"):
-        known(tmp_path / "b.json")
+        read_benchmark_file(tmp_path / "b.json")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_peak_is_of_the_process_that_worked_and_not_of_the_one_that_asked():
     hoard = bytearray(400_000_000)
     hoard[::4096] = b"x" * len(hoard[::4096])
-    small = measure.measured(len, b"abc")
-    large = measure.measured(sum, range(3), apart=False)
+    small = measure.measure(len, b"abc")
+    large = measure.measure(sum, range(3), apart=False)
     assert (small.value, large.value) == (3, 3)
     assert large.memory > 400_000_000 > 200_000_000 > small.memory
 
 
 def test_a_users_mistake_in_the_other_process_is_told_here():
     with pytest.raises(UserError, match="--device must be one of"):
-        measure.measured(measure.chosen, "tpu")
+        measure.measure(measure.resolve_device_name, "tpu")
 
 
 def test_the_floor_is_the_slower_of_computing_and_moving():

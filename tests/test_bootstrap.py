@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from random_tables import batches, hand_made, table
 
-from semcorr.metrics.bootstrap import Shared, interval, resample, sharing
-from semcorr.metrics.scored import right, scored
-from semcorr.metrics.uncertainty import differences, intervals, mcnemar
+from semcorr.metrics.bootstrap import ImageOverlap, image_overlap, percentile_interval, resample_ratio
+from semcorr.metrics.confidence import mcnemar, pck_differences, pck_intervals
+from semcorr.metrics.predictions import is_correct, load_predictions
 
 
-def every_pair(categories: int, images: int) -> tuple[Shared, np.ndarray]:
+def every_pair(categories: int, images: int) -> tuple[ImageOverlap, np.ndarray]:
     """All ordered pairs of the images of each category, and their category."""
     ends = [(c * images + i, c * images + j, c) for c in range(categories) for i, j in permutations(range(images), 2)]
     source, target, category = np.array(ends).T
-    return sharing(source, target, category, categories * images), category
+    return image_overlap(source, target, category, categories * images), category
 
 
-def spread(values: np.ndarray, shared: Shared, draws: int = 2000) -> float:
-    drawn = resample(values[None], np.ones((1, len(values))), shared, draws)
+def spread(values: np.ndarray, shared: ImageOverlap, draws: int = 2000) -> float:
+    drawn = resample_ratio(values[None], np.ones((1, len(values))), shared, draws)
     assert drawn is not None
     return float(drawn.draws.std())
 
@@ -28,7 +28,7 @@ def spread(values: np.ndarray, shared: Shared, draws: int = 2000) -> float:
 def test_pairs_that_share_no_image_vary_as_independent_ones():
     """The plain standard error of a mean, widened as Student's t for as many images."""
     values = np.random.default_rng(0).normal(size=300)
-    shared = sharing(np.arange(300), np.arange(300, 600), np.zeros(300, int), 600)
+    shared = image_overlap(np.arange(300), np.arange(300, 600), np.zeros(300, int), 600)
 
     assert spread(values, shared) == pytest.approx(values.std(ddof=1) / 300**0.5, rel=5e-3)
 
@@ -55,10 +55,10 @@ def test_what_is_always_right_has_an_interval_of_no_width():
     shared, _ = every_pair(1, 12)
     ones = np.ones((1, len(shared.source)))
 
-    drawn = resample(ones, ones, shared, 200)
+    drawn = resample_ratio(ones, ones, shared, 200)
 
     assert drawn is not None
-    assert interval(drawn).tolist() == [[1.0, 1.0]]
+    assert percentile_interval(drawn).tolist() == [[1.0, 1.0]]
 
 
 def test_strata_are_categories_joined_where_they_share_images():
@@ -68,7 +68,7 @@ def test_strata_are_categories_joined_where_they_share_images():
     ends = [(*random.permutation(block)[:2], c) for c, block in enumerate(blocks) for _ in range(200)]
     source, target, category = np.array(ends).T
 
-    stratum = sharing(source, target, category, 36).stratum
+    stratum = image_overlap(source, target, category, 36).stratum
 
     assert len(set(stratum[:24])) == 1
     assert len(set(stratum[24:])) == 1
@@ -82,51 +82,51 @@ def test_small_categories_are_drawn_from_together():
 
 
 def test_too_few_images_have_no_interval():
-    rows = scored(hand_made([{"pair": "p"}, {"pair": "q", "source": "b", "target": "a"}]))
+    rows = load_predictions(hand_made([{"pair": "p"}, {"pair": "q", "source": "b", "target": "a"}]))
 
-    assert intervals(rows, right(rows, [0.1]), [0.1])["all"]["image"] == {"0.1": None}
-    assert differences(rows, right(rows, [0.1]), right(rows, [0.1]), [0.1])[0]["interval"] is None
+    assert pck_intervals(rows, is_correct(rows, [0.1]), [0.1])["all"]["image"] == {"0.1": None}
+    assert pck_differences(rows, is_correct(rows, [0.1]), is_correct(rows, [0.1]), [0.1])[0]["interval"] is None
 
 
 def test_a_subset_without_keypoints_has_no_interval():
     rows = [{"pair": str(i), "source": f"{i}", "target": f"{i + 1}"} for i in range(20)]
 
-    found = intervals(scored(hand_made(rows)), np.ones((1, 20), bool), [0.1])
+    found = pck_intervals(load_predictions(hand_made(rows)), np.ones((1, 20), bool), [0.1])
 
     assert found["geo"] == {"image": {"0.1": None}, "point": {"0.1": None}}
     assert found["all"]["point"]["0.1"] == [1.0, 1.0]
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
-    rows = scored(table(batches(60)))
-    hits = right(rows, [0.1])
+    rows = load_predictions(table(batches(60)))
+    hits = is_correct(rows, [0.1])
 
-    assert intervals(rows, hits, [0.1], seed=1) == intervals(rows, hits, [0.1], seed=1)
-    assert intervals(rows, hits, [0.1], seed=1) != intervals(rows, hits, [0.1], seed=2)
+    assert pck_intervals(rows, hits, [0.1], seed=1) == pck_intervals(rows, hits, [0.1], seed=1)
+    assert pck_intervals(rows, hits, [0.1], seed=1) != pck_intervals(rows, hits, [0.1], seed=2)
 
 
 def test_intervals_hold_the_value_they_are_of():
-    rows = scored(table(batches(80)))
-    hits = right(rows, [0.1])
+    rows = load_predictions(table(batches(80)))
+    hits = is_correct(rows, [0.1])
 
-    low, high = intervals(rows, hits, [0.1])["all"]["point"]["0.1"] or (1.0, 0.0)
+    low, high = pck_intervals(rows, hits, [0.1])["all"]["point"]["0.1"] or (1.0, 0.0)
 
     assert low < hits.mean() < high
     assert 0.01 < high - low < 0.3
 
 
 def test_a_run_compared_with_itself_differs_by_nothing():
-    rows = scored(table(batches(60)))
-    hits = right(rows, [0.1])
+    rows = load_predictions(table(batches(60)))
+    hits = is_correct(rows, [0.1])
 
-    for entry in differences(rows, hits, hits, [0.1], draws=200):
+    for entry in pck_differences(rows, hits, hits, [0.1], draws=200):
         assert (entry["difference"], entry["interval"], entry["p"]) == (0.0, [0.0, 0.0], 1.0)
 
 
 def test_a_small_steady_gain_is_seen_through_differences_between_images():
     """Pairs of an image are all right or all wrong, and one keypoint in ten is mended: B - A is far surer than A."""
     random, shared = np.random.default_rng(0), every_pair(2, 12)[0]
-    rows = scored(
+    rows = load_predictions(
         hand_made(
             [{"pair": f"{p:03d}", "source": f"{s:02d}", "target": f"{t:02d}", "keypoint": k}
              for p, (s, t) in enumerate(zip(shared.source, shared.target, strict=True)) for k in range(4)]
@@ -136,8 +136,8 @@ def test_a_small_steady_gain_is_seen_through_differences_between_images():
     first = np.repeat(good[rows.target_image], 4)[None]
     second = first | (random.random(first.shape) < 0.1)
 
-    entry = differences(rows, first, second, [0.1])[0]
-    alone = intervals(rows, first, [0.1])["all"]["image"]["0.1"] or (0.0, 0.0)
+    entry = pck_differences(rows, first, second, [0.1])[0]
+    alone = pck_intervals(rows, first, [0.1])["all"]["image"]["0.1"] or (0.0, 0.0)
 
     assert entry["difference"] == pytest.approx(second.mean() - first.mean())
     assert entry["interval"][0] > 0
@@ -158,7 +158,7 @@ def test_all_pairs_of_spair_take_seconds():
     part, whole = random.random((6, len(category))), np.ones((6, len(category)))
 
     start = time.perf_counter()
-    resample(part, whole, shared)
+    resample_ratio(part, whole, shared)
 
     assert time.perf_counter() - start < 15
 
@@ -176,7 +176,7 @@ def test_intervals_cover_the_truth_95_times_in_100(images, categories, each, kep
     random = np.random.default_rng(1)
     shared, category = every_pair(categories, each)
     some = random.random(len(category)) < kept
-    category, shared = category[some], Shared(shared.source[some], shared.target[some], shared.stratum)
+    category, shared = category[some], ImageOverlap(shared.source[some], shared.target[some], shared.stratum)
     level = np.linspace(0.3, 0.7, categories)
     covered = []
     for seed in range(600):
@@ -184,9 +184,9 @@ def test_intervals_cover_the_truth_95_times_in_100(images, categories, each, kep
         values = (
             level[category] + (u + v)[shared.source] + (0.7 * u)[shared.target] + random.normal(0, 0.3, len(category))
         )
-        drawn = resample(values[None], np.ones((1, len(values))), shared, 300, seed)
+        drawn = resample_ratio(values[None], np.ones((1, len(values))), shared, 300, seed)
         assert drawn is not None
-        low, high = interval(drawn)[0]
+        low, high = percentile_interval(drawn)[0]
         covered.append(low <= level[category].mean() <= high)
 
     assert (0.922 if categories == 1 else 0.932) <= np.mean(covered) <= (0.995 if images == 0 else 0.973)

@@ -6,10 +6,10 @@ import pytest
 from coco_forms import NAMES, SIZE, content, read, told, write
 from tiny_benchmarks import picture
 
-from semcorr.data.coco_fields import makes_sense
-from semcorr.data.pairs_csv import read_csv
-from semcorr.errors import UserError
-from semcorr.transfer.coco import read_sheet
+from semcorr.core.errors import UserError
+from semcorr.data.coco_fields import is_plausible_box
+from semcorr.data.pairs_csv import read_csv_pairs
+from semcorr.inference.transfer.annotations import read_annotations
 
 
 def objects(seed: int, count: int = 12) -> list[tuple[list[float], list[float]]]:
@@ -57,7 +57,7 @@ def test_boxes_are_read_in_their_layout_and_refused_in_the_other(tmp_path, seed,
         with pytest.raises(UserError, match=r"keypoints\.json.*data\.box") as error:
             read(root, other)
         with pytest.raises(UserError, match="--box"):
-            read_sheet(root / "keypoints.json", root / "images", other)
+            read_annotations(root / "keypoints.json", root / "images", other)
         assert "below 0" in str(error.value) or f"Give data.box={layout}" in str(error.value)
 
 
@@ -118,7 +118,7 @@ def test_a_right_file_with_a_stray_keypoint_is_read(tmp_path):
     ],
 )  # fmt: skip
 def test_a_box_makes_sense_by_its_image_and_its_keypoints(corners, points, sense):
-    assert makes_sense(corners, points, (10, 10)) is sense
+    assert is_plausible_box(corners, points, (10, 10)) is sense
 
 
 @pytest.mark.parametrize(("box", "said"), [("-5;-5;100;100", True), ("0;0;40;30", False), ("5;5;60;9", True)])
@@ -127,7 +127,7 @@ def test_boxes_of_a_table_that_reach_outside_are_counted(tmp_path, caplog, box, 
         picture(tmp_path / f"{name}.png", SIZE)
     (tmp_path / "pairs.csv").write_text(f"source_image,target_image,XA,YA,XB,YB,box\na.png,b.png,1,2,7,8,{box}\n")
 
-    (pair,) = read_csv(tmp_path, "pairs.csv", "box")
+    (pair,) = read_csv_pairs(tmp_path, "pairs.csv", "box")
 
     x1, y1, x2, y2 = map(float, box.split(";"))
     assert pair.extent == max(x2 - x1, y2 - y1)

@@ -11,14 +11,14 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from semcorr.callbacks import Progress, checkpoints
-from semcorr.cli import spelled, with_checkpoint
-from semcorr.errors import UserError
+from semcorr.cli.hydra_app import expand_list_overrides, merge_checkpoint_config
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_trainer, check_config
+from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks
+from semcorr.engine.loggers import CSVScalarLogger, TensorBoardSideLogger
+from semcorr.engine.saved_config import read_run_config
+from semcorr.engine.trainer_options import check_trainer
 from semcorr.evaluate import evaluate
-from semcorr.loggers import CSV, TensorBoard
-from semcorr.run import check_config, make_trainer
-from semcorr.saved_config import read_run_config
-from semcorr.trainer_options import check_trainer
 
 DDP = {"_target_": "lightning.pytorch.strategies.DDPStrategy", "find_unused_parameters": True}
 HONOURED = {  # of the trainer: what is typed, and where it is then seen
@@ -85,7 +85,7 @@ def test_an_option_of_the_trainer_is_seen_on_it(training, tmp_path, key):
     OmegaConf.update(training, f"trainer.{key}", value, force_add=True)
     check_config(training)
 
-    assert is_seen(make_trainer(training, tmp_path, callbacks=checkpoints(tmp_path)))
+    assert is_seen(build_trainer(training, tmp_path, callbacks=checkpoint_callbacks(tmp_path)))
 
 
 def test_an_option_that_the_configuration_does_not_list_is_typed_like_any_other(config, tiny, tmp_path):
@@ -112,9 +112,9 @@ def test_a_plugin_that_would_be_replaced_is_refused(training, node):
 
 
 def made(config, tmp_path, *line: str) -> Trainer:
-    cfg = config("train", *spelled(line))
+    cfg = config("train", *expand_list_overrides(line))
     check_config(cfg)
-    return make_trainer(cfg, tmp_path, callbacks=checkpoints(tmp_path))
+    return build_trainer(cfg, tmp_path, callbacks=checkpoint_callbacks(tmp_path))
 
 
 def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
@@ -127,7 +127,7 @@ def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
         "step",
         "epoch",
     }
-    assert any(isinstance(each, Progress) for each in trainer.callbacks)
+    assert any(isinstance(each, TrainingProgressBar) for each in trainer.callbacks)
 
 
 def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(config, tiny, tmp_path):
@@ -149,11 +149,13 @@ def test_an_evaluation_calls_them_too(config, tiny):
     assert Counted.batches > 0
 
 
-@pytest.mark.parametrize("line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.loggers.tensorboard"])
+@pytest.mark.parametrize(
+    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.tensorboard"]
+)
 def test_several_loggers_write_side_by_side(config, tiny, tmp_path, line):
     kinds = [type(each) for each in made(config, tmp_path, *tiny, line).loggers]
 
-    assert kinds == [CSV, TensorBoard]
+    assert kinds == [CSVScalarLogger, TensorBoardSideLogger]
 
 
 def test_a_logger_of_lightning_is_given_no_more_than_it_takes(config, tiny, tmp_path):
@@ -177,12 +179,12 @@ def test_a_saved_callback_is_called_only_where_it_is_installed_or_typed(config, 
 
     assert read_run_config(tmp_path / "old").callbacks == {}
     with pytest.raises(UserError, match=r"callbacks\.mine\._target_.* is 'os\.system', which no installed file"):
-        with_checkpoint(config("train", *line), line)
-    assert with_checkpoint(config("evaluate", *line), line).callbacks == {}
+        merge_checkpoint_config(config("train", *line), line)
+    assert merge_checkpoint_config(config("evaluate", *line), line).callbacks == {}
 
 
 def test_a_run_that_goes_on_has_its_callbacks(config, tiny, tmp_path):
     save(config("train", *tiny, "callbacks=early_stopping", "logger=tensorboard"), tmp_path / "old")
     line = [f"checkpoint={tmp_path / 'old'}"]
 
-    assert with_checkpoint(config("train", *line), line).callbacks.early_stopping.patience == 3
+    assert merge_checkpoint_config(config("train", *line), line).callbacks.early_stopping.patience == 3

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import gelu, layer_norm, linear
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
-from semcorr.heads.cats import Cats
-from semcorr.heads.correlation import correlation, mutual_matching
+from semcorr.core.errors import UserError
+from semcorr.models.heads.cats import CATs
+from semcorr.models.heads.correlation import correlation, mutual_matching
 from semcorr.train import train
 
 
@@ -42,7 +42,7 @@ def test_cats_is_a_plain_transformer_over_the_rows_of_the_correlation():
 @pytest.mark.parametrize(("grid", "millions"), [(16, 2.0), (32, 17.3), (60, 181)])
 def test_the_weights_of_cats_grow_with_the_fourth_power_of_the_grid(grid, millions):
     with torch.device("meta"):
-        head = Cats(768, grid)
+        head = CATs(768, grid)
 
     width = grid**2 + 128
     inner = width // 6 * 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from semcorr.data.transforms import fit
+from semcorr.data.transforms import fit_to_square
 from semcorr.evaluate import evaluate
 from semcorr.metrics.ceiling import nearest_centres
 from semcorr.metrics.pck import ALPHAS
@@ -17,7 +17,7 @@ from semcorr.metrics.pck import ALPHAS
 def test_no_cell_centre_is_nearer_than_the_nearest(resize, size):
     """Against a loop over all cells, measured in original pixels; points in and around the image."""
     side, stride = 56, 8
-    how = fit(size, side, resize)
+    how = fit_to_square(size, side, resize)
     random = np.random.default_rng(0)
     points = torch.from_numpy(random.uniform(-5, np.array(size) + 5, (40, 2)))
     scale, offset = (torch.tensor([values], dtype=torch.double) for values in (how.scale, how.offset))

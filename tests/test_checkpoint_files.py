@@ -14,12 +14,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr.callbacks import checkpoints, refuse_to_replace
-from semcorr.checkpoint_files import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
-from semcorr.cli import conf_dir
-from semcorr.errors import UserError
-from semcorr.resuming import resume
-from semcorr.run import begin_run, make_trainer
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.core.errors import UserError
+from semcorr.engine.build import begin_run, build_trainer
+from semcorr.engine.callbacks import checkpoint_callbacks, refuse_to_replace
+from semcorr.engine.checkpoints import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
+from semcorr.engine.resume import resume_training
 from semcorr.train import _built, train
 
 LINE = ["data=synthetic", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", "finetune.blocks=1",
@@ -50,7 +50,7 @@ def begun(creatures, run):
     """The module, trainer and data of the run, as they are when it is gone on with."""
     cfg = configuration(creatures, run)
     module, data, _ = _built(cfg)
-    return cfg, module, make_trainer(cfg, run, True, callbacks=checkpoints(run)), data
+    return cfg, module, build_trainer(cfg, run, True, callbacks=checkpoint_callbacks(run)), data
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_run_is_not_gone_on_with_by_other_settings(run, begun, key, value) -> 
     cfg, *built = begun
     OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError, match=rf"`{key}`: .*last\.ckpt was trained with {key}=.+ Leave {key} out, or train"):
-        resume(cfg, *built)
+        resume_training(cfg, *built)
 
 
 def test_a_run_is_gone_on_with_in_another_place_and_at_another_speed(run, begun) -> None:
@@ -247,7 +247,7 @@ def test_a_run_is_gone_on_with_in_another_place_and_at_another_speed(run, begun)
         "backbone.weights": "w",
     }.items():
         OmegaConf.update(cfg, key, value)
-    assert resume(cfg, *built) == str(checkpoint_path(run, "last"))
+    assert resume_training(cfg, *built) == str(checkpoint_path(run, "last"))
 
 
 def test_what_a_run_cannot_go_on_from_is_a_sentence_before_it_starts(run, begun) -> None:
@@ -273,7 +273,7 @@ def test_what_a_run_cannot_go_on_from_is_a_sentence_before_it_starts(run, begun)
     for what, content in wrong.items():
         torch.save(content, path)
         with pytest.raises(UserError, match=r"last\.ckpt is damaged \("):
-            print(what, resume(*begun))
+            print(what, resume_training(*begun))
 
 
 def test_what_another_configuration_has_left_goes_before_a_run_begins_there(run, begun) -> None:

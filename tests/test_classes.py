@@ -5,9 +5,9 @@ from random_tables import batches, hand_made, table
 from tiny_benchmarks import edit, write_spair
 
 from semcorr.data.spair import SPair
-from semcorr.metrics.classes import LABELS, by_class, sensitivity
-from semcorr.metrics.scored import scored
-from semcorr.metrics.views import pck_of
+from semcorr.metrics.breakdown import pck_from_predictions
+from semcorr.metrics.classes import LABELS, pck_by_class, sensitivity
+from semcorr.metrics.predictions import load_predictions
 
 FIVE = LABELS["azimuth_difference"]
 
@@ -35,19 +35,21 @@ def test_a_class_is_scored_as_if_its_pairs_were_all_there_is():
     parts = batches(4, 6, 5)
     labels = {name: label for label, one in enumerate(parts) for name in one["pair"]}
 
-    classes = by_class(scored(table(parts)), labels, FIVE, [0.1])
+    classes = pck_by_class(load_predictions(table(parts)), labels, FIVE, [0.1])
 
     for label, one in enumerate(parts):
-        alone = pck_of(scored(table([one])), [0.1])["pck"]["all"]
+        alone = pck_from_predictions(load_predictions(table([one])), [0.1])["pck"]["all"]
         assert classes[str(label)] == {"pairs": len(one["pair"]), **alone}
     assert classes["3"] == {"pairs": 0, "image": {"0.1": None}, "point": {"0.1": None}}
     assert classes["unknown"] == 0
 
 
 def test_pairs_of_no_known_class_are_counted_and_not_averaged():
-    rows = scored(hand_made([{"pair": "p"}, {"pair": "q", "predicted_x": 50.0}, {"pair": "r", "predicted_x": 50.0}]))
+    rows = load_predictions(
+        hand_made([{"pair": "p"}, {"pair": "q", "predicted_x": 50.0}, {"pair": "r", "predicted_x": 50.0}])
+    )
 
-    classes = by_class(rows, {"p": 1, "q": None}, FIVE, [0.1])
+    classes = pck_by_class(rows, {"p": 1, "q": None}, FIVE, [0.1])
 
     assert classes["unknown"] == 2
     assert classes["1"] == {"pairs": 1, "image": {"0.1": 1.0}, "point": {"0.1": 1.0}}

@@ -16,8 +16,8 @@ from saved_runs import save_run
 from tiny_benchmarks import write_willow
 
 from semcorr import evaluate, train
-from semcorr.backbones.squeezenet import SqueezeNet
-from semcorr.cli import conf_dir, with_checkpoint
+from semcorr.cli.hydra_app import conf_dir, merge_checkpoint_config
+from semcorr.models.backbones.squeezenet import SqueezeNet
 
 GROUPS = sorted(
     path.relative_to(conf_dir()).with_suffix("") for path in conf_dir().glob("*/*.yaml") if path.stem != "common"
@@ -170,9 +170,9 @@ def test_a_group_typed_anew_replaces_the_one_a_checkpoint_brings(config, tmp_pat
     typed = ["data=pf_willow", "localise.window=9", f"checkpoint={tmp_path}"]
 
     with pytest.raises(Exception, match="window"):  # argmax, which the run used, has no window
-        with_checkpoint(config("evaluate", *typed), typed)
+        merge_checkpoint_config(config("evaluate", *typed), typed)
     typed = ["data=pf_willow", f"checkpoint={tmp_path}"]
-    cfg = with_checkpoint(config("evaluate", *typed), typed)
+    cfg = merge_checkpoint_config(config("evaluate", *typed), typed)
 
     assert cfg.data._target_.endswith("PFWillow")
     assert cfg.localise._target_.endswith(".argmax")
@@ -194,7 +194,7 @@ def test_other_benchmarks_are_seen_in_the_geometry_that_weights_were_trained_in(
     save_run(config("train", "data=synthetic", "data.resize=letterbox"), tmp_path)
     typed = [*line, f"checkpoint={tmp_path}"]
 
-    assert with_checkpoint(config("evaluate", *typed), typed).data.resize == resize
+    assert merge_checkpoint_config(config("evaluate", *typed), typed).data.resize == resize
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=str)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tiny_benchmarks import edit, write_coco
 
 from semcorr.data.coco_keypoints import COCOKeypoints
-from semcorr.data.images import unique_images
+from semcorr.data.image_variants import unique_images
 
 
 def coco(root: Path, **options: object) -> COCOKeypoints:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_damage import damage, refusal
 
-from semcorr.transfer.coco import read_sheet
+from semcorr.inference.transfer.annotations import read_annotations
 
 NUMBERS = [float("nan"), float("inf"), -float("inf")]
 JUNK = [None, True, False, "", "x", "NaN", [], {}, [None], [[]], {"a": 1}, "\\", "\n", *NUMBERS]
@@ -77,7 +77,7 @@ def check(root: Path, draw: random.Random, seen: list[str]) -> None:
     message = refusal(lambda: right(told(read(root)), done))
     assert not message or (message.startswith(str(root)) and "official" not in message)
     seen.append("refused" if message else "read")
-    refusal(lambda: read_sheet(root / "keypoints.json", root / "images"))
+    refusal(lambda: read_annotations(root / "keypoints.json", root / "images"))
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
@@ -97,7 +97,10 @@ def test_damage_to_its_fields_is_a_right_answer_or_one_sentence(tmp_path, count)
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_damage_to_its_bytes_is_no_traceback(tmp_path, count):
     text = json.dumps(content()).encode()
-    readers = [partial(read, write(tmp_path)), partial(read_sheet, tmp_path / "keypoints.json", tmp_path / "images")]
+    readers = [
+        partial(read, write(tmp_path)),
+        partial(read_annotations, tmp_path / "keypoints.json", tmp_path / "images"),
+    ]
     refused = 0
     for seed in range(count):
         (tmp_path / "keypoints.json").write_bytes(damage(text, seed))

@@ -7,8 +7,8 @@ import pytest
 from coco_forms import EXPECTED, FILES, NAMES, SIZE, TOOLS, changed, content, read, told, write
 from tiny_benchmarks import picture
 
-from semcorr.transfer.coco import read_sheet
-from semcorr.transfer.labels import bones
+from semcorr.inference.transfer.annotations import read_annotations
+from semcorr.inference.transfer.labels import skeleton_edges
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -22,14 +22,14 @@ def test_transfer_reads_the_form_of_each_tool_with_the_ids_of_its_file(tmp_path,
     write(tmp_path, form)
     picture(tmp_path / "images/new.jpg", SIZE)
 
-    sheet = read_sheet(tmp_path / "keypoints.json", tmp_path / "images")
+    sheet = read_annotations(tmp_path / "keypoints.json", tmp_path / "images")
 
     (sources,) = sheet.sources.values()
     assert [thing.photo.name for thing in sources] == [*FILES]
     assert [thing.photo.id for thing in sources] == [image["id"] for image in form["images"]]
     assert [thing.points.tolist() for thing in sources] == [points for _, _, points, _, _ in EXPECTED]
     assert "new.jpg" in [thing.photo.name for thing in sheet.targets]
-    assert all(isinstance(bone, tuple) for kind in sheet.categories for bone in bones(kind))
+    assert all(isinstance(bone, tuple) for kind in sheet.categories for bone in skeleton_edges(kind))
 
 
 def put(key: str, **fields: object):
@@ -195,6 +195,6 @@ def test_a_name_that_is_there_as_it_stands_is_not_read_otherwise(tmp_path):
 
 
 def test_a_skeleton_of_names_is_drawn_as_one_of_numbers():
-    assert bones({"keypoints": NAMES, "skeleton": [["nose", "left_ear"]]}) == bones(
+    assert skeleton_edges({"keypoints": NAMES, "skeleton": [["nose", "left_ear"]]}) == skeleton_edges(
         {"keypoints": NAMES, "skeleton": [[1, 2]]}
     )

@@ -7,8 +7,8 @@ from coco_forms import NAMES, changed, content, read, write
 from test_coco_file import put, triple
 from tiny_benchmarks import picture
 
-from semcorr.errors import UserError
-from semcorr.transfer.coco import read_sheet
+from semcorr.core.errors import UserError
+from semcorr.inference.transfer.annotations import read_annotations
 
 
 def first(*values: object):
@@ -125,7 +125,7 @@ def test_it_is_one_sentence_for_the_benchmark_and_for_transfer(tmp_path, change,
     assert "official" not in message
     if "pixels" not in message or "COCO counts pixels" in message:  # transfer looks at sizes when it opens images
         with pytest.raises(UserError):
-            read_sheet(tmp_path / "keypoints.json", tmp_path / "images")
+            read_annotations(tmp_path / "keypoints.json", tmp_path / "images")
 
 
 TEXTS = {

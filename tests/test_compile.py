@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.run import compile_blocks
+from semcorr.core.errors import UserError
+from semcorr.engine.build import compile_blocks
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.last_blocks import last_blocks
 from semcorr.train import train
 
 

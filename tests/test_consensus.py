@@ -8,8 +8,8 @@ from tiny_cost_heads import built, centres, maps
 from torch import nn
 from torch.testing import assert_close
 
-from semcorr.heads.consensus import Consensus
-from semcorr.heads.correlation import correlation, mutual_matching, swapped
+from semcorr.models.heads.consensus import Consensus
+from semcorr.models.heads.correlation import correlation, mutual_matching, transpose_correlation
 
 
 @pytest.mark.parametrize(("name", "weights"), [("consensus", 6_497), ("consensus_original", 180_033)])
@@ -20,7 +20,9 @@ def test_neighbourhood_consensus_has_the_published_number_of_weights(name, weigh
 def test_swapping_source_and_target_transposes_what_consensus_finds():
     head, matrix = built("consensus"), torch.rand(2, 3, 4, 2, 5)
 
-    assert_close(swapped(head.filtered(matrix)), head.filtered(swapped(matrix)), atol=1e-6, rtol=1e-4)
+    assert_close(
+        transpose_correlation(head.filtered(matrix)), head.filtered(transpose_correlation(matrix)), atol=1e-6, rtol=1e-4
+    )
 
 
 def test_consensus_by_hand_on_two_by_two_cells():
@@ -60,8 +62,8 @@ def test_the_second_pass_sees_the_transposed_volume():
 
     def both(volume):
         volume = mutual_matching(volume)
-        there, back = stack(volume[:, None])[:, 0], stack(swapped(volume)[:, None])[:, 0]
-        return there + swapped(back)
+        there, back = stack(volume[:, None])[:, 0], stack(transpose_correlation(volume)[:, None])[:, 0]
+        return there + transpose_correlation(back)
 
     assert_close(head.filtered(matrix), both(matrix), atol=1e-5, rtol=1e-4)
     weights = torch.randn(1, 3, 2, 4, 3)

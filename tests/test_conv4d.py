@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from semcorr.benchmark.command import app
-from semcorr.benchmark.conv4d import WAYS, Volume, agree, loop
-from semcorr.errors import UserError
-from semcorr.heads import conv4d as module
-from semcorr.heads.conv4d import Conv4d, conv4d
+from semcorr.benchmark.conv4d import WAYS, ConvolvedVolume, convolve_by_slices, results_agree
+from semcorr.core.errors import UserError
+from semcorr.models.heads import conv4d as module
+from semcorr.models.heads.conv4d import Conv4d, conv4d
 
 # batch, channels in and out, grid, kernel: odd and even sides, none square, some smaller than the kernel
 CASES = [
@@ -138,13 +138,13 @@ def test_even_kernels_are_refused(make):
 def test_the_loop_that_is_raced_is_the_same_convolution(case):
     x, weight, bias = drawn(case)
 
-    assert_close(loop(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
+    assert_close(convolve_by_slices(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
 
 
 def test_a_disagreement_stops_the_benchmark(monkeypatch):
-    monkeypatch.setitem(WAYS, "ours", lambda x, weight, bias: loop(x, weight, bias) + 1)
+    monkeypatch.setitem(WAYS, "ours", lambda x, weight, bias: convolve_by_slices(x, weight, bias) + 1)
     with pytest.raises(RuntimeError, match="standard deviations apart"):
-        agree(Volume(4, 2, 3, False, "cpu"))
+        results_agree(ConvolvedVolume(4, 2, 3, False, "cpu"))
 
 
 def test_seconds_memory_and_floors_of_every_volume_are_written(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.coords import from_view, to_grid, to_image, to_view
+from semcorr.core.coords import from_view, to_grid, to_image, to_view
 
 
 @pytest.mark.parametrize(("stride", "centre"), [(8, 3.5), (14, 6.5), (16, 7.5)])

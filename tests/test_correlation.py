@@ -8,7 +8,7 @@ from tiny_cost_heads import STRIDE, points
 from torch.nn.functional import grid_sample
 from torch.testing import assert_close
 
-from semcorr.heads.correlation import correlation, mutual_matching, rows_at
+from semcorr.models.heads.correlation import correlation, mutual_matching, sample_correlation
 
 
 def test_the_correlation_is_the_cosine_of_every_two_cells():
@@ -46,7 +46,7 @@ def test_rows_of_points_are_interpolated_over_the_sources_cells():
 
     expected = grid_sample(images, grid[:, :, None], padding_mode="border", align_corners=False)
     expected = expected[..., 0].transpose(1, 2).unflatten(-1, (2, 4))
-    found = rows_at(volume, asked, STRIDE)
+    found = sample_correlation(volume, asked, STRIDE)
 
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn_like(found)

@@ -7,16 +7,16 @@ import torch
 from tiny_cost_heads import GRID, STRIDE, built, centres, maps, points
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.heads import Separable
-from semcorr.heads.cats import Cats
-from semcorr.heads.consensus import Consensus
-from semcorr.heads.match_to_match import MatchToMatch
-from semcorr.localise import argmax, window_soft_argmax
-from semcorr.run import build
+from semcorr.matching.readouts import argmax, window_soft_argmax
+from semcorr.models.heads import SiameseHead
+from semcorr.models.heads.cats import CATs
+from semcorr.models.heads.consensus import Consensus
+from semcorr.models.heads.match_to_match import MatchToMatch
 from semcorr.train import train
-from semcorr.types import FeatureMap
 
 HEADS = ["consensus", "consensus_original", "cats", "match_to_match"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
@@ -73,7 +73,7 @@ def test_no_points_have_no_similarity(name):
 
 @heads
 def test_both_maps_are_needed_at_once(name):
-    assert not isinstance(built(name), Separable)
+    assert not isinstance(built(name), SiameseHead)
 
 
 @pytest.mark.parametrize("name", ["consensus", "consensus_original", "match_to_match"])
@@ -106,7 +106,7 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
     if name == "consensus_original":
         overrides += ["head.kernels=[5,3]", "head.widths=[4,1]"]
     cfg = config("train", *overrides, *quick)
-    before = {name: value.clone() for name, value in build(cfg)[0].state_dict().items()}
+    before = {name: value.clone() for name, value in build_datamodule_and_module(cfg)[0].state_dict().items()}
     trained = train(cfg)
 
     weights = torch.load(Path(tmp_path / "run/checkpoints/last.ckpt"), weights_only=True)["state_dict"]
@@ -122,8 +122,8 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
         (lambda: Consensus([3, 3], [8, 8, 1]), r"`head.kernels` and `head.widths` must be as many.*\[3, 3\]"),
         (lambda: Consensus([3, 3], [8, 8]), "the last width 1"),
         (lambda: Consensus([3, 4], [8, 1]), "`head.kernels` must be odd and positive, got 4"),
-        (lambda: Cats(8, 4, depth=0), "`head.depth` must be at least 1"),
-        (lambda: Cats(8, 2, heads=200), "`head.heads` between 1 and 132, got 1 and 200"),
+        (lambda: CATs(8, 4, depth=0), "`head.depth` must be at least 1"),
+        (lambda: CATs(8, 2, heads=200), "`head.heads` between 1 and 132, got 1 and 200"),
         (lambda: MatchToMatch(heads=3), "`head.heads` must be even.*got 3"),
     ],
 )

@@ -7,9 +7,9 @@ import logging
 import pytest
 from tiny_benchmarks import picture
 
+from semcorr.core.errors import UserError
 from semcorr.core.tables import read_spreadsheet, read_table
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.errors import UserError
 
 HEADER = ["source_image", "target_image", "XA", "YA", "XB", "YB", "category", "box"]
 ROWS = [

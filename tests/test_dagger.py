@@ -8,11 +8,11 @@ import torch
 from random_tables import CATEGORIES, batches, hand_made, table
 
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.metrics.confusion import confusion, landmarks_of, left_right
-from semcorr.metrics.dagger import own_is_nearest, shared_landmarks
+from semcorr.metrics.breakdown import pck_from_predictions
+from semcorr.metrics.confusion import keypoint_confusion, left_right_confusion, target_landmarks
 from semcorr.metrics.pck import ALPHAS
-from semcorr.metrics.scored import right, scored
-from semcorr.metrics.views import pck_of
+from semcorr.metrics.pck_dagger import own_is_nearest, shared_landmarks
+from semcorr.metrics.predictions import is_correct, load_predictions
 
 
 def record(name: str, points: dict[int, tuple[float, float]], slots: int = 6, category: str = "cat") -> PairRecord:
@@ -39,24 +39,27 @@ def test_pck_dagger_agrees_with_a_loop_over_pairs_and_keypoints(alpha):
         hit = own / row["extent"] <= alpha and all(own <= other for other in away.values())
         per_pair.setdefault(row["pair"], []).append(hit)
 
-    found = scored(table(batches(7, 3, 12)))
-    scores = pck_of(found, [alpha], right(found, [alpha]) & own_is_nearest(found))["pck"]["all"]
+    found = load_predictions(table(batches(7, 3, 12)))
+    scores = pck_from_predictions(found, [alpha], is_correct(found, [alpha]) & own_is_nearest(found))["pck"]["all"]
 
     means = [sum(hits) / len(hits) for hits in per_pair.values()]
     assert scores["image"][f"{alpha:g}"] == pytest.approx(sum(means) / len(means), abs=1e-12)
     assert scores["point"][f"{alpha:g}"] == sum(map(sum, per_pair.values())) / len(rows)
-    assert scores["point"][f"{alpha:g}"] < pck_of(found, [alpha])["pck"]["all"]["point"][f"{alpha:g}"] or alpha < 0.1
+    assert (
+        scores["point"][f"{alpha:g}"] < pck_from_predictions(found, [alpha])["pck"]["all"]["point"][f"{alpha:g}"]
+        or alpha < 0.1
+    )
 
 
 def test_only_the_points_of_its_own_pair_compete():
     rows = [{"keypoint": 0, "predicted_x": 4.0}, {"pair": "q", "keypoint": 1, "target_x": 5.0}]
 
-    assert own_is_nearest(scored(hand_made(rows))).tolist() == [True, True]
+    assert own_is_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
 
 
 def test_a_point_that_the_source_does_not_show_does_not_compete():
     """The published rule is over keypoints visible in both images; the table has those alone."""
-    landmarks = shared_landmarks(scored(hand_made([{"keypoint": 3, "target_x": 7.0}])))
+    landmarks = shared_landmarks(load_predictions(hand_made([{"keypoint": 3, "target_x": 7.0}])))
 
     assert np.isnan(landmarks[0, :3]).all()
     assert landmarks[0, 3].tolist() == [7.0, 0.0]
@@ -65,39 +68,39 @@ def test_a_point_that_the_source_does_not_show_does_not_compete():
 def test_two_points_at_one_place_are_no_confusion():
     rows = [{"keypoint": 0, "predicted_x": 4.0}, {"keypoint": 1, "predicted_x": 4.0}]  # both truly at (0, 0)
 
-    assert own_is_nearest(scored(hand_made(rows))).tolist() == [True, True]
+    assert own_is_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
 
 
 def test_left_and_right_are_confused_where_the_twin_is_nearer():
     """Ear tips 2 and 3 lie 20 px apart; 2 is found 12 px towards 3, 3 stays. 4 has a twin that is not visible."""
     rows = [{"keypoint": 2, "predicted_x": 12.0}, {"keypoint": 3, "target_x": 20.0}, {"keypoint": 4}, {"keypoint": 0}]
-    found = scored(hand_made(rows))
-    landmarks = landmarks_of(found, [record("p", {0: (90, 90), 2: (0, 0), 3: (20, 0), 4: (0, 0)})])
+    found = load_predictions(hand_made(rows))
+    landmarks = target_landmarks(found, [record("p", {0: (90, 90), 2: (0, 0), 3: (20, 0), 4: (0, 0)})])
 
-    result = left_right(found, landmarks, {"cat": (0, 1, 3, 2, 5, 4)})
+    result = left_right_confusion(found, landmarks, {"cat": (0, 1, 3, 2, 5, 4)})
 
     assert result == {"confused": 0.5, "asked": 2, "category": {"cat": {"confused": 0.5, "asked": 2}}}
 
 
 def test_a_twin_that_only_the_target_shows_can_be_mistaken():
-    found = scored(hand_made([{"keypoint": 2, "predicted_x": 12.0}]))
-    landmarks = landmarks_of(found, [record("p", {2: (0, 0), 3: (20, 0)})])
+    found = load_predictions(hand_made([{"keypoint": 2, "predicted_x": 12.0}]))
+    landmarks = target_landmarks(found, [record("p", {2: (0, 0), 3: (20, 0)})])
 
-    assert left_right(found, landmarks, {"cat": (0, 1, 3, 2, 5, 4)})["confused"] == 1.0
-    assert left_right(found, shared_landmarks(found), {"cat": (0, 1, 3, 2, 5, 4)})["asked"] == 0
+    assert left_right_confusion(found, landmarks, {"cat": (0, 1, 3, 2, 5, 4)})["confused"] == 1.0
+    assert left_right_confusion(found, shared_landmarks(found), {"cat": (0, 1, 3, 2, 5, 4)})["asked"] == 0
 
 
 def test_without_flips_nobody_is_asked():
-    found = scored(hand_made([{"keypoint": 2}]))
+    found = load_predictions(hand_made([{"keypoint": 2}]))
 
-    assert left_right(found, shared_landmarks(found), {})["confused"] is None
+    assert left_right_confusion(found, shared_landmarks(found), {})["confused"] is None
 
 
 def test_confusions_agree_with_a_loop():
-    found = scored(table(batches(20)))
+    found = load_predictions(table(batches(20)))
     landmarks = shared_landmarks(found)
 
-    matrices = confusion(found, landmarks, 0.1)
+    matrices = keypoint_confusion(found, landmarks, 0.1)
 
     expected = {name: np.zeros((7, 8), int) for name in CATEGORIES}
     for i in range(len(found.pair)):
@@ -115,7 +118,7 @@ def test_confusions_agree_with_a_loop():
 
 
 def test_a_prediction_near_nothing_is_taken_for_none():
-    found = scored(hand_made([{"keypoint": 1, "predicted_x": 10.5}, {"keypoint": 0, "target_x": 40.0}]))
+    found = load_predictions(hand_made([{"keypoint": 1, "predicted_x": 10.5}, {"keypoint": 0, "target_x": 40.0}]))
 
-    assert confusion(found, shared_landmarks(found))["cat"].tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert confusion(found, shared_landmarks(found), 0.2)["cat"].tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert keypoint_confusion(found, shared_landmarks(found))["cat"].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert keypoint_confusion(found, shared_landmarks(found), 0.2)["cat"].tolist() == [[1, 0, 0], [0, 1, 0]]

@@ -7,11 +7,11 @@ from tiny_diffusion import IMAGE, parts, tiny_sd
 from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
-from semcorr.backbones import Backbone
-from semcorr.backbones.diffusion_parts import PUBLISHED
-from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.types import State
+from semcorr.core.errors import UserError
+from semcorr.core.types import BackboneState
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.diffusion_networks import PUBLISHED
+from semcorr.models.finetune.last_blocks import last_blocks
 
 
 def test_features_are_the_same_every_time_and_in_every_batch():
@@ -43,7 +43,7 @@ def test_the_halves_are_the_whole_at_every_depth(layers, freeu):
         for depth in range(len(backbone.blocks) + 1):
             state = backbone.prefix(IMAGE, depth)
             halves = backbone.suffix(state, depth)
-            alone = State({key: value[1:] for key, value in state.values.items()}, state.size)
+            alone = BackboneState({key: value[1:] for key, value in state.values.items()}, state.size)
             assert torch.equal(halves.values, whole.values), depth
             assert_close(backbone.suffix(alone, depth).values, whole.values[1:], atol=1e-5, rtol=1e-5)
             assert halves.stride == whole.stride

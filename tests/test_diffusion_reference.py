@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from tiny_diffusion import IMAGE, parts, tiny_sd
 from torch.testing import assert_close
 
-from semcorr.backbones.unet import Walk
+from semcorr.models.backbones.unet import UNetState
 
 SKETCHY = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -141,7 +141,7 @@ def test_an_ensemble_is_the_mean_over_its_noises():
         alone = []
         for noise in noises:
             noisy = DDIMScheduler(**SKETCHY).add_noise(latent, noise.expand_as(latent), torch.tensor([261]))
-            single._walk(Walk(single.conv_in(noisy), {}), text, maps := {}, 0, 11)
+            single._walk(UNetState(single.conv_in(noisy), {}), text, maps := {}, 0, 11)
             alone.append(maps[5])
 
         assert_close(backbone(IMAGE).values, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-5)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusion import IMAGE, parts, tiny_sd, write_parts
 from torch.testing import assert_close
 
-from semcorr.backbones.diffusion import StableDiffusion
-from semcorr.backbones.diffusion_parts import PUBLISHED, UNET, random_parts
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.diffusion import StableDiffusion
+from semcorr.models.backbones.diffusion_networks import PUBLISHED, UNET, build_random_networks
 
 VERSIONS = pytest.mark.parametrize("version", [1, 2])
 
@@ -83,7 +83,7 @@ def test_the_hubs_files_are_read_as_they_were_written_years_ago(tmp_path):
 )
 def test_random_weights_fill_the_published_architecture(name, unet, text):
     with torch.device("meta"):
-        built = random_parts(name)
+        built = build_random_networks(name)
 
     assert sum(p.numel() for p in built.unet.parameters()) == unet
     assert sum(p.numel() for p in built.vae.parameters()) == 83_653_863

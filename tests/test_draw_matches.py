@@ -7,22 +7,22 @@ from matched_pictures import SMALL, drawn_cats, upright
 from PIL import Image
 
 from semcorr import Matcher
-from semcorr.data.pictures import Picture, picture
-from semcorr.draw_matches import FADED, GAP, coloured, shown, warped
-from semcorr.match import Wanted, drawn
-from semcorr.matcher.encoded import Encoded, placed
-from semcorr.matcher.found import Flow
-from semcorr.types import FeatureMap
+from semcorr.core.types import FeatureMap
+from semcorr.data.pictures import Picture, load_picture
+from semcorr.inference.encoded import EncodedPicture, place_picture
+from semcorr.inference.matches import Flow
+from semcorr.match import MatchOptions, draw_outputs
+from semcorr.visualization.matches import FADED, GAP, displayed_size, plot_features, plot_warp
 
 
 def noise(width: int, height: int) -> Picture:
-    return picture(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return load_picture(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 def panels(sheet: Image.Image, *sizes: tuple[int, int]) -> list[np.ndarray]:
     """Of these original sizes, from left to right."""
     found, x = [], 0
-    for width, height in map(shown, sizes):
+    for width, height in map(displayed_size, sizes):
         found.append(np.asarray(sheet.crop((x, 0, x + width, height))).astype(int))
         x += width + GAP
     assert x - GAP == sheet.width
@@ -31,14 +31,14 @@ def panels(sheet: Image.Image, *sizes: tuple[int, int]) -> list[np.ndarray]:
 
 def test_a_warp_shows_the_source_where_the_flow_from_the_target_leads():
     """The target is the source from column 20 and row 10 on; where nothing is sure it is shown itself, in pale grey."""
-    a = picture(noise(30, 30).image.resize((480, 480)))
-    b = picture(np.asarray(a.image)[10:, 20:][:460])
-    width, height = shown(b.size)
+    a = load_picture(noise(30, 30).image.resize((480, 480)))
+    b = load_picture(np.asarray(a.image)[10:, 20:][:460])
+    width, height = displayed_size(b.size)
     flow = torch.tensor([20.0, 10.0]).expand(height, width, 2)
     sure = torch.ones(height, width)
     sure[:, : width // 2] = 0
 
-    left, middle, right = panels(warped(a, b, Flow(flow, sure)), a.size, b.size, b.size)
+    left, middle, right = panels(plot_warp(a, b, Flow(flow, sure)), a.size, b.size, b.size)
 
     np.testing.assert_array_equal(left, np.asarray(a.image))
     np.testing.assert_array_equal(right, np.asarray(b.image.resize((width, height))))
@@ -54,21 +54,21 @@ def test_a_warp_shows_the_source_where_the_flow_from_the_target_leads():
 def test_the_commands_warp_is_what_the_target_shows(tmp_path, swapped):
     """A picture and a part of it: the warp of one is like the other where it is sure, and unlike without a flow."""
     whole = upright(drawn_cats(tmp_path)[0])
-    pair = [picture(whole), picture(whole[: len(whole) * 3 // 4, whole.shape[1] // 4 :])]
+    pair = [load_picture(whole), load_picture(whole[: len(whole) * 3 // 4, whole.shape[1] // 4 :])]
     a, b = pair[::-1] if swapped else pair
     matcher = Matcher.load("efficientnet_lite0", SMALL, device="cpu")
     encoded = (matcher.encode(a), matcher.encode(b))
-    wanted = Wanted([(3, 3)], mutual=False, most=9, dense=True, pca=False)
-    sheets = dict(drawn(matcher, (a, b), encoded, matcher.match(*encoded, [(3, 3)]), wanted))
+    wanted = MatchOptions([(3, 3)], mutual=False, most=9, dense=True, pca=False)
+    sheets = dict(draw_outputs(matcher, (a, b), encoded, matcher.match(*encoded, [(3, 3)]), wanted))
 
-    confidence = matcher.dense(encoded[1], encoded[0], shown(b.size)).confidence
+    confidence = matcher.dense(encoded[1], encoded[0], displayed_size(b.size)).confidence
     left, middle, right = panels(sheets["_warped"], a.size, b.size, b.size)
-    plain = np.asarray(a.image.resize(shown(b.size)))
+    plain = np.asarray(a.image.resize(displayed_size(b.size)))
     sure, *coarse = (blurred(np.asarray(one)) for one in (255 * (confidence > 0.5), middle, plain, right))
     off, without = (np.abs(one - coarse[-1])[sure > 250].mean() for one in coarse[:2])
     assert (sure > 250).mean() > 0.5
     assert off < 0.65 * without  # a flow from the source to the target is off by 1.0 to 1.6
-    np.testing.assert_array_equal(left, np.asarray(a.image.resize(shown(a.size))))
+    np.testing.assert_array_equal(left, np.asarray(a.image.resize(displayed_size(a.size))))
 
 
 def blurred(pixels: np.ndarray) -> np.ndarray:
@@ -89,13 +89,14 @@ def test_pictures_have_the_colours_of_their_own_features():
     a, b = noise(300, 200), noise(200, 240)
     maps = (halves(a.size, across=True), halves(b.size, across=False))
     encoded = tuple(
-        Encoded(one, None, placed(image, 120, "squash")[1], "") for one, image in zip(maps, (a, b), strict=True)
+        EncodedPicture(one, None, place_picture(image, 120, "squash")[1], "")
+        for one, image in zip(maps, (a, b), strict=True)
     )
 
-    first, one, second, other = panels(coloured(a, b, encoded, maps), a.size, a.size, b.size, b.size)
+    first, one, second, other = panels(plot_features(a, b, encoded, maps), a.size, a.size, b.size, b.size)
 
-    np.testing.assert_array_equal(first, np.asarray(a.image.resize(shown(a.size))))
-    np.testing.assert_array_equal(second, np.asarray(b.image.resize(shown(b.size))))
+    np.testing.assert_array_equal(first, np.asarray(a.image.resize(displayed_size(a.size))))
+    np.testing.assert_array_equal(second, np.asarray(b.image.resize(displayed_size(b.size))))
     left, right = np.array_split(one, 2, axis=1)
     above, below = np.array_split(other, 2, axis=0)
     main = int(np.abs(left.mean((0, 1)) - right.mean((0, 1))).argmax())  # the first component; others are noise

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import default_collate
 
-from semcorr.coords import from_view, to_image
+from semcorr.core.coords import from_view, to_image
+from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import PairDataset
-from semcorr.data.record import PairRecord, image_record
+from semcorr.data.record import PairRecord, build_image_record
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
+from semcorr.matching.readouts import argmax
 from semcorr.metrics.pck import SUBSETS
-from semcorr.module import Correspondence
-from semcorr.run import build
-from semcorr.types import FeatureMap, State
+from semcorr.models.heads.cosine import Cosine
 
 
 def test_a_run_leaves_config_metrics_table_and_picture(config, tiny, tmp_path):
@@ -79,10 +79,10 @@ class Patches(nn.Module):
     def forward(self, image: torch.Tensor) -> FeatureMap:
         return self.suffix(self.prefix(image, 0), 0)
 
-    def prefix(self, image: torch.Tensor, depth: int) -> State:
-        return State({"0": pixel_unshuffle(image - 0.5, self.stride)}, image.shape[-2:])
+    def prefix(self, image: torch.Tensor, depth: int) -> BackboneState:
+        return BackboneState({"0": pixel_unshuffle(image - 0.5, self.stride)}, image.shape[-2:])
 
-    def suffix(self, state: State, depth: int) -> FeatureMap:
+    def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         return FeatureMap(state.values["0"], self.stride)
 
 
@@ -96,7 +96,7 @@ class Noise(PairDataModule):
             path = self.root / f"{i}.png"
             Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
             points = random.uniform(8, [width - 8, height - 8], (40, 2)).tolist()  # away from a letterbox's black
-            image = image_record(str(i), path, (width, height), points, (0, 0, width, height), path)
+            image = build_image_record(str(i), path, (width, height), points, (0, 0, width, height), path)
             pairs.append(PairRecord(str(i), "noise", image, image, 96.0))
         return pairs
 
@@ -104,7 +104,7 @@ class Noise(PairDataModule):
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_identical_images_give_pck_1(tmp_path, resize):
     """Every point is found in its own cell or, midway between two, in the other: within 0.1 * 96 pixels."""
-    module = Correspondence(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
+    module = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
     data = Noise(root=str(tmp_path), size=96, resize=resize, workers=0)
 
     _trainer().test(module, datamodule=data, verbose=False)
@@ -121,7 +121,7 @@ def test_identical_images_give_pck_1(tmp_path, resize):
 
 def test_each_image_is_encoded_once(config, tiny):
     cfg = config("evaluate", *tiny)
-    module, data = build(cfg)
+    module, data = build_datamodule_and_module(cfg)
     seen: list[torch.Tensor] = []
     module.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 
@@ -132,7 +132,7 @@ def test_each_image_is_encoded_once(config, tiny):
 
 def test_pairs_scored_one_at_a_time_from_pixels_agree(config, tiny):
     """The slow twin: no features kept, no grouping, both images through the backbone for every pair."""
-    module, data = build(config("evaluate", *tiny))
+    module, data = build_datamodule_and_module(config("evaluate", *tiny))
     _trainer().test(module, datamodule=data, verbose=False)
     fast = {(row["pair"], row["keypoint"]): row for row in module.table.to_pylist()}
 
@@ -168,7 +168,7 @@ def _trainer():
 def test_module_is_a_plain_composition():
     """Any callables of the right kind make a module: nothing asks for a name or a registry."""
 
-    module = Correspondence(Patches(), head=nn.Identity(), localise=lambda s: s, finetune=lambda b: None)
+    module = CorrespondenceModule(Patches(), head=nn.Identity(), localise=lambda s: s, finetune=lambda b: None)
     assert module.moving() == {}
 
 
@@ -190,7 +190,7 @@ class Finer(Cosine):
 def test_a_head_adapts_every_image_once_and_may_make_the_grid_finer(tmp_path):
     tables = {}
     for head in (Cosine(), Finer()):
-        module = Correspondence(Patches(), head, localise=argmax, finetune=lambda backbone: None)
+        module = CorrespondenceModule(Patches(), head, localise=argmax, finetune=lambda backbone: None)
         _trainer().test(module, datamodule=Noise(root=str(tmp_path), size=96, workers=0), verbose=False)
         tables[head] = [(row["predicted_x"], row["predicted_y"]) for row in module.table.to_pylist()]
 

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from semcorr.cli import conf_dir, spelled
-from semcorr.sweep import hashed
+from semcorr.cli.hydra_app import conf_dir, expand_list_overrides
+from semcorr.cli.sweep.plan import config_hash
 from semcorr.train import train
 
 FOLDER = conf_dir() / "experiment"
@@ -55,7 +55,7 @@ def jobs(command: str) -> list[list[str]]:
     """What a sweep makes of a line: every combination of values told by commas, but for those of lists."""
     overrides = [word.partition("=") for word in command.split() if "=" in word]
     told = [[f"{key}={value}" for value in re.split(r",(?![^\[]*\])", values)] for key, _, values in overrides]
-    return [spelled(job) for job in itertools.product(*told)]
+    return [expand_list_overrides(job) for job in itertools.product(*told)]
 
 
 @cache
@@ -68,7 +68,7 @@ def composed(name: str) -> list[DictConfig]:
 
 
 def hashes(*names: str) -> set[str]:
-    return {hashed(cfg) for name in names for cfg in composed(f"tables/{name}")}
+    return {config_hash(cfg) for name in names for cfg in composed(f"tables/{name}")}
 
 
 @experiments
@@ -86,7 +86,7 @@ def test_the_head_comment_holds_commands_that_are_understood_and_figures(config,
 def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(name):
     found = composed(name)
 
-    assert len({hashed(cfg) for cfg in found}) == len(found) > (0 if name in TABLES else 4)
+    assert len({config_hash(cfg) for cfg in found}) == len(found) > (0 if name in TABLES else 4)
 
 
 @pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))
@@ -114,7 +114,7 @@ def test_tables_share_the_runs_they_have_in_common(config):
     assert hashes("geo_aware_11") < hashes("geo_aware_5")
     assert hashes("geo_aware_7", "geo_aware_11") < hashes("geo_aware_3")
     pascal = "data=pf_pascal scheduler=constant trainer.max_epochs=85 pairs=plain experiment/geo_aware=baseline"
-    assert hashed(config("train", "experiment=tables/geo_aware_3", *pascal.split())) in hashes("geo_aware_10")
+    assert config_hash(config("train", "experiment=tables/geo_aware_3", *pascal.split())) in hashes("geo_aware_10")
 
 
 @experiments

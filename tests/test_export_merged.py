@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.export import export_head, export_merged, relative_difference
 from semcorr.evaluate import evaluate
-from semcorr.export_weights import difference, merged, write_head
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.finetune.lora import lora
+from semcorr.models.backbones.transformers_model import TransformersModel
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.finetune.lora import lora
 
 
 @pytest.mark.parametrize("finetune", ["last_blocks", "lora"])
@@ -35,7 +35,7 @@ def test_a_merged_run_is_a_file_of_weights_that_scores_as_the_run_does(typed, ru
     found = evaluate(config("evaluate", *plain, "finetune.blocks=0"))
     assert found["pck"] == json.loads((trained / "metrics.json").read_text())["pck"]
     untuned = tiny_of(config("evaluate", *tiny, "backbone.layers=[1]"))
-    assert difference(features(untuned), features(of_run(trained))) > 1e-3
+    assert relative_difference(features(untuned), features(of_run(trained))) > 1e-3
 
 
 WAYS = {"last_blocks": partial(last_blocks, blocks=2), "lora": partial(lora, rank=2)}
@@ -50,11 +50,11 @@ def test_every_backbone_reads_back_what_was_merged_and_gives_the_same_features(t
     WAYS[way](backbone)
     expected = features(moved(backbone))
 
-    told = merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
+    told = export_merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
 
     again = build(seed=1, weights=str(tmp_path / "w.safetensors"))
-    assert difference(before, expected) > 1e-3
-    assert difference(features(again), expected) < 1e-5
+    assert relative_difference(before, expected) > 1e-3
+    assert relative_difference(features(again), expected) < 1e-5
     assert told < 1e-5
 
 
@@ -65,15 +65,15 @@ def test_a_network_of_the_transformers_library_gets_its_configuration_beside_its
     lora(backbone, rank=2)
     expected = features(moved(backbone), IMAGE[..., :56, :84])
 
-    merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
+    export_merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
 
     again = TransformersModel("some", size=56, weights=str(tmp_path / "w.safetensors")).eval()  # nothing else is said
-    assert difference(features(again, IMAGE[..., :56, :84]), expected) < 1e-5
+    assert relative_difference(features(again, IMAGE[..., :56, :84]), expected) < 1e-5
 
 
 def test_merged_keys_are_the_networks_own(tmp_path):
-    merged(tiny(), config_of(tiny, weights=None), tmp_path / "vit.safetensors", FACTS)
-    merged(squeezenet(), config_of(squeezenet, weights=None), tmp_path / "squeezenet.safetensors", FACTS)
+    export_merged(tiny(), config_of(tiny, weights=None), tmp_path / "vit.safetensors", FACTS)
+    export_merged(squeezenet(), config_of(squeezenet, weights=None), tmp_path / "squeezenet.safetensors", FACTS)
 
     own = set(timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).state_dict())
     assert set(load_file(tmp_path / "vit.safetensors")) == own
@@ -96,8 +96,8 @@ def test_a_file_says_where_its_numbers_come_from(typed, run, tmp_path, capfd):
 
 
 def test_a_head_with_weights_gets_a_file_of_its_own(tmp_path):
-    write_head(nn.Linear(2, 3), tmp_path / "head.safetensors", FACTS)
-    write_head(nn.Identity(), tmp_path / "none.safetensors", FACTS)
+    export_head(nn.Linear(2, 3), tmp_path / "head.safetensors", FACTS)
+    export_head(nn.Identity(), tmp_path / "none.safetensors", FACTS)
 
     assert {key: tuple(value.shape) for key, value in load_file(tmp_path / "head.safetensors").items()} == {
         "weight": (3, 2),
@@ -138,7 +138,7 @@ def test_nonlinear_adapters_are_pointed_to_the_graph(tmp_path):
     backbone = tiny()
     houlsby(backbone, width=4)
     with pytest.raises(UserError, match="--format onnx"):
-        merged(moved(backbone), config_of(tiny, weights=None), tmp_path / "w.safetensors", FACTS)
+        export_merged(moved(backbone), config_of(tiny, weights=None), tmp_path / "w.safetensors", FACTS)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,4 +151,4 @@ def test_several_networks_are_no_file_of_weights(tmp_path):
             self.a, self.parts = tiny(), nn.ModuleList([tiny(), tiny()])
 
     with pytest.raises(UserError, match=r"made of several networks \(a, parts.0, parts.1\)"):
-        merged(Two(), config_of(tiny), tmp_path / "w.safetensors", FACTS)
+        export_merged(Two(), config_of(tiny), tmp_path / "w.safetensors", FACTS)

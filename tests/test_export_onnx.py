@@ -13,14 +13,14 @@ from exported_runs import runs as runs
 from exported_runs import typed as typed
 from torch import nn
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
-from semcorr.export_weights import difference
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.onnx_graph import graph
-from semcorr.types import FeatureMap
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.engine.export import relative_difference
+from semcorr.engine.onnx import export_onnx
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.last_blocks import last_blocks
 
 
 def test_a_graph_takes_pixels_and_gives_the_runs_features(typed, run, tmp_path, capfd):
@@ -34,7 +34,7 @@ def test_a_graph_takes_pixels_and_gives_the_runs_features(typed, run, tmp_path, 
     assert (values.name, values.shape) == ("features", [1, 48, 6, 10])
     given = torch.rand(1, 3, 48, 80, generator=torch.Generator().manual_seed(5))
     found = torch.from_numpy(session.run(None, {"image": given.numpy()})[0])
-    assert difference(found, features(of_run(trained), given)) < 1e-4
+    assert relative_difference(found, features(of_run(trained), given)) < 1e-4
     assert session.get_modelmeta().custom_metadata_map["run"] == str(trained.resolve())
     told = capfd.readouterr()
     assert "differ from the run's by at most" in told.out
@@ -63,12 +63,12 @@ def test_a_graph_computes_what_the_backbone_does(tmp_path, case):
     before = features(backbone, image)
     tune(backbone)
 
-    assert difference(before, features(moved(backbone), image)) > 1e-3
-    assert graph(backbone, tmp_path / "b.onnx", (backbone.size, 2 * backbone.size), FACTS) < 1e-4
+    assert relative_difference(before, features(moved(backbone), image)) > 1e-3
+    assert export_onnx(backbone, tmp_path / "b.onnx", (backbone.size, 2 * backbone.size), FACTS) < 1e-4
 
 
 def test_a_frozen_run_is_exported_as_a_graph_and_has_no_other_weights(typed, run, no_graph, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.onnx_graph._run", lambda path, image: features(of_run(frozen), image).numpy())
+    monkeypatch.setattr("semcorr.engine.onnx._run", lambda path, image: features(of_run(frozen), image).numpy())
     frozen = run("frozen")
     assert typed(frozen, "--format", "onnx", "--out", "b.onnx") == 0
     assert ", frozen\n" in capfd.readouterr().out
@@ -99,7 +99,7 @@ def test_what_the_exporter_cannot_do_is_a_sentence_and_its_own_words_are_not_sho
             return FeatureMap(image * float(image.mean() > 0.5), 8)
 
     with pytest.raises(UserError, match=r"odd cannot be written as an ONNX graph: .*[^.]\. Try another --format\."):
-        graph(Odd(), tmp_path / "b.onnx", (8, 8), FACTS)
+        export_onnx(Odd(), tmp_path / "b.onnx", (8, 8), FACTS)
     assert capfd.readouterr() == ("", "")
 
 
@@ -107,16 +107,16 @@ def test_what_sees_two_images_is_no_graph(tmp_path):
     backbone = tiny()
     backbone.pairwise = True
     with pytest.raises(UserError, match="depend on both images of a pair, and a graph takes one"):
-        graph(backbone, tmp_path / "b.onnx", (64, 64), FACTS)
+        export_onnx(backbone, tmp_path / "b.onnx", (64, 64), FACTS)
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("semcorr.onnx_graph.find_spec", lambda package: None)
+    monkeypatch.setattr("semcorr.engine.onnx.find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install semcorr\[onnx\]"):
-        graph(tiny(), tmp_path / "b.onnx", (64, 64), FACTS)
+        export_onnx(tiny(), tmp_path / "b.onnx", (64, 64), FACTS)
 
 
 def test_without_onnxruntime_it_says_that_nothing_was_checked(typed, run, no_graph, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.onnx_graph.find_spec", lambda package: package != "onnxruntime" or None)
+    monkeypatch.setattr("semcorr.engine.onnx.find_spec", lambda package: package != "onnxruntime" or None)
     assert typed(run("last_blocks"), "--format", "onnx", "--out", "b.onnx") == 0
     assert "Not checked: onnxruntime is not installed" in capfd.readouterr().out

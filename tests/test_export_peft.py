@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from transformers import Dinov2Config, Dinov2Model
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.export_weights import adapter, difference
-from semcorr.finetune.lora import lora
-from semcorr.finetune.peft_tuner import peft_tuner
+from semcorr.engine.export import export_adapter, relative_difference
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.backbones.transformers_model import TransformersModel
+from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.peft_tuners import peft_tuner
 
 
 def test_stock_peft_loads_the_adapter_onto_a_whole_plain_timm_network(typed, run, tmp_path):
@@ -37,8 +37,8 @@ def test_stock_peft_loads_the_adapter_onto_a_whole_plain_timm_network(typed, run
         model = PeftModel.from_pretrained(network, str(tmp_path / "adapter"))
         after = read(image)[0]
 
-    assert difference(after, features(tuned)) < 1e-5
-    assert difference(before, features(tuned)) > 1e-3
+    assert relative_difference(after, features(tuned)) < 1e-5
+    assert relative_difference(before, features(tuned)) > 1e-3
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {f"base_model.model.blocks.{i}.attn.qkv" for i in range(2)}
 
@@ -55,14 +55,14 @@ def test_stock_peft_loads_the_adapter_onto_a_plain_network_of_the_transformers_l
     untuned = deepcopy(backbone)
     lora(backbone, rank=2)
 
-    adapter(moved(backbone), config_of(lambda: untuned), tmp_path / "adapter_config.json", FACTS)
+    export_adapter(moved(backbone), config_of(lambda: untuned), tmp_path / "adapter_config.json", FACTS)
 
     image = torch.rand(1, 3, 56, 84)
     model = PeftModel.from_pretrained(network, str(tmp_path))
     with torch.no_grad():
         tokens = model(pixel_values=(image - backbone.mean) / backbone.std, output_hidden_states=True).hidden_states[2]
     found = tokens[:, 1:].unflatten(1, (4, 6)).movedim(-1, 1)
-    assert difference(found, features(backbone, image)) < 1e-5
+    assert relative_difference(found, features(backbone, image)) < 1e-5
 
 
 TUNERS = {
@@ -78,8 +78,8 @@ def test_other_tuners_of_peft_are_read_back_by_it(tmp_path, build, tuner):
     backbone = build()
     TUNERS[tuner](backbone)
 
-    assert adapter(moved(backbone), config_of(build), tmp_path / "adapter_config.json", FACTS) < 1e-5
-    assert difference(features(build()), features(backbone)) > 1e-3
+    assert export_adapter(moved(backbone), config_of(build), tmp_path / "adapter_config.json", FACTS) < 1e-5
+    assert relative_difference(features(build()), features(backbone)) > 1e-3
 
 
 def test_more_layers_than_peft_names_one_by_one_are_still_those_that_were_adapted(tmp_path):
@@ -90,7 +90,7 @@ def test_more_layers_than_peft_names_one_by_one_are_still_those_that_were_adapte
     lora(backbone, rank=1)
     cfg = {"seed": 0, "backbone": {"_target_": "backbone_cases.tiny", "layers": [21], **depth}}
 
-    adapter(moved(backbone), OmegaConf.create(cfg), tmp_path / "adapter_config.json", FACTS)
+    export_adapter(moved(backbone), OmegaConf.create(cfg), tmp_path / "adapter_config.json", FACTS)
 
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **(VIT | depth))
     model = PeftModel.from_pretrained(network, str(tmp_path))

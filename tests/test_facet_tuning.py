@@ -8,18 +8,18 @@ from backbone_cases import hf_vit
 from backbone_cases import tiny as vit
 from torch import nn
 
-from semcorr.backbones.facets import behind
-from semcorr.backbones.fuse import Fuse
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.chosen import leave_unread
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.finetune.lora import lora
-from semcorr.finetune.peft_tuner import peft_tuner
-from semcorr.run import build
+from semcorr.models.backbones.facets import parameters_unused_by_facet
+from semcorr.models.backbones.fuse import FusedBackbone
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.targets import freeze_unused
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -50,7 +50,7 @@ def test_what_is_behind_a_facet_is_what_no_gradient_comes_to(build, facet):
     names = {parameter: name for name, parameter in backbone.named_parameters()}
     everything = {names[parameter] for parameter in backbone.blocks[-1].parameters()}
 
-    unread = {names[parameter] for parameter in behind(backbone.blocks[-1], facet)}
+    unread = {names[parameter] for parameter in parameters_unused_by_facet(backbone.blocks[-1], facet)}
 
     assert unread == everything - reached(backbone)
     assert unread < everything
@@ -73,7 +73,7 @@ def test_all_that_moves_has_a_gradient(tune, facet):
     backbone = vit(facet=facet)
 
     tune(backbone)
-    leave_unread(backbone)
+    freeze_unused(backbone)
 
     assert moving(backbone) == reached(backbone)
     assert any(".blocks.3." in name for name in moving(backbone)) == (facet == "token" or tune not in ADAPTERS)
@@ -83,16 +83,16 @@ def test_of_queries_and_values_in_layers_of_their_own_the_one_that_is_read_is_ad
     backbone = hf_vit("dinov2")(facet="value")
 
     lora(backbone)
-    leave_unread(backbone)
+    freeze_unused(backbone)
 
     assert moving(backbone) == reached(backbone)
 
 
 def test_a_part_of_a_fused_backbone_is_read_by_its_own_facet():
-    backbone = Fuse([vit(facet="key"), vit()])
+    backbone = FusedBackbone([vit(facet="key"), vit()])
 
     last_blocks(backbone, 8)
-    leave_unread(backbone)
+    freeze_unused(backbone)
 
     assert moving(backbone) == reached(backbone)
 
@@ -103,14 +103,14 @@ def test_adapters_that_would_all_be_behind_the_facet_are_refused(tune):
     tune(backbone, blocks=1)
 
     with pytest.raises(UserError, match=r"`backbone.facet=key` is read at the projection .*finetune.blocks=2"):
-        leave_unread(backbone)
+        freeze_unused(backbone)
 
 
 def test_a_run_counts_and_saves_what_moves(config, tiny):
     """Of the last block the norm and the projection, of the one before it everything."""
     line = [*tiny, "+backbone.facet=key", "finetune=last_blocks", "finetune.blocks=2"]
 
-    module, _ = build(config("evaluate", *line))
+    module, _ = build_datamodule_and_module(config("evaluate", *line))
 
     saved = {name.split("blocks.3.")[1] for name in module.saved if "blocks.3." in name}
     assert saved == {"norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias"}

@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.heads.aggregation import Aggregation
-from semcorr.heads.attention import CrossAttention, SelfAttention
-from semcorr.heads.bottleneck import Bottleneck
-from semcorr.heads.upsample import Upsample
-from semcorr.run import build
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.heads.aggregation import Aggregation
+from semcorr.models.heads.attention import CrossAttention, SelfAttention
+from semcorr.models.heads.bottleneck import BottleneckHead
+from semcorr.models.heads.upsample import Upsample
 from semcorr.train import train
 
 
 @pytest.mark.parametrize(
     ("head", "count"),
     [
-        (lambda: Bottleneck(768), 628_992),
+        (lambda: BottleneckHead(768), 628_992),
         (lambda: Aggregation([1280, 1280, 640, 768]), 5_150_208 + 4),
         (lambda: Aggregation([768]), 628_992 + 1),
         (lambda: SelfAttention(768), 5_901_312),
@@ -35,11 +35,11 @@ def test_the_published_sizes(head, count):
     ("attempt", "message"),
     [
         (
-            lambda: Bottleneck(48, groups=32),
+            lambda: BottleneckHead(48, groups=32),
             "`head.groups` must divide the 48 channels that go out and the 12 of the middle: one of 1, 2, 3, 4, 6, 12 "
             "here, got 32. Or set `head.width` to a multiple of it.",
         ),
-        (lambda: Bottleneck(64, groups=0), "`head.groups` must divide .* one of 1, 2, 4, 8, 16 here, got 0"),
+        (lambda: BottleneckHead(64, groups=0), "`head.groups` must divide .* one of 1, 2, 4, 8, 16 here, got 0"),
         (lambda: Aggregation([8], dropout=1), "`head.dropout` must be at least 0 and below 1, got 1"),
         (lambda: SelfAttention(48, heads=5), "`head.heads` must divide the 48 channels of the features, got 5"),
         (lambda: CrossAttention(48, depth=0), "`head.depth` must be at least 1, got 0"),
@@ -93,7 +93,7 @@ def test_a_head_alone_trains_from_stored_features_and_evaluates_to_the_same(
 ):
     """Of 15 images to train on and 10 to validate none is encoded twice; the test of 15 starts afresh."""
     line = [*tiny, "backbone.size=32", f"head={name}", *SMALL[name]]
-    module, _ = build(config("train", *line, "finetune=frozen"))
+    module, _ = build_datamodule_and_module(config("train", *line, "finetune=frozen"))
     before = {key: value.clone() for key, value in module.moving().items()}
     encoded.clear()
 

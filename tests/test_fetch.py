@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_archives import Server, serving
 
-from semcorr.data import fetch
-from semcorr.data.recipe import Archive
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.download import http as fetch
+from semcorr.data.download.recipe import ArchiveInfo
 
 CONTENT = random.Random(0).randbytes(300_000)
 HALF = 150_000
@@ -28,11 +28,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def archive(server: Server) -> Archive:
-    return Archive("a.zip", server.url("a.zip"))
+def archive(server: Server) -> ArchiveInfo:
+    return ArchiveInfo("a.zip", server.url("a.zip"))
 
 
-def half(folder: Path, archive: Archive, **ticket: object) -> Path:
+def half(folder: Path, archive: ArchiveInfo, **ticket: object) -> Path:
     """What a run that was killed half-way has left."""
     part = folder / "a.zip.part"
     part.write_bytes(CONTENT[:HALF])
@@ -42,18 +42,18 @@ def half(folder: Path, archive: Archive, **ticket: object) -> Path:
 
 
 def test_a_download_ends_with_the_servers_bytes_and_nothing_else(server, archive, tmp_path):
-    path = fetch.download(archive, tmp_path)
+    path = fetch.download_archive(archive, tmp_path)
 
     assert path.read_bytes() == CONTENT
     assert list(tmp_path.iterdir()) == [tmp_path / "a.zip"]
-    assert fetch.size_at(archive.url) == len(CONTENT)
-    assert fetch.sha256(path) == hashlib.sha256(CONTENT).hexdigest()
+    assert fetch.remote_size(archive.url) == len(CONTENT)
+    assert fetch.file_sha256(path) == hashlib.sha256(CONTENT).hexdigest()
 
 
 def test_a_killed_download_goes_on_where_it_was(server, archive, tmp_path):
     half(tmp_path, archive)
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
 
     [(_, headers)] = server.requests
     assert (headers["Range"], headers["If-Range"]) == (f"bytes={HALF}-", '"first"')
@@ -63,7 +63,7 @@ def test_a_killed_download_goes_on_where_it_was(server, archive, tmp_path):
 def test_a_broken_connection_is_taken_up_again_in_the_same_run(server, archive, tmp_path):
     server.cuts = [100_000, 100_000]
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
     assert [headers.get("Range") for _, headers in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
     assert server.sent == len(CONTENT)
 
@@ -72,7 +72,7 @@ def test_a_date_will_do_where_the_tag_is_weak(server, archive, tmp_path):
     server.headers = {"ETag": 'W/"first"', "Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}
     server.cuts = [HALF]
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
     assert server.requests[1][1]["If-Range"] == "Sat, 21 Nov 2026 10:00:00 GMT"
     assert server.sent == len(CONTENT)
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_resumed_starts_over(server, archive, tmp_path, change):
     part.write_bytes(bytes(HALF))  # what is there is of another file
     change(server)
 
-    assert fetch.download(archive, tmp_path).read_bytes() == server.files["a.zip"]
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == server.files["a.zip"]
 
 
 @pytest.mark.parametrize(
@@ -113,26 +113,26 @@ def test_what_cannot_be_resumed_starts_over(server, archive, tmp_path, change):
 def test_bytes_that_are_not_known_to_be_the_servers_are_not_kept(server, archive, tmp_path, ticket):
     half(tmp_path, archive, **ticket).write_bytes(bytes(HALF))
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_half_written_note_is_no_note(server, archive, tmp_path):
     half(tmp_path, archive).write_bytes(bytes(HALF))
     (tmp_path / "a.zip.part.json").write_text('{"url": ')
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_download_killed_before_its_renaming_asks_for_nothing_again(server, archive, tmp_path):
     half(tmp_path, archive).write_bytes(CONTENT)
 
-    assert fetch.download(archive, tmp_path).read_bytes() == CONTENT
+    assert fetch.download_archive(archive, tmp_path).read_bytes() == CONTENT
     assert server.requests == []
 
 
-def refused(archive: Archive, folder: Path) -> str:
+def refused(archive: ArchiveInfo, folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        fetch.download(archive, folder)
+        fetch.download_archive(archive, folder)
     assert archive.url in str(error.value)
     return str(error.value)
 
@@ -147,11 +147,11 @@ def test_a_connection_that_always_breaks_ends_in_a_sentence_and_keeps_what_came(
 def test_no_network_names_the_address_and_the_way_out(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        archive = Archive("a.zip", f"http://127.0.0.1:{free.getsockname()[1]}/a.zip")
+        archive = ArchiveInfo("a.zip", f"http://127.0.0.1:{free.getsockname()[1]}/a.zip")
 
     assert "cannot be reached (no connection)" in (told := refused(archive, tmp_path))
     assert "--archive a.zip" in told
-    assert fetch.size_at(archive.url) is None
+    assert fetch.remote_size(archive.url) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +160,7 @@ def test_a_missing_file_is_told_with_its_code(server, archive, tmp_path):
 
     assert "answers 404 Not Found" in (told := refused(archive, tmp_path))
     assert "--archive a.zip" in told
-    assert fetch.size_at(archive.url) is None
+    assert fetch.remote_size(archive.url) is None
 
 
 def test_a_web_page_is_not_taken_for_the_file(server, archive, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from semcorr.core import files
+from semcorr.core.errors import UserError
 from semcorr.core.files import (
     part_path,
     remove_parts,
@@ -18,7 +19,6 @@ from semcorr.core.files import (
     temporary_folder,
     write_text,
 )
-from semcorr.errors import UserError
 
 
 def test_a_file_is_replaced_by_the_whole_of_another(tmp_path: Path) -> None:

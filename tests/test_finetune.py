@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from semcorr.backbones.efficientnet_lite0 import EfficientNetLite0
-from semcorr.backbones.squeezenet import SqueezeNet
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.finetune.modes import keep_frozen_in_eval
+from semcorr.models.backbones.efficientnet_lite0 import EfficientNetLite0
+from semcorr.models.backbones.squeezenet import SqueezeNet
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.finetune.modes import keep_frozen_in_eval
 
 
 def tiny() -> TimmModel:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcorr import held
-from semcorr.backbones.timm_model import TimmModel
 from semcorr.core.files import part_path
+from semcorr.engine.build import build_datamodule_and_module, use_cached_features
 from semcorr.evaluate import evaluate
-from semcorr.frozen import frozen_depth
-from semcorr.run import build, reuse
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.store import cache as held
 from semcorr.store import feature_store
+from semcorr.store.frozen import frozen_depth
 from semcorr.train import train
 
 STEPS = [
@@ -88,7 +88,7 @@ def with_gradients(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_steps_load_no_pixels(config, tiny):
     module, data = training(config("train", *tiny, *STEPS))
-    reuse(module, data)
+    use_cached_features(module, data)
 
     batch = next(iter(data.train_dataloader()))
 
@@ -104,7 +104,7 @@ def test_where_every_step_sees_other_pixels_nothing_is_kept(config, tiny, capsys
     """`blocks=4` moves all four blocks of the tiny backbone."""
     module, data = training(config("train", *tiny, *STEPS, *line))
 
-    reuse(module, data)
+    use_cached_features(module, data)
 
     assert not module.reuse
     assert data.train_pixels
@@ -226,13 +226,13 @@ def test_half_precision_halves_the_entries_and_hardly_changes_the_features(confi
 
 
 def _again(config, run: Path, *line: str):
-    from semcorr.cli import with_checkpoint
+    from semcorr.cli.hydra_app import merge_checkpoint_config
 
-    return with_checkpoint(config("evaluate", *line, f"checkpoint={run}"), [*line])
+    return merge_checkpoint_config(config("evaluate", *line, f"checkpoint={run}"), [*line])
 
 
 def training(cfg):
     from hydra.utils import instantiate
 
     parts = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-    return build(cfg, ("fit", "test"), **parts)
+    return build_datamodule_and_module(cfg, ("fit", "test"), **parts)

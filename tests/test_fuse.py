@@ -6,11 +6,11 @@ from tiny_diffusion import parts, tiny_sd
 from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
-from semcorr.backbones import Backbone
-from semcorr.backbones.fuse import Fuse, resized, sd_dinov2
-from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.types import State
+from semcorr.core.errors import UserError
+from semcorr.core.types import BackboneState
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.fuse import FusedBackbone, resize_image, sd_dinov2
+from semcorr.models.finetune.last_blocks import last_blocks
 
 IMAGE = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
 DINO = {"dino": "vit_tiny_patch16_224", "pretrained": False}
@@ -20,9 +20,9 @@ def vit(**options):
     return tiny(**({"patch_size": 14} | options))
 
 
-def fused(balance=(1, 1), layers=(1, 7), **options) -> Fuse:
+def fused(balance=(1, 1), layers=(1, 7), **options) -> FusedBackbone:
     """Stable Diffusion on 16 cells of 16 pixels, a transformer on 16 cells of 14."""
-    return Fuse([tiny_sd(size=256, layers=layers, **options), vit(size=224)], balance).eval()
+    return FusedBackbone([tiny_sd(size=256, layers=layers, **options), vit(size=224)], balance).eval()
 
 
 def cosines(a, b):
@@ -68,7 +68,7 @@ def test_a_cosine_of_the_whole_is_the_weighted_mean_of_the_parts_cosines(balance
     with torch.no_grad():
         whole = backbone(IMAGE).values
         sd, dino = backbone.parts
-        sd, dino = sd(IMAGE).values, dino(resized(IMAGE, (112, 224))).values
+        sd, dino = sd(IMAGE).values, dino(resize_image(IMAGE, (112, 224))).values
 
     mean = (balance[0] * cosines(sd[:1], sd[1:]) + balance[1] * cosines(dino[:1], dino[1:])) / sum(balance)
     assert_close(cosines(whole[:1], whole[1:]), mean, atol=1e-5, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_the_halves_are_the_whole_at_every_depth():
         whole = backbone(IMAGE)
         for depth in range(len(backbone.blocks) + 1):
             state = backbone.prefix(IMAGE, depth)
-            alone = State({key: value[1:] for key, value in state.values.items()}, state.size)
+            alone = BackboneState({key: value[1:] for key, value in state.values.items()}, state.size)
             assert torch.equal(backbone.suffix(state, depth).values, whole.values), depth
             assert_close(backbone.suffix(alone, depth).values, whole.values[1:], atol=1e-4, rtol=1e-4)
 
@@ -113,7 +113,7 @@ def test_the_last_blocks_are_the_last_parts():
 
 def test_the_hash_is_of_all_parts():
     assert fused().sha256 == fused().sha256
-    assert len({fused().sha256, Fuse([tiny_sd(size=256), vit(seed=1, size=224)]).sha256}) == 2
+    assert len({fused().sha256, FusedBackbone([tiny_sd(size=256), vit(seed=1, size=224)]).sha256}) == 2
 
 
 def test_where_one_part_needs_both_images_the_whole_does():
@@ -138,7 +138,7 @@ def test_where_one_part_needs_both_images_the_whole_does():
     [
         (lambda: fused((1,)), "`backbone.balance` must be 2 weights"),
         (lambda: fused((-1, 2)), "none negative"),
-        (lambda: Fuse([tiny(size=56), lite0(size=96)]), "a grid that divides the largest image"),
+        (lambda: FusedBackbone([tiny(size=56), lite0(size=96)]), "a grid that divides the largest image"),
         (lambda: fused()(IMAGE[..., :100]), "multiples of 64 pixels"),
         (lambda: fused().prefix(IMAGE, 99), "`depth` must be between 0 and 17"),
     ],

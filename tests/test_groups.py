@@ -3,17 +3,17 @@ from itertools import combinations
 import pytest
 import torch
 
-from semcorr.data.groups import (
-    ambiguous,
-    facts,
+from semcorr.data.keypoints import (
+    benchmark_metadata,
     flip_from_names,
     flip_permutation,
+    geometry_aware_mask,
     groups_from_names,
     keypoint_names,
     symmetry_groups,
 )
 
-TABLES = [("spair71k", category) for category in facts("spair71k")["categories"]] + [("ap10k", "lion")]
+TABLES = [("spair71k", category) for category in benchmark_metadata("spair71k")["categories"]] + [("ap10k", "lion")]
 ANIMAL_POSE = [
     "L_Eye", "R_Eye", "L_EarBase", "R_EarBase", "Nose", "Throat", "TailBase", "Withers",
     "L_F_Elbow", "R_F_Elbow", "L_B_Elbow", "R_B_Elbow", "L_F_Knee", "R_F_Knee", "L_B_Knee", "R_B_Knee",
@@ -39,7 +39,7 @@ def mirrored(name: str) -> str:
 def test_flipping_twice_changes_nothing(benchmark, category):
     flip = flip_permutation(benchmark, category)
 
-    assert len(flip) == facts(benchmark)["slots"]
+    assert len(flip) == benchmark_metadata(benchmark)["slots"]
     assert [flip[flip[i]] for i in range(len(flip))] == list(range(len(flip)))
 
 
@@ -62,17 +62,17 @@ def test_groups_hold_named_keypoints_each_in_one_group_at_most(benchmark, catego
 
 
 def test_the_tables_count_what_the_benchmarks_have():
-    categories = facts("spair71k")["categories"]
+    categories = benchmark_metadata("spair71k")["categories"]
 
     assert len(categories) == 18
     assert sum(len(keypoint_names("spair71k", category)) for category in categories) == 319
-    official = facts("spair71k")["official"]
+    official = benchmark_metadata("spair71k")["official"]
     assert official["pairs"] == {"train": 53_340, "val": 5_384, "test": 12_234}
     assert set(official["pairs_per_category"]["test"]) == set(categories)
     assert sum(official["pairs_per_category"]["test"].values()) == 12_234
-    pascal = facts("pf_pascal")["official"]
+    pascal = benchmark_metadata("pf_pascal")["official"]
     assert {split: sum(counts.values()) for split, counts in pascal["pairs_per_category"].items()} == pascal["pairs"]
-    assert len(facts("ap10k_multi_instance")["ids"]) == 1_847
+    assert len(benchmark_metadata("ap10k_multi_instance")["ids"]) == 1_847
     assert len(keypoint_names("ap10k", "lion")) == 17
 
 
@@ -100,17 +100,17 @@ def test_a_keypoint_is_ambiguous_where_the_target_shows_two_of_its_group(in_targ
     groups = ((2, 3), (4, 5, 6, 7))
     shared = bools(*in_source) & bools(*in_target)
 
-    assert ambiguous(shared, bools(*in_target), groups).tolist() == bools(*expected).tolist()
+    assert geometry_aware_mask(shared, bools(*in_target), groups).tolist() == bools(*expected).tolist()
 
 
 def test_every_pair_of_a_batch_has_its_own_ambiguous_keypoints():
     target = torch.stack((bools(2, 3), bools(2, 4)))
 
-    assert ambiguous(target, target, ((2, 3),)).tolist() == [bools(2, 3).tolist(), bools().tolist()]
+    assert geometry_aware_mask(target, target, ((2, 3),)).tolist() == [bools(2, 3).tolist(), bools().tolist()]
 
 
 def test_without_groups_nothing_is_ambiguous():
-    assert not ambiguous(bools(0, 1), bools(0, 1), ()).any()
+    assert not geometry_aware_mask(bools(0, 1), bools(0, 1), ()).any()
 
 
 @pytest.mark.parametrize("names", [ANIMAL_POSE, SPELT_OUT])
@@ -158,7 +158,7 @@ def test_geo_aware_renumbers_ids_by_list_order_and_we_keep_them(benchmark, categ
     twins = next(two for group in groups for two in combinations(group, 2) if not any({*two} <= one for one in theirs))
     visible[list(twins)] = True
 
-    assert ambiguous(visible, visible, groups).nonzero().flatten().tolist() == sorted(twins)
+    assert geometry_aware_mask(visible, visible, groups).nonzero().flatten().tolist() == sorted(twins)
 
 
 def test_in_ap10k_the_renumbering_makes_the_groups_that_were_published_by_mistake():

@@ -7,17 +7,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.testing import assert_close
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.cli import conf_dir
-from semcorr.coords import to_image
-from semcorr.errors import UserError
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.heads import Separable
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.module import Correspondence
-from semcorr.run import fitted_head
-from semcorr.types import FeatureMap
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.core.coords import to_image
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.engine.build import build_head
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.matching.readouts import argmax
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.heads import SiameseHead
+from semcorr.models.heads.cosine import Cosine
 
 WIDTHS = [16, 32]  # of two maps, side by side
 CHANNELS = sum(WIDTHS)
@@ -42,7 +42,7 @@ def yaml(name: str) -> DictConfig:
 def built(name: str, *more: str, widths: Sequence[int] = WIDTHS, trained: bool = True) -> torch.nn.Module:
     """Of the configuration, with weights away from where they start."""
     torch.manual_seed(0)
-    head = fitted_head(OmegaConf.merge(yaml(name), OmegaConf.from_dotlist([*HEADS[name], *more])), widths, 4)
+    head = build_head(OmegaConf.merge(yaml(name), OmegaConf.from_dotlist([*HEADS[name], *more])), widths, 4)
     if trained:
         with torch.no_grad():
             for parameter in head.parameters():
@@ -60,7 +60,7 @@ def points(batch: int, n: int) -> torch.Tensor:
 
 def fineness(head: torch.nn.Module) -> int:
     """Cells that a head makes of one, along a side."""
-    return round(8 / head.adapt(maps(1, 2, 2)).stride) if isinstance(head, Separable) else 1
+    return round(8 / head.adapt(maps(1, 2, 2)).stride) if isinstance(head, SiameseHead) else 1
 
 
 @heads
@@ -113,7 +113,7 @@ def test_bf16_autocast_changes_a_similarity_by_little(name):
     assert_close(similarity, head(source, target, asked), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if isinstance(built(name), Separable)])
+@pytest.mark.parametrize("name", [name for name in HEADS if isinstance(built(name), SiameseHead)])
 def test_an_image_adapted_alone_is_what_it_is_in_a_batch(name):
     """And a call is its three parts."""
     head, source, target, asked = built(name), maps(3, 4, 6), maps(3, 4, 6), points(3, 5)
@@ -151,11 +151,11 @@ def test_before_training_it_is_the_cosine_of_the_features(name):
 
 @heads
 def test_a_checkpoint_brings_the_trained_head_back(name):
-    def module(head: torch.nn.Module) -> Correspondence:
+    def module(head: torch.nn.Module) -> CorrespondenceModule:
         tiny = {"patch_size": 8, "embed_dim": CHANNELS, "depth": 2, "num_heads": 3}
         torch.manual_seed(0)
         backbone = TimmModel("vit_tiny_patch16_224", size=32, pretrained=False, **tiny)
-        return Correspondence(backbone, head, argmax, lambda backbone: last_blocks(backbone, 0)).eval()
+        return CorrespondenceModule(backbone, head, argmax, lambda backbone: last_blocks(backbone, 0)).eval()
 
     trained, fresh = module(built(name)), module(built(name, trained=False))
     checkpoint = {"state_dict": trained.state_dict()}

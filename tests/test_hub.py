@@ -2,9 +2,9 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig
 
-from semcorr.backbones.hub import hub_problem
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.hub import download_error
+from semcorr.models.backbones.transformers_model import TransformersModel
 
 
 class Response:
@@ -50,4 +50,4 @@ def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, part
 
 
 def test_a_gated_repository_is_named_where_it_is_not_the_networks_name():
-    assert "https://huggingface.co/timm/some" in str(hub_problem(gated(), "some.tag", "timm/some"))
+    assert "https://huggingface.co/timm/some" in str(download_error(gated(), "some.tag", "timm/some"))

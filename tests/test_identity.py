@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from stored_ways import photograph
 
-from semcorr.data.alter import mirror
+from semcorr.core.errors import UserError
+from semcorr.core.output_dir import unique_names
+from semcorr.data.alter import mirror_view
 from semcorr.data.dataset import ImageDataset
-from semcorr.data.images import Shown, content_id, mirrored_name, plain_name
+from semcorr.data.image_variants import ImageVariant, content_hash, mirrored_name, unmirrored_name
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.views import view
-from semcorr.errors import UserError
+from semcorr.data.views import make_view
 from semcorr.evaluate import evaluate
-from semcorr.held import Held
-from semcorr.pose.variants import variants
-from semcorr.staged import distinct
+from semcorr.evaluation.pose.transforms import list_pose_transforms
+from semcorr.store.cache import FeatureCache
 
 ENDS = [
     "",
@@ -37,7 +37,7 @@ ENDS = [
     "\0",
     "\udcff",
 ]
-POSES = variants(mirror=True, turns=(90, 180, 270))
+POSES = list_pose_transforms(mirror=True, turns=(90, 180, 270))
 
 
 def record(name: str, path: Path = Path("a.png"), **changes: object) -> ImageRecord:
@@ -52,14 +52,14 @@ NAMES = st.lists(st.sampled_from(["a", "A", "cat", *ENDS]), max_size=5).map("".j
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_no_two_images_and_no_two_of_their_poses_are_held_by_one_name(names):
     every = [pose.of(record(name)).name for name in names for pose in POSES]
-    every += [Shown(record(name), mirrored=True, turned=90).name for name in names]
+    every += [ImageVariant(record(name), mirrored=True, turned=90).name for name in names]
 
     assert len(set(every)) == len(every)
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_mirror_images_mirror_image_is_the_image(end):
-    name = plain_name(f"cat{end}")
+    name = unmirrored_name(f"cat{end}")
 
     assert mirrored_name(mirrored_name(name)) == name
     assert mirrored_name(name) != name
@@ -72,15 +72,15 @@ def test_what_is_held_of_an_image_is_found_by_its_pairs(tmp_path, end):
     Image.fromarray(photograph(40, 30)).save(path)
     image = record(f"cat{end}", path)
 
-    plain = view(image, 32, "squash")
+    plain = make_view(image, 32, "squash")
 
-    assert plain.name == Shown(image).name == ImageDataset([Shown(image)], 32, "squash")[0].name
-    assert mirror(plain, [0]).name == ImageDataset([Shown(image, mirrored=True)], 32, "squash")[0].name
+    assert plain.name == ImageVariant(image).name == ImageDataset([ImageVariant(image)], 32, "squash")[0].name
+    assert mirror_view(plain, [0]).name == ImageDataset([ImageVariant(image, mirrored=True)], 32, "squash")[0].name
 
 
 def test_features_of_any_name_are_kept_on_a_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    held = Held(len(ENDS), torch.device("cpu"), place="disk")
+    held = FeatureCache(len(ENDS), torch.device("cpu"), place="disk")
     names = [f"cat{end}" for end in ENDS]
 
     held.add(names, {"cells": torch.arange(len(names) * 2.0).reshape(-1, 2)})
@@ -183,7 +183,7 @@ def test_two_pictures_of_equal_content_are_stored_once_and_both_have_it(errors, 
     copy.parent.mkdir()
     copy.write_bytes((tmp_path / "pairs/a.png").read_bytes())
     ends = [record(str(path), path) for path in (copy, tmp_path / "pairs/a.png")]
-    assert content_id(Shown(ends[0])) == content_id(Shown(ends[1]))
+    assert content_hash(ImageVariant(ends[0])) == content_hash(ImageVariant(ends[1]))
 
 
 # -- what is written --
@@ -193,7 +193,7 @@ def test_two_pictures_of_equal_content_are_stored_once_and_both_have_it(errors, 
     "names", [["a", "A"], ["ä", "a\u0308"], ["straße", "STRASSE"], ["a", "a", "a"], ["Å", "a\u030a", "å"]]
 )
 def test_names_that_some_disk_takes_for_one_are_told_apart(names):
-    found = distinct([name] for name in names)
+    found = unique_names([name] for name in names)
 
     assert found[0] == names[0]
     assert len({name.casefold() for name in found}) == len(names)

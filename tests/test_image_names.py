@@ -11,7 +11,7 @@ from tiny_benchmarks import dump, picture
 
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.image_names import name_images
-from semcorr.data.images import Shown, unique_images
+from semcorr.data.image_variants import ImageVariant, unique_images
 from semcorr.data.pairs_csv import PairsCSV
 
 CASES = {
@@ -58,7 +58,7 @@ def test_a_link_is_its_file(tmp_path, link):
 def names_by_hand(files: list[str], seed: int) -> None:
     """Distinct files have distinct names, and none is that of a variant of another."""
     names = name_images(Path("nowhere"), random.Random(seed).sample(files, len(files)))
-    every = [Shown(None, *how)._replace(record=Record(name)).name for name in names.values()
+    every = [ImageVariant(None, *how)._replace(record=Record(name)).name for name in names.values()
              for how in ((False, 0), (True, 0), (False, 90), (True, 270))]  # fmt: skip
     assert len(set(every)) == 4 * len(files), names
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from semcorr.core.errors import UserError
+from semcorr.core.types import PairBatch
 from semcorr.data import loading
-from semcorr.data.augment import Augment
-from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, view
-from semcorr.data.images import Shown, content_id, shown, unique_images
+from semcorr.data.augment import Augmentation
+from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, make_view
+from semcorr.data.image_variants import ImageVariant, content_hash, list_variants, unique_images
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import Draw
+from semcorr.data.sampler import SampleIndex
 from semcorr.data.synthetic import Synthetic
-from semcorr.errors import UserError
-from semcorr.types import PairBatch
 
 SIDE = 32
 
@@ -61,31 +61,34 @@ def file_record(path: Path, content: bytes = b"one", **changes) -> ImageRecord:
 def test_the_same_bytes_are_the_same_image_wherever_they_lie(tmp_path):
     here, there = file_record(tmp_path / "a.jpg"), file_record(tmp_path / "b.jpg", name="other")
 
-    assert content_id(Shown(here)) == content_id(Shown(there))
-    assert len(content_id(Shown(here))) == 32
+    assert content_hash(ImageVariant(here)) == content_hash(ImageVariant(there))
+    assert len(content_hash(ImageVariant(here))) == 32
 
 
 def test_other_bytes_and_every_mirroring_are_other_images(tmp_path):
     one, two = file_record(tmp_path / "a.jpg"), file_record(tmp_path / "b.jpg", b"two")
     every = [
-        Shown(record._replace(mirrored=m), s) for record in (one, two) for m in (False, True) for s in (False, True)
+        ImageVariant(record._replace(mirrored=m), s)
+        for record in (one, two)
+        for m in (False, True)
+        for s in (False, True)
     ]
 
-    assert len({content_id(image) for image in every}) == 8
+    assert len({content_hash(image) for image in every}) == 8
 
 
 def test_a_file_that_changes_is_another_image(tmp_path):
-    before = content_id(Shown(file_record(tmp_path / "a.jpg", b"one")))
+    before = content_hash(ImageVariant(file_record(tmp_path / "a.jpg", b"one")))
 
-    assert content_id(Shown(file_record(tmp_path / "a.jpg", b"another"))) != before
+    assert content_hash(ImageVariant(file_record(tmp_path / "a.jpg", b"another"))) != before
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    gone = Shown(file_record(tmp_path / "a.jpg"))
+    gone = ImageVariant(file_record(tmp_path / "a.jpg"))
     gone.record.path.unlink()
 
     with pytest.raises(UserError, match=r"a\.jpg does not exist"):
-        content_id(gone)
+        content_hash(gone)
 
 
 # -- mirror images --
@@ -97,9 +100,9 @@ def test_a_mirror_image_is_what_a_flip_shows(creatures, resize):
     data = benchmark(creatures, resize=resize)
     pairs = PairDataset(data.pairs("train"), SIDE, resize)
 
-    flipped = TrainingPairs(pairs, Augment(flip=1.0))[Draw(0, 0)].source
+    flipped = TrainingPairs(pairs, Augmentation(flip=1.0))[SampleIndex(0, 0)].source
 
-    mirrored = ImageDataset([Shown(data.pairs("train")[0].source, mirrored=True)], SIDE, resize)[0]
+    mirrored = ImageDataset([ImageVariant(data.pairs("train")[0].source, mirrored=True)], SIDE, resize)[0]
     assert mirrored.name == flipped.name == f"{data.pairs('train')[0].source.name} mirrored"
     assert torch.equal(mirrored.image, flipped.image)
     assert torch.equal(mirrored.box, flipped.box)
@@ -107,10 +110,12 @@ def test_a_mirror_image_is_what_a_flip_shows(creatures, resize):
 
 def test_pairs_without_pixels_flip_as_those_with_pixels_do(creatures):
     records = benchmark(creatures).pairs("train")
-    whole, bare = (TrainingPairs(PairDataset(records, SIDE, "squash", p), Augment(flip=0.5)) for p in (True, False))
+    whole, bare = (
+        TrainingPairs(PairDataset(records, SIDE, "squash", p), Augmentation(flip=0.5)) for p in (True, False)
+    )
 
     for number in range(8):
-        a, b = whole[Draw(number % 3, number)], bare[Draw(number % 3, number)]
+        a, b = whole[SampleIndex(number % 3, number)], bare[SampleIndex(number % 3, number)]
         assert b.source.image.shape == b.target.image.shape == (3, 0, SIDE)
         strip = [view._replace(image=torch.zeros(())) for view in (*a[:2], *b[:2])]
         assert same(tuple(strip[:2]), tuple(strip[2:]))
@@ -121,7 +126,7 @@ def test_pairs_without_pixels_flip_as_those_with_pixels_do(creatures):
     ("options", "only"), [({}, True), ({"flip": 0.5}, True), ({"flip": 0.5, "hue": 0.1}, False), ({"crop": 0.1}, False)]
 )
 def test_only_flips_leave_features_as_they_were(options, only):
-    assert Augment(**options).only_flips == only
+    assert Augmentation(**options).only_flips == only
 
 
 # -- what will be looked at --
@@ -182,11 +187,11 @@ def test_pairs_without_pixels_need_no_loader_processes(creatures):
 def test_where_training_flips_mirror_images_are_listed_too(creatures):
     data = benchmark(creatures)
     plain = data.to_train_on(1)
-    data.augment, data.train_pixels = Augment(flip=0.5), False
+    data.augment, data.train_pixels = Augmentation(flip=0.5), False
 
     both = data.to_train_on(1)
 
-    assert both == shown([image.record for image in plain], mirrored=True)
+    assert both == list_variants([image.record for image in plain], mirrored=True)
     assert len(both) == 2 * len(plain)
     assert looked_at(data.train_dataloader()) <= {image.name for image in both}
 
@@ -194,7 +199,7 @@ def test_where_training_flips_mirror_images_are_listed_too(creatures):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_chunks_to_encode_are_claimed_one_after_the_other(creatures, workers):
     data = benchmark(creatures, workers=workers)
-    images = shown(unique_images(data.pairs("test")), mirrored=True)
+    images = list_variants(unique_images(data.pairs("test")), mirrored=True)
     claimed = []
 
     def claim():
@@ -209,7 +214,7 @@ def test_chunks_to_encode_are_claimed_one_after_the_other(creatures, workers):
 
     assert [name for views in found for name in views.name] == [image.name for image in images]
     assert all(
-        torch.equal(pixels, view(image.record, SIDE, "squash").image.flip(-1 if image.mirrored else ()))
+        torch.equal(pixels, make_view(image.record, SIDE, "squash").image.flip(-1 if image.mirrored else ()))
         for pixels, image in zip(torch.cat([views.image for views in found]), images, strict=True)
     )
 
@@ -247,8 +252,8 @@ def test_an_image_annotated_anew_for_every_pair_keeps_all_its_annotations(tmp_pa
     ("on_gpu", "processes", "expected"), [(True, 1, 16), (True, 8, 4), (False, 1, 8), (False, 8, 1)]
 )
 def test_who_decodes_follows_from_who_encodes(monkeypatch, on_gpu, processes, expected):
-    monkeypatch.setattr(loading, "cores", lambda: 32)
+    monkeypatch.setattr(loading, "count_cores", lambda: 32)
 
-    assert loading.decoders(None, on_gpu, processes) == expected
-    assert loading.decoders(3, on_gpu, processes) == 3
-    assert loading.images_at_once(None, on_gpu) == (8 if on_gpu else 1)
+    assert loading.num_loader_workers(None, on_gpu, processes) == expected
+    assert loading.num_loader_workers(3, on_gpu, processes) == 3
+    assert loading.encoding_batch_size(None, on_gpu) == (8 if on_gpu else 1)

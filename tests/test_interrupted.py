@@ -11,9 +11,9 @@ import pytest
 from conftest import SMALL
 from started_programs import Program
 
-from semcorr.core.interrupt import interruptible
+from semcorr.core.interrupt import guard_signals
 
-DOOR = "import os, signal, subprocess, sys, tempfile, time\nfrom semcorr.cli import explaining, run_app\n"
+DOOR = "import os, signal, subprocess, sys, tempfile, time\nfrom semcorr.cli.hydra_app import explaining, run_app\n"
 WAITS = (
     DOOR
     + """
@@ -161,9 +161,9 @@ def test_what_nohup_ignores_stays_ignored():
 
 def test_signals_are_taken_by_commands_alone_and_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with interruptible():
+    with guard_signals():
         assert signal.getsignal(signal.SIGTERM) != before[1]
-        with interruptible():
+        with guard_signals():
             pass
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -171,7 +171,7 @@ def test_signals_are_taken_by_commands_alone_and_given_back():
     seen = []
 
     def elsewhere() -> None:
-        with interruptible():
+        with guard_signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=elsewhere)
@@ -277,7 +277,7 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
     store = ["store=disk", f"store.root={tmp_path / 'store'}"]
     held = tmp_path / "held.py"  # encodes three images and then waits
     held.write_text(
-        "import time\nfrom semcorr import evaluate\nfrom semcorr.frozen import Frozen\n"
+        "import time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import Frozen\n"
         "compute, count = Frozen.compute, []\n"
         "def slow(self, image):\n    count.append(1)\n    if len(count) > 3:\n        print('ready', flush=True)\n"
         "        time.sleep(3600)\n    return compute(self, image)\nFrozen.compute = slow\nevaluate.main()\n"

@@ -9,17 +9,17 @@ import pytest
 from started_programs import Program
 
 from semcorr import store as verb
-from semcorr.cli import explaining
+from semcorr.cli.hydra_app import report_user_errors
 from semcorr.core.files import write_text
-from semcorr.staged import staged
+from semcorr.core.output_dir import atomic_output_dir
 from semcorr.store.command import _removed
-from semcorr.store.listing import Entry
+from semcorr.store.index import StoreEntry
 
 
 def interrupted(work: Callable[[], None]) -> int:
     """The exit code of a command whose work Ctrl-C ends."""
     try:
-        with explaining("evaluate"):
+        with report_user_errors("evaluate"):
             work()
             raise KeyboardInterrupt
     except SystemExit as stop:
@@ -27,14 +27,14 @@ def interrupted(work: Callable[[], None]) -> int:
 
 
 def two_files(out: Path) -> None:
-    with staged(out) as folder:
+    with atomic_output_dir(out) as folder:
         for name in "ab":
             (folder / name).write_text(name)
 
 
 def test_before_anything_is_in_its_place_nothing_is_written(tmp_path, capfd):
     def work() -> None:
-        with staged(tmp_path / "out") as folder:
+        with atomic_output_dir(tmp_path / "out") as folder:
             (folder / "a").write_text("a")
             raise KeyboardInterrupt
 
@@ -78,7 +78,7 @@ def test_a_file_that_went_again_is_not_told(tmp_path, capfd):
 
 @pytest.mark.parametrize("gone", [0, 1, 3])
 def test_an_interrupted_prune_counts_what_went(tmp_path, gone):
-    entries = [Entry(tmp_path / name, 1, 0.0) for name in "abc"]
+    entries = [StoreEntry(tmp_path / name, 1, 0.0) for name in "abc"]
     for entry in entries[gone:]:
         entry.path.touch()
 
@@ -101,16 +101,16 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
 
 
 HELD = {  # a verb, its line, and where it is held up
-    "match": ("a.png a.png", "semcorr.matcher.Matcher.load"),
-    "transfer": ("known.json .", "semcorr.transfer.coco.read_sheet"),
-    "export": ("RUN", "semcorr.export_run.configuration"),
-    "audit": ("RUN", "semcorr.audit.audit"),
-    "compare": ("A B", "semcorr.compare.read_run"),
-    "report": ("A", "semcorr.report.command.found"),
+    "match": ("a.png a.png", "semcorr.inference.Matcher.load"),
+    "transfer": ("known.json .", "semcorr.inference.transfer.annotations.read_annotations"),
+    "export": ("RUN", "semcorr.engine.trained_module.read_trained_config"),
+    "audit": ("RUN", "semcorr.audit.audit_run"),
+    "compare": ("A B", "semcorr.compare.read_compared_run"),
+    "report": ("A", "semcorr.report.command.find_runs"),
     "store": ("ls", "semcorr.store.command._opened"),
-    "benchmark": ("match", "semcorr.benchmark.report.known"),
+    "benchmark": ("match", "semcorr.benchmark.report.read_benchmark_file"),
     "prepare": ("spair", "semcorr.prepare._one"),
-    "app": ("", "semcorr.app.command.listen"),
+    "app": ("", "semcorr.app.command.bind_socket"),
 }
 
 
@@ -128,7 +128,7 @@ def test_every_verb_ends_with_the_code_of_a_signal(tmp_path, verb, number):
         f"owner = importlib.import_module('{owner}')\nowner = getattr(owner, '{kind}') if '{kind}' else owner\n"
         f"setattr(owner, '{name}', lambda *a, **k: (print('ready', flush=True), time.sleep(3600)))\n"
         f"sys.argv = ['semcorr', '{verb}', *'{line}'.split()]\n"
-        "from semcorr.cli import main\nmain()\n"
+        "from semcorr.cli.hydra_app import main\nmain()\n"
     )
     program = Program("-c", held, cwd=tmp_path)
     program.wait_for("ready")

@@ -6,8 +6,8 @@ from tiny_diffusion import IMAGE, tiny_sd
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from semcorr.backbones.joint_pca import joint_pca
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.joint_pca import joint_pca
 
 
 def test_joint_components_are_those_of_both_images_together():

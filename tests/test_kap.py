@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from semcorr.coords import from_view, to_image
+from semcorr.core.coords import from_view, to_image
 from semcorr.data.dataset import PairDataset
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, average_precision, inside_outside, kap
-from semcorr.run import build
+from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, average_precision, inside_outside, keypoint_average_precision
 
 
 def detections(rows: list[tuple]) -> pa.Table:
@@ -84,35 +84,35 @@ def test_kap_by_hand():
     """
     table = detections([("p", True, 0.9, 0.2), ("p", True, 0.4, 0.8), ("p", False, 0.1, 0.7)])
 
-    assert kap(table) == {"image": pytest.approx(0.75), "point": pytest.approx(0.75), "pairs": 1}
+    assert keypoint_average_precision(table) == {"image": pytest.approx(0.75), "point": pytest.approx(0.75), "pairs": 1}
 
 
 def test_a_guess_at_a_point_that_is_not_there_costs_whatever_place_it_falls_on():
     near, far = (detections([("p", True, 0.5, 0.1), ("p", False, *guess)]) for guess in ((0.9, 0.1), (0.1, 0.9)))
 
-    assert kap(near) == kap(far)
-    assert kap(near)["point"] == 0.5
+    assert keypoint_average_precision(near) == keypoint_average_precision(far)
+    assert keypoint_average_precision(near)["point"] == 0.5
 
 
 def test_released_kap_returns_before_its_own_visibility_handling():
     """A regression test: there an invisible keypoint is a positive, near the corner its zeros point to."""
     table = detections([("p", True, 0.5, 0.1), ("p", False, 0.9, 0.2)])
 
-    assert kap(table)["point"] == 0.5  # 0.9 no, 0.5 yes, 0.1
-    assert kap(table, released=True)["point"] == 1.0  # 0.9 "yes", 0.5 yes, 0.2, 0.1
+    assert keypoint_average_precision(table)["point"] == 0.5  # 0.9 no, 0.5 yes, 0.1
+    assert keypoint_average_precision(table, released=True)["point"] == 1.0  # 0.9 "yes", 0.5 yes, 0.2, 0.1
 
 
 def test_pairs_without_a_positive_are_left_out_of_the_mean_and_counted_out():
     table = detections([("p", True, 0.5, 0.1), ("q", False, 0.9, 0.2)])
 
-    assert kap(table) == {"image": 1.0, "point": 0.5, "pairs": 1}
+    assert keypoint_average_precision(table) == {"image": 1.0, "point": 0.5, "pairs": 1}
 
 
 def test_the_order_of_the_rows_does_not_matter():
     random = np.random.default_rng(0)
     rows = [(f"p{i % 9}", bool(random.random() < 0.7), *random.random(2)) for i in range(60)]
 
-    assert kap(detections(rows)) == kap(detections(rows[::-1]))
+    assert keypoint_average_precision(detections(rows)) == keypoint_average_precision(detections(rows[::-1]))
 
 
 @pytest.mark.parametrize("options", [["head=cosine"], ["head=upsample"], ["data.resize=letterbox"]])
@@ -122,7 +122,7 @@ def test_a_run_asks_after_every_keypoint_that_the_source_shows(config, tiny, tmp
     metrics = evaluate(cfg)
     rows = pq.read_table(Path(cfg.run_dir) / "detections.parquet").to_pylist()
 
-    module, data = build(config("evaluate", *tiny, *options))
+    module, data = build_datamodule_and_module(config("evaluate", *tiny, *options))
     module.eval()
     records = data.pairs("test")
     assert len(rows) == len(KAP_ALPHAS) * sum(int(pair.source.visible.sum()) for pair in records)

@@ -9,9 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 from torchscript_cases import script
 
-from semcorr.backbones.layouts import to_timm
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.state_dict_conversion import convert_to_timm
+from semcorr.models.backbones.timm_model import TimmModel
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "size": 64, "patch_size": 8, "pretrained": False}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "size": 64, "pretrained": False}
@@ -237,4 +237,4 @@ def test_openais_torchscript_archive_of_clip_is_read_in_half_precision(tmp_path)
 def test_what_is_in_no_known_layout_is_left_as_it_is():
     state = {"some.weight": torch.ones(1)}
 
-    assert to_timm(state, nn.Linear(1, 1)) == state
+    assert convert_to_timm(state, nn.Linear(1, 1)) == state

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.localise import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
+from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
 
 RULES = [argmax, soft_argmax, window_soft_argmax, kernel_soft_argmax]
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.functional import conv2d, linear
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
-from semcorr.finetune.lora import lora
-from semcorr.finetune.modes import keep_frozen_in_eval
+from semcorr.core.errors import UserError
+from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.modes import keep_frozen_in_eval
 
 
 def adapted(backbone: nn.Module) -> list[str]:

@@ -7,18 +7,18 @@ import torch
 from random_steps import made_step
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from semcorr.errors import UserError
-from semcorr.losses import (
-    Dense,
+from semcorr.core.errors import UserError
+from semcorr.models.losses import (
     Descriptors,
     GaussianCrossEntropy,
-    Step,
+    LossInputs,
+    SoftArgmaxDistance,
     SymmetricContrastive,
-    Together,
+    WeightedSum,
+    evaluate_loss,
     gaussian_cross_entropy,
-    loss_of,
     soft_argmax_distance,
-    together,
+    weighted_sum,
 )
 
 # -- every loss --
@@ -32,9 +32,9 @@ LOSSES = {
     "contrastive": lambda: SymmetricContrastive(scale=3.0),
     "contrastive without flips": lambda: SymmetricContrastive(scale=3.0, flips=False),
     "distance": lambda: partial(soft_argmax_distance, temperature=0.1),
-    "dense": lambda: Dense(temperature=0.1, noise=0.0),
-    "released": lambda: Dense(temperature=0.1, noise=0.0, integer_source=True, trained_grid=5),
-    "together": lambda: together(cross_entropy=0.5, noise=0.0, temperature=0.1),
+    "dense": lambda: SoftArgmaxDistance(temperature=0.1, noise=0.0),
+    "released": lambda: SoftArgmaxDistance(temperature=0.1, noise=0.0, integer_source=True, trained_grid=5),
+    "together": lambda: weighted_sum(cross_entropy=0.5, noise=0.0, temperature=0.1),
 }
 every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 
@@ -57,7 +57,7 @@ def test_every_gradient_is_that_of_finite_differences(make):
 
     def of(similarity, source, target, *_):
         descriptors = step.descriptors._replace(source=source, target=target)
-        return loss_of(loss, step._replace(similarity=similarity, descriptors=descriptors))
+        return evaluate_loss(loss, step._replace(similarity=similarity, descriptors=descriptors))
 
     assert torch.autograd.gradcheck(of, inputs)
     assert all(grad is None or grad.any() for grad in torch.autograd.grad(of(*inputs), inputs, allow_unused=True))
@@ -75,7 +75,7 @@ def test_saturated_values_in_bfloat16_give_finite_losses_and_gradients(make):
             leaves[2].fill_(-value)
         step = step._replace(cells=torch.full((1, 3, 2), 4.0), extent=step.extent.float(), starts=step.starts.float())
 
-        loss = loss_of(make(), step)
+        loss = evaluate_loss(make(), step)
         loss.backward()
 
         assert loss.isfinite()
@@ -91,12 +91,12 @@ def test_what_does_not_count_reaches_neither_loss_nor_gradient(make, weights):
         mask = mask * torch.tensor([[0.5, 0.7, 0.25], [0.7, 2.0, 0.1]], dtype=torch.double)
     step, leaves = made_step(mask)
     loss = whole(make())
-    clean = loss_of(loss, step).item()
+    clean = evaluate_loss(loss, step).item()
     with torch.no_grad():
         for values in (*leaves, step.cells, step.starts):
             values[mask == 0] = torch.nan
 
-    found = loss_of(loss, step)
+    found = evaluate_loss(loss, step)
     found.backward()
 
     assert found.item() == clean
@@ -109,7 +109,7 @@ def test_what_does_not_count_reaches_neither_loss_nor_gradient(make, weights):
 def test_with_nothing_that_counts_a_loss_is_zero(make):
     step, leaves = made_step(torch.zeros(2, 3, dtype=torch.bool))
 
-    loss = loss_of(whole(make()), step)
+    loss = evaluate_loss(whole(make()), step)
     loss.backward()
 
     assert loss == 0
@@ -122,14 +122,14 @@ def test_a_mean_by_weights_is_that_of_repeated_rows(make):
     row = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.double)
     step, _ = made_step(torch.cat((row, 2 * row)))
     index = torch.tensor([0, 1, 1])
-    twice = Step(
+    twice = LossInputs(
         *(value[index] for value in (step.similarity, step.cells, (step.mask > 0), step.starts, step.extent)),
         number=step.number,
         descriptors=Descriptors(*(value[index] for value in step.descriptors[:2]), step.mask[index] > 0, index == 0),
     )
     loss = whole(make())
 
-    torch.testing.assert_close(loss_of(loss, step), loss_of(loss, twice))
+    torch.testing.assert_close(evaluate_loss(loss, step), evaluate_loss(loss, twice))
 
 
 @every_loss
@@ -137,7 +137,7 @@ def test_no_size_follows_from_values(make):
     """Tensors without values, as a GPU's are to the CPU until it waits for them, give every shape all the same."""
     with FakeTensorMode():
         step, _ = made_step(torch.ones(2, 3, dtype=torch.bool), torch.float)
-        loss = loss_of(make(), step)
+        loss = evaluate_loss(make(), step)
         loss.backward()
         assert loss.shape == ()
         with pytest.raises(DynamicOutputShapeException):  # what selecting by a mask would do
@@ -149,15 +149,19 @@ def test_no_size_follows_from_values(make):
 
 def test_together_is_the_weighted_sum():
     step, _ = made_step(torch.tensor([[True, True, False]]))
-    parts = {"one": gaussian_cross_entropy, "two": Dense(noise=0.0).double(), "three": SymmetricContrastive().double()}
+    parts = {
+        "one": gaussian_cross_entropy,
+        "two": SoftArgmaxDistance(noise=0.0).double(),
+        "three": SymmetricContrastive().double(),
+    }
 
-    loss = Together(parts, {"one": 0.5, "two": 2.0, "three": 3.0})(step)
+    loss = WeightedSum(parts, {"one": 0.5, "two": 2.0, "three": 3.0})(step)
 
     expected = 0.5 * gaussian_cross_entropy(*step[:3]) + 2 * parts["two"](step) + 3 * parts["three"](step)
     torch.testing.assert_close(loss, expected)
-    assert not Together({"one": gaussian_cross_entropy}, {"one": 1.0}).reads_descriptors
-    assert [name for name, _ in together(contrastive=0).named_parameters()] == []
-    assert [name for name, _ in together().named_parameters()] == ["learned.contrastive.t"]
+    assert not WeightedSum({"one": gaussian_cross_entropy}, {"one": 1.0}).reads_descriptors
+    assert [name for name, _ in weighted_sum(contrastive=0).named_parameters()] == []
+    assert [name for name, _ in weighted_sum().named_parameters()] == ["learned.contrastive.t"]
 
 
 @pytest.mark.parametrize(
@@ -169,13 +173,16 @@ def test_together_is_the_weighted_sum():
             "`loss.temperature` must be more than 0.001 to be learned, got 0.0005",
         ),
         (lambda: GaussianCrossEntropy(until=10), "`loss.until` must be at least `loss.warmup`, 1000, got 10"),
-        (lambda: Dense(noise=-1), "`loss.noise` must be 0, which is off, or more, got -1"),
-        (lambda: Dense(trained_grid=1), "`loss.trained_grid` must be null or at least 2 cells, got 1"),
+        (lambda: SoftArgmaxDistance(noise=-1), "`loss.noise` must be 0, which is off, or more, got -1"),
+        (lambda: SoftArgmaxDistance(trained_grid=1), "`loss.trained_grid` must be null or at least 2 cells, got 1"),
         (
-            lambda: together(dense=0, contrastive=0),
+            lambda: weighted_sum(dense=0, contrastive=0),
             "`loss`: weights must be 0 or more, and one of them more, got dense=0, contrastive=0, cross_entropy=0",
         ),
-        (lambda: Together({"a": gaussian_cross_entropy}, {}), "`loss`: a need a weight each, got weights of nothing"),
+        (
+            lambda: WeightedSum({"a": gaussian_cross_entropy}, {}),
+            "`loss`: a need a weight each, got weights of nothing",
+        ),
     ],
 )
 def test_an_odd_loss_is_told_what_is_allowed(attempt, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from random_steps import made_step
 
-from semcorr.losses import SymmetricContrastive, symmetric_contrastive
+from semcorr.models.losses import SymmetricContrastive, symmetric_contrastive
 
 
 def slow_contrastive(source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from random_steps import made_step
 from torch.nn.functional import grid_sample
 
-from semcorr.losses import GaussianCrossEntropy, annealed, gaussian_cross_entropy
+from semcorr.models.losses import GaussianCrossEntropy, annealed_value, gaussian_cross_entropy
 
 SIGMA = 1.5
 DENSITY = {
@@ -219,6 +219,6 @@ def test_the_gaussian_narrows_with_the_step():
     loss = GaussianCrossEntropy(kernel=15, sigma=3.5, sigma_end=1.0, warmup=1000, until=12000)
     for number in (0, 999, 4000, 12000, 50000):
         step, _ = made_step(torch.ones(1, 3, dtype=torch.bool), number=number)
-        expected = gaussian_cross_entropy(*step[:3], kernel=15, sigma=annealed(number))
+        expected = gaussian_cross_entropy(*step[:3], kernel=15, sigma=annealed_value(number))
         torch.testing.assert_close(loss(step), expected)
-    assert [round(annealed(step), 2) for step in (0, 1000, 3000, 10000)] == [3.5, 3.5, 3.3, 1.2]
+    assert [round(annealed_value(step), 2) for step in (0, 1000, 3000, 10000)] == [3.5, 3.5, 3.3, 1.2]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from random_steps import made_step
 
-from semcorr.losses import GaussianCrossEntropy, Step, gaussian_cross_entropy
-from semcorr.losses.temperature import Predicted
+from semcorr.models.losses import GaussianCrossEntropy, LossInputs, gaussian_cross_entropy
+from semcorr.models.losses.temperature import PredictedTemperature
 
 
 def test_a_learned_temperature_starts_where_it_is_told_and_weight_decay_leaves_it_there():
@@ -23,7 +23,7 @@ def test_a_learned_temperature_finds_the_one_that_costs_least():
     """Of a map whose softmax at 0.2 is the target, 0.2 is the best temperature."""
     similarity = torch.tensor([[[[0.0, 0.2 * math.log(3.0)]]]]).expand(1, 4, 1, 2)  # probabilities 1/4 and 3/4 at 0.2
     cells = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])  # and so are they drawn
-    step = Step(similarity, cells, torch.ones(1, 4, dtype=torch.bool), cells, torch.ones(1, 4, 2), 0)
+    step = LossInputs(similarity, cells, torch.ones(1, 4, dtype=torch.bool), cells, torch.ones(1, 4, 2), 0)
     loss = GaussianCrossEntropy(temperature=0.03, learn="scalar", kernel=1)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
     for _ in range(200):
@@ -35,7 +35,7 @@ def test_a_learned_temperature_finds_the_one_that_costs_least():
 
 
 def test_a_predicted_temperature_depends_on_its_own_point_alone():
-    predicted = Predicted()
+    predicted = PredictedTemperature()
     torch.nn.init.normal_(predicted.linear.weight)
     similarity = torch.rand(2, 3, 4, 4)
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from semcorr import Matcher, match
-from semcorr.data.pictures import picture
+from semcorr.core.types import FeatureMap
+from semcorr.data.pictures import load_picture
 from semcorr.data.synthetic import write_synthetic
-from semcorr.matcher.encoded import Encoded, placed
-from semcorr.matcher.salient import foreground, grid_over
-from semcorr.types import FeatureMap
+from semcorr.inference.encoded import EncodedPicture, place_picture
+from semcorr.inference.foreground import foreground_cells, foreground_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,10 +180,12 @@ def test_the_grid_lies_over_what_is_unlike_the_border():
     values[:, 0] = 1
     values[0, :, 6:14, 8:18] = torch.tensor([0.0, 1.0])[:, None, None]
     maps = FeatureMap(values, 10)
-    _, place = placed(picture(np.random.default_rng(0).integers(0, 255, (200, 240, 3), dtype=np.uint8)), 240, "corner")
+    _, place = place_picture(
+        load_picture(np.random.default_rng(0).integers(0, 255, (200, 240, 3), dtype=np.uint8)), 240, "corner"
+    )
 
-    found = foreground(maps, torch.ones(20, 24, dtype=torch.bool))
-    points = grid_over(Encoded(maps, None, place, "a"), maps, most=20)
+    found = foreground_cells(maps, torch.ones(20, 24, dtype=torch.bool))
+    points = foreground_grid(EncodedPicture(maps, None, place, "a"), maps, most=20)
 
     assert found[7:13, 9:17].all()
     assert found.sum() == found[5:15, 7:19].sum()  # a cell around it at most

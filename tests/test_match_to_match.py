@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn.functional import gelu, layer_norm, linear
 from torch.testing import assert_close
 
-from semcorr.heads import match_to_match
-from semcorr.heads.additive_attention import Layer, Tokens
-from semcorr.heads.correlation import correlation
-from semcorr.heads.match_to_match import MatchToMatch, angles
+from semcorr.models.heads import match_to_match
+from semcorr.models.heads.additive_attention import FastformerLayer, MatchTokens
+from semcorr.models.heads.correlation import correlation
+from semcorr.models.heads.match_to_match import MatchToMatch, rotary_angles
 
 
 def test_a_layer_is_fastformers_attention_with_rotated_pairs():
     """Pairs of numbers as complex ones, all tokens at once."""
     torch.manual_seed(0)
-    layer, tokens = Layer(10, 4, 20), torch.randn(2, 6, 5, 10)
+    layer, tokens = FastformerLayer(10, 4, 20), torch.randn(2, 6, 5, 10)
     source, target = torch.randn(6, 2, 2), torch.randn(5, 2, 2)  # two heads each, x and y
     turn = torch.cat((source[:, None].expand(-1, 5, -1, -1), target[None].expand(6, -1, -1, -1)), 2).flatten(0, 1)
     for norm in (layer.norm1, layer.norm2):
@@ -49,7 +49,7 @@ def test_a_layer_is_fastformers_attention_with_rotated_pairs():
     expected = x + layer.narrow(gelu(layer.widen(normed)))
 
     places = source.permute(1, 2, 0)[..., None], target.permute(1, 2, 0)[:, :, None]
-    (result,) = layer([Tokens(tokens.permute(0, 3, 1, 2), *places)])
+    (result,) = layer([MatchTokens(tokens.permute(0, 3, 1, 2), *places)])
 
     assert_close(result.values.permute(0, 2, 3, 1).flatten(1, 2), expected, atol=1e-5, rtol=1e-4)
 
@@ -83,6 +83,6 @@ def test_match_to_match_has_16_numbers_a_token_and_26_thousand_weights():
 
 def test_where_a_cell_is_does_not_depend_on_how_many_there_are():
     """The middle of the image is turned by nothing, its corners by most."""
-    assert_close(angles(3, 5, 4)[..., 7], torch.zeros(4, 2))
-    assert_close(angles(1, 2, 1)[0, 0], torch.tensor([-math.pi / 2, math.pi / 2]))
-    assert angles(60, 60, 4).abs().max() == pytest.approx(5 * math.pi * 59 / 60, rel=1e-5)
+    assert_close(rotary_angles(3, 5, 4)[..., 7], torch.zeros(4, 2))
+    assert_close(rotary_angles(1, 2, 1)[0, 0], torch.tensor([-math.pi / 2, math.pi / 2]))
+    assert rotary_angles(60, 60, 4).abs().max() == pytest.approx(5 * math.pi * 59 / 60, rel=1e-5)

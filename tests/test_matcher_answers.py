@@ -14,8 +14,8 @@ from test_pairwise import HalfMixed
 from torch.testing import assert_close
 
 from semcorr import Matcher
-from semcorr.coords import from_view, to_image
-from semcorr.matching import cell_stride
+from semcorr.core.coords import from_view, to_image
+from semcorr.matching.batched import cell_stride
 from semcorr.train import train
 
 HEADS = ["cosine", "bottleneck", "upsample", "self_attention", "cross_attention", "consensus", "cats"]
@@ -78,9 +78,9 @@ def test_a_run_is_matched_with_as_it_was_scored(tiny, config, tmp_path):
 
 
 def test_a_backbone_that_must_see_both_pictures_does(cats, monkeypatch):
-    import semcorr.matcher.restore
+    import semcorr.inference.load
 
-    own = semcorr.matcher.restore.composed
+    own = semcorr.inference.load.compose_config
 
     def swapped(name: str, line: Any) -> Any:
         cfg = own(name, line)
@@ -89,7 +89,7 @@ def test_a_backbone_that_must_see_both_pictures_does(cats, monkeypatch):
         return cfg
 
     alone = Matcher.load("tiny", "localise=argmax", device="cpu")
-    monkeypatch.setattr(semcorr.matcher.restore, "composed", swapped)
+    monkeypatch.setattr(semcorr.inference.load, "compose_config", swapped)
     both = Matcher.load("tiny", "localise=argmax", device="cpu")
     points = some_points(size_of(cats[0]))
 

@@ -12,7 +12,7 @@ from matched_pictures import drawn_cats, size_of
 from saved_runs import save_run
 
 from semcorr import Matcher
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from semcorr.coords import to_image
-from semcorr.data.all_pairs import queries
-from semcorr.heads import Separable
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax, soft_argmax, window_soft_argmax
-from semcorr.matching import among, match_into
-from semcorr.types import FeatureMap
+from semcorr.core.coords import to_image
+from semcorr.core.types import FeatureMap
+from semcorr.data.all_pairs import find_queries
+from semcorr.matching.batched import all_pairs_similarity, match_to_target
+from semcorr.matching.readouts import argmax, soft_argmax, window_soft_argmax
+from semcorr.models.heads import SiameseHead
+from semcorr.models.heads.cosine import Cosine
 
 RULES = [argmax, soft_argmax, window_soft_argmax]
 
@@ -38,10 +38,10 @@ def points(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("values", [1, 24 * 3, 10**6])
 def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
     """In one product or in chunks of any size; the pairs have different numbers of points, one has none."""
-    assert isinstance(head, Separable) == isinstance(head, Cosine)
+    assert isinstance(head, SiameseHead) == isinstance(head, Cosine)
     target, sources, asked = maps(1)[0], maps(4), [points(n) for n in (3, 0, 1, 7)]
 
-    found = match_into(head, target, sources, asked, RULES, values)
+    found = match_to_target(head, target, sources, asked, RULES, values)
 
     similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
     for rule, pixels in zip(RULES, found.points, strict=True):
@@ -70,9 +70,9 @@ def test_every_ordered_pair_of_a_batch_gets_what_it_gets_alone(head):
         torch.stack([points(n) for _ in range(m)]),
         torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]).bool(),
     )
-    asked = queries(visible)
+    asked = find_queries(visible)
 
-    similarity = among(head, together, keypoints, asked)
+    similarity = all_pairs_similarity(head, together, keypoints, asked)
 
     alone = {(s, t): head(images[s], images[t], keypoints[s][None])[0] for s, t in permutations(range(m), 2)}
     assert len(asked) == 3 * 3 * 2  # each keypoint is visible in three

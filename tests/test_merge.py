@@ -10,15 +10,15 @@ from tiny_diffusion import tiny_sd
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.finetune.lora import lora
-from semcorr.finetune.merge import merge
-from semcorr.finetune.moving import saved
-from semcorr.finetune.peft_tuner import peft_tuner
-from semcorr.finetune.prompt import prompt
+from semcorr.core.errors import UserError
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.merge import merge_adapters
+from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.prompts import prompt
+from semcorr.models.finetune.state import checkpoint_keys
 
 
 def features(backbone: nn.Module) -> Tensor:
@@ -48,7 +48,7 @@ def test_a_folded_weight_is_the_old_one_and_the_update():
     layer = backbone.blocks[-1].attn.qkv
     update = 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
 
-    merge(backbone)
+    merge_adapters(backbone)
 
     old, new = plain.state_dict(), backbone.state_dict()
     assert_close(new["model.blocks.3.attn.qkv.weight"], old["model.blocks.3.attn.qkv.weight"] + update)
@@ -60,7 +60,7 @@ def test_a_folded_backbone_is_as_plain_as_an_untuned_one_and_can_be_tuned_again(
     backbone = tiny()
     lora(backbone, rank=2)
     randomise(backbone)
-    merge(backbone)
+    merge_adapters(backbone)
     once = features(backbone)
 
     assert repr(backbone) == repr(tiny())
@@ -77,7 +77,7 @@ def test_blocks_tuned_as_they_are_need_no_folding(tune):
     tune(backbone)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
 
-    merge(backbone)
+    merge_adapters(backbone)
 
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
@@ -86,10 +86,10 @@ def test_folding_twice_changes_nothing_the_second_time():
     backbone = squeezenet()
     lora(backbone, rank=2, blocks=2)
     randomise(backbone)
-    merge(backbone)
+    merge_adapters(backbone)
     once = features(backbone)
 
-    merge(backbone)
+    merge_adapters(backbone)
 
     assert torch.equal(features(backbone), once)
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_folded_is_told_with_what_can_be_done_and_left_as_it_was(
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
 
     with pytest.raises(UserError) as error:
-        merge(backbone)
+        merge_adapters(backbone)
 
     assert reason in str(error.value)
     assert "--format onnx" in str(error.value)
@@ -128,7 +128,7 @@ def test_of_blocks_their_parameters_are_saved_and_no_buffer():
     before = buffers(backbone)
     last_blocks(backbone, blocks=1)
 
-    names = saved(backbone, before)
+    names = checkpoint_keys(backbone, before)
 
     assert names == {name for name, _ in backbone.named_parameters() if name.startswith("model.blocks.4.")}
 
@@ -138,7 +138,7 @@ def test_buffers_that_tuning_added_are_saved_with_what_moves():
     before = buffers(backbone)
     peft_tuner(backbone, "vera", blocks=2)
 
-    names = saved(backbone, before)
+    names = checkpoint_keys(backbone, before)
 
     kinds = {name.split(".qkv.")[1] for name in names}
     assert kinds == {"vera_A.default", "vera_B.default", "vera_lambda_b.default", "vera_lambda_d.default"}
@@ -151,7 +151,7 @@ def test_buffers_that_are_not_persistent_are_not_saved():
     before = buffers(backbone)
     peft_tuner(backbone, "vera", blocks=2, save_projection=False)
 
-    assert {name.split(".")[-2] for name in saved(backbone, before)} == {"vera_lambda_b", "vera_lambda_d"}
+    assert {name.split(".")[-2] for name in checkpoint_keys(backbone, before)} == {"vera_lambda_b", "vera_lambda_d"}
 
 
 def test_a_buffer_of_the_base_is_not_taken_for_a_new_one_when_its_layer_is_wrapped():
@@ -164,7 +164,7 @@ def test_a_buffer_of_the_base_is_not_taken_for_a_new_one_when_its_layer_is_wrapp
     before = buffers(backbone)
     backbone[0] = Wrapped(backbone[0])
 
-    assert saved(backbone, before) == set()
+    assert checkpoint_keys(backbone, before) == set()
 
 
 def test_a_frozen_backbone_leaves_nothing_to_save():
@@ -172,7 +172,7 @@ def test_a_frozen_backbone_leaves_nothing_to_save():
     before = buffers(backbone)
     last_blocks(backbone, blocks=0)
 
-    assert saved(backbone, before) == set()
+    assert checkpoint_keys(backbone, before) == set()
 
 
 def test_saving_copies_of_a_backbone_names_the_same():
@@ -180,4 +180,4 @@ def test_saving_copies_of_a_backbone_names_the_same():
     before = buffers(backbone)
     lora(backbone)
 
-    assert saved(deepcopy(backbone), before) == saved(backbone, before)
+    assert checkpoint_keys(deepcopy(backbone), before) == checkpoint_keys(backbone, before)

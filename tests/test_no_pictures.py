@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from stored_ways import TURNS, photograph
 
-from semcorr.data.pictures import image_files, measure_picture, picture
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import list_image_files, load_picture, measure_picture
 
 PIXELS = photograph()
 SAVE, REPLACE = "Save it as JPEG or PNG.", "Replace the file"
@@ -49,12 +49,12 @@ def test_what_a_file_is_and_what_to_do_is_said(tmp_path, kind):
     path = tmp_path / "a.jpg"
     path.write_bytes(start)
 
-    for read in (picture, measure_picture):
+    for read in (load_picture, measure_picture):
         with pytest.raises(UserError) as error:
             read(path)
         assert str(error.value).startswith(f"{path} is damaged or not an image: it seems to be ")
         assert told in str(error.value)
-        if read is picture or remedy != REPLACE:
+        if read is load_picture or remedy != REPLACE:
             assert str(error.value).endswith(remedy)
 
 
@@ -82,7 +82,7 @@ def test_an_orientation_of_an_odd_type_turns_or_is_said(tmp_path, caplog, case):
     Image.fromarray(stored).save(path, lossless=True, exif=exif_of(kind, count, value))
 
     with caplog.at_level(logging.WARNING):
-        assert np.array_equal(np.asarray(picture(path).image), PIXELS)
+        assert np.array_equal(np.asarray(load_picture(path).image), PIXELS)
     assert measure_picture(path).size == PIXELS.shape[1::-1]
     assert told in caplog.text
     assert bool(caplog.text) is bool(told)
@@ -94,5 +94,5 @@ def test_copies_that_systems_make_are_no_images_of_a_folder(tmp_path, caplog, fo
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    assert image_files(tmp_path, below=True) == [tmp_path / "a.png", tmp_path / "sub/d.png"]
+    assert list_image_files(tmp_path, below=True) == [tmp_path / "a.png", tmp_path / "sub/d.png"]
     assert not caplog.text

@@ -9,15 +9,15 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from semcorr.backbones.weights import fill, require_finite_weights
-from semcorr.cli import explained
-from semcorr.core.finite import Watch, are_finite, require_finite
+from semcorr.cli.hydra_app import user_message
+from semcorr.core.errors import UserError
+from semcorr.core.finite import FiniteWatch, are_finite, require_finite
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.frozen import Frozen
-from semcorr.matcher import Matcher
-from semcorr.run import build
+from semcorr.inference import Matcher
+from semcorr.models.backbones.weights import load_weights, require_finite_weights
+from semcorr.store.frozen import FrozenPrefix
 from semcorr.train import train
 
 NAN, INF = math.nan, math.inf
@@ -26,7 +26,7 @@ QUICK = ["finetune.blocks=2", "data.steps=2", "data.batch_size=4", "trainer.max_
 
 def poisoned(path: Path, config, tiny, name: str = "blocks.1.mlp.fc1.weight", value: float = NAN) -> Path:
     """A file of the tiny network's weights, with one number that is none."""
-    module, _ = build(config("evaluate", *tiny))
+    module, _ = build_datamodule_and_module(config("evaluate", *tiny))
     state = {key: each.clone() for key, each in module.backbone.model.state_dict().items()}
     state[name].view(-1)[3] = value
     torch.save(state, path)
@@ -35,7 +35,7 @@ def poisoned(path: Path, config, tiny, name: str = "blocks.1.mlp.fc1.weight", va
 
 def spoil_one_image(monkeypatch, at: int = 2, value: float = NAN) -> list[int]:
     """From now on, the image that is encoded at place `at` gets a feature that is no number."""
-    own, count = Frozen.compute, [0]
+    own, count = FrozenPrefix.compute, [0]
 
     def spoiled(self, image):
         values = {key: each.clone() for key, each in own(self, image).items()}
@@ -45,7 +45,7 @@ def spoil_one_image(monkeypatch, at: int = 2, value: float = NAN) -> list[int]:
         count[0] += 1
         return values
 
-    monkeypatch.setattr(Frozen, "compute", spoiled)
+    monkeypatch.setattr(FrozenPrefix, "compute", spoiled)
     return count
 
 
@@ -71,7 +71,7 @@ def test_numbers_whose_length_is_infinite_have_no_cosine_and_are_refused():
 
 def test_whole_numbers_and_nothing_are_finite():
     assert are_finite(torch.arange(6).view(2, 3)).tolist() == [True, True]
-    Watch("x").settle()
+    FiniteWatch("x").settle()
 
 
 def test_the_first_image_of_a_batch_is_named_whatever_came_with_it():
@@ -94,7 +94,7 @@ def test_a_file_of_weights_that_are_not_finite_is_refused_by_name(config, tiny, 
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *tiny, f"backbone.weights={path}"))
 
-    assert explained(error.value, "evaluate") == (
+    assert user_message(error.value, "evaluate") == (
         f"`backbone.weights`: {path}: 1 of the 9216 numbers in blocks.1.mlp.fc1.weight are not finite (NaN or "
         "infinite). Give another copy of the weights."
     )
@@ -105,7 +105,7 @@ def test_an_infinite_running_variance_would_make_features_zero_and_is_refused():
     weights = layer.state_dict() | {"running_var": torch.tensor([1.0, INF, 1.0])}
 
     with pytest.raises(UserError, match=r"`head\.weights`: f\.pth: 1 of the 3 numbers in running_var"):
-        fill(layer, weights, "f.pth", option="head.weights")
+        load_weights(layer, weights, "f.pth", option="head.weights")
 
     assert layer.running_var.isfinite().all()  # nothing was loaded
 
@@ -163,7 +163,7 @@ def test_features_that_an_earlier_run_has_stored_are_looked_at_again(config, tin
     line = ["store=disk", f"store.root={tmp_path / 'store'}"]
     with monkeypatch.context() as earlier:  # a version that did not look
         spoil_one_image(earlier)
-        earlier.setattr("semcorr.encoding.require_finite", lambda *_: None)
+        earlier.setattr("semcorr.store.encode.require_finite", lambda *_: None)
         with pytest.raises(UserError, match="finds no finite place"):
             evaluate(config("evaluate", *tiny, *line))
 
@@ -172,7 +172,7 @@ def test_features_that_an_earlier_run_has_stored_are_looked_at_again(config, tin
 
 
 def test_what_a_head_makes_of_features_is_looked_at(config, tiny):
-    module, data = build(config("evaluate", *tiny, "head=bottleneck"))
+    module, data = build_datamodule_and_module(config("evaluate", *tiny, "head=bottleneck"))
     with torch.no_grad():
         module.head.block.conv3[1].bias[0] = INF
     with pytest.raises(UserError, match=r"layers \[3\], through head Bottleneck: the features of image"):
@@ -192,7 +192,7 @@ def test_a_matcher_names_the_picture():
 
 
 def test_a_similarity_that_is_no_number_is_not_scored_as_wrong(config, tiny, monkeypatch):
-    module, data = build(config("evaluate", *tiny))
+    module, data = build_datamodule_and_module(config("evaluate", *tiny))
     own = type(module.head).compare
 
     def spoiled(self, descriptors, target):

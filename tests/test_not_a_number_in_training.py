@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from semcorr.errors import UserError
-from semcorr.module import Correspondence
-from semcorr.step_watch import StepWatch
+from semcorr.core.errors import UserError
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.step_watch import StepWatch
 from semcorr.train import train
 
 NAN = math.nan
@@ -42,9 +42,11 @@ def test_a_loss_that_is_not_finite_ends_training_and_no_checkpoint_has_it(
     config, tiny, tmp_path, monkeypatch, gradient, message
 ):
     loss = Sum(3, gradient)
-    monkeypatch.setattr("semcorr.losses.gaussian_cross_entropy", loss)
+    monkeypatch.setattr("semcorr.models.losses.gaussian_cross_entropy", loss)
     line = [*QUICK, "trainer.max_epochs=3", "loss=gaussian_cross_entropy"]
-    monkeypatch.setattr(Correspondence, "loss", property(lambda self: loss, lambda self, value: None), raising=False)
+    monkeypatch.setattr(
+        CorrespondenceModule, "loss", property(lambda self: loss, lambda self, value: None), raising=False
+    )
 
     with pytest.raises(UserError, match=message):
         train(config("train", *tiny, *line, f"run_dir={tmp_path / 'run'}"))
@@ -60,10 +62,10 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(config, tiny, t
             with torch.no_grad():
                 next(p for p in self.parameters() if p.requires_grad).fill_(NAN)
 
-    monkeypatch.setattr(Correspondence, "on_train_batch_end", broken, raising=False)
-    monkeypatch.setattr(Correspondence, "on_validation_epoch_start", lambda self: None)
-    monkeypatch.setattr(Correspondence, "validation_step", lambda self, batch: None)
-    monkeypatch.setattr(Correspondence, "on_validation_epoch_end", lambda self: self.log("val/all/pck@0.1", 0.5))
+    monkeypatch.setattr(CorrespondenceModule, "on_train_batch_end", broken, raising=False)
+    monkeypatch.setattr(CorrespondenceModule, "on_validation_epoch_start", lambda self: None)
+    monkeypatch.setattr(CorrespondenceModule, "validation_step", lambda self, batch: None)
+    monkeypatch.setattr(CorrespondenceModule, "on_validation_epoch_end", lambda self: self.log("val/all/pck@0.1", 0.5))
 
     with pytest.raises(UserError, match=r"^step 4 of the training, not saved: .* numbers in backbone\.model\."):
         train(config("train", *tiny, *QUICK, "trainer.max_epochs=2", f"run_dir={tmp_path / 'run'}"))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.run_dir import BEFORE, METRICS, RESULTS, refuse_other_run, replace_results
+from semcorr.engine.run_lock import remove_leftovers
 from semcorr.evaluate import evaluate
-from semcorr.run_dir import BEFORE, METRICS, RESULTS, refuse_other_run, replace_results
-from semcorr.run_lock import remove_leftovers
 from semcorr.train import train
 
 

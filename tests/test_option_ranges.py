@@ -14,23 +14,29 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from torch import nn
 
-from semcorr.backbones.diffusion import StableDiffusion
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.cli import conf_dir
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.cli.options import check_options, stated_parameters
+from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Positive, Temperature, require
+from semcorr.core.types import FeatureMap
 from semcorr.data.spair import SPair
-from semcorr.errors import UserError
+from semcorr.engine.build import check_config
+from semcorr.engine.trainer_options import check_numbers
 from semcorr.evaluate import evaluate
-from semcorr.finetune.lora import lora
-from semcorr.localise import kernel_soft_argmax, soft_argmax, window_soft_argmax
-from semcorr.losses import Dense, GaussianCrossEntropy, Step, gaussian_cross_entropy, loss_of
-from semcorr.losses.step import Descriptors
-from semcorr.matcher import Matcher
-from semcorr.options import check_options, parameters
-from semcorr.run import check_config
+from semcorr.inference import Matcher
+from semcorr.matching.readouts import kernel_soft_argmax, soft_argmax, window_soft_argmax
+from semcorr.models.backbones.diffusion import StableDiffusion
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.lora import lora
+from semcorr.models.losses import (
+    GaussianCrossEntropy,
+    LossInputs,
+    SoftArgmaxDistance,
+    evaluate_loss,
+    gaussian_cross_entropy,
+)
+from semcorr.models.losses.inputs import Descriptors
 from semcorr.train import train
-from semcorr.trainer_options import check_numbers
-from semcorr.types import FeatureMap
 
 BAD = {"zero": 0, "minus": -1, "nan": math.nan, "inf": math.inf, "huge": 1e30, "text": "x", "null": None, "list": [],
        "half": 1.5, "whole": 10**30}  # fmt: skip
@@ -73,9 +79,9 @@ def works_loss(node: dict[str, Any]) -> list[torch.Tensor]:
     similarity = (torch.rand(2, 3, GRID, GRID) * 2 - 1).requires_grad_()
     cells, mask = torch.rand(2, 3, 2) * (GRID - 1), torch.ones(2, 3, dtype=torch.bool)
     described = Descriptors(torch.randn(2, 3, 8), torch.randn(2, 3, 8), mask, torch.ones(2, dtype=torch.bool))
-    step = Step(similarity, cells, mask, cells, torch.full((2, 3, 2), 4.0), 3, described)
+    step = LossInputs(similarity, cells, mask, cells, torch.full((2, 3, 2), 4.0), 3, described)
     made = instantiate(node | ({"trained_grid": GRID} if node.get("trained_grid") == 60 else {}))
-    loss = loss_of(made, step)
+    loss = evaluate_loss(made, step)
     loss.backward() if loss.requires_grad else None
     return [loss.detach(), *([similarity.grad] if similarity.grad is not None else [])]
 
@@ -92,7 +98,7 @@ def works_optimizer(node: dict[str, Any], scheduler: dict[str, Any] | None = Non
 
 
 def works_scheduler(node: dict[str, Any]) -> list[torch.Tensor]:
-    return works_optimizer({"_target_": "semcorr.optim.adamw", "_partial_": True}, node)
+    return works_optimizer({"_target_": "semcorr.engine.optim.adamw", "_partial_": True}, node)
 
 
 def works_trainer(node: dict[str, Any]) -> list[torch.Tensor]:
@@ -155,7 +161,7 @@ def options() -> Iterator[Any]:
             if path.stem in ("common", "several", "all", "published"):
                 continue
             node = node_of(group, path.stem)
-            stated = parameters(get_object(node["_target_"]))
+            stated = stated_parameters(get_object(node["_target_"]))
             for key, value in node.items():
                 numeric = isinstance(value, int | float) and not isinstance(value, bool)
                 if (node["_target_"], key) not in seen and (numeric or is_numeric(stated.get(key))):
@@ -246,7 +252,7 @@ def test_kap_must_be_true_or_false(config):
         (lambda: soft_argmax(torch.rand(1, 1, 2, 2), 0.0), "`localise.temperature` must be between 1e-06 and"),
         (lambda: window_soft_argmax(torch.rand(1, 1, 2, 2), temperature=math.nan), "`localise.temperature` must be"),
         (lambda: kernel_soft_argmax(torch.rand(1, 1, 2, 2), sigma=0.0), "`localise.sigma` must be between 0.001 and"),
-        (lambda: Dense(temperature=0.0), "`loss.temperature` must be between"),
+        (lambda: SoftArgmaxDistance(temperature=0.0), "`loss.temperature` must be between"),
         (
             lambda: GaussianCrossEntropy(sigma_end=math.nan),
             "`loss.sigma_end` must be between 0.001 and 1000000 or null",
@@ -273,16 +279,16 @@ def test_a_learned_temperature_is_a_tensor_and_is_let_through():
 
 
 def test_options_that_are_handed_on_are_known():
-    handed = parameters(get_object("semcorr.backbones.fuse.sd_dinov2"))
+    handed = stated_parameters(get_object("semcorr.models.backbones.fuse.sd_dinov2"))
 
-    assert handed["timestep"] is parameters(StableDiffusion)["timestep"]
-    assert parameters(get_object("semcorr.data.synthetic.Synthetic"))["cache_gb"]  # of the class above
+    assert handed["timestep"] is stated_parameters(StableDiffusion)["timestep"]
+    assert stated_parameters(get_object("semcorr.data.synthetic.Synthetic"))["cache_gb"]  # of the class above
 
 
 @pytest.mark.parametrize("warmup", [0, 0.25, 0.5, 1])
 def test_a_warm_up_of_any_share_of_a_few_steps_has_finite_rates(warmup):
     assert all(map(math.isfinite, torch.cat([one.flatten() for one in works_scheduler(
-        {"_target_": "semcorr.optim.one_cycle", "_partial_": True, "warmup": warmup})]).tolist()))  # fmt: skip
+        {"_target_": "semcorr.engine.optim.one_cycle", "_partial_": True, "warmup": warmup})]).tolist()))  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "hint"), [(3, Count), (3, Count | None), (None, Count | None), (1, Positive),

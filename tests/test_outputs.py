@@ -18,13 +18,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from tiny_runs import run_dir
 
-from semcorr import draw
 from semcorr.core import files
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.export import _save
+from semcorr.engine.loggers import CSVScalarLogger, tensorboard
 from semcorr.evaluate import evaluate
-from semcorr.export_weights import _save
-from semcorr.loggers import CSV, tensorboard
-from semcorr.metrics.table import write
+from semcorr.metrics.predictions_table import write_predictions
+from semcorr.visualization import predictions as draw
 
 
 def a_file(root: Path) -> Path:
@@ -78,9 +78,9 @@ VERBS: dict[str, tuple[str, list[Callable[[Path], Path]], str]] = {  # the line,
     "train": ("data.root={missing} run_dir={place}", FOLDERS, "run_dir"),
 }
 TRAINED = {  # of a training run, besides what every run has
-    "loss": {"_target_": "semcorr.losses.gaussian_cross_entropy", "_partial_": True},
-    "optimizer": {"_target_": "semcorr.optim.adamw", "_partial_": True},
-    "scheduler": {"_target_": "semcorr.optim.constant", "_partial_": True},
+    "loss": {"_target_": "semcorr.models.losses.gaussian_cross_entropy", "_partial_": True},
+    "optimizer": {"_target_": "semcorr.engine.optim.adamw", "_partial_": True},
+    "scheduler": {"_target_": "semcorr.engine.optim.constant_rate", "_partial_": True},
 }
 CASES = [(verb, place) for verb, (_, places, _) in VERBS.items() for place in places]
 
@@ -97,13 +97,13 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Encoded
 
     for work in (
-        "semcorr.matcher.Matcher.load", "semcorr.run.build", "semcorr.run.benchmark", "semcorr.export_run.rebuilt",
-        "semcorr.benchmark.match.match", "semcorr.data.stage._build", "semcorr.data.verify.verify",
-        "semcorr.report.command.benchmark", "semcorr.report.command.read",
+        "semcorr.inference.Matcher.load", "semcorr.engine.build.build_datamodule_and_module", "semcorr.engine.build.build_datamodule", "semcorr.engine.trained_module.load_trained_module",
+        "semcorr.benchmark.match.benchmark_matching", "semcorr.data.download.install._build", "semcorr.data.download.verify.verify_benchmark",
+        "semcorr.report.command.load_benchmark_pairs", "semcorr.report.command.read_runs",
     ):  # fmt: skip
         module, _, name = work.rpartition(".")
         if name == "load":
-            module, name = "semcorr.matcher", "Matcher.load"
+            module, name = "semcorr.inference", "Matcher.load"
         monkeypatch.setattr(f"{module}.{name}", begin)
 
 
@@ -230,14 +230,14 @@ def test_metrics_are_the_last_of_what_a_finished_run_has_and_the_picture_comes_a
         order.append(path.name)
         return own(path, option)
 
-    for module in ("semcorr.core.files", "semcorr.metrics.table", "semcorr.draw"):
+    for module in ("semcorr.core.files", "semcorr.metrics.predictions_table", "semcorr.visualization.predictions"):
         monkeypatch.setattr(f"{module}.replace_file", noted)
     evaluate(config("evaluate", *tiny, f"run_dir={tmp_path / 'run'}"))
     assert order == ["config.yaml", "predictions.parquet", "metrics.json", "matches.png"]
 
 
 def test_a_log_that_cannot_be_written_is_warned_of_once_and_scoring_goes_on(tmp_path, caplog):
-    logger = CSV(tmp_path / "run")
+    logger = CSVScalarLogger(tmp_path / "run")
     logger.log_metrics({"val/x": 0.5}, 1)
     assert (tmp_path / "run/metrics.csv").read_text() == "step,val/x\n1,0.5\n"
     (tmp_path / "run/metrics.csv").unlink()
@@ -262,7 +262,7 @@ def test_a_log_that_cannot_be_written_is_warned_of_once_and_scoring_goes_on(tmp_
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"step\nx\n", b"\xff\xfe\x00", b"step,a\n1,2,3\n,\n"])
 def test_a_damaged_log_begins_anew_with_a_warning(content, tmp_path, caplog):
     (tmp_path / "metrics.csv").write_bytes(content)
-    logger = CSV(tmp_path)
+    logger = CSVScalarLogger(tmp_path)
     logger.resume(5)
 
     assert f"{tmp_path / 'metrics.csv'} is damaged" in caplog.text
@@ -288,8 +288,8 @@ def save_weights(path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "text": lambda path: files.write_text(path, "x" * 5000),
-    "parquet": lambda path: write(pa.table({"a": list(range(5000))}), path),
-    "png": lambda path: draw.save(Image.effect_noise((200, 200), 50), path),
+    "parquet": lambda path: write_predictions(pa.table({"a": list(range(5000))}), path),
+    "png": lambda path: draw.save_plot(Image.effect_noise((200, 200), 50), path),
     "safetensors": save_weights,
 }
 

@@ -13,12 +13,12 @@ from PIL import Image
 from stored_ways import LOSSY, WAYS, exif_chunk, photograph, turned, write_png
 
 from semcorr import Matcher
-from semcorr.data.images import Shown, content_id
+from semcorr.core.errors import UserError
+from semcorr.data.image_variants import ImageVariant, content_hash
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.data.pictures import counting_frames, measure_picture, picture, read_whole
+from semcorr.data.pictures import load_picture, measure_picture, read_whole, warn_about_frames
 from semcorr.data.record import ImageRecord
-from semcorr.data.views import drawn
-from semcorr.errors import UserError
+from semcorr.data.views import render_view
 from semcorr.evaluate import evaluate
 
 SIZE, MOVED = (120, 90), (12, 6)
@@ -69,7 +69,7 @@ def test_a_record_of_ones_own_has_the_pixels_of_the_upright_picture(tmp_path, wa
     size, upright = measure_picture(path)
     record = ImageRecord("a", path, size, torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 9.0, 9.0))
 
-    square = drawn(record._replace(upright=upright), 120, "letterbox")
+    square = render_view(record._replace(upright=upright), 120, "letterbox")
 
     assert (size, upright) == (SIZE, True)
     off = (square[:, 15:105].permute(1, 2, 0).int() - torch.from_numpy(pixels.astype(np.int32))).abs()
@@ -119,7 +119,7 @@ def test_stored_pixels_are_as_they_are_stored(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "again.png", exif=exif)
-    assert np.array_equal(np.asarray(picture(tmp_path / "again.png").image), np.asarray(picture(path).image))
+    assert np.array_equal(np.asarray(load_picture(tmp_path / "again.png").image), np.asarray(load_picture(path).image))
 
 
 def test_a_picture_of_neither_size_is_refused_with_all_of_them(tmp_path):
@@ -140,7 +140,7 @@ def record(path: Path, upright: bool) -> ImageRecord:
 def test_both_readings_of_a_file_that_differ_are_kept_apart(tmp_path, kind, orientation):
     path = turned(photograph(), tmp_path / f"a.{kind}", orientation)
 
-    assert content_id(Shown(record(path, True))) != content_id(Shown(record(path, False)))
+    assert content_hash(ImageVariant(record(path, True))) != content_hash(ImageVariant(record(path, False)))
 
 
 def test_ordinary_files_have_one_entry_and_the_one_that_they_always_had(tmp_path):
@@ -149,8 +149,8 @@ def test_ordinary_files_have_one_entry_and_the_one_that_they_always_had(tmp_path
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         before = hashlib.sha256(f"{digest} 0 0".encode()).hexdigest()[:32]  # as it was computed ever since
 
-        assert content_id(Shown(record(tmp_path / name, True))) == before, name
-        assert content_id(Shown(record(tmp_path / name, False))) == before, name
+        assert content_hash(ImageVariant(record(tmp_path / name, True))) == before, name
+        assert content_hash(ImageVariant(record(tmp_path / name, False))) == before, name
 
 
 def test_entries_of_before_are_not_served_for_what_is_read_otherwise_now(tmp_path):
@@ -162,7 +162,9 @@ def test_entries_of_before_are_not_served_for_what_is_read_otherwise_now(tmp_pat
     ]
     for path in files:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert content_id(Shown(record(path, False))) != hashlib.sha256(f"{digest} 0 0".encode()).hexdigest()[:32]
+        assert (
+            content_hash(ImageVariant(record(path, False))) != hashlib.sha256(f"{digest} 0 0".encode()).hexdigest()[:32]
+        )
 
 
 # -- messages --
@@ -174,14 +176,14 @@ ANIMATED = ["animated PNG", "animated WebP", "pages"]
 def test_animations_are_told_each_once_or_counted_together(tmp_path, caplog):
     paths = [WAYS[way](photograph(), tmp_path / f"{way[:8]}{i}") for i in range(2) for way in ANIMATED]
     for path in [*paths, *paths]:
-        picture(path)
+        load_picture(path)
     assert caplog.messages == [f"{path} holds several frames or pages, of which the first is read" for path in paths]
 
     caplog.clear()
-    with counting_frames(tmp_path):
+    with warn_about_frames(tmp_path):
         for path in [*paths, *paths]:
             measure_picture(path)
-            picture(path)
+            load_picture(path)
     names = ", ".join(path.name for path in paths[:3])
     assert caplog.messages == [
         f"{tmp_path}: 6 images ({names} and 3 more) hold several frames or pages, of which the first is read"
@@ -209,8 +211,8 @@ def test_pairs_of_ones_own_are_sized_and_read_upright(tmp_path):
 
 
 def test_transfer_reads_labels_of_stored_pixels_as_such_and_counts_them(tmp_path, caplog):
-    from semcorr.transfer.coco import read_sheet
-    from semcorr.transfer.folder import labelled_all
+    from semcorr.inference.transfer.annotations import read_annotations
+    from semcorr.inference.transfer.pipeline import label_folder
 
     one, other = scene()
     turned(one, tmp_path / "a.jpg", 6)
@@ -223,7 +225,7 @@ def test_transfer_reads_labels_of_stored_pixels_as_such_and_counts_them(tmp_path
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(content))
 
-    labels = list(labelled_all(Matcher.load("tiny", device="cpu"), read_sheet(tmp_path / "a.json", tmp_path)))
+    labels = list(label_folder(Matcher.load("tiny", device="cpu"), read_annotations(tmp_path / "a.json", tmp_path)))
 
     assert [label.size for label in labels] == [SIZE]
     assert "height of 1 images (a.jpg) fit their pixels as stored" in caplog.text
@@ -232,4 +234,4 @@ def test_transfer_reads_labels_of_stored_pixels_as_such_and_counts_them(tmp_path
 def test_an_orientation_of_no_known_value_turns_nothing(tmp_path):
     for value in (0, 9, 65535):
         path = write_png(tmp_path / f"{value}.png", photograph(), 2, before=[(b"eXIf", exif_chunk(value))])
-        assert np.array_equal(np.asarray(picture(path).image), photograph())
+        assert np.array_equal(np.asarray(load_picture(path).image), photograph())

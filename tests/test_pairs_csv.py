@@ -3,9 +3,9 @@ import csv
 import pytest
 from tiny_benchmarks import picture
 
+from semcorr.core.errors import UserError
 from semcorr.data.dataset import PairDataset
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.errors import UserError
 
 HEADER = ["source_image", "target_image", "XA", "YA", "XB", "YB", "category", "box"]
 ROWS = [

@@ -7,11 +7,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import open_dict
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
 from semcorr.evaluate import evaluate
-from semcorr.run import build, make_trainer, score
-from semcorr.types import FeatureMap
+from semcorr.models.backbones.timm_model import TimmModel
 
 
 class Together(TimmModel):
@@ -37,8 +37,8 @@ def scored(cfg, kind=None):
     if kind is not None:
         with open_dict(cfg):
             cfg.backbone._target_ = f"{kind.__module__}.{kind.__name__}"
-    module, data = build(cfg)
-    metrics = score(cfg, make_trainer(cfg, Path(cfg.run_dir)), module, data)
+    module, data = build_datamodule_and_module(cfg)
+    metrics = score_and_save(cfg, build_trainer(cfg, Path(cfg.run_dir)), module, data)
     return metrics["pck"], module.table.drop_columns("score").to_pylist()
 
 
@@ -60,7 +60,7 @@ def test_training_gives_both_images_to_the_pair(config, tiny):
     cfg = config("train", *tiny, "data.batch_size=2")
     with open_dict(cfg):
         cfg.backbone._target_ = f"{HalfMixed.__module__}.HalfMixed"
-    module, data = build(cfg, ("fit",), loss=instantiate(cfg.loss))
+    module, data = build_datamodule_and_module(cfg, ("fit",), loss=instantiate(cfg.loss))
     batch = next(iter(data.train_dataloader()))
 
     similarity = module(batch.source, batch.target)

@@ -28,9 +28,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from semcorr.backbones.segment_anything import SegmentAnything
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.weights import fill
+from semcorr.models.backbones.segment_anything import SegmentAnything
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.backbones.weights import load_weights
 
 SIDE = 112  # eight cells of fourteen pixels
 HUGGING_FACE = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 14}
@@ -235,7 +235,7 @@ def test_torchvision_and_timm_agree_on_resnet101_up_to_its_third_layer():
     theirs.eval()
     ours = TimmModel("resnet101.tv_in1k", size=64, pretrained=False, layers=[3]).eval()
     spare = {key for key in theirs.state_dict() if key.startswith("layer4")}
-    fill(ours.model, theirs.state_dict(), "torchvision", spare=spare)
+    load_weights(ours.model, theirs.state_dict(), "torchvision", spare=spare)
 
     with torch.no_grad():
         image = IMAGE[..., :96, :96]

@@ -10,11 +10,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
-from semcorr.finetune.merge import merge
-from semcorr.finetune.modes import keep_frozen_in_eval
-from semcorr.finetune.moving import saved
-from semcorr.finetune.peft_tuner import REFUSED, peft_tuner, tuners
+from semcorr.core.errors import UserError
+from semcorr.models.finetune.merge import merge_adapters
+from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.peft_tuners import REFUSED, list_tuners, peft_tuner
+from semcorr.models.finetune.state import checkpoint_keys
 
 # Options that fit layers of 48 and 144 channels, and how far from the base's features each tuner starts.
 VERIFIED = {
@@ -81,7 +81,7 @@ def test_every_tuner_of_peft_is_either_verified_or_refused_with_a_reason():
     layered = {kind.value.lower() for kind in PEFT_TYPE_TO_TUNER_MAPPING}
     everything = layered | {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
 
-    assert set(tuners()) == set(VERIFIED)
+    assert set(list_tuners()) == set(VERIFIED)
     assert set(VERIFIED) | set(REFUSED) == everything
     assert not set(VERIFIED) & set(REFUSED)
 
@@ -98,7 +98,7 @@ def test_a_tuner_starts_at_the_base_moves_nothing_of_it_and_survives_a_file_and_
     two_steps(backbone)
 
     learned = features(backbone)
-    names = saved(backbone, {name for name, _ in plain.named_buffers()})
+    names = checkpoint_keys(backbone, {name for name, _ in plain.named_buffers()})
     assert not torch.allclose(learned, features(plain), atol=1e-5)
     for key, value in backbone.state_dict().items():
         if f".{key.replace('.base_layer', '')}" in own:
@@ -116,10 +116,10 @@ def test_a_tuner_starts_at_the_base_moves_nothing_of_it_and_survives_a_file_and_
 
     if tuner in UNFOLDED:
         with pytest.raises(UserError, match=f"peft cannot do it for {tuner}"):
-            merge(backbone)
+            merge_adapters(backbone)
         assert torch.equal(features(backbone), learned)
     else:
-        merge(backbone)
+        merge_adapters(backbone)
         assert backbone.state_dict().keys() == plain.state_dict().keys()
         assert_close(features(backbone), learned, atol=1e-4, rtol=1e-4)
 

@@ -4,9 +4,9 @@ from PIL import Image
 from scipy.io import savemat
 from tiny_pascal import SIZE, write_pascal
 
+from semcorr.core.errors import UserError
 from semcorr.data.dataset import PairDataset
-from semcorr.data.pf_pascal import PFPascal, list_of
-from semcorr.errors import UserError
+from semcorr.data.pf_pascal import PFPascal, find_pair_list
 
 
 def pascal(root, **options) -> PFPascal:
@@ -36,7 +36,7 @@ def test_lists_are_found_in_a_folder_of_their_own(tmp_path):
     (root / "image_pairs").mkdir()
     (root / "test_pairs_pf_pascal.csv").rename(root / "image_pairs" / "test_pairs.csv")
 
-    assert list_of(root, "test") == root / "image_pairs" / "test_pairs.csv"
+    assert find_pair_list(root, "test") == root / "image_pairs" / "test_pairs.csv"
 
 
 def test_the_class_column_counts_from_one(tmp_path):
@@ -133,7 +133,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("change", "words"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_list_is_refused_with_its_line(tmp_path, change, words):
-    path = list_of(write_pascal(tmp_path), "train")
+    path = find_pair_list(write_pascal(tmp_path), "train")
     path.write_text(change(path.read_text()))
 
     with pytest.raises(UserError) as caught:
@@ -143,7 +143,7 @@ def test_a_broken_list_is_refused_with_its_line(tmp_path, change, words):
 
 
 def test_test_points_that_do_not_pair_up_are_refused(tmp_path):
-    path = list_of(write_pascal(tmp_path), "test")
+    path = find_pair_list(write_pascal(tmp_path), "test")
     path.write_text(path.read_text().replace("11.5;55", "11.5"))
 
     with pytest.raises(UserError, match=r"line 2: XA and YA must be numbers, as many in both"):

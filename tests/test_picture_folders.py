@@ -11,9 +11,16 @@ from PIL import Image
 from stored_ways import WAYS, exif_chunk, photograph, saved, turned, write_png, write_tiff
 
 from semcorr import match
-from semcorr.data.pictures import image_files, measure_picture, picture, pictures_in, read_whole, suffixes
-from semcorr.errors import UserError
-from semcorr.transfer.coco import read_sheet
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import (
+    list_image_files,
+    list_pictures,
+    load_picture,
+    measure_picture,
+    read_whole,
+    readable_suffixes,
+)
+from semcorr.inference.transfer.annotations import read_annotations
 
 GREY = photograph()[..., 0]
 KNOWN = [
@@ -47,13 +54,13 @@ def filled(folder: Path, *names: str) -> Path:
 def test_every_usual_ending_is_read(tmp_path, caplog):
     filled(tmp_path, *KNOWN, *SILENT)
 
-    assert [path.name for path in pictures_in(tmp_path)] == sorted(KNOWN)
+    assert [path.name for path in list_pictures(tmp_path)] == sorted(KNOWN)
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_is_not_read_is_named(tmp_path, caplog, name):
-    image_files(filled(tmp_path, name, "z.png", *SILENT))
+    list_image_files(filled(tmp_path, name, "z.png", *SILENT))
 
     assert [
         message for message in caplog.messages if f"{tmp_path}: 1 not read as images: {name}. Read are .jpg" in message
@@ -61,7 +68,7 @@ def test_what_is_not_read_is_named(tmp_path, caplog, name):
 
 
 def test_of_many_a_few_are_named_and_all_counted(tmp_path, caplog):
-    image_files(filled(tmp_path, *UNREAD, *KNOWN))
+    list_image_files(filled(tmp_path, *UNREAD, *KNOWN))
 
     assert "12 not read as images: a.heic, b.HEIF, c.svg and 9 more" in caplog.text
 
@@ -75,30 +82,30 @@ def test_folders_links_and_pipes_are_not_left_out_in_silence(tmp_path, caplog):
     (tmp_path / "linked").symlink_to("below")
     os.mkfifo(tmp_path / "pipe.png")
 
-    assert image_files(tmp_path) == []
+    assert list_image_files(tmp_path) == []
     assert "4 not read as images: below/, gone.jpg, linked/ and 1 more" in caplog.text
     caplog.clear()
-    assert image_files(tmp_path, below=True) == [tmp_path / "below/b.png"]
+    assert list_image_files(tmp_path, below=True) == [tmp_path / "below/b.png"]
     assert "4 not read as images: below/c.heic, gone.jpg, linked/ and 1 more" in caplog.text
 
 
 def test_a_folder_that_cannot_be_listed_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"nothing cannot be listed \(No such file or directory\)\. Give a folder"):
-        image_files(tmp_path / "nothing")
+        list_image_files(tmp_path / "nothing")
 
 
 def test_a_pillow_without_avif_does_not_take_it(tmp_path, monkeypatch, caplog):
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF")
 
-    assert image_files(filled(tmp_path, "a.avif", "b.png")) == [tmp_path / "b.png"]
+    assert list_image_files(filled(tmp_path, "a.avif", "b.png")) == [tmp_path / "b.png"]
     assert "1 not read as images: a.avif" in caplog.text
-    assert ".avif" not in suffixes()
+    assert ".avif" not in readable_suffixes()
 
 
 def test_no_image_at_all_is_a_sentence_and_what_there_is_is_named(tmp_path, caplog):
     with pytest.raises(UserError, match=r"has no images \(\.jpg, .*\)\. Give a folder of images"):
-        pictures_in(filled(tmp_path, "a.heic"))
+        list_pictures(filled(tmp_path, "a.heic"))
     assert "1 not read as images: a.heic" in caplog.text
 
 
@@ -106,7 +113,7 @@ def test_no_image_at_all_is_a_sentence_and_what_there_is_is_named(tmp_path, capl
 def test_a_wrong_ending_is_read_by_content(tmp_path, kind):
     Image.fromarray(GREY).save(tmp_path / "a.jpg", format=kind, lossless=True)
 
-    assert np.array_equal(np.asarray(picture(tmp_path / "a.jpg").image)[..., 0], GREY)
+    assert np.array_equal(np.asarray(load_picture(tmp_path / "a.jpg").image)[..., 0], GREY)
 
 
 def test_match_names_what_it_does_not_read_and_transfer_too(tmp_path, caplog, monkeypatch):
@@ -129,7 +136,7 @@ def test_match_names_what_it_does_not_read_and_transfer_too(tmp_path, caplog, mo
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "keypoints": [40.0, 50.0, 2]}],
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(content))
-    sheet = read_sheet(tmp_path / "a.json", folder)
+    sheet = read_annotations(tmp_path / "a.json", folder)
 
     assert [thing.photo.name for thing in sheet.targets] == ["a.jfif", "c.png"]
     assert "many: 1 not read as images: b.heic" in caplog.text
@@ -190,7 +197,7 @@ def test_any_depth_shows_its_grey_to_benchmarks_and_to_match(tmp_path, way):
     write, expected = GREYS[way]
     path = write(tmp_path / "a")
 
-    for image in (picture(path).image, read_whole(path, upright=True), read_whole(path, upright=False)):
+    for image in (load_picture(path).image, read_whole(path, upright=True), read_whole(path, upright=False)):
         assert np.abs(np.asarray(image).astype(int) - expected[..., None]).max() <= 1
 
 
@@ -224,7 +231,7 @@ NO_PICTURES = {
 
 
 @pytest.mark.parametrize("kind", NO_PICTURES)
-@pytest.mark.parametrize("read", [picture, lambda path: read_whole(path, upright=True)])
+@pytest.mark.parametrize("read", [load_picture, lambda path: read_whole(path, upright=True)])
 def test_what_cannot_be_shown_is_one_sentence_with_its_name(tmp_path, kind, read):
     write, told = NO_PICTURES[kind]
 
@@ -245,7 +252,7 @@ def test_a_file_cut_anywhere_is_a_picture_or_a_sentence(tmp_path, way):
     content, random = whole.read_bytes(), np.random.default_rng(0)
     for end in (0, 9, *random.integers(10, len(content), 6).tolist(), len(content) - 1):
         whole.write_bytes(content[:end])
-        for read in (picture, measure_picture, lambda path: read_whole(path, upright=True)):
+        for read in (load_picture, measure_picture, lambda path: read_whole(path, upright=True)):
             told = str(whole)
             try:
                 read(whole)
@@ -261,7 +268,7 @@ def test_the_smallest_pictures_are_read(tmp_path, size, orientation):
     path = turned(pixels, tmp_path / "a.png", orientation)
 
     assert measure_picture(path) == (size, True)
-    assert np.array_equal(np.asarray(picture(path).image), pixels)
+    assert np.array_equal(np.asarray(load_picture(path).image), pixels)
 
 
 def test_an_orientation_in_text_after_the_pixels_is_applied_and_other_text_decodes_nothing(tmp_path, monkeypatch):
@@ -270,7 +277,7 @@ def test_an_orientation_in_text_after_the_pixels_is_applied_and_other_text_decod
     plain = write_png(tmp_path / "b.png", photograph(), 2, after=[(b"tEXt", b"date:create\0today")])
     broken = write_png(tmp_path / "c.png", photograph(), 2, after=[(b"eXIf", exif_chunk(6)[:9])])
 
-    assert measure_picture(noted).size == picture(noted).size == (90, 120)
-    assert picture(broken).size == (120, 90)
+    assert measure_picture(noted).size == load_picture(noted).size == (90, 120)
+    assert load_picture(broken).size == (120, 90)
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     assert measure_picture(plain).size == (120, 90)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from semcorr.data.pictures import REDUCED, image_files, picture, pictures_in
-from semcorr.errors import UserError
-from semcorr.matcher.encoded import placed, trimmed
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import REDUCED, list_image_files, list_pictures, load_picture
+from semcorr.inference.encoded import place_picture, trim_borders
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
@@ -23,7 +23,7 @@ TURNS = {  # EXIF orientation: what a camera does to the upright picture before 
 
 
 def pixels(source: object) -> np.ndarray:
-    return np.asarray(picture(source).image)
+    return np.asarray(load_picture(source).image)
 
 
 def alike(grey: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_a_file_and_its_pil_image_are_turned_upright(tmp_path, orientation, mode
     expected = np.asarray(as_mode(upright, "L" if mode == "I;16" else mode).convert("RGB"))
     with Image.open(tmp_path / f"turned.{kind}") as opened:
         for source in (tmp_path / f"turned.{kind}", opened):
-            found = picture(source)
+            found = load_picture(source)
             assert found.size == found.image.size == (45, 30)
             off = np.abs(np.asarray(found.image).astype(int) - expected)
             assert off.mean() < (20 if kind == "jpg" else 1)
@@ -101,7 +101,7 @@ def test_a_jpeg_of_sixty_megapixels_is_never_whole_in_memory(tmp_path, orientati
     exif[0x0112] = orientation
     Image.new("L", (10000, 6000), 90).save(path, exif=exif)
 
-    found = picture(path)
+    found = load_picture(path)
 
     assert found.size == size
     assert min(found.image.size) >= 1200
@@ -119,7 +119,7 @@ def bomb(path: Path, side: int) -> Path:
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_a_png_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, side):
     with pytest.raises(UserError, match="Reduce it"):
-        picture(bomb(tmp_path / "bomb.png", side))
+        load_picture(bomb(tmp_path / "bomb.png", side))
 
 
 def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
     Image.new("L", (2000, 1001)).save(tmp_path / "huge.jpg")
 
     with pytest.raises(UserError, match=r"huge.jpg has more than 2 million pixels, which are not decoded. Reduce it$"):
-        picture(tmp_path / "huge.jpg")
+        load_picture(tmp_path / "huge.jpg")
 
 
 def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_their_name(tmp_path):
@@ -139,7 +139,7 @@ def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_the
 
     for name in ("cut.jpg", "text.jpg", "empty.jpg", "missing.jpg", "."):
         with pytest.raises(UserError) as told:
-            picture(tmp_path / name)
+            load_picture(tmp_path / name)
         assert str(tmp_path / name) in str(told.value)
 
 
@@ -149,7 +149,7 @@ def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_the
 )
 def test_an_array_that_is_no_picture_is_a_sentence(source):
     with pytest.raises(UserError, match=r"`image`.*got|`image`.*must"):
-        picture(source)
+        load_picture(source)
 
 
 def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_path):
@@ -157,9 +157,9 @@ def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_pa
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
 
-    assert [path.name for path in pictures_in(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in list_pictures(tmp_path)] == ["a.jpg", "b.PNG"]
     with pytest.raises(UserError, match="no images"):
-        pictures_in(tmp_path / "none")
+        list_pictures(tmp_path / "none")
 
 
 def test_folders_below_are_looked_into_but_for_hidden_ones(tmp_path):
@@ -167,7 +167,7 @@ def test_folders_below_are_looked_into_but_for_hidden_ones(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    found = image_files(tmp_path, below=True)
+    found = list_image_files(tmp_path, below=True)
 
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["below/c.jpg", "d.jpg"]
 
@@ -176,10 +176,10 @@ def test_plain_borders_are_left_out_and_plain_pictures_are_not():
     framed = np.full((20, 30, 3), 7, np.uint8)
     framed[4:10, 5:14] = RGB
 
-    assert trimmed(Image.fromarray(framed)) == (5, 4, 14, 10)
-    assert trimmed(Image.fromarray(RGB)) == (0, 0, 9, 6)
-    assert trimmed(Image.new("RGB", (1, 1))) == (0, 0, 1, 1)
-    assert trimmed(Image.new("RGB", (8, 5), "red")) == (0, 0, 8, 5)
+    assert trim_borders(Image.fromarray(framed)) == (5, 4, 14, 10)
+    assert trim_borders(Image.fromarray(RGB)) == (0, 0, 9, 6)
+    assert trim_borders(Image.new("RGB", (1, 1))) == (0, 0, 1, 1)
+    assert trim_borders(Image.new("RGB", (8, 5), "red")) == (0, 0, 8, 5)
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "corner"])
@@ -187,7 +187,7 @@ def test_a_point_of_a_padded_picture_lies_in_the_view_where_its_pixel_is(resize)
     framed = np.zeros((40, 60, 3), np.uint8)
     framed[10:30, 20:50] = np.random.default_rng(0).integers(0, 120, (20, 30, 3))
     framed[16, 33] = 255
-    view, place = placed(picture(framed), 120, resize)
+    view, place = place_picture(load_picture(framed), 120, resize)
 
     brightest = divmod(int(view[0].argmax()), 120)[::-1]
     point = place.to_view(torch.tensor([[33.0, 16.0]]))
@@ -202,5 +202,5 @@ def test_a_tiff_that_pil_does_not_turn_is_a_sentence_and_not_a_picture_on_its_si
     Image.new("CMYK", (45, 30)).save(tmp_path / "turned.tif", exif=exif)
 
     with suppress(UserError):  # as of Pillow 13, which says that it turned it and did not
-        found = picture(tmp_path / "turned.tif")
+        found = load_picture(tmp_path / "turned.tif")
         assert found.size == found.image.size == (30, 45)

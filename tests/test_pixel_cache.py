@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from semcorr.core.errors import UserError
 from semcorr.data import pixel_cache, views
 from semcorr.data.dataset import PairDataset
-from semcorr.data.images import unique_images
+from semcorr.data.image_variants import unique_images
 from semcorr.data.pixel_cache import PixelCache
 from semcorr.data.synthetic import Synthetic
-from semcorr.data.views import Views
-from semcorr.errors import UserError
+from semcorr.data.views import ViewCache
 
 SIDE = 32
 SQUARE = 3 * SIDE**2 / 1e9  # gigabytes
@@ -27,24 +27,24 @@ def data(creatures):
 def decoded(monkeypatch) -> Counter:
     """How often each image was, in this process."""
     times: Counter = Counter()
-    draw = views.drawn
+    draw = views.render_view
 
     def counted(record, side, resize):
         times[record.name] += 1
         return draw(record, side, resize)
 
-    monkeypatch.setattr(views, "drawn", counted)
+    monkeypatch.setattr(views, "render_view", counted)
     return times
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_a_cached_image_is_the_image_bit_for_bit(data, resize):
     records = unique_images(data.pairs("train"))
-    cached = Views(records, SIDE, resize, cache_gb=1.0)
+    cached = ViewCache(records, SIDE, resize, cache_gb=1.0)
 
     for _ in range(2):
         for place, record in enumerate(records):
-            assert torch.equal(cached[place].image, views.view(record, SIDE, resize).image)
+            assert torch.equal(cached[place].image, views.make_view(record, SIDE, resize).image)
             assert cached[place].image.is_contiguous()
 
 
@@ -61,7 +61,7 @@ def test_every_image_is_decoded_once_though_it_is_in_many_pairs(data, decoded):
 
 def test_what_has_no_room_is_decoded_at_every_use(data, decoded):
     records = unique_images(data.pairs("train"))
-    cached = Views(records, SIDE, "squash", cache_gb=4.5 * SQUARE)
+    cached = ViewCache(records, SIDE, "squash", cache_gb=4.5 * SQUARE)
 
     for _ in range(3):
         for place, _ in enumerate(records):

@@ -11,24 +11,24 @@ from lightning import Trainer
 from PIL import Image
 from test_evaluate import Patches as Pixels
 
+from semcorr.core.errors import UserError
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import ImageDataset
-from semcorr.data.images import Shown, content_id
-from semcorr.data.masks import box_cells
-from semcorr.data.record import ImageRecord, PairRecord, image_record
-from semcorr.data.views import view
-from semcorr.errors import UserError
+from semcorr.data.image_variants import ImageVariant, content_hash
+from semcorr.data.record import ImageRecord, PairRecord, build_image_record
+from semcorr.data.views import make_view
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.module import Correspondence
-from semcorr.pose.adaptive import AdaptivePose, chosen, posed
-from semcorr.pose.variants import PLAIN, Variant
+from semcorr.evaluation.pose.alignment import AdaptivePose, apply_variant, pose_summary
+from semcorr.evaluation.pose.segmentation import box_cells
+from semcorr.evaluation.pose.transforms import PLAIN, PoseTransform
+from semcorr.matching.readouts import argmax
+from semcorr.models.heads.cosine import Cosine
 from semcorr.train import train
 
 SIDE, COUNT = 96, 8
 FLIP = (1, 0, 3, 2, 5, 4, 6, 7)
-EVERY = [PLAIN, Variant(mirrored=True), *(Variant(turned=turn) for turn in (90, 180, 270))]
+EVERY = [PLAIN, PoseTransform(mirrored=True), *(PoseTransform(turned=turn) for turn in (90, 180, 270))]
 ADAPTIVE = AdaptivePose(mirror=True, rotations={"bottle": (90, 180, 270)}, mask="box")
 
 
@@ -62,14 +62,14 @@ class Posed(PairDataModule):
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
         size = (pixels.shape[1], pixels.shape[0])
         known = [None if i in hidden else point for i, point in enumerate(points.tolist())]
-        return image_record(name, path, size, known, (4, 4, size[0] - 5, size[1] - 5), path)
+        return build_image_record(name, path, size, known, (4, 4, size[0] - 5, size[1] - 5), path)
 
 
 def scored(tmp_path, pose=ADAPTIVE, resize="squash", **changes):
     data = Posed(root=str(tmp_path), size=SIDE, resize=resize, workers=0)
     for key, value in changes.items():
         setattr(data, key, value)
-    module = Correspondence(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None, pose=pose)
+    module = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None, pose=pose)
     pose.check(module.backbone, data)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
@@ -85,7 +85,7 @@ def test_a_source_is_seen_in_the_pose_of_its_target_and_its_points_are_found_the
     """The target is the source, mirrored or turned; the pose that makes them the same pixels is chosen."""
     module = scored(tmp_path, variant=variant, resize=resize)
 
-    assert chosen(module.beside["poses"])["chosen"] == {str(variant): 1}
+    assert pose_summary(module.beside["poses"])["chosen"] == {str(variant): 1}
     (best,) = (row for row in module.beside["poses"].to_pylist() if row["chosen"])
     assert best["distance"] == 0.0
     assert module.scores["pck"]["all"]["image"]["0.1"] == 1.0
@@ -104,8 +104,8 @@ def test_without_alignment_a_mirrored_copy_is_not_recognised(tmp_path):
 def test_every_way_to_compare_finds_the_mirror(tmp_path, options):
     pose = AdaptivePose(mirror=True, **options)
 
-    assert chosen(scored(tmp_path, pose, variant=EVERY[1]).beside["poses"])["chosen"] == {"mirrored": 1}
-    assert chosen(scored(tmp_path, pose, variant=PLAIN).beside["poses"])["chosen"] == {"plain": 1}
+    assert pose_summary(scored(tmp_path, pose, variant=EVERY[1]).beside["poses"])["chosen"] == {"mirrored": 1}
+    assert pose_summary(scored(tmp_path, pose, variant=PLAIN).beside["poses"])["chosen"] == {"plain": 1}
 
 
 def test_a_pair_in_one_pose_is_answered_as_without_alignment(tmp_path):
@@ -161,7 +161,7 @@ def test_twins_shared_asks_for_the_twin_in_the_target_too(tmp_path):
 def test_the_view_of_a_record_in_a_pose_is_the_view_in_that_pose(tmp_path, variant, resize):
     """What protocols that look at records see is what is read in the turned square."""
     pair = Posed(root=str(tmp_path), size=SIDE).records("test")[0]
-    plain, turned = (view(one.source, SIDE, resize, pixels=False) for one in (pair, posed(pair, variant)))
+    plain, turned = (make_view(one.source, SIDE, resize, pixels=False) for one in (pair, apply_variant(pair, variant)))
 
     order = FLIP if variant.mirrored else range(COUNT)
     expected = variant.points(plain.keypoints[list(order)], (SIDE, SIDE))
@@ -169,7 +169,7 @@ def test_the_view_of_a_record_in_a_pose_is_the_view_in_that_pose(tmp_path, varia
     torch.testing.assert_close(turned.keypoints, expected)
     assert turned.name == plain.name
     box = variant.pixels(box_cells(pair.source, SIDE, resize, SIDE))
-    assert torch.equal(box_cells(posed(pair, variant).source, SIDE, resize, SIDE), box)
+    assert torch.equal(box_cells(apply_variant(pair, variant).source, SIDE, resize, SIDE), box)
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=str)
@@ -195,19 +195,19 @@ def test_a_mirror_or_turn_is_undone_exactly(there, back):
 def test_a_turned_view_is_the_view_of_the_turned_image(tmp_path, resize):
     """To the last bit where resizing both sides to the square, or neither, is the same work."""
     data = Posed(root=str(tmp_path), size=SIDE, resize=resize, workers=0)
-    data.variant = Variant(turned=90)
+    data.variant = PoseTransform(turned=90)
     pair = data.records("test")[0]
 
-    seen = ImageDataset([Shown(pair.source, turned=90), Shown(pair.target)], SIDE, resize)
+    seen = ImageDataset([ImageVariant(pair.source, turned=90), ImageVariant(pair.target)], SIDE, resize)
     assert seen[0].name == "a turned 90"
     assert (seen[0].image - seen[1].image).abs().max() <= 1.01 / 255
 
 
 def test_each_view_of_an_image_has_a_name_and_a_place_of_its_own_in_a_store(tmp_path):
     record = Posed(root=str(tmp_path), size=SIDE).records("test")[0].source
-    views = [Shown(record, mirrored, turned) for mirrored in (False, True) for turned in (0, 90, 180, 270)]
+    views = [ImageVariant(record, mirrored, turned) for mirrored in (False, True) for turned in (0, 90, 180, 270)]
 
-    assert len({view.name for view in views}) == len({content_id(view) for view in views}) == 8
+    assert len({view.name for view in views}) == len({content_hash(view) for view in views}) == 8
 
 
 def test_a_run_says_what_was_chosen(config, tiny, tmp_path):

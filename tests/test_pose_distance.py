@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.pose.distance import Cells, cells_of_object, instance_distance, nearest
-from semcorr.pose.prediction import accuracy, template_distances, vote
-from semcorr.types import FeatureMap
+from semcorr.core.types import FeatureMap
+from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, instance_distance, nearest_cells
+from semcorr.evaluation.pose.prediction import pose_accuracy, template_distances, vote_pose
 
 H, W = 5, 5
 
@@ -66,7 +66,7 @@ def test_the_distance_is_that_of_a_loop_over_cells(seed, reduce, mutual, grid):
 def test_chunks_do_not_change_which_cell_is_nearest():
     here, there = torch.randn(23, 8), torch.randn(31, 8)
 
-    assert torch.equal(nearest(here, there, values=40), nearest(here, there))
+    assert torch.equal(nearest_cells(here, there, values=40), nearest_cells(here, there))
 
 
 def test_an_object_is_at_no_distance_from_itself():
@@ -80,14 +80,16 @@ def test_only_cells_of_both_objects_count():
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     first, second, both = torch.tensor([[True, False], [False, True], [True, True]])
 
-    assert float(instance_distance(Cells(values, first), Cells(values, second))) == pytest.approx(2**0.5)
-    assert float(instance_distance(Cells(values, first), Cells(values, both))) == 0.0
-    assert float(instance_distance(Cells(values, both), Cells(values, second), "sum")) == pytest.approx(2**0.5)
-    assert float(instance_distance(Cells(values, both), Cells(values, second))) == pytest.approx(2**0.5 / 2)
+    assert float(instance_distance(ObjectCells(values, first), ObjectCells(values, second))) == pytest.approx(2**0.5)
+    assert float(instance_distance(ObjectCells(values, first), ObjectCells(values, both))) == 0.0
+    assert float(instance_distance(ObjectCells(values, both), ObjectCells(values, second), "sum")) == pytest.approx(
+        2**0.5
+    )
+    assert float(instance_distance(ObjectCells(values, both), ObjectCells(values, second))) == pytest.approx(2**0.5 / 2)
 
 
 def test_an_object_without_cells_is_infinitely_far():
-    some, none = (Cells(torch.eye(2), torch.tensor([on, on])) for on in (True, False))
+    some, none = (ObjectCells(torch.eye(2), torch.tensor([on, on])) for on in (True, False))
 
     assert instance_distance(some, none) == instance_distance(none, some) == torch.inf
 
@@ -114,22 +116,22 @@ def test_the_pose_of_drawn_templates_is_found():
 
     distances = torch.stack([template_distances(drawn(int(p), 100 + i), templates) for i, p in enumerate(truth)])
 
-    assert vote(distances).tolist() == truth.tolist()
-    assert accuracy(distances, truth, (0, 1, 2, 3)) == (1.0, 12)
-    assert accuracy(distances, truth, (1, 3)) == (1.0, 6)
+    assert vote_pose(distances).tolist() == truth.tolist()
+    assert pose_accuracy(distances, truth, (0, 1, 2, 3)) == (1.0, 12)
+    assert pose_accuracy(distances, truth, (1, 3)) == (1.0, 6)
 
 
 def test_a_template_is_matched_with_all_of_its_image():
     """As published: only the image has a mask."""
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    image, template = (Cells(values, torch.tensor(mask)) for mask in ([True, False], [False, True]))
+    image, template = (ObjectCells(values, torch.tensor(mask)) for mask in ([True, False], [False, True]))
 
     assert template_distances(image, [[template]]).tolist() == [[0.0]]
 
 
 def test_the_vote_is_that_of_a_count():
     distances = torch.rand(50, 5, 4, generator=torch.Generator().manual_seed(0))
-    for image, found in zip(distances, vote(distances).tolist(), strict=True):
+    for image, found in zip(distances, vote_pose(distances).tolist(), strict=True):
         votes = Counter(min(range(4), key=lambda p: float(some[p])) for some in image)
         most = max(votes.values())
         best = min((p for p in votes if votes[p] == most), key=lambda p: float(image[:, p].mean()))
@@ -140,5 +142,5 @@ def test_accuracy_among_some_poses_ignores_the_others():
     """The third pose is closest to all; between the first two, one of two images is right."""
     distances = torch.tensor([[[0.2, 0.3, 0.1]], [[0.2, 0.3, 0.1]], [[0.2, 0.3, 0.1]]])
 
-    assert accuracy(distances, torch.tensor([0, 1, 2]), (0, 1)) == (0.5, 2)
-    assert accuracy(distances, torch.tensor([0, 1, 2]), (0, 1, 2))[0] == pytest.approx(1 / 3)
+    assert pose_accuracy(distances, torch.tensor([0, 1, 2]), (0, 1)) == (0.5, 2)
+    assert pose_accuracy(distances, torch.tensor([0, 1, 2]), (0, 1, 2))[0] == pytest.approx(1 / 3)

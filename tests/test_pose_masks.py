@@ -7,14 +7,14 @@ from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from tiny_benchmarks import write_spair
 
-from semcorr.data.masks import box_cells, mask_cells, segmented
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
 from semcorr.data.record import ImageRecord, Segmentation
 from semcorr.data.spair import SPair
-from semcorr.errors import UserError
-from semcorr.pose import sam
-from semcorr.pose.adaptive import AdaptivePose
-from semcorr.pose.masks import Masks
-from semcorr.types import FeatureMap
+from semcorr.evaluation.pose import sam
+from semcorr.evaluation.pose.alignment import AdaptivePose
+from semcorr.evaluation.pose.masks import ObjectMasks
+from semcorr.evaluation.pose.segmentation import box_cells, mask_cells, segmentation_mask
 
 CPU = torch.device("cpu")
 
@@ -71,43 +71,45 @@ def test_segmentation_is_the_objects_class_within_its_box(cats):
 
     expected = torch.zeros(30, 40, dtype=torch.bool)
     expected[3:21, 2:20] = True
-    assert torch.equal(segmented(image), expected)
+    assert torch.equal(segmentation_mask(image), expected)
 
 
 def test_auto_is_segmentation_where_every_image_has_one_and_the_box_elsewhere(cats):
-    assert Masks(AdaptivePose(), cats, "test").kind == "segmentation"
+    assert ObjectMasks(AdaptivePose(), cats, "test").kind == "segmentation"
     (cats.root / "Segmentation/cat/two.png").unlink()
-    assert Masks(AdaptivePose(), SPair(root=str(cats.root), size=80), "test").kind == "box"
+    assert ObjectMasks(AdaptivePose(), SPair(root=str(cats.root), size=80), "test").kind == "box"
 
 
 def test_masks_differ_by_how_they_were_asked_for(cats):
     image, maps = cats.pairs("test")[0].source, FeatureMap(torch.zeros(1, 1, 10, 10), 8.0)
-    box, segmentation = (Masks(AdaptivePose(mask=kind), cats, "test")(image, maps) for kind in ("box", "segmentation"))
+    box, segmentation = (
+        ObjectMasks(AdaptivePose(mask=kind), cats, "test")(image, maps) for kind in ("box", "segmentation")
+    )
 
     assert torch.equal(box, box_cells(image, 80, "squash", 10))
-    assert torch.equal(segmentation, mask_cells(segmented(image), 80, "squash", 10))
+    assert torch.equal(segmentation, mask_cells(segmentation_mask(image), 80, "squash", 10))
     assert bool((box & ~segmentation).any())
-    assert Masks(AdaptivePose(mask="none"), cats, "test")(image, maps) is None
+    assert ObjectMasks(AdaptivePose(mask="none"), cats, "test")(image, maps) is None
 
 
 def test_a_segmentation_without_the_object_is_refused(cats):
     image = cats.pairs("test")[0].source
     path = image.segmentation.path
     with pytest.raises(UserError, match=r"one.png has no pixel of class 20 in the box of cat/one.*pose.mask=box"):
-        segmented(image._replace(segmentation=Segmentation(path, 20)))
+        segmentation_mask(image._replace(segmentation=Segmentation(path, 20)))
     Image.new("L", (3, 3)).save(path)
     with pytest.raises(UserError, match="shape"):
-        segmented(image)
+        segmentation_mask(image)
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="damaged"):
-        segmented(image)
+        segmentation_mask(image)
 
 
 def test_segmentation_of_a_mirrored_file_is_mirrored(cats):
     image = cats.pairs("test")[0].source
-    plain = segmented(image._replace(box=(0.0, 0.0, 39.0, 29.0)))
+    plain = segmentation_mask(image._replace(box=(0.0, 0.0, 39.0, 29.0)))
 
-    assert torch.equal(segmented(image._replace(box=(0.0, 0.0, 39.0, 29.0), mirrored=True)), plain.flip(-1))
+    assert torch.equal(segmentation_mask(image._replace(box=(0.0, 0.0, 39.0, 29.0), mirrored=True)), plain.flip(-1))
 
 
 def small_model():
@@ -126,7 +128,7 @@ def test_segment_anything_is_built_from_its_checkpoint_and_asked_with_the_box(ca
     monkeypatch.setattr(sam, "MODELS", {32: "small"})
     monkeypatch.setattr("segment_anything.sam_model_registry", {"small": small_model})
 
-    prompted = sam.box_prompted(str(tmp_path / "sam.pth"), CPU)
+    prompted = sam.load_box_prompted_sam(str(tmp_path / "sam.pth"), CPU)
 
     for key, value in prompted.predictor.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[key])
@@ -152,12 +154,12 @@ def test_a_mask_of_nothing_is_refused(cats):
             return np.zeros((1, 30, 40), dtype=bool), None, None
 
     with pytest.raises(UserError, match="found nothing in the box of cat/one"):
-        sam.BoxPrompted(Blind())(cats.pairs("test")[0].source)
+        sam.BoxPromptedSAM(Blind())(cats.pairs("test")[0].source)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no whole Segment Anything model"):
-        sam.box_prompted(str(tmp_path / "other.pth"), CPU)
+        sam.load_box_prompted_sam(str(tmp_path / "other.pth"), CPU)
     with pytest.raises(UserError, match=r"pose.sam_weights.*does not exist"):
-        sam.box_prompted(str(tmp_path / "none.pth"), CPU)
+        sam.load_box_prompted_sam(str(tmp_path / "none.pth"), CPU)

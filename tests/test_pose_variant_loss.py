@@ -10,50 +10,56 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import default_collate
 
-from semcorr.data.all_pairs import queries
-from semcorr.data.alter import bare_mirror
-from semcorr.errors import UserError
-from semcorr.heads.cosine import Cosine
-from semcorr.losses import Dense, SymmetricContrastive, gaussian_cross_entropy, loss_of, together
-from semcorr.pose_variant import PoseVariant, Term, image_weights, point_weights
-from semcorr.training import asked, views_of
-from semcorr.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.all_pairs import find_queries
+from semcorr.data.alter import mirror_annotations
+from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
+from semcorr.engine.loss_inputs import batch_views, build_loss_inputs
+from semcorr.models.heads.cosine import Cosine
+from semcorr.models.losses import (
+    SoftArgmaxDistance,
+    SymmetricContrastive,
+    evaluate_loss,
+    gaussian_cross_entropy,
+    weighted_sum,
+)
 
 
 def made_images(views: list[View], variants: PoseVariant) -> ImageBatch:
     batch = default_collate(views)
     if not variants:
-        return ImageBatch(batch, "cat", queries(batch.visible))
-    turned = default_collate([bare_mirror(view, SWAP) for view in views])
+        return ImageBatch(batch, "cat", find_queries(batch.visible))
+    turned = default_collate([mirror_annotations(view, SWAP) for view in views])
     return ImageBatch(batch, "cat", image_weights(batch.visible, turned.visible, variants).nonzero(), [turned])
 
 
 def features(batch: PairBatch | ImageBatch) -> FeatureMap:
     """Of a backbone that averages cells and knows where on the page it is: its map of a mirror image is no mirror."""
-    names, image = views_of(batch)
+    names, image = batch_views(batch)
     assert len(names) == len(image)
     place = torch.linspace(-1, 1, SIDE).expand(len(image), 1, SIDE, SIDE)
     return FeatureMap(nn.functional.avg_pool2d(torch.cat((image, image.square(), 0.2 * place), 1), 8), 8.0)
 
 
 def loss_on(loss, batch: PairBatch | ImageBatch, variants: PoseVariant, head=None) -> torch.Tensor:
-    return loss_of(loss, asked(head or Cosine(), features(batch), batch, variants, 0, loss))
+    return evaluate_loss(loss, build_loss_inputs(head or Cosine(), features(batch), batch, variants, 0, loss))
 
 
 LOSSES = {
     "gaussian": gaussian_cross_entropy,
     "contrastive": SymmetricContrastive(scale=3.0),
     "contrastive without flips": SymmetricContrastive(scale=3.0, flips=False),
-    "dense": Dense(noise=0.0, integer_source=True),
-    "together": together(noise=0.0, cross_entropy=1.0, contrastive_flips=False),
+    "dense": SoftArgmaxDistance(noise=0.0, integer_source=True),
+    "together": weighted_sum(noise=0.0, cross_entropy=1.0, contrastive_flips=False),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 def test_terms_of_no_weight_are_left_out():
-    assert PoseVariant().terms == [Term(0, 1, 1.0)]
-    assert PoseVariant(single_flip=0.5).terms == [Term(0, 1, 1.0), Term(2, 1, 0.5)]
-    assert PAPER.terms == [Term(0, 1, 1.0), Term(2, 3, 1.0), Term(2, 1, 1.0), Term(2, 0, 0.25)]
+    assert PoseVariant().terms == [LossTerm(0, 1, 1.0)]
+    assert PoseVariant(single_flip=0.5).terms == [LossTerm(0, 1, 1.0), LossTerm(2, 1, 0.5)]
+    assert PAPER.terms == [LossTerm(0, 1, 1.0), LossTerm(2, 3, 1.0), LossTerm(2, 1, 1.0), LossTerm(2, 0, 0.25)]
     assert [each.mirrored for each in (PoseVariant(), PoseVariant(single_flip=1), PAPER)] == [0, 1, 2]
 
 
@@ -74,7 +80,7 @@ def test_every_pair_counts_alike_whatever_terms_it_lacks():
 
 def slow_loss(loss, source: View, target: View, variants: PoseVariant) -> float:
     """Term by term, each as a pair of its own with real pixels; NaN where nothing is shared anywhere."""
-    turned = [bare_mirror(view, SWAP)._replace(image=view.image.flip(-1)) for view in (source, target)]
+    turned = [mirror_annotations(view, SWAP)._replace(image=view.image.flip(-1)) for view in (source, target)]
     views = [source, target, *turned]
     total = weights = 0.0
     for a, b, weight in variants.terms:
@@ -118,7 +124,7 @@ def test_all_pairs_of_some_images_cost_the_mean_of_pair_by_pair(loss):
     """Of all ordered pairs that share a keypoint, themselves or by a flip."""
     views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101", "10000"))]
     pairs = [loss_on(loss, default_collate([made_pair(a, b, PAPER)]), PAPER).item() for a, b in permutations(views, 2)
-             if (a.visible & b.visible).any() or (bare_mirror(a, SWAP).visible & b.visible).any()]  # fmt: skip
+             if (a.visible & b.visible).any() or (mirror_annotations(a, SWAP).visible & b.visible).any()]  # fmt: skip
 
     found = loss_on(loss, made_images(views, PAPER), PAPER)
 
@@ -151,17 +157,19 @@ def test_a_mirrored_pair_costs_what_the_pair_does_where_features_are_mirrored_wi
     """Averages of cells know no left and right: with the double flip alone the loss is the plain one."""
     variants, pair = PoseVariant(double_flip=3.0), (made_view("a"), made_view("b", "11011"))
     plain, both = (default_collate([made_pair(*pair, each)]) for each in (PoseVariant(), variants))
-    maps = [FeatureMap(nn.functional.avg_pool2d(views_of(batch)[1], 8), 8.0) for batch in (plain, both)]
-    for loss in (gaussian_cross_entropy, SymmetricContrastive(), Dense(noise=0.0)):
-        expected = loss_of(loss, asked(Cosine(), maps[0], plain, PoseVariant(), 0, loss))
-        found = loss_of(loss, asked(Cosine(), maps[1], both, variants, 0, loss))
+    maps = [FeatureMap(nn.functional.avg_pool2d(batch_views(batch)[1], 8), 8.0) for batch in (plain, both)]
+    for loss in (gaussian_cross_entropy, SymmetricContrastive(), SoftArgmaxDistance(noise=0.0)):
+        expected = evaluate_loss(loss, build_loss_inputs(Cosine(), maps[0], plain, PoseVariant(), 0, loss))
+        found = evaluate_loss(loss, build_loss_inputs(Cosine(), maps[1], both, variants, 0, loss))
         torch.testing.assert_close(found, expected)
 
 
 def test_a_head_that_sees_both_images_is_asked_the_same():
     views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101"))]
     for batch in (default_collate([made_pair(*views[:2], PAPER)]), made_images(views, PAPER)):
-        whole, cosine = (asked(head, features(batch), batch, PAPER, 0, None) for head in (Whole(), Cosine()))
+        whole, cosine = (
+            build_loss_inputs(head, features(batch), batch, PAPER, 0, None) for head in (Whole(), Cosine())
+        )
         torch.testing.assert_close(whole.similarity, cosine.similarity)
         assert torch.equal(whole.mask, cosine.mask)
 
@@ -175,9 +183,10 @@ def test_as_released_features_are_read_at_the_centre_of_the_cell_a_point_falls_i
     for make in (lambda them: default_collate([made_pair(*them[:2], PAPER)]), lambda them: made_images(them, PAPER)):
         batch, moved = make(views), make(centred)
         released, paper = (
-            asked(head, features(batch), batch, PAPER, 0, Dense(integer_source=whole)) for whole in (True, False)
+            build_loss_inputs(head, features(batch), batch, PAPER, 0, SoftArgmaxDistance(integer_source=whole))
+            for whole in (True, False)
         )
-        at_centres = asked(head, features(moved), moved, PAPER, 0, None).similarity
+        at_centres = build_loss_inputs(head, features(moved), moved, PAPER, 0, None).similarity
         torch.testing.assert_close(released.similarity, at_centres)
         assert (paper.similarity - at_centres).abs().max() > 1e-3  # equal would be to 1e-5
         assert torch.equal(released.starts, paper.starts)
@@ -190,7 +199,7 @@ def test_a_step_waits_for_no_value(variants):
     batches = default_collate([made_pair(*views[:2], variants)]), made_images(views, variants)
     for batch in batches:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            loss = loss_on(together(cross_entropy=1.0), batch, variants)
+            loss = loss_on(weighted_sum(cross_entropy=1.0), batch, variants)
             assert loss.shape == ()
 
 

@@ -6,12 +6,12 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from posed_pairs import PAPER, Whole
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module, use_cached_features
 from semcorr.evaluate import evaluate
-from semcorr.heads.cosine import Cosine
-from semcorr.losses import SymmetricContrastive
-from semcorr.run import build, reuse
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.heads.cosine import Cosine
+from semcorr.models.losses import SymmetricContrastive
 from semcorr.train import train
 
 LINE = ["data.batch_size=2", "data.steps=3", "trainer.max_epochs=1"]
@@ -20,13 +20,15 @@ VARIANTS = ["pairs=pose_variant", "finetune.blocks=2"]
 
 def module_of(config, *line):
     cfg = config("train", *line)
-    return build(cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")})
+    return build_datamodule_and_module(
+        cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
+    )
 
 
 def fitted(config, *line):
     """The module after three steps, their losses, and the optimiser."""
     module, data = module_of(config, *line)
-    reuse(module, data)
+    use_cached_features(module, data)
     losses: list[float] = []
     module.log = lambda name, value, **options: losses.append(value.item())
     trainer = Trainer(
@@ -79,7 +81,7 @@ def test_one_more_image_is_encoded_for_each(config, tiny, monkeypatch, line, cou
 
     monkeypatch.setattr(TimmModel, "forward", counted)
     module, data = module_of(config, *tiny, *LINE, *VARIANTS, "store.place=off", *line)
-    reuse(module, data)
+    use_cached_features(module, data)
     module.log = lambda *args, **options: None
 
     module.training_step(next(iter(data.train_dataloader())))

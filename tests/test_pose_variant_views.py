@@ -7,11 +7,11 @@ import torch
 from posed_pairs import PAPER, SIDE, SWAP, made_pair, made_view
 from torch.utils.data import default_collate
 
-from semcorr.data.alter import bare_mirror
+from semcorr.core.errors import UserError
+from semcorr.data.alter import mirror_annotations
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.synthetic import Synthetic
-from semcorr.errors import UserError
-from semcorr.pose_variant import PoseVariant
-from semcorr.training import extent, views_of
+from semcorr.engine.loss_inputs import batch_views, view_extent
 
 # -- views --
 
@@ -22,7 +22,7 @@ def test_keypoints_change_sides_and_rows():
         keypoints=torch.tensor([[1.0, 2.0], [30.0, 3.0], [20.0, 9.0], [5.0, 40.0], [0.0, 0.0]])
     )
 
-    turned = bare_mirror(view, SWAP)
+    turned = mirror_annotations(view, SWAP)
 
     assert turned.keypoints.tolist() == [[17.0, 3.0], [46.0, 2.0], [27.0, 9.0], [47.0, 0.0], [42.0, 40.0]]
     assert turned.visible.tolist() == [False, True, True, False, True]
@@ -34,7 +34,7 @@ def test_keypoints_change_sides_and_rows():
 def test_mirrored_twice_is_as_it_was():
     view = made_view("a", "10110", pixels=False)
 
-    again = bare_mirror(bare_mirror(view, SWAP), SWAP)
+    again = mirror_annotations(mirror_annotations(view, SWAP), SWAP)
 
     assert again.name == view.name
     for one, other in zip(again[:-1], view[:-1], strict=True):
@@ -46,7 +46,7 @@ def test_pixels_are_turned_where_they_are_used(variants):
     pairs = [made_pair(made_view("a"), made_view("b"), variants), made_pair(made_view("c"), made_view("d"), variants)]
     batch = default_collate(pairs)
 
-    names, image = views_of(batch)
+    names, image = batch_views(batch)
 
     assert names == ["a", "c", "b", "d", "a mirrored", "c mirrored", "b mirrored", "d mirrored"][: len(image)]
     assert len(image) == 4 + 2 * variants.mirrored
@@ -57,7 +57,7 @@ def test_the_extent_is_measured_in_original_pixels():
     """A box of 30 x 20 pixels of a view half as wide and a quarter as high as the image is 60 x 80 in the image."""
     view = default_collate([made_view("a")])
 
-    assert extent(view).tolist() == [[40.0, 20.0]]
+    assert view_extent(view).tolist() == [[40.0, 20.0]]
 
 
 # -- data --
@@ -91,7 +91,7 @@ def test_a_batch_has_its_mirror_images_with_pixels_and_without(data):
 def test_what_is_to_be_trained_on_has_every_mirror_image(data):
     for data.all_pairs in (None, 3):
         listed = {one.name for one in data.to_train_on(1)}
-        shown = {name for batch in data.train_dataloader() for name in views_of(batch)[0]}
+        shown = {name for batch in data.train_dataloader() for name in batch_views(batch)[0]}
         assert shown <= listed
         assert any(name.endswith(" mirrored") for name in shown)
 

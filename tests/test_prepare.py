@@ -13,11 +13,11 @@ from tiny_archives import Server, listing, packed, serving
 from tiny_benchmarks import edit, write_spair, write_willow
 
 from semcorr import prepare
-from semcorr.cli import conf_dir
-from semcorr.data import fetch
+from semcorr.cli.hydra_app import conf_dir
 from semcorr.data.ap10k import AP10K
+from semcorr.data.download import http as fetch
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.pf_willow import PFWillow
-from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.spair import SPair
 
 SPAIR_FILE, WILLOW_FILES = "SPair-71k.tar.gz", ("PF-dataset.zip", "test_pairs.csv")
@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         it.files["PF-dataset.zip"] = packed_tree(made / "willow/PF-dataset", "zip", "PF-dataset/")
         it.files["test_pairs.csv"] = (made / "willow/test_pairs.csv").read_bytes()
         for benchmark in (SPair, PFWillow):
-            archives = tuple(Archive(file, it.url(file)) for file, _, _ in benchmark.recipe.archives)
+            archives = tuple(ArchiveInfo(file, it.url(file)) for file, _, _ in benchmark.recipe.archives)
             monkeypatch.setattr(benchmark, "recipe", benchmark.recipe._replace(archives=archives))
             monkeypatch.setattr(benchmark, "official", {})
         monkeypatch.setattr(SPair, "splits", ("test",))
@@ -65,7 +65,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 @pytest.fixture
 def only_two(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other benchmarks' archives are not to be had here."""
-    monkeypatch.setattr(prepare, "obtainable", lambda: {"pf_willow": PFWillow.recipe, "spair": SPair.recipe})
+    monkeypatch.setattr(prepare, "list_obtainable", lambda: {"pf_willow": PFWillow.recipe, "spair": SPair.recipe})
 
 
 # -- what it does --
@@ -218,7 +218,7 @@ def test_an_interruption_is_a_line_and_exit_code_130(typed, server, tmp_path, ca
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semcorr.data.stage.unpacked", interrupted)
+    monkeypatch.setattr("semcorr.data.download.install.extract_archive", interrupted)
     assert typed("spair --root here") == 130
     assert capfd.readouterr().err == "Interrupted. What was downloaded is kept. Run the same line again to go on\n"
     assert [path.name for path in tmp_path.iterdir()] == [".here.downloads"]
@@ -240,11 +240,11 @@ def test_help_comes_at_once():
 
 def test_every_recipe_can_be_followed():
     """Of all benchmarks in conf/data: addresses, a landmark within the tree, a line about the licence."""
-    recipes = prepare.obtainable()
+    recipes = prepare.list_obtainable()
 
     assert {"spair", "pf_willow"} <= set(recipes) <= {path.stem for path in (conf_dir() / "data").glob("*.yaml")}
     for recipe in recipes.values():
-        assert isinstance(recipe, Recipe)
+        assert isinstance(recipe, DownloadRecipe)
         assert recipe.licence
         assert "\n" not in recipe.licence
         assert not Path(recipe.landmark).is_absolute()

@@ -17,17 +17,17 @@ from omegaconf import OmegaConf
 from started_programs import Program
 from torch.utils.data import DataLoader, Dataset
 
+from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, Watch
-from semcorr.data.loading import cores, require_shared_memory, require_workers
-from semcorr.errors import UserError
+from semcorr.core.ranks import LostProcessError, ProcessWatch
+from semcorr.data.loading import count_cores, require_shared_memory, require_workers
+from semcorr.engine.trainer_options import PROCESSES, check_processes
 from semcorr.evaluate import evaluate
-from semcorr.trainer_options import PROCESSES, check_processes
 
 
 @pytest.mark.parametrize("workers", [-1, 10**6, 1.5, "two", True])
 def test_loader_processes_that_cannot_be_are_refused(workers):
-    most = max(128, 4 * cores())
+    most = max(128, 4 * count_cores())
     with pytest.raises(UserError, match=f"`data.workers` must be null or a whole number .* to {most}, got {workers}"):
         require_workers(workers)
 
@@ -153,7 +153,7 @@ def test_a_loader_process_that_is_killed_is_a_sentence():
 FEW = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, int(sys.argv[1])))
-from semcorr.cli import explaining, raise_open_files
+from semcorr.cli.hydra_app import explaining, raise_open_files
 raise_open_files()
 with explaining("evaluate"):
     files = [open("/dev/null") for _ in range(100)]
@@ -181,7 +181,7 @@ def test_the_first_process_ends_when_another_has_gone(ends, said, code):
     told: list[tuple[str, int]] = []
     waits = "import time; time.sleep(3600)"
     children = [subprocess.Popen([sys.executable, "-c", each]) for each in (waits, f"import os, sys; {ends}")]
-    watch = Watch(children, lambda text, number: told.append((text, number)))
+    watch = ProcessWatch(children, lambda text, number: told.append((text, number)))
     watch.start()
     watch.join(60)
     watch.kill()
@@ -194,7 +194,7 @@ def test_the_first_process_ends_when_another_has_gone(ends, said, code):
 def test_processes_whose_work_is_done_are_waited_for():
     told: list[str] = []
     children = [subprocess.Popen([sys.executable, "-c", "pass"])]
-    watch = Watch(children, lambda text, number: told.append(text))
+    watch = ProcessWatch(children, lambda text, number: told.append(text))
     watch.start()
     watch.close()
 
@@ -205,8 +205,8 @@ def test_processes_whose_work_is_done_are_waited_for():
 
 def test_a_process_notices_that_the_one_that_started_it_has_gone(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert Watch([], print, parent=os.getppid()).lost() is None
-    lost = Watch([], print, parent=1 << 22).lost()
+    assert ProcessWatch([], print, parent=os.getppid()).lost() is None
+    lost = ProcessWatch([], print, parent=1 << 22).lost()
     assert isinstance(lost, LostProcessError)
     assert str(lost) == "the first process of this run has gone; the others were ended."
 
@@ -215,15 +215,15 @@ FAULTY = '''
 """Two processes, one of which is struck: PLACE WHAT RANK, and an ordinary command line."""
 import functools, os, sys
 from lightning.pytorch.strategies import DDPStrategy
-import semcorr.run
+import semcorr.engine.build
 from semcorr import train
-from semcorr.errors import UserError
-from semcorr.frozen import Frozen
-from semcorr.module import Correspondence
+from semcorr.core.errors import UserError
+from semcorr.store.frozen import Frozen
+from semcorr.engine.module import Correspondence
 
 place, what, rank = os.environ["FAULT"].split()
 owner, name = {
-    "build": (semcorr.run, "build"), "group": (DDPStrategy, "setup_environment"),
+    "build": (semcorr.engine.build, "build"), "group": (DDPStrategy, "setup_environment"),
     "fit": (Correspondence, "training_step"), "encode": (Frozen, "compute"),
     "validation": (Correspondence, "on_validation_epoch_end"),
     "test": (Correspondence, "test_step"),

@@ -9,14 +9,14 @@ from tiny_diffusion import parts, tiny_sd, write_parts
 from torch.nn.functional import linear
 from torch.testing import assert_close
 
-from semcorr.backbones.diffusion import FixedPrompt
-from semcorr.backbones.fuse import Fuse
-from semcorr.cli import with_checkpoint
-from semcorr.errors import UserError
+from semcorr.cli.hydra_app import merge_checkpoint_config
+from semcorr.core.errors import UserError
 from semcorr.evaluate import evaluate
-from semcorr.finetune.conditional_prompt import conditional_prompt
-from semcorr.finetune.modes import keep_frozen_in_eval
-from semcorr.finetune.prompt import prompt
+from semcorr.models.backbones.diffusion import FixedPrompt
+from semcorr.models.backbones.fuse import FusedBackbone
+from semcorr.models.finetune.conditional_prompt import conditional_prompt
+from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.prompts import prompt
 from semcorr.train import train
 
 SOURCE, TARGET = torch.rand(2, 2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
@@ -196,7 +196,7 @@ def test_the_hash_tells_which_transformer_saw_the_pairs():
 
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_a_prompt_is_learned_in_a_fused_backbone_too(pairwise):
-    backbone = Fuse([tiny_sd(size=64), tiny(size=32)])
+    backbone = FusedBackbone([tiny_sd(size=64), tiny(size=32)])
     before = backbone.sha256
 
     if pairwise:
@@ -255,7 +255,7 @@ def test_a_run_saves_the_prompt_alone_and_scores_with_it(config, creatures, tmp_
     trained = train(config("train", *given, *quick, f"run_dir={run}"))
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     again = [f"checkpoint={run}", f"run_dir={tmp_path / 'again'}"]
-    scored = evaluate(with_checkpoint(config("evaluate", *again), again))
+    scored = evaluate(merge_checkpoint_config(config("evaluate", *again), again))
 
     assert set(saved) == {f"backbone.prompt.{name}" for name in (CPM if choice == "finetune=cpm" else {"words"})}
     assert scored["pck"] == trained["pck"]

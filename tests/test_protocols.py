@@ -11,11 +11,11 @@ from painted_pairs import SIDE, Blots, Painted, run
 from torch import nn
 from torch.testing import assert_close
 
-from semcorr.errors import UserError
-from semcorr.heads.cosine import Cosine
+from semcorr.core.errors import UserError
+from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
+from semcorr.matching.readout_names import ReadoutList, parse_readout
 from semcorr.metrics.pck import ALPHAS
-from semcorr.protocol import AXES, PRESETS, Protocol, preset, several, shared_resize
-from semcorr.read_outs import Several, named
+from semcorr.models.heads.cosine import Cosine
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def slow(tmp_path_factory):
     root = tmp_path_factory.mktemp("slow")
 
     def of(protocol, extent):
-        from semcorr.data.views import view
+        from semcorr.data.views import make_view
 
         data = Blots(root=str(root), size=SIDE, workers=0)
         data.extent = extent
         found = {}
         for pair in data.records("test"):
             maps = [
-                Painted()(view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
+                Painted()(make_view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
                 for image in (pair.source, pair.target)
             ]
             for i in (pair.source.visible & pair.target.visible).nonzero()[:, 0].tolist():
@@ -90,11 +90,11 @@ def pooled(hits, pooling):
 
 @pytest.mark.parametrize("resize", AXES["resize"])
 def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
-    together, _ = run(tmp_path, several(None, resize))
+    together, _ = run(tmp_path, protocol_list(None, resize))
     names = {one.name for one in together.readings and [reading.protocol for reading in together.readings]}
     assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
 
-    for protocol in several(None, resize):
+    for protocol in protocol_list(None, resize):
         alone, _ = run(tmp_path, [protocol])
         mine = together.table.filter(pc.equal(together.table["protocol"], protocol.name))
         assert mine.equals(alone.table)
@@ -104,9 +104,17 @@ def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_once):
     """Errors of every protocol of a geometry are the same bits, whichever pairs are scored together."""
-    whole, _ = run(tmp_path, several(None, "squash"), Several([named(one) for one in ("window_5", "argmax", "soft")]))
+    whole, _ = run(
+        tmp_path,
+        protocol_list(None, "squash"),
+        ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
+    )
     monkeypatch.setattr("semcorr.data.datamodule.AT_MOST", at_once)
-    parts, _ = run(tmp_path, several(None, "squash"), Several([named(one) for one in ("window_5", "argmax", "soft")]))
+    parts, _ = run(
+        tmp_path,
+        protocol_list(None, "squash"),
+        ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
+    )
 
     assert parts.scores == whole.scores
     a, b = (torch.tensor(module.table["error"].to_numpy().copy()) for module in (whole, parts))
@@ -115,7 +123,9 @@ def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_onc
 
 def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
     """Right is error <= alpha, or < alpha where the protocol is strict: nothing else is needed."""
-    module, _ = run(tmp_path, several(None, "letterbox"), Several([named("argmax"), named("window_5")]))
+    module, _ = run(
+        tmp_path, protocol_list(None, "letterbox"), ReadoutList([parse_readout("argmax"), parse_readout("window_5")])
+    )
 
     assert [one.strict for one in module._pass.pck] == [False, False, True, True, True, True]
     for name, rules in module.scores["protocols"].items():
@@ -163,10 +173,10 @@ def test_presets_differ_from_ours_and_from_each_other():
 
 
 def test_an_axis_that_is_changed_is_in_the_name():
-    assert preset("geoaware", strict=False).name == "geoaware (strict=False)"
-    assert preset("visual_ai", resize="squash").name == "visual_ai"
-    assert preset("visual_ai").shown("letterbox").name == "visual_ai (letterbox)"
-    assert preset("semcorr").shown("letterbox").name == "semcorr"
+    assert protocol_preset("geoaware", strict=False).name == "geoaware (strict=False)"
+    assert protocol_preset("visual_ai", resize="squash").name == "visual_ai"
+    assert protocol_preset("visual_ai").shown("letterbox").name == "visual_ai (letterbox)"
+    assert protocol_preset("semcorr").shown("letterbox").name == "semcorr"
 
 
 # -- mistakes --
@@ -175,17 +185,17 @@ def test_an_axis_that_is_changed_is_in_the_name():
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
-        (lambda: preset("geo"), "must be one of semcorr, geoaware"),
-        (lambda: preset("geoaware", stric=True), "`protocol.stric` is no axis"),
+        (lambda: protocol_preset("geo"), "must be one of semcorr, geoaware"),
+        (lambda: protocol_preset("geoaware", stric=True), "`protocol.stric` is no axis"),
         (lambda: Protocol(frame="pixels"), "`protocol.frame` must be one of original, view, unit, got 'pixels'"),
-        (lambda: several([], "squash"), "must name one"),
-        (lambda: several(["dift", "dift"], "squash"), "several different ones"),
+        (lambda: protocol_list([], "squash"), "must name one"),
+        (lambda: protocol_list(["dift", "dift"], "squash"), "several different ones"),
         (lambda: shared_resize(["geoaware", "visual_ai"]), "geoaware needs letterbox, visual_ai needs squash"),
-        (lambda: preset("dift").shown("letterbox"), "must be squash for dift"),
-        (lambda: named("window_4"), "must be odd"),
-        (lambda: named("windows"), "no read-out is called 'windows'. There are argmax"),
-        (lambda: named("kernel_0"), "no read-out is called"),
-        (lambda: Several(["argmax", "argmax"]), "names argmax twice"),
+        (lambda: protocol_preset("dift").shown("letterbox"), "must be squash for dift"),
+        (lambda: parse_readout("window_4"), "must be odd"),
+        (lambda: parse_readout("windows"), "no read-out is called 'windows'. There are argmax"),
+        (lambda: parse_readout("kernel_0"), "no read-out is called"),
+        (lambda: ReadoutList(["argmax", "argmax"]), "names argmax twice"),
     ],
 )
 def test_a_mistake_is_told(mistake, told):
@@ -199,12 +209,12 @@ def test_a_head_that_does_not_compare_by_cosine_cannot_be_read_natively(tmp_path
             return Cosine()(source, target, points)
 
     with pytest.raises(UserError, match="dift upsamples features"):
-        run(tmp_path, [preset("dift")], head=Whole())
+        run(tmp_path, [protocol_preset("dift")], head=Whole())
 
 
 def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
-    from semcorr.scoring import goes_by_image
+    from semcorr.evaluation.ground_truth import extent_is_of_image
 
     pair = Blots(root=str(tmp_path), size=SIDE, workers=0).records("test")[0]
     with pytest.raises(UserError, match="Use protocol=semcorr"):
-        goes_by_image(pair._replace(extent=17.0))
+        extent_is_of_image(pair._replace(extent=17.0))

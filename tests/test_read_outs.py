@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.matching import match_into
-from semcorr.read_outs import named
-from semcorr.types import FeatureMap
-from semcorr.upsampled import upsampled_argmax, upsampled_cosine
+from semcorr.core.types import FeatureMap
+from semcorr.matching.batched import match_to_target
+from semcorr.matching.readout_names import parse_readout
+from semcorr.matching.readouts import argmax
+from semcorr.matching.upsampled import upsampled_argmax, upsampled_cosine
+from semcorr.models.heads.cosine import Cosine
 
 
 def test_upsampling_products_equals_upsampling_features():
@@ -36,8 +36,12 @@ def test_bilinear_nn_blends_the_matches_of_four_cells():
     source, target = (FeatureMap(torch.randn(1, 5, 6, 6), stride) for _ in range(2))
     points = torch.cat((torch.rand(9, 2) * 48 - 0.5, torch.tensor([[-0.5, 47.5], [3.5, 3.5]])))
 
-    found = match_into(head, target, [source, source], [points, points[:2]], [argmax, named("bilinear_nn")])
-    small = match_into(head, target, [source, source], [points, points[:2]], [named("bilinear_nn")], values=1)
+    found = match_to_target(
+        head, target, [source, source], [points, points[:2]], [argmax, parse_readout("bilinear_nn")]
+    )
+    small = match_to_target(
+        head, target, [source, source], [points, points[:2]], [parse_readout("bilinear_nn")], values=1
+    )
 
     assert_close(small.cells[0], found.cells[1])
     for point, cell in zip(points.tolist(), found.cells[1].tolist(), strict=False):
@@ -60,7 +64,7 @@ def test_a_window_beside_zeros_equals_a_map_times_a_mask(peak, place):
     scores = torch.rand(1, 1, 7, 9) * 0.3 - 0.5
     scores[0, 0, place[1], place[0]] = peak
 
-    found = named("window_5_zero")(scores)
+    found = parse_readout("window_5_zero")(scores)
 
     assert_close(
         found[0, 0].tolist(),

@@ -3,11 +3,11 @@ import torch
 from PIL import Image
 from tiny_benchmarks import edit, picture, write_spair, write_willow
 
-from semcorr.coords import from_view
+from semcorr.core.coords import from_view
 from semcorr.data.dataset import PairDataset
-from semcorr.data.images import unique_images
+from semcorr.data.image_variants import unique_images
 from semcorr.data.pf_willow import PFWillow
-from semcorr.data.record import padded
+from semcorr.data.record import pad_keypoints
 from semcorr.data.spair import SPair
 from semcorr.data.transforms import load_image
 from semcorr.evaluate import evaluate
@@ -83,7 +83,7 @@ def test_willows_threshold_is_the_spread_of_the_ten_target_points_whatever_is_pa
     wide = pairs[0]._replace(source=crowd, target=crowd)
 
     alone, *_ = PairDataset(pairs, 32, "squash")
-    among, *_ = PairDataset(padded([*pairs, wide]), 32, "squash")
+    among, *_ = PairDataset(pad_keypoints([*pairs, wide]), 32, "squash")
 
     assert among.target.keypoints.shape == (20, 2)
     assert among.extent == alone.extent == 13.5  # x from 1 to 14.5; with the padding it would be 15.5

@@ -6,10 +6,10 @@ import pytest
 
 from semcorr.data.ap10k_pairs import read_animals
 from semcorr.data.coco_keypoints import COCOKeypoints, read_images
+from semcorr.data.download.verify import verify_benchmark
 from semcorr.data.pf_pascal import PFPascal
-from semcorr.data.pf_willow import willow_pairs
-from semcorr.data.spair import spair_pairs
-from semcorr.data.verify import verify
+from semcorr.data.pf_willow import read_willow_pairs
+from semcorr.data.spair import read_spair_pairs
 from semcorr.evaluate import evaluate
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real images ar
 
 
 def test_the_cat_split_agrees_with_its_600_pair_annotations():
-    pairs = spair_pairs(SHARED / "data/SPair-71k", "test")
+    pairs = read_spair_pairs(SHARED / "data/SPair-71k", "test")
     assert len(pairs) == 600
     assert {pair.category for pair in pairs} == {"cat"}
     first = pairs[0]
@@ -27,14 +27,14 @@ def test_the_cat_split_agrees_with_its_600_pair_annotations():
 
 
 def test_willow_has_900_pairs_of_ten_keypoints():
-    pairs = willow_pairs(SHARED / "data/pf-willow")
+    pairs = read_willow_pairs(SHARED / "data/pf-willow")
     assert len(pairs) == 900
     assert all(pair.source.visible.sum() == pair.target.visible.sum() == 10 for pair in pairs)
     assert len({pair.category for pair in pairs}) == 10
 
 
 def test_pascals_full_lists_are_as_published():
-    report = verify(PFPascal(root=str(SHARED / "data/pf-pascal/full_pair_lists"), size=64))
+    report = verify_benchmark(PFPascal(root=str(SHARED / "data/pf-pascal/full_pair_lists"), size=64))
 
     numbers = {(check.what, check.where): check.found for check in report.checks}
     assert [numbers["pairs", split] for split in ("train", "val", "test")] == [2940, 308, 299]

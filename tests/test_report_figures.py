@@ -10,10 +10,10 @@ from tiny_runs import made, run_dir, typed, window
 
 from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import ALPHAS
-from semcorr.metrics.scored import scored
-from semcorr.report.curves import along, curves
-from semcorr.report.pictures import different, shares
-from semcorr.similarity_map import queries
+from semcorr.metrics.predictions import load_predictions
+from semcorr.report.curves import find_curve_groups, plot_curves
+from semcorr.report.examples import distinct_target_pairs, pair_scores
+from semcorr.visualization.similarity import choose_queries
 
 
 def test_a_curve_joins_configurations_that_differ_in_one_number(tmp_path):
@@ -21,10 +21,10 @@ def test_a_curve_joins_configurations_that_differ_in_one_number(tmp_path):
     runs = [window(tmp_path, 5, 3), window(tmp_path, 15, 6)]
     odd = run_dir(tmp_path / "odd", 9, config={"localise": {"window": 9}, "backbone": {"size": 128}})
 
-    found = along(made(*runs, odd), "localise.window")
+    found = find_curve_groups(made(*runs, odd), "localise.window")
 
     assert [list(curve.points) for curve in found] == [[5.0, 15.0]]
-    assert along(made(*runs, odd), "backbone.size") == []
+    assert find_curve_groups(made(*runs, odd), "backbone.size") == []
 
 
 def test_a_curve_is_drawn_at_every_tolerance_and_where_its_axis_says(tmp_path):
@@ -32,7 +32,7 @@ def test_a_curve_is_drawn_at_every_tolerance_and_where_its_axis_says(tmp_path):
     runs = [window(tmp_path, 5, 3), window(tmp_path, 15, 6)]
     pck = [json.loads((run / "metrics.json").read_text())["pck"] for run in runs]
 
-    left, right = curves(made(*runs)).parts[0].panels
+    left, right = plot_curves(made(*runs)).parts[0].panels
 
     for panel, wanted in (
         (left, [[one["all"]["image"][f"{alpha:g}"] for one in pck] for alpha in ALPHAS]),
@@ -51,19 +51,19 @@ def test_a_curve_is_drawn_at_every_tolerance_and_where_its_axis_says(tmp_path):
 
 
 def test_pictures_do_not_show_a_target_twice():
-    rows = scored(table(batches(60)))
+    rows = load_predictions(table(batches(60)))
     order = rows.pair[::-1].copy()
 
-    chosen = different(rows, order, 5)
+    chosen = distinct_target_pairs(rows, order, 5)
 
     assert chosen[0] == order[0]
     assert len({rows.target_image[p] for p in chosen}) == len(chosen) == 5
 
 
 def test_maps_are_of_the_farthest_ambiguous_and_the_nearest_other_keypoints():
-    rows = scored(table(batches(60)))
+    rows = load_predictions(table(batches(60)))
 
-    chosen = queries(rows)
+    chosen = choose_queries(rows)
 
     assert rows.error[chosen[0][0]] == rows.error[rows.ambiguous].max()
     assert rows.error[chosen[2][0]] <= rows.error[~rows.ambiguous].min() + 0.05
@@ -89,9 +89,9 @@ def test_pictures_count_right_as_the_protocol_does(tmp_path, monkeypatch):
     """An error of exactly the tolerance is right by `<=` and wrong by `<`."""
     exact, strict = (made(run_dir(tmp_path / str(one), strict=one))[0].runs[0] for one in (False, True))
     rows = exact.evaluated.rows
-    monkeypatch.setattr("semcorr.report.pictures.ALPHA", float(rows.error[7]))
+    monkeypatch.setattr("semcorr.report.examples.ALPHA", float(rows.error[7]))
 
-    (more, count), (less, _) = shares(exact), shares(strict)
+    (more, count), (less, _) = pair_scores(exact), pair_scores(strict)
 
     on_the_edge = np.bincount(rows.pair[rows.error == rows.error[7]], minlength=len(count))
     assert on_the_edge.sum() > 0

@@ -2,12 +2,12 @@
 
 from tiny_runs import made, run_dir
 
-from semcorr.report.leaderboard import leaderboard
-from semcorr.report.published import published, whole
+from semcorr.report.leaderboard import build_leaderboard
+from semcorr.report.published import describe_part, find_published
 
 
 def test_published_figures_stand_beside_ours_with_their_protocols(tmp_path):
-    section = leaderboard(made(run_dir(tmp_path / "run")))
+    section = build_leaderboard(made(run_dir(tmp_path / "run")))
     tables = {part.key: part for part in section.parts}
 
     rows = {row[0]: row for row in tables["published_all"].rows}
@@ -31,23 +31,23 @@ def test_published_figures_stand_beside_ours_with_their_protocols(tmp_path):
 def test_under_their_own_protocol_nothing_differs(tmp_path):
     run = run_dir(tmp_path / "run", protocol="geoaware", strict=True)
 
-    rows = {row[0]: row for row in leaderboard(made(run)).parts[0].rows}
+    rows = {row[0]: row for row in build_leaderboard(made(run)).parts[0].rows}
 
     assert rows["GeoAware (S)"][4] == "geoaware"
     assert rows["MARCO"][4] == "marco ≠"
 
 
 def test_recall_over_categories_is_not_put_beside_pck_per_image():
-    methods = {row.method for row in published("spair test", "all", "semcorr")}
+    methods = {row.method for row in find_published("spair test", "all", "semcorr")}
 
     assert not any(name.startswith("DINOv3") for name in methods)
-    assert {row.method for row in published("spair test", "all", "probe3d")} >= {"DINOv3 B/16"}
-    assert published("pf_willow test", "all", "semcorr") == []
-    assert whole("pf_willow test", 3) == ""
+    assert {row.method for row in find_published("spair test", "all", "probe3d")} >= {"DINOv3 B/16"}
+    assert find_published("pf_willow test", "all", "semcorr") == []
+    assert describe_part("pf_willow test", 3) == ""
 
 
 def test_a_part_of_ap10k_is_told_from_another_draw_of_it():
     """Its counts depend on an order of files: 2 % is the same benchmark (FACTS: 20,630 pairs are not reproducible)."""
-    assert whole("ap10k test", 5) == "5 of 20,630 pairs"
-    assert whole("ap10k test", 20_300) == ""
-    assert whole("ap10k test_cross_family", 6_100) == "6,100 of 6,300 pairs"
+    assert describe_part("ap10k test", 5) == "5 of 20,630 pairs"
+    assert describe_part("ap10k test", 20_300) == ""
+    assert describe_part("ap10k test_cross_family", 6_100) == "6,100 of 6,300 pairs"

@@ -10,9 +10,9 @@ CATS = {
     "_target_": "semcorr.data.coco_keypoints.COCOKeypoints", "root": "cats", "seed": 1, "resize": "squash", "steps": 9,
 }  # fmt: skip
 TRAINING = {
-    "loss": {"_target_": "semcorr.losses.gaussian_cross_entropy", "_partial_": True},
-    "optimizer": {"_target_": "semcorr.optim.adamw", "_partial_": True},
-    "scheduler": {"_target_": "semcorr.optim.constant", "_partial_": True},
+    "loss": {"_target_": "semcorr.models.losses.gaussian_cross_entropy", "_partial_": True},
+    "optimizer": {"_target_": "semcorr.engine.optim.adamw", "_partial_": True},
+    "scheduler": {"_target_": "semcorr.engine.optim.constant_rate", "_partial_": True},
 }
 SPAIR = {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash", "seed": 1}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from semcorr.errors import UserError
-from semcorr.module import Correspondence
+from semcorr.core.errors import UserError
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train
 
 QUICK = ["finetune.blocks=1", "data.steps=3", "data.batch_size=4"]
@@ -15,15 +15,15 @@ def test_no_two_batches_see_the_same_random_numbers_and_a_resumed_run_sees_them_
     config, tiny, monkeypatch, accumulate
 ):
     """Also where several batches make one step: three batches to an epoch, broken off in the second."""
-    seeds, step = [], Correspondence.training_step
+    seeds, step = [], CorrespondenceModule.training_step
 
-    def noted(module: Correspondence, batch) -> torch.Tensor:
+    def noted(module: CorrespondenceModule, batch) -> torch.Tensor:
         seeds.append(torch.initial_seed())
         if len(seeds) == 5:
             raise InterruptedError
         return step(module, batch)
 
-    monkeypatch.setattr(Correspondence, "training_step", noted)
+    monkeypatch.setattr(CorrespondenceModule, "training_step", noted)
     cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=2", f"trainer.accumulate_grad_batches={accumulate}")
     with pytest.raises(InterruptedError):
         train(cfg)

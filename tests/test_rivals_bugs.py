@@ -13,15 +13,15 @@ from lightning import Trainer
 from painted_pairs import SIDE, Blots, Painted
 from tiny_ap10k import write_released
 
-from semcorr import module as modules
 from semcorr.data.ap10k import AP10K
 from semcorr.data.record import longer_side
 from semcorr.data.spair import SPair
+from semcorr.engine import module as modules
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
-from semcorr.heads.cosine import Cosine
-from semcorr.module import Correspondence
-from semcorr.protocol import several
-from semcorr.read_outs import Published
+from semcorr.evaluation.protocols import protocol_list
+from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.models.heads.cosine import Cosine
 from semcorr.train import train
 
 
@@ -50,8 +50,8 @@ def test_the_order_of_the_pairs_does_not_change_a_digit(tmp_path, resize):
     for seed in range(3):
         data = Shuffled(root=str(tmp_path), size=SIDE, resize=resize, workers=0)
         data.seed_of_order = seed
-        module = Correspondence(
-            Painted(), Cosine(), Published(), lambda backbone: None, protocols=several(None, resize)
+        module = CorrespondenceModule(
+            Painted(), Cosine(), ProtocolReadout(), lambda backbone: None, protocols=protocol_list(None, resize)
         )
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
         Trainer(enable_model_summary=False, **quiet).test(module, datamodule=data, verbose=False)
@@ -98,7 +98,7 @@ QUICK = ["finetune.blocks=1", "data.steps=4", "data.batch_size=1"]
 
 def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
     """Visual-AI clears them before every batch, so that of an accumulated step only the last one counts."""
-    alone, stepped, real = [], [], Correspondence.training_step
+    alone, stepped, real = [], [], CorrespondenceModule.training_step
 
     def moving(module):
         return [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -108,9 +108,9 @@ def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
         alone.append(torch.autograd.grad(loss, moving(self), retain_graph=True))
         return loss
 
-    monkeypatch.setattr(Correspondence, "training_step", training_step)
+    monkeypatch.setattr(CorrespondenceModule, "training_step", training_step)
     monkeypatch.setattr(
-        Correspondence,
+        CorrespondenceModule,
         "on_before_optimizer_step",
         lambda self, optimizer: stepped.append([parameter.grad.clone() for parameter in moving(self)]),
         raising=False,
@@ -127,7 +127,7 @@ def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
 def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, monkeypatch, later, kept):
     """Visual-AI starts again from zero, and the first score after resuming overwrites the best weights."""
     line = [*tiny, *QUICK, "trainer.max_epochs=2"]
-    validated, real, start = [0.5, later, later], modules.scores_of, Correspondence.on_train_batch_start
+    validated, real, start = [0.5, later, later], modules.metrics_dict, CorrespondenceModule.on_train_batch_start
 
     def scores_of(*given):
         scores = real(*given)
@@ -138,9 +138,9 @@ def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, mo
         assert self.current_epoch == 0, "the power fails"
         return start(self, batch, batch_idx)
 
-    monkeypatch.setattr(modules, "scores_of", scores_of)
+    monkeypatch.setattr(modules, "metrics_dict", scores_of)
     with monkeypatch.context() as patch:
-        patch.setattr(Correspondence, "on_train_batch_start", broken_off)
+        patch.setattr(CorrespondenceModule, "on_train_batch_start", broken_off)
         with pytest.raises(AssertionError, match="the power fails"):
             train(config("train", *line))
     first = best_weights(tmp_path / "run")

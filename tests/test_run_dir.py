@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import part_path
-from semcorr.errors import UserError
-from semcorr.run_dir import read_scores, replace_results
-from semcorr.run_lock import LOCK, lock_folder, lock_new_folder
+from semcorr.engine.run_dir import read_scores, replace_results
+from semcorr.engine.run_lock import LOCK, lock_folder, lock_new_folder
 
 HOLDS = """
 import multiprocessing, os, sys, time
 from pathlib import Path
 from semcorr.core.files import part_path
-from semcorr.run_lock import lock_folder
+from semcorr.engine.run_lock import lock_folder
 
 def stay():
     print(os.getpid(), flush=True)

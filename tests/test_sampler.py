@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import Draw, TrainingStream, batches_by_target, share
+from semcorr.data.sampler import SampleIndex, TrainingStream, batches_by_target, shard
 
 
 def stream(epoch: int = 0, **options: int) -> list[list[int]]:
@@ -14,7 +14,7 @@ def stream(epoch: int = 0, **options: int) -> list[list[int]]:
     return [[draw.pair for draw in batch] for batch in draws(epoch, **options)]
 
 
-def draws(epoch: int = 0, **options: int) -> list[list[Draw]]:
+def draws(epoch: int = 0, **options: int) -> list[list[SampleIndex]]:
     given = {"length": 12, "batch_size": 3, "steps": 2, "seed": 0} | options
     return list(TrainingStream(**given, epoch=lambda: epoch))
 
@@ -133,7 +133,7 @@ def test_batches_by_target_do_not_depend_on_the_order_of_the_pairs():
 def test_every_batch_is_on_one_process_and_none_repeated(count, world):
     batches = [[i] for i in range(count)]
 
-    shares = [share(batches, rank, world) for rank in range(world)]
+    shares = [shard(batches, rank, world) for rank in range(world)]
 
     assert sorted(chain(*shares)) == batches
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

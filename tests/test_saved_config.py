@@ -11,12 +11,18 @@ from omegaconf import OmegaConf
 from saved_runs import save_run
 
 from semcorr import evaluate, train
-from semcorr.cli import conf_dir, explained, name_read_outs, spelled, with_checkpoint
+from semcorr.cli.hydra_app import (
+    conf_dir,
+    expand_list_overrides,
+    merge_checkpoint_config,
+    register_readouts,
+    user_message,
+)
+from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_yaml
-from semcorr.errors import UserError
-from semcorr.known_targets import known_targets, search_path
-from semcorr.run import settle
-from semcorr.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_drawing
+from semcorr.engine.build import resolve_protocol_resize
+from semcorr.engine.known_targets import config_search_path, read_known_targets
+from semcorr.engine.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_drawing
 
 LINE = ["data=synthetic", "backbone=tiny", "trainer=cpu"]
 
@@ -60,9 +66,9 @@ def run(config, tmp_path) -> Path:
     ids=" ".join,
 )
 def test_what_a_command_line_makes_is_read_back_as_it_was(config, tmp_path, line):
-    name_read_outs(line)
-    cfg = config("train", *LINE, *spelled(line))
-    settle(cfg)
+    register_readouts(line)
+    cfg = config("train", *LINE, *expand_list_overrides(line))
+    resolve_protocol_resize(cfg)
 
     saved = OmegaConf.to_container(read_run_config(save_run(cfg, tmp_path / "run")))
 
@@ -94,7 +100,7 @@ def test_a_training_run_is_not_gone_on_with_from_an_evaluation(config, tmp_path)
     line = [f"checkpoint={folder}"]
 
     with pytest.raises(UserError, match="is no training run"):
-        with_checkpoint(config("train", *line), line)
+        merge_checkpoint_config(config("train", *line), line)
 
 
 def test_a_folder_is_a_run_by_its_configuration(run, tmp_path):
@@ -138,7 +144,7 @@ def test_a_tree_on_hydras_search_path_counts(run, tmp_path):
     tree = own_head(tmp_path / "tree")
     sources = [{"path": str(conf_dir()), "schema": "file"}, {"path": str(tree), "schema": "file"}]
 
-    cfg = read_run_config(run, search=search_path(str(conf_dir()), sources))
+    cfg = read_run_config(run, search=config_search_path(str(conf_dir()), sources))
 
     assert cfg.head.mode == "fine"
 
@@ -164,19 +170,21 @@ def test_a_target_that_is_typed_and_not_there_is_a_sentence():
     with pytest.raises(InstantiationException) as error:
         instantiate({"_target_": "my.Head"})
 
-    assert explained(error.value, "evaluate").startswith("Error locating target 'my.Head' (")
+    assert user_message(error.value, "evaluate").startswith("Error locating target 'my.Head' (")
 
 
 # -- what is the line's to say --
 
 
 def test_features_are_kept_where_the_line_says(config, run):
-    cfg = read_run_config(edit(run, store={"_target_": "semcorr.frozen.Keep", "root": "/theirs", "dtype": "float16"}))
+    cfg = read_run_config(
+        edit(run, store={"_target_": "semcorr.store.frozen.FeatureCacheConfig", "root": "/theirs", "dtype": "float16"})
+    )
 
     assert drop_store(cfg) == "/theirs"
     assert (cfg.store.root, cfg.store.dtype) == (None, "float16")
     line = [f"checkpoint={run}"]
-    assert with_checkpoint(config("evaluate", *line), line).store.root is None
+    assert merge_checkpoint_config(config("evaluate", *line), line).store.root is None
 
 
 def test_nothing_is_drawn_where_only_the_run_says(run, tmp_path, monkeypatch, capfd):
@@ -201,7 +209,7 @@ def test_nothing_is_drawn_where_only_the_run_says(run, tmp_path, monkeypatch, ca
 def test_every_option_that_takes_text_is_one_that_a_saved_configuration_may_have():
     """Of what the installed files call: a new one belongs into its YAML, or, if its text is harmless, into WORDS."""
     for group in ("backbone", "data", "finetune", "head", "localise", "loss", "augment", "pairs", "pose", "optimizer"):
-        known = known_targets(search_path(str(conf_dir()))).group(group)
+        known = read_known_targets(config_search_path(str(conf_dir()))).group(group)
         for target in known.targets:
             for name, parameter in inspect.signature(get_object(target)).parameters.items():
                 text = parameter.annotation is str or "str" in str(parameter.annotation).split(" | ")

@@ -7,9 +7,14 @@ from segment_anything.modeling.image_encoder import Attention
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from semcorr.backbones import segment_anything
-from semcorr.backbones.segment_anything import FILES, HeadByHead, SegmentAnything, resized
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones import segment_anything
+from semcorr.models.backbones.segment_anything import (
+    FILES,
+    HeadwiseAttention,
+    SegmentAnything,
+    resize_position_embeddings,
+)
 
 SQUARE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))  # what `sam`'s positions are for
 
@@ -59,13 +64,13 @@ def test_positions_of_another_grid_are_the_same_function_of_place():
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     plane = torch.stack([rows, columns], dim=-1)[None]
 
-    other = resized(plane, 32, 24)
+    other = resize_position_embeddings(plane, 32, 24)
 
     assert other.shape == (1, 32, 24, 2)
     expected = (torch.arange(32) + 0.5) * 16 / 32 - 0.5, (torch.arange(24) + 0.5) * 16 / 24 - 0.5
     assert_close(other[0, 4:-4, 10, 0], expected[0][4:-4], atol=1e-2, rtol=0)
     assert_close(other[0, 10, 4:-4, 1], expected[1][4:-4], atol=1e-2, rtol=0)
-    assert resized(plane, 16, 16) is plane
+    assert resize_position_embeddings(plane, 16, 16) is plane
 
 
 def test_relative_positions_tell_rows_from_columns():
@@ -163,7 +168,7 @@ def test_global_attention_head_by_head_is_the_packages_own_gradients_too():
     backbone = sam(layers=[-1])
     image = torch.rand(2, 3, 64, 96)
     plain = copy.deepcopy(backbone)
-    replaced = [block.attn for block in plain.model.blocks if isinstance(block.attn, HeadByHead)]
+    replaced = [block.attn for block in plain.model.blocks if isinstance(block.attn, HeadwiseAttention)]
     for attention in replaced:
         attention.__class__ = Attention
 

@@ -7,25 +7,25 @@ import pytest
 import torch
 from tiny_benchmarks import picture
 
-from semcorr.data.images import Shown
+from semcorr.data.image_variants import ImageVariant
 from semcorr.data.record import ImageRecord
-from semcorr.held import Held
-from semcorr.shelf import Shelf
+from semcorr.store.cache import FeatureCache
+from semcorr.store.sweep_cache import SweepFeatureCache
 
 
-def shown(path: Path, name: str = "a", upright: bool = True, mirrored: bool = False, **how: object) -> Shown:
+def shown(path: Path, name: str = "a", upright: bool = True, mirrored: bool = False, **how: object) -> ImageVariant:
     box = (0.0, 0.0, 9.0, 9.0)
     record = ImageRecord(name, path, (40, 30), torch.zeros(0, 2), torch.zeros(0).bool(), box, mirrored, upright=upright)
-    return Shown(record, **how)
+    return ImageVariant(record, **how)
 
 
-def held() -> Held:
+def held() -> FeatureCache:
     """An object of its own, which nobody looks into."""
-    return Held.__new__(Held)
+    return FeatureCache.__new__(FeatureCache)
 
 
-def open_shelf() -> Shelf:
-    shelf = Shelf()
+def open_shelf() -> SweepFeatureCache:
+    shelf = SweepFeatureCache()
     shelf.open = True
     return shelf
 
@@ -40,17 +40,17 @@ def test_the_same_images_are_computed_once(tmp_path):
     assert len(made) == 1
 
 
-def changed(path: Path) -> Shown:
+def changed(path: Path) -> ImageVariant:
     picture(path, (41, 30))
     return shown(path)
 
 
-def touched(path: Path) -> Shown:
+def touched(path: Path) -> ImageVariant:
     os.utime(path, (1, 1))
     return shown(path)
 
 
-def replaced(path: Path) -> Shown:
+def replaced(path: Path) -> ImageVariant:
     os.replace(picture(path.with_name("b.png")), path)
     return shown(path)
 

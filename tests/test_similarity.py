@@ -5,11 +5,11 @@ import torch
 from torch.nn.functional import grid_sample, pixel_unshuffle
 from torch.testing import assert_close
 
-from semcorr.coords import to_image
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.similarity import cosine, sample
-from semcorr.types import FeatureMap
+from semcorr.core.coords import to_image
+from semcorr.core.types import FeatureMap
+from semcorr.matching.readouts import argmax
+from semcorr.matching.similarity import cosine_similarity, sample_descriptors
+from semcorr.models.heads.cosine import Cosine
 
 STRIDES = [8, 14, 16]
 
@@ -25,7 +25,7 @@ def test_sampling_the_centre_of_a_cell_returns_that_cell(stride, h, w):
     features = torch.randn(1, 3, h, w)
     cells = cells_of(h, w)
 
-    sampled = sample(features, to_image(cells, stride), stride)
+    sampled = sample_descriptors(features, to_image(cells, stride), stride)
 
     x, y = cells[0].long().T
     assert_close(sampled[0], features[0, :, y, x].T, atol=1e-5, rtol=1e-5)
@@ -36,7 +36,7 @@ def test_halfway_between_two_centres_is_their_mean(stride):
     features = torch.randn(1, 3, 4, 6)
     halfway = to_image(torch.tensor([[[2.5, 1.0], [2.0, 1.5]]]), stride)
 
-    beside, below = sample(features, halfway, stride)[0]
+    beside, below = sample_descriptors(features, halfway, stride)[0]
 
     assert_close(beside, (features[0, :, 1, 2] + features[0, :, 1, 3]) / 2, atol=1e-5, rtol=1e-5)
     assert_close(below, (features[0, :, 1, 2] + features[0, :, 2, 2]) / 2, atol=1e-5, rtol=1e-5)
@@ -50,14 +50,14 @@ def test_a_linear_ramp_is_read_exactly_everywhere(stride):
     ramp = to_image(torch.stack((x, y), -1).float(), stride).permute(2, 0, 1)[None]  # each cell holds its own pixel
     inner = torch.rand(1, 50, 2) * torch.tensor([(w - 1) * stride, (h - 1) * stride]) + (stride - 1) / 2
 
-    assert_close(sample(ramp, inner, stride), inner, atol=1e-3, rtol=0)
+    assert_close(sample_descriptors(ramp, inner, stride), inner, atol=1e-3, rtol=0)
 
 
 def test_points_beyond_the_border_cells_get_the_border_cell():
     features = torch.randn(1, 3, 4, 6)
     points = torch.tensor([[[-30.0, 3.5], [-0.5, -0.5], [47.5, 31.5], [400.0, 400.0]]])
 
-    sampled = sample(features, points, stride=8)[0]
+    sampled = sample_descriptors(features, points, stride=8)[0]
 
     for got, (x, y) in zip(sampled, [(0, 0), (0, 0), (5, 3), (5, 3)], strict=True):
         assert_close(got, features[0, :, y, x], atol=1e-5, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_reading_four_cells_agrees_with_interpolating_the_whole_map(dtype):
 
     whole = grid_sample(features.float(), grid[:, :, None], padding_mode="border", align_corners=False)
     expected = whole[..., 0].transpose(1, 2)
-    sampled = sample(features, points, stride=8)
+    sampled = sample_descriptors(features, points, stride=8)
 
     assert_close(sampled, expected, atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad((it * weights).sum(), features)[0] for it in (sampled, expected)]
@@ -83,7 +83,7 @@ def test_reading_four_cells_agrees_with_interpolating_the_whole_map(dtype):
 def test_cosine_agrees_with_a_double_loop():
     descriptors, features = torch.randn(2, 4, 5), torch.randn(2, 5, 3, 6)
 
-    similarity = cosine(descriptors, features)
+    similarity = cosine_similarity(descriptors, features)
 
     for b in range(2):
         for n in range(4):
@@ -98,11 +98,16 @@ def test_the_length_of_features_does_not_matter():
     descriptors, features = torch.randn(1, 4, 5), torch.randn(1, 5, 3, 6)
     lengths = torch.rand(1, 1, 3, 6) * 100 + 0.01
 
-    assert_close(cosine(descriptors * 1e3, features * lengths), cosine(descriptors, features), atol=1e-5, rtol=0)
+    assert_close(
+        cosine_similarity(descriptors * 1e3, features * lengths),
+        cosine_similarity(descriptors, features),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_a_descriptor_of_zeros_is_similar_to_nothing():
-    assert cosine(torch.zeros(1, 1, 3), torch.randn(1, 3, 2, 2)).tolist() == [[[[0, 0], [0, 0]]]]
+    assert cosine_similarity(torch.zeros(1, 1, 3), torch.randn(1, 3, 2, 2)).tolist() == [[[[0, 0], [0, 0]]]]
 
 
 def test_swapping_source_and_target_transposes_the_similarity():
@@ -133,6 +138,6 @@ def test_features_of_lower_precision_are_read_at_the_exact_point():
     ramp = torch.linspace(0, 1, 60).repeat(60, 1)[None, None].bfloat16()
     points = 13.5 + 813 * torch.rand(1, 200, 2)
 
-    low, exact = sample(ramp, points, 14), sample(ramp.float(), points, 14)
+    low, exact = sample_descriptors(ramp, points, 14), sample_descriptors(ramp.float(), points, 14)
 
     assert_close(low, exact, atol=0, rtol=0)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from semcorr.data.record import PairRecord, image_record
-from semcorr.metrics.scored import Scored, scored
-from semcorr.similarity_map import FOUND, QUERY, SIDE, TRUTH, page
+from semcorr.data.record import PairRecord, build_image_record
+from semcorr.metrics.predictions import Predictions, load_predictions
+from semcorr.visualization.similarity import FOUND, QUERY, SIDE, TRUTH, plot_similarity_page
 
 SIZE = (100, 50)
 COLOURS = {"one": (0, 0, 150), "two": (0, 150, 0)}  # of the sources
@@ -42,12 +42,12 @@ def pairs(tmp_path: Path) -> dict[str, PairRecord]:
         for side, points, fill in (("source", SOURCES[i], colour), ("target", TARGETS[i], (100, 100, 100))):
             path = tmp_path / f"{name}_{side}.png"
             Image.new("RGB", SIZE, fill).save(path)
-            ends.append(image_record(path.stem, path, SIZE, points, (0, 0, *SIZE), path))
+            ends.append(build_image_record(path.stem, path, SIZE, points, (0, 0, *SIZE), path))
         found[name] = PairRecord(name, "cat", ends[0], ends[1], 100.0)
     return found
 
 
-def rows() -> Scored:
+def rows() -> Predictions:
     """One query is far off and ambiguous, the other not."""
     each = [
         {
@@ -57,7 +57,7 @@ def rows() -> Scored:
         }
         for i, name, k, error in ((0, "one", 0, 0.9), (0, "one", 1, 0.0), (1, "two", 1, 0.3), (1, "two", 0, 0.5))
     ]  # fmt: skip
-    return scored(pa.Table.from_pylist(each))
+    return load_predictions(pa.Table.from_pylist(each))
 
 
 def middle(mask: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def middle(mask: np.ndarray) -> np.ndarray:
 def test_a_page_shows_each_query_its_map_its_truth_and_its_match(pairs):
     data = SimpleNamespace(size=64, resize="squash")
 
-    sheet = np.asarray(page(Peaked(), data, pairs, rows())).astype(int)
+    sheet = np.asarray(plot_similarity_page(Peaked(), data, pairs, rows())).astype(int)
 
     assert sheet.shape == (2 * SIDE + 4, 2 * SIDE + 4, 3)
     zoom = SIDE / np.array(SIZE)

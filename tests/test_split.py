@@ -5,9 +5,9 @@ import torch
 from backbone_cases import IMAGE, PROMISES, dinov3, lite0, tiny
 from torch import nn
 
-from semcorr.backbones.chain import Grid, stepping
-from semcorr.errors import UserError
-from semcorr.types import State
+from semcorr.core.errors import UserError
+from semcorr.core.types import BackboneState
+from semcorr.models.backbones.sequential import CellGrid, intercept_blocks
 
 CONTRACT = pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
 
@@ -31,7 +31,7 @@ def test_the_state_of_an_image_can_be_stored_by_itself(promise):
 
     with torch.no_grad():
         state = backbone.prefix(IMAGE, depth)
-        second = State({key: value[1:] for key, value in state.values.items()}, state.size)
+        second = BackboneState({key: value[1:] for key, value in state.values.items()}, state.size)
         torch.testing.assert_close(
             backbone.suffix(second, depth).values, backbone(IMAGE).values[1:], atol=1e-4, rtol=1e-4
         )
@@ -92,7 +92,10 @@ def test_a_block_is_as_it_was_after_stepping_even_with_a_forward_of_its_own():
     own.forward = lambda x: x + 1
     before = own.forward
 
-    with stepping([plain, own], lambda i, forward, x: x * i), stepping([own], lambda i, forward, x: forward(x) + 5):
+    with (
+        intercept_blocks([plain, own], lambda i, forward, x: x * i),
+        intercept_blocks([own], lambda i, forward, x: forward(x) + 5),
+    ):
         assert torch.equal(plain(torch.ones(2)), torch.zeros(2))
         assert torch.equal(own(torch.ones(2)), torch.full((2,), 6.0))
 
@@ -106,7 +109,7 @@ def test_a_block_is_as_it_was_after_stepping_even_with_a_forward_of_its_own():
 )
 def test_a_side_is_given_in_pixels_or_in_cells(given, side):
     stride, multiple, size, grid = given
-    assert Grid(stride, multiple).side("net", size, grid) == side
+    assert CellGrid(stride, multiple).side("net", size, grid) == side
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_a_side_is_given_in_pixels_or_in_cells(given, side):
 def test_a_side_that_does_not_fit_is_told_which_do(given, told):
     stride, multiple, size, grid = given
     with pytest.raises(UserError) as error:
-        Grid(stride, multiple).side("net", size, grid)
+        CellGrid(stride, multiple).side("net", size, grid)
     assert told in str(error.value)
 
 

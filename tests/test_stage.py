@@ -9,8 +9,8 @@ from tiny_install import prepare as prepare
 from tiny_install import root as root
 from tiny_install import server as server
 
-from semcorr.data import tree
-from semcorr.data.recipe import Archive
+from semcorr.data.download import installed as tree
+from semcorr.data.download.recipe import ArchiveInfo
 
 
 def test_a_tree_from_the_network_is_whole_and_nothing_lies_beside_it(prepare, server, root):
@@ -50,7 +50,7 @@ def test_what_is_about_to_happen_is_told_before_anything_is_downloaded(prepare, 
 def test_the_only_archive_may_have_any_name(prepare, server, root, tmp_path):
     [mine] = given(tmp_path / "mine", "bench.tar.gz")
     mine = mine.rename(tmp_path / "mine" / "downloaded (1)")
-    prepare(given=[mine], archives=(Archive("bench.tar.gz", server.url("bench.tar.gz")),))
+    prepare(given=[mine], archives=(ArchiveInfo("bench.tar.gz", server.url("bench.tar.gz")),))
 
     assert set(listing(root)) == TREE - {"pairs.csv"}
 

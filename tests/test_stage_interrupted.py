@@ -15,7 +15,7 @@ from tiny_install import prepare as prepare
 from tiny_install import root as root
 from tiny_install import server as server
 
-from semcorr.data import stage
+from semcorr.data.download import install as stage
 
 HERE = Path(__file__).parent
 STEPS = ["obtain", "identified", "unpacked", "merged", "finished", "note", "os.rename", "_tidy"]

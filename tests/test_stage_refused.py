@@ -15,8 +15,8 @@ from tiny_install import prepare as prepare
 from tiny_install import root as root
 from tiny_install import server as server
 
-from semcorr.data.recipe import Archive
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def missing(server: Server) -> dict[str, Any]:
 
 
 def wrong_sum(server: Server) -> dict[str, Any]:
-    return {"archives": (Archive("bench.tar.gz", server.url("bench.tar.gz"), "00" * 32),)}
+    return {"archives": (ArchiveInfo("bench.tar.gz", server.url("bench.tar.gz"), "00" * 32),)}
 
 
 def failing(error: Exception) -> Callable[[Server], dict[str, Any]]:

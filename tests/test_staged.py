@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.errors import UserError
-from semcorr.staged import distinct, refuse_inputs, staged
+from semcorr.core.errors import UserError
+from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, unique_names
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def everything(home: Path) -> list[str]:
 
 @pytest.mark.parametrize("out", [".", "..", "new", "new/deep/folder", "./", "../beside"])
 def test_any_folder_has_the_files_in_the_end(home, out):
-    with staged(Path(out)) as folder:
+    with atomic_output_dir(Path(out)) as folder:
         (folder / "one.png").touch()
         assert not (Path(out) / "one.png").exists()
 
@@ -40,7 +40,7 @@ def test_any_folder_has_the_files_in_the_end(home, out):
 @pytest.mark.parametrize("out", [".", "..", "new", "new/deep/folder"])
 def test_after_a_failure_there_is_what_there_was(home, out):
     def fail() -> None:
-        with staged(Path(out)) as folder:
+        with atomic_output_dir(Path(out)) as folder:
             (folder / "one.png").touch()
             raise UserError("in the middle")
 
@@ -51,33 +51,36 @@ def test_after_a_failure_there_is_what_there_was(home, out):
 
 @pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
 def test_a_file_is_no_folder(home, out):
-    with pytest.raises(UserError, match=r"--draw: .*mine.txt is a file"), staged(Path(out), "--draw"):
+    with pytest.raises(UserError, match=r"--draw: .*mine.txt is a file"), atomic_output_dir(Path(out), "--draw"):
         pytest.fail("nothing is computed")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_told_before_anything_is_computed(home):
     home.chmod(0o500)
-    with pytest.raises(UserError, match=r"--draw: new cannot be written"), staged(Path("new"), "--draw"):
+    with pytest.raises(UserError, match=r"--draw: new cannot be written"), atomic_output_dir(Path("new"), "--draw"):
         pytest.fail("nothing is computed")
 
 
 def test_what_is_in_the_way_is_told_by_the_option(home):
     (home / "one.png").mkdir()
-    with pytest.raises(UserError, match=r"^--draw: \. cannot be written"), staged(Path(), "--draw") as folder:
+    with (
+        pytest.raises(UserError, match=r"^--draw: \. cannot be written"),
+        atomic_output_dir(Path(), "--draw") as folder,
+    ):
         (folder / "one.png").touch()
 
 
 def test_what_is_read_is_not_written_over_by_any_way_there(home):
     (home / "link").symlink_to(home)
-    refuse_inputs(home / "link", ["other.txt"], [home / "mine.txt"])
+    require_inputs_kept(home / "link", ["other.txt"], [home / "mine.txt"])
     with pytest.raises(UserError, match=r"--draw: .* is one of the pictures that are read"):
-        refuse_inputs(home / "link", ["other.txt", "mine.txt"], [Path("mine.txt")], "--draw")
+        require_inputs_kept(home / "link", ["other.txt", "mine.txt"], [Path("mine.txt")], "--draw")
 
 
 def test_names_are_distinct_with_all_endings_and_in_either_case():
     wished = [["a"], ["A", "A.png"], ["b"], ["b_warped"], ["a-2"], ["a"]]
-    found = distinct(wished, ["", "_warped"])
+    found = unique_names(wished, ["", "_warped"])
 
     assert found[:3] == ["a", "A.png", "b"]
     files = [f"{name}{ending}".casefold() for name in found for ending in ("", "_warped")]
@@ -87,7 +90,7 @@ def test_names_are_distinct_with_all_endings_and_in_either_case():
 def test_what_a_killed_command_left_is_swept_by_the_next_in_the_same_place(home):
     """Its folder is of a process that is no more; that of one that lives is left alone."""
     program = (
-        "import os, signal\nfrom pathlib import Path\nfrom semcorr.staged import staged\n"
+        "import os, signal\nfrom pathlib import Path\nfrom semcorr.core.output_dir import staged\n"
         "with staged(Path('out')) as folder:\n"
         "    (folder / 'half.png').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -96,7 +99,7 @@ def test_what_a_killed_command_left_is_swept_by_the_next_in_the_same_place(home)
     [left] = [path for path in home.iterdir() if path.name != "mine.txt"]
     assert [path.name for path in left.iterdir()] == ["half.png"]
 
-    with staged(Path("out")) as other, staged(Path("out")) as folder:
+    with atomic_output_dir(Path("out")) as other, atomic_output_dir(Path("out")) as folder:
         (other / "a.png").touch()
         (folder / "b.png").touch()
     assert everything(home) == ["home", "home/mine.txt", "home/out", "home/out/a.png", "home/out/b.png"]
@@ -106,7 +109,7 @@ def test_either_all_files_move_or_none(home):
     (home / "b.png").mkdir()
 
     def draw() -> None:
-        with staged(Path()) as folder:
+        with atomic_output_dir(Path()) as folder:
             for name in "abc":
                 (folder / f"{name}.png").touch()
 

@@ -7,9 +7,9 @@ import pickle
 import pytest
 from stored_features import KEY, bits, features, files, put
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 from semcorr.store import FeatureStore
-from semcorr.store.entry import read_entry
+from semcorr.store.entry_file import read_entry
 
 # -- the store --
 

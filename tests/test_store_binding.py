@@ -13,7 +13,7 @@ from stored_features import KEY, bits, features
 
 from semcorr import store as verb
 from semcorr.store import FeatureStore
-from semcorr.store.checked import LENGTH
+from semcorr.store.integrity import LENGTH
 
 OTHER = KEY | {"depth": 3}
 NAMES = {f"{i:032x}": i for i in range(3)}  # ids, and the seed of their features

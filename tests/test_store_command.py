@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from semcorr import store as verb
-from semcorr.cli import main
+from semcorr.cli.hydra_app import main
 from semcorr.store import FeatureStore, default_root
-from semcorr.store.entry import Place, pack
+from semcorr.store.entry_file import EntryKey, pack_entry
 
 KEY = {"backbone": "dinov2_b", "depth": 10, "size": 840, "dtype": "float16", "resize": "squash"}
 VALUES = {"x": torch.arange(2000.0)}
-SIZE = pack(VALUES, "a.jpg", Place("0" * 16, "a")).size
+SIZE = pack_entry(VALUES, "a.jpg", EntryKey("0" * 16, "a")).size
 DAY = 86400
 
 

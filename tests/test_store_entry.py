@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, safe_open
 from stored_features import bits, failing, features, files
 
-from semcorr.store.entry import Damaged, Place, read_entry, write_entry, write_packed
+from semcorr.store.entry_file import DamagedEntryError, EntryKey, read_entry, write_entry, write_packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])
@@ -83,7 +83,7 @@ def test_one_flipped_bit_anywhere_is_damage_or_no_difference(tmp_path):
         (tmp_path / "a").write_bytes(whole[:place] + other + whole[place + 1 :])
         try:
             assert bits(read_entry(tmp_path / "a")) == bits(features(cells=5)), place
-        except Damaged:
+        except DamagedEntryError:
             noticed += 1
     assert noticed > 550
 
@@ -93,10 +93,10 @@ def test_a_file_cut_off_anywhere_or_prolonged_is_damaged(tmp_path):
     whole = (tmp_path / "a").read_bytes()
     for length in [*range(0, len(whole), 7), len(whole) - 1]:
         (tmp_path / "a").write_bytes(whole[:length])
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedEntryError):
             read_entry(tmp_path / "a")
     (tmp_path / "a").write_bytes(whole + b"\0")
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedEntryError):
         read_entry(tmp_path / "a")
 
 
@@ -114,14 +114,14 @@ def test_a_file_cut_off_anywhere_or_prolonged_is_damaged(tmp_path):
 )
 def test_a_foreign_file_is_damaged_and_says_why(tmp_path, content, why):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(Damaged, match=why):
+    with pytest.raises(DamagedEntryError, match=why):
         read_entry(tmp_path / "a")
 
 
 def test_a_file_that_changes_after_its_check_is_damaged_when_read_again_in_part(tmp_path):
     write_entry(tmp_path / "a", features(), "cat.jpg")
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-100])
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedEntryError):
         read_entry(tmp_path / "a", check=False)
 
 
@@ -129,7 +129,7 @@ def test_a_file_appears_under_its_name_whole(tmp_path):
     """While it is written nothing lies at its name; if that fails nothing lies anywhere."""
     packed, seen = failing(tmp_path, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        write_packed(tmp_path / "a", packed(features(), "cat.jpg", Place("key", "a")))
+        write_packed(tmp_path / "a", packed(features(), "cat.jpg", EntryKey("key", "a")))
 
     assert len(seen) == 1
     assert seen != ["a"]

@@ -11,7 +11,7 @@ from claiming_processes import ENTRIES, PATIENCE, chunked, fill, left, note, not
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.store import FeatureStore, feature_store
-from semcorr.store.entry import pack, read_entry
+from semcorr.store.entry_file import pack_entry, read_entry
 
 
 def test_eight_processes_compute_every_image_once(tmp_path):
@@ -72,8 +72,8 @@ def test_killed_while_it_writes_it_leaves_no_torn_entry(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def die() -> None:
-        packed = lambda *given: (whole := pack(*given))._replace(parts=Last(whole.parts))  # noqa: E731
-        feature_store.pack = packed  # type: ignore[assignment]
+        packed = lambda *given: (whole := pack_entry(*given))._replace(parts=Last(whole.parts))  # noqa: E731
+        feature_store.pack_entry = packed  # type: ignore[assignment]
         fill(tmp_path / "store", log, chunks)
 
     with running(die) as [victim]:

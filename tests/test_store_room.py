@@ -8,8 +8,9 @@ import sys
 import pytest
 from stored_features import KEY, bits, failing, features, files, put
 
-from semcorr.store import FeatureStore, feature_store, room
-from semcorr.store.entry import Place, pack
+from semcorr.store import FeatureStore, feature_store
+from semcorr.store import eviction as room
+from semcorr.store.entry_file import EntryKey, pack_entry
 
 
 def age(store: FeatureStore, *entries: str) -> None:
@@ -18,7 +19,7 @@ def age(store: FeatureStore, *entries: str) -> None:
         os.utime(store.folder / f"{name}.safetensors", (i + 1, i + 1))
 
 
-SIZE = pack(features(), "x.jpg", Place("0" * 16, "old000")).size / 1e9  # GB
+SIZE = pack_entry(features(), "x.jpg", EntryKey("0" * 16, "old000")).size / 1e9  # GB
 
 
 # -- a full disk --
@@ -54,7 +55,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_no_part(tmp_path, monkeypatch
     store = FeatureStore(tmp_path, KEY)
     packed, seen = failing(tmp_path, OSError(code, os.strerror(code)))
     with monkeypatch.context() as patch:
-        patch.setattr(feature_store, "pack", packed)
+        patch.setattr(feature_store, "pack_entry", packed)
         assert put(store, "a1", "a2") == [False, False]
 
     [told] = caplog.messages
@@ -67,7 +68,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_no_part(tmp_path, monkeypatch
 def test_other_failures_are_not_taken_for_a_full_disk(tmp_path, monkeypatch):
     store = FeatureStore(tmp_path, KEY)
     packed, _ = failing(tmp_path, PermissionError(errno.EACCES, "Permission denied"))
-    monkeypatch.setattr(feature_store, "pack", packed)
+    monkeypatch.setattr(feature_store, "pack_entry", packed)
     with pytest.raises(PermissionError):
         put(store, "a1")
 
@@ -155,8 +156,8 @@ def test_an_entry_used_since_the_walk_is_not_evicted(tmp_path):
 
 
 def test_the_store_is_walked_seldom_and_stays_near_its_budget_with_others_writing(tmp_path, monkeypatch):
-    walks, real = [], room.folders
-    monkeypatch.setattr(room, "folders", lambda root: walks.append(root) or real(root))
+    walks, real = [], room.list_store_folders
+    monkeypatch.setattr(room, "list_store_folders", lambda root: walks.append(root) or real(root))
     stores = [FeatureStore(tmp_path, KEY | {"depth": i}, max_gb=1000 * SIZE) for i in range(3)]
     most = 0
     for i in range(450):

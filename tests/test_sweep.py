@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.semcorr_launchers import Slurm
 from semcorr import evaluate, train
-from semcorr.frozen import Frozen
-from semcorr.module import Correspondence
-from semcorr.run import build
-from semcorr.sweep import Outcome
+from semcorr.cli.sweep.plan import JobOutcome
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.store.frozen import FrozenPrefix
 
 QUICK = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=2"]
 DIES = """
 import os, signal, sys
 from semcorr import train
-from semcorr.module import Correspondence
+from semcorr.engine.module import Correspondence
 step = Correspondence.training_step
 def training_step(self, batch):
     if self.seed == 2 and self.global_step == 3:
@@ -52,13 +52,13 @@ def typed(monkeypatch, tmp_path):
 def encoded(monkeypatch):
     """How many images each call of frozen blocks was about."""
     counts: list[int] = []
-    compute = Frozen.compute
+    compute = FrozenPrefix.compute
 
     def counted(self, image):
         counts.append(len(image))
         return compute(self, image)
 
-    monkeypatch.setattr(Frozen, "compute", counted)
+    monkeypatch.setattr(FrozenPrefix, "compute", counted)
     return counts
 
 
@@ -89,9 +89,11 @@ def test_a_killed_sweep_does_only_what_is_missing_and_ends_like_an_undisturbed_o
     assert set(scores(tmp_path / "killed")) == {"0"}
     first = (tmp_path / "killed" / "0" / "metrics.json").stat()
 
-    steps, step = [], Correspondence.training_step
+    steps, step = [], CorrespondenceModule.training_step
     monkeypatch.setattr(
-        Correspondence, "training_step", lambda self, b: (steps.append((self.seed, self.global_step)), step(self, b))[1]
+        CorrespondenceModule,
+        "training_step",
+        lambda self, b: (steps.append((self.seed, self.global_step)), step(self, b))[1],
     )
     capfd.readouterr()
     assert typed(train, *line, "run_dir=killed") == 0
@@ -143,7 +145,7 @@ def test_a_trained_run_is_read_by_many_rules_from_one_encoding(typed, tmp_path, 
 
 
 def build_backbone(run: Path):
-    return build(OmegaConf.create(OmegaConf.load(run / "config.yaml")))[0].backbone
+    return build_datamodule_and_module(OmegaConf.create(OmegaConf.load(run / "config.yaml")))[0].backbone
 
 
 def test_read_outs_are_swept_by_their_short_names(typed, tmp_path, tiny):
@@ -169,20 +171,20 @@ def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path
 
 
 def test_a_defect_of_ours_in_one_job_keeps_its_traceback_and_ends_in_1(typed, tmp_path, tiny, monkeypatch):
-    compute = Frozen.compute
+    compute = FrozenPrefix.compute
 
     def broken(self, image):
         if self.backbone.size == 48:
             raise RuntimeError("a defect")
         return compute(self, image)
 
-    monkeypatch.setattr(Frozen, "compute", broken)
+    monkeypatch.setattr(FrozenPrefix, "compute", broken)
     line = ["-m", "backbone.size=48,64", *tiny, "run_dir=S"]
     assert typed(evaluate, *line) == 1
     assert "Traceback" in (tmp_path / "S" / "0" / "error.txt").read_text()
     assert set(scores(tmp_path / "S")) == {"1"}
 
-    monkeypatch.setattr(Frozen, "compute", compute)
+    monkeypatch.setattr(FrozenPrefix, "compute", compute)
     assert typed(evaluate, *line) == 0
     assert not (tmp_path / "S" / "0" / "error.txt").exists()
 
@@ -279,6 +281,6 @@ def test_a_slurm_job_of_two_processes_has_one_outcome(tmp_path, fault):
     launcher = Slurm(folder=str(tmp_path), cluster="local", tasks_per_node=2, timeout_min=5)
     launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
 
-    given = Outcome("job", fault, "why")
+    given = JobOutcome("job", fault, "why")
 
     assert list(launcher.over(lambda job: job, [given])) == [given]  # a lambda: workers cannot import this file

@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr import sweep
-from semcorr.sweep import NOTE, Job, Outcome, hashed, metrics_of, planned, run
+from semcorr.cli.sweep import plan as sweep
+from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, config_hash, plan_jobs, read_job_metrics, run_jobs
 
 SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}
 
@@ -19,7 +19,7 @@ def cfg(seed: int):
 
 def write_job(folder: Path, seed: int, scores: object = SCORES) -> None:
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"hash": hashed(cfg(seed)), "overrides": [f"seed={seed}"]}))
+    (folder / "job.json").write_text(json.dumps({"hash": config_hash(cfg(seed)), "overrides": [f"seed={seed}"]}))
     OmegaConf.save(cfg(seed), folder / "config.yaml")
     (folder / "metrics.json").write_text(json.dumps(scores))
 
@@ -27,11 +27,11 @@ def write_job(folder: Path, seed: int, scores: object = SCORES) -> None:
 def launcher(ran: list[int]):
     """Of jobs that end with their seed in their scores; `ran` gets the seeds."""
 
-    def launch(_: object, jobs: list[Job]):
+    def launch(_: object, jobs: list[SweepJob]):
         for job in jobs:
             ran.append(job.cfg.seed)
             (job.folder / "metrics.json").write_text(json.dumps(SCORES | {"of": job.cfg.seed}))
-            yield Outcome(job)
+            yield JobOutcome(job)
 
     return launch
 
@@ -44,8 +44,8 @@ def go_on(tmp_path: Path):
 
     def go(folder: Path = tmp_path):
         ran: list[int] = []
-        jobs = planned("evaluate", [([f"seed={seed}"], cfg(seed)) for seed in (1, 2, 3)], folder)
-        return ran, run(jobs, folder, launcher(ran))
+        jobs = plan_jobs("evaluate", [([f"seed={seed}"], cfg(seed)) for seed in (1, 2, 3)], folder)
+        return ran, run_jobs(jobs, folder, launcher(ran))
 
     return go
 
@@ -94,10 +94,10 @@ def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, se
         note.write_bytes(damage(note.read_bytes(), seed))
         content = note.read_bytes()
         ran: list[int] = []
-        jobs = planned("evaluate", [([f"seed={number}"], cfg(number)) for number in (0, 1)], folder)
-        first, second = run(jobs, folder, launcher(ran))
+        jobs = plan_jobs("evaluate", [([f"seed={number}"], cfg(number)) for number in (0, 1)], folder)
+        first, second = run_jobs(jobs, folder, launcher(ran))
 
-        assert first == Outcome(jobs[0]), seed
+        assert first == JobOutcome(jobs[0]), seed
         assert note.read_bytes() == content, seed
         if second.fault:
             assert (second.fault, ran) == (2, []), seed
@@ -105,7 +105,7 @@ def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, se
             assert "\n" not in second.error, seed
         else:
             assert ran in ([], [1]), seed
-            assert metrics_of(jobs[1])["of"] == 1, seed
+            assert read_job_metrics(jobs[1])["of"] == 1, seed
         told += bool(second.fault or ran)
     assert told > len(seeds) / 3  # the rest is damage to what nobody reads: the overrides, white space
 
@@ -134,8 +134,8 @@ def test_scores_are_not_taken_for_another_jobs(go_on, tmp_path, text) -> None:
 
 
 def test_a_job_that_leaves_no_scores_counts_as_lost(go_on, tmp_path) -> None:
-    jobs = planned("evaluate", [(["seed=3"], cfg(3))], tmp_path)
+    jobs = plan_jobs("evaluate", [(["seed=3"], cfg(3))], tmp_path)
 
-    (outcome,) = run(jobs, tmp_path, lambda *_: iter(()))
+    (outcome,) = run_jobs(jobs, tmp_path, lambda *_: iter(()))
 
     assert (outcome.fault, outcome.error) == (1, sweep.LOST)

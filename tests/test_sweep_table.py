@@ -6,26 +6,28 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from semcorr.sweep import Job, Outcome
-from semcorr.sweep_table import conclude, rows
+from semcorr.cli.sweep.plan import JobOutcome, SweepJob
+from semcorr.cli.sweep.table import group_seeds, print_summary
 
 PCK = {"pck": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std")}, "split": "spair test"}
 TRACKS = {"tracking": {"delta_avg": 0.25, "OA": 0.75, "AJ": 0.125}, "split": "tapvid_davis test"}
 
 
-def outcome(root: Path, number: int, typed: str, metrics: dict | None, fault: int = 0) -> Outcome:
+def outcome(root: Path, number: int, typed: str, metrics: dict | None, fault: int = 0) -> JobOutcome:
     folder = root / str(number)
     folder.mkdir()
     if metrics is not None:
         (folder / "metrics.json").write_text(json.dumps(metrics))
-    return Outcome(Job("evaluate", [typed], OmegaConf.create(), typed, folder), fault, "why\nand where" * bool(fault))
+    return JobOutcome(
+        SweepJob("evaluate", [typed], OmegaConf.create(), typed, folder), fault, "why\nand where" * bool(fault)
+    )
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_pairs_and_tracks_have_a_table_each(tmp_path, capfd, order):
     jobs = [outcome(tmp_path, 0, "data=spair", PCK), outcome(tmp_path, 1, "data=tapvid_davis", TRACKS)]
 
-    assert conclude(jobs[::order]) == 0
+    assert print_summary(jobs[::order]) == 0
 
     said = capfd.readouterr().out
     pairs, tracks = said[said.index("spair test") :], said[said.index("tapvid_davis test") :]
@@ -37,7 +39,7 @@ def test_pairs_and_tracks_have_a_table_each(tmp_path, capfd, order):
 def test_the_exit_code_is_the_users_if_they_alone_are_to_blame(tmp_path, capfd, faults, code):
     jobs = [outcome(tmp_path, i, f"seed={i}", None if fault else PCK, fault) for i, fault in enumerate(faults)]
 
-    assert conclude(jobs) == code
+    assert print_summary(jobs) == code
 
     said = capfd.readouterr().err
     assert said.count("failed (seed=") == sum(map(bool, faults))
@@ -45,6 +47,6 @@ def test_the_exit_code_is_the_users_if_they_alone_are_to_blame(tmp_path, capfd, 
 
 
 def test_a_key_that_was_taken_out_is_typed_like_any_other():
-    found = rows([("0", ["~store", "seed=1"], {}), ("1", ["~store", "seed=2"], {}), ("2", ["seed=1"], {})])
+    found = group_seeds([("0", ["~store", "seed=1"], {}), ("1", ["~store", "seed=2"], {}), ("2", ["seed=1"], {})])
 
     assert [(row.number, row.typed) for row in found] == [("0, 1", {"~store": ""}), ("2", {})]

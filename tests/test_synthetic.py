@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from semcorr.data import synthetic
-from semcorr.data.creatures.anatomy import CATEGORIES, grow, strike_pose
-from semcorr.data.creatures.raster import Angles, Camera, Creature, Raster, assemble, locate, rasterise
-from semcorr.data.creatures.scenery import Coat, Light, shade
-from semcorr.data.groups import flip_permutation, keypoint_names
+from semcorr.data.creatures.anatomy import CATEGORIES, sample_creature, sample_pose
+from semcorr.data.creatures.raster import Angles, Camera, Creature, Raster, pose_bones, project_landmarks, rasterise
+from semcorr.data.creatures.scenery import Coat, Light, shade_creature
+from semcorr.data.keypoints import flip_permutation, keypoint_names
 from semcorr.data.synthetic import write_synthetic
 
 SHAPE = (160, 200)
@@ -41,9 +41,9 @@ def camera(azimuth: float, elevation: float = 8.0) -> Camera:
 def see(
     creature: Creature, pose: Mapping[str, Angles], azimuth: float
 ) -> tuple[Raster, dict[str, tuple[int, int] | None]]:
-    frames, view = assemble(creature, pose), camera(azimuth)
+    frames, view = pose_bones(creature, pose), camera(azimuth)
     raster = rasterise(creature, frames, view, SHAPE)
-    return raster, locate(creature, frames, view, raster)
+    return raster, project_landmarks(creature, frames, view, raster)
 
 
 def swapped(name: str) -> str:
@@ -123,14 +123,14 @@ def test_all_azimuths_and_some_truncation_occur(root):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_keypoint_of_the_category_exists_on_the_creature(category):
-    grown = set().union(*(grow(category, np.random.default_rng(seed)).landmarks for seed in range(5)))
+    grown = set().union(*(sample_creature(category, np.random.default_rng(seed)).landmarks for seed in range(5)))
 
     assert set(keypoint_names("spair71k", category).values()) <= grown
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_side_view_shows_the_near_eye_and_hides_the_far_one(category):
-    creature = grow(category, np.random.default_rng(0))
+    creature = sample_creature(category, np.random.default_rng(0))
     _, from_left = see(creature, {}, azimuth=90)
     _, from_right = see(creature, {}, azimuth=-90)
 
@@ -143,7 +143,7 @@ def test_a_side_view_shows_the_near_eye_and_hides_the_far_one(category):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_the_front_hides_the_tail_and_the_back_hides_the_face(category):
-    creature = grow(category, np.random.default_rng(0))
+    creature = sample_creature(category, np.random.default_rng(0))
     _, front = see(creature, {}, azimuth=0)
     _, back = see(creature, {}, azimuth=180)
 
@@ -154,10 +154,10 @@ def test_the_front_hides_the_tail_and_the_back_hides_the_face(category):
 
 
 def test_points_outside_the_image_are_hidden():
-    creature = grow("horse", np.random.default_rng(0))
-    frames, close = assemble(creature, {}), replace(camera(90), scale=200.0, centre=(180.0, 170.0))
+    creature = sample_creature("horse", np.random.default_rng(0))
+    frames, close = pose_bones(creature, {}), replace(camera(90), scale=200.0, centre=(180.0, 170.0))
     raster = rasterise(creature, frames, close, SHAPE)
-    found = locate(creature, frames, close, raster)
+    found = project_landmarks(creature, frames, close, raster)
 
     assert found["tail-tip"] is None
     assert found["front-left foot"] is None
@@ -169,11 +169,11 @@ def test_points_outside_the_image_are_hidden():
 def test_the_mirrored_pose_is_the_mirrored_image_with_sides_swapped(category, azimuth):
     """So nothing but the pose tells left from right."""
     rng = np.random.default_rng(azimuth)
-    creature, pose, coat = grow(category, rng), strike_pose(category, rng), Coat.draw(category, rng)
+    creature, pose, coat = sample_creature(category, rng), sample_pose(category, rng), Coat.draw(category, rng)
     mirrored = {swapped(bone): (pitch, -yaw, -roll) for bone, (pitch, yaw, roll) in pose.items()}
     raster, found = see(creature, pose, azimuth)
     mirror_raster, mirror_found = see(creature, mirrored, -azimuth)
-    image, mirror_image = (shade(r, coat, Light()) for r in (raster, mirror_raster))
+    image, mirror_image = (shade_creature(r, coat, Light()) for r in (raster, mirror_raster))
 
     names = keypoint_names("spair71k", category)
     flip = flip_permutation("spair71k", category)
@@ -188,7 +188,7 @@ def test_the_mirrored_pose_is_the_mirrored_image_with_sides_swapped(category, az
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_front_and_back_feet_look_alike(category):
-    creature = grow(category, np.random.default_rng(0))
+    creature = sample_creature(category, np.random.default_rng(0))
     feet = [part for part in creature.parts if part.bone.endswith("foot")]
 
     assert len(feet) == 4

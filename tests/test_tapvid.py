@@ -14,14 +14,14 @@ from PIL import Image
 from test_evaluate import Patches
 from tiny_tapvid import moving_square, panning, static, write
 
-from semcorr.cli import explained, with_checkpoint
+from semcorr.cli.hydra_app import merge_checkpoint_config, user_message
+from semcorr.core.errors import UserError
 from semcorr.data.tapvid import TapVid
-from semcorr.errors import UserError
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.tracking import TrackingModule, split_queries
 from semcorr.evaluate import evaluate
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax
-from semcorr.module import Correspondence
-from semcorr.tracking import Tracking, chunks
+from semcorr.matching.readouts import argmax
+from semcorr.models.heads.cosine import Cosine
 from semcorr.train import train
 
 
@@ -47,9 +47,9 @@ def test_frames_are_resized_to_256_first_unless_native(davis):
         assert seen.numpy().transpose(1, 2, 0) == pytest.approx(expected, abs=1e-6)
 
 
-def follow(root: Path, cycle: float | None = None, **options) -> Tracking:
-    matcher = Correspondence(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
-    module = Tracking(matcher, cycle)
+def follow(root: Path, cycle: float | None = None, **options) -> TrackingModule:
+    matcher = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
+    module = TrackingModule(matcher, cycle)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
         use_distributed_sampler=False, enable_model_summary=False,
@@ -103,15 +103,15 @@ def test_a_point_is_called_hidden_unless_it_returns_to_its_query(tmp_path, query
 def test_small_chunks_match_as_large_ones(tmp_path, monkeypatch):
     write(tmp_path, noise=panning(96, 96), square=moving_square())
     whole = follow(tmp_path, 4.0)
-    monkeypatch.setattr("semcorr.tracking.POINTS", 5)
-    monkeypatch.setattr("semcorr.tracking.VALUES", 2 * 200 * 144)
+    monkeypatch.setattr("semcorr.engine.tracking.POINTS", 5)
+    monkeypatch.setattr("semcorr.engine.tracking.VALUES", 2 * 200 * 144)
 
     parts = follow(tmp_path, 4.0)
 
     assert parts.scores == whole.scores
     queries = TapVid(str(tmp_path), size=96).tracks("noise").queries
     found = torch.zeros_like(queries.evaluated).int()
-    for _, rows, targets in chunks(queries, 3):
+    for _, rows, targets in split_queries(queries, 3):
         assert len(rows) <= 5
         assert len(targets) <= 3
         found[rows[:, None], targets] += 1
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_a_tuned_backbone_is_scored(config, tiny, davis, tmp_pat
     plain = evaluate(config("evaluate", *line(davis)))
 
     typed = [*line(davis)[:3], f"checkpoint={tmp_path / 'RUN'}", f"run_dir={tmp_path / 'E'}"]
-    tuned = evaluate(with_checkpoint(config("evaluate", *typed), typed))
+    tuned = evaluate(merge_checkpoint_config(config("evaluate", *typed), typed))
 
     assert tuned["queries"] == plain["queries"]
     scores = [pq.read_table(tmp_path / run / "predictions.parquet")["score"] for run in ("run", "E")]
@@ -210,7 +210,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
 def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, told):
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line(davis, option)))
-    assert told in (explained(error.value, "evaluate") or "")
+    assert told in (user_message(error.value, "evaluate") or "")
 
 
 def test_training_on_it_is_refused_with_a_way_out(config, davis, tmp_path):

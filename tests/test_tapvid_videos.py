@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_tapvid import moving_square, static, write
 
+from semcorr.core.errors import UserError
 from semcorr.data.tapvid import TapVid
 from semcorr.data.tapvid_videos import read_videos
-from semcorr.errors import UserError
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from semcorr.data.tapvid import queries_first, queries_strided
-from semcorr.metrics.table import gather
-from semcorr.metrics.track_table import ORDER, SCHEMA, scores_of, track_rows
-from semcorr.metrics.tracking import THRESHOLDS, mean_over_videos, tracking
+from semcorr.data.tapvid import first_queries, strided_queries
+from semcorr.metrics.predictions_table import gather_tables
+from semcorr.metrics.tracking import THRESHOLDS, mean_over_videos, tapvid_metrics
+from semcorr.metrics.tracking_table import ORDER, SCHEMA, build_track_rows, video_scores
 
 NEVER = torch.zeros(1, 4, dtype=torch.bool)
 
@@ -52,12 +52,12 @@ def test_scores_and_queries_agree_with_the_definition_spelt_out(mode, seed):
     n, t = 12, 13
     truth, occluded = torch.rand(n, t, 2) * 256, torch.rand(n, t) < 0.4
     occluded[3] = True
-    queries = {"first": queries_first, "strided": queries_strided}[mode](occluded)
+    queries = {"first": first_queries, "strided": strided_queries}[mode](occluded)
     points, is_hidden = truth[queries.track], occluded[queries.track]
     predicted = points + torch.randn_like(points) * torch.rand(points.shape[:2])[..., None] * 8
     called = torch.rand(is_hidden.shape) < 0.3
 
-    scores = tracking(predicted, called, points, is_hidden, queries.evaluated)
+    scores = tapvid_metrics(predicted, called, points, is_hidden, queries.evaluated)
 
     expected = slow_queries(occluded.tolist(), mode)
     assert list(zip(queries.track.tolist(), queries.frame.tolist(), strict=True)) == expected
@@ -73,9 +73,9 @@ def test_a_tracker_that_copies_the_query_scores_what_the_definition_says():
     """A point moves 3 pixels a frame and is hidden in frame 3; frames 1 to 4 count: 3, 6, (9,) 12 pixels off."""
     truth = torch.tensor([[[100.0 + 3 * t, 50.0] for t in range(5)]])
     occluded = torch.tensor([[False, False, False, True, False]])
-    queries = queries_first(occluded)
+    queries = first_queries(occluded)
 
-    scores = tracking(
+    scores = tapvid_metrics(
         truth[:, :1].expand(1, 5, 2), torch.zeros(1, 5, dtype=torch.bool), truth, occluded, queries.evaluated
     )
 
@@ -89,9 +89,9 @@ def test_a_tracker_that_copies_the_query_scores_what_the_definition_says():
 
 def test_a_perfect_tracker_scores_1():
     truth, occluded = torch.rand(6, 11, 2) * 256, torch.rand(6, 11) < 0.3
-    for queries in (queries_first(occluded), queries_strided(occluded)):
+    for queries in (first_queries(occluded), strided_queries(occluded)):
         points, hidden = truth[queries.track], occluded[queries.track]
-        scores = tracking(points, hidden, points, hidden, queries.evaluated)
+        scores = tapvid_metrics(points, hidden, points, hidden, queries.evaluated)
         assert [scores[name] for name in ("delta_avg", "OA", "AJ")] == [1.0, 1.0, 1.0]
 
 
@@ -101,16 +101,16 @@ def test_a_point_exactly_at_the_threshold_is_outside(threshold):
     on = torch.tensor([[0.6, 0.8]], dtype=torch.double) * threshold  # 0.36 + 0.64 is exactly 1
     on = torch.stack((on[0], on[0].flip(0), torch.tensor([threshold, 0.0]), torch.tensor([0.0, -threshold])))[None]
 
-    assert tracking(on.double(), NEVER, truth, NEVER, evaluated)["delta"][str(threshold)] == 0
-    assert tracking(on * 0.9999, NEVER, truth, NEVER, evaluated)["delta"][str(threshold)] == 1
+    assert tapvid_metrics(on.double(), NEVER, truth, NEVER, evaluated)["delta"][str(threshold)] == 0
+    assert tapvid_metrics(on * 0.9999, NEVER, truth, NEVER, evaluated)["delta"][str(threshold)] == 1
 
 
 def test_first_queries_ignore_the_frames_up_to_the_query():
     occluded = torch.tensor([[True, True, False, False, True]])
-    queries = queries_first(occluded)
+    queries = first_queries(occluded)
     wrong_before = torch.tensor([[[99.0, 99.0]] * 3 + [[0.0, 0.0]] * 2])
 
-    scores = tracking(wrong_before, occluded, torch.zeros(1, 5, 2), occluded, queries.evaluated)
+    scores = tapvid_metrics(wrong_before, occluded, torch.zeros(1, 5, 2), occluded, queries.evaluated)
 
     assert queries.evaluated.tolist() == [[False, False, False, True, True]]
     assert scores["AJ"] == 1.0
@@ -118,12 +118,12 @@ def test_first_queries_ignore_the_frames_up_to_the_query():
 
 def test_tracks_that_are_never_visible_are_not_asked_for():
     occluded = torch.tensor([[True] * 6, [False] * 6])
-    assert queries_first(occluded).track.tolist() == [1]
-    assert queries_strided(occluded).track.tolist() == [1, 1]
+    assert first_queries(occluded).track.tolist() == [1]
+    assert strided_queries(occluded).track.tolist() == [1, 1]
 
 
 def test_strided_queries_are_every_fifth_frame_and_leave_out_only_their_own():
-    queries = queries_strided(torch.zeros(2, 11, dtype=torch.bool))
+    queries = strided_queries(torch.zeros(2, 11, dtype=torch.bool))
     assert queries.frame.tolist() == [0, 0, 5, 5, 10, 10]
     assert queries.track.tolist() == [0, 1] * 3
     for frame, evaluated in zip(queries.frame.tolist(), queries.evaluated.tolist(), strict=True):
@@ -131,11 +131,11 @@ def test_strided_queries_are_every_fifth_frame_and_leave_out_only_their_own():
 
 
 def test_nothing_visible_is_none_and_left_out_of_the_mean():
-    hidden = tracking(torch.zeros(1, 4, 2), ~NEVER, torch.zeros(1, 4, 2), ~NEVER, ~NEVER)
+    hidden = tapvid_metrics(torch.zeros(1, 4, 2), ~NEVER, torch.zeros(1, 4, 2), ~NEVER, ~NEVER)
     assert hidden["delta_avg"] is hidden["AJ"] is hidden["delta"]["4"] is None
     assert hidden["OA"] == 1.0
 
-    seen = tracking(torch.full((1, 4, 2), 3.0), NEVER, torch.zeros(1, 4, 2), NEVER, ~NEVER)
+    seen = tapvid_metrics(torch.full((1, 4, 2), 3.0), NEVER, torch.zeros(1, 4, 2), NEVER, ~NEVER)
     both = mean_over_videos({"a": hidden, "b": seen | {"OA": 0.5}})
     assert (both["delta_avg"], both["OA"]) == (seen["delta_avg"], 0.75)
 
@@ -145,12 +145,12 @@ def test_every_score_follows_from_the_rows_in_whatever_order_they_come():
     tables, expected = [], {}
     for video in ("b", "a", "c"):
         truth, occluded = torch.rand(7, 9, 2) * 256, torch.rand(7, 9) < 0.3
-        queries = queries_first(occluded)
+        queries = first_queries(occluded)
         truth, occluded = truth[queries.track], occluded[queries.track]
         predicted, called = truth + torch.randn_like(truth) * 4, torch.rand(occluded.shape) < 0.3
-        expected[video] = tracking(predicted, called, truth, occluded, queries.evaluated)
+        expected[video] = tapvid_metrics(predicted, called, truth, occluded, queries.evaluated)
         query = truth[torch.arange(len(truth)), queries.frame]
-        rows = track_rows(
+        rows = build_track_rows(
             video=video, track=queries.track, query_frame=queries.frame, query=query, truth=truth,
             predicted=predicted, occluded=occluded, predicted_occluded=called, evaluated=queries.evaluated,
             score=torch.rand(occluded.shape), localise="argmax",
@@ -158,8 +158,8 @@ def test_every_score_follows_from_the_rows_in_whatever_order_they_come():
         assert rows.num_rows == int(queries.evaluated.sum())
         tables.append(rows)
 
-    table = gather(tables, SCHEMA, ORDER)
+    table = gather_tables(tables, SCHEMA, ORDER)
 
     assert table.schema == SCHEMA
-    assert scores_of(table) == expected
-    assert list(scores_of(table)) == ["a", "b", "c"]
+    assert video_scores(table) == expected
+    assert list(video_scores(table)) == ["a", "b", "c"]

@@ -14,9 +14,9 @@ import yaml
 from hydra.utils import instantiate
 from lightning import Trainer
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.run import build
 from semcorr.train import train
 
 QUICK = ["finetune.blocks=2", "data.steps=3", "data.batch_size=4", "optimizer.backbone_lr=1e-3"]
@@ -29,7 +29,7 @@ def _weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
 def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
     """After three steps everything else is bit-identical."""
     cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
-    module, _ = build(cfg)
+    module, _ = build_datamodule_and_module(cfg)
     before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
 
     train(cfg)
@@ -46,7 +46,7 @@ def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
 def test_frozen_weights_and_statistics_do_not_change_in_a_step(config, tiny, backbone):
     """Nor do the running means of the batch norms, in moving blocks or frozen ones."""
     cfg = config("train", *tiny, *QUICK, f"backbone={backbone}", "backbone.pretrained=false", "backbone.size=64")
-    module, data = build(cfg, **_training(cfg))
+    module, data = build_datamodule_and_module(cfg, **_training(cfg))
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
     _step(module, data)
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_what_moves_and_names_its_base(config, tiny, tmp_path
     train(cfg)
 
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
-    module, _ = build(cfg)
+    module, _ = build_datamodule_and_module(cfg)
     assert set(checkpoint["state_dict"]) == set(module.moving())
     assert checkpoint["base"] == {"backbone": "vit_tiny_patch16_224", "sha256": module.backbone.sha256}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.callbacks import checkpoints
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_trainer
+from semcorr.engine.callbacks import checkpoint_callbacks
 from semcorr.evaluate import evaluate
-from semcorr.run import make_trainer
 from semcorr.train import train
 
 KEPT = "the best epoch is kept, by its validation"
@@ -51,10 +51,10 @@ def test_a_training_that_could_not_end_well_is_not_begun(config, tiny, tmp_path,
 def test_an_evaluation_and_a_single_step_do_not_ask_for_it(config, tiny, option):
     assert evaluate(config("evaluate", *tiny, option))["pairs"] == 30
     cfg = config("train", *tiny, option, "trainer.fast_dev_run=true")
-    make_trainer(cfg, Path(cfg.run_dir), callbacks=checkpoints(Path(cfg.run_dir)))
+    build_trainer(cfg, Path(cfg.run_dir), callbacks=checkpoint_callbacks(Path(cfg.run_dir)))
 
 
 def test_a_training_that_keeps_no_best_epoch_needs_no_validation(config, tiny):
     """As those that are timed."""
     cfg = config("train", *tiny, "+trainer.limit_val_batches=0", "+trainer.enable_checkpointing=false")
-    make_trainer(cfg, Path(cfg.run_dir))
+    build_trainer(cfg, Path(cfg.run_dir))

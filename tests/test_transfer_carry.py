@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from torch.testing import assert_close
 
 from semcorr import Matcher
-from semcorr.data.groups import flip_from_names
-from semcorr.data.pictures import picture
-from semcorr.transfer.carry import carry, labelled
-from semcorr.transfer.coco import read_sheet
-from semcorr.transfer.cut import cut, holding, mirrored
-from semcorr.transfer.folder import labelled_all, source
+from semcorr.data.keypoints import flip_from_names
+from semcorr.data.pictures import load_picture
+from semcorr.inference.transfer.annotations import read_annotations
+from semcorr.inference.transfer.crop import crop_picture, enlarge_box, mirror_crop
+from semcorr.inference.transfer.pipeline import label_folder, open_source
+from semcorr.inference.transfer.propagate import encode_source, propagate
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,21 @@ def written(tmp_path: Path) -> Callable[[dict], Path]:
 def sheet(creatures, tmp_path_factory):
     path = tmp_path_factory.mktemp("sheet") / "annotations.json"
     path.write_text(json.dumps(coco(creatures, sources=3)))
-    return read_sheet(path, alone(creatures, path.parent))
+    return read_annotations(path, alone(creatures, path.parent))
 
 
 @pytest.fixture(scope="module")
 def cats(matcher, sheet) -> list:
-    return [one for thing in sheet.sources[1] for one in source(matcher, thing, sheet.categories[0], flip=True)]
+    return [one for thing in sheet.sources[1] for one in open_source(matcher, thing, sheet.categories[0], flip=True)]
 
 
 @pytest.mark.parametrize("use", ["vote", "best"])
 def test_a_source_finds_its_own_keypoints(matcher, sheet, cats, use):
     thing = sheet.sources[1][0]
-    part = cut(picture(thing.photo.path), thing.box)
+    part = crop_picture(load_picture(thing.photo.path), thing.box)
     target = matcher.encode(part.picture)
 
-    found = carry(matcher, cats if use == "best" else cats[:1], target, use)
+    found = propagate(matcher, cats if use == "best" else cats[:1], target, use)
 
     off = (part.out_of(found.points) - thing.points)[thing.shown] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1  # a cell
@@ -69,10 +69,10 @@ def test_a_source_finds_its_own_keypoints(matcher, sheet, cats, use):
 
 def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(matcher, sheet, cats):
     thing = sheet.sources[1][0]
-    part = mirrored(cut(picture(thing.photo.path), holding(thing.box, thing.points[thing.shown])))
+    part = mirror_crop(crop_picture(load_picture(thing.photo.path), enlarge_box(thing.box, thing.points[thing.shown])))
     order = list(flip_from_names(sheet.categories[0]["keypoints"]))
 
-    found = carry(matcher, cats, matcher.encode(part.picture), "best")
+    found = propagate(matcher, cats, matcher.encode(part.picture), "best")
 
     truth, shown = part.into(thing.points)[order], thing.shown[order]
     assert cats[int(found.fit.argmax())].mirrored
@@ -82,28 +82,28 @@ def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(m
 
 
 def test_a_mirrored_source_shows_the_left_where_it_showed_the_right(random, creatures):
-    part = cut(picture(next((creatures / "JPEGImages/cat").glob("*.jpg"))), None)
+    part = crop_picture(load_picture(next((creatures / "JPEGImages/cat").glob("*.jpg"))), None)
     points = torch.tensor([[20.0, 30.0], [50.0, 41.0], [0.0, 0.0]])
 
-    own, other = labelled(random, part, points, torch.tensor([True, True, False]), "a", flip=[2, 1, 0])
+    own, other = encode_source(random, part, points, torch.tensor([True, True, False]), "a", flip=[2, 1, 0])
 
     assert own.shown.tolist() == [True, True, False]
     assert other.shown.tolist() == [False, True, True]
-    x, y = mirrored(part).into(points)[0].tolist()
+    x, y = mirror_crop(part).into(points)[0].tolist()
     side = random.module.backbone.size
     scale = torch.tensor([side / part.picture.size[0], side / part.picture.size[1]])
     assert_close(other.points[2], (torch.tensor([x, y]) + 0.5) * scale - 0.5, atol=1e-2, rtol=0)
 
 
 def test_the_best_of_one_source_is_the_matcher_itself(random, creatures):
-    a, b = (picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
+    a, b = (load_picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
     points = torch.tensor([[20.0, 30.0], [50.0, 41.0]])
-    (one,) = labelled(random, cut(a, None), points, torch.tensor([True, True]), "a")
+    (one,) = encode_source(random, crop_picture(a, None), points, torch.tensor([True, True]), "a")
     target = random.encode(b)
     plain = Matcher(random.module, device="cpu", subcell=False).match(a, b, points)
 
     for use in ("best", "vote"):
-        assert_close(carry(random, [one], target, use).points, plain.points, atol=1e-3, rtol=0)
+        assert_close(propagate(random, [one], target, use).points, plain.points, atol=1e-3, rtol=0)
 
 
 def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
@@ -115,7 +115,7 @@ def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
     for path in folder.rglob("*.jpg"):
         if not any(image["file_name"].endswith(path.name) for image in content["images"]):
             path.unlink()
-    (plain,) = labelled_all(matcher, read_sheet(written(content), folder))
+    (plain,) = label_folder(matcher, read_annotations(written(content), folder))
     last = content["images"][-1]
     image = ImageOps.expand(Image.open(folder / last["file_name"]), (100, 30, 55, 70), fill=(9, 99, 200))
     image.save(folder / "cat/wide.png")
@@ -124,7 +124,7 @@ def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
     content["annotations"][-1]["bbox"] = [box[0] + 100, box[1] + 30, *box[2:]]
     (folder / plain.thing.photo.name).unlink()
 
-    (moved,) = labelled_all(matcher, read_sheet(written(content), folder))
+    (moved,) = label_folder(matcher, read_annotations(written(content), folder))
 
     off = (moved.points - torch.tensor([100.0, 30.0]) - plain.points)[plain.found].norm(dim=-1)
     assert off.median() < 0.5
@@ -137,15 +137,15 @@ def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
 def test_place_decides_where_looks_do_not_and_counts_between_boxes_only(random, creatures):
     """A chequered picture, of whose cells every fourth looks the same."""
     tile = np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8)
-    plain = cut(picture(np.tile(tile, (8, 8))), None)
+    plain = crop_picture(load_picture(np.tile(tile, (8, 8))), None)
     points = torch.tensor([[40.0, 88.0]])
     target = random.encode(plain.picture)
     boxed, whole = (
-        labelled(random, plain, points, torch.tensor([True]), "a", boxed=boxed)[0] for boxed in (True, False)
+        encode_source(random, plain, points, torch.tensor([True]), "a", boxed=boxed)[0] for boxed in (True, False)
     )
 
     without, with_box, with_none = (
-        carry(random, [source], target, place=place).points
+        propagate(random, [source], target, place=place).points
         for source, place in ((boxed, 0.0), (boxed, 1e3), (whole, 1e3))
     )
 
@@ -156,11 +156,11 @@ def test_place_decides_where_looks_do_not_and_counts_between_boxes_only(random, 
 
 def test_place_is_not_asked_of_targets_without_a_box(random, creatures, written, tmp_path):
     content, folder = coco(creatures), alone(creatures, tmp_path)
-    boxed = [list(labelled_all(random, read_sheet(written(content), folder), place=by)) for by in (0.0, 9.0)]
+    boxed = [list(label_folder(random, read_annotations(written(content), folder), place=by)) for by in (0.0, 9.0)]
     for one in content["annotations"]:
         if "keypoints" not in one:
             del one["bbox"]
-    whole = [list(labelled_all(random, read_sheet(written(content), folder), place=by)) for by in (0.0, 9.0)]
+    whole = [list(label_folder(random, read_annotations(written(content), folder), place=by)) for by in (0.0, 9.0)]
 
     assert all(torch.equal(one.points, other.points) for one, other in zip(*whole, strict=True))
     assert not any(torch.equal(one.points, other.points) for one, other in zip(*boxed, strict=True))
@@ -169,12 +169,12 @@ def test_place_is_not_asked_of_targets_without_a_box(random, creatures, written,
 @pytest.mark.parametrize("use", ["vote", "best"])
 def test_a_score_is_the_similarity_times_the_share_that_stands_behind_it(random, creatures, use):
     """One source agrees with itself; a match that does not come back has half of its similarity."""
-    a, b = (picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
+    a, b = (load_picture(path) for path in sorted((creatures / "JPEGImages/cat").glob("*.jpg"))[:2])
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(a.size) - 0.5
-    (one,) = labelled(random, cut(a, None), points, torch.ones(40, dtype=torch.bool), "a")
+    (one,) = encode_source(random, crop_picture(a, None), points, torch.ones(40, dtype=torch.bool), "a")
     match = Matcher(random.module, device="cpu", subcell=False).match(a, b, points)
 
-    found = carry(random, [one], random.encode(b), use)
+    found = propagate(random, [one], random.encode(b), use)
 
     assert 0 < match.consistent.sum() < 40
     assert_close(found.scores, match.scores.clamp(0, 1) * (1 + match.consistent.float()) / 2, atol=1e-4, rtol=0)
@@ -183,9 +183,9 @@ def test_a_score_is_the_similarity_times_the_share_that_stands_behind_it(random,
 def test_a_source_whose_box_is_too_small_shows_all_its_keypoints(random, creatures, written, tmp_path):
     content = coco(creatures, sources=1)
     content["annotations"][0]["bbox"] = [*content["annotations"][0]["keypoints"][:2], 2, 2]
-    sheet = read_sheet(written(content), alone(creatures, tmp_path))
+    sheet = read_annotations(written(content), alone(creatures, tmp_path))
 
-    for one in source(random, sheet.sources[1][0], sheet.categories[0], flip=True):
+    for one in open_source(random, sheet.sources[1][0], sheet.categories[0], flip=True):
         points = one.points[one.shown]
         assert (points >= -0.5).all()
         assert (points <= random.module.backbone.size - 0.5).all()
@@ -194,12 +194,12 @@ def test_a_source_whose_box_is_too_small_shows_all_its_keypoints(random, creatur
 def test_every_picture_is_encoded_once_and_sources_also_mirrored(random, sheet, monkeypatch):
     seen = encodings(random, monkeypatch)
 
-    labels = list(labelled_all(random, sheet))
+    labels = list(label_folder(random, sheet))
 
     assert len(labels) == len(sheet.targets) == 5
     assert sum(seen) == 5 + 2 * 3
     seen.clear()
-    assert list(labelled_all(random, sheet, flip=False))
+    assert list(label_folder(random, sheet, flip=False))
     assert sum(seen) == 5 + 3
 
 
@@ -208,6 +208,6 @@ def test_targets_are_opened_as_they_are_labelled(random, sheet, monkeypatch):
     own = Image.open
     monkeypatch.setattr(Image, "open", lambda file, **options: (opened.append(file), own(file, **options))[1])
 
-    next(labelled_all(random, sheet))
+    next(label_folder(random, sheet))
 
     assert len(opened) == 3 + 1  # sources, and one target

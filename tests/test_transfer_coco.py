@@ -10,8 +10,8 @@ import pytest
 import torch
 from partly_labelled import alone, coco, typed, write
 
-from semcorr.transfer.coco import read_sheet
-from semcorr.transfer.labels import bones
+from semcorr.inference.transfer.annotations import read_annotations
+from semcorr.inference.transfer.labels import skeleton_edges
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def written(tmp_path: Path) -> Callable[[dict], Path]:
 
 def test_animal_poses_dialect_is_read(creatures, written):
     content = coco(creatures)
-    plain = read_sheet(written(content), creatures / "JPEGImages")
+    plain = read_annotations(written(content), creatures / "JPEGImages")
     content["images"] = {str(image["id"]): image["file_name"] for image in content["images"]}
     for one in content["annotations"]:
         x, y, w, h = one["bbox"]
@@ -33,7 +33,7 @@ def test_animal_poses_dialect_is_read(creatures, written):
         if "keypoints" in one:
             one["keypoints"] = [one["keypoints"][i : i + 3] for i in range(0, len(one["keypoints"]), 3)]
 
-    dialect = read_sheet(written(content), creatures / "JPEGImages", "xyxy")
+    dialect = read_annotations(written(content), creatures / "JPEGImages", "xyxy")
 
     assert [thing.box for thing in dialect.targets] == [thing.box for thing in plain.targets]
     for one, other in zip(dialect.sources[1], plain.sources[1], strict=True):
@@ -45,7 +45,7 @@ def test_a_crowd_neither_labels_nor_is_labelled(creatures, written):
     content = coco(creatures)
     content["annotations"][0]["iscrowd"] = content["annotations"][-1]["iscrowd"] = 1
 
-    sheet = read_sheet(written(content), creatures / "JPEGImages", category="cat")
+    sheet = read_annotations(written(content), creatures / "JPEGImages", category="cat")
 
     assert len(sheet.sources[1]) == 1
     assert content["images"][-1]["file_name"] not in [thing.photo.name for thing in sheet.targets]
@@ -53,7 +53,9 @@ def test_a_crowd_neither_labels_nor_is_labelled(creatures, written):
 
 def test_a_skeleton_counts_from_one_or_from_zero():
     names = {"keypoints": ["a", "b", "c"]}
-    assert bones({**names, "skeleton": [[1, 2], [2, 3]]}) == bones({**names, "skeleton": [[0, 1], [1, 2]]})
+    assert skeleton_edges({**names, "skeleton": [[1, 2], [2, 3]]}) == skeleton_edges(
+        {**names, "skeleton": [[0, 1], [1, 2]]}
+    )
 
 
 # -- mistakes --

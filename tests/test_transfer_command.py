@@ -13,9 +13,9 @@ import pytest
 from partly_labelled import alone, coco, typed, write
 
 from semcorr import Matcher
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import read_images
-from semcorr.errors import UserError
-from semcorr.transfer.carry import check_rule
+from semcorr.inference.transfer.propagate import check_rule
 
 
 @pytest.fixture

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.transfer.vote import best_source, fitness, placing, standing, vote, voting
+from semcorr.inference.transfer.vote import (
+    agreement,
+    best_source_weights,
+    location_prior,
+    source_fitness,
+    source_weights,
+    vote_similarity,
+)
 
 
 def toy(sources: int = 4, keypoints: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,8 +25,8 @@ def toy(sources: int = 4, keypoints: int = 5) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("use", ["vote", "best"])
 def test_the_vote_is_that_of_a_loop(use):
     similarity, shown = toy()
-    fit = fitness(similarity, shown)
-    found = vote(similarity, {"vote": voting, "best": best_source}[use](fit, shown))
+    fit = source_fitness(similarity, shown)
+    found = vote_similarity(similarity, {"vote": source_weights, "best": best_source_weights}[use](fit, shown))
 
     numbers, there = similarity.double().numpy(), shown.numpy()
     fits = [np.mean([numbers[s, k].max() for k in range(5) if there[s, k]]) for s in range(4)]
@@ -41,18 +48,18 @@ def test_two_sources_that_agree_outvote_one_that_is_surer():
     similarity[0, 0, 0, 4] = 0.65
     similarity[1:, 0, 0, 1] = 0.6
     shown = torch.ones(3, 1, dtype=torch.bool)
-    fit = fitness(similarity, shown)
+    fit = source_fitness(similarity, shown)
 
-    assert vote(similarity, voting(fit, shown)).argmax() == 1
-    assert vote(similarity, best_source(fit, shown)).argmax() == 4
+    assert vote_similarity(similarity, source_weights(fit, shown)).argmax() == 1
+    assert vote_similarity(similarity, best_source_weights(fit, shown)).argmax() == 4
 
 
 def test_a_source_without_keypoints_has_no_say():
     similarity, shown = toy()
     shown[2] = False
-    fit = fitness(similarity, shown)
+    fit = source_fitness(similarity, shown)
 
-    for use in (voting, best_source):
+    for use in (source_weights, best_source_weights):
         weights = use(fit, shown)
         assert not weights[2].any()
         assert_close(weights.sum(0), shown.any(0).float())
@@ -65,14 +72,14 @@ def test_sources_stand_behind_what_they_would_say_and_what_comes_back():
     back = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[9.0, 0.0]]])  # near, near, far
     weights = torch.tensor([[0.5], [0.3], [0.2]])
 
-    assert standing(own, found, back, asked, weights, near=2.0).item() == pytest.approx(0.5 + 0.3 / 2 + 0.2 / 2)
+    assert agreement(own, found, back, asked, weights, near=2.0).item() == pytest.approx(0.5 + 0.3 / 2 + 0.2 / 2)
 
 
 def test_places_are_gaussians_of_a_loop():
     generator = torch.Generator().manual_seed(0)
     cells, weights = torch.rand(3, 2, 2, generator=generator) * 4, torch.rand(3, 2, generator=generator)
 
-    found = placing(cells, weights, (6, 4), spread=0.25)
+    found = location_prior(cells, weights, (6, 4), spread=0.25)
 
     assert found.shape == (2, 4, 6)
     for k in range(2):

@@ -18,8 +18,8 @@ from transformers import (
     ResNetModel,
 )
 
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.transformers_model import TransformersModel
 
 SIDES = [(64, 64), (32, 32), (64, 96), (40, 120)]
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from semcorr.coords import from_view
-from semcorr.data.dataset import view
+from semcorr.core.coords import from_view
+from semcorr.data.dataset import make_view
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import fit, load_image, render
+from semcorr.data.transforms import fit_to_square, load_image, render_image
 
 SIZES = [(400, 200), (150, 310), (97, 101), (60, 40)]  # wide, tall, odd, enlarged
 
@@ -37,7 +37,7 @@ def test_a_dot_drawn_at_a_keypoint_lands_at_the_keypoint_of_the_view(tmp_path, r
     pixels[y - 2 : y + 3, x - 2 : x + 3] = 255
     Image.fromarray(pixels).save(tmp_path / "dot.png")
 
-    seen = view(record(tmp_path / "dot.png", size, [[x, y]]), side=112, resize=resize)
+    seen = make_view(record(tmp_path / "dot.png", size, [[x, y]]), side=112, resize=resize)
 
     found = centroid(seen.image, seen.keypoints[0], reach=2 + round(4 * max(seen.scale.tolist())))
     assert_close(found, seen.keypoints[0], atol=0.1, rtol=0)
@@ -48,14 +48,14 @@ def test_a_dot_drawn_at_a_keypoint_lands_at_the_keypoint_of_the_view(tmp_path, r
 def test_from_view_leads_back_to_original_pixels(tmp_path, resize, size):
     points = torch.rand(6, 2) * torch.tensor(size)
 
-    seen = view(record(tmp_path, size, points.tolist()), side=112, resize=resize, pixels=False)
+    seen = make_view(record(tmp_path, size, points.tolist()), side=112, resize=resize, pixels=False)
 
     assert_close(from_view(seen.keypoints, seen.scale, seen.offset), points, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_letterbox_keeps_the_aspect_to_a_pixel(size):
-    how = fit(size, side=112, resize="letterbox")
+    how = fit_to_square(size, side=112, resize="letterbox")
 
     assert max(how.size) == 112
     assert abs(how.size[0] * size[1] / size[0] - how.size[1]) <= 0.5 * max(size[1] / size[0], 1)
@@ -68,7 +68,7 @@ def test_letterbox_keeps_the_aspect_to_a_pixel(size):
 def test_letterbox_pads_with_black_on_both_sides(size, inside):
     white = Image.new("RGB", size, "white")
 
-    square = render(white, 100, fit(size, 100, "letterbox"))
+    square = render_image(white, 100, fit_to_square(size, 100, "letterbox"))
 
     expected = torch.zeros(3, 100, 100)
     expected[:, inside[0], inside[1]] = 1
@@ -82,7 +82,7 @@ def test_letterbox_pads_with_black_on_both_sides(size, inside):
 def test_the_box_follows_the_image(tmp_path, resize, expected):
     boxed = record(tmp_path, (400, 200), [[0.0, 0.0]])._replace(box=(40.0, 20.0, 200.0, 120.0))
 
-    seen = view(boxed, side=100, resize=resize, pixels=False)
+    seen = make_view(boxed, side=100, resize=resize, pixels=False)
 
     assert seen.box.tolist() == expected  # (40 + .5) / 4 - .5, and so on; letterbox adds 25 rows above
 
@@ -90,7 +90,7 @@ def test_the_box_follows_the_image(tmp_path, resize, expected):
 def test_a_square_of_the_right_size_passes_unchanged():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
-    square = render(Image.fromarray(pixels), 32, fit((32, 32), 32, "squash"))
+    square = render_image(Image.fromarray(pixels), 32, fit_to_square((32, 32), 32, "squash"))
 
     assert_close(square, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
 
@@ -108,6 +108,6 @@ def test_any_colour_mode_is_read_as_rgb(tmp_path, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
     Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / f"one.{suffix}")
 
-    square = render(load_image(tmp_path / f"one.{suffix}"), 8, fit((8, 8), 8, "squash"))
+    square = render_image(load_image(tmp_path / f"one.{suffix}"), 8, fit_to_square((8, 8), 8, "squash"))
 
     assert_close(square, torch.ones(3, 8, 8), atol=0.01, rtol=0)

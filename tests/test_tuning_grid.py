@@ -14,18 +14,18 @@ from tiny_diffusion import tiny_sd
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from semcorr.backbones import Backbone
-from semcorr.backbones.diffusion import StableDiffusion
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.errors import UserError
-from semcorr.finetune.adaptformer import adaptformer
-from semcorr.finetune.houlsby import houlsby
-from semcorr.finetune.last_blocks import last_blocks
-from semcorr.finetune.lora import lora
-from semcorr.finetune.merge import merge
-from semcorr.finetune.modes import keep_frozen_in_eval
-from semcorr.finetune.moving import saved
-from semcorr.finetune.peft_tuner import peft_tuner
+from semcorr.core.errors import UserError
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.diffusion import StableDiffusion
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.finetune.adaptformer import adaptformer
+from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.merge import merge_adapters
+from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.state import checkpoint_keys
 
 
 class Way(NamedTuple):
@@ -168,7 +168,7 @@ def test_a_tuned_backbone_is_cut_at_any_depth(name, way, after):
 @GRID
 def test_what_is_saved_brings_a_new_backbone_to_the_same_features(name, way):
     run, file = trained(name, way), io.BytesIO()
-    names = saved(run.backbone, buffers={key for key, _ in original(name).named_buffers()})
+    names = checkpoint_keys(run.backbone, buffers={key for key, _ in original(name).named_buffers()})
     torch.save({key: run.backbone.state_dict()[key] for key in names}, file)
     file.seek(0)
 
@@ -187,10 +187,10 @@ def test_what_folds_back_keeps_its_features_under_the_keys_of_the_base_and_the_r
 
     if not WAYS[way].folds:
         with pytest.raises(UserError, match=r"cannot be folded .*--format onnx"):
-            merge(backbone)
+            merge_adapters(backbone)
         assert torch.equal(features(backbone), features(run.backbone))
         return
-    merge(backbone)
+    merge_adapters(backbone)
 
     assert backbone.state_dict().keys() == plain.state_dict().keys()
     assert [type(module) for module in backbone.modules()] == [type(module) for module in plain.modules()]
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_lora_on_a_base_transformer_is_below_five_megabytes_with
     optimizer.step()
 
     state = backbone.state_dict()
-    torch.save([{name: state[name] for name in saved(backbone, buffers)}, optimizer.state_dict()], file)
+    torch.save([{name: state[name] for name in checkpoint_keys(backbone, buffers)}, optimizer.state_dict()], file)
 
     assert sum(p.numel() for p in moving) == 12 * 8 * (768 + 3 * 768)  # A and B of twelve layers
     assert 3 * 4 * 12 * 8 * (768 + 3 * 768) < file.tell() < 5e6

@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from semcorr import evaluate, run, train
-from semcorr.cli import check_run, conf_dir, explained, name_read_outs, spelled
-from semcorr.errors import UserError
-from semcorr.run_dir import flatten
-from semcorr.typed_line import check_line, quoted
+from semcorr import evaluate, train
+from semcorr.cli.hydra_app import check_run, conf_dir, expand_list_overrides, register_readouts, user_message
+from semcorr.cli.typed_line import check_line, quote_setting
+from semcorr.core.errors import UserError
+from semcorr.engine import build as run
+from semcorr.engine.run_dir import flatten_config
 
 BASE = ["backbone=tiny", "trainer=cpu", "data=spair", "data.root=nowhere"]
 WRONG = [
@@ -77,7 +78,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 
     def outcome(verb, line: list[str]) -> int:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(run, "benchmark", benchmark)
+        monkeypatch.setattr(run, "build_datamodule", benchmark)
         monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
         try:
             verb.main()
@@ -111,7 +112,7 @@ def test_evaluate_refuses_as_train_does(typed, tmp_path, capfd, line):
 
 @pytest.mark.parametrize("value", HARD)
 def test_a_path_that_hydra_does_not_take_is_quoted_so_that_it_does(value):
-    remedy = quoted("run_dir", value)
+    remedy = quote_setting("run_dir", value)
 
     assert OverridesParser.create().parse_override(remedy).value() == value
     check_line([remedy], "train", conf_dir())
@@ -132,9 +133,9 @@ def test_flags_may_stand_anywhere():
 
 def composed(line: list[str]) -> DictConfig:
     settings = check_line(line, "train", conf_dir())
-    name_read_outs(settings)
+    register_readouts(settings)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", [*spelled(settings), "run_dir=runs"])
+        cfg = compose("train", [*expand_list_overrides(settings), "run_dir=runs"])
     check_run(cfg)
     return cfg
 
@@ -167,13 +168,13 @@ def check_damage(seed: int) -> None:
     try:
         cfg = composed([*BASE, changed])
     except Exception as error:
-        told = explained(error, "train")
+        told = user_message(error, "train")
         if told is None:
             raise AssertionError(changed) from error
         return
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         plain = compose("train", [*BASE, "run_dir=runs"])
-    new, old = (flatten(OmegaConf.to_container(each, resolve=False)) for each in (cfg, plain))
+    new, old = (flatten_config(OmegaConf.to_container(each, resolve=False)) for each in (cfg, plain))
     top = changed.lstrip("+~").partition("=")[0].partition(".")[0]
     moved = {key.partition(".")[0] for key in new.keys() | old.keys() if new.get(key, ...) != old.get(key, ...)}
     assert moved <= {top, "localise"} if top == "protocol" else moved <= {top}, (changed, moved)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_archives import listing, packed
 
-from semcorr.data.unpack import DamagedError, unpack
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.download.extract import DamagedError, extract
 
 FILES = {"top/a.txt": b"one" * 50, "top/sub/b.txt": b"two" * 2000, "top/c:d.json": b"{}"}
 KINDS = ["zip", "tar", "tar.gz"]
@@ -34,20 +34,20 @@ def archive(tmp_path: Path, content: bytes, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_comes_out_as_it_went_in(tmp_path, into, kind):
-    unpack(archive(tmp_path, packed(FILES, kind), kind), into, f"official.{kind}")
+    extract(archive(tmp_path, packed(FILES, kind), kind), into, f"official.{kind}")
 
     assert {name: content for name, content in listing(into).items() if content is not None} == FILES
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_is_known_by_its_content_not_by_its_name(tmp_path, into, kind):
-    unpack(archive(tmp_path, packed(FILES, kind), "download"), into, "official.zip")
+    extract(archive(tmp_path, packed(FILES, kind), "download"), into, "official.zip")
 
     assert (into / "top/a.txt").read_bytes() == FILES["top/a.txt"]
 
 
 def test_a_list_is_copied(tmp_path, into):
-    unpack(archive(tmp_path, b"a,b\n1,2\n", "csv"), into, "pairs.csv")
+    extract(archive(tmp_path, b"a,b\n1,2\n", "csv"), into, "pairs.csv")
 
     assert listing(into) == {"pairs.csv": b"a,b\n1,2\n"}
 
@@ -55,7 +55,7 @@ def test_a_list_is_copied(tmp_path, into):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_desktop_adds_is_left_out(tmp_path, into, kind):
     junk = {"__MACOSX/top/._a.txt": b"x", "top/.DS_Store": b"x"}
-    unpack(archive(tmp_path, packed(FILES | junk, kind), kind), into, f"official.{kind}")
+    extract(archive(tmp_path, packed(FILES | junk, kind), kind), into, f"official.{kind}")
 
     assert not [name for name in listing(into) if "MACOSX" in name or "DS_Store" in name]
 
@@ -65,7 +65,7 @@ def test_files_are_readable_and_never_writable_by_others(tmp_path, into, umask):
     """An archive's own permissions (0600 here) mean nothing; the umask may take rights away."""
     before = os.umask(umask)
     try:
-        unpack(archive(tmp_path, packed(FILES, "tar"), "tar"), into, "official.tar")
+        extract(archive(tmp_path, packed(FILES, "tar"), "tar"), into, "official.tar")
     finally:
         os.umask(before)
 
@@ -127,7 +127,7 @@ def test_an_archive_that_reaches_out_is_refused_and_named_with_its_member(tmp_pa
     before = listing(tmp_path)
 
     with pytest.raises(UserError, match="Nothing of it is unpacked") as error:
-        unpack(path, into, path.name)
+        extract(path, into, path.name)
 
     assert str(path) in str(error.value)
     assert f"member {member!r}" in str(error.value)
@@ -137,14 +137,14 @@ def test_an_archive_that_reaches_out_is_refused_and_named_with_its_member(tmp_pa
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_zip_that_has_a_name_twice_is_refused(tmp_path, into):
     with pytest.raises(UserError, match="member 'a' is there twice"):
-        unpack(archive(tmp_path, zip_of(("a", FILE), ("a", FILE)), "zip"), into, "official.zip")
+        extract(archive(tmp_path, zip_of(("a", FILE), ("a", FILE)), "zip"), into, "official.zip")
 
 
 def test_one_archive_does_not_overwrite_anothers_files(tmp_path, into):
-    unpack(archive(tmp_path, packed(FILES, "zip"), "zip"), into, "official.zip")
+    extract(archive(tmp_path, packed(FILES, "zip"), "zip"), into, "official.zip")
 
     with pytest.raises(UserError, match=r"member 'top/a.txt' is in another archive too"):
-        unpack(archive(tmp_path, packed({"top/a.txt": b"other"}, "tar"), "tar"), into, "official.tar")
+        extract(archive(tmp_path, packed({"top/a.txt": b"other"}, "tar"), "tar"), into, "official.tar")
 
     assert (into / "top/a.txt").read_bytes() == FILES["top/a.txt"]
 
@@ -160,7 +160,7 @@ def test_an_archive_cut_short_anywhere_is_damaged(tmp_path, kind):
         (into := tmp_path / str(length)).mkdir()
         path = archive(tmp_path, whole[:length], kind)
         with pytest.raises(DamagedError, match=f"official.{kind} is damaged or not an archive"):
-            unpack(path, into, path.name)
+            extract(path, into, path.name)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -171,7 +171,7 @@ def test_a_flipped_bit_is_noticed_or_does_not_matter(tmp_path, kind):
         (into := tmp_path / str(place)).mkdir()
         path = archive(tmp_path, whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :], kind)
         try:
-            unpack(path, into, path.name)
+            extract(path, into, path.name)
         except UserError:
             continue
         assert {name: content for name, content in listing(into).items() if content is not None} == FILES, place
@@ -183,14 +183,14 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path, into):
     whole[2 * 512 + 3] ^= 1  # the second member's name
 
     with pytest.raises(DamagedError, match="a header is not readable"):
-        unpack(archive(tmp_path, bytes(whole), "tar"), into, "official.tar")
+        extract(archive(tmp_path, bytes(whole), "tar"), into, "official.tar")
     assert listing(into) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK", b"\x1f\x8b"])
 def test_what_is_no_archive_is_told_so(tmp_path, into, content):
     with pytest.raises(DamagedError, match="damaged or not an archive"):
-        unpack(archive(tmp_path, content, "zip"), into, "official.zip")
+        extract(archive(tmp_path, content, "zip"), into, "official.zip")
 
 
 # -- room --
@@ -198,10 +198,12 @@ def test_what_is_no_archive_is_told_so(tmp_path, into, content):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_little_room_is_known_before_anything_is_written(tmp_path, into, monkeypatch, kind):
-    monkeypatch.setattr("semcorr.data.unpack.shutil.disk_usage", lambda _: type("Usage", (), {"free": 12_000}))
+    monkeypatch.setattr(
+        "semcorr.data.download.extract.shutil.disk_usage", lambda _: type("Usage", (), {"free": 12_000})
+    )
 
     with pytest.raises(UserError, match=r"needs 16.4 kB unpacked, .* has 12.0 kB left"):  # 4096, 8192, 4096 bytes
-        unpack(archive(tmp_path, packed(FILES, kind), kind), into, f"official.{kind}")
+        extract(archive(tmp_path, packed(FILES, kind), kind), into, f"official.{kind}")
 
     assert listing(into) == {}
 
@@ -213,7 +215,7 @@ def test_a_zip_cannot_write_more_than_it_says(tmp_path, into):
         bomb[place : place + 4] = (10).to_bytes(4, "little")
 
     with pytest.raises(DamagedError):
-        unpack(archive(tmp_path, bytes(bomb), "zip"), into, "official.zip")
+        extract(archive(tmp_path, bytes(bomb), "zip"), into, "official.zip")
     assert (into / "a").stat().st_size <= 10
 
 
@@ -223,7 +225,7 @@ def test_a_disk_that_refuses_is_an_error_of_the_system_with_the_file(tmp_path, i
     code = f"""
 import resource
 from pathlib import Path
-from semcorr.data.unpack import unpack
+from semcorr.data.download.extract import unpack
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     unpack(Path({str(path)!r}), Path({str(into)!r}), "official.zip")

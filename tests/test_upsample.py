@@ -4,8 +4,8 @@ import torch
 from test_heads import built, maps
 from torch.testing import assert_close
 
-from semcorr.coords import to_image
-from semcorr.types import FeatureMap
+from semcorr.core.coords import to_image
+from semcorr.core.types import FeatureMap
 
 
 def test_a_cell_becomes_four_by_four_around_its_centre():

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torchscript_cases import script
 
-from semcorr.backbones.weight_files import read_weights, unwrap
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.models.backbones.checkpoints import read_weights, unwrap_checkpoint
 
 
 def test_every_kind_of_tensor_in_a_torchscript_archive_is_read(tmp_path):
@@ -96,6 +96,6 @@ def test_a_shard_that_is_missing_is_told(tmp_path):
 def test_the_teacher_is_taken_before_anything_else():
     state = {"w": torch.ones(1)}
 
-    assert unwrap({"student": {"w": torch.zeros(1)}, "model": {}, "teacher": state}) == state
-    assert unwrap({"student": state, "epoch": 3}) == state
-    assert unwrap({"model": {"_orig_mod.module.w": state["w"]}}) == state
+    assert unwrap_checkpoint({"student": {"w": torch.zeros(1)}, "model": {}, "teacher": state}) == state
+    assert unwrap_checkpoint({"student": state, "epoch": 3}) == state
+    assert unwrap_checkpoint({"model": {"_orig_mod.module.w": state["w"]}}) == state

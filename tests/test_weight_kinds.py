@@ -6,12 +6,12 @@ from backbone_cases import tiny
 from random_damage import damage
 from weight_kinds import OTHER, POINTER, WRAPPED, chunked, saved, write_as
 
-from semcorr.backbones.layouts import unchunked
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.weight_files import read_weights
-from semcorr.checkpoint_files import load_checkpoint
-from semcorr.errors import UserError
-from semcorr.saved_config import read_run_config
+from semcorr.core.errors import UserError
+from semcorr.engine.checkpoints import load_checkpoint
+from semcorr.engine.saved_config import read_run_config
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.state_dict_conversion import merge_block_chunks
+from semcorr.models.backbones.timm_model import TimmModel
 
 CONTAINERS = ("zip", "script", "legacy", "safetensors")
 CHECKED = ("zip", "script")  # by checksums, which the others have not
@@ -170,4 +170,4 @@ def test_random_damage_is_refused_or_has_changed_nothing(tmp_path, how, seeds) -
 
 
 def test_chunks_are_left_alone_where_there_are_none(own) -> None:
-    assert unchunked(own) is own
+    assert merge_block_chunks(own) is own

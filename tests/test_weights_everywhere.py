@@ -18,17 +18,17 @@ from torch import nn
 from torchscript_cases import script
 from weight_kinds import PAGE, POINTER, State, legacy, packed, saved, under, whole_numbers
 
-from semcorr.backbones.timm_model import TimmModel
-from semcorr.backbones.transformers_model import TransformersModel
-from semcorr.backbones.weight_files import read_weights
-from semcorr.checkpoint_files import load_checkpoint
-from semcorr.cli import composed
-from semcorr.errors import UserError
-from semcorr.heads.aggregation import Aggregation
-from semcorr.matcher.restore import restore
-from semcorr.pose.adaptive import AdaptivePose
-from semcorr.pose.sam import box_prompted
-from semcorr.run import check_config
+from semcorr.cli.hydra_app import compose_config
+from semcorr.core.errors import UserError
+from semcorr.engine.build import check_config
+from semcorr.engine.checkpoints import load_checkpoint
+from semcorr.evaluation.pose.alignment import AdaptivePose
+from semcorr.evaluation.pose.sam import load_box_prompted_sam
+from semcorr.inference.load import restore_model
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.backbones.transformers_model import TransformersModel
+from semcorr.models.heads.aggregation import Aggregation
 
 CPU = torch.device("cpu")
 LITTLE = {"size": 64, "pretrained": False, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -105,10 +105,10 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
     def build(*_: object, **__: object) -> None:
         raise AssertionError("a network was built")
 
-    monkeypatch.setattr("semcorr.backbones.timm_model.create", build)
-    monkeypatch.setattr("semcorr.backbones.segment_anything.ImageEncoderViT", build)
-    monkeypatch.setattr("semcorr.backbones.squeezenet.squeezenet1_1", build)
-    monkeypatch.setattr("semcorr.backbones.transformers_files._config", build)
+    monkeypatch.setattr("semcorr.models.backbones.timm_model.create_timm_model", build)
+    monkeypatch.setattr("semcorr.models.backbones.segment_anything.ImageEncoderViT", build)
+    monkeypatch.setattr("semcorr.models.backbones.squeezenet.squeezenet1_1", build)
+    monkeypatch.setattr("semcorr.models.backbones.transformers_weights._config", build)
 
     for family in (tiny, sam, squeezenet, hf_vit("dinov2")):
         assert "is a Git LFS pointer" in told(lambda family=family: family(weights=str(path)))
@@ -122,7 +122,7 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
 def test_a_line_is_refused_before_data_is_drawn(tmp_path, line) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(gzip.compress(PAGE.encode()))
-    cfg = composed("evaluate", shlex.split(line.format(path)))
+    cfg = compose_config("evaluate", shlex.split(line.format(path)))
 
     for content, expected in ((PAGE, "is an HTML page"), ("", "is empty"), (None, "does not exist")):
         path.unlink() if content is None else path.write_text(content)
@@ -263,15 +263,15 @@ def test_segment_anything_as_a_mask_is_looked_at_before_images_are(tmp_path, mon
     for write, expected in WRONG.values():
         path.write_bytes(write(own))
         with pytest.raises(UserError, match=expected):
-            box_prompted(str(path), CPU)
+            load_box_prompted_sam(str(path), CPU)
     for content in (POINTER, PAGE, ""):
         path.write_text(content)
         said = told(lambda: AdaptivePose(mirror=True, mask="sam", sam_weights=str(path)))
         assert said.startswith(f"`pose.sam_weights`: {path} is ")
     path.write_bytes(saved({k: v for k, v in own.items() if k.startswith("image_encoder.")}))
-    told(lambda: box_prompted(str(path), CPU))
+    told(lambda: load_box_prompted_sam(str(path), CPU))
     path.write_bytes(saved({"model": under("module.", own)}))
-    loaded = box_prompted(str(path), CPU).predictor.model.state_dict()
+    loaded = load_box_prompted_sam(str(path), CPU).predictor.model.state_dict()
     assert all(torch.equal(loaded[key], own[key]) for key in own)
 
 
@@ -284,10 +284,10 @@ def test_weights_are_no_run_and_a_run_is_no_weights(tmp_path) -> None:
     own = tiny(seed=5).model.state_dict()
     path.write_bytes(saved(own))
 
-    assert f"as 'backbone=dinov2 backbone.weights={path}'" in told(lambda: restore(path))
-    assert "backbone.weights" in told(lambda: restore(f"checkpoint={path}"))
+    assert f"as 'backbone=dinov2 backbone.weights={path}'" in told(lambda: restore_model(path))
+    assert "backbone.weights" in told(lambda: restore_model(f"checkpoint={path}"))
     best.write_bytes(saved({"state_dict": own, "base": {"backbone": "tiny", "sha256": "0"}}))
-    assert f"Give the run: {run}" in told(lambda: restore(str(best)))
+    assert f"Give the run: {run}" in told(lambda: restore_model(str(best)))
     for given in (run, best):
         assert "checkpoint=" in told(lambda given=given: tiny(weights=str(given)))
     for content in (POINTER.encode(), PAGE.encode(), gzip.compress(PAGE.encode()), b"Not found", b"", bytes(999),

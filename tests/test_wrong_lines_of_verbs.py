@@ -15,14 +15,14 @@ from test_outputs import TRAINED, listing
 from test_typed_lines import damage
 from tiny_runs import run_dir
 
-from semcorr.cli import main
+from semcorr.cli.hydra_app import main
+from semcorr.cli.verb_line import check_words
 from semcorr.compare import app as compare_app
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 from semcorr.export import app as export_app
 from semcorr.match import app as match_app
 from semcorr.prepare import app as prepare_app
 from semcorr.transfer.command import app as transfer_app
-from semcorr.verb_line import check_words
 
 
 class BegunError(BaseException):
@@ -55,10 +55,10 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         raise BegunError
 
     for module, name in (
-        ("semcorr.run", "benchmark"), ("semcorr.run", "assembled"), ("semcorr.matcher.restore", "assembled"),
-        ("semcorr.export_run", "assembled"), ("semcorr.benchmark.match", "machine"), ("semcorr.data.stage", "_build"),
-        ("semcorr.benchmark.match", "measured"), ("semcorr.data.verify", "verify"),
-        ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "listen"),
+        ("semcorr.engine.build", "build_datamodule"), ("semcorr.engine.build", "build_module"), ("semcorr.inference.load", "build_module"),
+        ("semcorr.engine.trained_module", "build_module"), ("semcorr.benchmark.match", "measure_machine"), ("semcorr.data.download.install", "_build"),
+        ("semcorr.benchmark.match", "measure"), ("semcorr.data.download.verify", "verify_benchmark"),
+        ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "bind_socket"),
     ):  # fmt: skip
         monkeypatch.setattr(importlib.import_module(module), name, begin)
     monkeypatch.setattr("semcorr.app.command.find_spec", lambda _: True)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from tiny_benchmarks import dump, picture
 
-from semcorr.data.groups import facts, keypoint_names
+from semcorr.data.keypoints import benchmark_metadata, keypoint_names
 
 SIZE = (60, 40)
 NO_IMAGES = ("arctic fox", "orangutan", "mole", "bat")  # as in the real one
 COUNTS = {"dog": 159, "king cheetah": 25, "argali sheep": 45, "black bear": 50}  # others: USUAL
 USUAL = 53
-CROWD = facts("ap10k_multi_instance")["ids"]
+CROWD = benchmark_metadata("ap10k_multi_instance")["ids"]
 
 
 def species() -> dict[str, str]:
     """Species to family, in the order of the official ids."""
-    return facts("ap10k")["species"]
+    return benchmark_metadata("ap10k")["species"]
 
 
 def made_up(usual: int = USUAL) -> tuple[list[dict], list[dict]]:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tiny_archives import Server, packed, serving
 
-from semcorr.data import fetch
-from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.stage import install
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.download import http as fetch
+from semcorr.data.download.install import install_dataset
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 
 FILES = {
     "Bench-1.0/Layout/test.txt": b"one\ntwo\n",
@@ -63,13 +63,13 @@ def convert(root: Path) -> None:
     """Nothing to do. Here to be replaced by something that fails."""
 
 
-def recipe(url: Callable[[str], str], **changes: Any) -> Recipe:
-    archives = tuple(Archive(file, url(file)) for file in ARCHIVES)
-    return Recipe("for research", archives, "Layout/test.txt", convert)._replace(**changes)
+def recipe(url: Callable[[str], str], **changes: Any) -> DownloadRecipe:
+    archives = tuple(ArchiveInfo(file, url(file)) for file in ARCHIVES)
+    return DownloadRecipe("for research", archives, "Layout/test.txt", convert)._replace(**changes)
 
 
 def install_from(base: str, root: Path) -> None:
-    install("bench", recipe(lambda file: base + file), root, [], Fine, lambda sources: None)
+    install_dataset("bench", recipe(lambda file: base + file), root, [], Fine, lambda sources: None)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def prepare(server: Server, root: Path) -> Callable[..., Any]:
     def run(
         check: Any = Fine, given: Any = (), root: Path = root, announce: Any = lambda _: None, **changes: Any
     ) -> Any:
-        return install("bench", recipe(server.url, **changes), root, given, check, announce)
+        return install_dataset("bench", recipe(server.url, **changes), root, given, check, announce)
 
     return run
 

@@ -1,7 +1,7 @@
 """Where the jobs of a sweep run: `hydra/launcher=here`, `joblib`, `ray` or `submitit_slurm`.
 
 Hydra looks for launchers in this package. Those published for it run whatever they are given; these run what
-`semcorr.sweep` says is missing. What they need besides is imported when one of them is asked for.
+`semcorr.cli.sweep.plan` says is missing. What they need besides is imported when one of them is asked for.
 """
 
 import os
@@ -18,10 +18,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from semcorr.core.ranges import Whole, Within, ranged, require
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, Whole, check_arguments, require
 
-Number = Annotated[float, Within(least=0)]
+Number = Annotated[float, Range(least=0)]
 SLURM = {
     "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "slurm_array_parallelism",
 }  # fmt: skip
@@ -40,14 +40,14 @@ class Here(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, run what is missing, and remember what became of them."""
-        from semcorr import sweep
-        from semcorr.cli import composed_job
+        from semcorr.cli.hydra_app import compose_sweep_job
+        from semcorr.cli.sweep import plan as sweep
 
         setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
-        composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
+        composed = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = sweep.run(sweep.planned(verb, composed, folder), folder, self.over, self.elsewhere)
+        outcomes = sweep.run_jobs(sweep.plan_jobs(verb, composed, folder), folder, self.over, self.elsewhere)
         sweep.OUTCOMES.extend(outcomes)
         return [_returned(sweep, outcome) for outcome in outcomes]
 
@@ -63,8 +63,8 @@ class Joblib(Here):
         n_jobs: How many at a time.
     """
 
-    @ranged("hydra.launcher")
-    def __init__(self, n_jobs: Annotated[int, Within(least=-1)] = 2) -> None:
+    @check_arguments("hydra.launcher")
+    def __init__(self, n_jobs: Annotated[int, Range(least=-1)] = 2) -> None:
         if n_jobs == 0:
             raise UserError("`hydra.launcher.n_jobs` must be at least 1, or -1 for as many as there are cores, got 0")
         self.n_jobs = n_jobs
@@ -89,7 +89,7 @@ class Ray(Here):
         address: Of a cluster that runs; None starts one here.
     """
 
-    @ranged("hydra.launcher")
+    @check_arguments("hydra.launcher")
     def __init__(self, num_cpus: Number = 1, num_gpus: Number | None = None, address: str | None = None) -> None:
         import torch
 
@@ -122,7 +122,7 @@ class Slurm(Here):
         options: Of `submitit.AutoExecutor.update_parameters`, as `timeout_min`, `slurm_partition`.
     """
 
-    @ranged("hydra.launcher")
+    @check_arguments("hydra.launcher")
     def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
         for key in SLURM & options.keys():
             require(f"hydra.launcher.{key}", options[key], Whole | None)
@@ -156,7 +156,7 @@ def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
 
     os.chdir(folder)
     setup_globals()  # resolvers of configurations
-    if interrupt.current() is None and threading.current_thread() is threading.main_thread():
+    if interrupt.current_guard() is None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who started this one ends it
     if threads is not None:
         torch.set_num_threads(threads)
@@ -170,16 +170,16 @@ def _worst(sent: Any) -> Any:
 
 def _result(get: Any, job: Any) -> Any:
     """What became of a job whose worker may have gone: killed for memory, out of time, cancelled."""
-    from semcorr.sweep import Outcome
+    from semcorr.cli.sweep.plan import JobOutcome
 
     try:
         return get()
     except Exception as error:
-        return Outcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
+        return JobOutcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
 
 
 def _one_process_each(jobs: Sequence[Any]) -> None:
-    from semcorr.errors import UserError
+    from semcorr.core.errors import UserError
 
     if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
         raise UserError(
@@ -191,7 +191,7 @@ def _one_process_each(jobs: Sequence[Any]) -> None:
 def _needed(package: str) -> Any:
     import importlib
 
-    from semcorr.errors import UserError
+    from semcorr.core.errors import UserError
 
     try:
         return importlib.import_module(package)

@@ -15,62 +15,62 @@ import typer
 from rich import box
 from rich.table import Table
 
-from semcorr.cli import explaining, run_app
+from semcorr.cli.hydra_app import report_user_errors, run_app
+from semcorr.cli.verb_line import OneOf
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
-from semcorr.errors import UserError
-from semcorr.verb_line import OneOf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from semcorr.protocol import Protocol
-    from semcorr.readings import Reading
+    from semcorr.evaluation.protocols import Protocol
+    from semcorr.evaluation.scoring_specs import ScoringSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LEFT = ("config.yaml", "metrics.json")  # what every finished run has left
 WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
 
 
-class Step(NamedTuple):
+class AuditStep(NamedTuple):
     """A change of one axis."""
 
     axis: str
     value: str
-    reading: "Reading"
+    reading: "ScoringSpec"
 
 
-def walk(start: "Reading", end: "Protocol") -> "list[Step]":
+def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
     """From a reading to a protocol with its own read-out, one axis after the other; none that agree already."""
     from dataclasses import replace
 
-    from semcorr.read_outs import short
-    from semcorr.readings import Reading
+    from semcorr.evaluation.scoring_specs import ScoringSpec
+    from semcorr.matching.readout_names import readout_shorthand
 
     steps, at = [], start
     for axes in WALK:
         if axes == ("read_out",):
-            moved = Reading(at.protocol, end.read_out)
-            value = short(end.read_out)
+            moved = ScoringSpec(at.protocol, end.read_out)
+            value = readout_shorthand(end.read_out)
         else:
             changed = {axis: getattr(end, axis) for axis in axes}
-            moved = Reading(replace(at.protocol, **changed), at.rule)
+            moved = ScoringSpec(replace(at.protocol, **changed), at.rule)
             value = ", ".join(str(v) if axis != "clamp" else "clamped" for axis, v in changed.items() if v is not False)
         if moved.protocol != at.protocol or moved.localise != at.localise:
-            steps.append(Step(axes[0], value or "not strict", moved))
+            steps.append(AuditStep(axes[0], value or "not strict", moved))
             at = moved
     return steps
 
 
-def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
+def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
     """What a finished run was; refuses a folder that is none, and says what it lacks."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from semcorr.run_dir import flatten
-    from semcorr.saved_config import read_run_config
+    from semcorr.engine.run_dir import flatten_config
+    from semcorr.engine.saved_config import read_run_config
 
     if not run.is_dir():
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
@@ -87,7 +87,7 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
     for override, key in zip(overrides, keys, strict=True):
         _, equals, value = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            close = difflib.get_close_matches(key, flatten(content), n=2, cutoff=0.7)
+            close = difflib.get_close_matches(key, flatten_config(content), n=2, cutoff=0.7)
             hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
             raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
         if isinstance(OmegaConf.select(cfg, key), DictConfig):
@@ -104,18 +104,18 @@ def configuration(run: Path, resize: str | None = None, overrides: Sequence[str]
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize
     cfg.pop("protocol", None)  # the walk starts at ours
-    cfg.logger = {"_target_": "semcorr.loggers.CSV"}
+    cfg.logger = {"_target_": "semcorr.engine.loggers.CSVScalarLogger"}
     return cfg
 
 
-def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
+def rebuild_scored_module(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     """The module as it was scored, and the data."""
-    from semcorr.checkpoint_files import load_trained
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.run import build
+    from semcorr.engine.build import build_datamodule_and_module
+    from semcorr.engine.checkpoints import load_trained
 
     origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
-    module, data = build(cfg)
+    module, data = build_datamodule_and_module(cfg)
     if not isinstance(data, PairDataModule):
         raise UserError(
             f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
@@ -125,16 +125,16 @@ def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
     return module, data
 
 
-def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Walk to every protocol that is defined on these pixels; leave audit.json in the run.
 
     Returns:
         What audit.json holds of this image geometry.
     """
-    from semcorr.run_lock import lock_folder
-    from semcorr.saved_config import drop_store, refuse_drawing, replaced_by
+    from semcorr.engine.run_lock import lock_folder
+    from semcorr.engine.saved_config import drop_store, refuse_drawing, replaced_by
 
-    cfg, replaced = configuration(run, resize, overrides), replaced_by(overrides)
+    cfg, replaced = read_scored_config(run, resize, overrides), replaced_by(overrides)
     if "data.root" not in replaced:
         refuse_drawing(cfg.data)
     if "store.root" not in replaced and (root := drop_store(cfg)):
@@ -144,28 +144,32 @@ def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -
 
 
 def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
-    from semcorr.heads.cosine import Cosine
-    from semcorr.protocol import PRESETS, SEMCORR
-    from semcorr.read_outs import rules_of, short
-    from semcorr.readings import Reading
-    from semcorr.run import make_trainer
+    from semcorr.engine.build import build_trainer
+    from semcorr.evaluation.protocols import PRESETS, SEMCORR
+    from semcorr.evaluation.scoring_specs import ScoringSpec
+    from semcorr.matching.readout_names import list_readouts, readout_shorthand
+    from semcorr.models.heads.cosine import Cosine
 
     known = _before(run / "audit.json")
     require_writable_file(run / "audit.json", "RUN_DIR")
-    module, data = built(run, cfg)
-    start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
+    module, data = rebuild_scored_module(run, cfg)
+    start = ScoringSpec(SEMCORR.shown(data.resize), list_readouts(module.localise)[0])
     near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
     near = [one for one in near if one.decode != "native" or isinstance(module.head, Cosine)]
-    walks = {one.name: walk(start, one) for one in near}
+    walks = {one.name: walk_axes(start, one) for one in near}
     module.readings = [start, *(step.reading for steps in walks.values() for step in steps)]
     module.tabled = False
     with temporary_folder(run, "audit") as folder:
-        make_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
+        build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([found["headline"] for found in module.each])
     content: dict[str, Any] = {
         "split": f"{data.name} {data.split}",
         "backbone": module.backbone.name,
-        "start": {"protocol": "semcorr", "localise": short(start.rule), "headline": (ours := next(headlines))},
+        "start": {
+            "protocol": "semcorr",
+            "localise": readout_shorthand(start.rule),
+            "headline": (ours := next(headlines)),
+        },
         "protocols": {name: _told(steps, ours, headlines) for name, steps in walks.items()},
         "elsewhere": {
             one.name: f"python -m semcorr.audit {run} --resize {one.resize}"
@@ -185,7 +189,7 @@ def _before(path: Path) -> dict[str, Any]:
     return found
 
 
-def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:
+def _told(steps: Sequence[AuditStep], ours: dict[str, float], headlines: Any) -> dict[str, Any]:
     """Every step's numbers, by how much it moved them, and the axis that moved any of them most."""
     told, before = [], ours
     for step in steps:
@@ -198,7 +202,7 @@ def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict
     return {"steps": told, "most": most["axis"], "moved": total}
 
 
-def show(found: dict[str, Any]) -> None:
+def print_steps(found: dict[str, Any]) -> None:
     """A table per protocol."""
     alphas = list(found["start"]["headline"])
     console = Terminal()
@@ -231,7 +235,7 @@ def _signed(value: float | None) -> str:
 
 
 @app.command()
-def command(
+def run_command(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
         list[str] | None,
@@ -247,8 +251,8 @@ def command(
 ) -> None:
     """How far the same features move from one published convention to the next, and which axis moves them."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        show(audit(run, resize, overrides or []))
+    with report_user_errors("evaluate"):
+        print_steps(audit_run(run, resize, overrides or []))
 
 
 def main() -> None:

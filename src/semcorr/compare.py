@@ -8,44 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.table import Table
 
-from semcorr.cli import explaining, run_app
-from semcorr.core.ranges import Seed, Within
+from semcorr.cli.hydra_app import report_user_errors, run_app
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, Seed
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import read_mapping
-from semcorr.errors import UserError
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
-    from semcorr.metrics.scored import Scored
-    from semcorr.metrics.uncertainty import Discordant
+    from semcorr.metrics.confidence import McNemarResult
+    from semcorr.metrics.predictions import Predictions
 
 SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Run(NamedTuple):
+class ComparedRun(NamedTuple):
     """A finished evaluation: what it reports and the rows that follow from."""
 
     name: str
     metrics: Mapping[str, Any]
-    rows: "Scored"
+    rows: "Predictions"
 
 
-def read_run(folder: Path) -> Run:
+def read_compared_run(folder: Path) -> ComparedRun:
     """The rows of the read-out and protocol that metrics.json reports.
 
     Raises:
         UserError: The folder is not that of a finished run on pairs.
     """
-    from semcorr.metrics import table
-    from semcorr.metrics.scored import combinations, scored
+    from semcorr.metrics import predictions_table as table
+    from semcorr.metrics.predictions import load_predictions, split_by_spec
 
     absent = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
     try:
         metrics = read_mapping(folder / "metrics.json", "Evaluate again")
-        found = combinations(table.read(folder / "predictions.parquet"))
+        found = split_by_spec(table.read_predictions(folder / "predictions.parquet"))
         wanted = (metrics["protocol"], metrics["localise"])
     except UserError as error:
         raise UserError(f"{folder} holds no run on pairs: {error}") from None
@@ -53,10 +53,10 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} holds no run on pairs: metrics.json has no {error}. Evaluate again") from None
     if not all(isinstance(word, str) for word in wanted) or wanted not in found:
         raise UserError(f"{folder}: predictions.parquet has no rows of {wanted[1]} under protocol {wanted[0]}")
-    return Run(str(folder), metrics, scored(found[wanted]))
+    return ComparedRun(str(folder), metrics, load_predictions(found[wanted]))
 
 
-def require_same(first: Run, second: Run) -> None:
+def require_same_pairs(first: ComparedRun, second: ComparedRun) -> None:
     """Differences are of something only where everything but the predictions is the same."""
     protocols = [run.metrics["protocol"] for run in (first, second)]
     if protocols[0] != protocols[1]:
@@ -87,33 +87,35 @@ def _alike(mine: Any, theirs: Any) -> bool:
 
 
 @app.command()
-def compare(
+def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="The run_dir of an evaluation,")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="and of another.")],
     alphas: Annotated[str, typer.Option("--alphas", help="Tolerances.")] = "0.01,0.05,0.1",
     draws: Annotated[
-        int, Within(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Resamples of the images.")
+        int, Range(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Resamples of the images.")
     ] = 2000,
     seed: Annotated[Seed, typer.Option("--seed", help="Of the resamples.")] = 0,
 ) -> None:
     """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        from semcorr.metrics.scored import right
-        from semcorr.metrics.uncertainty import differences, mcnemar
+    with report_user_errors("evaluate"):
+        from semcorr.metrics.confidence import mcnemar, pck_differences
+        from semcorr.metrics.predictions import is_correct
 
         tolerances = _tolerances(alphas)
         if first.resolve() == second.resolve():
             raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
-        runs = read_run(first), read_run(second)
-        require_same(*runs)
-        hits = [right(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
-        entries = differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
+        runs = read_compared_run(first), read_compared_run(second)
+        require_same_pairs(*runs)
+        hits = [is_correct(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
+        entries = pck_differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
         tests = [mcnemar(*both) for both in zip(*hits, strict=True)]
-    show(entries, runs, dict(zip(tolerances, tests, strict=True)))
+    print_comparison(entries, runs, dict(zip(tolerances, tests, strict=True)))
 
 
-def show(entries: list[dict[str, Any]], runs: tuple[Run, Run], tests: "Mapping[float, Discordant]") -> None:
+def print_comparison(
+    entries: list[dict[str, Any]], runs: tuple[ComparedRun, ComparedRun], tests: "Mapping[float, McNemarResult]"
+) -> None:
     """A row per subset, way and alpha; McNemar below."""
     shown = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
     for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):

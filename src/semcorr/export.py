@@ -15,25 +15,25 @@ import typer
 from omegaconf import DictConfig
 from rich.console import Console
 
-from semcorr.cli import explaining, run_app
+from semcorr.cli.hydra_app import report_user_errors, run_app
+from semcorr.cli.verb_line import OneOf
+from semcorr.core.errors import UserError
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
-from semcorr.core.ranges import Spelled
-from semcorr.errors import UserError
-from semcorr.run_lock import lock_folder
-from semcorr.verb_line import OneOf
+from semcorr.core.ranges import Pattern
+from semcorr.engine.run_lock import lock_folder
 
 if TYPE_CHECKING:  # it brings torch, which --help can do without
-    from semcorr.module import Correspondence
+    from semcorr.engine.module import CorrespondenceModule
 
 FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # and where they go in RUN/export
 CHECKPOINTS = ("best", "last")
-SIDES = Spelled(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
+SIDES = Pattern(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
 TOLERANCE = 1e-4  # of the largest feature
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Typed(NamedTuple):
+class ExportOptions(NamedTuple):
     """What was asked for."""
 
     run: Path
@@ -46,10 +46,12 @@ class Typed(NamedTuple):
 
 
 @app.command()
-def export(
+def export_backbone(
     run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
     format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
-    out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export_backbone.")
+    ] = None,
     which: Annotated[
         str, OneOf(CHECKPOINTS), typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")
     ] = "best",
@@ -67,13 +69,13 @@ def export(
     the image itself and leaves the features as the backbone gives them, not of unit length.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("train"):
+    with report_user_errors("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
-        _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
+        _export(ExportOptions(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
 
 
-def _export(typed: Typed) -> None:
+def _export(typed: ExportOptions) -> None:
     if typed.which not in CHECKPOINTS:
         raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {typed.which}")
     if typed.size is not None and typed.format != "onnx":
@@ -81,9 +83,9 @@ def _export(typed: Typed) -> None:
     ending = Path(FORMATS[typed.format]).suffix
     if ending and typed.out.suffix != ending:  # readers go by it
         raise UserError(f"--out must end with {ending} for --format {typed.format}, got {typed.out}")
-    from semcorr.export_run import configuration, rebuilt
+    from semcorr.engine.trained_module import load_trained_module, read_trained_config
 
-    cfg = configuration(typed.run, typed.weights)
+    cfg = read_trained_config(typed.run, typed.weights)
     _require_weights(typed)
     final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
     require_writable(final.parent, "--out")
@@ -91,11 +93,11 @@ def _export(typed: Typed) -> None:
     _refuse_read(final, cfg)
     with Console(file=sys.stderr).status("") as status:
         status.update(f"Building the backbone of {typed.run}")
-        module = rebuilt(cfg, typed.run, typed.which)
+        module = load_trained_module(cfg, typed.run, typed.which)
         facts = _facts(module, typed)  # before merging, after which nothing moves
         status.update(f"Writing {typed.out}")
         inside = typed.run.resolve() in final.resolve().parents
-        with lock_folder(typed.run, "export") if inside else nullcontext(), placing(final, typed.force) as beside:
+        with lock_folder(typed.run, "export") if inside else nullcontext(), place_export(final, typed.force) as beside:
             difference = _write(module, cfg, typed, beside, facts)
             if difference is not None and not difference <= TOLERANCE:
                 raise UserError(
@@ -106,9 +108,9 @@ def _export(typed: Typed) -> None:
     _tell(typed, facts, [final.with_name(name) for name in names], difference)
 
 
-def _require_weights(typed: Typed) -> None:
+def _require_weights(typed: ExportOptions) -> None:
     """Refuse, before the network is built, a run that has no such checkpoint, and a file of weights that is none."""
-    from semcorr.checkpoint_files import checkpoint_path
+    from semcorr.engine.checkpoints import checkpoint_path
 
     paths = {which: checkpoint_path(typed.run, which) for which in CHECKPOINTS}
     there = [which for which, path in paths.items() if path.is_file()]
@@ -124,7 +126,7 @@ def _require_weights(typed: Typed) -> None:
         raise UserError(f"--weights: {typed.weights} does not exist. Give the file of the base's weights.")
 
 
-def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:
+def _facts(module: "CorrespondenceModule", typed: ExportOptions) -> dict[str, str]:
     """Where the numbers come from."""
     from semcorr import __version__
 
@@ -137,25 +139,27 @@ def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:
     }
 
 
-def _write(module: "Correspondence", cfg: DictConfig, typed: Typed, path: Path, facts: dict[str, str]) -> float | None:
+def _write(
+    module: "CorrespondenceModule", cfg: DictConfig, typed: ExportOptions, path: Path, facts: dict[str, str]
+) -> float | None:
     """The files, into the folder of `path`. By how much the features that come out of them differ, if that is known."""
-    from semcorr.export_weights import adapter, merged, write_head
+    from semcorr.engine.export import export_adapter, export_head, export_merged
 
     backbone: Any = module.backbone
-    write_head(module.head, path.with_name("head.safetensors"), facts)
+    export_head(module.head, path.with_name("head.safetensors"), facts)
     if typed.format == "onnx":
-        from semcorr.onnx_graph import graph, sides
+        from semcorr.engine.onnx import export_onnx, parse_sides
 
-        return graph(backbone, path, sides(backbone, typed.size), facts)
+        return export_onnx(backbone, path, parse_sides(backbone, typed.size), facts)
     if not module.moving():
         raise UserError(
             f"{typed.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
             "Use those, by backbone.weights=FILE or by name; or --format onnx."
         )
-    return (adapter if typed.format == "peft" else merged)(backbone, cfg, path, facts)
+    return (export_adapter if typed.format == "peft" else export_merged)(backbone, cfg, path, facts)
 
 
-def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: float | None) -> None:
+def _tell(typed: ExportOptions, facts: dict[str, str], files: list[Path], difference: float | None) -> None:
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")
     tuned = f"tuned as {typed.run}/checkpoints/{typed.which}.ckpt says" if facts["checkpoint"] != "none" else "frozen"
@@ -173,7 +177,7 @@ def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: fl
 
 
 @contextmanager
-def placing(final: Path, force: bool = False) -> Iterator[Path]:
+def place_export(final: Path, force: bool = False) -> Iterator[Path]:
     """A place to write `final` and what goes with it; all get their names when that is done, `final` last."""
     home = next(folder for folder in final.absolute().parents if folder.is_dir())
     try:

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.progress import Progress
 
-from semcorr.cli import explaining, run_app
+from semcorr.cli.hydra_app import report_user_errors, run_app
+from semcorr.cli.verb_line import DEVICE, PRECISION, Without
+from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
-from semcorr.core.ranges import Within
+from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names
+from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
-from semcorr.staged import distinct, refuse_inputs, require_folder, staged
-from semcorr.verb_line import DEVICE, PRECISION, Without
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.data.pictures import Picture
-    from semcorr.matcher import Matcher
-    from semcorr.matcher.encoded import Encoded
-    from semcorr.matcher.found import Match
+    from semcorr.inference import Matcher
+    from semcorr.inference.encoded import EncodedPicture
+    from semcorr.inference.matches import Match
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
 
 
-class Wanted(NamedTuple):
+class MatchOptions(NamedTuple):
     """What to make of a pair."""
 
     points: Sequence[tuple[float, float]] | None
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
 
 
 @app.command()
-def match(
+def match_pictures(
     a: Annotated[Path, typer.Argument(metavar="A", readable=False, help="The picture whose points are asked for.")],
     b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Where to: a picture, or a folder of them.")],
     points: Annotated[
@@ -56,7 +56,7 @@ def match(
     mutual: Annotated[bool, typer.Option("--mutual", help="Mutual nearest neighbours, in place of points.")] = False,
     most: Annotated[
         int,
-        Within(least=1, most=100_000),
+        Range(least=1, most=100_000),
         Without("points"),
         typer.Option("--most", min=1, help="How many of these, or about in the grid."),
     ] = 30,
@@ -71,82 +71,82 @@ def match(
 ) -> None:
     """Where points of A lie in B: a picture with numbers, and matches.json."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        wanted = Wanted(_parsed(points), mutual, most, dense, pca)
-        from semcorr.data.pictures import counting_frames, picture, pictures_in
-        from semcorr.matcher import Matcher
-        from semcorr.matcher.encoded import require_inside
+    with report_user_errors("evaluate"):
+        wanted = MatchOptions(_parsed(points), mutual, most, dense, pca)
+        from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames
+        from semcorr.inference import Matcher
+        from semcorr.inference.encoded import require_inside
 
-        source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        source, targets = load_picture(a), list_pictures(b) if b.is_dir() else [b]
         if not b.is_dir():
-            picture(b)  # a mistake is known before the network is
+            load_picture(b)  # a mistake is known before the network is
         require_inside(wanted.points or [], source.size, source.name, "--points")
-        named = names(targets, wanted.endings)
+        named = output_names(targets, wanted.endings)
         files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
-        refuse_inputs(out, [*files, "matches.json"], [a, *targets])
-        require_folder(out)
+        require_inputs_kept(out, [*files, "matches.json"], [a, *targets])
+        require_output_dir(out)
         matcher = Matcher.load(model, device=device, precision=precision)
-        with staged(out) as folder, counting_frames(b):
-            said = [*matched(matcher, source, named, wanted, folder)]
+        with atomic_output_dir(out) as folder, warn_about_frames(b):
+            said = [*draw_targets(matcher, source, named, wanted, folder)]
             write_matches(folder / "matches.json", source, model, said)
     for one in said if len(said) == 1 else ():
-        show(one)
+        print_matches(one)
     Terminal().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
 
 
-def matched(
-    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: Wanted, folder: Path
+def draw_targets(
+    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: MatchOptions, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Draw every target's matches into the folder, by the name it has there; what JSON says of them."""
-    from semcorr.data.pictures import picture
-    from semcorr.draw import save
-    from semcorr.encoding import chunked
-    from semcorr.matcher.encoded import asked
+    from semcorr.data.pictures import load_picture
+    from semcorr.inference.encoded import parse_points
+    from semcorr.store.encode import split_into_chunks
+    from semcorr.visualization.predictions import save_plot
 
     known = matcher.encode(source)
-    asked(wanted.points or [], known)  # a mistake is known before anything is computed
+    parse_points(wanted.points or [], known)  # a mistake is known before anything is computed
     with Progress(transient=True, disable=len(targets) == 1) as bar:
         task = bar.add_task("Matching", total=len(targets))
-        for some in chunked(list(targets), matcher.batch):
-            pictures = [picture(path) for path in some]
+        for some in split_into_chunks(list(targets), matcher.batch):
+            pictures = [load_picture(path) for path in some]
             for path, one, target in zip(some, pictures, matcher.encoded(pictures), strict=True):
-                found = answers(matcher, known, target, wanted)
-                for suffix, image in drawn(matcher, (source, one), (known, target), found, wanted):
-                    save(image, folder / f"{targets[path]}{suffix}.png")
+                found = match_pair(matcher, known, target, wanted)
+                for suffix, image in draw_outputs(matcher, (source, one), (known, target), found, wanted):
+                    save_plot(image, folder / f"{targets[path]}{suffix}.png")
                 bar.advance(task)
-                yield described(one, found, f"{targets[path]}.png")
+                yield match_to_dict(one, found, f"{targets[path]}.png")
 
 
-def answers(matcher: "Matcher", a: "Encoded", b: "Encoded", wanted: Wanted) -> "Match":
+def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", wanted: MatchOptions) -> "Match":
     """Of the points; or mutual nearest neighbours; or of a grid over the object."""
-    from semcorr.matcher.salient import grid_over
+    from semcorr.inference.foreground import foreground_grid
 
     if wanted.mutual:
         return matcher.mutual(a, b, wanted.most)
-    points = wanted.points or grid_over(a, matcher.features(a, b)[0], wanted.most)
+    points = wanted.points or foreground_grid(a, matcher.features(a, b)[0], wanted.most)
     return matcher.match(a, b, points)
 
 
-def drawn(
+def draw_outputs(
     matcher: "Matcher",
     pictures: "tuple[Picture, Picture]",
-    encoded: "tuple[Encoded, Encoded]",
+    encoded: "tuple[EncodedPicture, EncodedPicture]",
     found: "Match",
-    wanted: Wanted,
+    wanted: MatchOptions,
 ) -> "Iterator[tuple[str, Any]]":
     """Endings of names, and images."""
-    from semcorr import draw_matches
+    from semcorr.visualization import matches as draw_matches
 
-    yield "", draw_matches.numbered(*pictures, found)
+    yield "", draw_matches.plot_matches(*pictures, found)
     if wanted.dense:
         a, b = encoded
-        flow = matcher.dense(b, a, draw_matches.shown(b.size))
-        yield "_warped", draw_matches.warped(*pictures, flow)
+        flow = matcher.dense(b, a, draw_matches.displayed_size(b.size))
+        yield "_warped", draw_matches.plot_warp(*pictures, flow)
     if wanted.pca:
-        yield "_features", draw_matches.coloured(*pictures, encoded, matcher.features(*encoded))
+        yield "_features", draw_matches.plot_features(*pictures, encoded, matcher.features(*encoded))
 
 
-def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
+def match_to_dict(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
     """What JSON says of a target."""
     rows = zip(*(one.tolist() for one in found[:4]), strict=True)
     return {
@@ -162,10 +162,10 @@ def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
 
 def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
     """All of it."""
-    from semcorr.matcher.restore import arguments
+    from semcorr.inference.load import format_overrides
 
     content = {
-        "model": " ".join(arguments(model)),
+        "model": " ".join(format_overrides(model)),
         "source": source.name,
         "size": list(source.size),
         "points": "x, y in original pixels, upright; pixel centres at integers",
@@ -174,7 +174,7 @@ def write_matches(path: Path, source: "Picture", model: str | None, said: Sequen
     write_json(path, content, "--out")
 
 
-def show(said: dict[str, Any]) -> None:
+def print_matches(said: dict[str, Any]) -> None:
     """One target's matches as lines."""
     for one in said["matches"]:
         (x, y), (u, v) = one["source"], one["target"]
@@ -182,19 +182,19 @@ def show(said: dict[str, Any]) -> None:
         print(f"{one['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {one['score']:.2f}{doubt}")
 
 
-def names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
+def output_names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
     """Of what is written about each: its own without the ending, or with, where two would be the same."""
     stems = Counter(path.stem for path in paths)
     wished = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
-    return dict(zip(paths, distinct(wished, endings), strict=True))
+    return dict(zip(paths, unique_names(wished, endings), strict=True))
 
 
-def repeated(arguments: Sequence[str]) -> list[str]:
+def split_repeated_points(arguments: Sequence[str]) -> list[str]:
     """Points after one --points, each with its own; an empty one, where none follows.
 
-    >>> repeated(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
+    >>> split_repeated_points(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
     ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
-    >>> repeated(["a.jpg", "b.jpg", "--points"])
+    >>> split_repeated_points(["a.jpg", "b.jpg", "--points"])
     ['a.jpg', 'b.jpg', '--points=']
     """
     found, before, inside = [], "", False
@@ -224,7 +224,7 @@ def _two(point: Sequence[float]) -> list[float]:
 
 def main() -> None:
     """The command."""
-    run_app(app, repeated(sys.argv[1:]))
+    run_app(app, split_repeated_points(sys.argv[1:]))
 
 
 if __name__ == "__main__":

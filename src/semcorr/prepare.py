@@ -16,22 +16,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from semcorr.cli import conf_dir, explained, explaining, run_app
+from semcorr.cli.hydra_app import conf_dir, report_user_errors, run_app, user_message
+from semcorr.cli.verb_line import Needs, Without
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
-from semcorr.core.interrupt import advising
+from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
-from semcorr.verb_line import Needs, Without
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
-    from semcorr.data.recipe import Recipe
-    from semcorr.data.sources import Source
-    from semcorr.data.tree import Report
+    from semcorr.data.download.installed import TreeReport
+    from semcorr.data.download.recipe import DownloadRecipe
+    from semcorr.data.download.sources import ArchiveSource
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Typed(NamedTuple):
+class PrepareOptions(NamedTuple):
     """What was asked for, besides the benchmark."""
 
     given: Sequence[Path] = ()
@@ -42,7 +42,7 @@ class Typed(NamedTuple):
 
 
 @app.command()
-def prepare(
+def prepare_benchmark(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
     archive: Annotated[
         list[Path] | None,
@@ -66,14 +66,14 @@ def prepare(
     code is 0 if it is there with its official counts, 1 if they differ, 2 if it could not be prepared.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    typed = Typed(archive or [], root, verify, report, yes)
-    with explaining("evaluate"):
+    typed = PrepareOptions(archive or [], root, verify, report, yes)
+    with report_user_errors("evaluate"):
         code = _all(typed) if name == "all" else _one(name, typed)
     raise typer.Exit(code)
 
 
-def _one(name: str, typed: Typed) -> int:
-    cfg = composed(name)
+def _one(name: str, typed: PrepareOptions) -> int:
+    cfg = compose_benchmark(name)
     place = typed.root or Path(cfg.data.root)
     official = _verified(name, cfg, place, typed.report) if typed.verify else _installed(name, cfg, place, typed)
     if not official:
@@ -81,50 +81,50 @@ def _one(name: str, typed: Typed) -> int:
     return 0 if official else 1
 
 
-def _all(typed: Typed) -> int:
+def _all(typed: PrepareOptions) -> int:
     """One after another; what fails stops no other."""
     if typed.root or typed.report:
         raise UserError("`all` goes to every benchmark's own data.root. SEMCORR_DATA=DIR moves them together")
-    files = {name: {archive.file for archive in recipe.archives} for name, recipe in obtainable().items()}
+    files = {name: {archive.file for archive in recipe.archives} for name, recipe in list_obtainable().items()}
     expected = set().union(*files.values())
     if strange := [path for path in typed.given if path.name not in expected]:
         raise UserError(f"--archive {strange[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
     codes: dict[str, int] = {}
     onward = "Run the same line again" if typed.verify else "Run the same line again to go on"
-    with advising(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {onward}"):
+    with advise_on_interrupt(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {onward}"):
         _each(typed, files, codes)
     if failed := [name for name, code in codes.items() if code]:
         print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
     return max(codes.values())
 
 
-def _each(typed: Typed, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
+def _each(typed: PrepareOptions, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
     """Exit codes of all, as they come."""
     for name in files:
         try:
             codes[name] = _one(name, typed._replace(given=[path for path in typed.given if path.name in files[name]]))
         except Exception as error:
-            if (message := explained(error, "evaluate")) is None:
+            if (message := user_message(error, "evaluate")) is None:
                 raise
             print(f"Error: {name}: {message}", file=sys.stderr)
             codes[name] = 2
 
 
-def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
+def _installed(name: str, cfg: DictConfig, place: Path, typed: PrepareOptions) -> bool:
     """Get it, unless it is there. Whether its counts are the official ones."""
-    from semcorr.data.stage import install
-    from semcorr.data.tree import has_official_counts
+    from semcorr.data.download.install import install_dataset
+    from semcorr.data.download.installed import has_official_counts
 
-    recipe = recipe_of(cfg)
+    recipe = find_recipe(cfg)
     if recipe is None:
-        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(obtainable())}")
-    with advising(lambda: _told(name, place)):
-        report = install(
+        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(list_obtainable())}")
+    with advise_on_interrupt(lambda: _told(name, place)):
+        report = install_dataset(
             name,
             recipe,
             place,
             typed.given,
-            check=lambda tree: checked(cfg, tree, place),
+            check=lambda tree: check_splits(cfg, tree, place),
             announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
         )
         if report is None:
@@ -137,7 +137,7 @@ def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
 
 def _told(name: str, place: Path) -> str:
     """What an interruption left."""
-    from semcorr.data.tree import PREPARED
+    from semcorr.data.download.installed import PREPARED
 
     if (place / PREPARED).is_file():
         return f"{name} is at {place}"
@@ -147,10 +147,10 @@ def _told(name: str, place: Path) -> str:
     return "Nothing was written. Run the same line again"
 
 
-def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
-    from semcorr.data.sources import announcement
+def _announce(name: str, recipe: "DownloadRecipe", place: Path, chosen: "Sequence[ArchiveSource]", yes: bool) -> None:
+    from semcorr.data.download.sources import format_announcement
 
-    Terminal().print(announcement(name, recipe, place, chosen))
+    Terminal().print(format_announcement(name, recipe, place, chosen))
     asked = sys.stdin.isatty() and not yes and not all(source.given for source in chosen)
     if asked and not typer.confirm("Download?", default=True):
         raise UserError("nothing is downloaded. Give the files with --archive FILE")
@@ -158,49 +158,49 @@ def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source
 
 def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
     """Read what is there, write what was found. Whether its counts are the official ones."""
-    from semcorr.data.tree import VERIFIED
+    from semcorr.data.download.installed import VERIFIED
 
     if not place.is_dir():
         raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")
     path = path or place / VERIFIED
     require_writable_file(path, "--report")
-    report = checked(cfg, place, place)
+    report = check_splits(cfg, place, place)
     Terminal().print(report.table())
     write_json(path, report.as_json(), "--report")
     return not report.failed
 
 
-def checked(cfg: DictConfig, tree: Path, place: Path) -> "Report":
+def check_splits(cfg: DictConfig, tree: Path, place: Path) -> "TreeReport":
     """Every split of `tree`, read and counted; told as what lies at `place`, where it is about to go."""
-    from semcorr.data.verify import verify
+    from semcorr.data.download.verify import verify_benchmark
 
-    found = verify(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
+    found = verify_benchmark(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
     checks = [
         check._replace(examples=tuple(example.replace(str(tree), str(place)) for example in check.examples))
         for check in found.checks
     ]
-    report: Report = found._replace(root=str(place), checks=tuple(checks))
+    report: TreeReport = found._replace(root=str(place), checks=tuple(checks))
     return report
 
 
-def composed(name: str) -> DictConfig:
+def compose_benchmark(name: str) -> DictConfig:
     """The configuration that `python -m semcorr.evaluate data=NAME` has."""
     cfg = _composed(name) if name in _files() else None
     if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
         near = difflib.get_close_matches(name.lower(), [*_files(), "all"], n=1)
         if near and near[0] != name:
             raise UserError(f"no benchmark is called `{name}`. Did you mean {near[0]}?")
-        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(obtainable())}, or all")
+        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(list_obtainable())}, or all")
     return cfg
 
 
-def obtainable() -> "dict[str, Recipe]":
+def list_obtainable() -> "dict[str, DownloadRecipe]":
     """Every benchmark of conf/data with a recipe."""
-    recipes = {name: recipe_of(_composed(name)) for name in _files()}
+    recipes = {name: find_recipe(_composed(name)) for name in _files()}
     return {name: recipe for name, recipe in recipes.items() if recipe}
 
 
-def recipe_of(cfg: DictConfig) -> "Recipe | None":
+def find_recipe(cfg: DictConfig) -> "DownloadRecipe | None":
     """What the benchmark's class says of where it is to be had."""
     return getattr(get_class(cfg.data._target_), "recipe", None) if "_target_" in cfg.data else None
 

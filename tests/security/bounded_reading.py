@@ -8,24 +8,24 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from semcorr.backbones.transformers_files import load as load_transformers
-from semcorr.backbones.weight_files import read_weights
-from semcorr.checkpoint_files import read_checkpoint
-from semcorr.compare import read_run
+from semcorr.compare import read_compared_run
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
+from semcorr.data.download.extract import extract
+from semcorr.data.download.installed import has_official_counts
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.data.pf_pascal import read_list, read_mat
+from semcorr.data.pf_pascal import read_pair_list, read_pascal_annotation
 from semcorr.data.pf_willow import PFWillow
-from semcorr.data.pictures import picture
-from semcorr.data.record import image_size, need, read_annotation
+from semcorr.data.pictures import load_picture
+from semcorr.data.record import image_size, read_annotation, require_field
 from semcorr.data.tapvid_videos import read_videos
 from semcorr.data.transforms import load_image
-from semcorr.data.tree import has_official_counts
-from semcorr.data.unpack import unpack
-from semcorr.errors import UserError
-from semcorr.metrics.table import read as read_predictions
+from semcorr.engine.checkpoints import read_checkpoint
+from semcorr.inference.transfer.annotations import read_annotations
+from semcorr.metrics.predictions_table import read_predictions as read_predictions
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.transformers_weights import load_image_encoder as load_transformers
 from semcorr.report.runs import _history
-from semcorr.transfer.coco import read_sheet
 
 ROOM = 2 << 30  # bytes
 
@@ -35,7 +35,7 @@ def read_coco(path: Path) -> object:
 
 
 def read_spair(path: Path) -> object:
-    return need(read_annotation(path), "images", path)
+    return require_field(read_annotation(path), "images", path)
 
 
 def read_config(path: Path) -> object:
@@ -53,13 +53,13 @@ def read_index(path: Path) -> object:
 def read_metrics(path: Path) -> object:
     path.rename(path.with_name("metrics.json"))
     path.with_name("predictions.parquet").write_bytes(b"")
-    return read_run(path.parent)
+    return read_compared_run(path.parent)
 
 
 def read_rows(path: Path) -> object:
     path.rename(path.with_name("predictions.parquet"))
     path.with_name("metrics.json").write_text('{"protocol": "a", "localise": "a"}')
-    return read_run(path.parent)
+    return read_compared_run(path.parent)
 
 
 def read_notes(path: Path) -> object:
@@ -85,25 +85,25 @@ def read_last(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "load_image": load_image,
     "image_size": image_size,
-    "picture": picture,
+    "picture": load_picture,
     "coco": read_coco,
     "annotation": read_spair,
-    "sheet": lambda path: read_sheet(path, path.parent),
+    "sheet": lambda path: read_annotations(path, path.parent),
     "config": read_config,
     "index": read_index,
     "metrics": read_metrics,
     "notes": read_notes,
     "pairs_csv": lambda path: PairsCSV(root=str(path.parent), size=32, test=path.name).pairs("test"),
     "willow": read_willow,
-    "pascal": read_list,
+    "pascal": read_pair_list,
     "history": _history,
     "weights": read_weights_file,
     "checkpoint": read_last,
     "videos": read_videos,
-    "mat": read_mat,
+    "mat": read_pascal_annotation,
     "predictions": read_predictions,
     "run": read_rows,
-    "unpack": lambda path: unpack(path, path.parent / "out", "a.zip"),
+    "unpack": lambda path: extract(path, path.parent / "out", "a.zip"),
 }
 
 

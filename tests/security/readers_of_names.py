@@ -9,14 +9,14 @@ from typing import NamedTuple
 from tiny_benchmarks import dump, edit, picture, write_coco, write_spair, write_willow
 from tiny_pascal import write_pascal
 
-from semcorr.backbones.weight_files import read_weights
 from semcorr.data.ap10k_pairs import read_animals
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pairs_csv import PairsCSV
 from semcorr.data.pf_pascal import PFPascal
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
-from semcorr.transfer.coco import read_sheet
+from semcorr.inference.transfer.annotations import read_annotations
+from semcorr.models.backbones.checkpoints import read_weights
 
 
 class Reader(NamedTuple):
@@ -105,7 +105,7 @@ READERS = {
         "pairs.csv", json=False, links=True, folders=True,
     ),
     "transfer": Reader(
-        write_sheet, lambda root: read_sheet(root / "sheet.json", root / "images"),
+        write_sheet, lambda root: read_annotations(root / "sheet.json", root / "images"),
         "sheet.json", "images", links=True, folders=True,
     ),
     "SPair's annotation": Reader(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from page_requests import Behind, Reply, request
 
-from semcorr.app.routes import LARGEST, LONGEST, Routes
+from semcorr.app.routes import LARGEST, LONGEST, AllowedRoutes
 
 JOIN = "/gradio_api/queue/join"
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def reply(folder: Path, *args, **options) -> Reply:
     behind = Behind()
-    return request(Routes(behind, folder), behind, *args, **options)
+    return request(AllowedRoutes(behind, folder), behind, *args, **options)
 
 
 def post(folder: Path, content: object, **options) -> Reply:

@@ -39,7 +39,7 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-class Rules(NamedTuple):
+class AccessRules(NamedTuple):
     """What a request must have.
 
     Attributes:
@@ -65,9 +65,9 @@ class Rules(NamedTuple):
         Args:
             server: The address of this machine that the request came to, and the port, as ASGI tells it.
         """
-        names = [bracketed(self.host)] if self.host not in WILDCARDS else []
+        names = [format_host(self.host)] if self.host not in WILDCARDS else []
         if self.host in WILDCARDS and server:
-            names.append(bracketed(str(server[0])))
+            names.append(format_host(str(server[0])))
         if not names or set(names) & set(LOOPBACK) or self.host in WILDCARDS:
             names += LOOPBACK
         ports = [f":{self.port}", ""] if self.port == 80 else [f":{self.port}"]
@@ -82,54 +82,56 @@ class Access:
         rules: What a request must have.
     """
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: App, rules: AccessRules) -> None:
         self.app, self.rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif (refusal := find_refusal(scope, self.rules)) is not None:
+        elif (refusal := find_access_refusal(scope, self.rules)) is not None:
             await refuse(scope, send, refusal)
         else:
-            given = query_token(scope)
+            given = read_query_token(scope)
             hidden = {**scope, "query_string": b""} if given else scope  # nothing behind it writes the token anywhere
             cookie = f"{self.rules.cookie}={self.rules.token}; Path=/; HttpOnly; SameSite=Strict" if given else None
             await self.app(hidden, receive, _with_headers(send, cookie))
 
 
-def find_refusal(scope: Scope, rules: Rules) -> Refusal | None:
+def find_access_refusal(scope: Scope, rules: AccessRules) -> Refusal | None:
     """Say why a request is refused; None if it is not.
 
     A foreign Host is how a name that points here (DNS rebinding) gives itself away; a foreign Origin is another page
     that a visitor's browser has open.
     """
-    hosts, allowed = header(scope, b"host"), rules.hosts(scope.get("server"))
+    hosts, allowed = list_header_values(scope, b"host"), rules.hosts(scope.get("server"))
     if len(hosts) != 1 or hosts[0].lower() not in allowed:
         given = repr(hosts[0][:100]) if hosts else "none"
         return Refusal(403, f"The Host header is {given}, not the address of this page. If that is a proxy's, start "
                             "the page with --allow-host.")  # fmt: skip
     same = {hosts[0].lower(), *(name.lower() for name in rules.named)}
-    forwarded = [part.strip().lower() for value in header(scope, b"x-forwarded-host") for part in value.split(",")]
-    if header(scope, b"x-gradio-server") or not set(forwarded) <= same:
+    forwarded = [
+        part.strip().lower() for value in list_header_values(scope, b"x-forwarded-host") for part in value.split(",")
+    ]
+    if list_header_values(scope, b"x-gradio-server") or not set(forwarded) <= same:
         return Refusal(403, "The request was forwarded for another host. Start the page with --allow-host.")
-    if not all(_authority(origin) in same for origin in header(scope, b"origin")):
+    if not all(_authority(origin) in same for origin in list_header_values(scope, b"origin")):
         return Refusal(403, "The request comes from another page.")
-    sites, modes = header(scope, b"sec-fetch-site"), header(scope, b"sec-fetch-mode")
+    sites, modes = list_header_values(scope, b"sec-fetch-site"), list_header_values(scope, b"sec-fetch-mode")
     if not {*sites} <= {"same-origin", "none"} and modes != ["navigate"]:
         return Refusal(403, "The request comes from another page.")
     return None if _holds_token(scope, rules) else Refusal(403, CLOSED)
 
 
-def _holds_token(scope: Scope, rules: Rules) -> bool:
-    given = [query_token(scope) or ""]
-    for value in header(scope, b"cookie"):
+def _holds_token(scope: Scope, rules: AccessRules) -> bool:
+    given = [read_query_token(scope) or ""]
+    for value in list_header_values(scope, b"cookie"):
         pairs = (part.strip().partition("=") for part in value.split(";"))
         given += [token for name, _, token in pairs if name == rules.cookie]
     return bool(rules.token) and any(secrets.compare_digest(one.encode(), rules.token.encode()) for one in given)
 
 
-def query_token(scope: Scope) -> str | None:
+def read_query_token(scope: Scope) -> str | None:
     """Read the token in the page's URL. No other route takes one there."""
     if scope["type"] != "http" or scope["path"] != "/":
         return None
@@ -137,15 +139,15 @@ def query_token(scope: Scope) -> str | None:
     return tokens[0] if len(tokens) == 1 else None
 
 
-def header(scope: Scope, name: bytes) -> list[str]:
+def list_header_values(scope: Scope, name: bytes) -> list[str]:
     """List a header's values, one for each time it is there."""
     return [value.decode("latin-1").strip() for key, value in scope["headers"] if key.lower() == name]
 
 
-def bracketed(host: str) -> str:
+def format_host(host: str) -> str:
     """Write an address as it stands in a URL.
 
-    >>> bracketed("::1"), bracketed("::ffff:10.0.0.1"), bracketed("localhost")
+    >>> format_host("::1"), format_host("::ffff:10.0.0.1"), format_host("localhost")
     ('[::1]', '10.0.0.1', 'localhost')
     """
     try:

@@ -13,7 +13,7 @@ MIB = 2**20
 IDLE = 1800.0  # seconds
 
 
-class Bounded(Generic[Key, Value]):
+class BoundedCache(Generic[Key, Value]):
     """A mapping that forgets.
 
     Args:

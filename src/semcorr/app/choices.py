@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semcorr.cli import conf_dir
-from semcorr.errors import UserError
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.core.errors import UserError
 
 NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
 RUN = "run: "
@@ -17,7 +17,7 @@ DEPTH = 4  # folders below the one with the runs: a sweep of sweeps
 MOST = 500  # runs that are listed
 
 
-class Choices:
+class ModelChoices:
     """What can be chosen.
 
     Args:
@@ -30,7 +30,7 @@ class Choices:
 
     def names(self) -> list[str]:
         """List them: the command line's own first, backbones, runs that there are by now."""
-        known = backbones()
+        known = list_backbones()
         own = [] if self.model in known else [self.model]
         return [*own, *known, *(f"{RUN}{name}" for name in find_runs(self.runs))]
 
@@ -41,7 +41,7 @@ class Choices:
             UserError: It is none of `names`.
         """
         if isinstance(name, str):
-            if name == self.model or name in backbones():
+            if name == self.model or name in list_backbones():
                 return name
             run = name.removeprefix(RUN)
             if name.startswith(RUN) and run in find_runs(self.runs):
@@ -51,12 +51,12 @@ class Choices:
 
     def name(self, line: str) -> str:
         """Return the name of a line that `line` gave."""
-        if line == self.model or line in backbones():
+        if line == self.model or line in list_backbones():
             return line
         return f"{RUN}{Path(line).relative_to(self.runs)}"
 
 
-def backbones() -> list[str]:
+def list_backbones() -> list[str]:
     """Names to choose from."""
     return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml") if path.stem not in NO_NAMES)
 

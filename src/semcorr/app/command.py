@@ -9,17 +9,17 @@ from typing import Annotated
 
 import typer
 
-from semcorr.cli import explaining
-from semcorr.core.ranges import Spelled, Within
-from semcorr.errors import UserError
-from semcorr.verb_line import DEVICE
+from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.verb_line import DEVICE
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Pattern, Range
 
-HOST = Spelled(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
+HOST = Pattern(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
+def start_page(
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
     ] = None,
@@ -27,10 +27,10 @@ def command(
         Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
     ] = None,
     host: Annotated[
-        str, HOST, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")
+        str, HOST, typer.Option("--host", help="Whom to bind_socket to; 0.0.0.0: the whole network.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, Within(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+        int, Range(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
     ] = 7860,
     allow_host: Annotated[
         list[str] | None,
@@ -41,26 +41,26 @@ def command(
 ) -> None:
     """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
+    with report_user_errors("evaluate"):
         if find_spec("gradio") is None:
             raise UserError("The page needs gradio, which is not installed: pip install 'semcorr[app]'")
         if runs is not None and not runs.is_dir():
             raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
-        from semcorr.matcher.restore import DEFAULT, arguments
+        from semcorr.inference.load import DEFAULT, format_overrides
 
-        arguments(model)
-        listening = listen(host, port)
+        format_overrides(model)
+        listening = bind_socket(host, port)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
-        from semcorr.app.answers import Models
-        from semcorr.app.choices import Choices
-        from semcorr.app.server import serve
+        from semcorr.app.choices import ModelChoices
+        from semcorr.app.inference import LoadedModel
+        from semcorr.app.server import serve_page
 
-        models, choices = Models(device), Choices(model or DEFAULT, runs or Path("runs"))
+        models, choices = LoadedModel(device), ModelChoices(model or DEFAULT, runs or Path("runs"))
         models.matcher(choices.model)  # a mistake is known before the page is
-        serve(models, choices, listening, host, tuple(allow_host or ()))
+        serve_page(models, choices, listening, host, tuple(allow_host or ()))
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """Bind the address, so that nobody else can; port 0 is any that is free.
 
     Raises:

@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from semcorr.app.bounded import IDLE
+from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, is_alive, write_error
-from semcorr.errors import UserError
 
 PREFIX = "semcorr-app-"
 ROOM = 2**29  # bytes of all files
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def make_private_folder() -> Iterator[Path]:
     """Make a folder that only this user may open; remove it at the end, and those of pages that were killed.
 
     Raises:
@@ -49,7 +49,7 @@ def remove_abandoned(place: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_room(folder: Path, size: int = 0, room: int = ROOM, idle: float = IDLE) -> None:
+def evict_files(folder: Path, size: int = 0, room: int = ROOM, idle: float = IDLE) -> None:
     """Remove old files, and the oldest of all until so many bytes have room.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from semcorr.app.access import App, Message, Receive, Refusal, Scope, Send, header, refuse
+from semcorr.app.access import App, Message, Receive, Refusal, Scope, Send, list_header_values, refuse
 
 API = "/gradio_api"
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
@@ -24,7 +24,7 @@ LARGEST = 50 * 2**20  # bytes of an upload
 UPLOADS = 4  # at once
 
 
-class Routes:
+class AllowedRoutes:
     """The routes of the page.
 
     Args:
@@ -41,7 +41,7 @@ class Routes:
         """Answer one connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif (refusal := find_refusal(scope, self.folder)) is not None:
+        elif (refusal := find_route_refusal(scope, self.folder)) is not None:
             await refuse(scope, send, refusal)
         elif scope["path"] == UPLOAD:
             async with self._uploads:
@@ -63,7 +63,7 @@ class Routes:
         await self.app({**scope, "headers": [*kept, length]}, _replayed(body, receive), send)
 
 
-def find_refusal(scope: Scope, folder: Path) -> Refusal | None:
+def find_route_refusal(scope: Scope, folder: Path) -> Refusal | None:
     """Say why a route is not there, or a body is not read; None if it is."""
     path, method = scope["path"], scope.get("method")
     if scope["type"] != "http" or ".." in path.split("/") or "\\" in path or "\0" in path:
@@ -83,8 +83,12 @@ def find_refusal(scope: Scope, folder: Path) -> Refusal | None:
 
 def content_length(scope: Scope) -> int | None:
     """Read how many bytes the body has; the server reads no more."""
-    lengths = header(scope, b"content-length")
-    if len(lengths) != 1 or header(scope, b"transfer-encoding") or not (lengths[0].isascii() and lengths[0].isdigit()):
+    lengths = list_header_values(scope, b"content-length")
+    if (
+        len(lengths) != 1
+        or list_header_values(scope, b"transfer-encoding")
+        or not (lengths[0].isascii() and lengths[0].isdigit())
+    ):
         return None
     return int(lengths[0]) if len(lengths[0]) <= 20 else None
 

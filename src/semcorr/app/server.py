@@ -8,14 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from semcorr.app.access import LOOPBACK, WILDCARDS, Access, App, Rules, bracketed
-from semcorr.app.answers import Models
-from semcorr.app.choices import Choices
-from semcorr.app.events import SESSIONS, Page
-from semcorr.app.folder import make_room, private_folder
-from semcorr.app.page import FONTS, laid_out
-from semcorr.app.routes import LARGEST, Routes
-from semcorr.core.interrupt import advising
+from semcorr.app.access import LOOPBACK, WILDCARDS, Access, AccessRules, App, format_host
+from semcorr.app.choices import ModelChoices
+from semcorr.app.folder import evict_files, make_private_folder
+from semcorr.app.handlers import SESSIONS, PageEvents
+from semcorr.app.inference import LoadedModel
+from semcorr.app.layout import FONTS, build_page
+from semcorr.app.routes import LARGEST, AllowedRoutes
+from semcorr.core.interrupt import advise_on_interrupt
 
 CONNECTIONS = 256  # at once
 WAITING = 64  # events
@@ -25,7 +25,9 @@ EXPOSED = (
 )
 
 
-def serve(models: Models, choices: Choices, listening: socket.socket, host: str, named: tuple[str, ...]) -> None:
+def serve_page(
+    models: LoadedModel, choices: ModelChoices, listening: socket.socket, host: str, named: tuple[str, ...]
+) -> None:
     """Serve the page until it is ended.
 
     Args:
@@ -37,29 +39,29 @@ def serve(models: Models, choices: Choices, listening: socket.socket, host: str,
     """
     import uvicorn
 
-    rules = Rules(host, listening.getsockname()[1], named, secrets.token_urlsafe(32))
-    with private_folder() as folder:
+    rules = AccessRules(host, listening.getsockname()[1], named, secrets.token_urlsafe(32))
+    with make_private_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
-        page = Page(models, choices, folder)
+        page = PageEvents(models, choices, folder)
         config = uvicorn.Config(
-            Access(Routes(framed(page, folder), folder, lambda size: make_room(folder, size)), rules),
+            Access(AllowedRoutes(build_application(page, folder), folder, lambda size: evict_files(folder, size)), rules),
             log_level="critical", access_log=False, proxy_headers=False, server_header=False, ws="none",
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
         )  # fmt: skip
         ended = threading.Event()
         threading.Thread(target=_sweep, args=(page, folder, ended), daemon=True).start()
-        if bracketed(host) not in LOOPBACK:
+        if format_host(host) not in LOOPBACK:
             print(EXPOSED, file=sys.stderr, flush=True)
         listening.listen()
-        print(f"Open {address(rules)} (Ctrl-C ends it)", flush=True)
+        print(f"Open {format_url(rules)} (Ctrl-C ends it)", flush=True)
         try:
-            with advising(lambda: "The page is closed"):
+            with advise_on_interrupt(lambda: "The page is closed"):
                 uvicorn.Server(config).run(sockets=[listening])
         finally:
             ended.set()
 
 
-def framed(page: Page, folder: Path) -> App:
+def build_application(page: PageEvents, folder: Path) -> App:
     """Make gradio's application of the page, with everything off that it does not need."""
     import gradio as gr
     from fastapi import FastAPI
@@ -67,7 +69,7 @@ def framed(page: Page, folder: Path) -> App:
     theme = gr.themes.Base(
         primary_hue="slate", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
     )
-    blocks = laid_out(page)
+    blocks = build_page(page)
     blocks.queue(max_size=WAITING, api_open=False)
     blocks.state_session_capacity = SESSIONS
     off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -80,14 +82,14 @@ def framed(page: Page, folder: Path) -> App:
     return app
 
 
-def address(rules: Rules) -> str:
+def format_url(rules: AccessRules) -> str:
     """Write the URL to open."""
-    host = socket.gethostname() if rules.host in WILDCARDS else bracketed(rules.host)
+    host = socket.gethostname() if rules.host in WILDCARDS else format_host(rules.host)
     return f"http://{host}:{rules.port}/?token={rules.token}"
 
 
-def _sweep(page: Page, folder: Path, ended: threading.Event) -> None:
+def _sweep(page: PageEvents, folder: Path, ended: threading.Event) -> None:
     while not ended.wait(SWEEP):
         page.sessions.drop_idle()
         page.models.known.drop_idle()
-        make_room(folder)
+        evict_files(folder)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
-from semcorr.errors import UserError
 
 Point = tuple[float, float]
 NEAR = 0.02  # of the longer side: a click so near to a point chooses it
@@ -19,7 +19,7 @@ POINTS = 100  # of a session at most
 PIXELS = 1600 * 1600  # of a picture at most; larger ones are reduced
 
 
-class Marks(NamedTuple):
+class SessionPoints(NamedTuple):
     """Points of the source, and where they truly are in the target, as far as that was said."""
 
     points: tuple[Point, ...] = ()
@@ -34,18 +34,18 @@ class Session(NamedTuple):
     a: Picture | None = None
     b: Picture | None = None
     mirrored: bool = False  # b, which is then its mirror image
-    marks: Marks = Marks()
-    past: tuple[Marks, ...] = ()
+    marks: SessionPoints = SessionPoints()
+    past: tuple[SessionPoints, ...] = ()
 
 
-def asked(session: Session, point: Point) -> Session:
+def add_point(session: Session, point: Point) -> Session:
     """A click on the source: a new point; or an old one is chosen.
 
     >>> from PIL import Image
     >>> empty = Session("tiny", Picture(Image.new("RGB", (100, 100)), (100, 100), "a"))
-    >>> asked(asked(empty, (10, 10)), (50, 50)).marks.points
+    >>> add_point(add_point(empty, (10, 10)), (50, 50)).marks.points
     ((10, 10), (50, 50))
-    >>> asked(asked(asked(empty, (10, 10)), (50, 50)), (11, 10)).marks.chosen
+    >>> add_point(add_point(add_point(empty, (10, 10)), (50, 50)), (11, 10)).marks.chosen
     0
     """
     if session.a is None:
@@ -56,10 +56,10 @@ def asked(session: Session, point: Point) -> Session:
         return session._replace(marks=marks._replace(chosen=away.index(min(away))))
     if len(marks.points) == POINTS:
         raise UserError(f"There are {POINTS} points, the most that there can be. Undo or clear some first")
-    return _after(session, Marks((*marks.points, point), (*marks.truths, None), len(marks.points)))
+    return _after(session, SessionPoints((*marks.points, point), (*marks.truths, None), len(marks.points)))
 
 
-def annotated(session: Session, point: Point) -> Session:
+def annotate_point(session: Session, point: Point) -> Session:
     """A click on the target: there the chosen point truly is."""
     marks = session.marks
     if session.b is None or marks.chosen < 0:
@@ -68,32 +68,32 @@ def annotated(session: Session, point: Point) -> Session:
     return _after(session, marks._replace(truths=truths))
 
 
-def undone(session: Session) -> Session:
+def undo(session: Session) -> Session:
     """Before the last point or annotation."""
     return session._replace(marks=session.past[-1], past=session.past[:-1]) if session.past else session
 
 
-def cleared(session: Session) -> Session:
+def clear_points(session: Session) -> Session:
     """No points; that can be undone."""
-    return _after(session, Marks()) if session.marks.points else session
+    return _after(session, SessionPoints()) if session.marks.points else session
 
 
-def opened(session: Session, a: Picture | None = None, b: Picture | None = None) -> Session:
+def open_pictures(session: Session, a: Picture | None = None, b: Picture | None = None) -> Session:
     """Other pictures. Points stay with their source, annotations with their target."""
     if a is not None:
-        session = session._replace(a=a, marks=Marks(), past=())
+        session = session._replace(a=a, marks=SessionPoints(), past=())
     if b is not None:
         kept = session.marks._replace(truths=(None,) * len(session.marks.points))
         session = session._replace(b=b, mirrored=False, marks=kept, past=())
     return session
 
 
-def reduced(picture: Picture) -> Picture:
+def reduce_picture(picture: Picture) -> Picture:
     """Reduce what is kept of a picture to `PIXELS`. Its `size`, which points are measured in, remains the original's.
 
-    >>> reduced(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a"))[1:]
+    >>> reduce_picture(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a"))[1:]
     ((4000, 2000), 'a')
-    >>> reduced(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a")).image.size
+    >>> reduce_picture(Picture(Image.new("RGB", (4000, 2000)), (4000, 2000), "a")).image.size
     (2262, 1131)
     """
     width, height = picture.image.size
@@ -117,7 +117,7 @@ def session_bytes(session: Session) -> int:
     return pictures + 1024 * POINTS
 
 
-def flipped(session: Session) -> Session:
+def flip_target(session: Session) -> Session:
     """The target mirrored, and what was annotated with it."""
     if session.b is None:
         return session
@@ -129,9 +129,9 @@ def flipped(session: Session) -> Session:
     )
 
 
-def _truths(move: Callable[[Point], Point]) -> Callable[[Marks], Marks]:
+def _truths(move: Callable[[Point], Point]) -> Callable[[SessionPoints], SessionPoints]:
     return lambda marks: marks._replace(truths=tuple(truth and move(truth) for truth in marks.truths))
 
 
-def _after(session: Session, marks: Marks) -> Session:
+def _after(session: Session, marks: SessionPoints) -> Session:
     return session._replace(marks=marks, past=(*session.past, session.marks)[-REMEMBERED:])

@@ -9,9 +9,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """The command."""
-    from semcorr.cli import explaining, run_app
+    from semcorr.cli.hydra_app import report_user_errors, run_app
 
-    with explaining("evaluate"):  # imports take seconds
+    with report_user_errors("evaluate"):  # imports take seconds
         from semcorr.benchmark.command import app
 
         run_app(app, prog_name="semcorr benchmark")

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv3d
 
-from semcorr.benchmark.measure import Machine, Measured, best, machine, measured, resident_peak
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.errors import UserError
-from semcorr.heads.conv4d import conv4d as ours
+from semcorr.benchmark.measurement import Machine, Measurement, best_time, measure, measure_machine, peak_resident_bytes
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.errors import UserError
+from semcorr.models.heads.conv4d import conv4d as ours
 
 AGREED = 1e-4  # largest difference, in standard deviations of the result
 PASSES = ("forward", "forward and backward")
 
 
-class Volume(NamedTuple):
+class ConvolvedVolume(NamedTuple):
     """What is convolved."""
 
     side: int
@@ -48,7 +48,7 @@ class Volume(NamedTuple):
         return f"{self.side}^4, {PASSES[self.backward]}"
 
 
-def loop(
+def convolve_by_slices(
     x: Float[Tensor, "b c h w k l"], weight: Float[Tensor, "o c kh kw kk kl"], bias: Float[Tensor, " o"]
 ) -> Float[Tensor, "b o h w k l"]:
     """Slice by slice along the first axis: a 3-D convolution of it and of each of its neighbours, added up."""
@@ -66,37 +66,39 @@ def loop(
     return found.permute(1, 2, 0, 3, 4, 5).contiguous()
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"loop": loop, "ours": ours}
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"loop": convolve_by_slices, "ours": ours}
 
 
-def conv4d(
+def benchmark_conv4d(
     sides: Sequence[int] = (16, 32), channels: int = 8, kernel: int = 3, device: str = "cpu", apart: bool = True
-) -> Outcome:
+) -> BenchmarkResult:
     """Both ways, forward and with backward, on every volume."""
     if min(sides) < 1 or channels < 1 or kernel < 1 or kernel % 2 == 0:
         raise UserError(
             f"--side and --channels must be at least 1 and --kernel odd, got {list(sides)}, {channels}, {kernel}"
         )
-    limits = machine(device)
-    volumes = [Volume(side, channels, kernel, backward, device) for side in sides for backward in (False, True)]
+    limits = measure_machine(device)
+    volumes = [
+        ConvolvedVolume(side, channels, kernel, backward, device) for side in sides for backward in (False, True)
+    ]
     found = []
     for volume in volumes:
-        agree(volume)
-        found.append({way: measured(run, volume, way, apart=apart) for way in WAYS})
+        results_agree(volume)
+        found.append({way: measure(run_convolution, volume, way, apart=apart) for way in WAYS})
     return _outcome(volumes, found, limits)
 
 
-def run(volume: Volume, way: str) -> dict[str, Any]:
+def run_convolution(volume: ConvolvedVolume, way: str) -> dict[str, Any]:
     """Seconds, and bytes at most beyond the input and what the process needs anyway."""
     _work(volume._replace(side=4), way)()  # loads code
     work = _work(volume, way)
     before = _taken(volume.device, anew=True)
     work()
     taken = _taken(volume.device) - before
-    return {"seconds": best(work, volume.device), "bytes": taken}
+    return {"seconds": best_time(work, volume.device), "bytes": taken}
 
 
-def agree(volume: Volume) -> None:
+def results_agree(volume: ConvolvedVolume) -> None:
     """On a volume of 5 cells a side: result and gradients."""
     small = volume._replace(side=5)
     for one, other in zip(*(_work(small, way)() for way in WAYS), strict=True):
@@ -105,7 +107,7 @@ def agree(volume: Volume) -> None:
             raise RuntimeError(f"ours and the loop are {apart:.1e} standard deviations apart")
 
 
-def _work(volume: Volume, way: str) -> Callable[[], list[Tensor]]:
+def _work(volume: ConvolvedVolume, way: str) -> Callable[[], list[Tensor]]:
     side, channels, kernel, backward, device = volume
     chance = torch.Generator().manual_seed(0)
     shapes = ([1, channels, *[side] * 4], [channels, channels, *[kernel] * 4], [channels])
@@ -124,22 +126,24 @@ def _work(volume: Volume, way: str) -> Callable[[], list[Tensor]]:
 
 def _taken(device: str, anew: bool = False) -> int:
     if device == "cpu":
-        return resident_peak()
+        return peak_resident_bytes()
     if anew:
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.max_memory_allocated()
 
 
-def _outcome(volumes: list[Volume], found: list[dict[str, Measured]], limits: Machine) -> Outcome:
+def _outcome(volumes: list[ConvolvedVolume], found: list[dict[str, Measurement]], limits: Machine) -> BenchmarkResult:
     rows, results = [], {}
     for volume, ways in zip(volumes, found, strict=True):
         seconds, taken = ({way: one.value[key] for way, one in ways.items()} for key in ("seconds", "bytes"))
         floor = limits.floor(volume.operations, volume.moved)
         ratio, memory = seconds["loop"] / seconds["ours"], taken["loop"] / max(taken["ours"], 1)
-        (naive_ms, naive_mb), (ms, mb) = ((rate(1e3 * seconds[way]), rate(taken[way] / 1e6)) for way in WAYS)
+        (naive_ms, naive_mb), (ms, mb) = (
+            (format_rate(1e3 * seconds[way]), format_rate(taken[way] / 1e6)) for way in WAYS
+        )
         rows += [
-            Row(f"ms, {volume.told}", naive_ms, ms, times(ratio), rate(1e3 * floor)),
-            Row(f"MB, {volume.told}", naive_mb, mb, times(memory), rate(volume.least / 1e6)),
+            BenchmarkRow(f"ms, {volume.told}", naive_ms, ms, format_ratio(ratio), format_rate(1e3 * floor)),
+            BenchmarkRow(f"MB, {volume.told}", naive_mb, mb, format_ratio(memory), format_rate(volume.least / 1e6)),
         ]
         results[volume.told] = {
             "ratio": ratio, "memory_ratio": memory, "seconds": seconds, "bytes": taken,
@@ -156,6 +160,6 @@ def _outcome(volumes: list[Volume], found: list[dict[str, Measured]], limits: Ma
         "peak": {told: one["peak"] for told, one in results.items()}, "machine": limits.as_json(),
     }  # fmt: skip
     c, k = volumes[0].channels, volumes[0].kernel
-    return Outcome(
+    return BenchmarkResult(
         f"4-D convolution, {c} to {c} channels, {k}^4 kernels: naive is a loop of conv3d", rows, caption, content
     )

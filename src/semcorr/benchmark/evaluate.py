@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semcorr.benchmark.measure import Machine, Measured, best, machine, measured, now
+from semcorr.benchmark.measurement import Machine, Measurement, best_time, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import LOOPS
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.data.images import unique_images
-from semcorr.errors import UserError
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
+from semcorr.data.image_variants import unique_images
 
 ALLOWED = 1.3  # of the seconds that encoding every image once and matching take by themselves
 
 
-class Part(NamedTuple):
+class SplitPart(NamedTuple):
     """How much of the split."""
 
     split: str
@@ -29,26 +29,26 @@ class Part(NamedTuple):
     naive_pairs: int
 
 
-def evaluate(run: Wanted, part: Part, apart: bool = True) -> Outcome:
+def benchmark_evaluation(run: RunSpec, part: SplitPart, apart: bool = True) -> BenchmarkResult:
     """The same split by both."""
     if part.naive_pairs < 1 or (part.pairs is not None and part.pairs < 1):
         raise UserError(f"--pairs and --naive-pairs must be at least 1, got {part.pairs} and {part.naive_pairs}")
     run = run.plus("localise=all", f"data.split={part.split}")
-    limits = machine(run.device)
-    naive = measured(run_naive, run, part, apart=apart)
-    ours = measured(run_ours, run, part, apart=apart)
+    limits = measure_machine(run.device)
+    naive = measure(run_naive_evaluation, run, part, apart=apart)
+    ours = measure(run_evaluation, run, part, apart=apart)
     return _outcome(run, part, limits, naive, ours)
 
 
 @torch.no_grad()
-def run_naive(run: Wanted, part: Part) -> dict[str, Any]:
+def run_naive_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
     """Seconds per pair."""
     from semcorr.data.dataset import PairDataset
-    from semcorr.run import build
+    from semcorr.engine.build import build_datamodule_and_module
 
-    with configured("evaluate", run) as cfg:
+    with compose_run("evaluate", run) as cfg:
         data: Any
-        module, data = build(cfg)
+        module, data = build_datamodule_and_module(cfg)
         pairs = _first(data, part)[: part.naive_pairs]
         shown = PairDataset(pairs, data.size, data.resize, pixels=True)
         backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
@@ -62,27 +62,27 @@ def run_naive(run: Wanted, part: Part) -> dict[str, Any]:
             loop(maps[0].values[0].float(), maps[1].values[0].float(), points, float(backbone.stride))
 
         one(0)
-        start = now(run.device)
+        start = synchronised_time(run.device)
         for i in range(len(pairs)):
             one(i)
-        return {"seconds": (now(run.device) - start) / len(pairs), "pairs": len(pairs)}
+        return {"seconds": (synchronised_time(run.device) - start) / len(pairs), "pairs": len(pairs)}
 
 
-def run_ours(run: Wanted, part: Part) -> dict[str, Any]:
+def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
     """Seconds by stage, and what encoding alone takes."""
-    from semcorr.run import assembled, benchmark, make_trainer
+    from semcorr.engine.build import build_datamodule, build_module, build_trainer
 
-    with configured("evaluate", run) as cfg:
-        module = assembled(cfg)
-        trainer = make_trainer(cfg, Path(cfg.run_dir))
-        start = now(run.device)
-        data = benchmark(cfg, "data", ("test",))
+    with compose_run("evaluate", run) as cfg:
+        module = build_module(cfg)
+        trainer = build_trainer(cfg, Path(cfg.run_dir))
+        start = synchronised_time(run.device)
+        data = build_datamodule(cfg, "data", ("test",))
         data.size, data.pixels = module.backbone.size, module.backbone.pairwise
         pairs = _first(data, part)
-        read = now(run.device)
+        read = synchronised_time(run.device)
         data.pairs = lambda split: pairs
         trainer.test(module, datamodule=data, verbose=False)
-        done = now(run.device)
+        done = synchronised_time(run.device)
         backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
         _require_single(backbone)
         found = {
@@ -100,12 +100,12 @@ def _encoding(backbone: Any, batch: int, device: str) -> dict[str, float]:
     counter = FlopCounterMode(display=False)
     with counter:
         values = backbone(image[:1]).values
-    seconds = best(lambda: backbone(image), device, times=2) / batch
+    seconds = best_time(lambda: backbone(image), device, times=2) / batch
     return {"encoding": seconds, "operations": counter.get_total_flops(), "channels": values.shape[1],
             "cells": values.shape[2] * values.shape[3]}  # fmt: skip
 
 
-def _first(data: Any, part: Part) -> Any:
+def _first(data: Any, part: SplitPart) -> Any:
     return data.pairs(data.split)[: part.pairs]
 
 
@@ -116,7 +116,7 @@ def _require_single(backbone: Any) -> None:
         )
 
 
-def _outcome(run: Wanted, part: Part, limits: Machine, naive: Measured, ours: Measured) -> Outcome:
+def _outcome(run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement, ours: Measurement) -> BenchmarkResult:
     mine, seconds = ours.value, ours.value["seconds"]
     each = seconds["all"] / mine["pairs"]
     ratio = naive.value["seconds"] / each
@@ -124,16 +124,16 @@ def _outcome(run: Wanted, part: Part, limits: Machine, naive: Measured, ours: Me
     floor = limits.floor(operations)
     alone = mine["images"] * mine["encoding"] + seconds["match"]
     rows = [
-        Row("pairs/s, files to scores", rate(1 / naive.value["seconds"]), rate(1 / each), times(ratio),
-            rate(mine["pairs"] / floor)),
-        Row("seconds in all", f"({rate(naive.value['seconds'] * mine['pairs'])})", rate(seconds["all"]), "",
-            rate(floor)),
-        Row("  reading annotations", "", rate(seconds["read"])),
-        Row(f"  encoding {mine['images']:,} images", "", rate(seconds["encode"]), "",
-            rate(mine["images"] * mine["encoding"])),
-        Row(f"  matching {mine['pairs']:,} pairs", "", rate(seconds["match"])),
-        Row(f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / alone:.2f}"),
-        Row("peak memory in MB", naive.told, ours.told),
+        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / each), format_ratio(ratio),
+            format_rate(mine["pairs"] / floor)),
+        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * mine['pairs'])})", format_rate(seconds["all"]), "",
+            format_rate(floor)),
+        BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
+        BenchmarkRow(f"  encoding {mine['images']:,} images", "", format_rate(seconds["encode"]), "",
+            format_rate(mine["images"] * mine["encoding"])),
+        BenchmarkRow(f"  matching {mine['pairs']:,} pairs", "", format_rate(seconds["match"])),
+        BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / alone:.2f}"),
+        BenchmarkRow("peak memory in MB", naive.told, ours.told),
     ]  # fmt: skip
     caption = (
         f"{limits.told}. Imports and weights are not counted; the naive loop ran on {naive.value['pairs']} pairs. "
@@ -147,4 +147,4 @@ def _outcome(run: Wanted, part: Part, limits: Machine, naive: Measured, ours: Me
         "peak": {"ours": ours.peak, "naive": naive.peak}, "machine": limits.as_json(),
     }  # fmt: skip
     title = f"Evaluation of {mine['pairs']:,} pairs, {mine['images']:,} images: {' '.join(run.overrides)}"
-    return Outcome(title, rows, caption, content)
+    return BenchmarkResult(title, rows, caption, content)

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import KERNEL, LOOPS, SIGMA, SOFT
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.coords import to_grid, to_image
-from semcorr.errors import UserError
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
-from semcorr.matching import match_into
-from semcorr.types import FeatureMap
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.coords import to_grid, to_image
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.matching.batched import match_to_target
+from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
+from semcorr.models.heads.cosine import Cosine
 
 STRIDE = 14.0
 RULES = (
@@ -29,7 +29,7 @@ SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # read-outs of theirs that are de
 AGREED = 0.999  # share of the points on the same cell
 
 
-class Shape(NamedTuple):
+class MatchingShape(NamedTuple):
     """What is matched."""
 
     pairs: int
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     seed: int = 0
 
 
-class Task(NamedTuple):
+class MatchingTask(NamedTuple):
     """Features, pairs of them, and the points asked of each pair, in pixels."""
 
     maps: Float[Tensor, "images c h w"]
@@ -49,17 +49,17 @@ class Task(NamedTuple):
     points: list[Float[Tensor, "_ 2"]]
 
 
-def match(shape: Shape, apart: bool = True) -> Outcome:
+def benchmark_matching(shape: MatchingShape, apart: bool = True) -> BenchmarkResult:
     """The same pairs by every loop and by ours."""
     _check(shape)
-    limits = machine(shape.device)
-    loops = {name: measured(run_naive, shape, name, apart=apart) for name in LOOPS}
-    ours = measured(run_ours, shape, apart=apart)
+    limits = measure_machine(shape.device)
+    loops = {name: measure(run_naive_matching, shape, name, apart=apart) for name in LOOPS}
+    ours = measure(run_matching, shape, apart=apart)
     agreement = {name: _agreement(loop.value, ours.value, name) for name, loop in loops.items()}
     return _outcome(shape, limits, loops, ours, agreement)
 
 
-def task(shape: Shape) -> Task:
+def build_task(shape: MatchingShape) -> MatchingTask:
     """The same for everyone: images of one scene, each shifted and with noise of its own."""
     chance = torch.Generator().manual_seed(shape.seed)
     grid, channels = shape.grid, shape.channels
@@ -72,33 +72,33 @@ def task(shape: Shape) -> Task:
     pairs = [every[i] for i in torch.randperm(len(every), generator=chance)[: shape.pairs].tolist()]
     counts = 3 + (torch.rand(len(pairs), 17, generator=chance) < 5 / 17).sum(-1)  # 3 to 20, 8 on average
     points = [torch.rand(n, 2, generator=chance) * (grid * STRIDE - 1) for n in counts.tolist()]
-    return Task(maps.to(shape.device), pairs, [some.to(shape.device) for some in points])
+    return MatchingTask(maps.to(shape.device), pairs, [some.to(shape.device) for some in points])
 
 
 @torch.no_grad()
-def run_naive(shape: Shape, name: str) -> dict[str, Any]:
+def run_naive_matching(shape: MatchingShape, name: str) -> dict[str, Any]:
     """Seconds per pair, and the answers."""
-    maps, pairs, points = task(shape)
+    maps, pairs, points = build_task(shape)
     loop, answers = LOOPS[name], []
     loop(maps[0], maps[1], points[0], STRIDE)
-    start = now(shape.device)
+    start = synchronised_time(shape.device)
     for (source, target), asked in zip(pairs[: shape.naive_pairs], points, strict=False):
         answers.append(loop(maps[source], maps[target], asked, STRIDE))
-    seconds = now(shape.device) - start
+    seconds = synchronised_time(shape.device) - start
     found = {key: torch.cat([each[key] for each in answers]).tolist() for key in answers[0]}
     return {"seconds": seconds / len(answers), "cells": found}
 
 
 @torch.no_grad()
-def run_ours(shape: Shape) -> dict[str, Any]:
+def run_matching(shape: MatchingShape) -> dict[str, Any]:
     """Seconds per pair, and the answers; those at the cells' own centres as well, where nothing is interpolated."""
-    work = task(shape)
+    work = build_task(shape)
     work = work._replace(maps=work.maps.to(memory_format=torch.channels_last))  # as evaluation keeps them
     _grouped(work._replace(pairs=work.pairs[: shape.naive_pairs]))
-    start = now(shape.device)
+    start = synchronised_time(shape.device)
     cells = _grouped(work)
-    seconds = now(shape.device) - start
-    few = Task(work.maps, work.pairs[: shape.naive_pairs], [_centred(some) for some in work.points])
+    seconds = synchronised_time(shape.device) - start
+    few = MatchingTask(work.maps, work.pairs[: shape.naive_pairs], [_centred(some) for some in work.points])
     return {
         "seconds": seconds / len(work.pairs),
         "queries": sum(map(len, work.points)),
@@ -108,7 +108,7 @@ def run_ours(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _grouped(work: Task) -> list[list[Float[Tensor, "n 2"]]]:
+def _grouped(work: MatchingTask) -> list[list[Float[Tensor, "n 2"]]]:
     """By pair and rule. All queries into one target in one product."""
     found: dict[int, list[Tensor]] = {}
     groups: dict[int, list[int]] = {}
@@ -118,7 +118,7 @@ def _grouped(work: Task) -> list[list[Float[Tensor, "n 2"]]]:
     for target, members in groups.items():
         sources = [FeatureMap(work.maps[work.pairs[i][0], None], STRIDE) for i in members]
         asked = [work.points[i] for i in members]
-        cells = match_into(head, FeatureMap(work.maps[target, None], STRIDE), sources, asked, RULES).points
+        cells = match_to_target(head, FeatureMap(work.maps[target, None], STRIDE), sources, asked, RULES).points
         parts = [to_grid(rule, STRIDE).split([len(some) for some in asked]) for rule in cells]
         found |= {i: [part[k] for part in parts] for k, i in enumerate(members)}
     return [found[i] for i in range(len(work.pairs))]
@@ -143,7 +143,7 @@ def _agreement(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> dict[
     return {"same_cell": share, "soft_cells": apart["soft"].max().item(), "kernel_cells": apart["kernel"].max().item()}
 
 
-def _check(shape: Shape) -> None:
+def _check(shape: MatchingShape) -> None:
     most = shape.images * (shape.images - 1)
     if shape.images < 2 or not 1 <= shape.pairs <= most:
         raise UserError(f"--pairs {shape.pairs}: {shape.images} images make up to {max(most, 0)} pairs. Give --images")
@@ -154,21 +154,31 @@ def _check(shape: Shape) -> None:
 
 
 def _outcome(
-    shape: Shape, limits: Machine, loops: dict[str, Measured], ours: Measured, agreement: dict[str, dict[str, float]]
-) -> Outcome:
+    shape: MatchingShape,
+    limits: Machine,
+    loops: dict[str, Measurement],
+    ours: Measurement,
+    agreement: dict[str, dict[str, float]],
+) -> BenchmarkResult:
     cells, queries = shape.grid**2, ours.value["queries"]
     operations = 2 * queries * cells * shape.channels
     moved = 4 * (ours.value["targets"] * shape.channels * cells + 2 * queries * cells)
     floor, mine = limits.floor(operations, moved) / shape.pairs, ours.value["seconds"]
     rows = [
-        Row(
-            f"pairs/s, {name}", rate(1 / (s := loop.value["seconds"])), rate(1 / mine), times(s / mine), rate(1 / floor)
+        BenchmarkRow(
+            f"pairs/s, {name}",
+            format_rate(1 / (s := loop.value["seconds"])),
+            format_rate(1 / mine),
+            format_ratio(s / mine),
+            format_rate(1 / floor),
         )
         for name, loop in loops.items()
     ]
-    rows += [Row(f"peak memory in MB, {name}", loop.told, ours.told) for name, loop in loops.items()]
+    rows += [BenchmarkRow(f"peak memory in MB, {name}", loop.told, ours.told) for name, loop in loops.items()]
     rows += [
-        Row(f"same best cell as ours; soft answers within, {name}", f"{found['same_cell']:.1%}; {soft:.0e} cells")
+        BenchmarkRow(
+            f"same best cell as ours; soft answers within, {name}", f"{found['same_cell']:.1%}; {soft:.0e} cells"
+        )
         for name, found in agreement.items()
         for soft in [max(found["soft_cells"], found["kernel_cells"])]
     ]
@@ -186,4 +196,4 @@ def _outcome(
         "agreement": agreement, "machine": limits.as_json(),
     }  # fmt: skip
     title = f"{shape.pairs} pairs of {shape.images} images, {shape.grid} x {shape.grid} x {shape.channels}"
-    return Outcome(title, rows, caption, content)
+    return BenchmarkResult(title, rows, caption, content)

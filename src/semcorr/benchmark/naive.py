@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from semcorr.coords import to_grid
+from semcorr.core.coords import to_grid
 
 SOFT, KERNEL, SIGMA = 0.02, 0.03, 7.0  # temperatures and cells; those of our read-outs, too
 
@@ -29,7 +29,7 @@ Answers = dict[str, Points]  # cells by read-out
 Loop = Callable[[Map, Map, Points, float], Answers]
 
 
-def full_correlation(source: Map, target: Map, points: Points, stride: float) -> Answers:
+def match_by_full_correlation(source: Map, target: Map, points: Points, stride: float) -> Answers:
     """All cells of the source against all of the target, then four read-outs of the keypoints' rows."""
     h, w = target.shape[-2:]
     queries, cells = (_normalised(one).flatten(1).T for one in (source, target))  # (hw c)
@@ -44,7 +44,7 @@ def full_correlation(source: Map, target: Map, points: Points, stride: float) ->
     }
 
 
-def each_read_out(source: Map, target: Map, points: Points, stride: float) -> Answers:
+def match_by_each_readout(source: Map, target: Map, points: Points, stride: float) -> Answers:
     """Four read-outs, each from the maps."""
     h, w = target.shape[-2:]
 
@@ -65,7 +65,7 @@ def each_read_out(source: Map, target: Map, points: Points, stride: float) -> An
     }
 
 
-LOOPS: dict[str, Loop] = {"full correlation": full_correlation, "each read-out anew": each_read_out}
+LOOPS: dict[str, Loop] = {"full correlation": match_by_full_correlation, "each read-out anew": match_by_each_readout}
 
 
 def _normalised(features: Map) -> Map:

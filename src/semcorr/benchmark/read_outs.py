@@ -7,11 +7,11 @@ imports or the weights.
 from pathlib import Path
 from typing import Any
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.errors import UserError
-from semcorr.read_outs import Several
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
+from semcorr.matching.readout_names import ReadoutList
 
 ONE = "window_15"
 MANY = (
@@ -21,62 +21,67 @@ MANY = (
 ALLOWED = 1.3  # times the seconds of one read-out
 
 
-def read_outs(run: Wanted, split: str, tries: int, apart: bool = True) -> Outcome:
+def benchmark_readouts(run: RunSpec, split: str, tries: int, apart: bool = True) -> BenchmarkResult:
     """The same split by one and by eleven, in turn; the best of some tries each."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
     run = run.plus(f"data.split={split}")
-    limits = machine(run.device)
-    found = measured(run_both, run, tries, apart=apart)
+    limits = measure_machine(run.device)
+    found = measure(run_both, run, tries, apart=apart)
     one, many = found.value
     if one["first"] != many["first"]:
         raise RuntimeError(f"{ONE} scores {one['first']} alone and {many['first']} among others")
     return _outcome(run, found, many["seconds"]["all"] / one["seconds"]["all"], limits)
 
 
-def run_both(run: Wanted, tries: int) -> list[dict[str, Any]]:
+def run_both(run: RunSpec, tries: int) -> list[dict[str, Any]]:
     """Seconds of the fastest run of each, by stage. In turn: what else the machine does is then shared."""
-    from semcorr.readings import readings
-    from semcorr.run import assembled, protocols
+    from semcorr.engine.build import build_module, build_protocols
+    from semcorr.evaluation.scoring_specs import build_scoring_specs
 
     found: list[list[dict[str, Any]]] = [[], []]
-    with configured("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
-        module = assembled(cfg)
+    with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
+        module = build_module(cfg)
         for _ in range(tries):
             for into, names in zip(found, ((ONE,), MANY), strict=True):
-                module.readings, module.localise = readings(protocols(cfg), Several(names))
+                module.readings, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
                 into.append(_whole(run, cfg, module))
     return [min(each, key=lambda one: one["seconds"]["all"]) for each in found]
 
 
-def _whole(run: Wanted, cfg: Any, module: Any) -> dict[str, Any]:
+def _whole(run: RunSpec, cfg: Any, module: Any) -> dict[str, Any]:
     """An evaluation, from the annotations to its files."""
-    from semcorr.results import write_results
-    from semcorr.run import benchmark, make_trainer
+    from semcorr.engine.build import build_datamodule, build_trainer
+    from semcorr.evaluation.results import write_results
 
-    trainer = make_trainer(cfg, Path(cfg.run_dir))
-    start = now(run.device)
-    data = benchmark(cfg, "data", ("test",))
+    trainer = build_trainer(cfg, Path(cfg.run_dir))
+    start = synchronised_time(run.device)
+    data = build_datamodule(cfg, "data", ("test",))
     data.size, data.pixels = module.backbone.size, module.backbone.pairwise
     trainer.test(module, datamodule=data, verbose=False)
     metrics = write_results(module, data, Path(cfg.run_dir))
-    seconds = {"all": now(run.device) - start, **module.seconds}
+    seconds = {"all": synchronised_time(run.device) - start, **module.seconds}
     return {"seconds": seconds, "pairs": metrics["pairs"], "first": metrics["pck"]["all"]["image"]}
 
 
-def _outcome(run: Wanted, found: Measured, ratio: float, limits: Machine) -> Outcome:
+def _outcome(run: RunSpec, found: Measurement, ratio: float, limits: Machine) -> BenchmarkResult:
     one, many = found.value
     alone, all_of = one["seconds"], many["seconds"]
     rows = [
-        Row("", "one read-out", f"{len(MANY)} read-outs"),
-        Row("seconds in all", rate(alone["all"]), rate(all_of["all"]), f"{ratio:.2f}, at most {ALLOWED}"),
-        *(Row(f"  {stage}", rate(alone[stage]), rate(all_of[stage])) for stage in ("encode", "match")),
-        Row("  everything else", *(rate(s["all"] - s["encode"] - s["match"]) for s in (alone, all_of))),
-        Row("peak memory in MB", "", found.told),
+        BenchmarkRow("", "one read-out", f"{len(MANY)} read-outs"),
+        BenchmarkRow(
+            "seconds in all", format_rate(alone["all"]), format_rate(all_of["all"]), f"{ratio:.2f}, at most {ALLOWED}"
+        ),
+        *(
+            BenchmarkRow(f"  {stage}", format_rate(alone[stage]), format_rate(all_of[stage]))
+            for stage in ("encode", "match")
+        ),
+        BenchmarkRow("  everything else", *(format_rate(s["all"] - s["encode"] - s["match"]) for s in (alone, all_of))),
+        BenchmarkRow("peak memory in MB", "", found.told),
     ]
     content = {
         "ratio": ratio, "floor": None, "one": one, "many": many, "rules": list(MANY),
         "peak": {"both": found.peak}, "machine": limits.as_json(),
     }  # fmt: skip
     title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
-    return Outcome(title, rows, f"{limits.told}. Imports and weights are not counted.", content)
+    return BenchmarkResult(title, rows, f"{limits.told}. Imports and weights are not counted.", content)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """A line of the table: what the naive way and ours give, how many times better ours is, what is possible."""
 
     what: str
@@ -25,37 +25,37 @@ class Row(NamedTuple):
     floor: str = ""
 
 
-class Outcome(NamedTuple):
+class BenchmarkResult(NamedTuple):
     """What was found.
 
     `content` is what benchmark.json holds of it: `ratio`, `floor` and `peak` among the rest.
     """
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[BenchmarkRow]
     caption: str
     content: Mapping[str, Any]
 
 
-def times(ratio: float) -> str:
+def format_ratio(ratio: float) -> str:
     """A ratio, to be read.
 
-    >>> times(12.345), times(150.2)
+    >>> format_ratio(12.345), format_ratio(150.2)
     ('12.3x', '150x')
     """
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
-def rate(value: float) -> str:
+def format_rate(value: float) -> str:
     """A number per second, or of seconds, to be read.
 
-    >>> rate(1234.5), rate(0.01234)
+    >>> format_rate(1234.5), format_rate(0.01234)
     ('1,234', '0.0123')
     """
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def known(out: Path) -> dict[str, Any]:
+def read_benchmark_file(out: Path) -> dict[str, Any]:
     """What benchmark.json holds so far. Asked before anything is measured: it may not be one, or not be writable."""
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
@@ -71,7 +71,7 @@ def known(out: Path) -> dict[str, Any]:
     return content
 
 
-def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any]) -> None:
+def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: Mapping[str, Any]) -> None:
     """Print the table; put the rest in the place of what `out` held under the same name."""
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in HEADERS:
@@ -80,5 +80,5 @@ def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any])
         table.add_row(*row)
     Terminal().print(table)
     about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(out, {**known(out), name: {**outcome.content, **about}}, "--out")
+    write_json(out, {**read_benchmark_file(out), name: {**outcome.content, **about}}, "--out")
     Terminal().print(f"written to {out}")

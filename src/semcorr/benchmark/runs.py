@@ -10,15 +10,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from semcorr.benchmark.spair_scale import default_folder, write_spair_scale
-from semcorr.cli import conf_dir
-from semcorr.errors import UserError
+from semcorr.benchmark.synthetic_spair import default_folder, write_spair_scale
+from semcorr.cli.hydra_app import conf_dir
+from semcorr.core.errors import UserError
 
 SCALES = ("demo", "spair")
 GPU = ("trainer=auto", "trainer.accelerator=gpu")
 
 
-class Wanted(NamedTuple):
+class RunSpec(NamedTuple):
     """A run as it is asked for; what a fresh process is sent."""
 
     data: str
@@ -26,12 +26,12 @@ class Wanted(NamedTuple):
     device: str
     overrides: tuple[str, ...] = ()
 
-    def plus(self, *overrides: str) -> "Wanted":
+    def plus(self, *overrides: str) -> "RunSpec":
         """The same, with more said."""
         return self._replace(overrides=(*self.overrides, *overrides))
 
 
-def wanted(
+def build_run_spec(
     root: Path | None,
     scale: str,
     folder: Path | None,
@@ -40,7 +40,7 @@ def wanted(
     size: int | None,
     random: bool,
     part: float = 1.0,
-) -> Wanted:
+) -> RunSpec:
     """Which tree and which backbone. A tree that is made up is written now, so that nobody waits for it later."""
     if scale not in SCALES:
         raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
@@ -57,16 +57,16 @@ def wanted(
     overrides += [f"backbone.size={size}"] if size is not None else []
     overrides += ["backbone.pretrained=false"] if random else []
     if root is not None:
-        return Wanted("spair", str(root.resolve()), device, tuple(overrides))
+        return RunSpec("spair", str(root.resolve()), device, tuple(overrides))
     if scale == "spair":
         place = write_spair_scale((folder or default_folder()).resolve(), part)
-        return Wanted("spair", str(place), device, tuple(overrides))
+        return RunSpec("spair", str(place), device, tuple(overrides))
     place = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
-    return Wanted("synthetic", str(place), device, tuple(overrides))
+    return RunSpec("synthetic", str(place), device, tuple(overrides))
 
 
 @contextmanager
-def configured(verb: str, run: Wanted) -> Iterator[DictConfig]:
+def compose_run(verb: str, run: RunSpec) -> Iterator[DictConfig]:
     """What `python -m semcorr.VERB` would have; its run directory goes in the end."""
     GlobalHydra.instance().clear()
     trainer = GPU if run.device == "cuda" else ("trainer=cpu",)

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from itertools import permutations
 from typing import NamedTuple
 
-from semcorr.data.groups import facts
+from semcorr.data.keypoints import benchmark_metadata
 
 SPLITS = {"trn": "train", "val": "val", "test": "test"}  # the layout's words, and ours
 PER_CATEGORY, VALIDATED = 100, 18  # images
 
 
-class Counts(NamedTuple):
+class SplitCounts(NamedTuple):
     """Images and pairs of a category, by split."""
 
     images: Mapping[str, int]
     pairs: Mapping[str, int]
 
 
-class ImageOf(NamedTuple):
+class SyntheticImage(NamedTuple):
     """An image by its place."""
 
     category: str
@@ -36,36 +36,36 @@ class ImageOf(NamedTuple):
         return f"{self.split}_{self.number:06d}"
 
 
-def official() -> dict[str, Counts]:
+def official_counts() -> dict[str, SplitCounts]:
     """SPair-71k's, by category."""
-    known = facts("spair71k")["official"]
+    known = benchmark_metadata("spair71k")["official"]
     test = known["pairs_per_category"]["test"]
     images = {category: _split_up(_fewest(pairs)) for category, pairs in test.items()}
     room = {split: {c: n[split] * (n[split] - 1) for c, n in images.items()} for split in ("trn", "val")}
     shares = {split: _share_out(known["pairs"][SPLITS[split]], room[split]) for split in room}
-    return {c: Counts(images[c], {s: shares[s][c] for s in shares} | {"test": test[c]}) for c in test}
+    return {c: SplitCounts(images[c], {s: shares[s][c] for s in shares} | {"test": test[c]}) for c in test}
 
 
-def shrunk(counts: Mapping[str, Counts], part: float) -> dict[str, Counts]:
+def shrink_counts(counts: Mapping[str, SplitCounts], part: float) -> dict[str, SplitCounts]:
     """The same with so many of the images, and as many of the pairs as go with them; at least two and two.
 
-    >>> shrunk({"cat": Counts({"trn": 50, "test": 25}, {"trn": 2400, "test": 600})}, 0.1)
+    >>> shrink_counts({"cat": SplitCounts({"trn": 50, "test": 25}, {"trn": 2400, "test": 600})}, 0.1)
     {'cat': Counts(images={'trn': 5, 'test': 2}, pairs={'trn': 20, 'test': 2})}
     """
     small = {}
     for category, (images, pairs) in counts.items():
         fewer = {split: max(2, round(n * part)) for split, n in images.items()}
         share = {s: pairs[s] / (n * (n - 1)) * fewer[s] * (fewer[s] - 1) for s, n in images.items()}
-        small[category] = Counts(fewer, {split: max(2, round(n)) for split, n in share.items()})
+        small[category] = SplitCounts(fewer, {split: max(2, round(n)) for split, n in share.items()})
     return small
 
 
-def pair_lists(counts: Mapping[str, Counts]) -> dict[str, list[tuple[ImageOf, ImageOf]]]:
+def make_pair_lists(counts: Mapping[str, SplitCounts]) -> dict[str, list[tuple[SyntheticImage, SyntheticImage]]]:
     """Ordered pairs by split; those that are left out lie evenly among all."""
-    lists: dict[str, list[tuple[ImageOf, ImageOf]]] = {split: [] for split in SPLITS}
+    lists: dict[str, list[tuple[SyntheticImage, SyntheticImage]]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for category, (images, pairs) in sorted(counts.items()):
-            every = list(permutations([ImageOf(category, split, i) for i in range(images[split])], 2))
+            every = list(permutations([SyntheticImage(category, split, i) for i in range(images[split])], 2))
             lists[split] += [every[i * len(every) // pairs[split]] for i in range(pairs[split])]
     return lists
 

@@ -6,8 +6,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.errors import UserError
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.errors import UserError
 
 TORCH = "python -c 'import torch'"
 LINES = {
@@ -17,25 +17,31 @@ LINES = {
 }
 
 
-class Run(NamedTuple):
+class ProcessTime(NamedTuple):
     """One process."""
 
     seconds: float
     memory: float  # MB at its peak
 
 
-def startup(tries: int) -> Outcome:
+def benchmark_startup(tries: int) -> BenchmarkResult:
     """The best of some tries of each, in turns: what is busy beside them hits all of them."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
-    found: dict[str, list[Run]] = {line: [] for line in LINES}
+    found: dict[str, list[ProcessTime]] = {line: [] for line in LINES}
     for _ in range(tries):
         for line, arguments in LINES.items():
-            found[line].append(timed(arguments))
+            found[line].append(time_process(arguments))
     best = {line: min(runs) for line, runs in found.items()}
     torch, mine = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
     rows = [
-        Row(line, "", f"{rate(run.seconds)} s, {run.memory:.0f} MB", times(torch / run.seconds), f"{rate(torch)} s")
+        BenchmarkRow(
+            line,
+            "",
+            f"{format_rate(run.seconds)} s, {run.memory:.0f} MB",
+            format_ratio(torch / run.seconds),
+            f"{format_rate(torch)} s",
+        )
         for line, run in mine.items()
     ]
     content = {
@@ -47,10 +53,10 @@ def startup(tries: int) -> Outcome:
         f"Best of {tries} fresh processes each. Floor: {TORCH}, which every framework on PyTorch waits for. Peaks are "
         "upper bounds: Linux counts what started a process as well."
     )
-    return Outcome("Start", rows, caption, content)
+    return BenchmarkResult("Start", rows, caption, content)
 
 
-def timed(arguments: tuple[str, ...]) -> Run:
+def time_process(arguments: tuple[str, ...]) -> ProcessTime:
     """A Python process to its end."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
@@ -59,4 +65,4 @@ def timed(arguments: tuple[str, ...]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    return ProcessTime(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semcorr.benchmark.measure import Measured, best, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.errors import UserError
+from semcorr.benchmark.measurement import Measurement, best_time, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.errors import UserError
 from semcorr.store import FeatureStore
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -19,7 +19,7 @@ KEY = {"benchmark": "store"}
 RING = 16  # tensors copied in turn: more than a cache holds
 
 
-class Entries(NamedTuple):
+class StoredFeatures(NamedTuple):
     """What is stored: the features of so many images, tokens x channels each."""
 
     images: int
@@ -33,7 +33,7 @@ class Entries(NamedTuple):
     device: str
 
 
-def store(entries: Entries, apart: bool = True) -> Outcome:
+def benchmark_store(entries: StoredFeatures, apart: bool = True) -> BenchmarkResult:
     """Write, read for the first time, read again; each beside its limit."""
     if min(entries.images, entries.tokens, entries.channels) < 1:
         raise UserError("--entries, --tokens and --channels must be at least 1")
@@ -43,12 +43,12 @@ def store(entries: Entries, apart: bool = True) -> Outcome:
         raise UserError(f"--root: {entries.root} is no folder. Make it, or choose another disk")
     if entries.encode_ms is not None and not entries.encode_ms > 0:
         raise UserError(f"--encode-ms must be more than 0, got {entries.encode_ms}")
-    found = measured(run_store, entries, apart=apart)
+    found = measure(run_store, entries, apart=apart)
     encoding = entries.encode_ms and entries.encode_ms / 1e3
-    return _outcome(entries, found, encoding or measured(encode, entries, apart=apart).value)
+    return _outcome(entries, found, encoding or measure(time_encoding, entries, apart=apart).value)
 
 
-def run_store(entries: Entries) -> dict[str, float]:
+def run_store(entries: StoredFeatures) -> dict[str, float]:
     """Seconds for all entries, by what is done."""
     values = torch.randn(entries.tokens, entries.channels).to(DTYPES[entries.dtype])
     names, into = [f"{i:032x}" for i in range(entries.images)], torch.empty_like(values)
@@ -66,27 +66,27 @@ def run_store(entries: Entries) -> dict[str, float]:
         if not torch.equal(_read(fresh, names[-1]), values):
             raise RuntimeError("the store gave back something else than was put into it")
     sources = [values.clone() for _ in range(min(entries.images, RING))]
-    copied = best(lambda: [into.copy_(one) for one in sources]) / len(sources)
+    copied = best_time(lambda: [into.copy_(one) for one in sources]) / len(sources)
     return {**seconds, "copy": copied * entries.images, "bytes": values.nbytes}
 
 
-def encode(entries: Entries) -> float:
+def time_encoding(entries: StoredFeatures) -> float:
     """Seconds in which an image is encoded by itself, with random weights."""
-    from semcorr.benchmark.runs import Wanted, configured
-    from semcorr.run import base
+    from semcorr.benchmark.runs import RunSpec, compose_run
+    from semcorr.engine.build import build_backbone
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
-    with configured("evaluate", Wanted("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
-        backbone: Any = base(cfg).to(entries.device).eval()
+    with compose_run("evaluate", RunSpec("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
+        backbone: Any = build_backbone(cfg).to(entries.device).eval()
         image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
-        return best(lambda: backbone(image), entries.device, times=1)
+        return best_time(lambda: backbone(image), entries.device, times=1)
 
 
 def _timed(names: list[str], work: Callable[[str], Any]) -> float:
-    start = now()
+    start = synchronised_time()
     for name in names:
         work(name)
-    return now() - start
+    return synchronised_time() - start
 
 
 def _plain_write(path: Path, values: Tensor) -> None:
@@ -105,22 +105,27 @@ def _read(store: FeatureStore, name: str) -> Tensor:
     return values["features"]
 
 
-def _outcome(entries: Entries, found: Measured, encoding: float) -> Outcome:
-    limits = machine(entries.device)
+def _outcome(entries: StoredFeatures, found: Measurement, encoding: float) -> BenchmarkResult:
+    limits = measure_machine(entries.device)
     size = int(found.value["bytes"])
     speed = {what: size * entries.images / s / 1e9 for what, s in found.value.items() if what != "bytes"}  # GB/s
     against = {"write": "plain write", "first read": "copy", "later read": "copy"}
     naive = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
     ratios = {what: speed[what] / speed[naive[what]] for what in against}
     rows = [
-        Row(f"GB/s, {what}", rate(speed[naive[what]]), rate(speed[what]), times(ratios[what]),
-            f"{rate(speed[limit])} ({limit}; {speed[what] / speed[limit]:.0%} reached)")
+        BenchmarkRow(f"GB/s, {what}", format_rate(speed[naive[what]]), format_rate(speed[what]), format_ratio(ratios[what]),
+            f"{format_rate(speed[limit])} ({limit}; {speed[what] / speed[limit]:.0%} reached)")
         for what, limit in against.items()
     ]  # fmt: skip
     written = speed["write"] * 1e9 / size
     rows += [
-        Row("images/s written; encoded", "", f"{rate(written)}; {rate(1 / encoding)}", times(written * encoding)),
-        Row("peak memory in MB", "", found.told),
+        BenchmarkRow(
+            "images/s written; encoded",
+            "",
+            f"{format_rate(written)}; {format_rate(1 / encoding)}",
+            format_ratio(written * encoding),
+        ),
+        BenchmarkRow("peak memory in MB", "", found.told),
     ]
     caption = (
         f"{limits.told}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, {encoding * 1e3:,.0f} ms "
@@ -133,4 +138,6 @@ def _outcome(entries: Entries, found: Measured, encoding: float) -> Outcome:
         "images_per_second": {"written": written, "encoded": 1 / encoding, "ratio": written * encoding},
         "peak": {"ours": found.peak}, "machine": limits.as_json(),
     }  # fmt: skip
-    return Outcome(f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content)
+    return BenchmarkResult(
+        f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content
+    )

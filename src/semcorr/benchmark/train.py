@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from lightning import Callback
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.errors import UserError
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
 WARM = 2  # steps that are not timed: loaders start, memory is taken
 
 
-class Steps(NamedTuple):
+class TrainingSteps(NamedTuple):
     """What is trained."""
 
     steps: int
@@ -29,7 +29,7 @@ class Steps(NamedTuple):
     workers: int | None
 
 
-def train(run: Wanted, asked: Steps, apart: bool = True) -> Outcome:
+def benchmark_training(run: RunSpec, asked: TrainingSteps, apart: bool = True) -> BenchmarkResult:
     """Without and with what is kept; then all pairs of as many images."""
     if asked.steps <= WARM or asked.pairs < 1 or asked.blocks < 1:
         raise UserError(
@@ -42,14 +42,14 @@ def train(run: Wanted, asked: Steps, apart: bool = True) -> Outcome:
         f"data.workers={workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
     )  # fmt: skip
-    limits = machine(run.device)
-    again = measured(run_steps, run.plus("store.place=off"), apart=apart)
-    kept = measured(run_steps, run, apart=apart)
-    every = measured(run_steps, run.plus(f"data.all_pairs={2 * asked.pairs}"), apart=apart)
+    limits = measure_machine(run.device)
+    again = measure(run_steps, run.plus("store.place=off"), apart=apart)
+    kept = measure(run_steps, run, apart=apart)
+    every = measure(run_steps, run.plus(f"data.all_pairs={2 * asked.pairs}"), apart=apart)
     return _outcome(run, asked, limits, again, kept, every)
 
 
-class Clock(Callback):
+class StepTimer(Callback):
     """When each step ended, and its loss."""
 
     def __init__(self, device: str) -> None:
@@ -60,36 +60,36 @@ class Clock(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Remember."""
-        self.ends.append(now(self.device))
+        self.ends.append(synchronised_time(self.device))
         self.losses.append(float(outputs["loss"]))
-        self.pairs.append(pairs_of(batch))
+        self.pairs.append(count_pairs(batch))
 
 
-def pairs_of(batch: Any) -> int:
+def count_pairs(batch: Any) -> int:
     """Of a batch of pairs; ordered pairs with something to train on of a batch of images."""
     if hasattr(batch, "pair"):
         return len(batch.pair)
     return len(batch.queries[:, [0, 2]].unique(dim=0))
 
 
-def run_steps(run: Wanted) -> dict[str, Any]:
+def run_steps(run: RunSpec) -> dict[str, Any]:
     """Seconds of a step, of what is computed ahead, the losses, and what a step consists of."""
-    from semcorr.run import build, make_trainer, reuse
+    from semcorr.engine.build import build_datamodule_and_module, build_trainer, use_cached_features
 
-    with configured("train", run) as cfg:
-        module, data = build(
+    with compose_run("train", run) as cfg:
+        module, data = build_datamodule_and_module(
             cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
         )
-        reuse(module, data)  # type: ignore[arg-type]
-        clock, fill, filling = Clock(run.device), module.frozen.fill, [0.0]
+        use_cached_features(module, data)  # type: ignore[arg-type]
+        clock, fill, filling = StepTimer(run.device), module.frozen.fill, [0.0]
 
         def timed(*args: Any) -> None:
-            start = now(run.device)
+            start = synchronised_time(run.device)
             fill(*args)
-            filling[0] += now(run.device) - start
+            filling[0] += synchronised_time(run.device) - start
 
         module.frozen.fill = timed  # type: ignore[method-assign,assignment]
-        trainer = make_trainer(cfg, Path(cfg.run_dir), callbacks=[clock])
+        trainer = build_trainer(cfg, Path(cfg.run_dir), callbacks=[clock])
         trainer.fit(module, datamodule=data)
         steps = [end - start for start, end in zip(clock.ends[WARM - 1 :], clock.ends[WARM:], strict=False)]
         return {
@@ -98,43 +98,45 @@ def run_steps(run: Wanted) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def difference(losses: list[float], others: list[float]) -> float:
+def largest_difference(losses: list[float], others: list[float]) -> float:
     """The largest relative one.
 
-    >>> difference([1.0, 2.0], [1.0, 2.002])
+    >>> largest_difference([1.0, 2.0], [1.0, 2.002])
     0.000999...
     """
     return max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(losses, others, strict=True))
 
 
-def bound(depth: int, moving: int) -> float:
+def speedup_bound(depth: int, moving: int) -> float:
     """How many times faster a step can become: backward costs two forwards, and is through moving blocks only.
 
-    >>> round(bound(12, 2), 2), round(bound(12, 1), 2)
+    >>> round(speedup_bound(12, 2), 2), round(speedup_bound(12, 1), 2)
     (2.67, 4.67)
     """
     return (depth + 2 * moving) / (3 * moving)
 
 
-def _outcome(run: Wanted, asked: Steps, limits: Machine, again: Measured, kept: Measured, every: Measured) -> Outcome:
-    apart = difference(again.value["losses"], kept.value["losses"])
+def _outcome(
+    run: RunSpec, asked: TrainingSteps, limits: Machine, again: Measurement, kept: Measurement, every: Measurement
+) -> BenchmarkResult:
+    apart = largest_difference(again.value["losses"], kept.value["losses"])
     if apart > SAME:
         raise RuntimeError(f"the losses of both runs differ by {apart:.2e}, relatively; {SAME} are allowed")
     depth, step, steps = kept.value["depth"], kept.value["step"], asked.steps
-    ratio, most = again.value["step"] / step, bound(depth, asked.blocks)
+    ratio, most = again.value["step"] / step, speedup_bound(depth, asked.blocks)
     per_second = [one["pairs"] / one["step"] for one in (kept.value, every.value)]
     rows = [
-        Row("steps/s, frozen blocks: at each step, kept", rate(1 / again.value["step"]), rate(1 / step), times(ratio),
-            times(most)),
-        Row("seconds to compute ahead", "0", rate(kept.value["filling"])),
-        Row("pays off after steps", "", _pays(again.value["step"] - step, kept.value["filling"])),
-        *[Row(f"loss of step {i + 1}", f"{again.value['losses'][i]:.6f}", f"{kept.value['losses'][i]:.6f}")
+        BenchmarkRow("steps/s, frozen blocks: at each step, kept", format_rate(1 / again.value["step"]), format_rate(1 / step), format_ratio(ratio),
+            format_ratio(most)),
+        BenchmarkRow("seconds to compute ahead", "0", format_rate(kept.value["filling"])),
+        BenchmarkRow("pays off after steps", "", _pays(again.value["step"] - step, kept.value["filling"])),
+        *[BenchmarkRow(f"loss of step {i + 1}", f"{again.value['losses'][i]:.6f}", f"{kept.value['losses'][i]:.6f}")
           for i in sorted({0, steps // 2, steps - 1})],
-        Row("largest relative difference of a loss", "", f"{apart:.1e}", "", f"{SAME:.0e}"),
-        Row(f"pairs/s of {2 * asked.pairs} images: {asked.pairs} pairs, all", rate(per_second[0]), rate(per_second[1]),
-            times(per_second[1] / per_second[0]), times(every.value["pairs"] / asked.pairs)),
-        Row("peak memory in MB", again.told, kept.told),
-        Row("peak memory in MB, all pairs", kept.told, every.told),
+        BenchmarkRow("largest relative difference of a loss", "", f"{apart:.1e}", "", f"{SAME:.0e}"),
+        BenchmarkRow(f"pairs/s of {2 * asked.pairs} images: {asked.pairs} pairs, all", format_rate(per_second[0]), format_rate(per_second[1]),
+            format_ratio(per_second[1] / per_second[0]), format_ratio(every.value["pairs"] / asked.pairs)),
+        BenchmarkRow("peak memory in MB", again.told, kept.told),
+        BenchmarkRow("peak memory in MB, all pairs", kept.told, every.told),
     ]  # fmt: skip
     caption = (
         f"{limits.told}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {asked.blocks} back against "
@@ -149,7 +151,9 @@ def _outcome(run: Wanted, asked: Steps, limits: Machine, again: Measured, kept: 
         },
         "peak": {"naive": again.peak, "ours": kept.peak, "all_pairs": every.peak}, "machine": limits.as_json(),
     }  # fmt: skip
-    return Outcome(f"Training of {asked.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content)
+    return BenchmarkResult(
+        f"Training of {asked.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content
+    )
 
 
 def _pays(saved: float, filling: float) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
 ROOM = 1 << 18  # bytes: what a run leaves at the least

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 BEHIND = 32  # batches that are looked at together on a device that would have to be waited for
 HALF = (torch.float16, torch.bfloat16)
@@ -46,12 +46,12 @@ def require_finite(origin: str, names: Sequence[str], values: Mapping[str, Tenso
     Raises:
         UserError: It names the first image.
     """
-    watch = Watch(origin, remedy)
+    watch = FiniteWatch(origin, remedy)
     watch.see(names, values)
     watch.settle()
 
 
-class Watch:
+class FiniteWatch:
     """Notice features that are not finite, without waiting for a GPU at each batch.
 
     Args:

@@ -1,6 +1,6 @@
 """End a command from outside: in a sentence, with the signal's exit code, and with nothing of it left running.
 
-Only commands come here, by `semcorr.cli`: a library leaves the signals to whoever uses it. A signal raises
+Only commands come here, by `semcorr.cli.hydra_app`: a library leaves the signals to whoever uses it. A signal raises
 `Interrupted` in the main thread, which unwinds as any error does. A thread of its own sees to it that this takes
 seconds: one matrix product, a wait for another process, or somebody's bare `except` may hold the main thread up.
 """
@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from semcorr.core.files import WRITTEN
-from semcorr.core.ranks import LostProcessError, Watch, speaks
-from semcorr.core.terminal import printable
+from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
+from semcorr.core.terminal import escape_controls
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNWINDING = 4.0  # seconds the main thread has to come back from what it computes
@@ -52,7 +52,7 @@ class Guard:
     def __init__(self) -> None:
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
-        self.ranks: Watch | None = None
+        self.ranks: ProcessWatch | None = None
         self._begun, self._raised, self._said, self._closed = False, False, False, False
         self._unwound = threading.Event()
         self._before: dict[int, Any] = {}
@@ -115,7 +115,7 @@ class Guard:
             self._raised, self._repeats = False, self._repeats + 1
             signal.pthread_kill(main, number)
 
-    def watch(self, ranks: Watch) -> None:
+    def watch(self, ranks: ProcessWatch) -> None:
         """Look after the other processes of a run from now on."""
         self.ranks = ranks
         ranks.start()
@@ -129,7 +129,7 @@ class Guard:
     def say(self) -> int:
         """Print what was interrupted, once; return the exit code."""
         number = self.number or signal.SIGINT
-        if not self._said and speaks():
+        if not self._said and is_speaker():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
             advice = self.advise() or written()
@@ -204,7 +204,7 @@ def written() -> str:
     if not there:
         return "Nothing was written. Run the same line again"
     others = f" and {len(there) - 1} other files are" if len(there) > 1 else " is"
-    return f"{printable(str(there[-1]))}{others} written. Run the same line again for what is not"
+    return f"{escape_controls(str(there[-1]))}{others} written. Run the same line again for what is not"
 
 
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
@@ -219,19 +219,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def current() -> Guard | None:
+def current_guard() -> Guard | None:
     """Return the guard of the command that runs, if one does."""
     return _GUARDS[0] if _GUARDS else None
 
 
 @contextmanager
-def interruptible() -> Iterator[Guard | None]:
+def guard_signals() -> Iterator[Guard | None]:
     """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
 
     Inside another block it is that one's; in another thread there is none.
     """
     if _GUARDS or threading.current_thread() is not threading.main_thread():
-        yield current()
+        yield current_guard()
         return
     guard = Guard()
     WRITTEN.clear()  # what a command before this one wrote, as in a notebook
@@ -245,9 +245,9 @@ def interruptible() -> Iterator[Guard | None]:
 
 
 @contextmanager
-def advising(advice: Callable[[], str]) -> Iterator[None]:
+def advise_on_interrupt(advice: Callable[[], str]) -> Iterator[None]:
     """Say `advice()` if the block is interrupted: what was saved, and how to go on. The outermost is said."""
-    guard = current()
+    guard = current_guard()
     if guard is None:
         yield
         return

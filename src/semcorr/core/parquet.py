@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from semcorr.core.errors import UserError
 from semcorr.core.parquet_footer import require_footer
 from semcorr.core.paths import open_plain
-from semcorr.errors import UserError
 
 CHECKSUMS = b"semcorr.columns"  # key of the footer's own notes: JSON, column to checksum
 FOREIGN = {b"ARROW:schema", b"pandas"}  # keys of other writers
@@ -32,7 +32,7 @@ class DamagedTableError(ValueError):
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table of numbers, truth values and texts."""
-    sums = json.dumps({name: checksum(table[name], name) for name in table.schema.names})
+    sums = json.dumps({name: column_checksum(table[name], name) for name in table.schema.names})
     noted = table.replace_schema_metadata({**(table.schema.metadata or {}), CHECKSUMS: sums})
     pq.write_table(noted, path, write_page_checksum=True)
 
@@ -66,7 +66,7 @@ def read_parquet(path: Path, schema: pa.Schema, optional: Collection[str] = (), 
         raise UserError(f"{path} is damaged, or no table of a run ({reason}). {remedy}") from None
 
 
-def checksum(column: pa.ChunkedArray, name: str) -> str:
+def column_checksum(column: pa.ChunkedArray, name: str) -> str:
     """Compute a checksum of a column's name, type and values, however they are laid out in memory."""
     state = xxhash.xxh3_128(f"{name} {column.type} {len(column)}".encode())
     combined = column.combine_chunks()
@@ -141,6 +141,6 @@ def _compare(table: pa.Table, notes: dict[bytes, bytes], schema: pa.Schema) -> N
     sums = json.loads(notes[CHECKSUMS])
     if absent := [name for name in schema.names if name in sums and name not in table.schema.names]:
         raise DamagedTableError(f"its column {absent[0]} is not there")
-    odd = [name for name in table.schema.names if sums.get(name) != checksum(table[name], name)]
+    odd = [name for name in table.schema.names if sums.get(name) != column_checksum(table[name], name)]
     if odd:
         raise DamagedTableError(f"the checksum of column {odd[0]} does not fit its content")

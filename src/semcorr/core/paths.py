@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
 SHOWN = 80  # characters of a value that a message repeats
@@ -38,7 +38,7 @@ def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
     home, end = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath((home, end)) != home:
         raise UserError(
-            f"{where} names {shorten(name)}, which a link leads out of {root}, to {end}. "
+            f"{where} names {quote_value(name)}, which a link leads out of {root}, to {end}. "
             f"Give the folder that holds the images themselves as {option}, or copy them into it."
         )
     require_plain(path, where)
@@ -134,7 +134,7 @@ def require_file_name(name: object, where: str, folders: bool = False) -> str:
         return name
     if reason := name_fault(name, folders):
         kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
-        raise UserError(f"{where} names {shorten(name)}, which {reason}. It must be {kind}; correct it.")
+        raise UserError(f"{where} names {quote_value(name)}, which {reason}. It must be {kind}; correct it.")
     assert isinstance(name, str)
     return name
 
@@ -193,7 +193,7 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
-def shorten(value: object) -> str:
+def quote_value(value: object) -> str:
     """Quote a value of somebody's file for a message: on one line, and not at any length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf._utils import get_yaml_loader
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 BYTES = 2**20
 DEPTH = 32
@@ -23,7 +23,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 Place = tuple[str | int, ...]
 
 
-class Plain(NamedTuple):
+class PlainDocument(NamedTuple):
     """A document and where its parts stand.
 
     Attributes:
@@ -35,7 +35,7 @@ class Plain(NamedTuple):
     lines: Mapping[Place, int]
 
 
-def read_plain_yaml(path: Path) -> Plain:
+def read_plain_yaml(path: Path) -> PlainDocument:
     """Read one YAML document, with the types that OmegaConf gives its values.
 
     Raises:
@@ -93,7 +93,7 @@ class _Reader:
     def __init__(self, loader: Any) -> None:
         self.loader, self.lines = loader, dict[Place, int]()
 
-    def document(self) -> Plain:
+    def document(self) -> PlainDocument:
         self.loader.get_event()
         if self.loader.check_event(yaml.StreamEndEvent):
             raise _RefusedError("it is empty", None)
@@ -102,7 +102,7 @@ class _Reader:
         self.loader.get_event()
         if not self.loader.check_event(yaml.StreamEndEvent):
             raise _RefusedError("it has more than one document", self.loader.peek_event().start_mark.line + 1)
-        return Plain(values, self.lines)
+        return PlainDocument(values, self.lines)
 
     def value(self, at: Place) -> Any:
         event = self.loader.get_event()

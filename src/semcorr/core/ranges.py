@@ -1,7 +1,7 @@
 """Ranges of options, stated in the signature they belong to: `rank: Count`, `temperature: Temperature`.
 
 A configuration may hold anything: text, null, lists, NaN, 1e30. Types and ranges are checked by one function, whether
-an option comes from a configuration (`semcorr.options`) or from Python (`ranged`).
+an option comes from a configuration (`semcorr.cli.options`) or from Python (`ranged`).
 """
 
 import inspect
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +26,7 @@ DIGITS = 60  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
-class Within:
+class Range:
     """Where a number must lie.
 
     Args:
@@ -95,7 +95,7 @@ class OptionsOf(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spelled:
+class Pattern:
     """How a text must be spelled.
 
     Args:
@@ -107,18 +107,18 @@ class Spelled:
     words: str
 
 
-Count = Annotated[int, Within(least=1)]
-Whole = Annotated[int, Within(least=0)]
-Seed = Annotated[int, Within(least=0, most=2**32 - 1)]  # what NumPy and Lightning take
-Positive = Annotated[float, Within(above=0)]
-Weight = Annotated[float, Within(least=0, off=True)]  # of a term, or how strong something is
-Dropout = Annotated[float, Within(least=0, below=1)]
-Share = Annotated[float, Within(least=0, most=1)]
-Rate = Annotated[float, Within(least=0, most=10)]  # of learning
-Temperature = Annotated[float, Within(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
-Sigma = Annotated[float, Within(least=1e-3, most=1e6)]  # below, a distance over its square is
-Window = Annotated[int, Within(least=1, odd=True)]
-NotEmpty = Annotated[str, Spelled(r"(?s).*\S.*", "text, not empty")]
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # what NumPy and Lightning take
+Positive = Annotated[float, Range(above=0)]
+Weight = Annotated[float, Range(least=0, off=True)]  # of a term, or how strong something is
+Dropout = Annotated[float, Range(least=0, below=1)]
+Share = Annotated[float, Range(least=0, most=1)]
+Rate = Annotated[float, Range(least=0, most=10)]  # of learning
+Temperature = Annotated[float, Range(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
+Sigma = Annotated[float, Range(least=1e-3, most=1e6)]  # below, a distance over its square is
+Window = Annotated[int, Range(least=1, odd=True)]
+NotEmpty = Annotated[str, Pattern(r"(?s).*\S.*", "text, not empty")]
 
 
 def require(option: str, value: Any, hint: Any) -> None:
@@ -135,10 +135,10 @@ def require(option: str, value: Any, hint: Any) -> None:
 
     >>> require("finetune.rank", 0, Count)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `finetune.rank` must be at least 1, got 0
+    semcorr.core.errors.UserError: `finetune.rank` must be at least 1, got 0
     >>> require("loss.temperature", "warm", Temperature | None)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
+    semcorr.core.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
     """
     if (allowed := _problem(value, hint)) is not None:
         raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
@@ -152,7 +152,7 @@ def require_kind(option: str, value: Any, hint: Any) -> None:
 
     >>> require_kind("head.width", "wide", int)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `head.width` must be a whole number, got 'wide'
+    semcorr.core.errors.UserError: `head.width` must be a whole number, got 'wide'
     """
     words = None if value is None else _other_kind(value, hint)
     if words is not None:
@@ -186,7 +186,7 @@ def _other_kind(value: Any, hint: Any) -> str | None:
     return None
 
 
-def ranged(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function or a constructor: its arguments must be what its annotations say.
 
     Args:
@@ -230,18 +230,18 @@ def _problem(value: Any, hint: Any) -> str | None:
 
 
 def _refused(value: Any, hint: Any) -> str | None:
-    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Within)), None)
+    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
         return None
     if kind in (int, float):
-        return _refused_number(value, kind, range_ or Within())
+        return _refused_number(value, kind, range_ or Range())
     if kind in (NoneType, None):
         return None if value is None else "null"
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
-        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Spelled)), Spelled("(?s).*", "text"))
+        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Pattern)), Pattern("(?s).*", "text"))
         return None if isinstance(value, str) and re.fullmatch(spelled.pattern, value) else spelled.words
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
@@ -253,7 +253,7 @@ def _refused(value: Any, hint: Any) -> str | None:
     return BUILT if plain else None
 
 
-def _refused_number(value: Any, kind: type, range_: Within) -> str | None:
+def _refused_number(value: Any, kind: type, range_: Range) -> str | None:
     whole, words = kind is int, range_.words()
     if not _is_number(value) or (whole and not isinstance(value, numbers.Integral)):
         if words == "finite":

@@ -31,7 +31,7 @@ class LostProcessError(RuntimeError):
         self.code = code
 
 
-class Watch(threading.Thread):
+class ProcessWatch(threading.Thread):
     """Look after the processes of a run from one of them.
 
     Args:
@@ -133,7 +133,7 @@ def process_number() -> int:
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
-def speaks() -> bool:
+def is_speaker() -> bool:
     """Tell whether this process is the one that speaks for all of a run."""
     return process_number() == 0
 

@@ -9,9 +9,9 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from semcorr.core.paths import shorten
-from semcorr.core.text_files import MEGABYTE, REMEDY, decode, read_content, read_text, require_text
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.text_files import MEGABYTE, REMEDY, decode_text, read_content, read_text, require_text
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ LOOKED_AT = 50  # lines in which a header is looked for
 SAVE = 'Save it as "CSV UTF-8".'
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table."""
 
     line: int  # in the file, counted from 1: that of its end
     cells: list[str]
 
 
-class Table(NamedTuple):
+class Spreadsheet(NamedTuple):
     """A table of somebody's."""
 
     rows: list[tuple[int, dict[str, str]]]  # with their lines
@@ -37,7 +37,7 @@ class Table(NamedTuple):
     encoding: str
 
 
-def read_rows(path: Path, remedy: str = REMEDY) -> list[Row]:
+def read_rows(path: Path, remedy: str = REMEDY) -> list[TableRow]:
     """Read a CSV file, its header included, without blank rows.
 
     Raises:
@@ -52,11 +52,11 @@ def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list
     Raises:
         UserError: As `read_rows`; a column is missing or there twice; a row is shorter or longer than the header.
     """
-    header, *rows = read_rows(path, remedy) or [Row(1, [])]
+    header, *rows = read_rows(path, remedy) or [TableRow(1, [])]
     return _named(_require_columns(header.cells, columns, path, remedy), rows, path)
 
 
-def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Table:
+def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Spreadsheet:
     """Read a table of somebody's, as spreadsheets and data frames write it.
 
     It may be in UTF-8, in UTF-16 with its mark, or in Windows-1252, which is said; between its cells stand commas,
@@ -90,17 +90,19 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
     header = _header(rows[0].cells, known)
     names = _require_columns(header, columns, path, remedy)
     rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
-    return Table(_named(names, rows, path), [name for name in names if name and name not in known.values()], encoding)
+    return Spreadsheet(
+        _named(names, rows, path), [name for name in names if name and name not in known.values()], encoding
+    )
 
 
-def _filled(rows: Iterator[Row]) -> Iterator[Row]:
+def _filled(rows: Iterator[TableRow]) -> Iterator[TableRow]:
     """Rows with a cell that is not empty: spreadsheets write the others, too."""
     return (row for row in rows if any(cell.strip() for cell in row.cells))
 
 
 def _decoded(content: bytes, path: Path) -> tuple[str, str]:
     try:
-        return decode(content), "utf-8"
+        return decode_text(content), "utf-8"
     except UnicodeDecodeError:
         pass
     try:
@@ -112,7 +114,7 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
 def _line_of(content: bytes) -> str:
     """Say in which line the first byte is that makes a text none in UTF-8."""
     try:
-        decode(content)
+        decode_text(content)
     except UnicodeDecodeError as error:
         ends = re.findall(rb"\r\n|\r|\n", content[: error.start])
         return f"line {1 + len(ends)}"
@@ -129,7 +131,7 @@ def _separator(
         raise UserError(f"{path}, line 1: sep={said[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}")
     headers: dict[str, list[str]] = {}
     for separator in (said[1],) if said else SEPARATORS:
-        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), Row(1, []))
+        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), TableRow(1, []))
         headers[separator] = _header(first.cells, known)
     fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
     if len(fitting) > 1:
@@ -168,11 +170,11 @@ def _require_columns(names: list[str], columns: Sequence[str], path: Path, remed
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
     twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
     if twice:
-        raise UserError(f"{path} has the column {shorten(twice).strip(chr(39))} twice. Drop or rename one.")
+        raise UserError(f"{path} has the column {quote_value(twice).strip(chr(39))} twice. Drop or rename one.")
     return names
 
 
-def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int, dict[str, str]]]:
+def _named(names: list[str], rows: Sequence[TableRow], path: Path) -> list[tuple[int, dict[str, str]]]:
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(
@@ -184,7 +186,7 @@ def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int,
 
 def _split(
     text: str, path: Path, remedy: str, separator: str = ",", before: int = 0, strict: bool = True
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Rows that are not blank lines."""
     lines = _Lines(text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)
@@ -192,7 +194,7 @@ def _split(
         for cells in reader:
             lines.taken = 0
             if cells:
-                yield Row(before + reader.line_num, cells)
+                yield TableRow(before + reader.line_num, cells)
     except csv.Error as error:
         raise UserError(f"{path}, line {before + reader.line_num}: {error}. {remedy}") from None
     except MemoryError:

@@ -10,14 +10,14 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi ove
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
 
 
-def printable(text: str, keep: str = "") -> str:
+def escape_controls(text: str, keep: str = "") -> str:
     r"""Show as escapes what a terminal would obey rather than print.
 
     Args:
         text: A name, or a message that quotes one.
         keep: Characters that are left as they are, as line ends in a message of several lines.
 
-    >>> printable("cat\x1b[2J.jpg"), printable("a\u202eb"), printable("für")
+    >>> escape_controls("cat\x1b[2J.jpg"), escape_controls("a\u202eb"), escape_controls("für")
     ('cat\\x1b[2J.jpg', 'a\\u202eb', 'für')
     """
     if text.isprintable():
@@ -35,4 +35,4 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make text of a string."""
-        return super().render_str(printable(text, keep="\n"), **options | {"markup": False, "emoji": False})
+        return super().render_str(escape_controls(text, keep="\n"), **options | {"markup": False, "emoji": False})

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from semcorr.core.paths import open_plain, shorten
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.paths import open_plain, quote_value
 
 MEGABYTE = 1 << 20
 ANNOTATIONS = 1024 * MEGABYTE  # bytes of a benchmark's file, at most: COCO's largest has 450 MB
@@ -36,7 +36,7 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
     """
     content = read_content(path, remedy, limit)
     try:
-        text = decode(content)
+        text = decode_text(content)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}") from None
     return require_text(text, path, remedy)
@@ -59,10 +59,10 @@ def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> 
     return content
 
 
-def decode(content: bytes) -> str:
+def decode_text(content: bytes) -> str:
     """Decode UTF-8, or what the byte-order mark says.
 
-    >>> decode("a".encode()), decode("a".encode("utf-8-sig")), decode("a".encode("utf-16"))
+    >>> decode_text("a".encode()), decode_text("a".encode("utf-8-sig")), decode_text("a".encode("utf-16"))
     ('a', 'a', 'a')
     """
     text = content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
@@ -130,7 +130,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        raise _KeyTwiceError(next(shorten(key) for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        raise _KeyTwiceError(next(quote_value(key) for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return content
 
 
@@ -140,12 +140,12 @@ class _NumberError(Exception):
 
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
-        raise _NumberError(shorten(text).strip("'"))
+        raise _NumberError(quote_value(text).strip("'"))
     return int(text)
 
 
 def _real(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise _NumberError(shorten(text).strip("'"))
+        raise _NumberError(quote_value(text).strip("'"))
     return value

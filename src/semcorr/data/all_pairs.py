@@ -11,18 +11,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.data.alter import bare_mirror
-from semcorr.data.augment import Augment, shares
-from semcorr.data.images import unique_images
+from semcorr.core.errors import UserError
+from semcorr.core.types import ImageBatch
+from semcorr.data.alter import mirror_annotations
+from semcorr.data.augment import Augmentation, share_keypoint
+from semcorr.data.image_variants import unique_images
+from semcorr.data.pose_variants import PoseVariant, image_weights
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import Stream
-from semcorr.data.views import Views
-from semcorr.errors import UserError
-from semcorr.pose_variant import PoseVariant, image_weights
-from semcorr.types import ImageBatch
+from semcorr.data.sampler import BatchStream
+from semcorr.data.views import ViewCache
 
 
-class Gallery(NamedTuple):
+class CategoryImages(NamedTuple):
     """The training images of a category."""
 
     category: str
@@ -31,7 +31,7 @@ class Gallery(NamedTuple):
     flip: tuple[int, ...] | None
 
 
-class ImageDraw(NamedTuple):
+class ImageSampleIndex(NamedTuple):
     """Some images of a gallery, and their batch's place in the stream of all processes."""
 
     gallery: int
@@ -39,7 +39,7 @@ class ImageDraw(NamedTuple):
     number: int
 
 
-def galleries(pairs: Sequence[PairRecord]) -> list[Gallery]:
+def images_by_category(pairs: Sequence[PairRecord]) -> list[CategoryImages]:
     """Categories with their images, both sorted by name; those of which two images share a keypoint.
 
     Images mirrored by the benchmark (half of PF-PASCAL's training list) are left out: their rows keep the
@@ -55,8 +55,8 @@ def galleries(pairs: Sequence[PairRecord]) -> list[Gallery]:
     for category, members in sorted(by_category.items()):
         _require_one_annotation(members)
         images = [image for image in unique_images(members) if not image.mirrored]
-        if images and shares(torch.stack([image.visible for image in images])):
-            found.append(Gallery(category, images, len(members), members[0].flip))
+        if images and share_keypoint(torch.stack([image.visible for image in images])):
+            found.append(CategoryImages(category, images, len(members), members[0].flip))
     if not found:
         raise UserError("`data.all_pairs`: no category has two images that share a keypoint. Set data.all_pairs=null.")
     return found
@@ -75,7 +75,7 @@ def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
             )
 
 
-class ImageStream(Stream[ImageDraw]):
+class ImageStream(BatchStream[ImageSampleIndex]):
     """Batches of `count` images: a category in proportion to its listed pairs, then images of it without repetition.
 
     A smaller category gives all that it has. A draw in which no two images share a keypoint is drawn again.
@@ -83,7 +83,7 @@ class ImageStream(Stream[ImageDraw]):
 
     def __init__(
         self,
-        categories: Sequence[Gallery],
+        categories: Sequence[CategoryImages],
         count: int,
         steps: int | None,
         seed: int,
@@ -98,15 +98,15 @@ class ImageStream(Stream[ImageDraw]):
         images = sum(len(gallery.images) for gallery in categories)
         super().__init__(steps or images // count // world, rank, world, epoch)  # about a pass over the images
 
-    def batch(self, number: int) -> ImageDraw:
+    def batch(self, number: int) -> ImageSampleIndex:
         """Depends on the seed and `number` alone."""
         chance = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
         gallery = int(chance.choice(len(self.shares), p=self.shares))
         visible = self.visible[gallery]
         while True:  # ends: a gallery has two images that share a keypoint
             images = chance.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
-            if shares(visible[images]):
-                return ImageDraw(gallery, tuple(images), number)
+            if share_keypoint(visible[images]):
+                return ImageSampleIndex(gallery, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
         """Those in the batches `ahead`, each once."""
@@ -125,10 +125,10 @@ class TrainingImages(Dataset[ImageBatch]):
 
     def __init__(
         self,
-        categories: Sequence[Gallery],
+        categories: Sequence[CategoryImages],
         side: int,
         resize: str,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         seed: int = 42,
         pixels: bool = True,
         cache_gb: float = 0.0,
@@ -138,25 +138,25 @@ class TrainingImages(Dataset[ImageBatch]):
         self.variants = variants or PoseVariant()
         self.first = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each gallery, among the views
         images = [image for gallery in categories for image in gallery.images]
-        self.views = Views(images, side, resize, pixels, cache_gb)
+        self.views = ViewCache(images, side, resize, pixels, cache_gb)
 
-    def __getitem__(self, draw: ImageDraw) -> ImageBatch:
+    def __getitem__(self, draw: ImageSampleIndex) -> ImageBatch:
         gallery = self.categories[draw.gallery]
         views = [self.views[self.first[draw.gallery] + i] for i in draw.images]
         if self.augment is not None:
             views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)
         if not self.variants:
-            return ImageBatch(batch, gallery.category, queries(batch.visible))
-        turned = default_collate([bare_mirror(view, gallery.flip) for view in views])
+            return ImageBatch(batch, gallery.category, find_queries(batch.visible))
+        turned = default_collate([mirror_annotations(view, gallery.flip) for view in views])
         weights = image_weights(batch.visible, turned.visible, self.variants)
         return ImageBatch(batch, gallery.category, weights.nonzero(), [turned])
 
 
-def queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
+def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
     """(source, keypoint, target) wherever the keypoint is visible in both, sorted.
 
-    >>> queries(torch.tensor([[True, True], [False, True]])).tolist()
+    >>> find_queries(torch.tensor([[True, True], [False, True]])).tolist()
     [[0, 1, 1], [1, 1, 0]]
     """
     both = visible[:, :, None] & visible.T[None]

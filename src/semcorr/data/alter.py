@@ -8,19 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from semcorr.data.images import mirrored_name
-from semcorr.data.warp import Warp, outline, warp_image, warp_points
-from semcorr.types import View
+from semcorr.core.types import View
+from semcorr.data.image_variants import mirrored_name
+from semcorr.data.warp import ImageWarp, box_outline, warp_image, warp_points
 
 
-class Geometry(NamedTuple):
+class GeometricChange(NamedTuple):
     """What becomes of an image's places: mirrored, then warped."""
 
     mirrored: bool = False
-    warp: Warp | None = None
+    warp: ImageWarp | None = None
 
 
-class Colours(NamedTuple):
+class ColourChange(NamedTuple):
     """What becomes of an image's colours: three factors, a fraction of the colour circle, a choice."""
 
     brightness: float = 1.0
@@ -30,7 +30,7 @@ class Colours(NamedTuple):
     grey: bool = False
 
 
-def mirror(view: View, permutation: Sequence[int]) -> View:
+def mirror_view(view: View, permutation: Sequence[int]) -> View:
     """Keypoints, visibility, box and name of the mirror image: row i is what row permutation[i] was."""
     assert isinstance(view.name, str), "one image, not a batch of them"
     order, last = list(permutation), view.image.shape[-1] - 1
@@ -44,13 +44,13 @@ def mirror(view: View, permutation: Sequence[int]) -> View:
     )
 
 
-def bare_mirror(view: View, permutation: Sequence[int] | None) -> View:
+def mirror_annotations(view: View, permutation: Sequence[int] | None) -> View:
     """`mirror`, without pixels: they are the view's own, turned round."""
     assert permutation is not None, "augment.require_flips comes first"
-    return mirror(view, permutation)._replace(image=view.image[:, :0])
+    return mirror_view(view, permutation)._replace(image=view.image[:, :0])
 
 
-def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> View:
+def transform_annotations(view: View, geometry: GeometricChange, permutation: Sequence[int] | None) -> View:
     """Keypoints, visibility, box and name under `geometry`; the pixels are `redraw`'s.
 
     A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
@@ -58,24 +58,24 @@ def carry(view: View, geometry: Geometry, permutation: Sequence[int] | None) -> 
     """
     if geometry.mirrored:
         assert permutation is not None, "augment.require_flips comes first"
-        view = mirror(view, permutation)
+        view = mirror_view(view, permutation)
     if geometry.warp is None:
         return view
     side, count = view.image.shape[-1], len(view.keypoints)
-    moved = warp_points(torch.cat((view.keypoints, outline(view.box))), geometry.warp, side)
+    moved = warp_points(torch.cat((view.keypoints, box_outline(view.box))), geometry.warp, side)
     keypoints, edges = moved[:count], moved[count:].clamp(-0.5, side - 0.5)
     inside = ((keypoints >= -0.5) & (keypoints <= side - 0.5)).all(-1)
     box = torch.cat((edges.amin(0), edges.amax(0)))
     return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)
 
 
-def redraw(image: Float[Tensor, "3 h s"], geometry: Geometry) -> Float[Tensor, "3 h s"]:
+def transform_pixels(image: Float[Tensor, "3 h s"], geometry: GeometricChange) -> Float[Tensor, "3 h s"]:
     """The pixels under `geometry`: mirrored exactly, warped by one interpolation. No pixels stay none if mirrored."""
     image = image.flip(-1) if geometry.mirrored else image
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
 
-def recolour(image: Float[Tensor, "3 h w"], colours: Colours) -> Float[Tensor, "3 h w"]:
+def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> Float[Tensor, "3 h w"]:
     """RGB in [0, 1] to RGB in [0, 1]. Letterbox bars count as image: less contrast lifts them above black."""
     steps = (
         (functional.adjust_brightness, colours.brightness, 1.0),

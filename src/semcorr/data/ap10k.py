@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from semcorr.core.errors import UserError
 from semcorr.core.text_files import read_lines
-from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, animal, read_animals, write_pairs
+from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, read_animal, read_animals, write_pairs
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import facts, flip_permutation, symmetry_groups
-from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, read_annotation, require_root
-from semcorr.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
+from semcorr.data.record import ImageRecord, PairRecord, build_image_record, longer_side, read_annotation, require_root
 
 CROSS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
 NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
@@ -28,20 +28,20 @@ class AP10K(PairDataModule):
 
     name = "ap10k"
     splits = ("train", "val", "test", *CROSS)
-    official = facts("ap10k")["official"]
-    recipe = Recipe(
+    official = benchmark_metadata("ap10k")["official"]
+    recipe = DownloadRecipe(
         licence="CC-BY-4.0",
-        archives=(Archive("ap-10k.zip", DRIVE),),
+        archives=(ArchiveInfo("ap-10k.zip", DRIVE),),
         landmark=ANNOTATIONS[0],
         convert=write_pairs,
     )
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Sorted by category and image ids."""
-        return ap10k_pairs(self.root, split)
+        return read_ap10k_pairs(self.root, split)
 
 
-def ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
+def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
     """The pairs of a split, from either tree.
 
     Raises:
@@ -102,10 +102,10 @@ def _released_images(root: Path) -> Callable[[int], ImageRecord]:
         if key not in paths:
             raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
         below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
-        return _record(animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
+        return _record(read_animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
 
     return image
 
 
 def _record(a: Animal, picture: Path, source: Path) -> ImageRecord:
-    return image_record(a.name, picture, a.size, a.keypoints, a.box, source)
+    return build_image_record(a.name, picture, a.size, a.keypoints, a.box, source)

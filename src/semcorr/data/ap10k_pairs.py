@@ -15,11 +15,11 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import temporary_folder
-from semcorr.core.paths import require_file_name, shorten
-from semcorr.data.groups import facts
-from semcorr.data.record import need, need_whole, read_annotation
-from semcorr.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.record import read_annotation, require_field, require_whole_number
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
 TEST, VAL = 30, 20  # images per species
@@ -55,47 +55,52 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
-        images = {need(image, "id", path): image for image in need(content, "images", path)}
-        species = {need(c, "id", path): c for c in need(content, "categories", path)}
-        for entry in need(content, "annotations", path):
-            image, kind = images.get(need(entry, "image_id", path)), species.get(need(entry, "category_id", path))
+        images = {require_field(image, "id", path): image for image in require_field(content, "images", path)}
+        species = {require_field(c, "id", path): c for c in require_field(content, "categories", path)}
+        for entry in require_field(content, "annotations", path):
+            image, kind = (
+                images.get(require_field(entry, "image_id", path)),
+                species.get(require_field(entry, "category_id", path)),
+            )
             if image is None or kind is None:
                 raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
             if image["id"] not in animals:
-                animals[image["id"]] = animal({**kind, **entry, **image}, path)
+                animals[image["id"]] = read_animal({**kind, **entry, **image}, path)
     return [animals[key] for key in sorted(animals)]
 
 
-def animal(entry: Mapping[str, Any], path: Path) -> Animal:
+def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
     """One annotation merged with its image and its category, as GeoAware-SC stores it and COCO splits it.
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
     """
-    flat, box = need(entry, "keypoints", path), need(entry, "bbox", path)
+    flat, box = require_field(entry, "keypoints", path), require_field(entry, "bbox", path)
     try:
         points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
         x, y, width, height = map(float, box)
     except (TypeError, ValueError):
         raise UserError(
-            f"{path}: `keypoints` {shorten(flat)} or `bbox` {shorten(box)} of image {shorten(entry.get('id'))} are not "
+            f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image {quote_value(entry.get('id'))} are not "
             "x, y, v of each keypoint and x, y, width, height. Restore the official annotation file."
         ) from None
     return Animal(
-        id=need_whole(entry, "id", path),
-        species=need(entry, "name", path),
-        family=need(entry, "supercategory", path),
-        file=require_file_name(need(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"),
-        size=(need_whole(entry, "width", path), need_whole(entry, "height", path)),
+        id=require_whole_number(entry, "id", path),
+        species=require_field(entry, "name", path),
+        family=require_field(entry, "supercategory", path),
+        file=require_file_name(
+            require_field(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"
+        ),
+        size=(require_whole_number(entry, "width", path), require_whole_number(entry, "height", path)),
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),
         bits=sum(1 << i for i, point in enumerate(points) if point is not None),
     )
 
 
-def usable(animals: Iterable[Animal]) -> list[Animal]:
+def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:
     """Without the images that hold several animals (1,847, listed by hand) or show too few keypoints."""
-    several = set(facts("ap10k_multi_instance")["ids"])
+    several = set(benchmark_metadata("ap10k_multi_instance")["ids"])
     return [a for a in animals if a.id not in several and a.bits.bit_count() >= MIN_KEYPOINTS]
 
 
@@ -118,7 +123,7 @@ def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]
 
 def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
     """All seven splits: train, val, test and {val,test}_cross_{species,family}."""
-    splits = split_images(usable(animals))
+    splits = split_images(keep_single_animals(animals))
     pairs = {split: _intra_species(split, images) for split, images in splits.items()}
     for split in ("val", "test"):
         families: dict[str, dict[str, list[Animal]]] = defaultdict(dict)
@@ -171,18 +176,18 @@ def write_pairs(root: Path) -> None:
     pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
     with temporary_folder(root, "pairs") as beside:
         for split, mine in pairs.items():
-            (beside / f"{split}.txt").write_text(listed(mine))
-        (beside / "manifest.json").write_text(json.dumps(manifest(pairs), indent=1) + "\n")
+            (beside / f"{split}.txt").write_text(format_pair_list(mine))
+        (beside / "manifest.json").write_text(json.dumps(build_manifest(pairs), indent=1) + "\n")
         beside.replace(root / "pairs")
 
 
-def listed(pairs: Iterable[Pair]) -> str:
+def format_pair_list(pairs: Iterable[Pair]) -> str:
     """One line per pair, named as GeoAware-SC's files are."""
     return "".join(f"{source}-{target}:{label}\n" for source, target, label in pairs)
 
 
-def manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     """Counts, and the hash that says two builds are the same."""
-    digests = {split: hashlib.sha256(listed(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
+    digests = {split: hashlib.sha256(format_pair_list(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
     whole = hashlib.sha256("".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()).hexdigest()
     return {"sha256": whole, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}

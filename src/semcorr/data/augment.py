@@ -9,21 +9,21 @@ from jaxtyping import Bool
 from numpy.random import Generator
 from torch import Tensor
 
-from semcorr.core.ranges import Within, require_fields
-from semcorr.data.alter import Colours, Geometry, carry, recolour, redraw
-from semcorr.data.groups import ambiguous
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, require_fields
+from semcorr.core.types import PairBatch, View
+from semcorr.data.alter import ColourChange, GeometricChange, transform_annotations, transform_colours, transform_pixels
+from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.record import PairRecord
-from semcorr.data.warp import CONTROLS, Warp, affine, thin_plate
-from semcorr.errors import UserError
-from semcorr.types import PairBatch, View
+from semcorr.data.warp import CONTROLS, ImageWarp, affine_matrix, thin_plate_coefficients
 
 TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
-UpTo1 = Annotated[float, Within(0, 1, off=True)]
-UpToHalf = Annotated[float, Within(0, 0.5, off=True)]
+UpTo1 = Annotated[float, Range(0, 1, off=True)]
+UpToHalf = Annotated[float, Range(0, 0.5, off=True)]
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augmentation:
     """How far training pairs may be changed. Everything is 0, and off, if left out.
 
     The images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
@@ -46,12 +46,12 @@ class Augment:
     """
 
     flip: UpTo1 = 0.0
-    rotate: Annotated[float, Within(0, 180, off=True)] = 0.0
+    rotate: Annotated[float, Range(0, 180, off=True)] = 0.0
     scale: UpTo1 = 0.0
     shift: UpToHalf = 0.0
-    shear: Annotated[float, Within(0, 45, off=True)] = 0.0
-    crop: Annotated[float, Within(0, 0.9, off=True)] = 0.0
-    thin_plate: Annotated[float, Within(0, 0.2, off=True)] = 0.0
+    shear: Annotated[float, Range(0, 45, off=True)] = 0.0
+    crop: Annotated[float, Range(0, 0.9, off=True)] = 0.0
+    thin_plate: Annotated[float, Range(0, 0.2, off=True)] = 0.0
     brightness: UpTo1 = 0.0
     contrast: UpTo1 = 0.0
     saturation: UpTo1 = 0.0
@@ -73,7 +73,7 @@ class Augment:
     def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
         """One draw. `record` knows the category's permutation and symmetry groups."""
         source, target = self.together(pair[:2], record.flip, chance)
-        twins = ambiguous(source.visible & target.visible, target.visible, record.groups)
+        twins = geometry_aware_mask(source.visible & target.visible, target.visible, record.groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
 
     def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
@@ -81,32 +81,32 @@ class Augment:
         colours = [self.colours(chance) for _ in views]
         geometries, carried = self._carried(views, permutation, chance)
         return [
-            view._replace(image=redraw(recolour(view.image, colour), geometry))
+            view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
             for view, colour, geometry in zip(carried, colours, geometries, strict=True)
         ]
 
-    def geometry(self, chance: Generator) -> Geometry:
+    def geometry(self, chance: Generator) -> GeometricChange:
         """Takes as many random numbers whatever is off, so that turning one option changes no other."""
         mirrored = bool(chance.random() < self.flip)
         rotate, zoom, shear, x, y, centre_x, centre_y = chance.uniform(-1, 1, 7).tolist()
         cut = self.crop * chance.random()
         offsets = chance.uniform(-1, 1, (CONTROLS**2, 2))
         if not any((self.rotate, self.scale, self.shift, self.shear, self.crop, self.thin_plate)):
-            return Geometry(mirrored)
-        matrix = affine(
+            return GeometricChange(mirrored)
+        matrix = affine_matrix(
             rotate=self.rotate * rotate,
             zoom=(1 + self.scale) ** zoom,
             shift=(2 * self.shift * x, 2 * self.shift * y),  # the side is 2 units
             shear=self.shear * shear,
             window=(cut * centre_x, cut * centre_y, 1 - cut),  # anywhere within the square
         )
-        spline = thin_plate(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
-        return Geometry(mirrored, Warp(matrix, spline))
+        spline = thin_plate_coefficients(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
+        return GeometricChange(mirrored, ImageWarp(matrix, spline))
 
-    def colours(self, chance: Generator) -> Colours:
+    def colours(self, chance: Generator) -> ColourChange:
         """Also the same count always."""
         brightness, contrast, saturation, hue = chance.uniform(-1, 1, 4).tolist()
-        return Colours(
+        return ColourChange(
             1 + self.brightness * brightness,
             1 + self.contrast * contrast,
             1 + self.saturation * saturation,
@@ -116,17 +116,19 @@ class Augment:
 
     def _carried(
         self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator
-    ) -> tuple[list[Geometry], list[View]]:
+    ) -> tuple[list[GeometricChange], list[View]]:
         """A draw that leaves a keypoint visible in two images; the images as they are if none is found."""
         for _ in range(TRIES):
             drawn = [self.geometry(chance) for _ in views]
-            carried = [carry(view, geometry, permutation) for view, geometry in zip(views, drawn, strict=True)]
-            if shares(torch.stack([view.visible for view in carried])):
+            carried = [
+                transform_annotations(view, geometry, permutation) for view, geometry in zip(views, drawn, strict=True)
+            ]
+            if share_keypoint(torch.stack([view.visible for view in carried])):
                 return drawn, carried
-        return [Geometry() for _ in views], list(views)
+        return [GeometricChange() for _ in views], list(views)
 
 
-def shares(visible: Bool[Tensor, "m n"]) -> bool:
+def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:
     """Whether any keypoint is visible in two of m images."""
     return bool((visible.sum(0) >= 2).any())
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import SHOWN
 from semcorr.data.record import LARGEST, Point, is_number
-from semcorr.errors import UserError
 
 Id = int | str
 Corners = tuple[float, float, float, float]
@@ -18,17 +18,17 @@ EXACT = 2**53  # from where on floats are no whole numbers of their own
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
-class Box(NamedTuple):
+class CocoBox(NamedTuple):
     """A box as COCO has it, and by its corners: each as exact as the file."""
 
     xywh: Corners
     corners: Corners
 
 
-def quote(value: object) -> str:
+def quote_json(value: object) -> str:
     """Repeat a value of a JSON file in a message: as it stands there, on one line, and not at any length.
 
-    >>> quote([1, float("nan"), None]), quote("7")
+    >>> quote_json([1, float("nan"), None]), quote_json("7")
     ('[1, NaN, null]', '"7"')
     """
     text = json.dumps(value, ensure_ascii=not (isinstance(value, str) and value.isprintable()))
@@ -41,7 +41,7 @@ def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number or a text. Correct it.")
+        raise UserError(f"{where}: `{key}` is {quote_json(value)}; it must be a whole number or a text. Correct it.")
     return value
 
 
@@ -64,7 +64,7 @@ def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
         return False
     text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
     if text not in FLAGS:
-        raise UserError(f"{where}: `{key}` is {quote(value)}; it must be 0 or 1. Correct it.")
+        raise UserError(f"{where}: `{key}` is {quote_json(value)}; it must be 0 or 1. Correct it.")
     return FLAGS[text]
 
 
@@ -76,7 +76,9 @@ def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
         if value in (None, 0) and value is not False:
             continue
         if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 0:
-            raise UserError(f"{where}: `{key}` is {quote(value)}; it must be a whole number of pixels. Correct it.")
+            raise UserError(
+                f"{where}: `{key}` is {quote_json(value)}; it must be a whole number of pixels. Correct it."
+            )
         sides[key] = int(value)
     if len(sides) == 1:
         raise UserError(f"{where} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
@@ -95,7 +97,7 @@ def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[
     flat = [value for row in values for value in row] if rows else values
     if not isinstance(flat, list) or any(isinstance(value, list | dict) for value in flat):
         raise UserError(
-            f"{where}: `keypoints` must be finite numbers, x, y and v of each, got {quote(values)}. Correct it."
+            f"{where}: `keypoints` must be finite numbers, x, y and v of each, got {quote_json(values)}. Correct it."
         )
     if len(flat) != 3 * len(names) or (rows and any(len(row) != 3 for row in values)):
         raise UserError(
@@ -108,22 +110,22 @@ def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[
 
 
 def _point(triple: list[Any], name: str, where: str) -> Point:
-    (x, y, v), where = triple, f"{where}: the keypoint {quote(name)}"
+    (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(
-            f"{where} is {quote(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). Correct it."
+            f"{where} is {quote_json(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). Correct it."
         )
     for value in (x, y):
         if not (v <= 0 and value is None) and not is_number(value):
-            raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers. Correct it.")
+            raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers. Correct it.")
         if v > 0 and not abs(value) <= LARGEST:
-            raise UserError(f"{where} is {quote(triple)}; x and y must be finite numbers of pixels. Correct it.")
+            raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers of pixels. Correct it.")
     if v > 0 and x == y == -1:
-        raise UserError(f"{where} is {quote(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has.")
+        raise UserError(f"{where} is {quote_json(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has.")
     return (float(x), float(y)) if v > 0 else None
 
 
-def read_box(values: Any, layout: str, where: str, option: str) -> Box | None:
+def read_box(values: Any, layout: str, where: str, option: str) -> CocoBox | None:
     """Return a box, or None where there is none, or it has no area.
 
     Args:
@@ -136,37 +138,37 @@ def read_box(values: Any, layout: str, where: str, option: str) -> Box | None:
         return None
     if not isinstance(values, list) or len(values) != 4 or not all(is_number(v) and abs(v) <= LARGEST for v in values):
         raise UserError(
-            f"{where}: `bbox` must be four finite numbers, {LAYOUTS[layout]}, got {quote(values)}. Correct it."
+            f"{where}: `bbox` must be four finite numbers, {LAYOUTS[layout]}, got {quote_json(values)}. Correct it."
         )
     a, b, c, d = map(float, values)
     xywh, corners = ((a, b, c - a, d - b), (a, b, c, d)) if layout == "xyxy" else ((a, b, c, d), (a, b, a + c, b + d))
     if xywh[2] < 0 or xywh[3] < 0:
         raise UserError(
-            f"{where}: `bbox` {quote(values)} has a width or a height below 0. It is read as {LAYOUTS[layout]}; "
+            f"{where}: `bbox` {quote_json(values)} has a width or a height below 0. It is read as {LAYOUTS[layout]}; "
             f"correct it, or change that by {option}."
         )
     flat = xywh[2] == 0 or xywh[3] == 0 or corners[2] <= corners[0] or corners[3] <= corners[1]
-    return None if flat else Box(xywh, corners)
+    return None if flat else CocoBox(xywh, corners)
 
 
-def other_corners(box: Box, layout: str) -> Corners:
+def other_corners(box: CocoBox, layout: str) -> Corners:
     """The corners of a box, had its four numbers been of the other layout."""
     a, b, c, d = box.corners if layout == "xyxy" else box.xywh
     return (a, b, a + c, b + d) if layout == "xyxy" else (a, b, c, d)
 
 
-def makes_sense(corners: Corners, points: Sequence[Point], size: tuple[int, int]) -> bool:
+def is_plausible_box(corners: Corners, points: Sequence[Point], size: tuple[int, int]) -> bool:
     """Whether a box lies in its image and holds its keypoints, within a pixel.
 
-    >>> makes_sense((2, 2, 8, 8), [(3, 8.5), None], (9, 9)), makes_sense((2, 2, 2, 8), [], (9, 9))
+    >>> is_plausible_box((2, 2, 8, 8), [(3, 8.5), None], (9, 9)), is_plausible_box((2, 2, 2, 8), [], (9, 9))
     (True, False)
     """
     (x1, y1, x2, y2), shown = corners, [point for point in points if point is not None]
-    inside = reach(corners, size) <= 1 and all(x1 - 1 <= x <= x2 + 1 and y1 - 1 <= y <= y2 + 1 for x, y in shown)
+    inside = box_overhang(corners, size) <= 1 and all(x1 - 1 <= x <= x2 + 1 and y1 - 1 <= y <= y2 + 1 for x, y in shown)
     return inside and x1 < x2 and y1 < y2
 
 
-def reach(corners: Corners, size: tuple[int, int]) -> float:
+def box_overhang(corners: Corners, size: tuple[int, int]) -> float:
     """By how many pixels a box reaches outside its image; not above 0, if it is within."""
     return max(-corners[0], -corners[1], corners[2] - size[0], corners[3] - size[1])
 

@@ -12,27 +12,27 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
 from semcorr.core.text_files import read_json
 from semcorr.data.coco_fields import (
     LAYOUTS,
-    Box,
+    CocoBox,
     Id,
     are_shares,
+    box_overhang,
+    is_plausible_box,
     look_up,
-    makes_sense,
     other_corners,
-    quote,
-    reach,
+    quote_json,
     read_box,
     read_flag,
     read_keypoints,
     read_size,
     require_id,
 )
-from semcorr.data.pictures import counting_frames, measure_picture
+from semcorr.data.pictures import measure_picture, warn_about_frames
 from semcorr.data.record import Point
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class CocoAnnotation(NamedTuple):
     where: str  # for messages
     image: CocoImage
     category: CocoCategory
-    box: Box | None  # None: none, or none with an area
+    box: CocoBox | None  # None: none, or none with an area
     flat: Any  # the one without area, as in the file; None: there is none such
     points: list[Point]
 
@@ -110,9 +110,9 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     named: set[Id] = set()
     annotations: list[CocoAnnotation] = []
     for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
-        where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote(key)}"
+        where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote_json(key)}"
         image, category = _owner(entry, "image_id", images, where), _owner(entry, "category_id", categories, where)
-        where += f" of {quote(image.file_name)}"
+        where += f" of {quote_json(image.file_name)}"
         if read_flag(entry, "iscrowd", where):
             notes.setdefault("annotations of crowds are left out", []).append(str(key))
         elif not category.keypoints:
@@ -127,11 +127,11 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
         named.add(image.id)
     _require_pixels(annotations, path)
     _check_boxes(annotations, layout, layout_option, path, notes)
-    tell(path, notes)
+    warn_notes(path, notes)
     return CocoFile(images, _distinct(categories), annotations, named)
 
 
-def tell(path: Path, notes: Mapping[str, list[str]]) -> None:
+def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
     """Warn of what was left out or supposed, with counts."""
     for what, of in notes.items():
         more = ", ..." if len(of) > SHOWN else ""
@@ -140,11 +140,11 @@ def tell(path: Path, notes: Mapping[str, list[str]]) -> None:
 
 def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {quote(entry)} and no object. {REMEDY}")
+        raise UserError(f"{where} is {quote_json(entry)} and no object. {REMEDY}")
     if key not in entry:
         raise UserError(f"{where}: no field `{key}`. {REMEDY}")
     if not isinstance(entry[key], kind):
-        raise UserError(f"{where}: `{key}` must be a list, got {quote(entry[key])}. {REMEDY}")
+        raise UserError(f"{where}: `{key}` must be a list, got {quote_json(entry[key])}. {REMEDY}")
     return entry[key]
 
 
@@ -157,14 +157,14 @@ def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, images[{number}]")
         key = require_id(entry, "id", f"{path}, images[{number}]")
-        where = f"{path}, image {quote(key)}"
+        where = f"{path}, image {quote_json(key)}"
         given = _require(entry, "file_name", where)
         name = find_inside(folder, given, f"{where}, field `file_name`,", option)
         if name != given:
             note = "names of images are read as their files are called"
-            notes.setdefault(note, []).append(f"{quote(given)} as {quote(name)}")
+            notes.setdefault(note, []).append(f"{quote_json(given)} as {quote_json(name)}")
         if key in images:
-            raise UserError(f"{path}: two images have the id {quote(key)}. Give each its own.")
+            raise UserError(f"{path}: two images have the id {quote_json(key)}. Give each its own.")
         images[key] = CocoImage(key, given, name, folder / name, read_size(entry, where))
     return images
 
@@ -176,19 +176,19 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, categories[{number}]")
         key = require_id(entry, "id", f"{path}, categories[{number}]")
-        where = f"{path}, category {quote(key)}"
+        where = f"{path}, category {quote_json(key)}"
         name = str(key) if entry.get("name") is None else entry["name"]
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: `name` is {quote(name)}; it must be a text. Correct it.")
+            raise UserError(f"{where}: `name` is {quote_json(name)}; it must be a text. Correct it.")
         if key in categories:
-            raise UserError(f"{path}: two categories have the id {quote(key)}. Give each its own.")
+            raise UserError(f"{path}: two categories have the id {quote_json(key)}. Give each its own.")
         categories[key] = CocoCategory(key, name, _names(entry.get("keypoints"), where), entry)
         if not categories[key].keypoints:
             continue
         first = by_name.setdefault(name, categories[key])
         if first.keypoints != categories[key].keypoints:
             raise UserError(
-                f"{path}: the categories {quote(first.id)} and {quote(key)} are both called {quote(name)}, and "
+                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called {quote_json(name)}, and "
                 "have other keypoints. Rename one, or give both the same keypoints."
             )
         if first.id != key:
@@ -203,10 +203,10 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: `keypoints` is {quote(names)}; it must be a list of names. Correct it.")
+        raise UserError(f"{where}: `keypoints` is {quote_json(names)}; it must be a list of names. Correct it.")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{where}: two of its `keypoints` are called {quote(twice)}. Give each a name of its own.")
+        raise UserError(f"{where}: two of its `keypoints` are called {quote_json(twice)}. Give each a name of its own.")
     return tuple(names)
 
 
@@ -222,7 +222,7 @@ def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
         _require(entry, "image_id", f"{path}, annotations[{number}]")
         key = None if entry.get("id") is None else require_id(entry, "id", f"{path}, annotations[{number}]")
         if key is not None and key in taken:
-            raise UserError(f"{path}: two annotations have the id {quote(key)}. Give each its own, or drop one.")
+            raise UserError(f"{path}: two annotations have the id {quote_json(key)}. Give each its own, or drop one.")
         given.append(key)
         if key is not None:
             taken.add(key)
@@ -238,7 +238,7 @@ def _owner(entry: Mapping[str, Any], key: str, known: Mapping[Id, Any], where: s
     _require(entry, key, where)
     value = require_id(entry, key, where)
     if (owner := look_up(known, value)) is None:
-        raise UserError(f"{where} names {key} {quote(value)}, which the file does not define. Drop or correct it.")
+        raise UserError(f"{where} names {key} {quote_json(value)}, which the file does not define. Drop or correct it.")
     return owner
 
 
@@ -246,7 +246,7 @@ def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) 
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
-            f"{where} has keypoints, and its category {quote(category.name)} has no `keypoints`, their names. Add them."
+            f"{where} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their names. Add them."
         )
 
 
@@ -265,7 +265,7 @@ def _annotation(
         notes.setdefault("annotations have a `bbox` without area, which is none", []).append(str(key))
     if (said := entry.get("num_keypoints")) not in (None, shown, len(points)):
         note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
-        notes.setdefault(note, []).append(f"{key}: {quote(said)}, not {shown}")
+        notes.setdefault(note, []).append(f"{key}: {quote_json(said)}, not {shown}")
     return CocoAnnotation(key, where, image, category, box, flat, points)
 
 
@@ -277,7 +277,7 @@ def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:
     for what, values in (("keypoints", points), ("boxes", boxes)):
         if values and are_shares(values):
             raise UserError(
-                f"{path}: all its {what} are from 0 to 1, as those of annotation {quote(shown[0].id)}: they are "
+                f"{path}: all its {what} are from 0 to 1, as those of annotation {quote_json(shown[0].id)}: they are "
                 "fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
             )
 
@@ -290,22 +290,22 @@ def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str
     """
     sizes = cache(lambda image: image.size or _measure(image.path))
     known = [(one, one.box, size) for one in annotations if one.box and (size := sizes(one.image))]
-    wrong = [one for one, box, size in known if not makes_sense(box.corners, one.points, size)]
-    otherwise = sum(makes_sense(other_corners(box, layout), one.points, size) for one, box, size in known)
+    wrong = [one for one, box, size in known if not is_plausible_box(box.corners, one.points, size)]
+    otherwise = sum(is_plausible_box(other_corners(box, layout), one.points, size) for one, box, size in known)
     least = 1 if layout == "xywh" else len(known) // 2 + 1
     if len(wrong) >= max(least, 2 * (len(known) - otherwise)) and 10 * otherwise >= 9 * len(known):
         other = next(each for each in LAYOUTS if each != layout)
         raise UserError(
-            f"{path}: {len(wrong)} of {len(known)} boxes, as that of annotation {quote(wrong[0].id)}, read as "
+            f"{path}: {len(wrong)} of {len(known)} boxes, as that of annotation {quote_json(wrong[0].id)}, read as "
             f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as {LAYOUTS[other]} "
             f"{len(known) - otherwise} do. Give {option}={other}; if they are {layout} all the same, correct them."
         )
-    if outside := [str(one.id) for one, box, size in known if reach(box.corners, size) > 1]:
+    if outside := [str(one.id) for one, box, size in known if box_overhang(box.corners, size) > 1]:
         notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
 
 
 def _measure(path: Path) -> tuple[int, int] | None:
     """The size of an image, where the file gives none; what cannot be read is refused, or left out, by who reads it."""
-    with suppress(UserError), counting_frames(None):
+    with suppress(UserError), warn_about_frames(None):
         return measure_picture(path).size
     return None

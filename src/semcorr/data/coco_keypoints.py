@@ -13,23 +13,23 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from semcorr.core.ranges import Count, Share, ranged
-from semcorr.data.coco_fields import LAYOUTS, quote
-from semcorr.data.coco_file import CocoImage, read_coco, tell
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, Share, check_arguments
+from semcorr.data.coco_fields import LAYOUTS, quote_json
+from semcorr.data.coco_file import CocoImage, read_coco, warn_notes
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import flip_from_names, groups_from_names
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, counting_frames, measure_picture, tell_stored
+from semcorr.data.keypoints import flip_from_names, groups_from_names
+from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames, warn_stored_orientation
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    around,
-    image_record,
+    build_image_record,
+    keypoint_bounding_box,
     log,
     longer_side,
     require_root,
 )
-from semcorr.errors import UserError
 
 UNBOXED = "annotations have no `bbox`, and the box around their keypoints serves"
 UNBOXED_POINT = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
@@ -52,7 +52,7 @@ class COCOKeypoints(PairDataModule):
 
     name = "coco_keypoints"
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         *,
@@ -81,16 +81,16 @@ class COCOKeypoints(PairDataModule):
         pairs: list[PairRecord] = []
         for category in sorted(images):
             mine = sorted((i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name)
-            chosen = choose_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
+            chosen = choose_coco_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
             groups, flip = groups_from_names(names[category]), flip_from_names(names[category])
             pairs += [
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
                 for a, b in chosen
             ]
-        return distinct(pairs)
+        return name_pairs(pairs)
 
 
-def distinct(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:
     """Give every pair a name of its own: those of images with dashes in their names may be alike."""
     counts: Counter[str] = Counter()
     named = []
@@ -114,30 +114,30 @@ def read_images(
     notes: dict[str, list[str]] = {}
     if bare := [str(one.id) for one in content.annotations if not one.annotated]:
         notes["annotations show no keypoint and are left out"] = bare
-    with counting_frames(path):
+    with warn_about_frames(path):
         measured = {image.id: _measure(image, path) for image in {one.image.id: one.image for one in shown}.values()}
     records: dict[str, list[ImageRecord]] = {}
     for one in shown:
         image = one.image
         size, upright = measured[image.id]
-        corners = one.box.corners if one.box else around(one.points)
+        corners = one.box.corners if one.box else keypoint_bounding_box(one.points)
         if one.box is None:
             single = len({point for point in one.points if point is not None}) == 1
             notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(one.id))
             if single:
                 continue
-        record = image_record(names[image.name], image.path, size, one.points, corners, path, upright)
+        record = build_image_record(names[image.name], image.path, size, one.points, corners, path, upright)
         records.setdefault(one.category.name, []).append(record)
-    tell(path, notes)
-    tell_stored(str(path), [content.images[key].name for key, each in measured.items() if not each.upright])
+    warn_notes(path, notes)
+    warn_stored_orientation(str(path), [content.images[key].name for key, each in measured.items() if not each.upright])
     alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
     return alone, {one.name: list(one.keypoints) for one in content.categories if one.name in records and one.keypoints}
 
 
-def _measure(image: CocoImage, path: Path) -> Measured:
+def _measure(image: CocoImage, path: Path) -> PictureSize:
     if not image.path.is_file():
         raise UserError(
-            f"{path}, image {quote(image.id)}, names {quote(image.file_name)}, and {image.path} does not exist. "
+            f"{path}, image {quote_json(image.id)}, names {quote_json(image.file_name)}, and {image.path} does not exist. "
             "Restore it, or drop the entry and its annotations."
         )
     return measure_picture(image.path, image.size)
@@ -163,7 +163,7 @@ def split_of_images(
     return split_of
 
 
-def choose_pairs(
+def choose_coco_pairs(
     images: Sequence[ImageRecord], min_shared: int, cap: int, seed: str
 ) -> list[tuple[ImageRecord, ImageRecord]]:
     """All ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
 CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")  # modes with transparency
@@ -71,7 +71,7 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
         values = (values * 65535 + 2 ** (bits - 1)) // (2**bits - 1)
     if bits <= 16 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits round, and not these
         values = 65535 - values
-    grey = from_array(values.astype(np.uint16), name)
+    grey = image_from_array(values.astype(np.uint16), name)
     if clear is not None:
         grey.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
     return grey
@@ -79,15 +79,15 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
 
 def _from_floats(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
-    if not is_unit(values):
+    if not are_unit_values(values):
         raise UserError(
             f"{name} holds floats from {values.min():g} to {values.max():g}; they must be from 0 to 1. "
             "Save it with 8 or 16 bits"
         )
-    return from_array(values, name)
+    return image_from_array(values, name)
 
 
-def channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
+def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
     """A tensor as an array (H W) or (H W C)."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
@@ -100,7 +100,7 @@ def channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | 
     return np.asarray(tensor.numpy())
 
 
-def from_array(array: np.ndarray, name: str) -> Image.Image:
+def image_from_array(array: np.ndarray, name: str) -> Image.Image:
     """An array as an image of 8 bits."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -109,7 +109,7 @@ def from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(_bytes(array, name))
 
 
-def is_unit(values: np.ndarray) -> bool:
+def are_unit_values(values: np.ndarray) -> bool:
     """Whether floats are from 0 to 1: NaN is not, and a resized image may overshoot by a hair."""
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
@@ -124,7 +124,7 @@ def _bytes(array: np.ndarray, name: str) -> np.ndarray:
         return (array.astype(np.float32) / 257).round().astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
-    if not is_unit(array):
+    if not are_unit_values(array):
         low, high = float(array.min()), float(array.max())
         raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
     return (array.clip(0, 1) * 255).round().astype(np.uint8)

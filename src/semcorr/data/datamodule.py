@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from semcorr.core.ranges import Count, Seed, Weight, Whole, ranged
-from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
-from semcorr.data.augment import Augment, require_flips
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.types import ImageBatch, PairBatch, View
+from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
+from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
-from semcorr.data.images import Shown, shown, unique_images
-from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
-from semcorr.data.recipe import Recipe
+from semcorr.data.download.recipe import DownloadRecipe
+from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
+from semcorr.data.loading import encoding_batch_size, num_loader_workers, require_shared_memory, require_workers
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.sampler import TrainingStream, batches_by_target, require_work, share
+from semcorr.data.sampler import TrainingStream, batches_by_target, require_enough_batches, shard
 from semcorr.data.transforms import RESIZES
-from semcorr.errors import UserError
-from semcorr.pose_variant import PoseVariant
-from semcorr.types import ImageBatch, PairBatch, View
 
 AT_MOST = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
 
-class Row(NamedTuple):
+class PairListEntry(NamedTuple):
     """A pair as a benchmark's list names it."""
 
     source: str
@@ -65,11 +65,11 @@ class PairDataModule(LightningDataModule, ABC):
     """
 
     name = ""
-    recipe: Recipe | None = None  # where it is to be had, if it is to be had
+    recipe: DownloadRecipe | None = None  # where it is to be had, if it is to be had
     official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         root: str,
@@ -93,17 +93,17 @@ class PairDataModule(LightningDataModule, ABC):
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
-        self.augment: Augment | None = None
+        self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
-        self.galleries = cache(lambda: galleries(self.pairs("train")))
+        self.galleries = cache(lambda: images_by_category(self.pairs("train")))
         self._need(split)
 
-    def listed(self, split: str) -> Sequence[Row]:
+    def listed(self, split: str) -> Sequence[PairListEntry]:
         """The pair list by itself, for a benchmark that has one apart from the annotations."""
-        return [Row(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
+        return [PairListEntry(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
 
     def contradictions(self, split: str) -> list[str] | None:
         """Where a benchmark's annotation files disagree with each other; None: nothing is said twice."""
@@ -116,7 +116,7 @@ class PairDataModule(LightningDataModule, ABC):
     @property
     def at_once(self) -> int:
         """Images encoded at once."""
-        return images_at_once(self.encode_batch, self._on_gpu())
+        return encoding_batch_size(self.encode_batch, self._on_gpu())
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
@@ -159,16 +159,16 @@ class PairDataModule(LightningDataModule, ABC):
         """This process's share of the pairs of `split`."""
         return self._evaluation(self.split)
 
-    def to_score(self, split: str, batches: int) -> list[Shown]:
+    def to_score(self, split: str, batches: int) -> list[ImageVariant]:
         """The images that the first `batches` batches of any process's share look at, by name.
 
         The order of all processes' work follows from the list: `batches` must be the same on all.
         """
         _, world = self._place()
         ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
-        return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
+        return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
-    def to_train_on(self, epochs: int, steps: int | None = None) -> list[Shown]:
+    def to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
         """The images that any process draws from now to the end of `epochs`, and what mirroring makes of them; by name.
 
         `steps` is how many of each epoch are made, if not all.
@@ -181,9 +181,9 @@ class PairDataModule(LightningDataModule, ABC):
             pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
             drawn = unique_images(self.pairs("train")[i] for i in pairs)
         flips = self.augment is not None and self.augment.flip > 0
-        return shown(drawn, mirrored=flips or bool(self.pose_variant))
+        return list_variants(drawn, mirrored=flips or bool(self.pose_variant))
 
-    def encoding(self, images: Sequence[Shown], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
+    def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""
         return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
 
@@ -207,8 +207,8 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _share(self, split: str) -> list[list[int]]:
         batches, (rank, world) = batches_by_target(self.pairs(split), self._at_most()), self._place()
-        require_work(batches, world)
-        return share(batches, rank, world)
+        require_enough_batches(batches, world)
+        return shard(batches, rank, world)
 
     def _at_most(self) -> int:
         return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
@@ -227,7 +227,7 @@ class PairDataModule(LightningDataModule, ABC):
         return DataLoader(dataset, **how)
 
     def _decoders(self) -> int:
-        return decoders(self.workers, self._on_gpu(), self._place()[1])
+        return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.data.alter import bare_mirror, mirror
-from semcorr.data.augment import Augment
-from semcorr.data.groups import ambiguous
-from semcorr.data.images import Shown
+from semcorr.core.types import PairBatch, View
+from semcorr.data.alter import mirror_annotations, mirror_view
+from semcorr.data.augment import Augmentation
+from semcorr.data.image_variants import ImageVariant
+from semcorr.data.keypoints import geometry_aware_mask
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import PairRecord
-from semcorr.data.sampler import Draw
-from semcorr.data.views import Views, view
-from semcorr.pose_variant import PoseVariant
-from semcorr.types import PairBatch, View
+from semcorr.data.sampler import SampleIndex
+from semcorr.data.views import ViewCache, make_view
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -29,14 +29,14 @@ class PairDataset(Dataset[PairBatch]):
         ends = [[places.setdefault(id(image), len(places)) for image in (p.source, p.target)] for p in pairs]
         known = {places[id(image)]: image for p in pairs for image in (p.source, p.target)}
         self.ends = torch.tensor(ends)  # of each pair, places among the views
-        self.views = Views([known[place] for place in range(len(known))], side, resize, pixels, cache_gb)
+        self.views = ViewCache([known[place] for place in range(len(known))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
         pair, (source, target) = self.pairs[index], (self.views[place] for place in self.ends[index].tolist())
-        twins = ambiguous(source.visible & target.visible, target.visible, pair.groups)
+        twins = geometry_aware_mask(source.visible & target.visible, target.visible, pair.groups)
         return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
 
 
@@ -53,7 +53,7 @@ class PairBatches(Dataset[PairBatch]):
         keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
         self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
         seen = [(pairs.views[place].visible, groups) for place, groups in rows]
-        self.twins = torch.stack([ambiguous(visible, visible, groups) for visible, groups in seen])
+        self.twins = torch.stack([geometry_aware_mask(visible, visible, groups) for visible, groups in seen])
         self.extents = torch.tensor([pair.extent for pair in pairs.pairs])
 
     def __len__(self) -> int:
@@ -79,22 +79,26 @@ class TrainingPairs(Dataset[PairBatch]):
     """
 
     def __init__(
-        self, pairs: PairDataset, augment: Augment | None = None, seed: int = 42, variants: PoseVariant | None = None
+        self,
+        pairs: PairDataset,
+        augment: Augmentation | None = None,
+        seed: int = 42,
+        variants: PoseVariant | None = None,
     ) -> None:
         self.pairs, self.augment, self.seed, self.variants = pairs, augment, seed, variants or PoseVariant()
 
-    def __getitem__(self, draw: Draw) -> PairBatch:
+    def __getitem__(self, draw: SampleIndex) -> PairBatch:
         pair, record = self.pairs[draw.pair], self.pairs.pairs[draw.pair]
         if self.augment is not None:
             pair = self.augment(pair, record, np.random.default_rng([self.seed, draw.number]))
         ends = (pair.source, pair.target)[: self.variants.mirrored]
-        return pair._replace(mirrored=tuple(bare_mirror(view, record.flip) for view in ends))
+        return pair._replace(mirrored=tuple(mirror_annotations(view, record.flip) for view in ends))
 
 
 class ImageDataset(Dataset[View]):
     """Images, each once. Of a mirrored or turned one only pixels and name are as shown: nobody asks for the rest."""
 
-    def __init__(self, images: Sequence[Shown], side: int, resize: str) -> None:
+    def __init__(self, images: Sequence[ImageVariant], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize
 
     def __len__(self) -> int:
@@ -102,7 +106,7 @@ class ImageDataset(Dataset[View]):
 
     def __getitem__(self, index: int) -> View:
         record, mirrored, turned = one = self.images[index]
-        seen = view(record, self.side, self.resize)
+        seen = make_view(record, self.side, self.resize)
         if mirrored:
-            seen = mirror(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
+            seen = mirror_view(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
         return seen._replace(image=seen.image.rot90(turned // 90, (-2, -1)), name=one.name) if turned else seen

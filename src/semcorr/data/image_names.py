@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from semcorr.data.images import MIRRORED, TURNED
+from semcorr.data.image_variants import MIRRORED, TURNED
 
 VARIANT = re.compile(rf".*({re.escape(MIRRORED)}|{re.escape(TURNED)}\d+)", re.DOTALL)  # as variants are called
 

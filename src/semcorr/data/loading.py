@@ -5,24 +5,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
 AHEAD = 2  # batches that a loader process makes before they are asked for
 MOST = 128  # loader processes that are of use on any machine, at least
 
 
-def cores() -> int:
+def count_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def images_at_once(asked: int | None, on_gpu: bool) -> int:
+def encoding_batch_size(asked: int | None, on_gpu: bool) -> int:
     """8 on a GPU, 1 on a CPU, where a batch leaves the caches: convolutional networks take 1.5 times as long then."""
     return asked or (8 if on_gpu else 1)
 
 
-def decoders(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
+def num_loader_workers(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
     """Loader processes of each of `processes` on a machine.
 
     A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
@@ -30,7 +30,7 @@ def decoders(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
     """
     if asked is not None:
         return asked
-    return min(16, cores() // processes) if on_gpu else cores() // processes // 4
+    return min(16, count_cores() // processes) if on_gpu else count_cores() // processes // 4
 
 
 def require_workers(workers: Any) -> None:
@@ -42,7 +42,7 @@ def require_workers(workers: Any) -> None:
     Raises:
         UserError: It is no whole number, negative, or beyond all reason.
     """
-    most = max(MOST, 4 * cores())
+    most = max(MOST, 4 * count_cores())
     if workers is None or (type(workers) is int and 0 <= workers <= most):
         return
     raise UserError(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
-from semcorr.errors import UserError
 
 LARGEST = 16 << 20  # bytes of the file, and of what it inflates to: an annotation has a kilobyte
 HEADER, TAG = 128, struct.Struct("<II")  # bytes before the first element, and what stands before each

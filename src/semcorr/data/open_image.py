@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 

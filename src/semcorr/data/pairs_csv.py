@@ -13,26 +13,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semcorr.core.paths import find_inside, shorten
-from semcorr.core.tables import SAVE, Table, read_spreadsheet
-from semcorr.data.coco_fields import are_shares, quote, reach
-from semcorr.data.coco_file import tell
+from semcorr.core.errors import UserError
+from semcorr.core.paths import find_inside, quote_value
+from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
+from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
+from semcorr.data.coco_file import warn_notes
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, counting_frames, measure_picture
+from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames
 from semcorr.data.record import (
     LARGEST,
     ImageRecord,
     PairRecord,
     Point,
-    around,
-    image_record,
+    build_image_record,
+    keypoint_bounding_box,
     log,
     longer_side,
-    padded,
+    pad_keypoints,
     require_root,
 )
-from semcorr.errors import UserError
 
 COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
 OPTIONAL = ("category", "box")
@@ -70,7 +70,7 @@ class PairsCSV(PairDataModule):
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the file."""
         others = [file for other, file in self.lists.items() if other != split]
-        return read_csv(self.root, self.lists[split], self.extent, others)
+        return read_csv_pairs(self.root, self.lists[split], self.extent, others)
 
 
 class _Images(NamedTuple):
@@ -80,7 +80,7 @@ class _Images(NamedTuple):
     names: Mapping[str, str]  # of features, by the path below the root
     files: Mapping[str, str]  # path below the root, by what stands in a list
     encoding: str
-    measure: Callable[[Path], Measured]
+    measure: Callable[[Path], PictureSize]
     path: Path  # of the list
 
     def record(self, row: Mapping[str, str], side: str, points: list[Point], box: Any, where: str) -> ImageRecord:
@@ -91,13 +91,13 @@ class _Images(NamedTuple):
             read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
             remedy = f"{SAVE} Or restore it" if read_as and not row[column].isascii() else "Restore it, or drop the row"
             raise UserError(
-                f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. {remedy}."
+                f"{where}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. {remedy}."
             )
         size, upright = self.measure(path)
-        return image_record(self.names[file], path, size, points, box, self.path, upright)
+        return build_image_record(self.names[file], path, size, points, box, self.path, upright)
 
 
-def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
+def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
     """All rows of a file.
 
     Args:
@@ -112,26 +112,28 @@ def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> 
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
     table = _read(path)
     if table.others:
-        log.warning("%s: the columns %s are not read", path, ", ".join(map(shorten, table.others[:5])))
+        log.warning("%s: the columns %s are not read", path, ", ".join(map(quote_value, table.others[:5])))
     files = _files(root, table, path)
     every = set(files.values())
     for other in others:
         with suppress(UserError):  # what is wrong there is said when it is read
             every |= set(_files(root, _read(root / other), root / other).values())
     images = _Images(root, name_images(root, every), files, table.encoding, cache(measure_picture), path)
-    with counting_frames(path):
+    with warn_about_frames(path):
         pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
-    if outside := [pair.name for pair in pairs if extent == "box" and reach(pair.target.box, pair.target.size) > 1]:
-        tell(path, {"boxes reach outside their image, and are used as they are": outside})
-    return padded(pairs)
+    if outside := [
+        pair.name for pair in pairs if extent == "box" and box_overhang(pair.target.box, pair.target.size) > 1
+    ]:
+        warn_notes(path, {"boxes reach outside their image, and are used as they are": outside})
+    return pad_keypoints(pairs)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> Spreadsheet:
     return read_spreadsheet(path, COLUMNS, OPTIONAL, "Correct the file.")
 
 
-def _files(root: Path, table: Table, path: Path) -> dict[str, str]:
+def _files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
     """The path below the root of every image, by what stands in the table."""
     files: dict[str, str] = {}
     for line, row in table.rows:
@@ -139,8 +141,8 @@ def _files(root: Path, table: Table, path: Path) -> dict[str, str]:
             if row[column] not in files:
                 where = f"{path}, line {line}, column {column},"
                 files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
-    other = [f"{quote(cell)} as {quote(file)}" for cell, file in files.items() if cell.strip() != file]
-    tell(path, {"names of images are read as their files are called": other} if other else {})
+    other = [f"{quote_json(cell)} as {quote_json(file)}" for cell, file in files.items() if cell.strip() != file]
+    warn_notes(path, {"names of images are read as their files are called": other} if other else {})
     return files
 
 
@@ -168,7 +170,7 @@ def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent
 
 
 def _around(points: Sequence[Point]) -> Sequence[float]:
-    return around(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
+    return keypoint_bounding_box(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
 
 
 def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
@@ -202,13 +204,13 @@ def _numbers(cell: str, column: str, where: str) -> list[float | None]:
         text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
         if "," in text:
             raise UserError(
-                f"{where}: {column} holds {shorten(part)}, of which it cannot be told whether it is several numbers. "
+                f"{where}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several numbers. "
                 "Write ; between numbers, a point before decimals, and nothing between thousands."
             )
         if not NUMBER.fullmatch(text):
-            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no finite number. Correct it.")
+            raise UserError(f"{where}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")
         if not abs(float(text)) <= LARGEST:
-            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no number of pixels. Correct it.")
+            raise UserError(f"{where}: {column} holds {quote_value(part)}, which is no number of pixels. Correct it.")
         numbers.append(float(text))
     return numbers
 
@@ -219,7 +221,9 @@ def _box(row: Mapping[str, str], where: str) -> list[float] | None:
         return None
     numbers = [number for number in _numbers(cell, "box", where) if number is not None]
     if len(numbers) != 4 or cell.count(";") != 3 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-        raise UserError(f"{where}: box is {shorten(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it.")
+        raise UserError(
+            f"{where}: box is {quote_value(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it."
+        )
     return numbers
 
 

@@ -18,25 +18,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from semcorr.core.paths import require_file_name, shorten
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_table
-from semcorr.data.datamodule import PairDataModule, Row
-from semcorr.data.groups import facts
+from semcorr.data.datamodule import PairDataModule, PairListEntry
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.mat_file import read_mat_file
-from semcorr.data.recipe import Archive, Recipe
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
     Point,
-    around,
-    image_record,
+    build_image_record,
     image_size,
+    keypoint_bounding_box,
     log,
     longer_side,
-    padded,
+    pad_keypoints,
     require_root,
 )  # fmt: skip
-from semcorr.errors import UserError
 
 LISTS = {"train": ("train", "trn"), "val": ("val",), "test": ("test",)}
 FRAME = 300  # longer side of the images the points were measured in
@@ -55,15 +55,15 @@ class PFPascal(PairDataModule):
     """
 
     name = "pf_pascal"
-    official = facts("pf_pascal")["official"]
-    recipe = Recipe(
+    official = benchmark_metadata("pf_pascal")["official"]
+    recipe = DownloadRecipe(
         licence="research use; images from PASCAL VOC (Flickr terms)",
         archives=(
-            Archive(
+            ArchiveInfo(
                 "PF-dataset-PASCAL.zip",
                 "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset-PASCAL.zip",
             ),
-            Archive("pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"),
+            ArchiveInfo("pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"),
         ),
         landmark="PF-dataset-PASCAL/JPEGImages",
     )  # fmt: skip
@@ -74,43 +74,43 @@ class PFPascal(PairDataModule):
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
         self.extent = extent
 
-    def listed(self, split: str) -> Sequence[Row]:
+    def listed(self, split: str) -> Sequence[PairListEntry]:
         """The rows of the CSV file, which need no images."""
-        path = list_of(self.root, split)
+        path = find_pair_list(self.root, split)
         return [
-            Row(
+            PairListEntry(
                 Path(row["source_image"]).stem,
                 Path(row["target_image"]).stem,
                 _category(row["class"], f"{path}, line {i}"),
                 row.get("flip") == "1",
             )
-            for i, row in read_list(path)
+            for i, row in read_pair_list(path)
         ]
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the list, duplicates included."""
-        return pascal_pairs(self.root, split, self.extent)
+        return read_pascal_pairs(self.root, split, self.extent)
 
 
-def pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairRecord]:
+def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairRecord]:
     """All rows of a split's list."""
     require_root(root, "PF-PASCAL", "Run `python -m semcorr.prepare pf_pascal`, or give data.root=DIR.")
-    path = list_of(root, split)
-    rows = read_list(path)
+    path = find_pair_list(root, split)
+    rows = read_pair_list(path)
     folder = next((root / name for name in FOLDERS if (root / name / "JPEGImages").is_dir()), None)
     if folder is None:
         tried = ", ".join(str(root / name / "JPEGImages") for name in FOLDERS)
         raise UserError(f"PF-PASCAL's images are at none of {tried}. Unpack PF-dataset-PASCAL.zip into {root}.")
-    size, annotation = cache(image_size), cache(read_mat)
+    size, annotation = cache(image_size), cache(read_pascal_annotation)
     pairs = [_pair(folder, path, i, row, extent, size, annotation) for i, row in rows]
     images = {image.path: max(image.size) for pair in pairs for image in (pair.source, pair.target)}
     if larger := sum(side > FRAME for side in images.values()):
         log.warning("%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
                     "points and boxes are scaled to them", path, larger, len(images), FRAME)  # fmt: skip
-    return padded(pairs)
+    return pad_keypoints(pairs)
 
 
-def list_of(root: Path, split: str) -> Path:
+def find_pair_list(root: Path, split: str) -> Path:
     """A split's list under any of its published names, in the root or a folder of it."""
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
     places = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
@@ -120,7 +120,7 @@ def list_of(root: Path, split: str) -> Path:
     return found
 
 
-def read_list(path: Path) -> list[tuple[int, dict[str, str]]]:
+def read_pair_list(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a list with their lines, whatever its further columns."""
     rows = read_table(path, ("class", "source_image", "target_image"), "Restore the official list.")
     for line, row in rows:
@@ -129,7 +129,7 @@ def read_list(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def read_mat(path: Path) -> Annotation:
+def read_pascal_annotation(path: Path) -> Annotation:
     """Keypoints (NaN is not annotated) and box of one .mat annotation."""
     remedy = "Unpack PF-dataset-PASCAL.zip again."
     rows, box = read_mat_file(path, ("kps", "bbox"), remedy)
@@ -150,7 +150,7 @@ def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: s
     records = []
     for i, stem in enumerate(stems):
         if listed and extent == "image":  # all that the test list has
-            points, box = listed[i], around(listed[i])
+            points, box = listed[i], keypoint_bounding_box(listed[i])
         else:
             points, box = annotation(folder / "Annotations" / category / f"{stem}.mat")
         picture = folder / "JPEGImages" / f"{stem}.jpg"
@@ -171,11 +171,11 @@ def _image(
         points = [None if p is None else (p[0] * larger, p[1] * larger) for p in points]
         box = [larger * value for value in box]
     if not mirrored:
-        return image_record(stem, picture, size, points, box, path)
+        return build_image_record(stem, picture, size, points, box, path)
     last = size[0] - 1  # pixel centres are at integers; published code takes the width
     points = [None if p is None else (last - p[0], p[1]) for p in points]
     box = (last - box[2], box[1], last - box[0], box[3])
-    return image_record(f"{stem}~mirrored", picture, size, points, box, path)._replace(mirrored=True)
+    return build_image_record(f"{stem}~mirrored", picture, size, points, box, path)._replace(mirrored=True)
 
 
 def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
@@ -189,9 +189,9 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
 
 
 def _category(number: str, where: str) -> str:
-    classes = facts("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
+    classes = benchmark_metadata("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
     if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= len(classes):
         raise UserError(
-            f"{where}: class must be 1 to {len(classes)}, got {shorten(number)}. Restore the official list."
+            f"{where}: class must be 1 to {len(classes)}, got {quote_value(number)}. Restore the official list."
         )
     return str(classes[int(number) - 1])

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from semcorr.core.paths import require_file_name, shorten
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_rows
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import facts
-from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import ImageRecord, PairRecord, image_record, image_size, longer_side, require_root
-from semcorr.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.record import ImageRecord, PairRecord, build_image_record, image_size, longer_side, require_root
 
 POINTS = 10
 COLUMNS = 2 + 4 * POINTS  # two images; then x of A, y of A, x of B, y of B
@@ -24,23 +24,23 @@ class PFWillow(PairDataModule):
     """`root` holds test_pairs.csv and PF-dataset/."""
 
     name = "pf_willow"
-    recipe = Recipe(
+    recipe = DownloadRecipe(
         licence="research use; images collected from the web",
         archives=(
-            Archive("PF-dataset.zip", "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset.zip"),
-            Archive("test_pairs.csv", "https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv"),
+            ArchiveInfo("PF-dataset.zip", "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset.zip"),
+            ArchiveInfo("test_pairs.csv", "https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv"),
         ),
         landmark="PF-dataset/car(G)",
     )
-    official = facts("pf_willow")["official"]
+    official = benchmark_metadata("pf_willow")["official"]
     splits = ("test",)
 
     def records(self, split: str) -> Sequence[PairRecord]:
         """Pairs in the order of the list."""
-        return willow_pairs(self.root)
+        return read_willow_pairs(self.root)
 
 
-def willow_pairs(root: Path) -> list[PairRecord]:
+def read_willow_pairs(root: Path) -> list[PairRecord]:
     """All rows of test_pairs.csv."""
     require_root(root, "PF-WILLOW", "Run `python -m semcorr.prepare pf_willow`, or give data.root=DIR.")
     path = root / "test_pairs.csv"
@@ -65,7 +65,7 @@ def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord
         name = require_file_name(row[column], f"{path}, line {line}, column {column + 1},", folders=True)
         if len(Path(name).parts) < 3:
             raise UserError(
-                f"{path}, line {line}: {shorten(name)} is not PF-dataset/CLASS/FILE. Restore the official list."
+                f"{path}, line {line}: {quote_value(name)} is not PF-dataset/CLASS/FILE. Restore the official list."
             )
         points = list(zip(numbers[start : start + POINTS], numbers[start + POINTS : start + 2 * POINTS], strict=True))
         records.append(_image(root, path, name, points, size))
@@ -81,4 +81,4 @@ def _image(root: Path, path: Path, name: str, points: list[tuple[float, float]],
     xs, ys = zip(*points, strict=True)
     box = (min(xs), min(ys), max(xs), max(ys))
     short = "/".join(Path(name).with_suffix("").parts[1:])
-    return image_record(short, picture, size(picture), points, box, path)
+    return build_image_record(short, picture, size(picture), points, box, path)

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from semcorr.core.terminal import printable
-from semcorr.data.colours import channels_last, from_array, is_converted, to_rgb
+from semcorr.core.errors import UserError
+from semcorr.core.terminal import escape_controls
+from semcorr.data.colours import image_from_array, is_converted, to_channels_last, to_rgb
 from semcorr.data.open_image import DAMAGE, open_image
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ class Picture(NamedTuple):
     name: str
 
 
-class Measured(NamedTuple):
+class PictureSize(NamedTuple):
     """How large a picture is, the way round that it is read."""
 
     size: tuple[int, int]  # width, height
     upright: bool  # turned as its EXIF orientation says; False: as it is stored
 
 
-def picture(source: Source, name: str = "image") -> Picture:
+def load_picture(source: Source, name: str = "image") -> Picture:
     """Of a file, a PIL image, an array (H W), (H W 1), (H W 3) or (H W 4), or a tensor (H W) or (C H W).
 
     Upright means as viewers show it: EXIF orientation is applied, to files and PIL images alike. Integers
@@ -85,13 +85,13 @@ def picture(source: Source, name: str = "image") -> Picture:
     if isinstance(source, Image.Image):
         return _decoded(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
-        source = channels_last(source.detach().cpu(), name)
+        source = to_channels_last(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
         raise UserError(
             f"`{name}` must be a path, a PIL image, an array or a tensor, got {type(source).__name__}. "
             "Give the file's path, for instance"
         )
-    image = to_rgb(from_array(source, name), name)
+    image = to_rgb(image_from_array(source, name), name)
     return Picture(image, image.size, name)
 
 
@@ -115,7 +115,7 @@ def read_whole(path: Path, upright: bool) -> Image.Image:
         return _decoded(image, str(path), upright).image
 
 
-def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Measured:
+def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> PictureSize:
     """Say from the header alone how large a picture is, and whether its annotations mean it upright.
 
     They do, unless the annotated size fits the stored pixels alone.
@@ -131,14 +131,14 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Mea
         return _measured(image, path, annotated)
 
 
-def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> Measured:
+def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> PictureSize:
     _note_frames(path, image)
     turn, stored = _turn(image, str(path)), stored_size(image)
     upright = stored[::-1] if turn in SWAPPING else stored
     if annotated is None or tuple(annotated) == upright:
-        return Measured(upright, True)
+        return PictureSize(upright, True)
     if tuple(annotated) == stored:
-        return Measured(stored, False)
+        return PictureSize(stored, False)
     as_stored = "" if upright == stored else f" (stored as {stored[0]} x {stored[1]})"
     raise UserError(
         f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated[0]} x "
@@ -152,7 +152,7 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if swaps else image.size
 
 
-def tell_stored(where: str, names: Sequence[str]) -> None:
+def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
     """Warn of pictures that are read as they are stored, because their annotated size fits no other way round."""
     if names:
         log.warning(
@@ -162,7 +162,7 @@ def tell_stored(where: str, names: Sequence[str]) -> None:
 
 
 @cache
-def mark_reading(path: Path, upright: bool, changed: int, size: int) -> str:
+def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
     """What sets a reading apart from plain `convert("RGB")`: features of before, which were of that, hold without.
 
     Args:
@@ -180,20 +180,22 @@ def mark_reading(path: Path, upright: bool, changed: int, size: int) -> str:
     return "".join(f" {word}" for word in words)
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """Its image files, at least one."""
-    if not (found := image_files(folder)):
-        raise UserError(f"{folder} has no images ({', '.join(suffixes())}). Give a folder of images, or a file")
+    if not (found := list_image_files(folder)):
+        raise UserError(
+            f"{folder} has no images ({', '.join(readable_suffixes())}). Give a folder of images, or a file"
+        )
     return found
 
 
-def suffixes() -> tuple[str, ...]:
+def readable_suffixes() -> tuple[str, ...]:
     """Endings of image files that the installed Pillow can read."""
     Image.init()
     return tuple(ending for kind, endings in ENDINGS.items() if kind in Image.OPEN for ending in endings)
 
 
-def image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
+def list_image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
     """By their endings, in order; with `below`, of folders below, too. A warning names what else there is.
 
     Nothing is said of hidden files, as macOS's ._a.jpg, of folders that systems make (SYSTEM), and of texts, tables
@@ -207,7 +209,7 @@ def image_files(folder: Path, below: bool = False, besides: Collection[Path] = (
     Raises:
         UserError: A folder cannot be listed.
     """
-    files, others, known = [], [], suffixes()
+    files, others, known = [], [], readable_suffixes()
     for place, folders, names in os.walk(folder, onerror=_refuse_folder):
         seen = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
         folders[:] = seen if below else []
@@ -226,7 +228,7 @@ def image_files(folder: Path, below: bool = False, besides: Collection[Path] = (
 
 
 @contextmanager
-def counting_frames(where: Path | None) -> Iterator[None]:
+def warn_about_frames(where: Path | None) -> Iterator[None]:
     """Say of what is read within in one warning, with names and their count, that the first frame or page is taken.
 
     Args:
@@ -350,4 +352,4 @@ def _refuse_folder(error: OSError) -> None:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(printable, names[:SHOWN])) + more
+    return ", ".join(map(escape_controls, names[:SHOWN])) + more

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be given little of it
 

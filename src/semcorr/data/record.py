@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from semcorr.core.paths import shorten
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
 from semcorr.core.text_files import read_json
-from semcorr.data.groups import Groups
+from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class PairRecord(NamedTuple):
     details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
-def image_record(
+def build_image_record(
     name: str,
     path: Path,
     size: tuple[int, int],
@@ -110,7 +110,7 @@ def _is_box(box: Any) -> bool:
 
 
 def _listed(values: Any) -> str:
-    return shorten(list(values) if isinstance(values, tuple) else values)
+    return quote_value(list(values) if isinstance(values, tuple) else values)
 
 
 def _is_point(point: Any) -> bool:
@@ -123,7 +123,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def padded(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
     """The same pairs with as many keypoint rows everywhere; the new rows are not visible.
 
     Rows are told apart by `visible` alone: no value of a padding ever enters a score.
@@ -143,13 +143,13 @@ def longer_side(box: Sequence[float]) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def around(points: Sequence[Point]) -> tuple[float, float, float, float]:
+def keypoint_bounding_box(points: Sequence[Point]) -> tuple[float, float, float, float]:
     """The box of the keypoints, for benchmarks that annotate no other; a pixel at least."""
     xs, ys = zip(*(p for p in points if p is not None), strict=True)
     return (min(xs), min(ys), max(max(xs), min(xs) + 1), max(max(ys), min(ys) + 1))
 
 
-def outside(record: ImageRecord) -> int:
+def count_outside_image(record: ImageRecord) -> int:
     """How many annotated keypoints lie outside the image they are annotated in."""
     x, y = record.keypoints[record.visible].T
     width, height = record.size
@@ -183,7 +183,7 @@ def check_pairs(
             raise UserError(
                 f"{benchmark}: the keypoints and box of {image.name} must be finite numbers. Correct its annotation."
             )
-    strays = {name: count for name, image in images.items() if (count := outside(image))}
+    strays = {name: count for name, image in images.items() if (count := count_outside_image(image))}
     if strays:
         log.warning(
             "%s: %d keypoints lie outside their image (%s%s); they are kept as annotated",
@@ -198,7 +198,7 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
         first = images.setdefault(image.name, image)
         if not _is_same(first, image):
             raise UserError(
-                f"{benchmark}: two images are called {shorten(image.name)}: {first.path} and {image.path}, or one of "
+                f"{benchmark}: two images are called {quote_value(image.name)}: {first.path} and {image.path}, or one of "
                 "them mirrored or turned. Rename one of them, and what refers to it."
             )
     ends: dict[str, tuple[str, ...]] = {}
@@ -206,8 +206,8 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
         names = (pair.source.name, pair.target.name, pair.category)
         if (others := ends.setdefault(pair.name, names)) != names:
             raise UserError(
-                f"{benchmark}: two pairs are called {shorten(pair.name)}: {' to '.join(map(shorten, others[:2]))} and "
-                f"{' to '.join(map(shorten, names[:2]))}. Rename one of their images, and what refers to it."
+                f"{benchmark}: two pairs are called {quote_value(pair.name)}: {' to '.join(map(quote_value, others[:2]))} and "
+                f"{' to '.join(map(quote_value, names[:2]))}. Rename one of their images, and what refers to it."
             )
 
 
@@ -235,18 +235,18 @@ def read_annotation(path: Path) -> Any:
     return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
 
 
-def need(entry: Any, key: str, path: Path) -> Any:
+def require_field(entry: Any, key: str, path: Path) -> Any:
     """A field of an annotation, or a sentence naming file and field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
     return entry[key]
 
 
-def need_whole(entry: Any, key: str, path: Path) -> int:
+def require_whole_number(entry: Any, key: str, path: Path) -> int:
     """A field that is a whole number, or a sentence naming file and field."""
-    value = need(entry, key, path)
+    value = require_field(entry, key, path)
     if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
-        raise UserError(f"{path}: field `{key}` is {shorten(value)}; it must be a whole number. Correct it.")
+        raise UserError(f"{path}: field `{key}` is {quote_value(value)}; it must be a whole number. Correct it.")
     return int(float(value))
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.utils.data import Sampler
 
+from semcorr.core.errors import UserError
 from semcorr.data.record import PairRecord
-from semcorr.errors import UserError
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """A training pair, and its place in the stream of all processes: no other draw has the same."""
 
     pair: int
@@ -22,7 +22,7 @@ class Draw(NamedTuple):
 Drawn = TypeVar("Drawn")  # what a training dataset is asked for: a batch
 
 
-class Stream(Sampler[Drawn], ABC):
+class BatchStream(Sampler[Drawn], ABC):
     """An endless, seeded stream of batches, cut into epochs of `steps`.
 
     Batch i of the stream depends on the seed and i alone. An epoch is a slice of it, so a run resumed
@@ -56,7 +56,7 @@ class Stream(Sampler[Drawn], ABC):
             yield from map(self.batch, range(first, first + steps * self.world))
 
 
-class TrainingStream(Stream[list[Draw]]):
+class TrainingStream(BatchStream[list[SampleIndex]]):
     """Batches of pairs, pass after pass over all of them in a new order each.
 
     >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
@@ -78,11 +78,11 @@ class TrainingStream(Stream[list[Draw]]):
         self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
         super().__init__(steps or self.per_pass // world, rank, world, epoch)
 
-    def batch(self, number: int) -> list[Draw]:
+    def batch(self, number: int) -> list[SampleIndex]:
         """A slice of its pass."""
         turn, i = divmod(number, self.per_pass)
         indices = _shuffled(self.length, self.seed * 1_000_003 + turn)[i * self.batch_size : (i + 1) * self.batch_size]
-        return [Draw(index, number * self.batch_size + k) for k, index in enumerate(indices)]
+        return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
 
 
 @lru_cache(maxsize=2)  # a pass is asked for batch by batch
@@ -106,16 +106,16 @@ def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[in
     return batches
 
 
-def share(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
+def shard(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
     """This process's batches: every one on exactly one process, none repeated.
 
-    >>> share([[0], [1], [2]], rank=1, world=2)
+    >>> shard([[0], [1], [2]], rank=1, world=2)
     [[1]]
     """
     return list(batches[rank::world])
 
 
-def require_work(batches: Sequence[list[int]], world: int) -> None:
+def require_enough_batches(batches: Sequence[list[int]], world: int) -> None:
     """Lightning skips a process that has nothing to score, and the others would wait for it."""
     if len(batches) < world:
         raise UserError(

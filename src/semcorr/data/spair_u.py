@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import PairRecord, padded, require_root
-from semcorr.data.spair import FOLDERS, SPair, Tree, read_pairs
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.record import PairRecord, pad_keypoints, require_root
+from semcorr.data.spair import FOLDERS, SPair, SPairTree, read_tree_pairs
 
 
 class SPairU(SPair):
@@ -25,10 +25,10 @@ class SPairU(SPair):
     name = "spair_u"
     splits = ("test",)
     official = MappingProxyType({})
-    recipe = Recipe(
+    recipe = DownloadRecipe(
         licence="annotations by the authors of Jamais Vu; images from PASCAL VOC (Flickr terms), research use",
         archives=(
-            Archive("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),
+            ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),
         ),
         landmark="PairAnnotation/test",
     )  # fmt: skip
@@ -37,7 +37,7 @@ class SPairU(SPair):
         super().__init__(**options)
         self.spair = Path(spair)
 
-    def tree(self) -> Tree:
+    def tree(self) -> SPairTree:
         """Whichever of the two is there."""
         require_root(self.root, "SPair-U", "Run `python -m semcorr.prepare spair_u`, or give data.root=DIR.")
         prefix = "Extra" if (self.root / "ExtraPairAnnotation").is_dir() else ""
@@ -47,8 +47,10 @@ class SPairU(SPair):
         home = next((home for home in (self.root, self.spair) if (home / "JPEGImages").is_dir()), None)
         if home is None:
             raise UserError(f"SPair-U uses SPair-71k's images: not at {self.spair}/JPEGImages. Give data.spair=DIR.")
-        return Tree(home / "Layout" / "large", pairs, images, home / "JPEGImages", slots=None, facts=None, partial=True)
+        return SPairTree(
+            home / "Layout" / "large", pairs, images, home / "JPEGImages", slots=None, facts=None, partial=True
+        )
 
     def records(self, split: str) -> list[PairRecord]:
         """Pairs in the order of SPair-71k's list."""
-        return padded(read_pairs(self.tree(), FOLDERS[split]))
+        return pad_keypoints(read_tree_pairs(self.tree(), FOLDERS[split]))

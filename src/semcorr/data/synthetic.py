@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder, write_error
-from semcorr.core.ranges import Count, Whole, Within, ranged
+from semcorr.core.ranges import Count, Range, Whole, check_arguments
 from semcorr.core.text_files import read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
-from semcorr.data.creatures.annotation import Annotation, choose_pairs, describe, pair_up
-from semcorr.data.creatures.photograph import Shot, take
-from semcorr.data.groups import facts
+from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
+from semcorr.data.creatures.photograph import Photo, render_photo
+from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import PairRecord
-from semcorr.data.spair import FOLDERS, SPair, spair_pairs
-from semcorr.errors import UserError
+from semcorr.data.spair import FOLDERS, SPair, read_spair_pairs
 
 FORMAT = 1  # of the rendering and the files; part of the manifest
 MANIFEST = "synthetic.json"
@@ -48,7 +48,7 @@ class Synthetic(SPair):
     recipe = None  # drawn, not downloaded
     official = MappingProxyType({})
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         *,
@@ -57,7 +57,7 @@ class Synthetic(SPair):
         test: Count = 10,
         pairs_per_category: Count | None = None,
         drawing: Whole = 0,
-        pixels: Annotated[int, Within(least=16, most=4096)] = 256,
+        pixels: Annotated[int, Range(least=16, most=4096)] = 256,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -71,7 +71,7 @@ class Synthetic(SPair):
     def records(self, split: str) -> Sequence[PairRecord]:
         """Draw what is not there yet, and read it."""
         write_synthetic(self.root, **self.drawing)
-        return spair_pairs(self.root, FOLDERS[split])
+        return read_spair_pairs(self.root, FOLDERS[split])
 
 
 def _write(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -84,21 +84,21 @@ def _write(root: Path, manifest: Mapping[str, Any]) -> None:
     with Progress(transient=True) as bar:
         for split, category, index in bar.track(jobs, description="Drawing creatures"):
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
-            shot = take(category, index % 8, manifest["size"], rng)
+            shot = render_photo(category, index % 8, manifest["size"], rng)
             shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
         chosen: list[tuple[Annotation, Annotation]] = []
         for category in categories:
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
-            chosen += choose_pairs(shots[split, category], manifest["pairs_per_category"], rng)
-        _write_pairs(root, split, [pair_up(*pair, i) for i, pair in enumerate(chosen, 1)])
+            chosen += choose_creature_pairs(shots[split, category], manifest["pairs_per_category"], rng)
+        _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen, 1)])
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shot(root: Path, shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
-    annotation = describe(shot, category, stem, azimuth_id)
-    voc = facts("spair71k")["categories"][category]["voc_class_id"]
+def _write_shot(root: Path, shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
+    annotation = annotate_image(shot, category, stem, azimuth_id)
+    voc = benchmark_metadata("spair71k")["categories"][category]["voc_class_id"]
     shot.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
     Image.fromarray(np.where(shot.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
     (root / f"ImageAnnotation/{category}/{stem}.json").write_text(json.dumps(annotation))

@@ -15,21 +15,21 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semcorr.core.ranges import OptionsOf, Positive, Whole, ranged
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
-from semcorr.data.recipe import Archive, Recipe
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.loading import encoding_batch_size, num_loader_workers, require_shared_memory, require_workers
 from semcorr.data.record import require_root
-from semcorr.data.sampler import require_work, share
-from semcorr.data.tapvid_videos import FILE, SIDE, FrameDataset, Video, find, read_videos
-from semcorr.data.transforms import RESIZES, fit
-from semcorr.errors import UserError
+from semcorr.data.sampler import require_enough_batches, shard
+from semcorr.data.tapvid_videos import FILE, SIDE, FrameDataset, TapVidVideo, find_pickle, read_videos
+from semcorr.data.transforms import RESIZES, fit_to_square
 
 EVERY = 5  # frames between the query frames of `strided`
 OCCLUSIONS = ("visible", "cycle")
 
 
-class Queries(NamedTuple):
+class TrackQueries(NamedTuple):
     """Which points are asked for: in place of the official (t, y, x), where to find them."""
 
     track: Int[Tensor, " q"]  # row of the video's points
@@ -37,40 +37,40 @@ class Queries(NamedTuple):
     evaluated: Bool[Tensor, "q t"]  # the frames that count
 
 
-class Tracks(NamedTuple):
+class VideoTracks(NamedTuple):
     """A video's queries and their truth, without its pixels: what a test step is given."""
 
     video: str
-    queries: Queries
+    queries: TrackQueries
     points: Float[Tensor, "q t 2"]  # (x, y), the official frame
     occluded: Bool[Tensor, "q t"]
     scale: Float[Tensor, " 2"]  # pixels the backbone sees per pixel of the official frame, and
     offset: Float[Tensor, " 2"]  # where the official corner went; see coords.to_view
 
 
-def queries_first(occluded: Bool[Tensor, "n t"]) -> Queries:
+def first_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     """Each track from its first visible frame; only later frames count. Tracks never visible are dropped.
 
-    >>> queries_first(torch.tensor([[True, False, False], [True, True, True]]))
+    >>> first_queries(torch.tensor([[True, False, False], [True, True, True]]))
     Queries(track=tensor([0]), frame=tensor([1]), evaluated=tensor([[False, False,  True]]))
     """
     track = (~occluded).any(1).nonzero()[:, 0]
     frame = (~occluded[track]).int().argmax(1)  # the first of equals
-    return Queries(track, frame, torch.arange(occluded.shape[1]) > frame[:, None])
+    return TrackQueries(track, frame, torch.arange(occluded.shape[1]) > frame[:, None])
 
 
-def queries_strided(occluded: Bool[Tensor, "n t"]) -> Queries:
+def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     """Every fifth frame asks for all points visible in it; all frames but the query's count.
 
-    >>> queries_strided(torch.tensor([[False, False], [True, False]]))
+    >>> strided_queries(torch.tensor([[False, False], [True, False]]))
     Queries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
     """
     turn, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
     frame = turn * EVERY
-    return Queries(track, frame, torch.arange(occluded.shape[1]) != frame[:, None])
+    return TrackQueries(track, frame, torch.arange(occluded.shape[1]) != frame[:, None])
 
 
-MODES: Mapping[str, Callable[[Tensor], Queries]] = {"first": queries_first, "strided": queries_strided}
+MODES: Mapping[str, Callable[[Tensor], TrackQueries]] = {"first": first_queries, "strided": strided_queries}
 
 
 class TapVid(LightningDataModule):
@@ -95,13 +95,13 @@ class TapVid(LightningDataModule):
     name = "tapvid_davis"
     splits = ("test",)
     official: Mapping[str, int] = MappingProxyType({"videos": 30})
-    recipe = Recipe(
+    recipe = DownloadRecipe(
         licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",
-        archives=(Archive("tapvid_davis.zip", "https://storage.googleapis.com/dm-tapnet/tapvid_davis.zip"),),
+        archives=(ArchiveInfo("tapvid_davis.zip", "https://storage.googleapis.com/dm-tapnet/tapvid_davis.zip"),),
         landmark=FILE,
     )
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         root: str,
@@ -141,33 +141,33 @@ class TapVid(LightningDataModule):
             )
         self.videos()
 
-    def test_dataloader(self) -> DataLoader[Tracks]:
+    def test_dataloader(self) -> DataLoader[VideoTracks]:
         """This process's share of the videos: their queries, one video a batch."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         names = list(self.videos())
         videos = [[i] for i in range(len(names))]
-        require_work(videos, world)
-        return DataLoader([self.tracks(names[i]) for (i,) in share(videos, rank, world)], batch_size=None)  # type: ignore[arg-type]
+        require_enough_batches(videos, world)
+        return DataLoader([self.tracks(names[i]) for (i,) in shard(videos, rank, world)], batch_size=None)  # type: ignore[arg-type]
 
-    def tracks(self, name: str) -> Tracks:
+    def tracks(self, name: str) -> VideoTracks:
         """A video's queries and their truth."""
         video = self.videos()[name]
         queries = MODES[self.query](video.occluded)
-        how = fit((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
+        how = fit_to_square((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
         scale, offset = torch.tensor(how.size) / SIDE, torch.tensor(how.offset, dtype=torch.float32)
-        return Tracks(name, queries, video.points[queries.track], video.occluded[queries.track], scale, offset)
+        return VideoTracks(name, queries, video.points[queries.track], video.occluded[queries.track], scale, offset)
 
     def images(self, name: str) -> DataLoader[Tensor]:
         """A video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        at_once, workers = images_at_once(self.encode_batch, on_gpu), decoders(self.workers, on_gpu)
+        at_once, workers = encoding_batch_size(self.encode_batch, on_gpu), num_loader_workers(self.workers, on_gpu)
         require_shared_memory(workers, at_once, self.size)
         return DataLoader(dataset, at_once, num_workers=workers, pin_memory=on_gpu)
 
-    def _read(self) -> dict[str, Video]:
+    def _read(self) -> dict[str, TapVidVideo]:
         require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")
-        path = find(self.root)
+        path = find_pickle(self.root)
         videos = read_videos(path)
         if not any(MODES[self.query](video.occluded).evaluated.any() for video in videos.values()):
             raise UserError(f"{path}: no point is visible in any video, so there is nothing to follow.")

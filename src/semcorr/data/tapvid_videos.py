@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from semcorr.data.array_pickle import load_arrays
-from semcorr.data.transforms import fit, render
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.data.safe_pickle import load_arrays
+from semcorr.data.transforms import fit_to_square, render_image
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ SIDE = 256  # of the official frame, pixels
 FILE = "tapvid_davis.pkl"
 
 
-class Video(NamedTuple):
+class TapVidVideo(NamedTuple):
     """One entry of the pickle."""
 
     name: str
@@ -31,7 +31,7 @@ class Video(NamedTuple):
     occluded: Bool[Tensor, "n t"]
 
 
-def find(root: Path) -> Path:
+def find_pickle(root: Path) -> Path:
     """The pickle in its folder, or in the folder that its archive makes there."""
     for path in (root / FILE, root / "tapvid_davis" / FILE):
         if path.is_file():
@@ -39,7 +39,7 @@ def find(root: Path) -> Path:
     raise UserError(f"{root} holds neither {FILE} nor tapvid_davis/{FILE}. Unpack tapvid_davis.zip there.")
 
 
-def read_videos(path: Path) -> dict[str, Video]:
+def read_videos(path: Path) -> dict[str, TapVidVideo]:
     """All videos by name, sorted.
 
     Raises:
@@ -49,7 +49,7 @@ def read_videos(path: Path) -> dict[str, Video]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: must be a dictionary from names to videos. Restore the official file.")
     videos = {name: _video(content[name], name, path) for name in sorted(content)}
-    strays = {name: count for name, video in videos.items() if (count := outside_frame(video))}
+    strays = {name: count for name, video in videos.items() if (count := count_outside_frame(video))}
     if strays:
         log.warning(
             "%s: %d visible points lie outside their frame (%s); they are kept as annotated",
@@ -71,17 +71,17 @@ class FrameDataset(Dataset[Tensor]):
         image = Image.fromarray(self.frames[index])
         if self.side:  # Lanczos, as the official reader
             image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
-        return render(image, self.size, fit(image.size, self.size, self.resize))
+        return render_image(image, self.size, fit_to_square(image.size, self.size, self.resize))
 
 
-def _video(entry: Any, name: str, path: Path) -> Video:
+def _video(entry: Any, name: str, path: Path) -> TapVidVideo:
     frames = _array(entry, "video", np.uint8, (None, None, None, 3), name, path)
     points = _array(entry, "points", np.floating, (None, len(frames), 2), name, path)
     occluded = _array(entry, "occluded", np.bool_, points.shape[:2], name, path)
     if not np.isfinite(points[~occluded]).all():
         raise UserError(f"{path}: video {name}: `points` is not finite where visible. Restore the official file.")
     at = torch.tensor(points.astype(np.float32)) * SIDE  # an exact power of two
-    return Video(name, frames, at, torch.tensor(occluded))
+    return TapVidVideo(name, frames, at, torch.tensor(occluded))
 
 
 def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
@@ -100,7 +100,7 @@ def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], na
     return value
 
 
-def outside_frame(video: Video) -> int:
+def count_outside_frame(video: TapVidVideo) -> int:
     """How many points are called visible where there is no picture."""
     visible = video.points[~video.occluded]
     return int(((visible < 0) | (visible > SIDE)).any(-1).sum())

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from semcorr.core.errors import UserError
 from semcorr.data.pictures import read_whole
-from semcorr.errors import UserError
 
 RESIZES = ("squash", "letterbox", "corner")
 
 
-class Fit(NamedTuple):
+class SquareFit(NamedTuple):
     """How an original of one size lands in a square."""
 
     size: tuple[int, int]  # width, height of the resized original inside the square
@@ -28,12 +28,12 @@ class Fit(NamedTuple):
     offset: tuple[int, int]  # padding to the left and above
 
 
-def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
+def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFit:
     """Geometry alone, without pixels.
 
-    >>> fit((400, 200), side=100, resize="letterbox")
+    >>> fit_to_square((400, 200), side=100, resize="letterbox")
     Fit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
-    >>> fit((400, 200), side=100, resize="squash").scale
+    >>> fit_to_square((400, 200), side=100, resize="squash").scale
     (0.25, 0.5)
     """
     if resize not in RESIZES:
@@ -45,7 +45,7 @@ def fit(original: tuple[int, int], side: int, resize: str) -> Fit:
         ratio = side / max(original)
         inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     offset = (0, 0) if resize == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
-    return Fit(inside, (inside[0] / width, inside[1] / height), offset)
+    return SquareFit(inside, (inside[0] / width, inside[1] / height), offset)
 
 
 def load_image(path: Path, upright: bool = False) -> Image.Image:
@@ -53,17 +53,17 @@ def load_image(path: Path, upright: bool = False) -> Image.Image:
     return read_whole(path, upright)
 
 
-def render(image: Image.Image, side: int, how: Fit) -> Float[Tensor, "3 side side"]:
+def render_image(image: Image.Image, side: int, how: SquareFit) -> Float[Tensor, "3 side side"]:
     """Resize (bicubic, antialiased) and pad; RGB in [0, 1]."""
-    return unit(square(image, side, how))
+    return bytes_to_unit(render_square(image, side, how))
 
 
-def unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
     """Bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
     return pixels.float().div_(255)
 
 
-def square(image: Image.Image, side: int, how: Fit) -> UInt8[Tensor, "3 side side"]:
+def render_square(image: Image.Image, side: int, how: SquareFit) -> UInt8[Tensor, "3 side side"]:
     """The same in bytes, which lose nothing: that is what resizing gives."""
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
     x, y = how.offset

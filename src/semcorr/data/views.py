@@ -7,26 +7,26 @@ from jaxtyping import UInt8
 from PIL import ImageOps
 from torch import Tensor
 
-from semcorr.coords import to_view
-from semcorr.data.images import Shown
+from semcorr.core.coords import to_view
+from semcorr.core.errors import UserError
+from semcorr.core.types import View
+from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pixel_cache import PixelCache
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import fit, load_image, square, unit
-from semcorr.errors import UserError
-from semcorr.types import View
+from semcorr.data.transforms import bytes_to_unit, fit_to_square, load_image, render_square
 
 
-def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
+def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
     """A record as the backbone sees it: resized into a square, keypoints and box with it."""
-    how = fit(record.size, side, resize)
+    how = fit_to_square(record.size, side, resize)
     scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
-    image = unit(drawn(record, side, resize)) if pixels else torch.empty(3, 0, side)
-    return View(image, keypoints, record.visible, box, scale, offset, Shown(record).name)
+    image = bytes_to_unit(render_view(record, side, resize)) if pixels else torch.empty(3, 0, side)
+    return View(image, keypoints, record.visible, box, scale, offset, ImageVariant(record).name)
 
 
-def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
+def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
     """The pixels of `view`, in bytes."""
     image = load_image(record.path, record.upright)
     if image.size != record.size:
@@ -36,10 +36,10 @@ def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]
         )
     if record.mirrored:
         image = ImageOps.mirror(image)
-    return square(image, side, fit(record.size, side, resize))
+    return render_square(image, side, fit_to_square(record.size, side, resize))
 
 
-class Views:
+class ViewCache:
     """`view` of every record, to be asked for again and again.
 
     Where keypoints land is worked out once; pixels are decoded at each use, or once if `cache_gb` has room.
@@ -59,11 +59,11 @@ class Views:
 
     def __getitem__(self, place: int) -> View:
         if place not in self.bare:
-            self.bare[place] = view(self.records[place], self.side, self.resize, pixels=False)
+            self.bare[place] = make_view(self.records[place], self.side, self.resize, pixels=False)
         return self.bare[place]._replace(image=self._image(place)) if self.pixels else self.bare[place]
 
     def _image(self, place: int) -> Tensor:
         def draw() -> Tensor:
-            return drawn(self.records[place], self.side, self.resize)
+            return render_view(self.records[place], self.side, self.resize)
 
-        return unit(self.cache.get(self.slots[place], draw) if self.cache else draw())
+        return bytes_to_unit(self.cache.get(self.slots[place], draw) if self.cache else draw())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from semcorr.coords import from_unit, to_unit
+from semcorr.core.coords import from_unit, to_unit
 
 CONTROLS = 4  # control points of the thin plate, per side
 STEEPEST = 0.5  # how much faster than the points themselves their displacement may change
@@ -21,20 +21,20 @@ FINEST = 257  # of these displacements; the rest is interpolated, within 0.05 px
 ROUNDS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
 
 
-class Warp(NamedTuple):
+class ImageWarp(NamedTuple):
     """Result to original: bend, then the affine map."""
 
     affine: Float[Tensor, "3 3"]  # on (x, y, 1)
     spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate`
 
 
-def backward(warp: Warp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Points of the result to the points of the original seen there."""
-    bent = points if warp.spline is None else points + displacement(warp.spline, points)
+    bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
     return _apply(warp.affine, bent)
 
 
-def forward(warp: Warp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Points of the original to where the result shows them.
 
     A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate`): nothing folds,
@@ -43,11 +43,11 @@ def forward(warp: Warp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     bent = _apply(torch.linalg.inv(warp.affine), points)
     found = bent
     for _ in range(ROUNDS if warp.spline is not None else 0):
-        found = bent - displacement(warp.spline, found)  # type: ignore[arg-type]
+        found = bent - thin_plate_displacement(warp.spline, found)  # type: ignore[arg-type]
     return found
 
 
-def affine(
+def affine_matrix(
     rotate: float = 0.0,
     zoom: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
@@ -71,27 +71,27 @@ def affine(
     return torch.linalg.inv(torch.tensor(moved, dtype=torch.float64)) @ torch.tensor(cut, dtype=torch.float64)
 
 
-def thin_plate(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
+def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
     """The smoothest displacement that takes the values `offsets` at the control points (Bookstein 1989).
 
     It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
     """
     coefficients = _solver() @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
-    lattice = displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
+    lattice = thin_plate_displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
     along_x, along_y = lattice.diff(dim=0)[:, :-1], lattice.diff(dim=1)[:-1]
     slope = float(torch.stack((along_x, along_y)).square().sum((0, -1)).sqrt().max() / (lines[1] - lines[0]))
     return coefficients * min(1.0, STEEPEST / max(slope, 1e-9))
 
 
-def displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Of the thin plate at `points`. Beyond the square it stays what it is at the border, and so bounded."""
     centres, weights = _centres().to(points.dtype), coefficients.to(points.dtype)
     chunks = [_kernel(part, centres) @ weights for part in points.clamp(-1, 1).split(4096)]  # fits the cache
     return torch.cat(chunks)
 
 
-def warp_image(image: Float[Tensor, "3 s s"], warp: Warp) -> Float[Tensor, "3 s s"]:
+def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, "3 s s"]:
     """Sample once, bilinearly. What lies outside is black: a reflection would show parts twice."""
     side = image.shape[-1]
     points = _lattice(side, side)
@@ -103,7 +103,7 @@ def warp_image(image: Float[Tensor, "3 s s"], warp: Warp) -> Float[Tensor, "3 s 
 def _everywhere(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
     """`displacement` at every pixel, row by row; linear between at most FINEST x FINEST of them, for speed."""
     count = min(side, FINEST)
-    coarse = displacement(coefficients, _lattice(count, side)).T.reshape(1, 2, count, count)
+    coarse = thin_plate_displacement(coefficients, _lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T
 
 
@@ -113,12 +113,12 @@ def _lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
     return to_unit(torch.cartesian_prod(line, line).flip(-1), side)
 
 
-def warp_points(points: Float[Tensor, "n 2"], warp: Warp, side: int) -> Float[Tensor, "n 2"]:
+def warp_points(points: Float[Tensor, "n 2"], warp: ImageWarp, side: int) -> Float[Tensor, "n 2"]:
     """Pixels to pixels."""
-    return from_unit(forward(warp, to_unit(points.double(), side)), side).float()
+    return from_unit(original_to_warp(warp, to_unit(points.double(), side)), side).float()
 
 
-def outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
+def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
     """Points along the edges of a box, corners included; curved edges are as bent as these."""
     t = torch.linspace(0, 1, steps + 1)[:, None]
     x1, y1, x2, y2 = box

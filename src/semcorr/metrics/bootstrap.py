@@ -19,7 +19,7 @@ FEWEST = 10  # images in a stratum, or the strata are one; and in all, or there 
 AT_ONCE = 100  # draws
 
 
-class Shared(NamedTuple):
+class ImageOverlap(NamedTuple):
     """Which images each pair is of, and which images are drawn together."""
 
     source: Int[np.ndarray, " p"]
@@ -27,16 +27,16 @@ class Shared(NamedTuple):
     stratum: Int[np.ndarray, " i"]  # of every image: 0, 1, 2 ...
 
 
-class Draws(NamedTuple):
+class BootstrapDraws(NamedTuple):
     """Statistics of the data, and of each resample of it."""
 
     value: Float[np.ndarray, " k"]
     draws: Float[np.ndarray, "b k"]
 
 
-def sharing(
+def image_overlap(
     source: Int[np.ndarray, " p"], target: Int[np.ndarray, " p"], category: Int[np.ndarray, " p"], images: int
-) -> Shared:
+) -> ImageOverlap:
     """Strata are categories, joined where they share images; one for all where any has few images.
 
     A benchmark's categories are fixed, its images are a sample of theirs. Joined strata vary more, never less.
@@ -51,12 +51,16 @@ def sharing(
     _, stratum = np.unique(root[first], return_inverse=True)
     if np.bincount(stratum).min(initial=FEWEST) < FEWEST:
         stratum = np.zeros(images, int)
-    return Shared(source, target, stratum)
+    return ImageOverlap(source, target, stratum)
 
 
-def resample(
-    part: Float[np.ndarray, "k p"], whole: Float[np.ndarray, "k p"], shared: Shared, draws: int = 2000, seed: int = 0
-) -> Draws | None:
+def resample_ratio(
+    part: Float[np.ndarray, "k p"],
+    whole: Float[np.ndarray, "k p"],
+    shared: ImageOverlap,
+    draws: int = 2000,
+    seed: int = 0,
+) -> BootstrapDraws | None:
     """Draws of the ratios `sum part / sum whole`; None where there are too few images to say.
 
     Args:
@@ -75,16 +79,16 @@ def resample(
     if not np.isfinite(drawn).all() or not np.isfinite(true).all():
         return None  # a resample without a pair to score, or no two pairs of different images
     factor = np.divide(true, spread, out=np.zeros_like(true), where=spread > 0)
-    return Draws(value, value + (drawn - drawn.mean(axis=0)) * factor)
+    return BootstrapDraws(value, value + (drawn - drawn.mean(axis=0)) * factor)
 
 
-def interval(draws: Draws, level: float = 0.95) -> Float[np.ndarray, "k 2"]:
+def percentile_interval(draws: BootstrapDraws, level: float = 0.95) -> Float[np.ndarray, "k 2"]:
     """Percentiles of the draws."""
     outside = (1 - level) / 2
     return np.quantile(draws.draws, [outside, 1 - outside], axis=0).T
 
 
-def _counts(shared: Shared, draws: int, seed: int) -> Sequence[tuple[Int[np.ndarray, "b i"]]]:
+def _counts(shared: ImageOverlap, draws: int, seed: int) -> Sequence[tuple[Int[np.ndarray, "b i"]]]:
     """How often each image is drawn, some draws at a time."""
     random = np.random.default_rng(seed)
     counts = np.zeros((draws, len(shared.stratum)), np.int64)
@@ -95,7 +99,10 @@ def _counts(shared: Shared, draws: int, seed: int) -> Sequence[tuple[Int[np.ndar
 
 
 def _ratios(
-    part: Float[np.ndarray, "k p"], whole: Float[np.ndarray, "k p"], shared: Shared, counts: Int[np.ndarray, "b i"]
+    part: Float[np.ndarray, "k p"],
+    whole: Float[np.ndarray, "k p"],
+    shared: ImageOverlap,
+    counts: Int[np.ndarray, "b i"],
 ) -> Float[np.ndarray, "b k"]:
     source, target = counts[:, shared.source], counts[:, shared.target]
     weight = np.where(shared.source == shared.target, source, source * target).astype(float)
@@ -103,7 +110,7 @@ def _ratios(
     return np.divide(weight @ part.T, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
-def _variance(residual: Float[np.ndarray, "k p"], shared: Shared) -> Float[np.ndarray, " k"]:
+def _variance(residual: Float[np.ndarray, "k p"], shared: ImageOverlap) -> Float[np.ndarray, " k"]:
     """Of the statistics, from residuals that add up to nothing.
 
     Per stratum of P pairs, S of whose P^2 pairs of pairs share an image: the sum of d_p d_q over those
@@ -129,7 +136,7 @@ def _variance(residual: Float[np.ndarray, "k p"], shared: Shared) -> Float[np.nd
     return total
 
 
-def _student(shared: Shared) -> float:
+def _student(shared: ImageOverlap) -> float:
     """A spread estimated from few images is uncertain itself: by how much Student's t is wider than the normal."""
     free = len(shared.stratum) - len(np.unique(shared.stratum))
     return float(t.ppf(0.975, free) / norm.ppf(0.975))

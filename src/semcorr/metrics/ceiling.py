@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semcorr.coords import from_view, to_grid, to_image, to_view
+from semcorr.core.coords import from_view, to_grid, to_image, to_view
 
 
 def nearest_centres(

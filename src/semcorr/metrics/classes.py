@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from semcorr.metrics.breakdown import pck_from_predictions
 from semcorr.metrics.pck import Scores
-from semcorr.metrics.scored import Scored
-from semcorr.metrics.views import pck_of
+from semcorr.metrics.predictions import Predictions
 
 LABELS: Mapping[str, Sequence[str]] = {
     "azimuth_difference": ("0", "1", "2", "3", "4"),  # in steps of 45 degrees ("Telling Left from Right", section 3.3)
@@ -19,8 +19,8 @@ LABELS: Mapping[str, Sequence[str]] = {
 }
 
 
-def by_class(
-    rows: Scored, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
+def pck_by_class(
+    rows: Predictions, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
     hits: Bool[np.ndarray, "a m"] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """PCK of each class of pairs, with how many pairs it is of; and how many pairs are of none.
@@ -37,7 +37,7 @@ def by_class(
     classes: dict[str, Any] = {"unknown": int((label < 0).sum())}
     for i, name in enumerate(names):
         kept = (label == i)[rows.pair]
-        scores: Scores = pck_of(_only(rows, kept), alphas, None if hits is None else hits[:, kept])["pck"]
+        scores: Scores = pck_from_predictions(_only(rows, kept), alphas, None if hits is None else hits[:, kept])["pck"]
         classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
     return classes
 
@@ -58,7 +58,7 @@ def sensitivity(classes: Mapping[str, Any], names: Sequence[str], by: str = "ima
     return found
 
 
-def _only(rows: Scored, kept: Bool[np.ndarray, " m"]) -> Scored:
+def _only(rows: Predictions, kept: Bool[np.ndarray, " m"]) -> Predictions:
     return rows._replace(
         pair=rows.pair[kept], keypoint=rows.keypoint[kept], predicted=rows.predicted[kept], target=rows.target[kept],
         extent=rows.extent[kept], ambiguous=rows.ambiguous[kept], error=rows.error[kept],

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from semcorr.metrics.dagger import Landmarks, distances
-from semcorr.metrics.scored import Scored
+from semcorr.metrics.pck_dagger import Landmarks, landmark_distances
+from semcorr.metrics.predictions import Predictions
 
 Flips = Mapping[str, Sequence[int]]  # category to its left-right permutation of ids
 
 
-def landmarks_of(rows: Scored, pairs: Sequence[Any]) -> Landmarks:
+def target_landmarks(rows: Predictions, pairs: Sequence[Any]) -> Landmarks:
     """All keypoints visible in the targets, whether or not the source shows them.
 
     Args:
@@ -28,7 +28,7 @@ def landmarks_of(rows: Scored, pairs: Sequence[Any]) -> Landmarks:
     return points
 
 
-def left_right(rows: Scored, landmarks: Landmarks, flips: Flips) -> dict[str, Any]:
+def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) -> dict[str, Any]:
     """How often a keypoint whose mirror twin the target shows is found nearer to the twin than to itself.
 
     Every category counts its `asked` keypoints; None where there are none. The distance does not matter otherwise:
@@ -42,21 +42,23 @@ def left_right(rows: Scored, landmarks: Landmarks, flips: Flips) -> dict[str, An
     category = rows.category[rows.pair]
     twin = twins[category, rows.keypoint]
     more = ((0, 0), (0, n - landmarks.shape[1]))
-    away, row = np.pad(distances(rows, landmarks), more, constant_values=np.inf), np.arange(len(rows.pair))
+    away, row = np.pad(landmark_distances(rows, landmarks), more, constant_values=np.inf), np.arange(len(rows.pair))
     asked = (twin != rows.keypoint) & np.isfinite(away[row, twin])
     wrong = asked & (away[row, twin] < away[row, rows.keypoint])
     each = {name: _share(wrong[category == c], asked[category == c]) for c, name in enumerate(rows.categories)}
     return {**_share(wrong, asked), "category": each}
 
 
-def confusion(rows: Scored, landmarks: Landmarks, alpha: float = 0.1) -> dict[str, Int[np.ndarray, "n k"]]:
+def keypoint_confusion(
+    rows: Predictions, landmarks: Landmarks, alpha: float = 0.1
+) -> dict[str, Int[np.ndarray, "n k"]]:
     """Per category: true id by the id of the target's keypoint nearest to the prediction, counted.
 
     The last column is "none": no visible keypoint lies within `alpha` times the extent, in original target pixels.
     Of two equally near the true one is taken, then the first.
     """
     n = landmarks.shape[1]
-    away, row = distances(rows, landmarks), np.arange(len(rows.pair))
+    away, row = landmark_distances(rows, landmarks), np.arange(len(rows.pair))
     nearest = away.argmin(axis=1)
     own = away[row, rows.keypoint] <= away[row, nearest]
     nearest = np.where(own, rows.keypoint, nearest)

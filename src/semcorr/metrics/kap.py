@@ -71,7 +71,7 @@ def average_precision(score: Float[np.ndarray, " k"], positive: Bool[np.ndarray,
     return float((precision * true).sum() / positive.sum())
 
 
-def kap(table: pa.Table, alpha: float = 0.1, released: bool = False) -> dict[str, Any]:
+def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bool = False) -> dict[str, Any]:
     """KAP of a table of detections, the mean over pairs and of all scores pooled.
 
     Args:

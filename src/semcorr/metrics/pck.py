@@ -48,11 +48,11 @@ def pck(
         tensor([0.5000])
     """
     mask = torch.ones_like(target[..., 0], dtype=torch.bool) if mask is None else mask
-    correct = (error(predicted, target, extent) <= alpha) & mask
+    correct = (normalised_error(predicted, target, extent) <= alpha) & mask
     return correct.sum(-1) / mask.sum(-1)
 
 
-def error(
+def normalised_error(
     predicted: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], extent: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n"]:
     """Distance as a fraction of ``extent``, the same digits everywhere: ties with alpha must not depend on the device.
@@ -66,7 +66,7 @@ def error(
     return distance / extent.double()[:, None]
 
 
-def scores_of(
+def pck_from_counts(
     correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"], alphas: Sequence[float]
 ) -> Scores:
     """PCK from whole numbers: per image `sum_n correct[n] / n / pairs`, per point `correct / (pairs n)`.
@@ -143,7 +143,7 @@ class PCK(Metric):
         errors: Float[Tensor, "b n"] | None = None,
     ) -> None:
         """Add a batch of pairs; points in original target pixels, `errors` as another protocol measures them."""
-        errors = error(predicted, target, extent) if errors is None else errors
+        errors = normalised_error(predicted, target, extent) if errors is None else errors
         alphas = torch.tensor(self.alphas, dtype=torch.double, device=extent.device)[:, None]
         right = errors[:, None] < alphas if self.strict else errors[:, None] <= alphas  # (b alphas n)
         for s, mask in enumerate((shared, shared & ambiguous, shared & ~ambiguous)):
@@ -159,9 +159,10 @@ class PCK(Metric):
         no keypoint at all.
         """
         each = {
-            name: scores_of(self.correct[:, i], self.pairs[:, i], self.alphas) for i, name in enumerate(self.categories)
+            name: pck_from_counts(self.correct[:, i], self.pairs[:, i], self.alphas)
+            for i, name in enumerate(self.categories)
         }
-        pooled = scores_of(self.correct.sum(1), self.pairs.sum(1), self.alphas)
+        pooled = pck_from_counts(self.correct.sum(1), self.pairs.sum(1), self.alphas)
         return {"pck": pooled, "category": each, "headline": self._headline(pooled, each)}
 
     def _headline(self, all_of: Scores, each: dict[str, Scores]) -> dict[str, float | None]:

@@ -8,30 +8,30 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from semcorr.cli import explaining
-from semcorr.core.terminal import Terminal, printable
+from semcorr.cli.hydra_app import report_user_errors
+from semcorr.core.errors import UserError
+from semcorr.core.output_dir import atomic_output_dir, require_output_dir
+from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.data.record import PairRecord
-from semcorr.errors import UserError
-from semcorr.report.categories import categories
-from semcorr.report.confused import confused
-from semcorr.report.cost import cost
-from semcorr.report.curves import curves
-from semcorr.report.entries import Entry, entries
-from semcorr.report.leaderboard import leaderboard
-from semcorr.report.maps import similarity_maps
-from semcorr.report.page import page
-from semcorr.report.parts import Section
-from semcorr.report.pictures import pictures
-from semcorr.report.runs import Run, found, read, require_comparable
-from semcorr.report.settings_table import settings_table
-from semcorr.report.texts import latex, markdown, tidy
-from semcorr.staged import require_folder, staged
+from semcorr.report.categories import plot_categories
+from semcorr.report.configurations import Configuration, build_configurations
+from semcorr.report.confusion import plot_confusion
+from semcorr.report.cost import plot_cost
+from semcorr.report.curves import plot_curves
+from semcorr.report.document import ReportSection
+from semcorr.report.examples import plot_examples
+from semcorr.report.html import render_html
+from semcorr.report.leaderboard import build_leaderboard
+from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
+from semcorr.report.settings_table import build_settings_table
+from semcorr.report.similarity import plot_similarity_maps
+from semcorr.report.writers import render_csv, render_latex, render_markdown
 
 GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Wanted(NamedTuple):
+class ReportOptions(NamedTuple):
     """What was typed."""
 
     root: Path | None  # of the benchmark, if it has moved
@@ -40,12 +40,14 @@ class Wanted(NamedTuple):
 
 
 @app.command()
-def report(
+def write_report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
     ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
-    root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", readable=False, help="The load_benchmark_pairs, if it has moved.")
+    ] = None,
     seconds: Annotated[
         bool, typer.Option(help="Seconds and memory; without, two reports of equal runs are equal.")
     ] = True,
@@ -53,27 +55,27 @@ def report(
 ) -> None:
     """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        require_folder(out)
+    with report_user_errors("evaluate"):
+        require_output_dir(out)
         if root is not None and not root.is_dir():
             raise UserError(f"--root: {root} is no folder. Give the folder of the benchmark")
-        folders = found(runs)
+        folders = find_runs(runs)
         if out.resolve() in [folder.resolve() for folder in folders]:
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
-        comparable = read(folders)
+        comparable = read_runs(folders)
         require_comparable(comparable)
-        made = entries(comparable)
-        shown = benchmark(made[0].runs[0], root)
+        made = build_configurations(comparable)
+        shown = load_benchmark_pairs(made[0].runs[0], root)
         if isinstance(shown, str):
-            print(printable(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
+            print(escape_controls(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
             shown = GONE  # pages hold no path
-        write(out, *content(made, shown, Wanted(root, seconds, maps)))
+        write_formats(out, *build_sections(made, shown, ReportOptions(root, seconds, maps)))
     Terminal().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
 
 
-def content(
-    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted
-) -> tuple[str, list[str], list[Section]]:
+def build_sections(
+    made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
+) -> tuple[str, list[str], list[ReportSection]]:
     """Title, what to know first, and the sections."""
     metrics = made[0].runs[0].metrics
     runs = sum(len(entry.runs) for entry in made)
@@ -91,27 +93,29 @@ def content(
     several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
-    sections = [leaderboard(made), curves(made), categories(made), cost(made, wanted.seconds), confused(made, shown),
-                _pairs(made, shown, wanted), settings_table(made)]  # fmt: skip
+    sections = [build_leaderboard(made), plot_curves(made), plot_categories(made), plot_cost(made, wanted.seconds), plot_confusion(made, shown),
+                _pairs(made, shown, wanted), build_settings_table(made)]  # fmt: skip
     return f"Semantic correspondence on {metrics['split']}", intro, [one for one in sections if one]
 
 
-def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted) -> Section:
-    section = pictures(made, shown)
+def _pairs(
+    made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
+) -> ReportSection:
+    section = plot_examples(made, shown)
     if isinstance(shown, str) or not wanted.maps:
         return section
-    drawn = similarity_maps(made[0], shown, wanted.root)
+    drawn = plot_similarity_maps(made[0], shown, wanted.root)
     if isinstance(drawn, str):
-        print(printable(f"Without similarity maps: {drawn}"), file=sys.stderr)
+        print(escape_controls(f"Without similarity maps: {drawn}"), file=sys.stderr)
         said = "Similarity maps are left out: the network could not be built again."
         return section._replace(text=f"{section.text} {said}")
     return section._replace(parts=[*section.parts, drawn])
 
 
-def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
+def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
     """The pairs as their files say, or why they cannot be had."""
-    from semcorr.run import benchmark as built
-    from semcorr.saved_config import refuse_drawing
+    from semcorr.engine.build import build_datamodule as built
+    from semcorr.engine.saved_config import refuse_drawing
 
     cfg = run.cfg.copy()
     if root is not None:
@@ -131,14 +135,14 @@ def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
     return pairs
 
 
-def write(out: Path, title: str, intro: Sequence[str], sections: Sequence[Section]) -> None:
+def write_formats(out: Path, title: str, intro: Sequence[str], sections: Sequence[ReportSection]) -> None:
     """All four or none of them."""
     texts = {
-        "html": page(title, intro, sections),
-        "md": markdown(title, intro, sections),
-        "csv": tidy(sections),
-        "tex": latex(title, sections),
+        "html": render_html(title, intro, sections),
+        "md": render_markdown(title, intro, sections),
+        "csv": render_csv(sections),
+        "tex": render_latex(title, sections),
     }
-    with staged(out) as folder:
+    with atomic_output_dir(out) as folder:
         for kind, text in texts.items():
             (folder / f"report.{kind}").write_text(text, encoding="utf-8")

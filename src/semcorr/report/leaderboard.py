@@ -3,47 +3,54 @@
 from collections.abc import Sequence
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.entries import Entry
-from semcorr.report.parts import Section, Table, between, percent, spread
-from semcorr.report.published import NAMED, Published, axes, provenance, published, whole
+from semcorr.report.configurations import Configuration
+from semcorr.report.document import ReportSection, ReportTable, format_interval, format_percent, format_spread
+from semcorr.report.published import (
+    NAMED,
+    PublishedResult,
+    describe_part,
+    find_published,
+    protocol_axes,
+    published_sources,
+)
 
 BESIDE = ("0.01", "0.05", "0.1")  # alphas that others publish
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
 
 
-def leaderboard(entries: Sequence[Entry]) -> Section:
+def build_leaderboard(entries: Sequence[Configuration]) -> ReportSection:
     """One table per subset that anybody published, then all our numbers."""
     first = entries[0].runs[0].metrics
     protocol, split = first["protocol"], first["split"]
-    theirs = {subset: rows for subset in ("all", "geo") if (rows := published(split, subset, protocol))}
+    theirs = {subset: rows for subset in ("all", "geo") if (rows := find_published(split, subset, protocol))}
     if not theirs:
         text = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
-        return Section("Leaderboard", text, [_full(entries), _full(entries, "point")])
+        return ReportSection("Leaderboard", text, [_full(entries), _full(entries, "point")])
     tables = [_beside(entries, subset, rows) for subset, rows in theirs.items()]
     text = (
         f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
         "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "
         "says how far each moves a number."
     )
-    return Section(
+    return ReportSection(
         "Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")]
     )
 
 
-def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) -> Table:
+def _beside(entries: Sequence[Configuration], subset: str, theirs: Sequence[PublishedResult]) -> ReportTable:
     first = entries[0].runs[0].metrics
-    partly = whole(first["split"], first["pairs"])
+    partly = describe_part(first["split"], first["pairs"])
     lines: list[tuple[float, bool, list[str]]] = []
     for entry in entries:
         values = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in BESIDE]
         source = f"this report, {partly}" if partly else "this report"
-        cells = [entry.label, *(spread(value) for value in values), first["protocol"], source]
+        cells = [entry.label, *(format_spread(value) for value in values), first["protocol"], source]
         lines.append((values[-1].mean or 0.0, True, cells))
     for row in theirs:
         known = [row.values.get(alpha) for alpha in BESIDE]
         differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
         named = f"{row.protocol}{differs}" if row.protocol else "not stated"
-        lines.append((known[-1] or 0.0, False, [row.method, *map(percent, known), named, row.source]))
+        lines.append((known[-1] or 0.0, False, [row.method, *map(format_percent, known), named, row.source]))
     lines.sort(key=lambda line: (-line[0], line[2][0]))
     caption = (
         f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
@@ -51,15 +58,17 @@ def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) 
         f"report`) are pooled {_pooled(entries, subset)}. "
         + (f"Ours are of {partly}: not comparable with the rest, which are of the whole benchmark. " if partly else "")
         + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
-        + f"Sources: {provenance()}."
+        + f"Sources: {published_sources()}."
     )  # fmt: skip
     title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
     columns = ["method", *(f"PCK@{alpha}" for alpha in BESIDE), "protocol", "source"]
     ours = [i for i, (_, mine, _) in enumerate(lines) if mine]
-    return Table(f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours)
+    return ReportTable(
+        f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours
+    )
 
 
-def _protocols(ours: str, theirs: Sequence[Published]) -> Table:
+def _protocols(ours: str, theirs: Sequence[PublishedResult]) -> ReportTable:
     names = list(dict.fromkeys([ours, *sorted({row.protocol for row in theirs if row.protocol})]))
     columns = ["protocol", *("clamped" if axis == "clamp" else axis for axis in NAMED)]
     caption = (
@@ -69,17 +78,17 @@ def _protocols(ours: str, theirs: Sequence[Published]) -> Table:
         "cells back to pixels; frame: where distances are measured; clamped: points are kept inside the view; strict: "
         "right if the error is less than α, not at most α; pooling: how pairs become one number."
     )
-    rows = axes(names)
-    return Table("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
+    rows = protocol_axes(names)
+    return ReportTable("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
 
 
-def _pooled(entries: Sequence[Entry], subset: str) -> str:
+def _pooled(entries: Sequence[Configuration], subset: str) -> str:
     pooling = entries[0].runs[0].metrics["pooling"]
     named = {"image": "per image", "point": "per point", "category": "over categories of their means per point"}
     return named.get(pooling, "over categories weighted by pairs") if subset == "all" else "per image"
 
 
-def _full(entries: Sequence[Entry], by: str = "image") -> Table:
+def _full(entries: Sequence[Configuration], by: str = "image") -> ReportTable:
     first = entries[0].runs[0].metrics
     alphas = list(first["pck"]["all"]["image"])
     rows = []
@@ -87,7 +96,7 @@ def _full(entries: Sequence[Entry], by: str = "image") -> Table:
         for subset in SUBSETS:
             values = [entry.value(subset, alpha, by) for alpha in alphas]
             end = entry.value(subset, "0.1", by).interval
-            rows.append([entry.label, subset, *map(spread, values), between(end)])
+            rows.append([entry.label, subset, *map(format_spread, values), format_interval(end)])
     columns = ["configuration", "subset", *(f"α = {alpha}" for alpha in alphas), "95 % at 0.1"]
     how = (
         "the share of each pair's keypoints that is right, averaged over pairs"
@@ -102,4 +111,4 @@ def _full(entries: Sequence[Entry], by: str = "image") -> Table:
         "resampled"
         + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if several else ".")
     )  # fmt: skip
-    return Table(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")
+    return ReportTable(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")

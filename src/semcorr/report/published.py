@@ -6,14 +6,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from semcorr.data.groups import facts
-from semcorr.protocol import AXES, PRESETS, Protocol
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 
 OFFICIAL = {"spair": "spair71k", "ap10k": "ap10k"}
 NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
 
 
-class Published(NamedTuple):
+class PublishedResult(NamedTuple):
     """A row of somebody's table, in fractions."""
 
     method: str
@@ -23,46 +23,46 @@ class Published(NamedTuple):
     source: str
 
 
-def provenance() -> str:
+def published_sources() -> str:
     """Where the figures are from."""
     return str(_content()["provenance"])
 
 
-def published(split: str, subset: str, protocol: str) -> list[Published]:
+def find_published(split: str, subset: str, protocol: str) -> list[PublishedResult]:
     """Rows on a split that are a PCK of the same kind: per image, or category means beside category means."""
-    kind = "category" if by_name(protocol).pooling == "category" else "image"
+    kind = "category" if protocol_by_name(protocol).pooling == "category" else "image"
     rows = []
     for table in _content()["tables"]:
         if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
             continue
         for row in table["rows"]:
             values = dict(zip(table["alphas"], (value / 100 for value in row["values"]), strict=True))
-            rows.append(Published(row["method"], values, row["protocol"], kind, row["source"]))
+            rows.append(PublishedResult(row["method"], values, row["protocol"], kind, row["source"]))
     return rows
 
 
-def axes(protocols: Sequence[str]) -> list[list[str]]:
+def protocol_axes(protocols: Sequence[str]) -> list[list[str]]:
     """Every protocol's name and axes; from the second on, what differs from the first is marked.
 
-    >>> [row[:4] for row in axes(["semcorr", "dift"])]
+    >>> [row[:4] for row in protocol_axes(["semcorr", "dift"])]
     [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
-    >>> axes(["semcorr", "dift"])[1][4]
+    >>> protocol_axes(["semcorr", "dift"])[1][4]
     '≠ native'
     """
-    first = by_name(protocols[0])
+    first = protocol_by_name(protocols[0])
     rows = []
     for name in protocols:
-        one = by_name(name)
+        one = protocol_by_name(name)
         own = [_value(one, axis) for axis in NAMED]
         same = [getattr(one, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
         rows.append([name, *(said if alike else f"≠ {said}" for said, alike in zip(own, same, strict=True))])
     return rows
 
 
-def by_name(name: str) -> Protocol:
+def protocol_by_name(name: str) -> Protocol:
     """A preset by the name that tables show, changed axes included.
 
-    >>> by_name("geoaware (strict=False)").strict
+    >>> protocol_by_name("geoaware (strict=False)").strict
     False
     """
     from dataclasses import replace
@@ -76,16 +76,16 @@ def by_name(name: str) -> Protocol:
     return replace(own, **values)
 
 
-def whole(split: str, pairs: int) -> str:
+def describe_part(split: str, pairs: int) -> str:
     """What to say of a run on a part of the benchmark; nothing where it is whole, or nobody said how many there are.
 
     AP-10K's pairs are drawn with the file system's order of names, so that its counts are never met to the last.
 
-    >>> whole("spair test", 600), whole("spair test", 12234)
+    >>> describe_part("spair test", 600), describe_part("spair test", 12234)
     ('600 of 12,234 pairs', '')
     """
     benchmark, _, part = split.partition(" ")
-    known = facts(OFFICIAL[benchmark])["official"] if benchmark in OFFICIAL else {"pairs": {}}
+    known = benchmark_metadata(OFFICIAL[benchmark])["official"] if benchmark in OFFICIAL else {"pairs": {}}
     official = known["pairs"].get(part)
     if official is None or abs(pairs - official) <= known.get("tolerance", 0) * official:
         return ""

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from semcorr.audit import configuration
-from semcorr.compare import Run as Evaluated
-from semcorr.compare import read_run, require_same
+from semcorr.audit import read_scored_config
+from semcorr.compare import ComparedRun as Evaluated
+from semcorr.compare import read_compared_run, require_same_pairs
+from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
-from semcorr.errors import UserError
+from semcorr.engine.saved_config import CONFIG
 from semcorr.metrics.pck import SUBSETS
-from semcorr.saved_config import CONFIG
 
 KEYS = (
     "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
@@ -21,7 +21,7 @@ KEYS = (
 MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling", "comparison (`strict`)": "strict"}
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """What a run left behind."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Run(NamedTuple):
         return self.evaluated.metrics
 
 
-def found(given: Sequence[Path]) -> list[Path]:
+def find_runs(given: Sequence[Path]) -> list[Path]:
     """The run folders among what was given: each itself, or all below a folder that is none, as a sweep's."""
     folders: list[Path] = []
     for path in given:
@@ -50,7 +50,7 @@ def found(given: Sequence[Path]) -> list[Path]:
     return folders
 
 
-def read(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     """All of them, or a sentence on every one that cannot be read."""
     runs, wrong = [], []
     for folder in folders:
@@ -63,7 +63,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def require_comparable(runs: Sequence[Run]) -> None:
+def require_comparable(runs: Sequence[FinishedRun]) -> None:
     """One benchmark, one protocol, the same pairs: nothing else may stand in one table, or be averaged."""
     for what, key in MUST_AGREE.items():
         groups: dict[str, list[str]] = {}
@@ -73,17 +73,17 @@ def require_comparable(runs: Sequence[Run]) -> None:
             told = "; ".join(f"{value}: {', '.join(folders)}" for value, folders in groups.items())
             raise UserError(f"these runs differ in their {what} and are not comparable: {told}. Report each by itself")
     for run in runs[1:]:
-        require_same(runs[0].evaluated, run.evaluated)
+        require_same_pairs(runs[0].evaluated, run.evaluated)
 
 
-def _read(folder: Path) -> Run:
-    cfg = configuration(folder)
-    evaluated = read_run(folder)
+def _read(folder: Path) -> FinishedRun:
+    cfg = read_scored_config(folder)
+    evaluated = read_compared_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
     missing += [f"pck.{subset}" for subset in SUBSETS if subset not in evaluated.metrics.get("pck", {})]
     if missing:
         raise UserError(f"{folder}: metrics.json has no `{'`, `'.join(missing)}`. Evaluate again")
-    return Run(folder, cfg, evaluated, _history(folder / "metrics.csv"))
+    return FinishedRun(folder, cfg, evaluated, _history(folder / "metrics.csv"))
 
 
 def _history(path: Path) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from semcorr.saved_config import is_run, read_run_config
+from semcorr.engine.saved_config import is_run, read_run_config
 
 Setting = Any  # a leaf of a configuration
 # What cannot move a number, or is told apart otherwise (weights by their checksum, the protocol by its name).
@@ -18,11 +18,11 @@ OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")  # t
 OF_STEPS = ("batch_size", "all_pairs", "steps")  # move nothing where nothing is trained
 
 
-def settings(cfg: DictConfig) -> dict[str, Setting]:
+def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     """All that a run's numbers depend on but the seed.
 
     Args:
-        cfg: As `semcorr.audit.configuration` reads it: `data` is what was scored, and `trained_on`, where that is
+        cfg: As `semcorr.audit.read_scored_config` reads it: `data` is what was scored, and `trained_on`, where that is
             another benchmark, what the run was trained on.
 
     Returns:
@@ -32,7 +32,7 @@ def settings(cfg: DictConfig) -> dict[str, Setting]:
     flat = _flat(OmegaConf.to_container(cfg, resolve=True))
     own, scored, resize = _moving(flat), _benchmark(flat, "data"), flat.get("data.resize")
     if "loss" in cfg:
-        trained = trained_with(cfg)
+        trained = training_settings(cfg)
     else:
         own = {key: value for key, value in own.items() if not key.startswith("trainer.")}
         trained = _checkpoint(Path(cfg.checkpoint)) if cfg.get("checkpoint") else {}
@@ -53,7 +53,7 @@ def settings(cfg: DictConfig) -> dict[str, Setting]:
     }
 
 
-def trained_with(cfg: DictConfig) -> dict[str, Setting]:
+def training_settings(cfg: DictConfig) -> dict[str, Setting]:
     """The settings of a training run, before anything was scored."""
     flat = _flat(OmegaConf.to_container(cfg, resolve=True))
     of = "trained_on" if "trained_on" in cfg else "data"
@@ -66,7 +66,7 @@ def _checkpoint(run: Path) -> dict[str, Setting]:
     if not is_run(run):
         return {"checkpoint": run.name}
     cfg = read_run_config(run)
-    return trained_with(cfg) if "loss" in cfg else {"checkpoint": run.name}
+    return training_settings(cfg) if "loss" in cfg else {"checkpoint": run.name}
 
 
 def _moving(flat: dict[str, Setting]) -> dict[str, Setting]:

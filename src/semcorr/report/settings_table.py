@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from semcorr.report.entries import Entry, word
-from semcorr.report.parts import NONE, Section, Table
+from semcorr.report.configurations import Configuration, format_value
+from semcorr.report.document import NONE, ReportSection, ReportTable
 
 PARTS = {"size": "backbone.size", "layers": "backbone.layers", "tuned": "finetune._target_", "head": "head._target_",
          "resize": "resize", "weights": "weights"}  # fmt: skip
 
 
-def settings_table(entries: Sequence[Entry]) -> Section:
+def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:
     """A row per configuration."""
     rows = []
     for number, entry in enumerate(entries, 1):
         cells = [str(number), entry.label, ", ".join(str(run.cfg.get("seed")) for run in entry.runs)]
         for name, key in PARTS.items():
             value = entry.settings.get(key)
-            told = NONE if value is None else word(key, value)
+            told = NONE if value is None else format_value(key, value)
             if name == "tuned" and told == "last_blocks":
                 blocks = entry.settings.get("finetune.blocks")
                 told = f"last {blocks} blocks" if blocks else "frozen"
@@ -29,6 +29,6 @@ def settings_table(entries: Sequence[Entry]) -> Section:
         "folder has every other setting."
     )
     columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
-    table = Table("configurations", "Configurations", caption, columns, rows, words=len(columns))
+    table = ReportTable("configurations", "Configurations", caption, columns, rows, words=len(columns))
     text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
-    return Section("What was run", text, [table])
+    return ReportSection("What was run", text, [table])

@@ -11,7 +11,7 @@ SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
 SERIES = ("s1", "s2", "s3", "s4")
 
 
-class Frame(NamedTuple):
+class PlotFrame(NamedTuple):
     """Where a plot's data lie: its ranges, and the margins around."""
 
     x: tuple[float, float]
@@ -32,17 +32,17 @@ class Frame(NamedTuple):
         return round(HEIGHT - self.bottom - (y - low) / ((high - low) or 1) * (HEIGHT - self.top - self.bottom), 1)
 
 
-def drawing(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
+def draw_panel(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
     """A panel with its title."""
     head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
-    lines = [text(4, 14 + 15 * i, line, "title") for i, line in enumerate(broken(title, int(width / 6.9)))]
+    lines = [draw_text(4, 14 + 15 * i, line, "title") for i, line in enumerate(break_title(title, int(width / 6.9)))]
     return "\n".join([head, *lines, *body, "</svg>"])
 
 
-def broken(words: str, most: int) -> list[str]:
+def break_title(words: str, most: int) -> list[str]:
     """A title in at most two lines.
 
-    >>> broken("squeezenet1_1, window 15", 16), broken("a word", 16)
+    >>> break_title("squeezenet1_1, window 15", 16), break_title("a word", 16)
     (['squeezenet1_1,', 'window 15'], ['a word'])
     """
     lines = [""]
@@ -53,54 +53,54 @@ def broken(words: str, most: int) -> list[str]:
     return lines
 
 
-def text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
+def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
     """Words, from, up to or around a point."""
     where = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text x="{x:g}" y="{y:g}" class="{css}"{where}>{escape(words)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+def draw_line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     """From here to there."""
     return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" class="{css}"/>'
 
 
-def axes(frame: Frame, ticks: Mapping[float, str], across: str, upward: str = "PCK, %") -> list[str]:
+def draw_axes(frame: PlotFrame, ticks: Mapping[float, str], across: str, upward: str = "PCK, %") -> list[str]:
     """Horizontal rules at round percents, and the ticks below; those that would touch the one before are left out."""
-    parts = [text(4, frame.top - 13, upward, "axis")]
-    for value in rounds(*frame.y):
+    parts = [draw_text(4, frame.top - 13, upward, "axis")]
+    for value in round_ticks(*frame.y):
         y = frame.py(value)
-        parts.append(line(frame.left, y, WIDTH - frame.right, y, "rule"))
-        parts.append(text(frame.left - 6, y + 4, f"{100 * value:.0f}", "axis", "end"))
+        parts.append(draw_line(frame.left, y, WIDTH - frame.right, y, "rule"))
+        parts.append(draw_text(frame.left - 6, y + 4, f"{100 * value:.0f}", "axis", "end"))
     last = -1e9
     for value, name in sorted(ticks.items()):
         x, half = frame.px(value), len(name) * LETTER / 2
         if x - half > last + 4:
-            parts.append(text(x, HEIGHT - frame.bottom + 16, name, "axis", "middle"))
+            parts.append(draw_text(x, HEIGHT - frame.bottom + 16, name, "axis", "middle"))
             last = x + half
-    parts.append(text((frame.left + WIDTH - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
+    parts.append(draw_text((frame.left + WIDTH - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
     return parts
 
 
-def rounds(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Round percents in a range: steps of 1, 2, 5, 10 or 20.
 
-    >>> rounds(0.0, 0.8)
+    >>> round_ticks(0.0, 0.8)
     [0.0, 0.2, 0.4, 0.6, 0.8]
     """
     step = next((s for s in (1, 2, 5, 10) if (high - low) * 100 / s <= 5), 20)
     return [k * step / 100 for k in range(0, 101) if low - 1e-9 <= k * step / 100 <= high + 1e-9]
 
 
-def upto(values: Sequence[float]) -> tuple[float, float]:
+def ticks_up_to(values: Sequence[float]) -> tuple[float, float]:
     """From nothing to a round percent above all: bars and lines of several panels can be compared.
 
-    >>> upto([0.31, 0.52])
+    >>> ticks_up_to([0.31, 0.52])
     (0.0, 0.6)
     """
     return 0.0, min(1.0, (int(max(values, default=0.0) * 10 - 1e-9) + 1) / 10)
 
 
-def polyline(frame: Frame, points: Sequence[tuple[float, float]], css: str) -> list[str]:
+def draw_polyline(frame: PlotFrame, points: Sequence[tuple[float, float]], css: str) -> list[str]:
     """A line with a dot at every value."""
     at = [(frame.px(x), frame.py(y)) for x, y in points]
     joined = " ".join(f"{x:g},{y:g}" for x, y in at)
@@ -110,21 +110,21 @@ def polyline(frame: Frame, points: Sequence[tuple[float, float]], css: str) -> l
     ]
 
 
-def whisker(frame: Frame, x: float, ends: tuple[float, float], css: str) -> list[str]:
+def draw_whisker(frame: PlotFrame, x: float, ends: tuple[float, float], css: str) -> list[str]:
     """An interval."""
     at, low, high = frame.px(x), *map(frame.py, ends)
     return [
-        line(at, low, at, high, f"whisker {css}"),
-        *(line(at - 3, end, at + 3, end, f"whisker {css}") for end in (low, high)),
+        draw_line(at, low, at, high, f"whisker {css}"),
+        *(draw_line(at - 3, end, at + 3, end, f"whisker {css}") for end in (low, high)),
     ]
 
 
-def apart(heights: Sequence[float], gap: float = 13) -> list[float]:
+def spread_labels(heights: Sequence[float], gap: float = 13) -> list[float]:
     """Heights of labels at least `gap` apart, in the order of the dots and as near to them as they can be.
 
     Neighbours that are too near become a block around the mean of where they would like to be.
 
-    >>> apart([10, 50, 52, 12], 10), apart([30, 10], 10)
+    >>> spread_labels([10, 50, 52, 12], 10), spread_labels([30, 10], 10)
     ([6.0, 46.0, 56.0, 16.0], [30.0, 10.0])
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
@@ -140,21 +140,21 @@ def apart(heights: Sequence[float], gap: float = 13) -> list[float]:
     return [float(places[i]) for i in range(len(heights))]
 
 
-def labelled(x: float, y: float, place: float, name: str, css: str) -> list[str]:
+def draw_label(x: float, y: float, place: float, name: str, css: str) -> list[str]:
     """A label right of a dot; where it had to move away, a thin line leads to it."""
     moved = abs(place - y) > 3
-    lead = [line(x + 4, y, x + 13, place, "lead")] if moved else []
-    return [*lead, text(x + (15 if moved else 7), place + 4, name, css)]
+    lead = [draw_line(x + 4, y, x + 13, place, "lead")] if moved else []
+    return [*lead, draw_text(x + (15 if moved else 7), place + 4, name, css)]
 
 
-def ends(frame: Frame, named: Sequence[tuple[str, float, str]]) -> list[str]:
+def draw_line_ends(frame: PlotFrame, named: Sequence[tuple[str, float, str]]) -> list[str]:
     """Names at the right end of lines, moved apart where they would overlap: (name, value, class)."""
     at = [frame.py(value) for _, value, _ in named]
-    places = apart(at)
+    places = spread_labels(at)
     over = max(0.0, max(places, default=0.0) - (HEIGHT - frame.bottom))
     x = WIDTH - frame.right
     return [
         part
         for y, place, (name, _, css) in zip(at, places, named, strict=True)
-        for part in labelled(x, y, place - over, name, f"end {css}")
+        for part in draw_label(x, y, place - over, name, f"end {css}")
     ]

@@ -13,14 +13,14 @@ from typing import Any
 from rich.filesize import decimal
 from torch import Tensor
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import remove_parts
-from semcorr.core.terminal import printable
-from semcorr.errors import UserError
-from semcorr.store.checked import SUFFIX, Damaged, Outdated, image_of
-from semcorr.store.claims import Claims
-from semcorr.store.entry import Packed, pack, place_of, read_entry, write_packed
-from semcorr.store.listing import CLAIMS, KEY, folder_name
-from semcorr.store.room import Room
+from semcorr.core.terminal import escape_controls
+from semcorr.store.entry_file import PackedEntry, entry_key_of, pack_entry, read_entry, write_packed
+from semcorr.store.eviction import StoreBudget
+from semcorr.store.index import CLAIMS, KEY, folder_name
+from semcorr.store.integrity import SUFFIX, DamagedEntryError, OutdatedEntryError, stored_image_name
+from semcorr.store.locks import EntryLocks
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class FeatureStore:
         self.root, self.max_gb = Path(root).expanduser(), max_gb
         self._key = json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
         self.folder = self.root / folder_name(key)
-        self._claims = Claims(self.folder / CLAIMS)
-        self._room = None if max_gb is None else Room(self.root, round(max_gb * 1e9))
+        self._claims = EntryLocks(self.folder / CLAIMS)
+        self._room = None if max_gb is None else StoreBudget(self.root, round(max_gb * 1e9))
         self._used: set[str] = set()  # by this process: ours to keep
         self._checked: set[str] = set()
         self._unstorable: set[str] = set()
@@ -77,7 +77,7 @@ class FeatureStore:
         except FileNotFoundError:  # never there, or evicted by another process
             self._forget(entry)
             return None
-        except Damaged as damage:
+        except DamagedEntryError as damage:
             self._warn_of(path, damage)
             with suppress(OSError):  # another user's, or no file: it is computed for this run alone
                 path.unlink(missing_ok=True)  # if another process has just replaced it: computed once more, no harm
@@ -93,7 +93,7 @@ class FeatureStore:
         Then it is told once, and the caller keeps them in memory. Nothing half-written stays.
         """
         if entry not in self:
-            packed = pack(values, name, place_of(self._path(entry)))
+            packed = pack_entry(values, name, entry_key_of(self._path(entry)))
             if self._room and not self._room.make(packed.size, self._is_kept):
                 return self._refuse(
                     entry, packed.size, f"`store.max_gb` is {self.max_gb:g}, all of it in use by this run"
@@ -163,9 +163,9 @@ class FeatureStore:
         if known != self._key.encode():
             if known is not None:
                 log.warning("%s does not hold the key of its folder: it is damaged, or another's. Written anew", about)
-            write_packed(about, Packed(self._key.encode(), [], len(self._key)))
+            write_packed(about, PackedEntry(self._key.encode(), [], len(self._key)))
 
-    def _write(self, path: Path, packed: Packed) -> None:
+    def _write(self, path: Path, packed: PackedEntry) -> None:
         try:
             if not (self.folder / KEY).exists():
                 raise FileNotFoundError
@@ -174,15 +174,15 @@ class FeatureStore:
             self._open()
             write_packed(path, packed)
 
-    def _warn_of(self, path: Path, damage: Damaged) -> None:
-        if not isinstance(damage, Outdated):
-            name = printable(image_of(path))
-            log.warning("%s, %s, is damaged (%s); it is computed again", path, name, printable(str(damage)))
+    def _warn_of(self, path: Path, damage: DamagedEntryError) -> None:
+        if not isinstance(damage, OutdatedEntryError):
+            name = escape_controls(stored_image_name(path))
+            log.warning("%s, %s, is damaged (%s); it is computed again", path, name, escape_controls(str(damage)))
         elif not self._met_outdated:
             self._met_outdated = True
             log.warning(
                 "%s holds features of another version of semcorr (%s); they are computed again",
-                self.folder, printable(str(damage)),
+                self.folder, escape_controls(str(damage)),
             )  # fmt: skip
 
     def _refuse(self, entry: str, size: int, reason: str) -> bool:

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semcorr.cli import explaining
+from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_text
-from semcorr.core.ranges import Within
-from semcorr.core.terminal import Terminal, printable
-from semcorr.errors import UserError
-from semcorr.staged import refuse_inputs, require_folder, staged
-from semcorr.verb_line import DEVICE, PRECISION, OneOf
+from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir
+from semcorr.core.ranges import Range
+from semcorr.core.terminal import Terminal, escape_controls
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
-    from semcorr.transfer.coco import Sheet
-    from semcorr.transfer.labels import Label
+    from semcorr.inference.transfer.annotations import CocoAnnotations
+    from semcorr.inference.transfer.labels import KeypointLabel
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def transfer(
+def transfer_labels(
     annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="COCO keypoints of some.")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
     out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
@@ -37,10 +37,10 @@ def transfer(
     ] = "vote",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
     min_score: Annotated[
-        float, Within(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
+        float, Range(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
     ] = 0.0,
     place: Annotated[
-        float, Within(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
+        float, Range(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
     ] = 0.2,
     box: Annotated[
         str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
@@ -58,35 +58,35 @@ def transfer(
 ) -> None:
     """Label the images of a folder by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        check(use, min_score, place, out, annotations)
+    with report_user_errors("evaluate"):
+        check_transfer_options(use, min_score, place, out, annotations)
         if draw is not None:
-            check_drawn(draw, out, images)
-        from semcorr.data.pictures import counting_frames
-        from semcorr.matcher import Matcher
-        from semcorr.matcher.restore import arguments, on
+            check_draw_folder(draw, out, images)
+        from semcorr.data.pictures import warn_about_frames
+        from semcorr.inference import Matcher
+        from semcorr.inference.load import format_overrides, resolve_device
 
-        arguments(model)
-        on(device)
-        from semcorr.transfer.coco import read_sheet, things_of
-        from semcorr.transfer.folder import drawn_names, labelled_all
-        from semcorr.transfer.labels import as_coco
+        format_overrides(model)
+        resolve_device(device)
+        from semcorr.inference.transfer.annotations import list_objects, read_annotations
+        from semcorr.inference.transfer.labels import labels_to_coco
+        from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
-        sheet = read_sheet(annotations, images, box, category)
-        read = [thing.photo.path for thing in things_of(sheet)]
-        refuse_inputs(out.parent, [out.name], read)
+        sheet = read_annotations(annotations, images, box, category)
+        read = [thing.photo.path for thing in list_objects(sheet)]
+        require_inputs_kept(out.parent, [out.name], read)
         if draw is not None:
-            refuse_inputs(draw, drawn_names(sheet.targets), read, "--draw")
+            require_inputs_kept(draw, label_picture_names(sheet.targets), read, "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
-        with counting_frames(images), nullcontext() if draw is None else staged(draw, "--draw") as folder:
-            labels = list(labelled_all(matcher, sheet, use, flip, min_score, place, skipped, folder))
-        content = as_coco(sheet, labels, skipped or [], " ".join(arguments(model)))
+        with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
+            labels = list(label_folder(matcher, sheet, use, flip, min_score, place, skipped, folder))
+        content = labels_to_coco(sheet, labels, skipped or [], " ".join(format_overrides(model)))
         write_text(out, json.dumps(content, allow_nan=False) + "\n", "--out")
-    tell(sheet, labels, skipped or [], flip, out)
+    print_transfer_summary(sheet, labels, skipped or [], flip, out)
 
 
-def check(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
+def check_transfer_options(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
     """Refuse a mistake before anything is read."""
     if use not in ("vote", "best"):
         raise UserError(f"--use must be vote or best, got {use!r}")
@@ -101,9 +101,9 @@ def check(use: str, min_score: float, place: float, out: Path, annotations: Path
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
 
 
-def check_drawn(draw: Path, out: Path, images: Path) -> None:
+def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
     """Refuse a folder for pictures that cannot be written, or where they would stand in the way."""
-    require_folder(draw, "--draw")
+    require_output_dir(draw, "--draw")
     if draw.resolve() == out.resolve():
         raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
     if images.resolve() in (draw.resolve(), *draw.resolve().parents):
@@ -112,10 +112,16 @@ def check_drawn(draw: Path, out: Path, images: Path) -> None:
         )
 
 
-def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, str]], flip: bool, out: Path) -> None:
+def print_transfer_summary(
+    sheet: "CocoAnnotations",
+    labels: "Sequence[KeypointLabel]",
+    skipped: Sequence[dict[str, str]],
+    flip: bool,
+    out: Path,
+) -> None:
     """By category, how many of what."""
-    from semcorr.data.groups import flip_from_names
-    from semcorr.transfer.coco import called
+    from semcorr.data.keypoints import flip_from_names
+    from semcorr.inference.transfer.annotations import category_name
 
     broken = {one["file_name"] for one in skipped}
     for kind in sheet.categories:
@@ -128,9 +134,9 @@ def tell(sheet: "Sheet", labels: "Sequence[Label]", skipped: Sequence[dict[str, 
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
             sources = sum(thing.photo.name not in broken for thing in sheet.sources[kind["id"]])
             print(
-                f"{printable(called(kind))}: {len(mine)} labelled by {sources}{also}; "
+                f"{escape_controls(category_name(kind))}: {len(mine)} labelled by {sources}{also}; "
                 f"{100 * share:.0f} % of {count} keypoints found{note}"
             )
     for one in skipped:
-        print(printable(f"left out: {one['file_name']}: {one['reason']}"))
+        print(escape_controls(f"left out: {one['file_name']}: {one['reason']}"))
     Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)

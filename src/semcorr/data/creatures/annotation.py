@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from semcorr.data.creatures.photograph import Shot
-from semcorr.data.groups import keypoint_names
+from semcorr.data.creatures.photograph import Photo
+from semcorr.data.keypoints import keypoint_names
 
 POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
 Annotation = dict[str, Any]
 
 
-def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
+def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
     """The image's annotation: coordinates are 0-based, a pixel's centre at integers."""
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
@@ -44,7 +44,7 @@ def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotatio
     }
 
 
-def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
+def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
     """The pair's annotation.
 
     The variations' thresholds are ours: azimuths 0-1, 2, 3-4 bins apart; areas of the boxes less
@@ -78,7 +78,7 @@ def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
     }
 
 
-def choose_pairs(
+def choose_creature_pairs(
     annotations: Sequence[Annotation], most: int | None, rng: Generator
 ) -> list[tuple[Annotation, Annotation]]:
     """Ordered pairs that share three keypoints, or a random `most` of them in the same order."""

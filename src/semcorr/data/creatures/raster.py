@@ -29,7 +29,7 @@ class Bone(NamedTuple):
     limb: bool = False  # a limb's coat space has x and z exchanged: its stripes become rings
 
 
-class Part(NamedTuple):
+class BodyPart(NamedTuple):
     """The hull of two spheres, its radii multiplied per axis by `squash`; in its bone's axes."""
 
     bone: str
@@ -55,7 +55,7 @@ class Creature:
     """One individual. Bones come parents first."""
 
     bones: dict[str, Bone] = field(default_factory=dict)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BodyPart] = field(default_factory=list)
     landmarks: dict[str, Landmark] = field(default_factory=dict)
 
     def bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
@@ -79,7 +79,7 @@ class Creature:
     ) -> None:
         """Add a part; one radius serves both ends."""
         ends = radius if isinstance(radius, tuple) else (radius, radius)
-        self.parts.append(Part(bone, start, end, ends, np.array(squash, float), material, tip))
+        self.parts.append(BodyPart(bone, start, end, ends, np.array(squash, float), material, tip))
 
     def mark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
         """Add a landmark."""
@@ -89,12 +89,12 @@ class Creature:
         """Where a ray from inside `bone`'s parts leaves the last of them."""
         ray = direction / np.linalg.norm(direction)
         parts = [part for part in self.parts if part.bone == bone]
-        hits = [strike(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
+        hits = [ray_hit(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
         return origin + max(hits) * ray
 
 
-def strike(
-    part: Part, origins: Float[np.ndarray, "3 n"], direction: Vector
+def ray_hit(
+    part: BodyPart, origins: Float[np.ndarray, "3 n"], direction: Vector
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """How many times `direction` each line leaves the part (-inf: misses it), and where on its axis.
 
@@ -122,7 +122,7 @@ def strike(
     return (reach - along) / length, t
 
 
-def rotation(angles: Angles) -> Matrix:
+def rotation_matrix(angles: Angles) -> Matrix:
     """Roll, then pitch, then yaw."""
     (sp, sy, sr), (cp, cy, cr) = np.sin(np.radians(angles)), np.cos(np.radians(angles))
     pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
@@ -131,20 +131,20 @@ def rotation(angles: Angles) -> Matrix:
     return yaw @ pitch @ roll
 
 
-class Frame(NamedTuple):
+class BoneFrame(NamedTuple):
     """Where a posed bone is: its axes as columns, and its origin."""
 
     axes: Matrix
     origin: Vector
 
 
-def assemble(creature: Creature, pose: Pose) -> dict[str, Frame]:
+def pose_bones(creature: Creature, pose: Pose) -> dict[str, BoneFrame]:
     """Every bone in the world."""
-    frames: dict[str, Frame] = {}
+    frames: dict[str, BoneFrame] = {}
     for name, bone in creature.bones.items():
-        above = frames[bone.parent] if bone.parent else Frame(np.eye(3), np.zeros(3))
-        turn = rotation(pose.get(name, (0.0, 0.0, 0.0)))
-        frames[name] = Frame(above.axes @ turn, above.origin + above.axes @ bone.joint)
+        above = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
+        turn = rotation_matrix(pose.get(name, (0.0, 0.0, 0.0)))
+        frames[name] = BoneFrame(above.axes @ turn, above.origin + above.axes @ bone.joint)
     return frames
 
 
@@ -177,7 +177,7 @@ class Camera:
         return seen
 
 
-def outline(creature: Creature, frames: Mapping[str, Frame], camera: Camera) -> Float[np.ndarray, "n 4"]:
+def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera) -> Float[np.ndarray, "n 4"]:
     """Each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
     boxes = []
     for part in creature.parts:
@@ -206,11 +206,11 @@ class Raster(NamedTuple):
         return np.isfinite(self.depth)
 
 
-def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, shape: tuple[int, int]) -> Raster:
+def rasterise(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, shape: tuple[int, int]) -> Raster:
     """The z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
     depth, material = np.full(shape[0] * shape[1], -np.inf), np.zeros(shape[0] * shape[1], int)
     total = np.zeros((8, len(depth)))
-    boxes = outline(creature, frames, camera)
+    boxes = bounding_boxes(creature, frames, camera)
     low = np.maximum(np.ceil(boxes[:, :2]), 0).astype(int)
     high = np.minimum(np.floor(boxes[:, 2:]), (shape[1] - 1, shape[0] - 1)).astype(int)
     middles = [frames[p.bone].origin + frames[p.bone].axes @ (p.start + p.end) / 2 for p in creature.parts]
@@ -218,7 +218,9 @@ def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, s
         part, x, y = creature.parts[i], np.arange(low[i, 0], high[i, 0] + 1), np.arange(low[i, 1], high[i, 1] + 1)
         if len(x) and len(y):
             pixels = (y[:, None] * shape[1] + x).ravel()
-            near, seen, shown = facets(part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels])
+            near, seen, shown = rasterise_part(
+                part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels]
+            )
             pixels = pixels[seen]
             total[:, pixels] += np.exp(near / BLEND) * shown
             material[pixels] = np.where(near > depth[pixels], part.material, material[pixels])
@@ -230,8 +232,14 @@ def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, s
     return Raster(depth.reshape(shape), normal.T, surface[3:6].T, surface[6], material[mask])
 
 
-def facets(
-    part: Part, bone: Bone, frame: Frame, camera: Camera, x: np.ndarray, y: np.ndarray, before: Float[np.ndarray, " n"]
+def rasterise_part(
+    part: BodyPart,
+    bone: Bone,
+    frame: BoneFrame,
+    camera: Camera,
+    x: np.ndarray,
+    y: np.ndarray,
+    before: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
     """One part over the box of pixels x times y, where it is not far behind the depth `before`.
 
@@ -243,7 +251,7 @@ def facets(
     across = np.multiply.outer(view[0], (x - camera.centre[0]) / camera.scale)
     downward = np.multiply.outer(view[1], (y - camera.centre[1]) / camera.scale) - origin[:, None]
     lines = (across[:, None, :] + downward[:, :, None]).reshape(3, -1)
-    near, t = strike(part, lines, view[2])
+    near, t = ray_hit(part, lines, view[2])
     seen = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
     near = near[seen]
     point = lines[:, seen] + np.multiply.outer(view[2], near)
@@ -256,8 +264,8 @@ def facets(
     return near, seen, shown
 
 
-def locate(
-    creature: Creature, frames: Mapping[str, Frame], camera: Camera, raster: Raster
+def project_landmarks(
+    creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, raster: Raster
 ) -> dict[str, tuple[int, int] | None]:
     """Landmarks to pixels; None where out of the image or behind something.
 

@@ -1,0 +1,138 @@
+"""What the page's events call: a session in, and the session and all that is shown of it out."""
+
+import base64
+import io
+import json
+import secrets
+from collections.abc import Callable
+from functools import wraps
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from semcorr.app import render as pictures
+from semcorr.app import session
+from semcorr.app.bounded import MIB, BoundedCache
+from semcorr.app.choices import ModelChoices
+from semcorr.app.inference import BOX, IMAGE, LoadedModel, match_session, session_to_dict
+from semcorr.app.routes import is_inside
+from semcorr.app.session import Session, reduce_picture, session_bytes
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import Picture, load_picture
+
+BOXES = {"longer side of the picture": IMAGE, "box around the true places": BOX}
+SESSIONS, SESSIONS_BYTES = 64, 512 * MIB
+EXPIRED = "Your pictures and points are gone: they were not used for a while, or others needed the room."
+
+
+class PageEvents:
+    """What the events call: a session's key, and what is set beside it, to that key and what is shown of the session.
+
+    Args:
+        models: Where the model is.
+        choices: The models that can be chosen.
+        folder: Where uploaded files are.
+    """
+
+    def __init__(self, models: LoadedModel, choices: ModelChoices, folder: Path) -> None:
+        self.models, self.choices, self.folder = models, choices, folder.resolve()
+        self.examples = pictures.draw_examples()
+        self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
+
+    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[Any, ...]:
+        """The session's key, its model, both pictures, the hint, the table and PCK."""
+        found = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
+        return (
+            key, self.choices.name(state.model), pictures.draw_source(state, found),
+            pictures.draw_target(state, found, opacity / 100), pictures.format_hint(state, found), pictures.format_point_table(state, found),
+            pictures.format_accuracy(state, found, BOXES[of]),
+        )  # fmt: skip
+
+    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[Any, ...]]:
+        """An event that changes the session; a user's mistake becomes a message, and changes nothing.
+
+        Args:
+            change: The session before, and what is set, to the session after.
+            begin: The page was loaded, so that there need not be a session yet.
+        """
+
+        @wraps(change)  # gradio looks at the arguments
+        def then(key: str | None, opacity: float, of: str, *others: Any) -> tuple[Any, ...]:
+            import gradio as gr
+
+            if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
+                raise gr.Error("The page sent a setting that it does not have.", print_exception=False)
+            before = self.sessions.get(key) if key else None
+            if key is None or before is None:
+                key, before = secrets.token_urlsafe(16), self.first()
+                self.sessions.put(key, before)
+                if not begin:
+                    gr.Warning(EXPIRED, title="The page starts anew", duration=12)
+                    return self.shown(key, before, opacity, of)
+            try:
+                after = change(before, *others)
+                seen = self.shown(key, after, opacity, of)
+            except UserError as error:
+                gr.Warning(escape(str(error)), title="That did not work", duration=12)
+                return self.shown(key, before, opacity, of)
+            self.sessions.put(key, after)
+            return seen
+
+        return then
+
+    def first(self) -> Session:
+        """What a browser sees at first."""
+        return self.example(Session(self.choices.line(self.choices.model)), next(iter(self.examples)))
+
+    def example(self, state: Session, name: str) -> Session:
+        """Another pair."""
+        return session.open_pictures(state, *self.examples[name])
+
+    def uploaded(self, path: Any) -> Picture:
+        """A picture that was uploaded, reduced, by its own name; its size is that of the file.
+
+        Raises:
+            UserError: It is no picture, or was not uploaded.
+        """
+        if not is_inside(path, self.folder):
+            raise UserError("This file is not, or no longer, among the uploaded ones. Open it again")
+        try:
+            return reduce_picture(load_picture(path)._replace(name=Path(path).name))
+        except UserError as error:
+            raise UserError(str(error).replace(path, Path(path).name)) from None
+
+    def choose(self, state: Session, name: Any) -> Session:
+        """Another model, unless the field was emptied."""
+        return state._replace(model=self.choices.line(name)) if name else state
+
+    def json(self, state: Session, of: str) -> list[str]:
+        """A file's name, and the file."""
+        text = (
+            json.dumps(session_to_dict(state, match_session(self.models, state), BOXES[of]), indent=1, allow_nan=False)
+            + "\n"
+        )
+        return ["matches.json", _url("application/json", text.encode())]
+
+    def png(self, state: Session, _: str) -> list[str]:
+        """The same."""
+        file = io.BytesIO()
+        pictures.draw_export(state, match_session(self.models, state)).save(file, format="PNG")
+        return ["matches.png", _url("image/png", file.getvalue())]
+
+    def export(self, make: Callable[[Session, str], list[str]]) -> Callable[..., list[str]]:
+        """If there is something."""
+
+        def then(key: str | None, of: str) -> list[str]:
+            import gradio as gr
+
+            state = self.sessions.get(key) if key else None
+            if state is None or state.a is None or state.b is None or not state.marks.points:
+                gr.Warning("Click a point in the left picture first.", title="Nothing to save yet")
+                return ["", ""]
+            return make(state, of)
+
+        return then
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

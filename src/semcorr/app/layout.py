@@ -1,0 +1,146 @@
+"""The page, in gradio: what is where, and which function a click calls. All that is computed is computed elsewhere.
+
+Events run one at a time, and clicks wait for their turn: none is lost, and none meets a session in between.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from semcorr.app import render as pictures
+from semcorr.app import session
+from semcorr.app.bounded import IDLE
+from semcorr.app.handlers import BOXES, PageEvents
+from semcorr.app.session import Session
+
+ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
+SAVE = """([name, url]) => {
+  if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
+}"""
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+
+
+class PageComponents(NamedTuple):
+    """What is in the page and is used."""
+
+    state: Any
+    model: Any
+    a: Any
+    b: Any
+    hint: Any
+    table: Any
+    pck: Any
+    opacity: Any
+    of: Any
+    file: Any
+    open: tuple[Any, Any]  # left, right
+    edit: tuple[Any, Any, Any]  # mirror, undo, clear
+    save: tuple[Any, Any]  # JSON, PNG
+    pairs: dict[str, Any]  # examples
+
+
+def build_page(page: PageEvents) -> Any:
+    """The page."""
+    import gradio as gr
+
+    with gr.Blocks(title="semcorr", analytics_enabled=False, fill_width=True) as blocks:
+        connect_events(page, build_components(page), blocks)
+    return blocks
+
+
+def build_components(page: PageEvents) -> PageComponents:
+    """What is where."""
+    import gradio as gr
+
+    image = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
+    with gr.Row(elem_id="top"):
+        gr.HTML("<h1>semcorr</h1><p>Click a point on the left; see where it is on the right.</p>", elem_id="title")
+        model = gr.Dropdown(
+            page.choices.names(), value=page.choices.model, elem_id="model", label="Model: a backbone, or a run",
+            allow_custom_value=False,
+        )  # fmt: skip
+    with gr.Row(elem_id="pictures"):
+        a = gr.Image(**image, elem_id="a", alt_text="left picture: click to ask for a point")
+        b = gr.Image(**image, elem_id="b", alt_text="right picture: click where a point truly is")
+    hint = gr.HTML(elem_id="hint")
+    with gr.Row(elem_id="tools"):
+        left, right = (gr.UploadButton(f"Open {side}…", size="sm") for side in ("left", "right"))
+        flip, undo, clear = (gr.Button(text, size="sm") for text in ("Mirror right", "Undo", "Clear"))
+        gr.HTML("or an example:", elem_id="or")
+        pairs = {name: gr.Button(name, size="sm") for name in page.examples}
+    with gr.Row(elem_id="below"):
+        with gr.Column(scale=3, min_width=300):
+            table = gr.HTML(elem_id="table")
+            with gr.Row(elem_id="save"):
+                save = gr.Button("Save JSON", size="sm"), gr.Button("Save PNG", size="sm")
+        with gr.Column(scale=2, min_width=300):
+            opacity = gr.Slider(0, 100, 40, step=5, label="Similarity map, %", elem_id="opacity")
+            of = gr.Radio(list(BOXES), value=next(iter(BOXES)), label="PCK: alpha is a fraction of the", elem_id="of")
+            pck = gr.HTML(elem_id="pck")
+    state, file = gr.State(None, time_to_live=int(IDLE)), gr.JSON(visible="hidden")
+    edit = (flip, undo, clear)
+    return PageComponents(state, model, a, b, hint, table, pck, opacity, of, file, (left, right), edit, save, pairs)
+
+
+def connect_events(page: PageEvents, on: PageComponents, blocks: Any) -> None:
+    """What calls what."""
+    wire = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
+    wire.load(blocks.load)
+    for trigger in (on.opacity.release, on.of.change):
+        wire(trigger, lambda old: old)
+    wire(on.model.input, page.choose, on.model, progress="full")
+    wire(on.open[0].upload, lambda old, path: session.open_pictures(old, a=page.uploaded(path)), on.open[0])
+    wire(on.open[1].upload, lambda old, path: session.open_pictures(old, b=page.uploaded(path)), on.open[1])
+    wire.clicks(on.a.select, lambda old, at: session.add_point(old, pictures.click_to_pixel(at, old.a.size)))
+    wire.clicks(on.b.select, lambda old, at: session.annotate_point(old, pictures.click_to_pixel(at, old.b.size)))
+    for button, change in zip(on.edit, (session.flip_target, session.undo, session.clear_points), strict=True):
+        wire(button.click, change)
+    for name, button in on.pairs.items():
+        wire(button.click, lambda old, name=name: page.example(old, name))
+    for button, make in zip(on.save, (page.json, page.png), strict=True):
+        made = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
+        made.then(None, on.file, None, js=SAVE)
+
+
+class _Wires:
+    """From events to the page's."""
+
+    def __init__(self, page: PageEvents, given: list[Any], seen: list[Any]) -> None:
+        self.page, self.given, self.seen = page, given, seen
+
+    def __call__(self, trigger: Any, change: Callable[..., Session], *others: Any, progress: str = "minimal") -> None:
+        then = self.page.event(change)
+
+        def called(state: Any, opacity: float, of: str, *values: Any) -> tuple[Any, ...]:
+            return then(state, opacity, of, *values)
+
+        self._connect(trigger, called, others, progress)
+
+    def load(self, trigger: Any) -> None:
+        """With the models that there are by now."""
+        import gradio as gr
+
+        then = self.page.event(lambda old: old, begin=True)
+
+        def called(state: Any, opacity: float, of: str) -> tuple[Any, ...]:
+            key, model, *others = then(state, opacity, of)
+            return key, gr.update(choices=self.page.choices.names(), value=model), *others
+
+        self._connect(trigger, called, (), "minimal")
+
+    def clicks(self, trigger: Any, change: Callable[..., Session]) -> None:
+        """With the place."""
+        import gradio as gr
+
+        then = self.page.event(change)
+
+        def called(state: Any, opacity: float, of: str, at: gr.SelectData) -> tuple[Any, ...]:
+            return then(state, opacity, of, at.index)
+
+        called.__annotations__["at"] = gr.SelectData
+        self._connect(trigger, called, (), "minimal")
+
+    def _connect(self, trigger: Any, called: Callable[..., Any], others: tuple[Any, ...], progress: str) -> None:
+        trigger(
+            called, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
+            api_visibility="private", **ONE,
+        )  # fmt: skip

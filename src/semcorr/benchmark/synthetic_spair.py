@@ -1,0 +1,136 @@
+"""A benchmark of SPair-71k's exact shape in its own layout, made up: 1,800 images, 53,340 / 5,384 / 12,234 pairs.
+
+A pair shares about 8 keypoints. Pictures are noise, and no two are the same.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from semcorr.benchmark.spair_shape import (
+    SPLITS,
+    SplitCounts,
+    SyntheticImage,
+    make_pair_lists,
+    official_counts,
+    shrink_counts,
+)
+from semcorr.core.errors import UserError
+from semcorr.core.files import require_writable, temporary_folder
+from semcorr.data.creatures.annotation import Annotation, annotate_pair
+from semcorr.data.keypoints import benchmark_metadata, keypoint_names
+
+MANIFEST, FORMAT = "spair_scale.json", 1
+SHARED = 8  # keypoints of a pair, about
+ALWAYS = 3  # keypoints that every image shows: no pair is without
+SIZES = ((500, 375), (375, 500), (500, 333))
+
+
+def default_folder() -> Path:
+    """Where the tree lies unless told otherwise."""
+    return Path(tempfile.gettempdir()) / "semcorr-spair-scale"
+
+
+def write_spair_scale(root: Path, part: float = 1.0) -> Path:
+    """Write the tree unless `root` is it already; returns `root`. It appears whole or not at all.
+
+    Args:
+        root: Where.
+        part: Of the images of every category and split; see `shrunk`.
+    """
+    if not 0 < part <= 1:
+        raise UserError(f"a part of SPair-71k's images is more than 0 and at most 1, got {part}")
+    manifest = {"format": FORMAT, "part": part}
+    if _holds(root, manifest):
+        return root
+    require_writable(root, "--folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(root.parent, root.name) as staging:
+        _write(staging, official_counts() if part == 1 else shrink_counts(official_counts(), part))
+        (staging / MANIFEST).write_text(json.dumps(manifest) + "\n")
+        try:
+            staging.rename(root)
+        except OSError:  # another writer was faster
+            if not _holds(root, manifest):
+                raise
+    return root
+
+
+def make_annotation(image: SyntheticImage) -> Annotation:
+    """What ImageAnnotation says of it. Follows from its place alone."""
+    chance = _chance(image)
+    width, height = SIZES[image.number % len(SIZES)]
+    ids = sorted(keypoint_names("spair71k", image.category))
+    seen = math.sqrt((SHARED - ALWAYS) / max(len(ids) - ALWAYS, SHARED - ALWAYS))  # in both of a pair: squared
+    shown = ids[:ALWAYS] + [i for i in ids[ALWAYS:] if chance.random() < seen]
+    box = [width // 8, height // 8, width - width // 8, height - height // 8]
+    points = {i: [int(chance.integers(box[0], box[2] + 1)), int(chance.integers(box[1], box[3] + 1))] for i in shown}
+    return {
+        "filename": f"{image.stem}.jpg", "image_width": width, "image_height": height, "image_depth": 3,
+        "category": image.category, "pose": "Unspecified", "truncated": 0, "occluded": 0, "difficult": 0,
+        "bndbox": box, "azimuth_id": image.number % 8, "kps": {str(i): points.get(i) for i in range(30)},
+    }  # fmt: skip
+
+
+def make_picture(image: SyntheticImage) -> Image.Image:
+    """Coloured noise, coarse enough to weigh what a photograph does."""
+    width, height = SIZES[image.number % len(SIZES)]
+    coarse = _chance(image).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _write(root: Path, counts: Mapping[str, SplitCounts]) -> None:
+    lists = make_pair_lists(counts)
+    images = [
+        SyntheticImage(category, split, number)
+        for category, each in sorted(counts.items())
+        for split, n in each.images.items()
+        for number in range(n)
+    ]
+    for folder in ("ImageAnnotation", "JPEGImages"):
+        for category in counts:
+            (root / folder / category).mkdir(parents=True)
+    with Progress(transient=True) as bar:
+        known = {}
+        for image in bar.track(images, description="Writing images of SPair-71k's shape"):
+            known[image] = make_annotation(image)
+            place = f"{image.category}/{image.stem}"
+            (root / f"ImageAnnotation/{place}.json").write_text(json.dumps(known[image]))
+            make_picture(image).save(root / f"JPEGImages/{place}.jpg", quality=85)
+        for split, pairs in lists.items():
+            named = bar.track(pairs, description=f"Writing {split} pairs")
+            _write_pairs(root, split, [annotate_pair(known[a], known[b], i) for i, (a, b) in enumerate(named, 1)])
+
+
+def _write_pairs(root: Path, split: str, pairs: Sequence[Annotation]) -> None:
+    folder, layout = root / "PairAnnotation" / split, root / "Layout" / "large" / f"{split}.txt"
+    folder.mkdir(parents=True)
+    layout.parent.mkdir(parents=True, exist_ok=True)
+    for pair in pairs:
+        (folder / f"{pair['filename']}.json").write_text(json.dumps(pair))
+    layout.write_text("".join(f"{pair['filename']}\n" for pair in pairs))
+
+
+def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether `root` is this tree (True) or free (False); anything else is an error."""
+    if not root.exists():
+        return False
+    try:
+        found = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != manifest:
+        raise UserError(f"--folder: {root} exists and is not what would be written there. Delete it or choose another")
+    return True
+
+
+def _chance(image: SyntheticImage) -> np.random.Generator:
+    category = benchmark_metadata("spair71k")["categories"][image.category]["index"]
+    return np.random.default_rng([category, list(SPLITS).index(image.split), image.number])

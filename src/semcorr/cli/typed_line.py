@@ -1,0 +1,222 @@
+"""A command line as it was typed, before Hydra composes anything of it: what cannot be meant is refused by its text.
+
+Hydra's grammar is a language of its own, in which a path with a blank, a comma or a bracket is something else. Its
+errors say where a parser stood; these say what to type.
+"""
+
+import difflib
+import logging
+import os
+import re
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf._utils import get_yaml_loader
+from yaml import load
+
+from semcorr.core.errors import UserError
+from semcorr.engine.run_lock import is_first_process
+
+KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
+SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
+OPTIONAL = ("experiment", "data@test")  # groups whose choice may be none
+PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")  # by which Hydra makes a folder before we see its value
+log = logging.getLogger(__name__)
+
+
+def check_line(line: Sequence[str], name: str, tree: Path) -> list[str]:
+    """Refuse a command line that cannot be meant, and return it with Hydra's flags first, as Hydra wants it.
+
+    Args:
+        line: As the program was given it.
+        name: Of the configuration, as `train`.
+        tree: Its folder.
+
+    Raises:
+        UserError: It names the argument, and says what to type instead.
+    """
+    typed, sweep, flags = _settings(line)
+    overrides = [_parsed(each) for each in typed]
+    groups = {path.relative_to(tree).as_posix() for path in tree.glob("*") if path.is_dir()}
+    sections = read_sections(tree / f"{name}.yaml")
+    for text, override in zip(typed, overrides, strict=True):
+        _check(text, override, groups, sections, sweep)
+    _check_twice(typed, overrides)
+    return [*flags, *typed]
+
+
+def read_sections(path: Path) -> set[str]:
+    """Return the keys at the top of the configuration of a verb, those of its groups included."""
+    content = load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
+    groups = [next(iter(each)) for each in content["defaults"] if isinstance(each, dict)]
+    named = (group.rpartition("@")[2] for group in groups if not group.startswith("override "))
+    return {*named, *content, "hydra"} - {"defaults"}
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. --hydra-help lists the flags.")
+
+
+def _settings(line: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """What is no flag, whether it is a sweep, and the flags."""
+    parser = get_args_parser()
+    parser.__class__ = _Parser  # argparse would print its usage and leave
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    if {"--version"} & {*line}:
+        return [], False, [*line]  # prints and ends, in Hydra
+    given, unknown = parser.parse_known_intermixed_args([*line])
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(flags)}; settings are key=value."
+        raise UserError(f"unknown flag `{unknown[0]}`. {hint}")
+    rest = [*line]
+    for each in given.overrides:
+        rest.remove(each)
+    return list(given.overrides), bool(given.multirun), rest
+
+
+def _parsed(text: str) -> Override:
+    """A setting by Hydra's grammar, or what it should have been."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+        if override.key_or_group:
+            return override
+    except (HydraException, ValueError):
+        pass
+    if not text.strip():
+        raise UserError("an argument is empty: leave it out. Settings are key=value.")
+    if SEVERAL.search(text.strip()):
+        raise UserError(f"`{text}` holds several settings in one argument. Give each by itself: {text.strip()}")
+    stripped = re.sub(r"\s*=\s*", "=", text.strip(), count=1)
+    match = KEY.fullmatch(stripped)
+    if match is None:
+        raise UserError(f"`{text}` is no setting. Settings are key=value, as seed=1.")
+    sign, key, value = match["sign"], match["key"], match["value"]
+    if value is None:
+        raise UserError(f"`{text}` has no value. Give {sign}{key}=VALUE.")
+    if value.startswith("="):
+        raise UserError(f"`{text}` has more than one `=` between key and value. Give {key}={value.lstrip('= ')}")
+    if value.startswith("~"):
+        value = os.path.expanduser(value)
+        return _require_quotes(text, sign + key, value, "`~` is not read as your home here")
+    if value[:1] in "'\"" and value[:1]:
+        bare = value.strip("'\"")
+        return _require_quotes(text, sign + key, bare, "its quotes are not closed, or something follows them")
+    if _is_setting(stripped) and stripped != text:
+        raise UserError(f"`{text}` has a blank beside the key. Give {shlex.quote(stripped)}")
+    return _require_quotes(text, sign + key, value, "such a value must be quoted twice, for the shell and for Hydra")
+
+
+def _is_setting(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError):
+        return False
+    return True
+
+
+def _require_quotes(text: str, key: str, value: str, reason: str) -> NoReturn:
+    remedy = quote_setting(key, value)
+    if not _is_setting(remedy):
+        raise UserError(f"`{text}` is no setting: its key cannot be read. Settings are key=value, as seed=1.")
+    raise UserError(f"`{text}`: {reason}. Give {shlex.quote(remedy)}")
+
+
+def quote_setting(key: str, value: str) -> str:
+    r"""A setting whose value Hydra takes as it is, in quotes where it must be.
+
+    >>> print(quote_setting("run_dir", "a b, (1)"))
+    run_dir='a b, (1)'
+    >>> quote_setting("seed", "3")
+    'seed=3'
+    """
+    plain = f"{key}={value}"
+    if value and _is_setting(plain):
+        parsed = OverridesParser.create().parse_override(plain)
+        if not parsed.is_sweep_override() and isinstance(parsed.value(), str | int | float):
+            return plain
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _check(text: str, override: Override, groups: set[str], sections: set[str], sweep: bool) -> None:
+    """One setting that can be read."""
+    key, package = override.key_or_group, override.package
+    top = (package or key).split(".")[0] if package != "" else key
+    if key.startswith(("hydra.", "hydra/")) and key not in PATHS:
+        return
+    if override.is_delete():
+        _refuse_deletion(text, key, sections)
+        return
+    if override.is_sweep_override():
+        if not sweep:
+            given = text.partition("=")[2]
+            raise UserError(
+                f"`{text}` is several values, and this is no sweep. Add -m for a sweep over them; as one text give "
+                f"{shlex.quote(_forced(key, given))}, as a list {shlex.quote(f'{key}=[{given}]')}"
+            )
+        return
+    value = override.value()
+    if key in groups and value is None and (f"{key}@{package}" if package else key) in OPTIONAL:
+        raise UserError(f"`{text}`: nothing is chosen for `{key}` unless it is named. Leave it out.")
+    if key in groups and not isinstance(value, str | list):
+        raise UserError(f"`{text}`: `{key}` is chosen by name, {key}=NAME, as the files of conf/{key} are named.")
+    if key in PATHS and (value is None or isinstance(value, list | dict | bool)):
+        raise UserError(f"`{text}`: `{key}` must be text, the path of a folder. Give {key}=DIR.")
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"`{text}` has no value. Give {key}=VALUE, or leave it out.")
+    if (override.is_add() or override.is_force_add()) and top.partition("@")[0] not in sections:
+        near = difflib.get_close_matches(top, sections, n=2, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(sorted(sections - {'hydra'}))}."
+        raise UserError(f"`{text}`: nothing reads `{top}`. {hint}")
+
+
+def _forced(key: str, value: str) -> str:
+    """In quotes whether it needs them or not."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _refuse_deletion(text: str, key: str, sections: set[str]) -> None:
+    parts = key.split(".")
+    if key in OPTIONAL or len(parts) > 2 or parts[0] == "callbacks":
+        return
+    if parts[0] not in sections:
+        near = difflib.get_close_matches(parts[0], sections, n=1)
+        raise UserError(f"`{text}`: there is no `{parts[0]}`." + (f" Did you mean {near[0]}?" if near else ""))
+    if len(parts) == 1:
+        raise UserError(f"`{text}`: a run needs `{key}`. Choose another by {key}=..., or leave this out.")
+    raise UserError(f"`{text}`: an option is not taken out but given, as {key}=VALUE.")
+
+
+def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
+    """Say which of two values of a key counts."""
+    last: dict[str, tuple[str, str]] = {}
+    for text, override in zip(typed, overrides, strict=True):
+        key = f"{override.key_or_group}@{override.package or ''}".rstrip("@")
+        value = text.partition("=")[2]
+        if key in last and last[key][1] != value and is_first_process():
+            log.warning("`%s` is given twice: %s counts, not %s", key, text, last[key][0])
+        last[key] = (text, value)
+    # Lightning gives both to the processes that it starts.
+    if "run_dir" in last and "hydra.run.dir" in last and is_first_process():
+        raise UserError("`run_dir` and `hydra.run.dir` say the same thing twice. Give run_dir alone.")
+
+
+def find_run_place(typed: Sequence[str], name: str) -> Path:
+    """The run directory of a line, or the folder that a run without one gets its own in."""
+    names = [each.removeprefix("name=") for each in typed if each.startswith("name=")]
+    folder = {"null": "None"}.get(names[-1], names[-1]) if names else name
+    given = [each.partition("=")[2] for each in typed if each.startswith(("run_dir=", "hydra.run.dir="))]
+    return Path((given[-1] if given else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
+
+
+def list_absent_folders(place: Path) -> list[Path]:
+    """The folders that do not exist yet on the way to a place, the innermost first."""
+    return [each for each in (place, *place.parents) if not os.path.lexists(each)]

@@ -1,0 +1,1 @@
+"""From an archive on the web to a checked benchmark on this disk."""

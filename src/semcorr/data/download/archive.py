@@ -1,0 +1,138 @@
+"""The members of a .zip, .tar or .tar.gz in common words, and a look at whether it is all there.
+
+The standard library stops in silence where a list of members is damaged. Here that is an error.
+"""
+
+import gzip
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from semcorr.core.paths import open_plain
+
+CHUNK = 1 << 20
+MOST = 1_000_000  # members of an archive; a benchmark has some 100,000
+HEADERS = 1 << 20  # bytes that a header of an archive may ask to be read at once: a name, or a few attributes
+WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take gigabytes by their own settings
+DAMAGE = (  # what the standard library raises for bytes that make no sense
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, struct.error,
+    EOFError, ValueError, IndexError, OverflowError, RuntimeError,
+)  # fmt: skip
+
+
+class ArchiveMember(NamedTuple):
+    """One entry, in the words common to both kinds of archive."""
+
+    name: str
+    kind: str  # "file", "folder", or what it is that we do not take
+    size: int
+    entry: Any  # the archive's own
+
+
+Opened = tuple[Sequence[ArchiveMember], Callable[[Any], Any]]  # and how one is read
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Opened]:
+    """By content: a user's own file may have any name."""
+    with open_plain(path) as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            _check_count(archive)
+            yield [_of_zip(info) for info in archive.infolist()], archive.open
+    else:
+        with _plain_tar(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
+            members = [_of_tar(info) for info in islice(tar, MOST + 1)]
+            _require_count(len(members))
+            _check_end(tar)
+            yield members, tar.extractfile
+
+
+class _Bounded:
+    """A file of which a header cannot have gigabytes read at once."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        """Read as much as was asked for, within bounds."""
+        if not 0 <= size <= HEADERS:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        content: bytes = self.file.read(size)
+        return content
+
+
+@contextmanager
+def _plain_tar(path: Path) -> Iterator[Any]:
+    """The archive itself: as it is, or inflated as it is read."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not packed:
+            yield file
+            return
+        with gzip.open(file) as inflated:
+            yield inflated
+
+
+def _require_count(count: int) -> None:
+    if count > MOST:
+        raise tarfile.ReadError(f"it has more than {MOST} members")
+
+
+def _of_zip(info: zipfile.ZipInfo) -> ArchiveMember:
+    """A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none."""
+    plain = "folder" if info.is_dir() else "file"
+    if info.compress_type not in WAYS:
+        raise zipfile.BadZipFile(f"{info.filename!r} is compressed in a way that is not read")
+    kinds = {0: plain, stat.S_IFREG: plain, stat.S_IFDIR: plain, stat.S_IFLNK: "symbolic link"}
+    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "special file")
+    return ArchiveMember(info.filename, kind, info.file_size, info)
+
+
+def _of_tar(info: tarfile.TarInfo) -> ArchiveMember:
+    odd = "symbolic link" if info.issym() else "hard link" if info.islnk() else "special file"
+    kind = "file" if info.isreg() else "folder" if info.isdir() else odd
+    return ArchiveMember(info.name, kind, info.size, info)
+
+
+def _check_count(archive: zipfile.ZipFile) -> None:
+    """As many members as the end of the file says: a length altered in the list swallows those after it."""
+    file: Any = archive.fp
+    file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    told = int.from_bytes(tail[end + 10 : end + 12], "little")
+    _require_count(len(archive.infolist()))
+    if sum(info.compress_size for info in archive.infolist()) > file.seek(0, os.SEEK_END):
+        raise zipfile.BadZipFile("its members overlap")
+    if told not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
+        raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {told}")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Read on to the end of the file.
+
+    tarfile stops at the first header that makes no sense, as if the archive ended there; it does end
+    there only if nothing but zeros follows. And gzip compares its checksum at the end, not before.
+    """
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    zeros = 0
+    while block := file.read(CHUNK):
+        zeros += len(block)
+        if block.count(0) != len(block):
+            raise tarfile.ReadError("a header is not readable")
+    if not zeros:
+        raise tarfile.ReadError("it ends too early")

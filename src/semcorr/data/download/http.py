@@ -1,0 +1,164 @@
+"""An official file from its address to this disk: resumed where it was cut off, told by its checksum.
+
+FILE.part grows beside FILE.part.json, which remembers what the server called these bytes (its ETag
+or date). The rest is asked for only while the server still calls them so; FILE appears when whole.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from requests import Response
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
+
+from semcorr.core.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo
+
+TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
+TRIES = 5  # connections in a row; only those that brought bytes are followed by another
+PAUSE = 1.0  # seconds between them
+CHUNK = 1 << 16  # what a killed download loses at most
+BROKEN = (requests.RequestException, HTTPError)  # requests wraps urllib3's errors, but not those of a raw read
+PLAIN = {"Accept-Encoding": "identity"}  # the file's own bytes: only they can be counted and resumed
+
+
+def remote_size(url: str) -> int | None:
+    """What the server says the file's size is, if it says so."""
+    try:
+        response = requests.head(url, headers=PLAIN, timeout=TIMEOUT, allow_redirects=True)
+    except requests.RequestException:
+        return None
+    return _length(response) if response.ok else None
+
+
+def file_sha256(path: Path) -> str:
+    """The file's checksum, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
+    """The file in `folder`, whole; what an earlier call has of it is not asked for again.
+
+    Raises:
+        UserError: It cannot be had. What came of it is kept, unless it is of no use.
+    """
+    done, part = folder / archive.file, folder / f"{archive.file}.part"
+    for attempt in range(1, TRIES + 1):
+        if done.is_file():
+            return done
+        had = _size(part)
+        try:
+            _fetch(archive, part)
+        except BROKEN as error:
+            if attempt == TRIES or _size(part) <= had:
+                raise UserError(_unreachable(archive, part, error)) from None
+            time.sleep(PAUSE)
+        else:
+            _finish(archive, part, done)
+    return done
+
+
+def _fetch(archive: ArchiveInfo, part: Path) -> None:
+    """One connection: append the rest of the file to `part`, or write it from the start."""
+    if _size(part) and _size(part) == _ticket(part).get("length"):
+        return  # cut off between the last byte and its new name
+    with _answer(archive, part) as response:
+        if response.status_code not in (200, 206):
+            raise UserError(
+                f"{archive.url} answers {response.status_code} {response.reason}. "
+                f"If the file has moved, fetch it yourself and give --archive {archive.file}"
+            )
+        if response.status_code == 200:
+            part.unlink(missing_ok=True)  # first the old bytes, then their ticket: never new words for old bytes
+            ticket = {"url": archive.url, "validator": _validator(response), "length": _length(response)}
+            _beside(part).write_text(json.dumps(ticket))
+        _receive(response, part, _ticket(part).get("length"), archive.file)
+
+
+def _answer(archive: ArchiveInfo, part: Path) -> Response:
+    """The server's answer: 206 with exactly the missing rest, or the whole file, or an error."""
+    have, ticket = _size(part), _ticket(part)
+    if have and ticket.get("validator") and ticket.get("url") == archive.url:
+        asked = {"Range": f"bytes={have}-", "If-Range": ticket["validator"]}
+        response = requests.get(archive.url, headers=PLAIN | asked, timeout=TIMEOUT, stream=True)
+        if response.status_code not in (206, 416) or _continues(response, have, ticket):
+            return response
+        response.close()
+    return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
+
+
+def _continues(response: Response, have: int, ticket: Mapping[str, Any]) -> bool:
+    """Whether a 206 is the rest of the same file. A server may ignore If-Range, or answer another range."""
+    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or not told or int(told[1]) != have:
+        return False
+    if ticket.get("length") is not None and told[2] not in ("*", str(ticket["length"])):
+        return False
+    return _validator(response) in (None, ticket["validator"])
+
+
+def _receive(response: Response, part: Path, length: int | None, label: str) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar, part.open("ab", buffering=0) as file:
+        task = bar.add_task(label, total=length, completed=file.tell())
+        for chunk in response.raw.stream(CHUNK, decode_content=False):
+            file.write(chunk)
+            bar.advance(task, len(chunk))
+
+
+def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
+    """Give the whole file its name, unless it is not what was asked for."""
+    length, got = _ticket(part).get("length"), _size(part)
+    with part.open("rb") as file:
+        page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if page or (length is not None and got != length):
+        part.unlink()
+        what = "a web page, not the file" if page else f"{got} bytes instead of {length}"
+        raise UserError(f"{archive.url} sent {what}. Fetch the file with a browser and give --archive {archive.file}")
+    part.replace(done)
+    _beside(part).unlink(missing_ok=True)
+
+
+def _unreachable(archive: ArchiveInfo, part: Path, error: Exception) -> str:
+    if size := _size(part):
+        return f"{archive.url}: the connection broke after {decimal(size)}. Run the same line again to go on from there"
+    reason = "it does not answer in time" if isinstance(error, requests.Timeout) else "no connection"
+    return (
+        f"{archive.url} cannot be reached ({reason}). Check the network, or fetch the file on another machine "
+        f"and give --archive {archive.file}"
+    )
+
+
+def _ticket(part: Path) -> dict[str, Any]:
+    """What is known of the bytes in `part`; nothing if the note is absent or half-written."""
+    try:
+        return dict(json.loads(_beside(part).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _beside(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _validator(response: Response) -> str | None:
+    """What If-Range may carry: a strong ETag or else a date."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified")
+
+
+def _length(response: Response) -> int | None:
+    told = response.headers.get("Content-Length", "")
+    return int(told) if told.isdigit() else None

@@ -1,0 +1,86 @@
+"""A benchmark's archives, from the user or from their addresses: obtained, identified, unpacked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.filesize import decimal
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from semcorr.core.errors import UserError
+from semcorr.data.download import http as fetch
+from semcorr.data.download.extract import DamagedError, extract
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+
+
+class ArchiveSource(NamedTuple):
+    """Where an archive comes from: the user's own file, or else its address."""
+
+    archive: ArchiveInfo
+    given: Path | None
+
+
+def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) -> list[ArchiveSource]:
+    """Each archive with the user's file for it. One is known by its name, unless only one is asked for."""
+    expected = [archive.file for archive in recipe.archives]
+    found: dict[str, Path] = {}
+    for path in given:
+        if not path.is_file():
+            raise UserError(f"--archive {path}: no such file.")
+        file = expected[0] if len(expected) == 1 else path.name
+        if file not in expected:
+            raise UserError(f"--archive {path}: {name} is made of {', '.join(expected)}. Give one by that name.")
+        if file in found:
+            raise UserError(f"--archive {path}: {found[file]} is given for {file} already. Drop one of the two.")
+        found[file] = path
+    return [ArchiveSource(archive, found.get(archive.file)) for archive in recipe.archives]
+
+
+def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource]) -> Panel:
+    """What is about to be used, from where, under which terms, for the user to read first."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(overflow="fold")
+    rows.add_row("licence", Text(recipe.licence))
+    for archive, given in chosen:
+        size = given.stat().st_size if given else fetch.remote_size(archive.url)
+        told = "unknown size" if size is None else decimal(size)
+        rows.add_row("file", Text(f"{archive.file}, {told}\n{given or archive.url}"))
+    rows.add_row("goes to", Text(str(root)))
+    return Panel(rows, title=Text(name), title_align="left")
+
+
+def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
+    """The archive on this disk."""
+    if source.given:
+        return source.given
+    downloads.mkdir(exist_ok=True)
+    return fetch.download_archive(source.archive, downloads)
+
+
+def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
+    """What prepared.json says of an archive; its checksum is the right one, where that is known."""
+    found, expected = fetch.file_sha256(path), source.archive.sha256
+    if expected and found != expected:
+        remedy = _discarded(source, path)
+        raise UserError(f"{path} is not the official file: its sha256 is {found}, expected {expected}. {remedy}")
+    address = None if source.given else source.archive.url
+    return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": found}
+
+
+def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
+    """The archive's files in `staging`."""
+    try:
+        extract(path, staging, source.archive.file)
+    except DamagedError as error:
+        raise UserError(f"{error}. {_discarded(source, path)}") from None
+
+
+def _discarded(source: ArchiveSource, path: Path) -> str:
+    """Bytes that are no good must not be met again; the user's own file is not ours to touch."""
+    if source.given:
+        return f"Get it anew from {source.archive.url}"
+    path.unlink()
+    return "It is deleted: run the same line again to download it anew"

@@ -1,0 +1,230 @@
+"""Is what lies on disk the benchmark that everybody reports? Counts, sizes, and every known quirk.
+
+`verify` reads a benchmark as training and evaluation do, and compares. A check that the official
+counts decide is `ok` or `differs`; what nobody published is a `note`, told and not judged.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from semcorr.core.errors import UserError
+from semcorr.core.terminal import escape_controls
+from semcorr.data.datamodule import PairDataModule, PairListEntry
+from semcorr.data.image_variants import unique_images
+from semcorr.data.open_image import open_image
+from semcorr.data.pictures import measure_picture, stored_size
+from semcorr.data.record import ImageRecord, PairRecord, count_outside_image
+from semcorr.data.tapvid import TapVid
+from semcorr.data.tapvid_videos import TapVidVideo, count_outside_frame
+
+OK, NOTE, DIFFERS = "ok", "note", "differs"
+COLOURS = {OK: "green", NOTE: "yellow", DIFFERS: "bold red"}
+UPRIGHT = (None, 1)  # values of EXIF's orientation that turn nothing
+EXIF_ORIENTATION = 0x0112
+UNWANTED = ("exact duplicates", "images in both")  # worth a note where no number was published
+SHOWN = 3  # examples in the table; verify.json has them all
+
+
+class VerificationCheck(NamedTuple):
+    """One line of the report."""
+
+    what: str
+    where: str  # split, or splits
+    found: int | str
+    official: int | None  # None: nothing was published
+    verdict: str
+    examples: tuple[str, ...] = ()
+
+
+class VerificationReport(NamedTuple):
+    """What `verify` found."""
+
+    benchmark: str
+    root: str
+    checks: tuple[VerificationCheck, ...]
+    categories: Mapping[str, Mapping[str, int]] = {}  # split to category to pairs
+
+    @property
+    def failed(self) -> bool:
+        """Anything that differs from what was published."""
+        return any(check.verdict == DIFFERS for check in self.checks)
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table(title=f"{self.benchmark} at {self.root}", title_justify="left")
+        for header, side in (("", "left"), ("split", "left"), ("found", "right"), ("official", "right"), ("", "left")):
+            table.add_column(header, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for check in self.checks:
+            colour = COLOURS[check.verdict]
+            official = "" if check.official is None else f"{check.official:,}"
+            found = f"{check.found:,}" if isinstance(check.found, int) else check.found
+            table.add_row(check.what, check.where, found, official, Text(check.verdict, colour))
+            shown = () if check.verdict == OK else check.examples[:SHOWN]
+            for example in shown:
+                table.add_row(Text(f"  {escape_controls(example)}", "dim"))
+            if shown and len(check.examples) > SHOWN:
+                table.add_row(Text(f"  and {len(check.examples) - SHOWN:,} more", "dim"))
+        return table
+
+    def as_json(self) -> dict[str, Any]:
+        """For verify.json."""
+        return {
+            "benchmark": self.benchmark,
+            "root": self.root,
+            "failed": self.failed,
+            "checks": [check._asdict() for check in self.checks],
+            "pairs_per_category": {split: dict(counts) for split, counts in self.categories.items()},
+        }
+
+
+def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
+    """Read every split of a benchmark and compare it with what was published.
+
+    Raises:
+        UserError: There is no readable pair list at all, or no readable video.
+    """
+    if isinstance(data, TapVid):
+        return VerificationReport(data.name, str(data.root), tuple(check_videos(data.videos().values(), data.official)))
+    checks: list[VerificationCheck] = []
+    rows: dict[str, Sequence[PairListEntry]] = {}
+    for split in data.splits:
+        try:
+            rows[split] = data.listed(split)
+        except UserError as error:
+            checks.append(VerificationCheck("pair list", split, "unreadable", None, DIFFERS, (str(error),)))
+    if not rows:
+        raise UserError(checks[0].examples[0])
+    categories = {split: dict(sorted(Counter(row.category for row in rows[split]).items())) for split in rows}
+    checks += check_lists(rows, categories, data.official)
+    images: dict[str, ImageRecord] = {}
+    for split in rows:
+        try:
+            checks += check_agreement(split, data.contradictions(split), len(rows[split]))
+            pairs = data.records(split)
+        except UserError as error:
+            checks.append(VerificationCheck("annotations", split, "unreadable", None, DIFFERS, (str(error),)))
+        else:
+            checks.append(_tell("pairs with one keypoint", split, [pair.name for pair in pairs if _shared(pair) == 1]))
+            images |= {image.name: image for image in unique_images(pairs)}
+    if images:
+        checks += check_images(images.values())
+    return VerificationReport(data.name, str(data.root), tuple(checks), categories)
+
+
+def check_lists(
+    rows: Mapping[str, Sequence[PairListEntry]],
+    categories: Mapping[str, Mapping[str, int]],
+    official: Mapping[str, Any],
+) -> list[VerificationCheck]:
+    """What the pair lists alone say: counts, duplicates, images in more than one split."""
+    checks = []
+    known, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
+    for split, mine in rows.items():
+        checks.append(_count("pairs", split, len(mine), known.get(split), tolerance))
+    pictures = {split: {name for row in mine for name in (row.source, row.target)} for split, mine in rows.items()}
+    known = official.get("images", {})
+    for split, names in pictures.items():
+        checks.append(_count("images", split, len(names), known.get(split)))
+    if "all" in known:
+        checks.append(_count("images", "all", len(set().union(*pictures.values())), known["all"]))
+    for split, expected in official.get("pairs_per_category", {}).items():
+        if split in rows:
+            wrong = {c: categories[split].get(c, 0) for c in expected if categories[split].get(c, 0) != expected[c]}
+            examples = tuple(f"{c}: {found} pairs, official {expected[c]}" for c, found in wrong.items())
+            right = len(expected) - len(wrong)
+            checks.append(_count("categories as published", split, right, len(expected))._replace(examples=examples))
+    for split, mine in rows.items():
+        repeated = [row for row, times in Counter(mine).items() if times > 1]
+        examples = tuple(f"{row.source} -> {row.target}" for row in repeated)
+        expected = official.get("duplicates", {}).get(split)
+        checks.append(
+            _count("exact duplicates", split, len(mine) - len(set(mine)), expected)._replace(examples=examples)
+        )
+    for one, other in combinations([split for split in rows if "_cross_" not in split], 2):
+        both = sorted(pictures[one] & pictures[other])
+        where = f"{one} & {other}"
+        expected = official.get("shared_images", {}).get(where)
+        checks.append(_count("images in both", where, len(both), expected)._replace(examples=tuple(both)))
+    return checks
+
+
+def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int) -> list[VerificationCheck]:
+    """Whether annotations that say the same thing twice say the same."""
+    if contradictions is None:
+        return []
+    check = _count("pair and image annotations agree", split, pairs - len(contradictions), pairs)
+    return [check._replace(examples=tuple(contradictions))]
+
+
+def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
+    """Every image once: its file against its annotation, and its keypoints against both."""
+    wrong, turned, stray, unboxed = [], [], [], []
+    images = sorted(images, key=lambda image: image.name)
+    with Progress(transient=True) as bar:
+        for image in bar.track(images, description="Checking images"):
+            size, orientation = _header(image)
+            if size != image.size:
+                wrong.append(f"{image.name}: file {size[0]} x {size[1]}, annotation {image.size[0]} x {image.size[1]}")
+            if orientation not in UPRIGHT:
+                turned.append(f"{image.name}: orientation {orientation}")
+            if count := count_outside_image(image):
+                stray.append(f"{image.name}: {count}")
+            if count := _outside_box(image):
+                unboxed.append(f"{image.name}: {count}")
+    sizes = _count("file sizes as annotated", "all", len(images) - len(wrong), len(images))
+    return [
+        sizes._replace(examples=tuple(wrong)),
+        _tell("images that EXIF would turn (it is not applied)", "all", turned),
+        _tell("images with keypoints outside", "all", stray),
+        _tell("images with keypoints outside the box", "all", unboxed),
+    ]
+
+
+def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> list[VerificationCheck]:
+    """Point tracking has videos and tracks in place of pairs."""
+    videos = list(videos)
+    unseen = [f"{v.name}: {n}" for v in videos if (n := int(v.occluded.all(1).sum()))]
+    stray = [f"{v.name}: {n}" for v in videos if (n := count_outside_frame(v))]
+    return [
+        _count("videos", "test", len(videos), official.get("videos")),
+        _count("frames", "test", sum(len(v.frames) for v in videos), None),
+        _count("tracks", "test", sum(len(v.points) for v in videos), None),
+        _tell("videos with tracks that are never visible", "test", unseen),
+        _tell("videos with visible points outside the frame", "test", stray),
+    ]
+
+
+def _count(what: str, where: str, found: int, official: int | None, tolerance: float = 0) -> VerificationCheck:
+    if official is None:
+        return VerificationCheck(what, where, found, None, NOTE if what in UNWANTED and found else OK)
+    right = abs(found - official) <= tolerance * official
+    return VerificationCheck(what, where, found, official, OK if right else DIFFERS)
+
+
+def _tell(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
+    return VerificationCheck(what, where, len(examples), None, NOTE if examples else OK, tuple(examples))
+
+
+def _shared(pair: PairRecord) -> int:
+    return int((pair.source.visible & pair.target.visible).sum())
+
+
+def _header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
+    if image.upright:  # EXIF is applied, so nothing is to be told of it
+        return measure_picture(image.path).size, None
+    with open_image(image.path, "Unpack it again.") as file:
+        return stored_size(file), file.getexif().get(EXIF_ORIENTATION)
+
+
+def _outside_box(image: ImageRecord) -> int:
+    points = image.keypoints[image.visible]
+    x1, y1, x2, y2 = image.box
+    low, high = torch.tensor([x1, y1]), torch.tensor([x2, y2])
+    return int(((points < low) | (points > high)).any(-1).sum())

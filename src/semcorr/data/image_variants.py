@@ -1,0 +1,84 @@
+"""An image as a backbone is shown it, and what tells its pixels apart from all others."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import reading_key
+from semcorr.data.record import ImageRecord, PairRecord
+
+MIRRORED, TURNED, PLAIN = " mirrored", " turned ", " plain"
+DERIVED = re.compile(rf".*({MIRRORED}|{TURNED}\d+|{PLAIN})", re.DOTALL)  # names that end as derived ones do
+
+
+class ImageVariant(NamedTuple):
+    """An image, or the mirror image of its rendered square, then turned: what a flip shows the backbone.
+
+    Squashed or letterboxed, a turned image's square is the turned square of the image.
+    """
+
+    record: ImageRecord
+    mirrored: bool = False
+    turned: int = 0  # degrees anticlockwise: 0, 90, 180 or 270
+
+    @property
+    def name(self) -> str:
+        """Unique in its benchmark, whatever images are called; the key of its features."""
+        name = mirrored_name(unmirrored_name(self.record.name)) if self.mirrored else unmirrored_name(self.record.name)
+        return f"{name}{TURNED}{self.turned}" if self.turned else name
+
+
+def unmirrored_name(name: str) -> str:
+    """Of an image as it is: its own, but where that ends as a mirror image's or a turned one's does.
+
+    No two images have the same, as no two have the same name, and it is no other image's mirrored or turned one.
+
+    >>> unmirrored_name("cat/7"), unmirrored_name("cat/7 mirrored")
+    ('cat/7', 'cat/7 mirrored plain')
+    """
+    return name + PLAIN if DERIVED.fullmatch(name) else name
+
+
+def mirrored_name(name: str) -> str:
+    """Of the mirror image of what has this `plain_name`; and back.
+
+    >>> mirrored_name("cat/7"), mirrored_name(mirrored_name("cat/7"))
+    ('cat/7 mirrored', 'cat/7')
+    """
+    return name.removesuffix(MIRRORED) if name.endswith(MIRRORED) else name + MIRRORED
+
+
+def content_hash(shown: ImageVariant) -> str:
+    """32 hex digits that follow from the file's bytes, and how they are read and shown, alone, wherever it lies."""
+    record = shown.record
+    try:
+        now = record.path.stat()
+        digest = _file_sha256(record.path, now.st_mtime_ns, now.st_size)
+        digest += reading_key(record.path, record.upright, now.st_mtime_ns, now.st_size)
+    except FileNotFoundError:
+        raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
+    turned = f" {shown.turned}" if shown.turned else ""  # entries of before know of no turns, and no readings
+    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turned}".encode()).hexdigest()[:32]
+
+
+@cache
+def _file_sha256(path: Path, mtime: int, size: int) -> str:
+    """Of the bytes, once for as long as the file does not change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
+    """Every image of the pairs once, in the order of their names."""
+    images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
+    return [images[name] for name in sorted(images)]
+
+
+def list_variants(images: Iterable[ImageRecord], mirrored: bool = False) -> list[ImageVariant]:
+    """Every image as it is, and its mirror image if asked for; in the order of their names."""
+    both = [ImageVariant(image, side) for image in images for side in ((False, True) if mirrored else (False,))]
+    return sorted(both, key=lambda one: one.name)

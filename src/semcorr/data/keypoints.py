@@ -1,0 +1,127 @@
+"""Keypoint names, symmetry groups and left-right flips, per benchmark and category.
+
+The tables are data (`facts/*.json`) in the benchmarks' own ids. Ids have holes (bicycle has no 11
+and 12, bus no 8 and 9) and are never compressed: a compressed id silently names another point.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+
+Groups = tuple[tuple[int, ...], ...]
+
+ABBREVIATIONS = {"l": "left", "r": "right", "f": "front", "b": "back"}
+
+
+def keypoint_names(benchmark: str, category: str) -> dict[int, str]:
+    """Original id to name.
+
+    >>> keypoint_names("spair71k", "cat")[3]
+    'left ear-tip'
+    """
+    return {int(i): name for i, name in _entry(benchmark, category)["names"].items()}
+
+
+def symmetry_groups(benchmark: str, category: str) -> Groups:
+    """Interchangeable keypoints (GeoAware-SC, Table 6, with the ids its code really uses).
+
+    Eyes, nostrils, ear bases and mouth corners are left out there on purpose.
+
+    >>> symmetry_groups("spair71k", "cat")  # the ear tips, the four feet
+    ((2, 3), (9, 10, 11, 12))
+    """
+    return tuple(tuple(ids) for ids in _entry(benchmark, category)["groups"].values())
+
+
+def flip_permutation(benchmark: str, category: str) -> tuple[int, ...]:
+    """Row i of a mirrored image's keypoints is row `flip[i]` of the image's own.
+
+    >>> flip_permutation("ap10k", "any species")[:5]  # left and right eye change places
+    (1, 0, 2, 3, 4)
+    """
+    return tuple(_entry(benchmark, category)["flip"])
+
+
+def geometry_aware_mask(
+    shared: Bool[Tensor, "*b n"], visible_in_target: Bool[Tensor, "*b n"], groups: Groups
+) -> Bool[Tensor, "*b n"]:
+    """The geometry-aware subset ("Telling Left from Right", section 3.1).
+
+    A shared keypoint belongs to it if at least two keypoints of its symmetry group, itself
+    included, are visible in the target: then appearance alone cannot tell them apart there.
+    The twin need not be visible in the source.
+
+    >>> shared = torch.tensor([True, True, False])
+    >>> geometry_aware_mask(shared, torch.tensor([True, True, True]), groups=((1, 2),))
+    tensor([False,  True, False])
+    """
+    twins = torch.zeros_like(shared)
+    for group in groups:
+        ids = list(group)
+        twins[..., ids] = visible_in_target[..., ids].sum(-1, keepdim=True) >= 2
+    return shared & twins
+
+
+def groups_from_names(names: Sequence[str]) -> Groups:
+    """Symmetry groups for a COCO file that has none: names that differ only in side or end.
+
+    Eyes and nostrils stay out, as in the published groups.
+
+    >>> groups_from_names(["left_eye", "right_eye", "left_front_paw", "right_back_paw", "nose"])
+    ((2, 3),)
+    """
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        stem = _without(name, ("left", "right", "front", "back", "hind"))
+        if _sided(name) and not {"eye", "nostril"} & set(_words(name)):
+            groups.setdefault(stem, []).append(i)
+    return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
+
+
+def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
+    """Left-right permutation for a COCO file, from the words left and right in its names.
+
+    >>> flip_from_names(["left_eye", "right_eye", "nose"])
+    (1, 0, 2)
+    """
+    swap = {"left": "right", "right": "left"}
+    index = {"_".join(_words(name)): i for i, name in enumerate(names)}
+    mirrored = ["_".join(swap.get(word, word) for word in _words(name)) for name in names]
+    return tuple(index.get(mirror, i) for i, mirror in enumerate(mirrored))
+
+
+@cache
+def benchmark_metadata(benchmark: str) -> dict[str, Any]:
+    """A benchmark's table as shipped with the package."""
+    table: dict[str, Any] = json.loads((files("semcorr.data") / f"facts/{benchmark}.json").read_text())
+    return table
+
+
+def _entry(benchmark: str, category: str) -> dict[str, Any]:
+    categories = benchmark_metadata(benchmark)["categories"]
+    entry = categories.get(category, categories.get("*"))  # "*": one table for every species
+    if entry is None:
+        raise UserError(f"{benchmark} has no category {category!r}; it has {', '.join(categories)}")
+    return dict(entry)
+
+
+def _words(name: str) -> list[str]:
+    """AnimalPose's `L_F_Paw` is left, front, paw."""
+    return [ABBREVIATIONS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower())]
+
+
+def _without(name: str, words: Iterable[str]) -> str:
+    return "_".join(word for word in _words(name) if word not in words)
+
+
+def _sided(name: str) -> bool:
+    return bool({"left", "right"} & set(_words(name)))

@@ -1,0 +1,116 @@
+"""Pose-variant pairs: a pair, and what it becomes with one or both of its images mirrored, from one more map per image.
+
+"Telling Left from Right", 4.3. A mirrored image's keypoints are mirrored and exchange places, left for right: the left
+paw of the mirrored cat is what was the right one. See `semcorr.data.alter.mirror_view`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.ranges import Weight, require_fields
+
+SOURCE, TARGET, MIRRORED_SOURCE, MIRRORED_TARGET = range(4)
+
+
+class LossTerm(NamedTuple):
+    """Which image is matched with which, and what that counts."""
+
+    source: int
+    target: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class PoseVariant:
+    """What the variants of a pair count; the pair itself counts 1. A variant of weight 0 is left out.
+
+    Of a pair the loss is the weighted mean over those variants in which any keypoint is visible in both images;
+    of a batch the mean over its pairs.
+
+    Args:
+        double_flip: Both images mirrored.
+        single_flip: The mirrored source, and the target as it is.
+        self_flip: The mirrored source, and the source as it is.
+    """
+
+    double_flip: Weight = 0.0
+    single_flip: Weight = 0.0
+    self_flip: Weight = 0.0
+
+    def __post_init__(self) -> None:
+        require_fields(self, "pairs")
+
+    def __bool__(self) -> bool:
+        """Whether there is any variant."""
+        return len(self.terms) > 1
+
+    @property
+    def terms(self) -> list[LossTerm]:
+        """The pair itself first."""
+        every = (
+            LossTerm(SOURCE, TARGET, 1.0),
+            LossTerm(MIRRORED_SOURCE, MIRRORED_TARGET, self.double_flip),
+            LossTerm(MIRRORED_SOURCE, TARGET, self.single_flip),
+            LossTerm(MIRRORED_SOURCE, SOURCE, self.self_flip),
+        )
+        return [term for term in every if term.weight]
+
+    @property
+    def mirrored(self) -> int:
+        """How many of a pair's images are needed mirrored: none, the source, or both."""
+        return 0 if not self else 2 if self.double_flip else 1
+
+
+def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Float[Tensor, "t b n"]:
+    """What each point counts for the weighted mean over points to be the mean over pairs of that over terms.
+
+    Args:
+        masks: Per term and pair, the keypoints that both images show.
+        weights: Of the terms. A term without points takes no part in its pair's mean, nor a pair without terms in any.
+
+    >>> masks = torch.tensor([[[True, True]], [[True, False]], [[False, False]]])  # three terms of one pair
+    >>> point_weights(masks, [1.0, 0.25, 1.0]).squeeze(1)  # 1 and 0.25 of 1.25, the 1 shared by two points
+    tensor([[0.4000, 0.4000],
+            [0.2000, 0.0000],
+            [0.0000, 0.0000]])
+    """
+    counts = masks.sum(-1)  # (t b)
+    present = torch.stack([weight * (count > 0) for weight, count in zip(weights, counts, strict=True)])
+    shares = present / present.sum(0).clamp(min=1e-12) / counts.clamp(min=1)
+    return masks * shares[..., None]
+
+
+def image_weights(
+    visible: Bool[Tensor, "m n"], mirrored: Bool[Tensor, "m n"], variants: PoseVariant
+) -> Float[Tensor, "k n k"]:
+    """What each query (source, keypoint, target) counts among m images and, after them, their mirror images.
+
+    Every ordered pair of two of the m images is a pair, unless none of its variants shows a keypoint in both images;
+    an image and its own mirror image do not make it one.
+    """
+    m, n = visible.shape
+    others = ~torch.eye(m, dtype=torch.bool, device=visible.device)[..., None]
+    views = (visible, mirrored)
+    masks = []
+    for source, target, _ in variants.terms:
+        if target != SOURCE:  # any two of them
+            a, b = views[source >= MIRRORED_SOURCE], views[target >= MIRRORED_SOURCE]
+            masks.append(a[:, None] & b & others)
+        else:
+            own = (visible & mirrored)[:, None] & others  # (m m n): once for every target
+            masks.append(own & torch.stack(masks).any(0).any(-1, keepdim=True))
+    weights = point_weights(torch.stack(masks).flatten(1, 2), [term.weight for term in variants.terms])
+    found = visible.new_zeros((2 * m, n, 2 * m), dtype=weights.dtype)
+    for (source, target, _), part in zip(variants.terms, weights.unflatten(1, (m, m)), strict=True):
+        first, second = (m * (place >= MIRRORED_SOURCE) for place in (source, target))
+        block = found[first : first + m, :, second : second + m]
+        if target != SOURCE:
+            block += part.transpose(1, 2)
+        else:
+            block.diagonal(dim1=0, dim2=2).add_(part.sum(1).T)  # all targets ask the same of it
+    return found

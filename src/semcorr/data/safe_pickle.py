@@ -1,0 +1,72 @@
+"""A pickle of arrays, read without giving it any other power.
+
+`pickle.load` calls whatever the file names. Of what this reader is willing to look up, everything
+makes an array or a plain container.
+"""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import open_plain
+from semcorr.core.pickles import require_bounded_pickle
+
+
+def load_arrays(path: Path) -> Any:
+    """The content of a pickle of NumPy arrays in built-in containers.
+
+    Raises:
+        UserError: The file cannot be read, is damaged, or names anything else. Nothing in it has run.
+    """
+    try:
+        with open_plain(path) as file:
+            require_bounded_pickle(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return _Arrays(file, path).load()
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Restore the official file.") from None
+    except Exception as error:  # a damaged stream of instructions can fail in any way
+        raise UserError(
+            f"{path} is damaged or not a pickle ({type(error).__name__}: {error}). Restore the official file."
+        ) from None
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Old pickles hold bytes as text; of all codecs they need this one."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding}")
+    return text.encode("latin1")
+
+
+# What makes an array: asked of NumPy itself, which moved it from numpy.core to numpy._core in version 2.
+_RECONSTRUCT, _FROM_BUFFER = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]  # type: ignore[index]
+_MAKERS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
+}
+
+
+class _Arrays(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A name of the list above, or an end to the reading."""
+        if (module, name) not in _MAKERS:
+            raise UserError(
+                f"{self.path} wants to call {module}.{name}. A pickle of arrays has no need to, so it was not "
+                "read; if it is not the official file, do not trust it. Restore the official file."
+            )
+        return _MAKERS[module, name]

@@ -1,0 +1,138 @@
+"""Checkpoints: the best and the last, of the moving weights only, and going on from the last."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+
+from semcorr.core.errors import UserError
+from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.core.types import ImageBatch
+
+MONITOR = "val/all/pck@0.1"
+
+
+def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
+    """`best.ckpt` by validation PCK@0.1 on all keypoints, and `last.ckpt`, written as an epoch ends.
+
+    An epoch ends where the training stream can be taken up again exactly (sampler.py), so these are
+    all the checkpoints a run needs to be killed at any moment.
+    """
+    common: dict[str, Any] = {
+        "dirpath": run_dir / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
+    last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
+    return [best, last, LearningRateMonitor("step")]
+
+
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's, whose state holds no place: a run directory may be moved, and the best so far is still known.
+
+    It has the same name, by which Lightning finds its state in a checkpoint.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with the names of files alone."""
+        return self._placed(super().state_dict(), "")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state over, for files of the own folder."""
+        super().load_state_dict(self._placed(state_dict, str(self.dirpath)))
+        self.current_score = state_dict["current_score"]  # which Lightning forgets
+
+    def _placed(self, state: dict[str, Any], folder: str) -> dict[str, Any]:
+        def place(path: str) -> str:
+            return str(Path(folder) / Path(path).name) if path else ""
+
+        paths = {key: place(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {place(path): score for path, score in state["best_k_models"].items()}
+        return {**state, **paths, "best_k_models": best, "dirpath": folder}
+
+
+class TrainingProgressBar(RichProgressBar):
+    """Shows the loss as often as it is logged: to read a number from a GPU is to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self._read: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The last ones read."""
+        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
+            self._read = super().get_metrics(trainer, pl_module)
+        return self._read
+
+
+class ThroughputMonitor(Callback):
+    """Once an epoch: images a second, over all processes, and the most memory that was taken."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock."""
+        self.start, self.images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        """Two images a pair."""
+        self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock stands still: epochs end in a validation, which is not counted."""
+        self.stopped = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It goes on. Of the callbacks that work after a validation this is the last."""
+        if not trainer.sanity_checking:
+            self.start += time.perf_counter() - self.stopped
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The rate, and what memory the process has or the device had."""
+        seconds = time.perf_counter() - self.start
+        pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
+        pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
+        if pl_module.device.type == "cuda":
+            pl_module.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
+
+
+def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
+    """A run directory holds one run: it is continued when asked, and never by accident."""
+    if checkpoint is None and (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
+            "or choose another run_dir."
+        )
+    config = run_dir / "config.yaml"
+    if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
+        return
+    if "loss" not in read_plain_mapping(config):
+        raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
+
+
+def resume_advice(run_dir: Path, trainer: Trainer) -> str:
+    """Say where an interrupted run was, what it has saved, and how it goes on."""
+    from semcorr.engine.checkpoints import read_checkpoint
+
+    epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
+    where = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
+    if not (run_dir / "checkpoints").is_dir():
+        return f"{where}. Nothing was saved: the first epoch had not ended. Run the same line again"
+    path = run_dir / "checkpoints" / "last.ckpt"
+    saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
+    return f"{where}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+
+
+def refuse_to_replace(run_dir: Path) -> None:
+    """Scores of an evaluation are not put among the files of a training run."""
+    if (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} holds a training run, whose config.yaml and scores would be replaced. "
+            "Choose another run_dir."
+        )

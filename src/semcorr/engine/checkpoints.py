@@ -1,0 +1,223 @@
+"""Checkpoints as files: whole or not there, read without running code, and refused where they are damaged.
+
+A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC-32) of each of its records, which
+`torch.load` does not look at: here they are checked before anything is read.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.files import replace_file
+from semcorr.core.pickles import require_torch_file
+from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.engine.run_dir import flatten_config
+from semcorr.models.backbones.checkpoints import format_reason
+from semcorr.models.backbones.file_kinds import describe_other, describe_unreadable
+from semcorr.models.backbones.weights import require_finite_weights
+
+TRAINED_AS = "trained_as"
+SETTINGS = (  # of a configuration: what trained weights depend on
+    "seed", "data", "augment", "backbone", "finetune", "head", "pairs", "feature_dropout", "loss", "optimizer",
+    "scheduler",
+)  # fmt: skip
+PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")  # of these, what may change
+REMEDY = "Take another copy of it, or train again"
+TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
+    "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    "pytorch-lightning_version": str,
+}  # fmt: skip
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints.
+
+    Lightning's own go through a folder for temporary files, and are torn where that is on another disk.
+
+    Args:
+        settings: What the weights are trained by, as `settings_of` gives it; is written beside them.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint beside `path`, and let it take its place when it is on the disk.
+
+        Raises:
+            UserError: The disk is full, ... What was there before stays.
+        """
+        path = Path(path)
+        with replace_file(path, "run_dir") as beside:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                _write(_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU, without running code from it."""
+        return load_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _write(content: Mapping[str, Any], file: Any) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # its own writer's, after the file's error
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or error from None
+
+
+def _unshared(value: Any, texts: dict[str, str]) -> Any:
+    """Copy a tree so that equal ones have equal bytes: a pickle says which of its parts are one object in memory."""
+    if type(value) is dict:
+        return {_unshared(key, texts): _unshared(each, texts) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_unshared(each, texts) for each in value)
+    if type(value) is str:
+        return texts.setdefault(value, value)
+    return value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def weight_settings(cfg: Mapping[Any, Any]) -> dict[str, Any]:
+    """What trained weights depend on in a configuration, by its keys; nothing that may be elsewhere, or faster, later.
+
+    >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
+    {'seed': 1, 'data.steps': 3}
+    """
+    flat = flatten_config({key: cfg[key] for key in SETTINGS if key in cfg})
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in PLACES}
+
+
+def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
+    """Read a checkpoint of a run, onto the CPU, without running code from it.
+
+    Args:
+        run: Its directory.
+        which: `best` or `last`.
+
+    Raises:
+        UserError: It is not there, is damaged, or is no checkpoint of ours.
+    """
+    path = checkpoint_path(run, which)
+    if not path.is_file():
+        raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
+    return load_checkpoint(path)
+
+
+def checkpoint_path(run: Path, which: str = "best") -> Path:
+    """Name the file of a run's checkpoint."""
+    return run / "checkpoints" / f"{which}.ckpt"
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's file, as `read_checkpoint` does."""
+    try:
+        if told := describe_other(path):
+            raise checkpoint_error(path, told.partition(". ")[0])
+        if not zipfile.is_zipfile(path):
+            told = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
+            raise checkpoint_error(path, told.partition(". ")[0])
+        require_intact(path)
+        require_torch_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged archive or a foreign pickle leads to
+        raise checkpoint_error(path, format_reason(error)) from error
+    require_weights(path, content)
+    return content  # type: ignore[no-any-return]
+
+
+def require_intact(path: Path) -> None:
+    """Refuse an archive whose records are not what their checksums say, or would take more memory than the file has.
+
+    Raises:
+        ValueError: With what is wrong.
+        zipfile.BadZipFile: It is no archive, or its records are out of place.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("its records are compressed")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        if len({record.filename for record in records}) < len(records):
+            raise ValueError("two of its records have one name")
+        if (wrong := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of its record {wrong} is another")
+
+
+def checkpoint_error(path: Path, reason: str) -> UserError:
+    """Make the error for a checkpoint that cannot be used."""
+    return UserError(f"`checkpoint`: {path} is damaged ({reason:.200}). {REMEDY}.")
+
+
+def require_weights(path: Path, content: Any) -> None:
+    """Refuse what is not a checkpoint of ours: named weights that are numbers, and what they moved away from."""
+    if not isinstance(content, dict):
+        raise checkpoint_error(path, f"it holds a {type(content).__name__}, not a dictionary")
+    weights, base = content.get("state_dict"), content.get("base")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise checkpoint_error(path, "it holds no `state_dict` of tensors")
+    if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("backbone", "sha256")):
+        raise checkpoint_error(path, "it does not say in `base` which weights it was trained from")
+    for name, value in weights.items():
+        if not isinstance(name, str) or value.layout != torch.strided or value.is_meta:
+            raise checkpoint_error(
+                path, f"its `state_dict` holds something else than weights, by the name {name!r:.80}"
+            )
+    require_finite_weights(weights, f"`checkpoint`: {path}")
+
+
+def load_trained(module: Any, run: Path, which: str = "best") -> None:
+    """Give a module the weights that a run trained.
+
+    Raises:
+        UserError: They are damaged, of another base, of other parts, or of another run than its config.yaml.
+    """
+    path = checkpoint_path(run, which)
+    content = read_checkpoint(run, which)
+    require_fit(module, content, path)
+    config = run / "config.yaml"
+    settings = weight_settings(read_plain_mapping(config)) if config.is_file() else {}
+    if key := find_changed_setting(content, settings):
+        raise UserError(
+            f"{path} was trained with {key}={content[TRAINED_AS][key]}, and {config} says {settings[key]}: they are of "
+            "two runs. Take another copy of one of them."
+        )
+    module.load_state_dict(content["state_dict"], strict=False)
+
+
+def require_fit(module: Any, content: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights of another base, of other parts, or of other shapes than the module's."""
+    module.on_load_checkpoint(content)
+    own = module.state_dict()
+    for name, value in content["state_dict"].items():
+        if name in own and (value.shape, value.dtype) != (own[name].shape, own[name].dtype):
+            found, expected = (f"{list(each.shape)} of {each.dtype}" for each in (value, own[name]))
+            raise checkpoint_error(
+                path, f"its weights {name} are {found}, this run's are {expected}".replace("torch.", "")
+            )
+
+
+def find_changed_setting(content: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """Name the first setting that weights were trained by and that is another now; checkpoints of before say nothing.
+
+    >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})
+    'seed'
+    """
+    before = content.get(TRAINED_AS)
+    if not isinstance(before, dict):
+        return None
+    return next((key for key, value in before.items() if key in settings and settings[key] != value), None)

@@ -1,0 +1,281 @@
+"""The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.pose_variants import PoseVariant
+from semcorr.engine.loss_inputs import (
+    batch_features,
+    batch_names,
+    build_loss_inputs,
+    feature_dropout,
+    validate_training_options,
+)
+from semcorr.engine.optim import count_steps
+from semcorr.engine.step_watch import StepWatch
+from semcorr.evaluation.evaluator import Evaluator
+from semcorr.evaluation.pose import alignment as adaptive
+from semcorr.evaluation.protocols import SEMCORR, Protocol
+from semcorr.evaluation.scoring_specs import build_scoring_specs, metrics_dict
+from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.metrics.pck import SUBSETS
+from semcorr.models.backbones import Backbone
+from semcorr.models.backbones.weights import require_finite_weights
+from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.state import base_weights_id, checkpoint_keys, require_same_base, require_same_parts
+from semcorr.models.finetune.targets import freeze_unused
+from semcorr.models.losses import Loss, add_terms, loss_terms
+from semcorr.store.cache import FeatureCache
+from semcorr.store.encode import ProcessGroup
+from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
+
+
+class CorrespondenceModule(LightningModule):
+    """A backbone, a head and a localiser, evaluated and trained.
+
+    Evaluating encodes every image once and matches the pairs from the features; or pair by pair, where
+    a backbone must see both images at once. Training computes frozen blocks once per image, if told to.
+
+    Args:
+        backbone: Image to features.
+        head: Features and query points to similarity.
+        localise: Similarity to cells.
+        finetune: Called with the backbone; says which of its weights move.
+        loss: Similarity, true cells and mask to a scalar. Only training needs it, and what follows.
+        optimizer: Called with the moving parameters of the head and of the backbone.
+        scheduler: Called with the optimiser and the number of steps.
+        seed: Of whatever is random in a step.
+        keep: Where features of frozen blocks are kept.
+        key: What these depend on besides the weights; names them in a store on disk.
+        variants: Of a training pair, with one or both images mirrored, and what they count.
+        dropout: Share of the features' numbers that the head does not see in a training step.
+        protocols: What it is scored by; the first is the one validated, drawn and reported as the score.
+        pose: Poses that sources of the test are tried in.
+
+    Attributes:
+        reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
+        readings: The protocols, each with its read-outs; `each` has their scores, after a split.
+        tabled: Testing leaves a row per keypoint and reading.
+        kap: Testing also asks after keypoints that the target does not show.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        localise: Callable[..., Tensor] | ProtocolReadout,
+        finetune: Callable[[Backbone], None],
+        loss: Loss | None = None,
+        optimizer: Callable[..., Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        seed: int = 42,
+        keep: FeatureCacheConfig | None = None,
+        key: Mapping[str, Any] | None = None,
+        variants: PoseVariant | None = None,
+        dropout: float = 0.0,
+        protocols: Sequence[Protocol] = (SEMCORR,),
+        pose: adaptive.AdaptivePose | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.tabled = backbone, head, True
+        self.readings, self.localise = build_scoring_specs(protocols, localise)
+        self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
+        self.variants, self.dropout = variants or PoseVariant(), dropout
+        validate_training_options(backbone, head, loss, self.variants, dropout)
+        self.strict_loading = False  # checkpoints hold the moving weights only
+        buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
+        finetune(backbone)
+        freeze_unused(backbone)
+        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}  # type: ignore[arg-type]
+        self.frozen = FrozenPrefix(backbone, keep or FeatureCacheConfig(), key or {})
+        self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
+        self.shelf: Callable[..., FeatureCache] | None = None  # of a sweep: features that a job before has computed
+        self.steps = StepWatch()
+        self.scores: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def train(self, mode: bool = True) -> "CorrespondenceModule":
+        """Frozen parts stay in eval mode."""
+        super().train(mode)
+        keep_frozen_in_eval(self.backbone)  # type: ignore[arg-type]
+        return self
+
+    def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
+        """Similarity of the source's keypoints to every target cell, from pixels."""
+        return self.head(*self.seen(source, target), source.keypoints)
+
+    def seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Features of both images."""
+        if self.backbone.pairwise:
+            pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
+            return pair
+        maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
+        a, b = maps.values.chunk(2)
+        return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
+
+    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Of a batch of images; without pixels, from what the frozen blocks made of them."""
+        if image.shape[-2]:
+            return self.backbone(image)
+        return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
+
+    # -- training --
+
+    def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
+        """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
+        maps = feature_dropout(batch_features(self, batch), self.dropout)
+        step = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
+        terms = loss_terms(self.loss, step)  # type: ignore[arg-type]
+        self.steps.see(self.global_step, *batch_names(batch), maps.values, terms)
+        loss = add_terms(terms)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
+        return loss
+
+    def on_train_start(self) -> None:
+        """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
+        if self.reuse:
+            trainer: Any = self.trainer
+            ahead = self._data.to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
+            validated = trainer.num_val_batches
+            scored = self._data.to_score("val", self._most(validated)) if validated else []
+            shown = list({one.name: one for one in (*ahead, *scored)}.values())
+            self.frozen.fill(shown, self._data, self._group, self._precision)
+
+    def on_fit_start(self) -> None:
+        """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
+        self.train()
+        self.steps = StepWatch(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self.steps.see_gradients(self.global_step, self.named_parameters())
+
+    def on_train_end(self) -> None:
+        """What no validation and no checkpoint came after is looked at, too."""
+        self.steps.settle()
+
+    def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
+        """Whatever is random follows from the batch's place in training, so a resumed run repeats it.
+
+        The step would not do: with `accumulate_grad_batches` several batches belong to one.
+        """
+        trainer: Any = self.trainer
+        place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
+
+    def configure_optimizers(self) -> Any:
+        """Separate rates for head and backbone; the schedule moves every step."""
+        head, backbone = self.trained()
+        if not head and not backbone:
+            raise UserError(
+                "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
+            )
+        optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self, steps: int) -> tuple[Any, Any]:
+        """Make the optimiser of what moves, and its schedule over `steps` steps."""
+        head, backbone = self.trained()
+        loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
+        optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
+        return optimizer, self.scheduler(optimizer, steps)  # type: ignore[misc]
+
+    def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
+        parts: tuple[Any, ...] = (self.head, self.backbone)
+        head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+        return head, backbone
+
+    # -- evaluation --
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the images of the validation pairs, with weights that are finite."""
+        self.steps.settle()
+        self._start("val", self.trainer.num_val_batches, self.reuse or self.frozen.whole)
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the images of the test pairs; what is reported starts here."""
+        self.frozen.forget()
+        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.whole)
+
+    def validation_step(self, batch: PairBatch) -> None:
+        """Match and score."""
+        self._pass.match(batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<subset>/pck@<alpha>`, per image."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...` and gather the table."""
+        self._log("test")
+        found = self._pass.gathered()
+        self.table, self.beside = found.pop("predictions"), found
+        self.seconds, self.grid = self._pass.seconds, self._pass.grid
+        self.frozen.forget()
+
+    def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
+        everything: dict[str, Any] = {"readings": self.readings, "pose": self.pose, "kap": self.kap}
+        asked_for = everything if self.trainer.testing else {"readings": self.readings[:1]}
+        self._pass = Evaluator(self, self._data, split, self._group, self._precision, tabled=self.tabled, **asked_for)
+        stored = self.frozen.keep.root is not None
+        self._pass.encode(self._most(batches), reuse=(reuse or stored) and self.frozen.worth)
+
+    def _most(self, batches: Sequence[int | float]) -> int:
+        """Of any process, which is the first: all must list the same images, or some wait for ever for others."""
+        return int(self.trainer.strategy.broadcast(int(batches[0])))
+
+    def _log(self, stage: str) -> None:
+        self.each = [pck.compute() for pck in self._pass.pck]
+        self.scores = metrics_dict(self._pass.readings, self.each)
+        self._pass.gallery.held = FeatureCache(0, self.device)
+        for subset in SUBSETS:
+            for alpha, value in self.scores["pck"][subset]["image"].items():
+                if value is not None:
+                    self.log(f"{stage}/{subset}/pck@{alpha}", value)
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def _group(self) -> ProcessGroup:
+        return ProcessGroup(self.global_rank, self.trainer.world_size, self.device)
+
+    @property
+    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+        return self.trainer.precision_plugin.forward_context
+
+    # -- checkpoints --
+
+    def moving(self) -> dict[str, Tensor]:
+        """What training changes, and the buffers that tuning added: of the backbone, and the whole head and loss."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what moves, and what it moved away from; nothing that is not finite replaces what was good."""
+        self.steps.settle()
+        moving = self.moving()
+        require_finite_weights(moving, f"step {self.global_step} of the training, not saved")
+        checkpoint["state_dict"] = moving
+        checkpoint["base"] = base_weights_id(self.backbone)
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights that were trained on another base, or other parts of it."""
+        require_same_base(checkpoint["base"], base_weights_id(self.backbone))
+        names = set(checkpoint["state_dict"])
+        if self.loss is None:  # to be scored; what a loss learned is for training
+            names = {name for name in names if not name.startswith("loss.")}
+        require_same_parts(names, self.moving())

@@ -1,0 +1,125 @@
+"""Going on with a training run: whether its last checkpoint is whole, and is of the configuration given."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.engine.checkpoints import (
+    TO_GO_ON,
+    TRAINED_AS,
+    checkpoint_error,
+    checkpoint_path,
+    find_changed_setting,
+    read_checkpoint,
+    require_fit,
+    weight_settings,
+)  # fmt: skip
+from semcorr.engine.loggers import CSVScalarLogger
+from semcorr.engine.optim import count_steps, refuse_longer
+
+
+def resume_training(cfg: DictConfig, module: Any, trainer: Trainer, data: Any) -> str | None:
+    """Return the last checkpoint of a run directory, if it has one, and carry its scalars on.
+
+    Raises:
+        UserError: It is damaged, or it was trained by other settings or for fewer steps.
+    """
+    run_dir = Path(cfg.run_dir)
+    path = checkpoint_path(run_dir, "last")
+    if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    content = read_checkpoint(run_dir, "last")
+    require_same_settings(content, cfg, path)
+    require_fit(module, content, path)
+    data.trainer = trainer  # whose processes share the steps of an epoch
+    steps = count_steps(trainer, data)
+    require_state(content, trainer, path)
+    refuse_longer(content, steps)
+    require_optimizer(content, module, steps, path)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVScalarLogger):
+            logger.resume(content["global_step"])
+    return str(path)
+
+
+def require_same_settings(content: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
+    """Refuse to go on by other settings: half of the run would be of these and half of those."""
+    settings = weight_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    if key := find_changed_setting(content, settings):
+        raise UserError(
+            f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
+            f"{settings[key]}. Leave {key} out, or train anew in another run_dir."
+        )
+
+
+def require_state(content: Mapping[str, Any], trainer: Trainer, path: Path) -> None:
+    """Refuse a checkpoint that lacks what Lightning goes on from.
+
+    What a newer or older Lightning has written is brought up to date by Lightning itself.
+    """
+    for key, kind in TO_GO_ON.items():
+        if not isinstance(content.get(key), kind):
+            raise checkpoint_error(path, f"it has no `{key}`")
+    if min(content["epoch"], content["global_step"]) < 0:
+        raise checkpoint_error(path, "it counts epochs or steps below 0")
+    if not all(isinstance(state, dict) for key in ("optimizer_states", "lr_schedulers") for state in content[key]):
+        raise checkpoint_error(path, "its `optimizer_states` or `lr_schedulers` are not dictionaries")
+    if content["pytorch-lightning_version"] != version("lightning"):
+        return
+    if odd := find_state_difference(trainer.fit_loop.state_dict(), content["loops"].get("fit_loop"), "loops.fit_loop"):  # type: ignore[attr-defined]
+        raise checkpoint_error(path, f"its {odd}")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        expected, found = callback.state_dict(), content["callbacks"].get(callback.state_key)
+        if found is None and not type(callback).__module__.startswith("semcorr"):  # given since, beside ours
+            continue
+        if expected and (odd := find_state_difference(expected, found, f"callbacks.{type(callback).__name__}")):
+            raise checkpoint_error(path, f"its {odd}")
+
+
+def find_state_difference(expected: Any, found: Any, name: str) -> str | None:
+    """Say where a state is not made as expected: a key is missing, or a count is none.
+
+    >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x"), find_state_difference({"a": 1}, {"a": 7, "c": 1}, "x")
+    ("x.a.b is '2'", None)
+    """
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return f"{name} is missing" if found is None else f"{name} is {found!r:.40}"
+        if missing := expected.keys() - found.keys():
+            return f"{name}.{min(missing)} is missing"
+        odd = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
+        return next((each for each in odd if each), None)
+    counts = isinstance(expected, int)  # a bool is one too
+    return f"{name} is {found!r:.40}" if counts and (type(found) is not type(expected) or found < 0) else None
+
+
+def require_optimizer(content: Mapping[str, Any], module: Any, steps: int, path: Path) -> None:
+    """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
+    optimizer, schedule = module.make_optimizer(steps)
+    try:
+        (moments,), (rates,) = content["optimizer_states"], content["lr_schedulers"]
+        optimizer.load_state_dict(moments)
+        odd = find_state_difference(schedule.state_dict(), rates, "lr_schedulers")
+        schedule.load_state_dict(rates)
+        states = [(weights, value) for weights, each in optimizer.state.items() for value in each.values()]
+        wrong = any(_is_wrong(value, weights) for weights, value in states)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise checkpoint_error(path, f"its optimizer's state is not of these weights: {error}") from error
+    if odd or wrong:
+        raise checkpoint_error(
+            path, f"its {odd}" if odd else "its optimizer's state has other shapes than the weights, or is not finite"
+        )
+
+
+def _is_wrong(value: Any, weights: Tensor) -> bool:
+    if not isinstance(value, Tensor):
+        return True
+    return (value.ndim > 0 and value.shape != weights.shape) or not bool(torch.isfinite(value).all())

@@ -1,0 +1,240 @@
+"""Adaptive pose alignment: each pair's source is read in the pose that comes closest to the target's.
+
+"Telling Left from Right", 4.1 and supplement. Nothing is trained. docs/pose.md says what paper and code leave open.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, require_fields
+from semcorr.core.types import FeatureMap, PairBatch, View
+from semcorr.data.augment import require_flips
+from semcorr.data.image_variants import ImageVariant
+from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, instance_distance
+from semcorr.evaluation.pose.masks import MASKS, ObjectMasks
+from semcorr.evaluation.pose.transforms import PLAIN, PoseTransform, list_pose_transforms
+from semcorr.models.backbones.checkpoints import require_weights_file
+
+SCHEMA = pa.schema(
+    [
+        ("pair", pa.string()), ("source", pa.string()), ("target", pa.string()), ("category", pa.string()),
+        ("mask", pa.string()),  # whose cells were compared
+        ("variant", pa.string()), ("distance", pa.float32()), ("chosen", pa.bool_()),
+    ]
+)  # fmt: skip
+ORDER = ("pair", "variant")
+CHOICES = {"reduce": ("mean", "sum"), "mask": MASKS, "twins": ("source", "shared")}
+
+
+@dataclass(frozen=True)
+class AdaptivePose:
+    """In which poses the source of a pair is tried, and how they are compared. Without any, pairs are left as they are.
+
+    Args:
+        mirror: Try the mirror image.
+        rotations: By category, degrees anticlockwise to turn it by.
+        mask: Whose cells are compared: `auto` is the benchmark's segmentation if it has one of every image, else
+            the box; `segmentation`, `box`; `sam`, Segment Anything prompted with the box; `none`, all cells.
+        reduce: `mean` (released code) or `sum` (paper) of the cells' distances.
+        mutual: Only of cells that are each other's nearest.
+        grid: Cells a side that maps are brought to first: 64 in the released code; null, their own.
+        twins: Which keypoints are read in a mirror image: `source`, all whose twin the source shows;
+            `shared`, only where the target shows it, too, as the released code does.
+        sam_weights: The authors' checkpoint, for `sam`.
+    """
+
+    mirror: bool = False
+    rotations: Mapping[str, Any] = field(default_factory=dict)
+    mask: str = "auto"
+    reduce: str = "mean"
+    mutual: bool = False
+    grid: Count | None = None
+    twins: str = "source"
+    sam_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        require_fields(self, "pose")
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"`pose.{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
+        for category, turns in self.rotations.items():
+            if not isinstance(turns, Sequence) or not all(turn in (90, 180, 270) for turn in turns):
+                raise UserError(f"`pose.rotations.{category}` may list 90, 180 and 270, got {turns}")
+        if self and self.mask == "sam" and self.sam_weights is None:
+            raise UserError("`pose.mask=sam` needs pose.sam_weights=FILE, a checkpoint of Segment Anything; or use box")
+        if self and self.mask == "sam" and self.sam_weights is not None:
+            require_weights_file(self.sam_weights, "pose.sam_weights")  # it is read when images have been encoded
+
+    def __bool__(self) -> bool:
+        """Whether there is any pose to try."""
+        return self.mirror or any(map(len, self.rotations.values()))
+
+    def tried(self, category: str) -> list[PoseTransform]:
+        """The image as it is first."""
+        return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
+
+    def check(self, backbone: Any, data: Any) -> None:
+        """Refuse what cannot be aligned, before anything is trained or encoded."""
+        if not self:
+            return
+        if not hasattr(data, "pairs"):
+            raise UserError(f"`pose`: {data.name} has no pairs, so there is nothing to align. Set pose=none")
+        if backbone.pairwise:
+            raise UserError(f"`pose`: {backbone.name} sees both images at once and none alone. Set pose=none")
+        if self.mirror:
+            require_flips(data.pairs(data.split), data.name, "pose.mirror", "pose=none")
+        ObjectMasks(self, data, data.split)
+
+
+class PosePart(NamedTuple):
+    """Some pairs of a batch, with the keypoints that are read from one view of their source."""
+
+    pairs: list[int]
+    batch: PairBatch
+    records: list[PairRecord]  # of a benchmark whose source images were in these poses
+
+
+class PoseAligner:
+    """What is known while a split's pairs are aligned.
+
+    Args:
+        options: Which poses, and how they are compared.
+        data: The benchmark.
+        split: Of it.
+        device: Where masks are made.
+    """
+
+    def __init__(self, options: AdaptivePose, data: Any, split: str, device: torch.device) -> None:
+        self.options = options
+        self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
+        self.masks = ObjectMasks(options, data, split, device)
+        self.tables: list[pa.Table] = []
+
+    def shown(self, images: Sequence[ImageVariant]) -> list[ImageVariant]:
+        """These images, and their variants where they are the source of a pair; in the order of their names."""
+        every = {one.name: one for one in images}
+        for pair in self.records.values():
+            if ImageVariant(pair.source).name in every:
+                also = [variant.of(pair.source) for variant in self.options.tried(pair.category)]
+                every |= {one.name: one for one in also if one.name not in every}
+        return [every[name] for name in sorted(every)]
+
+    def parts(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[PosePart]:
+        """The batch as it is to be matched: every shared keypoint of it is in one part.
+
+        Args:
+            batch: Of pairs without pixels.
+            held: The features of an image, or of a variant of it, by name.
+        """
+        variants = self._choices(batch, held)
+        turned = [self._seen(batch, i, variant) for i, variant in enumerate(variants)]
+        names = [view.name for view in turned]
+        stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in turned), strict=True)]
+        moved = View._make([*stacked, names])
+        rest = batch.source._replace(visible=batch.source.visible & ~moved.visible)
+        records = [self.records[name] for name in batch.pair]
+        seen = [apply_variant(record, variant) for record, variant in zip(records, variants, strict=True)]
+        views = ((moved, seen), (rest, records))
+        return [part for view, told in views if (part := _part(batch._replace(source=view), told)).pairs]
+
+    def _choices(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[PoseTransform]:
+        """Of each pair the variant that is closest to the target; of equals the first, which is the image as it is."""
+        chosen, rows = [], []
+        targets: dict[tuple[Any, ...], ObjectCells] = {}  # pairs of a batch look into few images
+        for name in batch.pair:
+            record = self.records[name]
+            key = (record.target.name, record.target.box)
+            if key not in targets:
+                targets[key] = self._cells(record.target, PLAIN, held)
+            tried = self.options.tried(record.category)
+            distances = [self._distance(self._cells(record.source, one, held), targets[key]) for one in tried]
+            best = distances.index(min(distances))
+            told = (name, record.source.name, record.target.name, record.category, self.masks.kind)
+            rows += [(*told, str(tried[k]), distances[k], k == best) for k in range(len(tried))]
+            chosen.append(tried[best])
+        self.tables.append(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
+        return chosen
+
+    def _cells(self, record: ImageRecord, variant: PoseTransform, held: Callable[[str], FeatureMap]) -> ObjectCells:
+        maps = held(variant.of(record).name)
+        mask = self.masks(record, maps)
+        return cells_of_object(maps, None if mask is None else variant.pixels(mask), self.options.grid)
+
+    def _distance(self, source: ObjectCells, target: ObjectCells) -> float:
+        return float(instance_distance(source, target, self.options.reduce, self.options.mutual))
+
+    def _seen(self, batch: PairBatch, i: int, variant: PoseTransform) -> View:
+        """The source in a pose, with those keypoints that are read there."""
+        record = self.records[batch.pair[i]]
+        source = View._make(column[i] for column in batch.source)
+        if variant == PLAIN:
+            return source
+        keypoints, visible = source.keypoints, source.visible
+        if variant.mirrored:
+            assert record.flip is not None, "AdaptivePose.check comes first"
+            shown = batch.shared[i] if self.options.twins == "shared" else visible
+            keypoints, visible = mirror_twins(keypoints, visible, shown, record.flip)
+        points = variant.points(keypoints, (source.image.shape[-1],) * 2)
+        return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
+
+
+def pose_summary(table: pa.Table) -> dict[str, Any]:
+    """For metrics.json: the masks, and how many pairs each variant was chosen for."""
+    counts = Counter(row["variant"] for row in table.to_pylist() if row["chosen"])
+    return {"mask": table["mask"][0].as_py(), "chosen": dict(sorted(counts.items()))}
+
+
+def mirror_twins(
+    keypoints: Float[Tensor, "n 2"], visible: Bool[Tensor, " n"], shown: Bool[Tensor, " n"], flip: Sequence[int]
+) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
+    """Where keypoints of the mirror image are in the image itself, and which of those asked for are known.
+
+    A mirrored left ear is a right ear: the mirror image's keypoint i is where the image's keypoint flip[i] is.
+
+    >>> points = torch.tensor([[1.0, 0.0], [5.0, 0.0], [3.0, 0.0]])  # a left ear, a right ear out of sight, a nose
+    >>> seen = torch.tensor([True, False, True])
+    >>> mirror_twins(points, seen, seen, (1, 0, 2))[1]  # whose left ear is where the right one was?
+    tensor([False, False,  True])
+    """
+    order = _order(flip, len(keypoints))
+    return keypoints[order], visible & shown[order]
+
+
+def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
+    """The pair, had its source been photographed so: original pixels, every keypoint that the image then shows."""
+    source = record.source
+    order = _order(record.flip or () if variant.mirrored else (), len(source.keypoints))
+    points = variant.points(source.keypoints[order], source.size)
+    corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
+    x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
+    size = source.size[::-1] if variant.turned % 180 else source.size
+    changed = source._replace(size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2))
+    return record._replace(source=changed)
+
+
+def _order(flip: Sequence[int], rows: int) -> list[int]:
+    """A benchmark's widest category may have more rows than this one."""
+    return [*flip, *range(len(flip), rows)]
+
+
+def _part(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart:
+    """Those pairs that have a keypoint to match."""
+    pairs = batch.shared.any(-1).nonzero().flatten().tolist()
+    some = PairBatch._make([*(_rows(column, pairs) for column in batch[:-1]), ()])
+    return PosePart(pairs, some, [records[i] for i in pairs])
+
+
+def _rows(column: Any, index: list[int]) -> Any:
+    """Of a tensor, a list of names or a view."""
+    if isinstance(column, View):
+        return View._make(_rows(one, index) for one in column)
+    return column[index] if isinstance(column, Tensor) else [column[i] for i in index]

@@ -1,0 +1,142 @@
+"""A protocol: everything between a similarity map and a published number, as data, with the published ones by name.
+
+The axes are those on which evaluators were found to differ (docs/protocols.md says where each was read). A protocol
+is a view: the same features are scored by any of them, as long as they share the pixels that features are computed of.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Annotated, Any
+
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import OptionsOf
+from semcorr.matching.readouts import argmax, kernel_soft_argmax, window_soft_argmax
+
+Rule = Callable[..., Tensor]
+AXES = {
+    "resize": ("squash", "letterbox", "corner"),
+    "scaling": ("exact", "ratio", "whole", "aligned"),
+    "lookup": ("centre", "containing", "aligned", "fraction", "aligned_fraction"),
+    "decode": ("centre", "half_stride", "aligned", "fraction", "native"),
+    "frame": ("original", "view", "unit"),
+    "pooling": ("image", "point", "category", "category_by_pairs"),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number is defined; the formulas are in `conventions`.
+
+    Args:
+        name: For tables.
+        resize: The image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
+            black (GeoAware, sd-dino), or `corner`, padded to the right and below (probe3d).
+        scaling: Original to view pixels: `exact`, pixel centres at integers and corners on corners (ours);
+            `ratio`, x S / W (GeoAware, sd-dino, SD4Match, MARCO); `whole`, the same, cut to whole pixels (probe3d);
+            `aligned`, x (S - 1) / (W - 1) (Visual-AI).
+        clamp: Scaled points are pushed inside the view (SD4Match, Visual-AI, MARCO).
+        lookup: Where the source map is read: `centre`, bilinear, cells at their centres (ours, DIFT);
+            `containing`, the cell the point falls in (GeoAware, sd-dino); bilinear with corner cells on corner
+            pixels, `aligned` (SD4Match, Visual-AI) or nearly, `aligned_fraction` (probe3d); `fraction`, bilinear half
+            a cell off (MARCO).
+        read_out: Of the published number; what is typed as `localise=` takes its place.
+        decode: Cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's 14 k + 7),
+            `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or `native`: the
+            read-out sees cosines with features upsampled to every original pixel (DIFT).
+        frame: Where distances are measured, and with it the extent. `original` pixels, the benchmark's extent (ours,
+            DIFT); the `view`, a box scaled axis by axis and then its longer side, or the side of the view where a
+            benchmark goes by the image (GeoAware, sd-dino, SD4Match, Visual-AI, MARCO); the `unit` square, the
+            longer side of the box over that of the image (probe3d).
+        strict: Right if nearer than alpha x extent (GeoAware, sd-dino, probe3d), or at most as far.
+        pooling: What is reported: the mean over pairs of their share (`image`), over all keypoints (`point`), or
+            over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
+            (`category_by_pairs`, sd-dino).
+    """
+
+    name: str = "semcorr"
+    resize: str = "squash"
+    scaling: str = "exact"
+    clamp: bool = False
+    lookup: str = "centre"
+    read_out: Rule = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
+    decode: str = "centre"
+    frame: str = "original"
+    strict: bool = False
+    pooling: str = "image"
+
+    def __post_init__(self) -> None:
+        for axis, allowed in AXES.items():
+            if (given := getattr(self, axis)) not in allowed:
+                raise UserError(f"`protocol.{axis}` must be one of {', '.join(allowed)}, got {given!r}")
+
+    @property
+    def exact(self) -> bool:
+        """Points, cells and distances are ours: in any image geometry the same definition."""
+        return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
+            "exact", False, "centre", "centre", "original",
+        )  # fmt: skip
+
+    @property
+    def query(self) -> tuple[str, bool, str]:
+        """What decides where the source is read: protocols that agree in it share a similarity."""
+        return self.scaling, self.clamp, self.lookup
+
+    def shown(self, resize: str) -> "Protocol":
+        """As it is in a run whose images were resized so; its name says what is not as published."""
+        if self.decode == "native" and resize != "squash":
+            raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
+        if resize == self.resize or self.exact:
+            return replace(self, resize=resize)
+        return replace(self, resize=resize, name=f"{self.name} ({resize})")
+
+
+_zero = partial(window_soft_argmax, window=15, temperature=0.02, outside="zero")
+_padded = Protocol(resize="letterbox", scaling="ratio", lookup="containing", frame="view", strict=True)
+_squashed = Protocol(scaling="ratio", clamp=True, lookup="aligned", decode="aligned", frame="view")
+_kernel = partial(kernel_soft_argmax, sigma=7.0, temperature=0.03)
+
+SEMCORR = Protocol()
+PRESETS = (
+    SEMCORR,
+    replace(_padded, name="geoaware", decode="half_stride", read_out=_zero),
+    replace(_padded, name="sd_dino", read_out=argmax, pooling="category_by_pairs"),
+    Protocol(name="dift", read_out=argmax, decode="native"),
+    replace(_squashed, name="visual_ai", scaling="aligned", read_out=_kernel),
+    replace(_squashed, name="sd4match", read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=0.04)),
+    Protocol("probe3d", "corner", "whole", False, "aligned_fraction", argmax, "fraction", "unit", True, "category"),
+    replace(_squashed, name="marco", lookup="fraction", read_out=_kernel),
+)
+
+
+def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
+    """A published protocol, or with some of its axes otherwise; then its name says which."""
+    known = {one.name: one for one in PRESETS}
+    if name not in known:
+        raise UserError(f"`protocol` must be one of {', '.join(known)}, got {name!r}")
+    odd = sorted(changed.keys() - {one.name for one in fields(Protocol)})
+    if odd:
+        raise UserError(f"`protocol.{odd[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict")
+    own = known[name]
+    differ = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(own, axis)]
+    return replace(own, **changed, name=f"{name} ({', '.join(differ)})" if differ else name)
+
+
+def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
+    """Protocols to be scored side by side; all that are defined on these pixels if none is named."""
+    if names is None:
+        return [one.shown(resize) for one in PRESETS if one.exact or one.resize == resize]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"`protocol` must name one protocol or several different ones, got {list(names)}")
+    return [protocol_preset(name).shown(resize) for name in names]
+
+
+def shared_resize(names: Sequence[str]) -> str:
+    """The image geometry that protocols have in common. A run has one: others need other pixels."""
+    needed = {one.resize: one.name for one in map(protocol_preset, names) if not one.exact}
+    if len(needed) > 1:
+        told = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())
+        raise UserError(f"`protocol`: {told}, and a run has one image geometry. Score them in runs of their own.")
+    return next(iter(needed), SEMCORR.resize)

@@ -1,0 +1,124 @@
+"""What an evaluation leaves behind: metrics.json, predictions.parquet, matches.png, and a table to read."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from PIL import Image
+from rich.table import Table
+
+from semcorr.core.errors import UserError
+from semcorr.core.files import write_json
+from semcorr.core.terminal import Terminal, escape_controls
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.evaluation.pose.alignment import pose_summary
+from semcorr.evaluation.summary import format_intervals, kap_summary, summarise_predictions
+from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.predictions_table import write_predictions
+from semcorr.visualization import predictions as draw
+
+log = logging.getLogger(__name__)
+
+# Tables beside the predictions: what metrics.json says of them, and under which key.
+BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "detections": ("kap", kap_summary),
+    "poses": ("pose", pose_summary),
+}
+
+
+def write_results(module: CorrespondenceModule, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
+    """metrics.json, predictions.parquet and matches.png; the metrics.
+
+    metrics.json is the last of what a finished run has. The picture comes after it: a run does not depend on it.
+    """
+    table = module.table
+    first = module.readings[0]
+    own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
+    table = table.filter(own)
+    metrics = {
+        **module.scores,
+        "pairs": len(set(table["pair"].to_pylist())),
+        "keypoints": table.num_rows,
+        "images": len({*table["source"].to_pylist(), *table["target"].to_pylist()}),
+        "protocol": first.protocol.name,
+        "resize": data.resize,
+        "localise": first.localise,
+        "split": f"{data.name} {data.split}",
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
+        **summarise_predictions(table, data, module.grid, first.protocol.strict),
+    }
+    for name, rows in module.beside.items():
+        key, said = BESIDE[name]
+        metrics[key] = said(rows)
+        write_predictions(rows, run_dir / f"{name}.parquet")
+    write_predictions(module.table, run_dir / "predictions.parquet")
+    write_json(run_dir / "metrics.json", metrics, "run_dir")
+    scored = set(table["pair"].to_pylist())
+    shown = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored])
+    write_picture(run_dir / "matches.png", lambda: draw.plot_predictions(shown, table))
+    return metrics
+
+
+def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
+    """Draw and write a picture of a run, or warn that it could not be: figures do not depend on it.
+
+    Args:
+        path: The file.
+        make: Draws it.
+    """
+    try:
+        draw.save_plot(make(), path)
+    except (OSError, UserError, MemoryError, Image.DecompressionBombError) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        log.warning("%s is not drawn (%s). All else of the run is there", path.name, escape_controls(reason))
+
+
+def print_scores(metrics: Mapping[str, Any], title: str) -> None:
+    """Rows all/geo/std, columns alpha, per image and per point, in percent."""
+    alphas = list(metrics["pck"]["all"]["image"])
+    table = Table(
+        title=title,
+        caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}\n{format_intervals(metrics)}",
+    )
+    for header in ("", "", *alphas):
+        table.add_column(header, justify="right" if header else "left")
+    for by in ("image", "point"):
+        for subset in SUBSETS:
+            values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
+            table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+        table.add_section()
+    Terminal().print(table)
+    if "protocols" in metrics:
+        print_protocols(metrics["protocols"], metrics["pairs"])
+    if "read_outs" in metrics:
+        print_read_outs(metrics["read_outs"], metrics["pairs"])
+
+
+def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
+    """One row per protocol and read-out: the same features, and what each would report of them."""
+    alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
+    table = Table(
+        title="Protocols", caption=f"PCK in percent at alpha = ..., each as it is pooled there; {pairs} pairs"
+    )
+    for header in ("", "read-out", "pooled by", *alphas):
+        table.add_column(header, justify="right" if header in alphas else "left")
+    for name, rules in scores.items():
+        for rule, found in rules.items():
+            values = ("-" if v is None else f"{100 * v:.1f}" for v in found["headline"].values())
+            table.add_row(name, rule, found["pooling"], *values)
+    Terminal().print(table)
+
+
+def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:
+    """One row per read-out, from the same similarities."""
+    table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
+    for header in ("", *SUBSETS):
+        table.add_column(header, justify="right" if header else "left")
+    for rule, pck in scores.items():
+        values = [pck[subset]["image"][alpha] for subset in SUBSETS]
+        table.add_row(rule, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+    Terminal().print(table)

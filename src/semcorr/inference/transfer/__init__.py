@@ -1,0 +1,1 @@
+"""Label a folder of images by a few that are annotated."""

@@ -1,0 +1,40 @@
+"""PCK-dagger: a right keypoint must also be nearer to its own point than to any other of the pair."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from semcorr.metrics.predictions import Predictions
+
+Landmarks = Float[np.ndarray, "p n 2"]  # of every pair's target in its original pixels, by id; NaN where not visible
+
+
+def shared_landmarks(rows: Predictions) -> Landmarks:
+    """The keypoints visible in both images: those that have a row."""
+    points = np.full((len(rows.pairs), int(rows.keypoint.max(initial=-1)) + 1, 2), np.nan)
+    points[rows.pair, rows.keypoint] = rows.target
+    return points
+
+
+def landmark_distances(rows: Predictions, landmarks: Landmarks) -> Float[np.ndarray, "m n"]:
+    """From every prediction to every keypoint of its target; infinite where there is none."""
+    away = np.linalg.norm(rows.predicted[:, None] - landmarks[rows.pair], axis=-1)
+    return np.where(np.isnan(away), np.inf, away)
+
+
+def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
+    """Whether no other keypoint visible in both images is nearer to the prediction than its own.
+
+    "Demystifying" (Aygun and Mac Aodha 2022), as Jamais Vu's PCKD. In original target pixels. Published code takes an
+    argmin; a keypoint that lies exactly where another does is no confusion, so a tie is right here.
+
+    >>> import pyarrow as pa
+    >>> from semcorr.metrics.predictions import right, scored
+    >>> rows = [dict(pair="p", source="a", target="b", category="cat", keypoint=k, target_x=10.0 * k, target_y=0.0,
+    ...              predicted_x=x, predicted_y=0.0, extent=100.0, ambiguous=False) for k, x in ((0, 4.0), (1, 4.0))]
+    >>> found = scored(pa.Table.from_pylist(rows))  # two points 10 px apart; both are found 4 px from the first
+    >>> right(found, [0.1]), own_is_nearest(found)
+    (array([[ True,  True]]), array([ True, False]))
+    """
+    away = landmark_distances(rows, shared_landmarks(rows))
+    own = away[np.arange(len(away)), rows.keypoint]
+    return own <= away.min(axis=1, initial=np.inf)

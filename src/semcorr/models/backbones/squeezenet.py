@@ -1,0 +1,128 @@
+"""SqueezeNet 1.1 (torchvision): 1.2 million parameters, features at stride 16."""
+
+from collections.abc import Sequence
+from urllib.error import URLError
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+from semcorr.core.ranges import check_arguments
+from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.hub import download_error
+from semcorr.models.backbones.layers import concatenate_layers, normalise_layer_indices
+from semcorr.models.backbones.sequential import CellGrid, default_lora_targets
+from semcorr.models.backbones.weight_kinds import recognise_weights
+from semcorr.models.backbones.weights import load_weights, weights_sha256
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FIRE = (3, 4, 6, 7, 9, 10, 11, 12)  # places of the eight fire modules in torchvision's `features`
+STRIDES = (4, 4, 8, 8, 16, 16, 16, 16)
+CHANNELS = (128, 128, 256, 256, 384, 384, 512, 512)
+
+
+class SqueezeNet(nn.Module):
+    """The convolutional part of torchvision's `squeezenet1_1`.
+
+    Nothing in this network pads, so a cell of stride s sees the pixels around s - 1 and not around its
+    own centre (s - 1) / 2: half a cell too far. Padding by half a stride puts that right to half a
+    pixel, and gives exactly size / stride cells; hence a pass for every stride that is read.
+
+    Args:
+        size: Side of the square images are resized to, in pixels.
+        grid: Cells along that side instead.
+        pretrained: Download torchvision's ImageNet weights.
+        weights: A local file instead, with `features.`'s keys, prefixed or not.
+        layers: Which of the eight fire modules to read.
+    """
+
+    name = "squeezenet1_1"
+    norm = None
+    pairwise = False
+    mean: Tensor
+    std: Tensor
+
+    @check_arguments("backbone")
+    def __init__(
+        self,
+        size: int | None,
+        grid: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        layers: Sequence[int] = (-1,),
+    ) -> None:
+        super().__init__()
+        self.layers = normalise_layer_indices(layers, len(FIRE))
+        self.widths = [CHANNELS[i] for i in self.layers]
+        self.channels = sum(self.widths)
+        self.strides = sorted({STRIDES[i] for i in self.layers})
+        self.stride = self.strides[0]
+        self.size = CellGrid(self.stride, 16).side(self.name, size, grid)
+        state = None if weights is None else read_weights(weights)
+        whole = squeezenet1_1().features
+        self.features = whole[: FIRE[self.layers[-1]] + 1]
+        if weights is not None and state is not None:
+            content = {key.removeprefix("features."): value for key, value in state.items()}
+            of = "" if any("squeeze" in key for key in state) else recognise_weights(state)
+            load_weights(self.features, content, weights, spare=set(whole.state_dict()), of=of)
+        elif pretrained:
+            load_weights(self.features, _download(), self.name, spare=set(whole.state_dict()))
+        self.features.to(memory_format=torch.channels_last)
+        self.sha256 = weights_sha256(self.features)
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The fire modules, up to the last one read."""
+        return [self.features[i] for i in FIRE[: self.layers[-1] + 1]]
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """Every convolution of a fire module."""
+        return default_lora_targets(self.blocks)
+
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+        """RGB in [0, 1] to features."""
+        return self.suffix(self.prefix(image, 0), 0)
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
+        """The stem and the first `depth` fire modules, of each pass."""
+        values: dict[str, Tensor] = {}
+        normalised = (image - self.mean) / self.std
+        for stride in self.strides:
+            values |= self._run(pad(normalised, (stride // 2,) * 4), stride, 0, self._end(depth))
+        return BackboneState(values, (image.shape[-2], image.shape[-1]))
+
+    def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
+        """From the state after `depth` fire modules to features."""
+        values = dict(state.values)
+        for stride in self.strides:
+            values |= self._run(values[f"stride{stride}"], stride, self._end(depth), len(self.features))
+        return FeatureMap(concatenate_layers([values[f"layer{i}"] for i in self.layers]), self.stride)
+
+    def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
+        """The pass for one stride through the modules from `start` to before `end`, and what is read on the way."""
+        read = {FIRE[i]: f"layer{i}" for i in self.layers if STRIDES[i] == stride}
+        values = {}
+        for i in range(start, min(end, max(read) + 1)):
+            x = self.features[i](x)
+            if i in read:
+                values[read[i]] = x
+        return values | {f"stride{stride}": x}
+
+    def _end(self, depth: int) -> int:
+        """The first module not yet run after `depth` fire modules."""
+        return FIRE[depth - 1] + 1 if depth else FIRE[0]
+
+
+def _download() -> dict[str, Tensor]:
+    official = SqueezeNet1_1_Weights.IMAGENET1K_V1
+    try:
+        state = official.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another file than the official one
+        raise download_error(error, SqueezeNet.name, file=official.url) from error
+    return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}

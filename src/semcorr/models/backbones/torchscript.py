@@ -1,0 +1,113 @@
+"""A TorchScript archive to its tensors, without running the program in it.
+
+OpenAI publishes CLIP this way. `torch.load(weights_only=True)` refuses such files, and `torch.jit.load`,
+which PyTorch 2.15 calls deprecated, loads a program whose `__setstate__` methods run: nothing to
+give a downloaded file. The tensors lie in the archive as plain bytes, and the pickle beside them says
+which is which; of what that pickle may name, everything here is inert.
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.pickles import BombError, read_member, require_torch_file
+
+MODULES = 100_000  # within modules; a large network has some thousand
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether this is an archive that `torch.jit.save` wrote: the only ones with constants."""
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name.
+
+    Raises:
+        UserError: The archive names something that no module of tensors needs. Nothing in it has run.
+    """
+    require_torch_file(path)
+    with ZipFile(path) as archive:
+        return _flat(_Tensors(archive, path).load())
+
+
+class _Module(dict[str, Any]):
+    """A scripted module's attributes; its methods stay text in the archive."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state if isinstance(state, dict) else {})
+
+
+def _flat(module: _Module) -> dict[str, Tensor]:
+    """Tensors by the names of the modules they are in: at any depth, and not for ever where modules share modules."""
+    flat: dict[str, Tensor] = {}
+    left = [("", module)]
+    for _ in range(MODULES):
+        if not left:
+            return flat
+        prefix, module = left.pop()
+        flat |= {prefix + key: value for key, value in module.items() if isinstance(value, Tensor)}
+        left += [(f"{prefix}{key}.", value) for key, value in module.items() if isinstance(value, _Module)]
+    raise BombError(f"it has more than {MODULES} modules")
+
+
+def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _as_it_is(value: Any, *_: object) -> Any:
+    return value
+
+
+class _Tensors(pickle.Unpickler):
+    def __init__(self, archive: ZipFile, path: Path) -> None:
+        self.archive, self.path = archive, path
+        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
+        self.folder = pickled.removesuffix("data.pkl")
+        super().__init__(BytesIO(read_member(archive, pickled)))
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Something inert, or an end to the reading."""
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Module
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
+            return _as_it_is  # typed lists
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise UserError(
+            f"`backbone.weights`: {self.path} wants to call {module}.{name}; nothing in it was run. "
+            "Give a safetensors file or a plain PyTorch state dict."
+        )
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """A storage, given as ("storage", dtype, file, device, length)."""
+        _, dtype, key, _, length = pid
+        content = read_member(self.archive, f"{self.folder}data/{key}")
+        return torch.frombuffer(bytearray(content), dtype=dtype) if length else torch.empty(0, dtype=dtype)

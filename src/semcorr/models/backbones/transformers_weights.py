@@ -1,0 +1,152 @@
+"""A network of the transformers library with its weights, whole, from the hub, a folder, a file or a config."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, ImageProcessingMixin
+from transformers.utils import logging
+
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import read_mapping
+from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.backbones.hub import download_error
+from semcorr.models.backbones.weight_kinds import recognise_weights
+from semcorr.models.backbones.weight_paths import require_json
+from semcorr.models.backbones.weights import require_finite_weights
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # no part in dense features
+
+
+def load_image_encoder(
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
+) -> tuple[nn.Module, list[str], str]:
+    """The image encoder, the names of its parameters that were not found and are random, and what the file is of."""
+    state = None if weights is None else read_weights(weights)
+    config = _config(name, pretrained, weights, model_type, options)
+    config = getattr(config, "vision_config", config)
+    family: Any = MODEL_MAPPING.get(type(config), None)
+    if getattr(family, "main_input_name", "") != "pixel_values":
+        raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
+    if weights is None and not pretrained:
+        return AutoModel.from_config(config, trust_remote_code=False), [], ""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
+    try:
+        with _quiet():  # float32, whatever the file keeps
+            model, told = family.from_pretrained(**source, config=config, output_loading_info=True, dtype=torch.float32)
+    except (OSError, RuntimeError) as error:
+        if weights is None:
+            raise download_error(error, name) from error
+        raise UserError(f"`backbone.weights`: {weights} does not fit this backbone. {_first(error)}") from error
+    require_finite_weights(model.state_dict(), f"`backbone.weights`: {weights or name}")
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith(UNUSED))
+    return model, missing, recognise_weights(state or {}, model.state_dict())
+
+
+def require_complete(model: nn.Module, missing: Sequence[str], source: str, of: str = "") -> None:
+    """Nothing that is left of the network may be random; `of` says which network the file is of."""
+    own = model.state_dict()
+    missing = [key for key in missing if key in own]
+    if missing:
+        raise UserError(
+            f"`backbone.weights`: {source} does not fit this backbone. {len(missing)} missing: "
+            f"{', '.join(missing[:3])}. {of or 'Give weights of the same model.'}"
+        )
+
+
+def pixel_statistics(
+    name: str, pretrained: bool, weights: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation: as given, as published beside the weights, of random weights ImageNet's."""
+    if mean is not None and std is not None:
+        return tuple(mean), tuple(std)
+    if weights is None and not pretrained:
+        return IMAGENET
+    source = name if weights is None else str(_folder(weights))
+    if (beside := Path(source) / "preprocessor_config.json").exists():
+        require_json(beside, "backbone.weights")
+        read_mapping(beside, "Take another copy of the folder.")
+    try:
+        with _quiet():
+            said = ImageProcessingMixin.get_image_processor_dict(source)[0]
+        return tuple(said["image_mean"]), tuple(said["image_std"])
+    except (OSError, KeyError) as error:
+        raise UserError(
+            f"`backbone.mean`, `backbone.std`: {source} has no preprocessor_config.json that says what images are "
+            f"normalised by. Give both; ImageNet's are {list(IMAGENET[0])} and {list(IMAGENET[1])}."
+        ) from error
+
+
+def _config(
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
+) -> Any:
+    if model_type is not None:
+        return _built(model_type, options)
+    if options:
+        raise UserError(f"`backbone.{next(iter(options))}` needs `backbone.model_type`, whose config it belongs to")
+    beside = _folder(weights) / "config.json" if weights is not None else None
+    if beside is not None and beside.exists():
+        return _read_config(beside)
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if weights is None and pretrained:
+            raise download_error(error, name) from error
+        raise UserError(
+            f"How {name} is built could not be looked up ({_first(error)}). Put its config.json beside "
+            "`backbone.weights`, or give `backbone.model_type` (dinov2, dinov3_vit, convnext, ...) and its options."
+        ) from error
+
+
+def _read_config(path: Path) -> Any:
+    require_json(path, "backbone.weights")
+    read_mapping(path, "Take another copy of the folder.")
+    try:
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"`backbone.weights`: {path} describes no network that the transformers library builds ({_first(error)}). "
+            "Take another copy of the folder."
+        ) from error
+
+
+def _built(model_type: str, options: Mapping[str, Any]) -> Any:
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError:
+        raise UserError(f"`backbone.model_type`: the transformers library has no {model_type!r}") from None
+    known = default.to_dict()
+    unknown = [key for key in options if key not in known]
+    if unknown:  # the library would keep them, and not use them
+        raise UserError(f"`backbone.{unknown[0]}` is nothing that {model_type} takes; it takes {', '.join(known)}")
+    return AutoConfig.for_model(model_type, **options)
+
+
+def _folder(weights: str) -> Path:
+    path = Path(weights)
+    return path if path.is_dir() else path.parent
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No table of the keys of parts that are not built, no bar over a load of a second."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

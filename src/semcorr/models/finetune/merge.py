@@ -1,0 +1,42 @@
+"""Fold what tuning added back into the backbone's own weights."""
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from semcorr.core.errors import UserError
+from semcorr.models.finetune.adapters import AdapterBottleneck
+from semcorr.models.finetune.conditional_prompt import ConditionalPrompt
+from semcorr.models.finetune.prompts import LearnedPrompt
+
+NEVER: dict[type[nn.Module], str] = {
+    AdapterBottleneck: "adapters are not linear",
+    LearnedPrompt: "a prompt is no weight of the network",
+    ConditionalPrompt: "a prompt is made anew for every pair",
+}
+
+
+def merge_adapters(backbone: nn.Module) -> None:
+    """Give the backbone its original modules, with weights that have learned.
+
+    The features stay the same to rounding. What is not linear in its input cannot be folded; nothing is
+    changed then. Blocks that were tuned as they are need no folding.
+    """
+    for kind, reason in NEVER.items():
+        if any(isinstance(module, kind) for module in backbone.modules()):
+            raise _refusal(reason)
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        try:
+            layer.merge()
+        except NotImplementedError:  # of all layers of a tuner or of none
+            raise _refusal(f"peft cannot do it for {type(layer).__module__.split('.')[-2]}") from None
+        backbone.set_submodule(name, layer.get_base_layer())
+    if layers:
+        del backbone.peft_config  # left there by peft
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(
+        f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole (--format onnx), "
+        "or evaluate the run itself (checkpoint=RUN)."
+    )

@@ -1,0 +1,110 @@
+"""Any tuner of huggingface/peft that adapts layers and needs no training loop of its own, by peft's name for it."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Annotated, Any
+
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import OptionsOf, check_arguments
+from semcorr.models.backbones import Backbone
+from semcorr.models.finetune.targets import adaptable_layers, target_layers
+
+PROMPTS = "it learns prompts of a language model"
+BASIS = (
+    "it learns in a basis, decomposed from the weights, that no checkpoint holds and another machine may sign otherwise"
+)
+REFUSED = {
+    "lora": "it has a file of its own: finetune=lora or finetune=dora",
+    "adalora": "its ranks are allotted by calls from the training loop; without them it is LoRA by another name",
+    "adamss": "it needs scikit-learn, and steps of its own during training",
+    "poly": "it mixes skills by a task number that comes with each batch",
+    "shadow": "it trains a copy of a language model beside it",
+    "trainable_tokens": "it trains rows of a language model's embedding",
+    "xlora": "it mixes LoRAs that were trained before",
+    **dict.fromkeys(("adaption_prompt", "cartridge", "cpt", "multitask_prompt_tuning", "p_tuning"), PROMPTS),
+    **dict.fromkeys(("prefix_tuning", "prompt_tuning"), PROMPTS),
+    **dict.fromkeys(("frod", "psoft"), BASIS),
+}
+START: dict[str, dict[str, Any]] = {  # from the pretrained features, where peft's default is random or has to be given
+    "c3a": {"init_weights": True},
+    "fourierft": {"init_weights": True},
+    "ia3": {"feedforward_modules": ()},  # scale what the layers put out; those named here scale what comes in
+}
+OURS = {field.name for field in fields(PeftConfig)} | {
+    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"
+}  # fmt: skip
+
+
+def list_tuner_configs(tuner: Any) -> list[Any]:
+    """To what the options of a tuner go."""
+    return [config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == tuner]
+
+
+@check_arguments("finetune")
+def peft_tuner(
+    backbone: Backbone,
+    tuner: str = "loha",
+    targets: Sequence[str] | None = None,
+    blocks: int | None = None,
+    **options: Annotated[Any, OptionsOf(list_tuner_configs, by="tuner")],
+) -> None:
+    """Freeze everything; let `tuner` adapt the layers that `targets` names.
+
+    Most start from the backbone's own features to the bit; those that reflect, project or decompose weights
+    (`hra`, `deft`, `osf`) to rounding, and `vblora` and `unilora`, which start from random vectors, near them.
+    Not every tuner can adapt convolutions.
+
+    Args:
+        tuner: peft's name for it: loha, lokr, vera, boft, oft, hra, ia3, ln_tuning, fourierft, road, ...
+        targets: Endings of the names of the layers to adapt; the backbone's `lora_targets` if left out,
+            every LayerNorm of the blocks for `ln_tuning`.
+        blocks: How many of the last blocks; all if left out.
+        options: Anything else the tuner's configuration in peft takes.
+    """
+    config = build_tuner_config(tuner, options)
+    if tuner == "ln_tuning" and targets is None:
+        names = adaptable_layers(backbone, blocks, (nn.LayerNorm,))
+    else:
+        names = target_layers(
+            backbone, targets, blocks, (nn.LayerNorm,) if tuner == "ln_tuning" else (nn.Linear, nn.Conv2d)
+        )
+    assert isinstance(backbone, nn.Module)
+    backbone.requires_grad_(False)
+    build = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(tuner.upper())]
+    with warnings.catch_warnings():  # peft looks for the width of a LayerNorm where only linear layers have it
+        warnings.filterwarnings("ignore", "Unsupported layer type")
+        try:  # what inject_adapter_in_model does, but also for tuners whose layers share weights
+            build(backbone, config(target_modules=names), "default")
+        except (ValueError, TypeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"finetune=peft: peft cannot put {tuner} into {backbone.name} ({reason}).") from error
+    backbone.train(backbone.training)  # what is new, too
+
+
+def build_tuner_config(tuner: str, options: Mapping[str, Any]) -> Callable[..., PeftConfig]:
+    """The tuner's configuration in peft but for the layers it goes to; or what there is instead."""
+    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if tuner in REFUSED:
+        raise UserError(
+            f"finetune.tuner={tuner} is not for this: {REFUSED[tuner]}. There are {', '.join(list_tuners())}."
+        )
+    if tuner not in known:
+        raise UserError(
+            f"`finetune.tuner`: peft has no tuner {tuner!r} that works here. There are {', '.join(list_tuners())}."
+        )
+    allowed = sorted({field.name for field in fields(known[tuner]) if field.init} - OURS)
+    odd = [name for name in options if name not in allowed]
+    if odd:
+        raise UserError(f"`finetune.{odd[0]}` is no option of {tuner}. It has {', '.join(allowed)}.")
+    return partial(known[tuner], **(START.get(tuner, {}) | dict(options)))
+
+
+def list_tuners() -> list[str]:
+    """The names that `tuner` may be."""
+    return sorted(kind.value.lower() for kind in PEFT_TYPE_TO_TUNER_MAPPING if kind.value.lower() not in REFUSED)

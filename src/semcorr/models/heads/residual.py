@@ -1,0 +1,48 @@
+"""ResNet's bottleneck with group norms: a feature map in, one of the same grid out."""
+
+from math import gcd
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from semcorr.core.errors import UserError
+
+
+class ResidualBottleneck(nn.Module):
+    """Down to `width` channels, 3 x 3 among them, up again, added to what came in.
+
+    As in detectron2, from where ODISE and then GeoAware-SC took it: every convolution has a group norm
+    and no bias, the last norm does not start at zero, weights are drawn by He's rule over what goes out
+    (MSRA), and what comes in is projected where the number of channels changes.
+
+    Args:
+        channels: Of what comes in.
+        out: Of what goes out.
+        width: Of the middle.
+        groups: Of every norm.
+    """
+
+    def __init__(self, channels: int, out: int, width: int, groups: int = 32) -> None:
+        super().__init__()
+        if groups < 1 or out % groups or width % groups:
+            common = gcd(out, width)
+            allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+            raise UserError(
+                f"`head.groups` must divide the {out} channels that go out and the {width} of the middle: "
+                f"one of {allowed} here, got {groups}. Or set `head.width` to a multiple of it."
+            )
+        self.conv1 = _normalised(channels, width, 1, groups)
+        self.conv2 = _normalised(width, width, 3, groups)
+        self.conv3 = _normalised(width, out, 1, groups)
+        self.shortcut = _normalised(channels, out, 1, groups) if channels != out else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Never negative: a ReLU is last."""
+        return relu(self.conv3(relu(self.conv2(relu(self.conv1(x))))) + self.shortcut(x))
+
+
+def _normalised(channels: int, out: int, kernel: int, groups: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.GroupNorm(groups, out))

@@ -1,0 +1,131 @@
+"""What a keypoint is taken for: matrices of the best configuration, left against right in all."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.record import PairRecord
+from semcorr.metrics.confusion import keypoint_confusion, target_landmarks
+from semcorr.report.configurations import Configuration, seed_statistics
+from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
+from semcorr.report.svg import draw_panel, draw_text
+
+ALPHA = 0.1
+MOST = 4  # categories drawn
+TABLES = {"spair": "spair71k", "synthetic": "spair71k", "ap10k": "ap10k"}  # benchmarks whose keypoints have names
+
+
+def plot_confusion(entries: Sequence[Configuration], pairs: Mapping[str, PairRecord] | str) -> ReportSection:
+    """Matrices where the benchmark's annotations are at hand; `pairs` is otherwise the reason why they are not."""
+    text = (
+        "A prediction far from its keypoint may still be near another: an ear for an ear-tip, a left foot for a right "
+        "one. Which, tells a blurred feature from one that does not know its side."
+    )
+    sides = _left_right(entries)
+    if isinstance(pairs, str):
+        return ReportSection("Confusion", f"{text} The matrices are left out: {pairs}.", [sides])
+    return ReportSection("Confusion", text, [_matrices(entries[0], pairs), sides])
+
+
+def _left_right(entries: Sequence[Configuration]) -> ReportTable:
+    rows = []
+    for entry in entries:
+        known = [run.metrics.get("left_right", {}) for run in entry.runs]
+        asked = known[0].get("asked")
+        rows.append(
+            [
+                entry.label,
+                format_spread(seed_statistics([one.get("confused") for one in known])),
+                f"{asked:,}" if asked else NONE,
+            ]
+        )
+    caption = (
+        "Of the keypoints whose mirror twin is visible in the target: the share found nearer to the twin than to where "
+        "they belong, in percent, whatever the distance. Guessing between the two gives 50."
+    )
+    return ReportTable(
+        "left_right", "Left taken for right", caption, ["configuration", "confused, %", "keypoints"], rows
+    )
+
+
+def _matrices(entry: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigure:
+    run = entry.runs[0]
+    rows = run.evaluated.rows
+    found = keypoint_confusion(rows, target_landmarks(rows, [pairs[name] for name in rows.pairs]), ALPHA)
+    more = f" Drawn are the {MOST} hardest of {len(found)} categories; the numbers are of all."
+    hardest = sorted(found, key=lambda name: (_own(found[name]), name))
+    benchmark = run.metrics["split"].partition(" ")[0]
+    panels = [_matrix(name, found[name], keypoint_names_of(benchmark, name)) for name in hardest[:MOST]]
+    caption = (
+        f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column "
+        f"per keypoint of the target nearest to the prediction, in percent of the row; the "
+        f"diagonal is right, the last column (none) is further than {ALPHA} times the extent "
+        f"from every visible keypoint.{more if len(found) > MOST else ''}"
+    )
+    told = [line for name in sorted(found) for line in _told(name, found[name], keypoint_names_of(benchmark, name))]
+    columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]
+    table = ReportTable("confusion", "What each keypoint is taken for", caption, columns, told, words=2)
+    return ReportFigure("What each keypoint is taken for", caption, panels, table, layout="wide")
+
+
+def _own(matrix: Int[np.ndarray, "n k"]) -> float:
+    return float(np.trace(matrix) / max(1, matrix.sum()))
+
+
+def _told(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, str]) -> list[list[str]]:
+    lines = []
+    for i in np.flatnonzero(matrix.sum(axis=1)):
+        row = matrix[i] / matrix[i].sum()
+        others = row[:-1].copy()
+        others[i] = 0.0
+        worst = int(others.argmax())
+        other = names.get(worst, str(worst)) if others[worst] else NONE
+        lines.append([category, names.get(int(i), str(i)), f"{matrix[i].sum():,}", format_percent(float(row[i])), other,
+                      format_percent(float(others[worst])), format_percent(float(row[-1]))])  # fmt: skip
+    return lines
+
+
+def _matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, str]) -> str:
+    ids = [int(i) for i in np.flatnonzero(matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0))]
+    side, top = 19, 40
+    left = 12 + 6.4 * max(len(f"{names.get(i, '')} {i}".strip()) for i in ids)
+    columns = [*ids, matrix.shape[1] - 1]
+    body = []
+    for r, i in enumerate(ids):
+        whole = matrix[i].sum()
+        body.append(draw_text(left - 5, top + r * side + 13, f"{names.get(i, '')} {i}".strip(), "axis", "end"))
+        for c, j in enumerate(columns):
+            share = matrix[i, j] / whole if whole else 0.0
+            gap = 5 if j == columns[-1] else 0
+            x, y = left + c * side + gap, top + r * side
+            about = f"{names.get(i, i)} taken for {names.get(j, j) if not gap else 'none'}: {100 * share:.0f} %"
+            body.append(
+                f'<rect x="{x:g}" y="{y:g}" width="{side - 1}" height="{side - 1}" class="heat" '
+                f'fill-opacity="{0.04 + 0.96 * share:.2f}"><title>{escape(about)}</title></rect>'
+            )
+            if share >= 0.095:
+                shade = "cell over" if share > 0.65 else "cell"
+                body.append(draw_text(x + side / 2 - 0.5, y + 12.5, f"{100 * share:.0f}", shade, "middle"))
+    for c, j in enumerate(ids):
+        body.append(draw_text(left + c * side + side / 2, top - 4, str(j), "axis", "middle"))
+    body.append(draw_text(left + len(ids) * side + 3, top - 4, "none", "axis"))
+    wide = left + len(columns) * side + 16
+    drawn = draw_panel(
+        f"{category}: true keypoint (row), found at (column), %", body, top + len(ids) * side + 6, max(wide, 330)
+    )
+    return drawn.replace("<svg ", f'<svg style="max-width:{max(420, round(wide * 1.25))}px" ', 1)
+
+
+def keypoint_names_of(benchmark: str, category: str) -> Mapping[int, str]:
+    """Ids to names; a benchmark of other ids has none."""
+    if benchmark not in TABLES:
+        return {}
+    categories: Mapping[str, Any] = benchmark_metadata(TABLES[benchmark])["categories"]
+    entry = categories.get(category, categories.get("*", {}))
+    names = entry.get("names", {})
+    listed = names.items() if isinstance(names, Mapping) else enumerate(names)
+    return {int(i): str(name).replace("_", " ") for i, name in listed}

@@ -1,0 +1,128 @@
+"""What was computed of many images, by name, where there is room: on the device, in memory, or mapped from a disk."""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from semcorr.core.files import part_path, remove_parts
+from semcorr.core.finite import FiniteWatch
+from semcorr.store import FeatureStore
+
+log = logging.getLogger(__name__)
+
+PLACES = ("auto", "gpu", "memory", "disk")
+SHARE = 0.5  # of the free memory that may be taken: the rest is for activations and loaders
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class FeatureCache:
+    """Values of images, as one dictionary of tensors per image.
+
+    Where they go is decided when the first arrive, from how much all of them will need.
+
+    Args:
+        count: How many images there will be.
+        device: Where they are used.
+        place: One of `PLACES`; `auto` is the first of the others with room.
+        dtype: What floating point values are kept as; as they come if None.
+        processes: How many processes of this machine hold the same.
+        origin: What computes them; named where they are not finite.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        device: torch.device,
+        place: str = "auto",
+        dtype: torch.dtype | None = None,
+        processes: int = 1,
+        origin: str = "`backbone`",
+    ) -> None:
+        self.watch = FiniteWatch(origin)
+        self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
+        self.entries: dict[str, dict[str, Tensor]] = {}
+        self._disk: FeatureStore | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]:
+        return self.entries[name]
+
+    def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
+        """A batch of images, first axis first; refused if they are not finite, on a GPU perhaps some batches later."""
+        kept = {key: cast_floating(value, self.dtype) for key, value in values.items()}
+        self.watch.see(names, kept)
+        if self.place == "auto":
+            self.place = self._roomy(sum(value[0].nbytes for value in kept.values()))
+        kept = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in kept.items()}
+        for i, name in enumerate(names):
+            one = {key: value[i] for key, value in kept.items()}
+            self.entries[name] = self._mapped(name, one) if self.place == "disk" else one
+
+    def keep(self, name: str, values: Mapping[str, Tensor]) -> None:
+        """One image's, where it is; on the device if all of them fit there."""
+        if self.place == "auto" and self.device.type == "cuda":
+            self.place = self._roomy(sum(value.nbytes for value in values.values()))
+        device = self.device if self.place == "gpu" else torch.device("cpu")
+        self.entries[name] = {key: value.to(device) for key, value in values.items()}
+
+    def stack(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """A batch of images."""
+        entries = [self.entries[name] for name in names]
+        return {key: torch.stack([one[key] for one in entries]).to(device, non_blocking=True) for key in entries[0]}
+
+    def _roomy(self, each: int) -> str:
+        """The first place with room for all of them."""
+        needed = self.count * each
+        if self.device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return "gpu"
+        return "memory" if needed * self.processes <= SHARE * free_memory() else "disk"
+
+    def _mapped(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Written to a folder that goes with this object, and read where it lies."""
+        if self._disk is None:
+            home = Path(tempfile.gettempdir())
+            remove_parts(home)  # of runs that were killed
+            folder = part_path(home / "semcorr")
+            folder.mkdir(mode=0o700)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._disk = FeatureStore(folder, {})
+            warn_spilling_to_disk(home)
+        entry = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        return (self._disk.get(entry) if self._disk.put(entry, values, name) else None) or values
+
+
+@cache
+def warn_spilling_to_disk(parent: Path) -> None:
+    """Once per process."""
+    log.warning(
+        "features of all images do not fit in memory: they are in %s until the run ends. "
+        "store.dtype=float16 halves them, store.root=DIR keeps them for other runs", parent,
+    )  # fmt: skip
+
+
+def cast_floating(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A floating point tensor in `dtype`; any other, and any if None, as it is."""
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine's, and of its container's."""
+    free = int(psutil.virtual_memory().available)
+    try:  # a container's limit, of which the machine's figure knows nothing; page cache counts as used there
+        most = (CGROUP / "memory.max").read_text().strip()
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(stat["file"])
+    except (OSError, KeyError, ValueError):
+        return free
+    return free if most == "max" else min(free, int(most) - used)

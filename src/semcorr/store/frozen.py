@@ -1,0 +1,167 @@
+"""What does not move of a backbone: where it ends, and what it makes of images, kept for as long as it is of use."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Positive, require_fields
+from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.data.image_variants import ImageVariant
+from semcorr.models.backbones import Backbone
+from semcorr.store import FeatureStore
+from semcorr.store.cache import PLACES, FeatureCache
+from semcorr.store.encode import ProcessGroup, Values, encode_images, encode_through_store
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class FeatureCacheConfig:
+    """Where features are kept, and as what (conf/store).
+
+    Args:
+        root: A folder that outlives the run, shared with all others; None keeps nothing.
+        dtype: float16, bfloat16 or float32; as computed if None.
+        max_gb: The most that `root` may hold; the least recently used go first.
+        place: `gpu`, `memory` or `disk`; `auto`, the first of them with room; `off` computes frozen blocks at
+            every training step.
+    """
+
+    root: str | None = None
+    dtype: str | None = None
+    max_gb: Positive | None = None
+    place: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_fields(self, "store")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"`store.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}")
+        if self.place not in (*PLACES, "off"):
+            raise UserError(f"`store.place` must be one of {', '.join(PLACES)}, off, got {self.place!r}")
+
+    @property
+    def type(self) -> torch.dtype | None:
+        """What values are converted to, if to anything."""
+        return DTYPES[self.dtype] if self.dtype else None
+
+    @property
+    def where(self) -> str:
+        """For what is kept in any case."""
+        return "auto" if self.place == "off" else self.place
+
+
+class FrozenPrefix:
+    """The first blocks of a backbone, none of which move; or the whole of it.
+
+    Args:
+        backbone: As tuned.
+        keep: Where the values go.
+        key: What else than weights, depth and type the values depend on: the key of a store on disk.
+    """
+
+    def __init__(self, backbone: Backbone, keep: FeatureCacheConfig, key: Mapping[str, Any]) -> None:
+        self.backbone, self.keep, self.key = backbone, keep, key
+        self.depth = frozen_depth(backbone)
+        self.held: FeatureCache | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing moves."""
+        return self.depth is None
+
+    @property
+    def worth(self) -> bool:
+        """Whether there is anything to keep: blocks that do not move, of one image at a time."""
+        return self.depth != 0 and not self.backbone.pairwise
+
+    @property
+    def origin(self) -> str:
+        """What computes the values, for messages."""
+        return feature_origin(self.backbone) + (f", after block {self.depth}" if self.depth else "")
+
+    def compute(self, image: Tensor) -> Values:
+        """What is kept of a batch of images."""
+        if self.depth is None:
+            return to_channels_last(self.backbone(image))
+        return self.backbone.prefix(image, self.depth).values
+
+    def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
+        """The backbone's output for images that are held, in the order of their names."""
+        assert self.held is not None
+        values = self.held.stack(names, device)
+        if self.depth is None:
+            return from_channels_last(values, self.backbone.stride)
+        if self.keep.dtype is not None:
+            values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
+        return self.backbone.suffix(BackboneState(values, size), self.depth)
+
+    def fill(
+        self,
+        shown: Sequence[ImageVariant],
+        data: Any,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Compute what is not held yet. `context` is the precision it is computed in."""
+        if self.held is None:
+            self.held = FeatureCache(len(shown), group.device, self.keep.where, self.keep.type, group.size, self.origin)
+
+        def compute(image: Tensor) -> Values:
+            with context():
+                return self.compute(image)
+
+        with torch.no_grad():
+            if self.keep.root is None:
+                encode_images(self.held, shown, data, compute, group)
+            else:
+                store = FeatureStore(Path(self.keep.root).expanduser(), self._key(data), self.keep.max_gb)
+                encode_through_store(self.held, store, shown, data, compute, group)
+
+    def forget(self) -> None:
+        """Free what is held."""
+        self.held = None
+
+    def _key(self, data: Any) -> dict[str, Any]:
+        depth = "all" if self.depth is None else self.depth
+        shown = {"size": self.backbone.size, "resize": data.resize}
+        base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+        return {**base, "depth": depth, "dtype": self.keep.dtype or "as computed", **shown, **self.key}
+
+
+def feature_origin(backbone: Any, head: Any = None) -> str:
+    """Name what features come from: the network, its layers, and the head where one has changed them."""
+    layers = getattr(backbone, "layers", None)
+    shown = f", layers {list(layers)}" if layers is not None else ""
+    return f"`backbone`: {backbone.name}{shown}" + (f", through head {type(head).__name__}" if head is not None else "")
+
+
+def to_channels_last(maps: FeatureMap) -> Values:
+    """How finished features are kept: a cell's channels side by side, so that a point reads four runs of memory."""
+    return {"cells": maps.values.permute(0, 2, 3, 1).contiguous()}
+
+
+def from_channels_last(values: Values, stride: float) -> FeatureMap:
+    """Back; nothing is moved."""
+    return FeatureMap(values["cells"].permute(0, 3, 1, 2), stride)
+
+
+def frozen_depth(backbone: Backbone) -> int | None:
+    """How many of the first blocks do not move, nor anything that they depend on; None: nothing moves at all.
+
+    What moves outside the blocks and the norm after them may change what the first block sees.
+    """
+    network: Any = backbone
+    moving = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    if not moving:
+        return None
+    inside = [{id(parameter) for parameter in block.parameters()} for block in backbone.blocks]
+    after = [*backbone.norm.parameters()] if backbone.norm is not None else []
+    if moving.difference(*inside, map(id, after)):
+        return 0
+    return next((i for i, block in enumerate(inside) if block & moving), len(inside))

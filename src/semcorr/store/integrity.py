@@ -1,0 +1,116 @@
+"""Whether a stored file is whole, told by itself and without torch.
+
+A safetensors file is eight bytes of length, a JSON header padded with spaces, and the tensors' bytes.
+Ours carries in its header the image's name, the format, the key and the id that the entry belongs to, and a checksum
+over the rest of the header, types and shapes included, and all bytes. What lies in another place than it was written
+for is no entry, however whole it is.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+METADATA, NAME, CHECKSUM = "__metadata__", "name", "xxh3_128"
+FORMAT_KEY, FORMAT = "semcorr", "2"  # 1 named neither itself nor the entry's place
+SUFFIX = ".safetensors"
+LENGTH = struct.Struct("<Q")
+ALIGN = 64  # bytes, of the first tensor: a cache line
+
+Header = dict[str, Any]
+
+
+class DamagedEntryError(Exception):
+    """A file that is not what was stored; says what is wrong with it."""
+
+
+class OutdatedEntryError(DamagedEntryError):
+    """A file of another version of the format."""
+
+
+class EntryKey(NamedTuple):
+    """Where an entry belongs: to which key, and under which id."""
+
+    key: str  # the name of the key's folder: a hash of all that its features depend on
+    entry: str
+
+
+def entry_key_of(path: Path) -> EntryKey:
+    """Return the place that an entry at `path` must have been written for."""
+    return EntryKey(path.parent.name, path.name.removesuffix(SUFFIX))
+
+
+def header_metadata(name: str, place: EntryKey) -> dict[str, str]:
+    """Return what the header says besides the tensors, but for the checksum."""
+    return {NAME: name, FORMAT_KEY: FORMAT, **place._asdict()}
+
+
+def entry_checksum(header: Mapping[str, Any], data: Iterable[Any]) -> str:
+    """Of names, dtypes, shapes and places in `header`, and the bytes in `data` one after the other."""
+    state = xxhash.xxh3_128(json.dumps(header, sort_keys=True).encode())
+    for part in data:
+        state.update(part)
+    return state.hexdigest()
+
+
+def write_header(header: Mapping[str, Any], digest: str) -> bytes:
+    """What stands before the tensors: the header with its checksum, and its length."""
+    sealed = {**header, METADATA: {**header[METADATA], CHECKSUM: digest}}
+    text = json.dumps(sealed, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH.size + len(text)) % ALIGN)
+    return LENGTH.pack(len(text)) + text
+
+
+def read_header(content: memoryview, place: EntryKey, check: bool = True) -> tuple[Header, int]:
+    """The header, less the checksum, and where the tensors begin, if `content` is whole and belongs to `place`.
+
+    Without `check` the checksum is not computed: for what this process has checked before.
+
+    Raises:
+        Outdated: It is of another version of the format.
+        Damaged: It is not whole, or was written for another place.
+    """
+    header, begin = _header(content)
+    about = header[METADATA]
+    told = about.pop(CHECKSUM, None)
+    if told is None:
+        raise DamagedEntryError("it carries no checksum of ours")
+    if check and told != entry_checksum(header, [content[begin:]]):
+        raise DamagedEntryError("its checksum does not fit its content")
+    if about.get(FORMAT_KEY) != FORMAT:
+        raise OutdatedEntryError(f"it is of format {about.get(FORMAT_KEY, 1)}, this version writes {FORMAT}")
+    written = EntryKey(*(str(about.get(field)) for field in EntryKey._fields))
+    if written != place:
+        raise DamagedEntryError(f"it was stored as {written.key}/{written.entry}")
+    return header, begin
+
+
+def stored_image_name(path: Path) -> str:
+    """The name of the image whose features these are, as far as the file can be read."""
+    if not path.is_file():  # who opens a pipe waits for its writer
+        return "unknown image"
+    try:
+        with path.open("rb") as file:
+            head = file.read(LENGTH.size)
+            head += file.read(min(LENGTH.unpack(head)[0], 1 << 20))
+        return str(_header(memoryview(head))[0][METADATA][NAME])
+    except (OSError, DamagedEntryError, KeyError, struct.error):
+        return "unknown image"
+
+
+def _header(content: memoryview) -> tuple[Header, int]:
+    if len(content) < LENGTH.size:
+        raise DamagedEntryError(f"it has {len(content)} bytes")
+    begin = LENGTH.size + LENGTH.unpack(content[: LENGTH.size])[0]
+    if begin > len(content):
+        raise DamagedEntryError("it ends within its header")
+    try:
+        header = json.loads(bytes(content[LENGTH.size : begin]))
+        if isinstance(header[METADATA], dict):
+            return header, begin
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise DamagedEntryError("its header cannot be read")

@@ -1,0 +1,96 @@
+"""Which process computes what: one lock a claim, gone with its process however that ends."""
+
+import os
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from semcorr.store.index import LOCK
+
+
+class EntryLocks:
+    """Locks on entries that this process holds. Nothing here ever waits for a lock.
+
+    A lock's file goes when its entry is there (or cannot be stored by anybody), or with this process. Somebody
+    who opened the file before may then lock what has no name any more, while a third locks a new file of that
+    name: two hold "the" lock. It does no harm because whoever gets a lock looks for the entry afterwards, and
+    finds it. Where it could not be stored each process computes its own in any case. And nobody sleeps on
+    the lost file: a lock is had at once or not at all. (A filelock of 2026 refuses lost files by itself.)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._held: dict[str, FileLock] = {}
+        self._remove_at_exit()
+
+    def __contains__(self, entry: str) -> bool:
+        return entry in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}  # locks stay with the process that took them
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder, self._held = state["folder"], {}
+        self._remove_at_exit()
+
+    def take(self, entries: Iterable[str]) -> bool:
+        """All of them or none."""
+        taken: dict[str, FileLock] = {}
+        try:
+            # In one order for all processes: of two that want the same ones, the first does not fail.
+            for entry in sorted(entries):
+                taken[entry] = FileLock(self._path(entry), blocking=False, thread_local=False)
+                taken[entry].acquire()
+            self._held |= taken
+        except Timeout:
+            taken.popitem()  # somebody else's
+            _drop(self.folder, taken)
+            return False
+        except BaseException:
+            _drop(self.folder, taken)
+            raise
+        return True
+
+    def give_back(self, entries: Iterable[str]) -> None:
+        """Those of them that are held."""
+        for entry in entries:
+            if lock := self._held.pop(entry, None):
+                self.clear([entry])
+                lock.release()
+
+    def clear(self, entries: Iterable[str]) -> None:
+        """Remove files of locks that are of no more use: their entries are there."""
+        for entry in entries:
+            self._path(entry).unlink(missing_ok=True)
+
+    def _remove_at_exit(self) -> None:
+        """Leave no files of locks behind a process that is interrupted while it computes."""
+        weakref.finalize(self, _drop_own, os.getpid(), self.folder, self._held)
+
+    def _path(self, entry: str) -> Path:
+        return _path(self.folder, entry)
+
+
+def _drop_own(process: int, folder: Path, locks: dict[str, FileLock]) -> None:
+    if os.getpid() == process:  # not in a loader's, which was forked from it
+        _drop(folder, locks)
+
+
+def _drop(folder: Path, locks: dict[str, FileLock]) -> None:
+    """Release locks and remove their files."""
+    while locks:
+        entry, lock = locks.popitem()
+        with suppress(OSError):  # pruned away, or no place to write any more
+            _path(folder, entry).unlink(missing_ok=True)
+        lock.release()
+
+
+def _path(folder: Path, entry: str) -> Path:
+    return folder / f"{entry}{LOCK}"
