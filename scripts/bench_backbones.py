@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from semcorr.cli.hydra_app import conf_dir
+from semcorr.engine.known_targets import conf_dir
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"

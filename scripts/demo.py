@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from semcorr.cli.hydra_app import conf_dir
+from semcorr.engine.known_targets import conf_dir
 from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import SUBSETS
 from semcorr.train import train

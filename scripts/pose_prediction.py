@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.errors import UserError
 from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.views import make_view
 from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.known_targets import conf_dir
 from semcorr.evaluation.pose.alignment import AdaptivePose
 from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object
 from semcorr.evaluation.pose.masks import ObjectMasks

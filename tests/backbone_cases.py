@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from semcorr.models.backbones import Backbone
+from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.efficientnet_lite0 import EfficientNetLite0
 from semcorr.models.backbones.segment_anything import SegmentAnything
 from semcorr.models.backbones.squeezenet import SqueezeNet

@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.data.synthetic import write_synthetic
+from semcorr.engine.known_targets import conf_dir
 
 torch.set_num_threads(1)  # the suite runs two processes on two cores
 

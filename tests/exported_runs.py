@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr import export
-from semcorr.engine.trained_module import load_trained_module, read_trained_config
+from semcorr.engine.rebuild import load_trained_module, read_trained_config
 from semcorr.train import train
 
 QUICK = [

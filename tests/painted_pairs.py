@@ -74,7 +74,7 @@ def run(root, protocols, localise=None, extent="box", tabled=True, head=None):
     module = CorrespondenceModule(
         Painted(), head or Cosine(), localise or ProtocolReadout(), finetune=lambda backbone: None, protocols=protocols
     )
-    module.tabled = tabled
+    module.keeps_rows = tabled
     data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
     data.extent = extent
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",

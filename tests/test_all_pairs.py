@@ -99,7 +99,7 @@ def test_without_pixels_a_batch_is_the_same_but_for_them(data):
 def test_what_is_to_be_trained_on_is_what_the_batches_show(data):
     data.augment, data.train_pixels = Augmentation(flip=0.5), False
 
-    listed = {one.name for one in data.to_train_on(1)}
+    listed = {one.name for one in data.images_to_train_on(1)}
 
     shown = {name for batch in data.train_dataloader() for name in batch.view.name}
     assert shown <= listed

@@ -20,7 +20,7 @@ def scored(tmp_path_factory, creatures):
     """A finished run of the tiny backbone, by several protocols."""
     from hydra import compose, initialize_config_dir
 
-    from semcorr.cli.hydra_app import conf_dir
+    from semcorr.engine.known_targets import conf_dir
 
     run = tmp_path_factory.mktemp("audit") / "run"
     line = ["data=synthetic", f"data.root={creatures}", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96",
@@ -186,7 +186,7 @@ def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(c
 
     module, data = build_datamodule_and_module(config("evaluate", *tiny, *expand_list_overrides(line)))
 
-    assert (data.resize, module.readings[0].localise) == (resize, localise)
+    assert (data.resize, module.specs[0].localise) == (resize, localise)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_every_choice_changes_training_pairs_and_no_others(config, tiny, choice)
 
     assert not equal(*(next(iter(d.train_dataloader())) for d in (plain, data)))
     assert equal(*(next(iter(d.val_dataloader())) for d in (plain, data)))
-    assert equal(*(next(iter(d.encoding(d.to_score("val", 2), [[0, 1]]))) for d in (plain, data)))
+    assert equal(*(next(iter(d.encoding(d.images_to_evaluate("val", 2), [[0, 1]]))) for d in (plain, data)))
 
 
 def test_the_batches_do_not_depend_on_the_number_of_loader_processes(config, tiny):

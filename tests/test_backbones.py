@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 from torchvision.models import squeezenet1_1
 
-from semcorr.models.backbones import Backbone
+from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.squeezenet import STRIDES, SqueezeNet
 from semcorr.models.backbones.timm_model import TimmModel, create_timm_model
 

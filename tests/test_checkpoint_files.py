@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.errors import UserError
 from semcorr.engine.build import begin_run, build_trainer
 from semcorr.engine.callbacks import checkpoint_callbacks, refuse_to_replace
 from semcorr.engine.checkpoints import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
+from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.resume import resume_training
 from semcorr.train import _built, train
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.evaluation.conventions import (
-    bilinear_neighbours,
     original_to_view,
     resize_geometry,
     target_cell_to_view,

@@ -8,11 +8,11 @@ from tiny_cost_heads import GRID, STRIDE, built, centres, maps, points
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
 from semcorr.matching.readouts import argmax, window_soft_argmax
-from semcorr.models.heads import SiameseHead
 from semcorr.models.heads.cats import CATs
 from semcorr.models.heads.consensus import Consensus
 from semcorr.models.heads.match_to_match import MatchToMatch

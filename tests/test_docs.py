@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semcorr.cli.hydra_app import conf_dir
+from semcorr.engine.known_targets import conf_dir
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

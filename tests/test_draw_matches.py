@@ -11,8 +11,8 @@ from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture, load_picture
 from semcorr.inference.encoded import EncodedPicture, place_picture
 from semcorr.inference.matches import Flow
+from semcorr.inference.plots import FADED, GAP, displayed_size, plot_features, plot_warp
 from semcorr.match import MatchOptions, draw_outputs
-from semcorr.visualization.matches import FADED, GAP, displayed_size, plot_features, plot_warp
 
 
 def noise(width: int, height: int) -> Picture:

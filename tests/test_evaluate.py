@@ -169,7 +169,7 @@ def test_module_is_a_plain_composition():
     """Any callables of the right kind make a module: nothing asks for a name or a registry."""
 
     module = CorrespondenceModule(Patches(), head=nn.Identity(), localise=lambda s: s, finetune=lambda b: None)
-    assert module.moving() == {}
+    assert module.trainable_state_dict() == {}
 
 
 def test_results_of_an_evaluation_do_not_need_a_folder_made_beforehand(config, tiny, tmp_path):

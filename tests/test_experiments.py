@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from semcorr.cli.hydra_app import conf_dir, expand_list_overrides
-from semcorr.cli.sweep.plan import config_hash
+from semcorr.cli.hydra_app import expand_list_overrides
+from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.run_dir import config_hash
 from semcorr.train import train
 
 FOLDER = conf_dir() / "experiment"

@@ -94,7 +94,7 @@ def test_a_head_alone_trains_from_stored_features_and_evaluates_to_the_same(
     """Of 15 images to train on and 10 to validate none is encoded twice; the test of 15 starts afresh."""
     line = [*tiny, "backbone.size=32", f"head={name}", *SMALL[name]]
     module, _ = build_datamodule_and_module(config("train", *line, "finetune=frozen"))
-    before = {key: value.clone() for key, value in module.moving().items()}
+    before = {key: value.clone() for key, value in module.trainable_state_dict().items()}
     encoded.clear()
 
     trained = train(config("train", *line, *QUICK, *batches))

@@ -92,7 +92,7 @@ def test_steps_load_no_pixels(config, tiny):
 
     batch = next(iter(data.train_dataloader()))
 
-    assert module.reuse
+    assert module.uses_cached_features
     assert batch.source.image.shape == (2, 3, 0, module.backbone.size)
 
 
@@ -106,7 +106,7 @@ def test_where_every_step_sees_other_pixels_nothing_is_kept(config, tiny, capsys
 
     use_cached_features(module, data)
 
-    assert not module.reuse
+    assert not module.uses_cached_features
     assert data.train_pixels
     assert says in capsys.readouterr().out
 

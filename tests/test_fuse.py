@@ -7,8 +7,8 @@ from torch.nn.functional import interpolate, normalize
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState
-from semcorr.models.backbones import Backbone
 from semcorr.models.backbones.fuse import FusedBackbone, resize_image, sd_dinov2
 from semcorr.models.finetune.last_blocks import last_blocks
 

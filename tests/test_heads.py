@@ -7,16 +7,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.testing import assert_close
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.coords import to_image
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.engine.build import build_head
+from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.matching.readouts import argmax
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.heads import SiameseHead
 from semcorr.models.heads.cosine import Cosine
 
 WIDTHS = [16, 32]  # of two maps, side by side

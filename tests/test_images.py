@@ -138,7 +138,7 @@ def test_every_process_lists_the_images_that_any_of_them_will_score(creatures, m
     data = benchmark(creatures)
     each = processes(monkeypatch, world)
 
-    listed = each(data, lambda: data.to_score("test", batches))
+    listed = each(data, lambda: data.images_to_evaluate("test", batches))
 
     seen = each(data, lambda: looked_at(list(data.test_dataloader())[:batches]))
     assert all(names == listed[0] for names in listed)
@@ -151,7 +151,7 @@ def test_every_process_lists_the_images_that_any_of_them_will_train_on(creatures
     data = benchmark(creatures, batch_size=2, steps=1)
     data.train_pixels = False
 
-    listed = processes(monkeypatch, world, epoch)(data, lambda: data.to_train_on(epochs))
+    listed = processes(monkeypatch, world, epoch)(data, lambda: data.images_to_train_on(epochs))
 
     seen = set()
     for ahead in range(epoch, epochs):
@@ -164,7 +164,7 @@ def test_every_process_lists_the_images_that_any_of_them_will_train_on(creatures
 def test_steps_that_are_not_made_show_no_images(creatures, all_pairs):
     data = benchmark(creatures, batch_size=1, steps=4, all_pairs=all_pairs)
 
-    listed = {one.name for one in data.to_train_on(2, steps=1)}
+    listed = {one.name for one in data.images_to_train_on(2, steps=1)}
 
     first = list(data.stream().ahead(2))[::4]  # of either epoch
     categories, pairs = data.galleries(), data.pairs("train")
@@ -186,10 +186,10 @@ def test_pairs_without_pixels_need_no_loader_processes(creatures):
 
 def test_where_training_flips_mirror_images_are_listed_too(creatures):
     data = benchmark(creatures)
-    plain = data.to_train_on(1)
+    plain = data.images_to_train_on(1)
     data.augment, data.train_pixels = Augmentation(flip=0.5), False
 
-    both = data.to_train_on(1)
+    both = data.images_to_train_on(1)
 
     assert both == list_variants([image.record for image in plain], mirrored=True)
     assert len(both) == 2 * len(plain)

@@ -103,9 +103,9 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
 HELD = {  # a verb, its line, and where it is held up
     "match": ("a.png a.png", "semcorr.inference.Matcher.load"),
     "transfer": ("known.json .", "semcorr.inference.transfer.annotations.read_annotations"),
-    "export": ("RUN", "semcorr.engine.trained_module.read_trained_config"),
+    "export": ("RUN", "semcorr.engine.rebuild.read_trained_config"),
     "audit": ("RUN", "semcorr.audit.audit_run"),
-    "compare": ("A B", "semcorr.compare.read_compared_run"),
+    "compare": ("A B", "semcorr.engine.finished_run.read_evaluated_run"),
     "report": ("A", "semcorr.report.command.find_runs"),
     "store": ("ls", "semcorr.store.command._opened"),
     "benchmark": ("match", "semcorr.benchmark.report.read_benchmark_file"),

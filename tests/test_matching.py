@@ -8,11 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from semcorr.core.coords import to_image
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.data.all_pairs import find_queries
 from semcorr.matching.batched import all_pairs_similarity, match_to_target
 from semcorr.matching.readouts import argmax, soft_argmax, window_soft_argmax
-from semcorr.models.heads import SiameseHead
 from semcorr.models.heads.cosine import Cosine
 
 RULES = [argmax, soft_argmax, window_soft_argmax]

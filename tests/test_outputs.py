@@ -97,8 +97,10 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Encoded
 
     for work in (
-        "semcorr.inference.Matcher.load", "semcorr.engine.build.build_datamodule_and_module", "semcorr.engine.build.build_datamodule", "semcorr.engine.trained_module.load_trained_module",
-        "semcorr.benchmark.match.benchmark_matching", "semcorr.data.download.install._build", "semcorr.data.download.verify.verify_benchmark",
+        "semcorr.inference.Matcher.load", "semcorr.engine.build.build_datamodule_and_module", "semcorr.engine.build.build_datamodule",
+        "semcorr.engine.rebuild.load_trained_module",
+        "semcorr.benchmark.match.benchmark_matching", "semcorr.data.download.install._build",
+        "semcorr.data.download.verify.verify_benchmark",
         "semcorr.report.command.load_benchmark_pairs", "semcorr.report.command.read_runs",
     ):  # fmt: skip
         module, _, name = work.rpartition(".")

@@ -55,8 +55,8 @@ def test_training_from_what_is_kept_gives_the_same_losses(config, tiny, line):
     line = [*tiny, *LINE, *VARIANTS, "optimizer.backbone_lr=1e-3", *line]
     off, kept = fitted(config, *line, "store.place=off"), fitted(config, *line)
 
-    assert kept[0].reuse
-    assert not off[0].reuse
+    assert kept[0].uses_cached_features
+    assert not off[0].uses_cached_features
     assert len(off[1]) == 3
     assert kept[1] == pytest.approx(off[1], rel=1e-5)
 

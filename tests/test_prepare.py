@@ -13,12 +13,12 @@ from tiny_archives import Server, listing, packed, serving
 from tiny_benchmarks import edit, write_spair, write_willow
 
 from semcorr import prepare
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.data.ap10k import AP10K
 from semcorr.data.download import http as fetch
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
+from semcorr.engine.known_targets import conf_dir
 
 SPAIR_FILE, WILLOW_FILES = "SPair-71k.tar.gz", ("PF-dataset.zip", "test_pairs.csv")
 

@@ -91,7 +91,7 @@ def pooled(hits, pooling):
 @pytest.mark.parametrize("resize", AXES["resize"])
 def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
     together, _ = run(tmp_path, protocol_list(None, resize))
-    names = {one.name for one in together.readings and [reading.protocol for reading in together.readings]}
+    names = {one.name for one in together.specs and [reading.protocol for reading in together.specs]}
     assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
 
     for protocol in protocol_list(None, resize):
@@ -127,7 +127,7 @@ def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
         tmp_path, protocol_list(None, "letterbox"), ReadoutList([parse_readout("argmax"), parse_readout("window_5")])
     )
 
-    assert [one.strict for one in module._pass.pck] == [False, False, True, True, True, True]
+    assert [one.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
     for name, rules in module.scores["protocols"].items():
         for rule, view in rules.items():
             rows = module.table.filter(

@@ -11,17 +11,11 @@ from omegaconf import OmegaConf
 from saved_runs import save_run
 
 from semcorr import evaluate, train
-from semcorr.cli.hydra_app import (
-    conf_dir,
-    expand_list_overrides,
-    merge_checkpoint_config,
-    register_readouts,
-    user_message,
-)
+from semcorr.cli.hydra_app import expand_list_overrides, merge_checkpoint_config, register_readouts, user_message
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.engine.build import resolve_protocol_resize
-from semcorr.engine.known_targets import config_search_path, read_known_targets
+from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
 from semcorr.engine.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_drawing
 
 LINE = ["data=synthetic", "backbone=tiny", "trainer=cpu"]

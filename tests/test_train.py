@@ -52,7 +52,7 @@ def test_frozen_weights_and_statistics_do_not_change_in_a_step(config, tiny, bac
     _step(module, data)
 
     changed = {name for name, value in module.state_dict().items() if not value.equal(before[name])}
-    assert changed == set(module.moving())
+    assert changed == set(module.trainable_state_dict())
     assert changed
 
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_holds_what_moves_and_names_its_base(config, tiny, tmp_path
 
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     module, _ = build_datamodule_and_module(cfg)
-    assert set(checkpoint["state_dict"]) == set(module.moving())
+    assert set(checkpoint["state_dict"]) == set(module.trainable_state_dict())
     assert checkpoint["base"] == {"backbone": "vit_tiny_patch16_224", "sha256": module.backbone.sha256}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones import Backbone
+from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.finetune.adaptformer import adaptformer

@@ -11,10 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr import evaluate, train
-from semcorr.cli.hydra_app import check_run, conf_dir, expand_list_overrides, register_readouts, user_message
+from semcorr.cli.hydra_app import check_run, expand_list_overrides, register_readouts, user_message
 from semcorr.cli.typed_line import check_line, quote_setting
 from semcorr.core.errors import UserError
 from semcorr.engine import build as run
+from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.run_dir import flatten_config
 
 BASE = ["backbone=tiny", "trainer=cpu", "data=spair", "data.root=nowhere"]

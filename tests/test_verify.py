@@ -158,7 +158,7 @@ def test_duplicates_and_images_in_two_splits_are_counted_from_pascals_lists_alon
 
 def test_what_nobody_published_is_a_note_where_it_is_odd(tmp_path):
     data = PFPascal(root=str(write_pascal(tmp_path)), size=32)
-    rows = {split: data.listed(split) for split in ("train", "test")}
+    rows = {split: data.pair_list(split) for split in ("train", "test")}
     verdicts = {(c.what, c.where): c.verdict for c in check_lists(rows, {}, {})}
     assert verdicts["exact duplicates", "train"] == "note"
     assert verdicts["exact duplicates", "test"] == "ok"

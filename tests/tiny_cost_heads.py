@@ -5,9 +5,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.coords import to_image
 from semcorr.core.types import FeatureMap
+from semcorr.engine.known_targets import conf_dir
 
 CHANNELS, GRID = 12, 4
 STRIDE = 8.0

@@ -25,9 +25,11 @@ def run_dir(root: Path, off: float = 0.0, sizes=SIZES, config: dict | None = Non
     rows = table([one | {"predicted": one["predicted"] + off} for one in batches(*sizes)])
     found = load_predictions(rows)
     usual = {
-        **pck_from_predictions(found), "pooling": "image", "protocol": "semcorr", "localise": "argmax", "split": "spair test",
+        **pck_from_predictions(found), "pooling": "image", "protocol": "semcorr", "localise": "argmax",
+        "split": "spair test",
         "strict": False, "pairs": len(found.pairs), "images": len(found.images), "trained_parameters": 0,
-        "seconds": {"encode": 1.5, "match": 0.5}, "intervals": pck_intervals(found, is_correct(found, [0.1]), [0.1], 100),
+        "seconds": {"encode": 1.5, "match": 0.5},
+        "intervals": pck_intervals(found, is_correct(found, [0.1]), [0.1], 100),
         "left_right": {"confused": 0.25, "asked": 100}, "classes": {},
     }  # fmt: skip
     usual["headline"] = usual["pck"]["all"]["image"]
@@ -40,7 +42,8 @@ def run_dir(root: Path, off: float = 0.0, sizes=SIZES, config: dict | None = Non
         "data": {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash"},
         "backbone": {"_target_": "semcorr.models.backbones.timm_model.TimmModel", "name": "tiny", "size": 96},
         "finetune": {"_target_": "semcorr.models.finetune.last_blocks.last_blocks", "_partial_": True, "blocks": 0},
-        "head": {"_target_": "semcorr.models.heads.cosine.Cosine"}, "logger": {"_target_": "semcorr.engine.loggers.CSVScalarLogger"},
+        "head": {"_target_": "semcorr.models.heads.cosine.Cosine"},
+        "logger": {"_target_": "semcorr.engine.loggers.CSVScalarLogger"},
         "localise": {"_target_": "semcorr.matching.readouts.window_soft_argmax", "_partial_": True, "window": 15},
         "trainer": {"_target_": "lightning.Trainer", "precision": "32-true"}, "seed": 1,
         "provenance": {"backbone": "tiny", "git": "0123456789", "weights_sha256": "ab" * 32},

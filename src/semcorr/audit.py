@@ -4,7 +4,6 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
 """
 
-import difflib
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import REPORTS, read_json
+from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from semcorr.evaluation.scoring_specs import ScoringSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-LEFT = ("config.yaml", "metrics.json")  # what every finished run has left
 WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
 
 
@@ -61,68 +60,6 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
             steps.append(AuditStep(axes[0], value or "not strict", moved))
             at = moved
     return steps
-
-
-def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
-    """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from semcorr.engine.run_dir import flatten_config
-    from semcorr.engine.saved_config import read_run_config
-
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
-    missing = [name for name in LEFT if not (run / name).is_file()]
-    if missing:
-        what = "has not finished" if len(missing) == 1 else "is no run_dir"
-        raise UserError(
-            f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
-        )
-    cfg = read_run_config(run, overrides)
-    content = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(content, dict)
-    keys = [override.partition("=")[0] for override in overrides]
-    for override, key in zip(overrides, keys, strict=True):
-        _, equals, value = override.partition("=")
-        if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            close = difflib.get_close_matches(key, flatten_config(content), n=2, cutoff=0.7)
-            hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
-            raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
-        if isinstance(OmegaConf.select(cfg, key), DictConfig):
-            raise UserError(f"{override!r}: {key!r} is a section of config.yaml. Give keys in it, as data.root=DIR.")
-        if not value.strip():
-            raise UserError(f"{override!r} has no value. Give {key}=VALUE, or leave it out.")
-        if keys.count(key) > 1:
-            raise UserError(f"{key!r} is given twice. Give it once.")
-        try:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
-        except (YAMLError, OmegaConfBaseException):
-            raise UserError(f"{override!r}: {value!r} is no YAML value. Put what has a colon in quotes") from None
-    if "test" in cfg:
-        cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
-    cfg.data.resize = resize or cfg.data.resize
-    cfg.pop("protocol", None)  # the walk starts at ours
-    cfg.logger = {"_target_": "semcorr.engine.loggers.CSVScalarLogger"}
-    return cfg
-
-
-def rebuild_scored_module(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
-    """The module as it was scored, and the data."""
-    from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.build import build_datamodule_and_module
-    from semcorr.engine.checkpoints import load_trained
-
-    origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
-    module, data = build_datamodule_and_module(cfg)
-    if not isinstance(data, PairDataModule):
-        raise UserError(
-            f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
-        )
-    if origin and module.moving():
-        load_trained(module, origin)
-    return module, data
 
 
 def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -157,8 +94,8 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
     near = [one for one in near if one.decode != "native" or isinstance(module.head, Cosine)]
     walks = {one.name: walk_axes(start, one) for one in near}
-    module.readings = [start, *(step.reading for steps in walks.values() for step in steps)]
-    module.tabled = False
+    module.specs = [start, *(step.reading for steps in walks.values() for step in steps)]
+    module.keeps_rows = False
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([found["headline"] for found in module.each])

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,78 +12,13 @@ from semcorr.cli.hydra_app import report_user_errors, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import read_mapping
+from semcorr.engine.finished_run import EvaluatedRun, read_evaluated_run, require_same_pairs
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.metrics.confidence import McNemarResult
-    from semcorr.metrics.predictions import Predictions
 
-SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class ComparedRun(NamedTuple):
-    """A finished evaluation: what it reports and the rows that follow from."""
-
-    name: str
-    metrics: Mapping[str, Any]
-    rows: "Predictions"
-
-
-def read_compared_run(folder: Path) -> ComparedRun:
-    """The rows of the read-out and protocol that metrics.json reports.
-
-    Raises:
-        UserError: The folder is not that of a finished run on pairs.
-    """
-    from semcorr.metrics import predictions_table as table
-    from semcorr.metrics.predictions import load_predictions, split_by_spec
-
-    absent = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]
-    if absent:
-        raise UserError(f"{folder} has no {' and no '.join(absent)}. Give the run_dir of a finished evaluation")
-    try:
-        metrics = read_mapping(folder / "metrics.json", "Evaluate again")
-        found = split_by_spec(table.read_predictions(folder / "predictions.parquet"))
-        wanted = (metrics["protocol"], metrics["localise"])
-    except UserError as error:
-        raise UserError(f"{folder} holds no run on pairs: {error}") from None
-    except KeyError as error:
-        raise UserError(f"{folder} holds no run on pairs: metrics.json has no {error}. Evaluate again") from None
-    if not all(isinstance(word, str) for word in wanted) or wanted not in found:
-        raise UserError(f"{folder}: predictions.parquet has no rows of {wanted[1]} under protocol {wanted[0]}")
-    return ComparedRun(str(folder), metrics, load_predictions(found[wanted]))
-
-
-def require_same_pairs(first: ComparedRun, second: ComparedRun) -> None:
-    """Differences are of something only where everything but the predictions is the same."""
-    protocols = [run.metrics["protocol"] for run in (first, second)]
-    if protocols[0] != protocols[1]:
-        raise UserError(
-            f"{first.name} is under protocol {protocols[0]}, {second.name} under {protocols[1]}. "
-            "Give runs under the same protocol"
-        )
-    mine, theirs = set(first.rows.pairs), set(second.rows.pairs)
-    if mine != theirs:
-        raise UserError(
-            f"{first.name} scored {len(mine)} pairs and {second.name} {len(theirs)}, {len(mine & theirs)} of them the "
-            "same. Give runs on the same pairs"
-        )
-    values = [{name: getattr(run.rows, name) for name in ("pair", *SAME)} for run in (first, second)]
-    odd = [name for name, value in values[0].items() if not _alike(value, values[1][name])]
-    if odd or first.rows.images != second.rows.images:
-        raise UserError(
-            f"{first.name} and {second.name} scored pairs of the same names, but of other {(odd or ['images'])[0]}: "
-            "another version of the benchmark? Give runs on the same pairs"
-        )
-
-
-def _alike(mine: Any, theirs: Any) -> bool:
-    """Equal; points, in pixels, but for the rounding of views of other sizes, which they have been through."""
-    import numpy as np
-
-    return mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-5, atol=0.01)
 
 
 @app.command()
@@ -105,7 +40,7 @@ def compare_runs(
         tolerances = _tolerances(alphas)
         if first.resolve() == second.resolve():
             raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
-        runs = read_compared_run(first), read_compared_run(second)
+        runs = read_evaluated_run(first), read_evaluated_run(second)
         require_same_pairs(*runs)
         hits = [is_correct(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
         entries = pck_differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
@@ -114,7 +49,7 @@ def compare_runs(
 
 
 def print_comparison(
-    entries: list[dict[str, Any]], runs: tuple[ComparedRun, ComparedRun], tests: "Mapping[float, McNemarResult]"
+    entries: list[dict[str, Any]], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
 ) -> None:
     """A row per subset, way and alpha; McNemar below."""
     shown = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")

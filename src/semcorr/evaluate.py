@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer = build_trainer(cfg, Path(cfg.run_dir))
     if isinstance(data, TapVid) and module.backbone.pairwise:
         raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
-    if isinstance(data, TapVid) and (len(module.readings) > 1 or module.readings[0].protocol.name != "semcorr"):
+    if isinstance(data, TapVid) and (len(module.specs) > 1 or module.specs[0].protocol.name != "semcorr"):
         raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None

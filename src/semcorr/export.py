@@ -83,7 +83,7 @@ def _export(typed: ExportOptions) -> None:
     ending = Path(FORMATS[typed.format]).suffix
     if ending and typed.out.suffix != ending:  # readers go by it
         raise UserError(f"--out must end with {ending} for --format {typed.format}, got {typed.out}")
-    from semcorr.engine.trained_module import load_trained_module, read_trained_config
+    from semcorr.engine.rebuild import load_trained_module, read_trained_config
 
     cfg = read_trained_config(typed.run, typed.weights)
     _require_weights(typed)
@@ -135,7 +135,7 @@ def _facts(module: "CorrespondenceModule", typed: ExportOptions) -> dict[str, st
         "base": module.backbone.name,
         "base_sha256": module.backbone.sha256,
         "run": str(typed.run.resolve()),
-        "checkpoint": typed.which if module.moving() else "none",
+        "checkpoint": typed.which if module.trainable_state_dict() else "none",
     }
 
 
@@ -151,7 +151,7 @@ def _write(
         from semcorr.engine.onnx import export_onnx, parse_sides
 
         return export_onnx(backbone, path, parse_sides(backbone, typed.size), facts)
-    if not module.moving():
+    if not module.trainable_state_dict():
         raise UserError(
             f"{typed.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
             "Use those, by backbone.weights=FILE or by name; or --format onnx."

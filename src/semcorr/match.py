@@ -135,7 +135,7 @@ def draw_outputs(
     wanted: MatchOptions,
 ) -> "Iterator[tuple[str, Any]]":
     """Endings of names, and images."""
-    from semcorr.visualization import matches as draw_matches
+    from semcorr.inference import plots as draw_matches
 
     yield "", draw_matches.plot_matches(*pictures, found)
     if wanted.dense:

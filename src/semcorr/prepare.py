@@ -16,12 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from semcorr.cli.hydra_app import conf_dir, report_user_errors, run_app, user_message
+from semcorr.cli.hydra_app import report_user_errors, run_app, user_message
 from semcorr.cli.verb_line import Needs, Without
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import Terminal
+from semcorr.engine.known_targets import conf_dir
 
 if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
     from semcorr.data.download.installed import TreeReport

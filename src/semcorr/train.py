@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     last = resume_training(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
     if trainer.is_global_zero:
         begin_run(cfg, module, run_dir, goes_on)
-    if not any(module.trained()):
+    if not any(module.trainable_parameters()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score_and_save(cfg, trainer, module, scored)
     SHELF.clear()  # before training needs the room

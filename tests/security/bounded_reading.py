@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from semcorr.compare import read_compared_run
 from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.download.extract import extract
@@ -21,6 +20,7 @@ from semcorr.data.record import image_size, read_annotation, require_field
 from semcorr.data.tapvid_videos import read_videos
 from semcorr.data.transforms import load_image
 from semcorr.engine.checkpoints import read_checkpoint
+from semcorr.engine.finished_run import read_evaluated_run
 from semcorr.inference.transfer.annotations import read_annotations
 from semcorr.metrics.predictions_table import read_predictions as read_predictions
 from semcorr.models.backbones.checkpoints import read_weights
@@ -53,13 +53,13 @@ def read_index(path: Path) -> object:
 def read_metrics(path: Path) -> object:
     path.rename(path.with_name("metrics.json"))
     path.with_name("predictions.parquet").write_bytes(b"")
-    return read_compared_run(path.parent)
+    return read_evaluated_run(path.parent)
 
 
 def read_rows(path: Path) -> object:
     path.rename(path.with_name("predictions.parquet"))
     path.with_name("metrics.json").write_text('{"protocol": "a", "localise": "a"}')
-    return read_compared_run(path.parent)
+    return read_evaluated_run(path.parent)
 
 
 def read_notes(path: Path) -> object:

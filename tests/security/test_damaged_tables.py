@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from random_damage import DAMAGE
 
-from semcorr.compare import read_compared_run
 from semcorr.core.errors import UserError
 from semcorr.core.parquet import read_parquet, write_parquet
+from semcorr.engine.finished_run import read_evaluated_run
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.metrics.predictions_table import OPTIONAL, SCHEMA, read_predictions, write_predictions
 
@@ -59,12 +59,12 @@ def test_a_damaged_run_is_compared_with_none(tmp_path):
     path = tmp_path / "predictions.parquet"
     write_predictions(predictions(), path)
     whole = path.read_bytes()
-    assert len(read_compared_run(tmp_path).rows.pair) == ROWS
+    assert len(read_evaluated_run(tmp_path).rows.pair) == ROWS
 
     path.write_bytes(whole[:100] + bytes(200) + whole[300:])
 
     with pytest.raises(UserError, match=r"holds no run on pairs: .*predictions\.parquet is damaged"):
-        read_compared_run(tmp_path)
+        read_evaluated_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["predicted_x", "error", "pair", "ambiguous", "keypoint"])

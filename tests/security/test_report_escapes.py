@@ -229,7 +229,7 @@ def times_printed(out: str) -> int:
 def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, monkeypatch):
     runs = [run_dir(tmp_path / name, localise=NAME) for name in "ab"]
     rows = load_predictions(pq.read_table(runs[0] / "predictions.parquet"))
-    both = [compare.ComparedRun(NAME, {"localise": NAME, "protocol": NAME}, rows)] * 2
+    both = [compare.EvaluatedRun(NAME, {"localise": NAME, "protocol": NAME}, rows)] * 2
     compare.print_comparison([], (both[0], both[1]), {})
     assert times_printed(capfd.readouterr().out) == 6
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.errors import UserError
+from semcorr.engine.known_targets import conf_dir
 
 NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
 RUN = "run: "

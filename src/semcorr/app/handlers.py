@@ -44,7 +44,8 @@ class PageEvents:
         found = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
         return (
             key, self.choices.name(state.model), pictures.draw_source(state, found),
-            pictures.draw_target(state, found, opacity / 100), pictures.format_hint(state, found), pictures.format_point_table(state, found),
+            pictures.draw_target(state, found, opacity / 100), pictures.format_hint(state, found),
+            pictures.format_point_table(state, found),
             pictures.format_accuracy(state, found, BOXES[of]),
         )  # fmt: skip
 

@@ -114,8 +114,9 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
 def window_radius(rule: Rule) -> int | None:
     """Cells to each side of the best one.
 
-    >>> window_radius(argmax), window_radius(partial(window_soft_argmax, window=9)), window_radius(partial(kernel_soft_argmax, sigma=3))
-    (0, 4, 3)
+    >>> rules = [argmax, partial(window_soft_argmax, window=9), partial(kernel_soft_argmax, sigma=3)]
+    >>> [window_radius(rule) for rule in rules]
+    [0, 4, 3]
     """
     function, given = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
     if function is argmax:

@@ -17,7 +17,7 @@ from semcorr.app.session import Point, Session
 from semcorr.core.coords import from_corner
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
-from semcorr.visualization.matches import Colour, draw_label, plot_matches
+from semcorr.inference.plots import Colour, draw_label, plot_matches
 
 SIDE = 900  # pixels of the longer side in the page, at least as many as it shows
 GOLDEN = (5**0.5 - 1) / 2

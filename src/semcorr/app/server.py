@@ -43,8 +43,9 @@ def serve_page(
     with make_private_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         page = PageEvents(models, choices, folder)
+        routes = AllowedRoutes(build_application(page, folder), folder, lambda size: evict_files(folder, size))
         config = uvicorn.Config(
-            Access(AllowedRoutes(build_application(page, folder), folder, lambda size: evict_files(folder, size)), rules),
+            Access(routes, rules),
             log_level="critical", access_log=False, proxy_headers=False, server_header=False, ws="none",
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
         )  # fmt: skip

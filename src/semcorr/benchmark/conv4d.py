@@ -43,7 +43,7 @@ class ConvolvedVolume(NamedTuple):
         return 4.0 * self.side**4 * self.channels * (2 if self.backward else 1)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """For a table."""
         return f"{self.side}^4, {PASSES[self.backward]}"
 
@@ -142,16 +142,18 @@ def _outcome(volumes: list[ConvolvedVolume], found: list[dict[str, Measurement]]
             (format_rate(1e3 * seconds[way]), format_rate(taken[way] / 1e6)) for way in WAYS
         )
         rows += [
-            BenchmarkRow(f"ms, {volume.told}", naive_ms, ms, format_ratio(ratio), format_rate(1e3 * floor)),
-            BenchmarkRow(f"MB, {volume.told}", naive_mb, mb, format_ratio(memory), format_rate(volume.least / 1e6)),
+            BenchmarkRow(f"ms, {volume.description}", naive_ms, ms, format_ratio(ratio), format_rate(1e3 * floor)),
+            BenchmarkRow(
+                f"MB, {volume.description}", naive_mb, mb, format_ratio(memory), format_rate(volume.least / 1e6)
+            ),
         ]
-        results[volume.told] = {
+        results[volume.description] = {
             "ratio": ratio, "memory_ratio": memory, "seconds": seconds, "bytes": taken,
             "floor": {"seconds": floor, "operations": volume.operations, "reached": floor / seconds["ours"]},
             "peak": {way: one.peak for way, one in ways.items()},
         }  # fmt: skip
     caption = (
-        f"{limits.told}. Memory is what a process takes at most beyond the input, one process each. Floor: one "
+        f"{limits.description}. Memory is what a process takes at most beyond the input, one process each. Floor: one "
         "matrix product of as many operations; memory for the result, with backward also the input's gradient."
     )
     content = {

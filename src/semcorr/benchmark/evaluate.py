@@ -88,9 +88,9 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         found = {
             "seconds": {"all": done - start, "read": read - start, **module.seconds},
             "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": module.table.num_rows,
-            "keypoints": module.table.num_rows // len(module.readings),
+            "keypoints": module.table.num_rows // len(module.specs),
         }  # fmt: skip
-        return found | _encoding(backbone, data.at_once, run.device)
+        return found | _encoding(backbone, data.encoding_batch, run.device)
 
 
 @torch.no_grad()
@@ -124,19 +124,20 @@ def _outcome(run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement,
     floor = limits.floor(operations)
     alone = mine["images"] * mine["encoding"] + seconds["match"]
     rows = [
-        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / each), format_ratio(ratio),
-            format_rate(mine["pairs"] / floor)),
-        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * mine['pairs'])})", format_rate(seconds["all"]), "",
-            format_rate(floor)),
+        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / each),
+            format_ratio(ratio), format_rate(mine["pairs"] / floor)),
+        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * mine['pairs'])})",
+            format_rate(seconds["all"]), "", format_rate(floor)),
         BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
         BenchmarkRow(f"  encoding {mine['images']:,} images", "", format_rate(seconds["encode"]), "",
             format_rate(mine["images"] * mine["encoding"])),
         BenchmarkRow(f"  matching {mine['pairs']:,} pairs", "", format_rate(seconds["match"])),
-        BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / alone:.2f}"),
-        BenchmarkRow("peak memory in MB", naive.told, ours.told),
+        BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "",
+            f"{seconds['all'] / alone:.2f}"),
+        BenchmarkRow("peak memory in MB", naive.description, ours.description),
     ]  # fmt: skip
     caption = (
-        f"{limits.told}. Imports and weights are not counted; the naive loop ran on {naive.value['pairs']} pairs. "
+        f"{limits.description}. Imports and weights are not counted; the naive loop ran on {naive.value['pairs']} pairs. "
         f"Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the {mine['encoding'] * 1e3:.1f} ms that "
         "it takes by itself. Loader processes' memory is apart."
     )

@@ -174,7 +174,9 @@ def _outcome(
         )
         for name, loop in loops.items()
     ]
-    rows += [BenchmarkRow(f"peak memory in MB, {name}", loop.told, ours.told) for name, loop in loops.items()]
+    rows += [
+        BenchmarkRow(f"peak memory in MB, {name}", loop.description, ours.description) for name, loop in loops.items()
+    ]
     rows += [
         BenchmarkRow(
             f"same best cell as ours; soft answers within, {name}", f"{found['same_cell']:.1%}; {soft:.0e} cells"
@@ -183,7 +185,7 @@ def _outcome(
         for soft in [max(found["soft_cells"], found["kernel_cells"])]
     ]
     caption = (
-        f"{limits.told}. Features in memory, one process each; the naive loops run on {shape.naive_pairs} pairs. "
+        f"{limits.description}. Features in memory, one process each; the naive loops run on {shape.naive_pairs} pairs. "
         f"Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets read once, similarities written "
         "and read once."
     )

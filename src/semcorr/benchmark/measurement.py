@@ -28,7 +28,7 @@ class Measurement(NamedTuple):
         return {"memory_mb": self.memory / 1e6, "gpu_mb": None if self.gpu is None else self.gpu / 1e6}
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """For a table."""
         gpu = "" if self.gpu is None else f" + {self.gpu / 1e6:,.0f} on the GPU"
         return f"{self.memory / 1e6:,.0f}{gpu}"
@@ -51,7 +51,7 @@ class Machine(NamedTuple):
         return {"device": self.device, "threads": self.threads, "gflops": self.flops / 1e9, "gb_s": self.copied / 1e9}
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """For a table's caption."""
         return (
             f"{self.device}, {self.threads} threads: {self.flops / 1e9:,.0f} GFLOP/s in a matrix product, "

@@ -44,7 +44,7 @@ def run_both(run: RunSpec, tries: int) -> list[dict[str, Any]]:
         module = build_module(cfg)
         for _ in range(tries):
             for into, names in zip(found, ((ONE,), MANY), strict=True):
-                module.readings, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
+                module.specs, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
                 into.append(_whole(run, cfg, module))
     return [min(each, key=lambda one: one["seconds"]["all"]) for each in found]
 
@@ -77,11 +77,11 @@ def _outcome(run: RunSpec, found: Measurement, ratio: float, limits: Machine) ->
             for stage in ("encode", "match")
         ),
         BenchmarkRow("  everything else", *(format_rate(s["all"] - s["encode"] - s["match"]) for s in (alone, all_of))),
-        BenchmarkRow("peak memory in MB", "", found.told),
+        BenchmarkRow("peak memory in MB", "", found.description),
     ]
     content = {
         "ratio": ratio, "floor": None, "one": one, "many": many, "rules": list(MANY),
         "peak": {"both": found.peak}, "machine": limits.as_json(),
     }  # fmt: skip
     title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
-    return BenchmarkResult(title, rows, f"{limits.told}. Imports and weights are not counted.", content)
+    return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

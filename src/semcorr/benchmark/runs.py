@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from semcorr.benchmark.synthetic_spair import default_folder, write_spair_scale
-from semcorr.cli.hydra_app import conf_dir
 from semcorr.core.errors import UserError
+from semcorr.engine.known_targets import conf_dir
 
 SCALES = ("demo", "spair")
 GPU = ("trainer=auto", "trainer.accelerator=gpu")

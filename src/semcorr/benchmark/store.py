@@ -113,8 +113,8 @@ def _outcome(entries: StoredFeatures, found: Measurement, encoding: float) -> Be
     naive = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
     ratios = {what: speed[what] / speed[naive[what]] for what in against}
     rows = [
-        BenchmarkRow(f"GB/s, {what}", format_rate(speed[naive[what]]), format_rate(speed[what]), format_ratio(ratios[what]),
-            f"{format_rate(speed[limit])} ({limit}; {speed[what] / speed[limit]:.0%} reached)")
+        BenchmarkRow(f"GB/s, {what}", format_rate(speed[naive[what]]), format_rate(speed[what]),
+            format_ratio(ratios[what]), f"{format_rate(speed[limit])} ({limit}; {speed[what] / speed[limit]:.0%} reached)")
         for what, limit in against.items()
     ]  # fmt: skip
     written = speed["write"] * 1e9 / size
@@ -125,10 +125,10 @@ def _outcome(entries: StoredFeatures, found: Measurement, encoding: float) -> Be
             f"{format_rate(written)}; {format_rate(1 / encoding)}",
             format_ratio(written * encoding),
         ),
-        BenchmarkRow("peak memory in MB", "", found.told),
+        BenchmarkRow("peak memory in MB", "", found.description),
     ]
     caption = (
-        f"{limits.told}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, {encoding * 1e3:,.0f} ms "
+        f"{limits.description}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, {encoding * 1e3:,.0f} ms "
         "to encode an image. Naive: torch.save and torch.load of one file per image, as GeoAware-SC does. Nothing "
         "waits for the disk; what is read was written just now; a read ends with all of it in the reader's own tensor."
     )

@@ -37,7 +37,7 @@ from semcorr.core.limits import explain_limit, raise_open_files
 from semcorr.core.ranges import NotEmpty, require
 from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
 from semcorr.core.terminal import escape_controls
-from semcorr.engine.known_targets import config_search_path
+from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import escape_interpolations, read_run_config, refuse_drawing
 
@@ -65,12 +65,6 @@ CLOSED = 141  # exit code of who writes to a pipe that nobody reads any more
 TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
-
-
-def conf_dir() -> Path:
-    """The configuration tree: package data in a wheel, `conf/` in a checkout."""
-    inside = Path(__file__).parents[1] / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
@@ -475,7 +469,7 @@ def compose_chosen_groups(name: str) -> DictConfig:
 
 def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
     """Return, as whole keys, what the call of a section may be given and the configuration does not list."""
-    from semcorr.cli.options import accepted_options
+    from semcorr.engine.options import accepted_options
 
     node = OmegaConf.select(cfg, section) if section else None
     if not isinstance(node, DictConfig) or "_target_" not in node:

@@ -22,7 +22,7 @@ from omegaconf._utils import get_yaml_loader
 from yaml import load
 
 from semcorr.core.errors import UserError
-from semcorr.engine.run_lock import is_first_process
+from semcorr.core.ranks import is_first_process
 
 KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument

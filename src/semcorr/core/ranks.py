@@ -144,3 +144,9 @@ def _text_of_parent() -> str:
     if int(os.environ.get("LOCAL_RANK", 0)) != (0 if launched else 1):
         return ""
     return f"{'torchrun' if launched else 'the first process of this run'} has gone; the others were ended."
+
+
+def is_first_process() -> bool:
+    """Tell whether this process speaks and writes for all processes of a run."""
+    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
+    return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))

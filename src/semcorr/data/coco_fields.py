@@ -113,7 +113,8 @@ def _point(triple: list[Any], name: str, where: str) -> Point:
     (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(
-            f"{where} is {quote_json(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). Correct it."
+            f"{where} is {quote_json(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). "
+            "Correct it."
         )
     for value in (x, y):
         if not (v <= 0 and value is None) and not is_number(value):

@@ -188,8 +188,8 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
         first = by_name.setdefault(name, categories[key])
         if first.keypoints != categories[key].keypoints:
             raise UserError(
-                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called {quote_json(name)}, and "
-                "have other keypoints. Rename one, or give both the same keypoints."
+                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called {quote_json(name)}, "
+                "and have other keypoints. Rename one, or give both the same keypoints."
             )
         if first.id != key:
             notes.setdefault("categories are those of the same name before", []).append(f"{key} is {first.id}")

@@ -137,8 +137,8 @@ def read_images(
 def _measure(image: CocoImage, path: Path) -> PictureSize:
     if not image.path.is_file():
         raise UserError(
-            f"{path}, image {quote_json(image.id)}, names {quote_json(image.file_name)}, and {image.path} does not exist. "
-            "Restore it, or drop the entry and its annotations."
+            f"{path}, image {quote_json(image.id)}, names {quote_json(image.file_name)}, and {image.path} does not "
+            "exist. Restore it, or drop the entry and its annotations."
         )
     return measure_picture(image.path, image.size)
 

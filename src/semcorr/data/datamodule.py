@@ -101,11 +101,11 @@ class PairDataModule(LightningDataModule, ABC):
         self.galleries = cache(lambda: images_by_category(self.pairs("train")))
         self._need(split)
 
-    def listed(self, split: str) -> Sequence[PairListEntry]:
+    def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """The pair list by itself, for a benchmark that has one apart from the annotations."""
         return [PairListEntry(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
 
-    def contradictions(self, split: str) -> list[str] | None:
+    def annotation_conflicts(self, split: str) -> list[str] | None:
         """Where a benchmark's annotation files disagree with each other; None: nothing is said twice."""
         return None
 
@@ -114,7 +114,7 @@ class PairDataModule(LightningDataModule, ABC):
         """The pairs of a split, in the benchmark's order. A benchmark defines this, and no more."""
 
     @property
-    def at_once(self) -> int:
+    def encoding_batch(self) -> int:
         """Images encoded at once."""
         return encoding_batch_size(self.encode_batch, self._on_gpu())
 
@@ -159,7 +159,7 @@ class PairDataModule(LightningDataModule, ABC):
         """This process's share of the pairs of `split`."""
         return self._evaluation(self.split)
 
-    def to_score(self, split: str, batches: int) -> list[ImageVariant]:
+    def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
         """The images that the first `batches` batches of any process's share look at, by name.
 
         The order of all processes' work follows from the list: `batches` must be the same on all.
@@ -168,7 +168,7 @@ class PairDataModule(LightningDataModule, ABC):
         ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
         return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
-    def to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
+    def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
         """The images that any process draws from now to the end of `epochs`, and what mirroring makes of them; by name.
 
         `steps` is how many of each epoch are made, if not all.
@@ -223,7 +223,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
         how = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
-        require_shared_memory(how["num_workers"], self.at_once, self.size)
+        require_shared_memory(how["num_workers"], self.encoding_batch, self.size)
         return DataLoader(dataset, **how)
 
     def _decoders(self) -> int:

@@ -204,8 +204,8 @@ def _numbers(cell: str, column: str, where: str) -> list[float | None]:
         text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
         if "," in text:
             raise UserError(
-                f"{where}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several numbers. "
-                "Write ; between numbers, a point before decimals, and nothing between thousands."
+                f"{where}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several "
+                "numbers. Write ; between numbers, a point before decimals, and nothing between thousands."
             )
         if not NUMBER.fullmatch(text):
             raise UserError(f"{where}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")

@@ -74,7 +74,7 @@ class PFPascal(PairDataModule):
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
         self.extent = extent
 
-    def listed(self, split: str) -> Sequence[PairListEntry]:
+    def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """The rows of the CSV file, which need no images."""
         path = find_pair_list(self.root, split)
         return [

@@ -198,16 +198,16 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
         first = images.setdefault(image.name, image)
         if not _is_same(first, image):
             raise UserError(
-                f"{benchmark}: two images are called {quote_value(image.name)}: {first.path} and {image.path}, or one of "
-                "them mirrored or turned. Rename one of them, and what refers to it."
+                f"{benchmark}: two images are called {quote_value(image.name)}: {first.path} and {image.path}, or one "
+                "of them mirrored or turned. Rename one of them, and what refers to it."
             )
     ends: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         names = (pair.source.name, pair.target.name, pair.category)
         if (others := ends.setdefault(pair.name, names)) != names:
             raise UserError(
-                f"{benchmark}: two pairs are called {quote_value(pair.name)}: {' to '.join(map(quote_value, others[:2]))} and "
-                f"{' to '.join(map(quote_value, names[:2]))}. Rename one of their images, and what refers to it."
+                f"{benchmark}: two pairs are called {quote_value(pair.name)}: {' to '.join(map(quote_value, others[:2]))} "
+                f"and {' to '.join(map(quote_value, names[:2]))}. Rename one of their images, and what refers to it."
             )
 
 

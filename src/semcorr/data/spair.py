@@ -68,7 +68,7 @@ class SPair(PairDataModule):
         """Pairs in the order of Layout/large."""
         return read_tree_pairs(self.tree(), FOLDERS[split])
 
-    def listed(self, split: str) -> Sequence[PairListEntry]:
+    def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """The list alone, which names images and category."""
         tree = self.tree()
         parts = [_parts(name, tree.layout) for name in read_pair_names(tree, FOLDERS[split])]
@@ -77,7 +77,7 @@ class SPair(PairDataModule):
             for source, target, category in parts
         ]
 
-    def contradictions(self, split: str) -> list[str]:
+    def annotation_conflicts(self, split: str) -> list[str]:
         """Where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
         found: list[str] = []
         read_tree_pairs(self.tree(), FOLDERS[split], complain=found.append)

@@ -18,8 +18,6 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from semcorr.cli.options import accepted_options, check_options
-from semcorr.cli.sweep.plan import LATE, config_hash
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.data.datamodule import PairDataModule
@@ -30,8 +28,9 @@ from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.options import accepted_options, check_options
 from semcorr.engine.provenance import code_versions
-from semcorr.engine.run_dir import remove_logs, remove_results, replace_results
+from semcorr.engine.run_dir import LATE, config_hash, remove_logs, remove_results, replace_results
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
 from semcorr.engine.trainer_options import MISTAKES, check_numbers, check_precision, check_training, refuse_options
 from semcorr.engine.wandb_pages import WandbPagesCallback
@@ -105,7 +104,7 @@ def build_module(cfg: DictConfig, **training: Any) -> CorrespondenceModule:
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
-        keep=instantiate(cfg.store),
+        cache_config=instantiate(cfg.store),
         key=features_key(cfg),
         variants=build_pose_variant(cfg),
         dropout=cfg.get("feature_dropout", 0.0),
@@ -184,12 +183,12 @@ def features_key(cfg: DictConfig) -> dict[str, Any]:
 def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> None:
     """Let training take frozen blocks from where they are kept, unless every step sees other pixels."""
     frozen = module.frozen
-    if not frozen.worth or frozen.keep.place == "off":
+    if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
     if data.augment is not None and not data.augment.only_flips:
         print("Frozen blocks are computed at every step: `augment` changes pixels. After flips alone they are kept.")
         return
-    module.reuse, data.train_pixels = True, False
+    module.uses_cached_features, data.train_pixels = True, False
 
 
 def build_backbone(cfg: DictConfig, **changed: Any) -> Any:
@@ -287,7 +286,7 @@ def score_and_save(
     `results` writes the files and prints the table: those of pairs, if left out.
     """
     if SHELF.open:
-        module.shelf = partial(SHELF, config_hash(cfg, *LATE) + weights_sha256(module))
+        module.sweep_cache = partial(SHELF, config_hash(cfg, *LATE) + weights_sha256(module))
     if not trainer.is_global_zero:
         trainer.test(module, datamodule=data, verbose=False)
         return {}

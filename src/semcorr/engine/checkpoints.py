@@ -17,6 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
 from semcorr.models.backbones.checkpoints import format_reason
 from semcorr.models.backbones.file_kinds import describe_other, describe_unreadable
@@ -220,4 +221,8 @@ def find_changed_setting(content: Mapping[str, Any], settings: Mapping[str, Any]
     before = content.get(TRAINED_AS)
     if not isinstance(before, dict):
         return None
-    return next((key for key, value in before.items() if key in settings and settings[key] != value), None)
+    for key, value in before.items():
+        saved = RENAMED_TARGETS.get(value, value) if key.endswith("_target_") else value
+        if key in settings and settings[key] != saved:
+            return str(key)
+    return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
@@ -134,3 +135,9 @@ def config_search_path(tree: str, sources: Sequence[Mapping[str, str]] | None = 
     else:
         found = [f"{each['schema']}://{each['path']}" for each in sources if each["path"]]
     return tuple(address for address in found if not address.startswith(("structured:", "pkg://hydra.conf")))
+
+
+def conf_dir() -> Path:
+    """The configuration tree: package data in a wheel, `conf/` in a checkout."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"

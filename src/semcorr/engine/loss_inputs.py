@@ -10,10 +10,10 @@ from torch.nn.functional import dropout
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors
-from semcorr.models.heads import SiameseHead
 from semcorr.models.losses import Descriptors, Loss, LossInputs, reads_descriptors, reads_whole_cells
 
 
@@ -39,7 +39,7 @@ def batch_features(module: Any, batch: PairBatch | ImageBatch) -> FeatureMap:
         return module.features(*batch_views(batch))  # type: ignore[no-any-return]
     if isinstance(batch, ImageBatch):
         raise UserError(f"`data.all_pairs`: {module.backbone.name} sees images in pairs. Set data.all_pairs=null.")
-    a, b = module.seen(batch.source, batch.target)
+    a, b = module.pair_features(batch.source, batch.target)
     return FeatureMap(torch.cat((a.values, b.values)), a.stride)
 
 

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import (
@@ -27,7 +28,6 @@ from semcorr.evaluation.protocols import SEMCORR, Protocol
 from semcorr.evaluation.scoring_specs import build_scoring_specs, metrics_dict
 from semcorr.matching.readout_names import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
-from semcorr.models.backbones import Backbone
 from semcorr.models.backbones.weights import require_finite_weights
 from semcorr.models.finetune.modes import keep_frozen_in_eval
 from semcorr.models.finetune.state import base_weights_id, checkpoint_keys, require_same_base, require_same_parts
@@ -53,7 +53,7 @@ class CorrespondenceModule(LightningModule):
         optimizer: Called with the moving parameters of the head and of the backbone.
         scheduler: Called with the optimiser and the number of steps.
         seed: Of whatever is random in a step.
-        keep: Where features of frozen blocks are kept.
+        cache_config: Where features of frozen blocks are kept.
         key: What these depend on besides the weights; names them in a store on disk.
         variants: Of a training pair, with one or both images mirrored, and what they count.
         dropout: Share of the features' numbers that the head does not see in a training step.
@@ -61,9 +61,9 @@ class CorrespondenceModule(LightningModule):
         pose: Poses that sources of the test are tried in.
 
     Attributes:
-        reuse: Training pairs come without pixels, and frozen blocks from where they are kept.
-        readings: The protocols, each with its read-outs; `each` has their scores, after a split.
-        tabled: Testing leaves a row per keypoint and reading.
+        uses_cached_features: Training pairs come without pixels, and frozen blocks from where they are kept.
+        specs: The protocols, each with its read-outs; `each` has their scores, after a split.
+        keeps_rows: Testing leaves a row per keypoint and reading.
         kap: Testing also asks after keypoints that the target does not show.
     """
 
@@ -77,7 +77,7 @@ class CorrespondenceModule(LightningModule):
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         seed: int = 42,
-        keep: FeatureCacheConfig | None = None,
+        cache_config: FeatureCacheConfig | None = None,
         key: Mapping[str, Any] | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
@@ -85,8 +85,8 @@ class CorrespondenceModule(LightningModule):
         pose: adaptive.AdaptivePose | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.tabled = backbone, head, True
-        self.readings, self.localise = build_scoring_specs(protocols, localise)
+        self.backbone, self.head, self.keeps_rows = backbone, head, True
+        self.specs, self.localise = build_scoring_specs(protocols, localise)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         validate_training_options(backbone, head, loss, self.variants, dropout)
@@ -95,9 +95,11 @@ class CorrespondenceModule(LightningModule):
         finetune(backbone)
         freeze_unused(backbone)
         self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}  # type: ignore[arg-type]
-        self.frozen = FrozenPrefix(backbone, keep or FeatureCacheConfig(), key or {})
-        self.reuse, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
-        self.shelf: Callable[..., FeatureCache] | None = None  # of a sweep: features that a job before has computed
+        self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
+        self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
+        self.sweep_cache: Callable[..., FeatureCache] | None = (
+            None  # of a sweep: features that a job before has computed
+        )
         self.steps = StepWatch()
         self.scores: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -110,9 +112,9 @@ class CorrespondenceModule(LightningModule):
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
         """Similarity of the source's keypoints to every target cell, from pixels."""
-        return self.head(*self.seen(source, target), source.keypoints)
+        return self.head(*self.pair_features(source, target), source.keypoints)
 
-    def seen(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Features of both images."""
         if self.backbone.pairwise:
             pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
@@ -141,11 +143,11 @@ class CorrespondenceModule(LightningModule):
 
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
-        if self.reuse:
+        if self.uses_cached_features:
             trainer: Any = self.trainer
-            ahead = self._data.to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
+            ahead = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
             validated = trainer.num_val_batches
-            scored = self._data.to_score("val", self._most(validated)) if validated else []
+            scored = self._data.images_to_evaluate("val", self._most(validated)) if validated else []
             shown = list({one.name: one for one in (*ahead, *scored)}.values())
             self.frozen.fill(shown, self._data, self._group, self._precision)
 
@@ -174,7 +176,7 @@ class CorrespondenceModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Separate rates for head and backbone; the schedule moves every step."""
-        head, backbone = self.trained()
+        head, backbone = self.trainable_parameters()
         if not head and not backbone:
             raise UserError(
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
@@ -184,12 +186,12 @@ class CorrespondenceModule(LightningModule):
 
     def make_optimizer(self, steps: int) -> tuple[Any, Any]:
         """Make the optimiser of what moves, and its schedule over `steps` steps."""
-        head, backbone = self.trained()
+        head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
         return optimizer, self.scheduler(optimizer, steps)  # type: ignore[misc]
 
-    def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
         parts: tuple[Any, ...] = (self.head, self.backbone)
         head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
@@ -200,16 +202,16 @@ class CorrespondenceModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""
         self.steps.settle()
-        self._start("val", self.trainer.num_val_batches, self.reuse or self.frozen.whole)
+        self._start("val", self.trainer.num_val_batches, self.uses_cached_features or self.frozen.is_whole_backbone)
 
     def on_test_epoch_start(self) -> None:
         """Encode the images of the test pairs; what is reported starts here."""
-        self.frozen.forget()
-        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.whole)
+        self.frozen.clear()
+        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.is_whole_backbone)
 
     def validation_step(self, batch: PairBatch) -> None:
         """Match and score."""
-        self._pass.match(batch)
+        self.evaluator.match(batch)
 
     test_step = validation_step
 
@@ -220,26 +222,28 @@ class CorrespondenceModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...` and gather the table."""
         self._log("test")
-        found = self._pass.gathered()
+        found = self.evaluator.gather_tables()
         self.table, self.beside = found.pop("predictions"), found
-        self.seconds, self.grid = self._pass.seconds, self._pass.grid
-        self.frozen.forget()
+        self.seconds, self.grid = self.evaluator.seconds, self.evaluator.grid
+        self.frozen.clear()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
-        everything: dict[str, Any] = {"readings": self.readings, "pose": self.pose, "kap": self.kap}
-        asked_for = everything if self.trainer.testing else {"readings": self.readings[:1]}
-        self._pass = Evaluator(self, self._data, split, self._group, self._precision, tabled=self.tabled, **asked_for)
-        stored = self.frozen.keep.root is not None
-        self._pass.encode(self._most(batches), reuse=(reuse or stored) and self.frozen.worth)
+        everything: dict[str, Any] = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
+        asked_for = everything if self.trainer.testing else {"specs": self.specs[:1]}
+        self.evaluator = Evaluator(
+            self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **asked_for
+        )
+        stored = self.frozen.cache_config.root is not None
+        self.evaluator.encode(self._most(batches), reuse=(reuse or stored) and self.frozen.is_cacheable)
 
     def _most(self, batches: Sequence[int | float]) -> int:
         """Of any process, which is the first: all must list the same images, or some wait for ever for others."""
         return int(self.trainer.strategy.broadcast(int(batches[0])))
 
     def _log(self, stage: str) -> None:
-        self.each = [pck.compute() for pck in self._pass.pck]
-        self.scores = metrics_dict(self._pass.readings, self.each)
-        self._pass.gallery.held = FeatureCache(0, self.device)
+        self.each = [pck.compute() for pck in self.evaluator.pck]
+        self.scores = metrics_dict(self.evaluator.specs, self.each)
+        self.evaluator.image_features.cache = FeatureCache(0, self.device)
         for subset in SUBSETS:
             for alpha, value in self.scores["pck"][subset]["image"].items():
                 if value is not None:
@@ -259,7 +263,7 @@ class CorrespondenceModule(LightningModule):
 
     # -- checkpoints --
 
-    def moving(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         """What training changes, and the buffers that tuning added: of the backbone, and the whole head and loss."""
         state = self.state_dict()
         return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
@@ -267,9 +271,9 @@ class CorrespondenceModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what moves, and what it moved away from; nothing that is not finite replaces what was good."""
         self.steps.settle()
-        moving = self.moving()
-        require_finite_weights(moving, f"step {self.global_step} of the training, not saved")
-        checkpoint["state_dict"] = moving
+        trained = self.trainable_state_dict()
+        require_finite_weights(trained, f"step {self.global_step} of the training, not saved")
+        checkpoint["state_dict"] = trained
         checkpoint["base"] = base_weights_id(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -278,4 +282,4 @@ class CorrespondenceModule(LightningModule):
         names = set(checkpoint["state_dict"])
         if self.loss is None:  # to be scored; what a loss learned is for training
             names = {name for name in names if not name.startswith("loss.")}
-        require_same_parts(names, self.moving())
+        require_same_parts(names, self.trainable_state_dict())

@@ -87,8 +87,9 @@ def require_state(content: Mapping[str, Any], trainer: Trainer, path: Path) -> N
 def find_state_difference(expected: Any, found: Any, name: str) -> str | None:
     """Say where a state is not made as expected: a key is missing, or a count is none.
 
-    >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x"), find_state_difference({"a": 1}, {"a": 7, "c": 1}, "x")
-    ("x.a.b is '2'", None)
+    >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
+    "x.a.b is '2'"
+    >>> find_state_difference({"a": 1}, {"a": 7, "c": 1}, "x")
     """
     if isinstance(expected, dict):
         if not isinstance(found, dict):

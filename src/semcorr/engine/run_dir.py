@@ -1,5 +1,7 @@
 """What a run directory holds: the results of one run or none, and what is read of them."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import read_mapping
-from semcorr.engine.run_lock import is_first_process
 
 METRICS = "metrics.json"  # is written last: a run is finished when it is there
 RESULTS = (
@@ -172,3 +174,26 @@ def flatten_config(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def _is_score(value: Any) -> bool:
     """Tell a share of keypoints from a number that is none; null: there were no keypoints."""
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+
+
+APART = ("run_dir", "name", "logger")  # what no number depends on
+
+
+LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
+
+
+def config_hash(cfg: DictConfig, *without: str) -> str:
+    """Of the resolved configuration, less what no number depends on, and of the trained weights it scores.
+
+    >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
+    >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
+    (True, False)
+    """
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
+    if not content.get("callbacks"):  # as in sweeps of before
+        content.pop("callbacks", None)
+    if content.get("checkpoint"):  # the same path may hold other weights by now
+        weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
+        content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

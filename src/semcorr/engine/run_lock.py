@@ -21,6 +21,7 @@ from pathlib import Path
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_error
+from semcorr.core.ranks import is_first_process
 
 LOCK = ".lock"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # of file systems without flock
@@ -61,12 +62,6 @@ class Lock:
                 os.utime(self.descriptor, (began, began))
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
-
-
-def is_first_process() -> bool:
-    """Tell whether this process speaks and writes for all processes of a run."""
-    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
-    return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))
 
 
 @contextmanager

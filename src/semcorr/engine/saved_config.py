@@ -17,6 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.engine.config_check import check_config
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
+from semcorr.engine.renamed_targets import update_targets
 
 CONFIG = "config.yaml"
 DRAWN = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # and the file that says so
@@ -54,7 +55,7 @@ def read_run_config(
         UserError: It is not there, is no plain YAML, lacks what every run has, or would call, or give to what it calls,
             something that no installed file does.
     """
-    from semcorr.cli.hydra_app import conf_dir
+    from semcorr.engine.known_targets import conf_dir
 
     if not is_run(run):
         start = f"`{option}`: " if option else ""
@@ -88,7 +89,7 @@ def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] 
         replaced: Dotted keys whose saved values will not be used.
     """
     plain = read_plain_yaml(path)
-    # Targets that have been renamed since a run was saved are to be brought up to date here, before they are checked.
+    plain = plain._replace(values=update_targets(plain.values))
     check_config(path, plain, known, replaced)
     values: dict[str, Any] = plain.values
     return values

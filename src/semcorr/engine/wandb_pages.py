@@ -30,7 +30,7 @@ class WandbPagesCallback(Callback):
         if board is None or trainer.sanity_checking:
             return
         module: Any = pl_module
-        table, data = module._pass.gathered()["predictions"], module.trainer.datamodule
+        table, data = module.evaluator.gather_tables()["predictions"], module.trainer.datamodule
         if not trainer.is_global_zero:
             return
         found = set(table["pair"].to_pylist())

@@ -78,21 +78,6 @@ def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, ho
     return cells.clamp(0, grid - 1)
 
 
-def bilinear_neighbours(
-    cells: Float[Tensor, "b n 2"], grid: int
-) -> tuple[Float[Tensor, "b n 4 2"], Float[Tensor, "b n 4"]]:
-    """The four cells around a place between them, and their bilinear weights.
-
-    >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), grid=3)[1]
-    tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])
-    """
-    low = cells.floor().clamp(max=max(grid - 2, 0))
-    share = cells - low
-    corners = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(cells)  # (0 0), (0 1), (1 0), (1 1)
-    weights = torch.where(corners.bool(), share[..., None, :], 1 - share[..., None, :]).prod(-1)
-    return (low[..., None, :] + corners).clamp(max=grid - 1), weights
-
-
 def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, how: str) -> Float[Tensor, "b n 2"]:
     """Cells of the target to view pixels.
 
@@ -100,7 +85,8 @@ def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, how
     aligned: k (S - 1) / (g - 1). fraction: k S / g.
 
     >>> last = torch.tensor([[[0.0, 59.0]]]).double()
-    >>> [target_cell_to_view(last, 840, 60, how).flatten().tolist() for how in ("centre", "half_stride", "aligned", "fraction")]
+    >>> ways = ("centre", "half_stride", "aligned", "fraction")
+    >>> [target_cell_to_view(last, 840, 60, how).flatten().tolist() for how in ways]
     [[6.5, 832.5], [7.0, 833.0], [0.0, 839.0], [0.0, 826.0]]
     """
     stride = side / grid

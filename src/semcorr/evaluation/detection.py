@@ -11,11 +11,11 @@ from torch import Tensor
 from semcorr.core.coords import from_view, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.finite import are_finite
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.matching.batched import cell_stride
 from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, inside_outside
 from semcorr.metrics.predictions_table import gather_tables
-from semcorr.models.heads import SiameseHead
 
 
 def detect_keypoints(

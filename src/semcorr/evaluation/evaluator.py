@@ -43,8 +43,8 @@ class Evaluator:
         split: Of it.
         group: Who shares the work.
         context: The precision that features are computed in.
-        readings: Protocols and read-outs; all of them see the same features.
-        tabled: Keep a row per keypoint and reading, and not the scores alone.
+        specs: Protocols and read-outs; all of them see the same features.
+        keeps_rows: Keep a row per keypoint and reading, and not the scores alone.
         pose: Poses that sources are tried in.
         kap: Ask also after keypoints that the target does not show.
     """
@@ -56,24 +56,24 @@ class Evaluator:
         split: str,
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[Any]],
-        readings: Sequence[ScoringSpec],
-        tabled: bool = True,
+        specs: Sequence[ScoringSpec],
+        keeps_rows: bool = True,
         pose: adaptive.AdaptivePose | None = None,
         kap: bool = False,
     ) -> None:
         self.module, self.data, self.split, self.group = module, data, split, group
-        self.readings, self.tabled, self.kap = list(readings), tabled, kap
-        check_scoring_specs(self.readings, module.head)
+        self.specs, self.keeps_rows, self.kap = list(specs), keeps_rows, kap
+        check_scoring_specs(self.specs, module.head)
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
-        self.foreign = not all(reading.protocol.exact for reading in self.readings)
+        self.foreign = not all(reading.protocol.exact for reading in self.specs)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
             PCK(data.categories(split), keypoints, strict=one.protocol.strict, pooling=one.protocol.pooling).to(
                 group.device
             )
-            for one in self.readings
+            for one in self.specs
         ]
-        self.gallery = ImageFeatures(module, data, group, context)
+        self.image_features = ImageFeatures(module, data, group, context)
         self.align = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
         self.tables: list[pa.Table] = []
         self.detections: list[pa.Table] = []
@@ -91,8 +91,8 @@ class Evaluator:
         """
         start = time.perf_counter()
         if not self.module.backbone.pairwise:
-            shown = self.data.to_score(self.split, batches)
-            self.gallery.encode(self.align.shown(shown) if self.align else shown, reuse)
+            shown = self.data.images_to_evaluate(self.split, batches)
+            self.image_features.encode(self.align.shown(shown) if self.align else shown, reuse)
         self.seconds["encode"] += time.perf_counter() - start
 
     def match(self, batch: PairBatch) -> None:
@@ -105,11 +105,11 @@ class Evaluator:
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
         table = None
-        for pck, reading, read in zip(self.pck, self.readings, self._read(batch, known), strict=True):
+        for pck, reading, read in zip(self.pck, self.specs, self._read(batch, known), strict=True):
             predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
             require_finite_predictions(batch, predicted, read.score, reading.localise)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
-            if not self.tabled:
+            if not self.keeps_rows:
                 continue
             said: dict[str, Any] = {"localise": reading.localise, "protocol": reading.protocol.name, "error": errors}
             said |= {"score": read.score, "shared": batch.shared}
@@ -124,7 +124,7 @@ class Evaluator:
                 self.detections.append(detection.detect_keypoints(self.module.head, seen, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
 
-    def gathered(self) -> dict[str, pa.Table]:
+    def gather_tables(self) -> dict[str, pa.Table]:
         """All processes' rows: of the keypoints, of the poses tried, of what was detected; those there are."""
         found = {"predictions": gather_tables(self.tables)}
         if self.align:
@@ -159,8 +159,8 @@ class Evaluator:
         if self.align is None:
             return self._matched(batch, known)
         empty = torch.zeros_like(batch.source.keypoints)
-        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.readings]
-        for pairs, part, records in self.align.parts(batch, self.gallery):
+        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        for pairs, part, records in self.align.parts(batch, self.image_features):
             for into, found in zip(reads, self._matched(part, self._annotated(part, records)), strict=True):
                 into.cells[pairs] += found.cells  # parts do not overlap, and are zero where they say nothing
                 into.score[pairs] += found.score
@@ -171,14 +171,14 @@ class Evaluator:
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
-        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.readings]
+        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         passes: dict[tuple[Any, ...], list[int]] = {}
-        for i, reading in enumerate(self.readings):
+        for i, reading in enumerate(self.specs):
             passes.setdefault(reading.source, []).append(i)
         looked: dict[tuple[Any, ...], Sequence[Tensor]] = {}
         for pairs, target, sources in self._by_target(batch):
             for members in passes.values():
-                protocol = self.readings[members[0]].protocol
+                protocol = self.specs[members[0]].protocol
                 if protocol.query not in looked:
                     where = self._asked(batch, known, protocol, sources[0].values.shape[-1])
                     looked[protocol.query] = where[shared].split(counts)
@@ -200,10 +200,10 @@ class Evaluator:
         mask[pairs] = shared[pairs]
         cells = dict(zip(self._rules(members), found.cells, strict=True))
         for i in members:
-            reads[i].cells[mask], reads[i].score[mask] = cells[self.readings[i].localise], found.score
+            reads[i].cells[mask], reads[i].score[mask] = cells[self.specs[i].localise], found.score
 
     def _rules(self, members: Sequence[int]) -> dict[str, Any]:
-        return {self.readings[i].localise: self.readings[i].rule for i in members}
+        return {self.specs[i].localise: self.specs[i].rule for i in members}
 
     def _asked(
         self, batch: PairBatch, known: GroundTruth | None, protocol: Protocol, grid: int
@@ -230,7 +230,7 @@ class Evaluator:
     def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
         """Pairs that look into the same features, those, and the features of their sources."""
         if self.module.backbone.pairwise:
-            sources, targets = map(self.gallery.adapted, self.module.seen(batch.source, batch.target))
+            sources, targets = map(self.image_features.adapted, self.module.pair_features(batch.source, batch.target))
             for view, maps in ((batch.source, sources), (batch.target, targets)):
                 require_finite(adapted_feature_origin(self.module), view.name, {"maps": maps.values})
             for i in range(len(batch.pair)):
@@ -240,7 +240,7 @@ class Evaluator:
         for i, name in enumerate(batch.target.name):
             groups.setdefault(name, []).append(i)
         for name, pairs in groups.items():
-            yield pairs, self.gallery(name), [self.gallery(batch.source.name[i]) for i in pairs]
+            yield pairs, self.image_features(name), [self.image_features(batch.source.name[i]) for i in pairs]
 
 
 def require_finite_predictions(

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.data.image_variants import ImageVariant
-from semcorr.models.heads import SiameseHead
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
 from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix, feature_origin, from_channels_last, to_channels_last
@@ -35,11 +35,11 @@ class ImageFeatures:
         self, module: Any, data: Any, group: ProcessGroup, context: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self.module, self.data, self.group, self.context = module, data, group, context
-        self.held = FeatureCache(0, group.device)
+        self.cache = FeatureCache(0, group.device)
 
     def __call__(self, name: str) -> FeatureMap:
         """Of one image."""
-        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.held[name].items()}
+        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.cache[name].items()}
         return from_channels_last(values, self.module.backbone.size / values["cells"].shape[2])
 
     def adapted(self, maps: FeatureMap) -> FeatureMap:
@@ -56,8 +56,8 @@ class ImageFeatures:
         def make() -> FeatureCache:
             return self._reused(shown) if reuse else self._direct(shown)
 
-        shelf: Callable[..., FeatureCache] | None = self.module.shelf if self.group.size == 1 else None
-        self.held = make() if shelf is None else shelf(shown, make)
+        sweep_cache: Callable[..., FeatureCache] | None = self.module.sweep_cache if self.group.size == 1 else None
+        self.cache = make() if sweep_cache is None else sweep_cache(shown, make)
 
     def _direct(self, shown: list[ImageVariant]) -> FeatureCache:
         """From pixels, kept for this pass."""
@@ -66,29 +66,33 @@ class ImageFeatures:
             with self.context():
                 return to_channels_last(self.adapted(self.module.backbone(image)))
 
-        keep: FeatureCacheConfig = self.module.frozen.keep
-        held = FeatureCache(len(shown), self.group.device, keep.where, keep.type, self.group.size, self._origin)
-        encode_images(held, shown, self.data, compute, self.group)
-        return held
+        cache_config: FeatureCacheConfig = self.module.frozen.cache_config
+        cache = FeatureCache(
+            len(shown), self.group.device, cache_config.where, cache_config.type, self.group.size, self._origin
+        )
+        encode_images(cache, shown, self.data, compute, self.group)
+        return cache
 
     def _reused(self, shown: list[ImageVariant]) -> FeatureCache:
         """From what the frozen blocks made of the images; the rest of the backbone and the head, each its share."""
         frozen: FrozenPrefix = self.module.frozen
         frozen.fill(shown, self.data, self.group, self.context)
         size, device = (self.module.backbone.size,) * 2, self.group.device
-        one = frozen.features([shown[0].name], size, device) if frozen.whole else None
+        one = frozen.features([shown[0].name], size, device) if frozen.is_whole_backbone else None
         if one is not None and self.adapted(one) is one:  # nothing is left to do
-            assert frozen.held is not None
-            return frozen.held
-        chunks = split_into_chunks([one.name for one in shown], self.data.at_once)
+            assert frozen.cache is not None
+            return frozen.cache
+        chunks = split_into_chunks([one.name for one in shown], self.data.encoding_batch)
 
         def computed() -> Iterator[tuple[list[str], Values]]:
             for some in chunks[self.group.rank :: self.group.size]:
                 with self.context():
                     yield some, to_channels_last(self.adapted(frozen.features(some, size, device)))
 
-        held = FeatureCache(len(shown), device, frozen.keep.where, frozen.keep.type, self.group.size, self._origin)
+        cache = FeatureCache(
+            len(shown), device, frozen.cache_config.where, frozen.cache_config.type, self.group.size, self._origin
+        )
         for some, values in broadcast_chunks(computed(), len(chunks), self.group):
-            held.add(some, values)
-        held.watch.settle()
-        return held
+            cache.add(some, values)
+        cache.watch.settle()
+        return cache

@@ -35,7 +35,7 @@ def write_results(module: CorrespondenceModule, data: PairDataModule, run_dir: P
     metrics.json is the last of what a finished run has. The picture comes after it: a run does not depend on it.
     """
     table = module.table
-    first = module.readings[0]
+    first = module.specs[0]
     own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
     table = table.filter(own)
     metrics = {
@@ -82,7 +82,8 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
         title=title,
-        caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}\n{format_intervals(metrics)}",
+        caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}\n"
+        f"{format_intervals(metrics)}",
     )
     for header in ("", "", *alphas):
         table.add_column(header, justify="right" if header else "left")

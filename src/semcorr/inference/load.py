@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from semcorr.cli.hydra_app import compose_config, conf_dir, user_message
+from semcorr.cli.hydra_app import compose_config, user_message
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module, check_config
 from semcorr.engine.checkpoints import load_trained
+from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.saved_config import is_run, read_run_config
 
@@ -131,7 +132,7 @@ def _built(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     check_config(cfg)
     origin = _trained(Path(cfg.checkpoint), line) if cfg.checkpoint else None
     module = build_module(cfg)
-    if origin is not None and module.moving():
+    if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
     resize: Any = cfg.data.resize
     return module.eval().requires_grad_(False), resize

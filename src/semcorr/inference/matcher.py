@@ -16,6 +16,7 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap
 from semcorr.data.loading import encoding_batch_size
@@ -30,7 +31,6 @@ from semcorr.inference.subcell import APART, cell_centres, transfer_with_cycle_c
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
 from semcorr.matching.readout_names import list_readouts
 from semcorr.matching.readouts import argmax
-from semcorr.models.heads import SiameseHead
 
 REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; of 60 a thirtieth of the side, as TAP-Vid's 8 of 256 pixels about are

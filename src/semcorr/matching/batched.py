@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
-from semcorr.evaluation.conventions import bilinear_neighbours
 from semcorr.matching.readout_names import Rule, needs_four_queries
 from semcorr.matching.readouts import apply_readouts, argmax
 from semcorr.matching.upsampled import upsampled_argmax, upsampled_cosine
-from semcorr.models.heads import SiameseHead
 
 VALUES = 2**25  # similarities held at once: 128 MiB
 

@@ -89,8 +89,10 @@ def readout_label(localise: Rule) -> str:
 def readout_shorthand(rule: Rule) -> str:
     """A read-out as it would be typed, and its temperature where it is not that of the short name.
 
-    >>> readout_shorthand(parse_readout("window_15_zero")), readout_shorthand(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
-    ('window_15_zero', 'kernel_7 at 0.04')
+    >>> readout_shorthand(parse_readout("window_15_zero"))
+    'window_15_zero'
+    >>> readout_shorthand(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
+    'kernel_7 at 0.04'
     """
     function, given = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
     usual = {window_soft_argmax: 0.02, kernel_soft_argmax: 0.03, soft_argmax: 0.02}

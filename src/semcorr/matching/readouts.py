@@ -133,7 +133,8 @@ def apply_readouts(
 ) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
     """What every rule says, and the best similarity. The best cell is looked for once.
 
-    >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), [argmax, partial(soft_argmax, temperature=1e-3)])
+    >>> rules = [argmax, partial(soft_argmax, temperature=1e-3)]
+    >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), rules)
     >>> cells[0].tolist() == cells[1].tolist() == [[[1.0, 0.0]]], score
     (True, tensor([[0.9000]]))
     """

@@ -42,7 +42,8 @@ def tapvid_metrics(
         >>> truth = torch.zeros(1, 4, 2)  # the query is frame 0; the point is hidden in frame 3
         >>> predicted = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
         >>> hidden = torch.tensor([[False, False, False, True]])
-        >>> scores = tapvid_metrics(predicted, torch.zeros(1, 4, dtype=torch.bool), truth, hidden, torch.arange(4)[None] > 0)
+        >>> called = torch.zeros(1, 4, dtype=torch.bool)
+        >>> scores = tapvid_metrics(predicted, called, truth, hidden, torch.arange(4)[None] > 0)
         >>> scores["delta"]  # one of two within 1 and 2, both within 4
         {'1': 0.5, '2': 0.5, '4': 1.0, '8': 1.0, '16': 1.0}
         >>> scores["jaccard"]["1"], scores["jaccard"]["8"]  # 1 / (2 visible + 2 wrongly so), 2 / (2 + 1)

@@ -88,7 +88,8 @@ def build_configurations(runs: Sequence[FinishedRun]) -> list[Configuration]:
 def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     """The backbone, and whatever tells a configuration from the others.
 
-    >>> label_configurations([{"backbone": "a", "localise.window": 5}, {"backbone": "a", "localise.window": 9}, {"backbone": "b"}])
+    >>> windows = [{"backbone": "a", "localise.window": size} for size in (5, 9)]
+    >>> label_configurations([*windows, {"backbone": "b"}])
     ['a, window 5', 'a, window 9', 'b']
     """
     told = []
@@ -111,8 +112,10 @@ def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: Any) -> set[st
 def short_key(key: str, among: Sequence[str] | set[str] = ()) -> str:
     """The last word of a key, where no other key ends in it.
 
-    >>> short_key("localise.window"), short_key("head.rank", {"head.rank", "finetune.rank"}), short_key("finetune._target_")
-    ('window', 'head.rank', 'finetune')
+    >>> short_key("localise.window"), short_key("finetune._target_")
+    ('window', 'finetune')
+    >>> short_key("head.rank", {"head.rank", "finetune.rank"})
+    'head.rank'
     """
     if key.endswith("._target_"):
         return key.removesuffix("._target_")

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from semcorr.audit import read_scored_config
-from semcorr.compare import ComparedRun as Evaluated
-from semcorr.compare import read_compared_run, require_same_pairs
 from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
+from semcorr.engine.finished_run import EvaluatedRun as Evaluated
+from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
+from semcorr.engine.rebuild import read_scored_config
 from semcorr.engine.saved_config import CONFIG
 from semcorr.metrics.pck import SUBSETS
 
@@ -78,7 +78,7 @@ def require_comparable(runs: Sequence[FinishedRun]) -> None:
 
 def _read(folder: Path) -> FinishedRun:
     cfg = read_scored_config(folder)
-    evaluated = read_compared_run(folder)
+    evaluated = read_evaluated_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
     missing += [f"pck.{subset}" for subset in SUBSETS if subset not in evaluated.metrics.get("pck", {})]
     if missing:

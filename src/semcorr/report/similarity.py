@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from semcorr.audit import rebuild_scored_module
 from semcorr.cli.hydra_app import user_message
 from semcorr.data.record import PairRecord
+from semcorr.engine.rebuild import rebuild_scored_module
 from semcorr.engine.saved_config import drop_store
 from semcorr.report.configurations import Configuration
 from semcorr.report.confusion import keypoint_names_of

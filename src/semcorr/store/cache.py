@@ -69,7 +69,7 @@ class FeatureCache:
             one = {key: value[i] for key, value in kept.items()}
             self.entries[name] = self._mapped(name, one) if self.place == "disk" else one
 
-    def keep(self, name: str, values: Mapping[str, Tensor]) -> None:
+    def put(self, name: str, values: Mapping[str, Tensor]) -> None:
         """One image's, where it is; on the device if all of them fit there."""
         if self.place == "auto" and self.device.type == "cuda":
             self.place = self._roomy(sum(value.nbytes for value in values.values()))

@@ -53,7 +53,7 @@ def about() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-@app.command()
+@app.command("ls")
 def list_store(root: Root = None) -> None:
     """What is stored: a line for everything that features can depend on but the image."""
     with _telling():
@@ -61,7 +61,7 @@ def list_store(root: Root = None) -> None:
         Terminal().print(_table(root, found))
 
 
-@app.command()
+@app.command("verify")
 def verify_store(
     root: Root = None,
     remove_damaged: Annotated[bool, typer.Option("--remove_entries", help="Remove what is damaged.")] = False,
@@ -73,9 +73,8 @@ def verify_store(
         entries = sort_by_use(found)
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
             if why := _damage(entry.path):
-                print(
-                    f"{escape_controls(stored_image_name(entry.path))}: {entry.path} is damaged ({escape_controls(why)})"
-                )
+                name = escape_controls(stored_image_name(entry.path))
+                print(f"{name}: {entry.path} is damaged ({escape_controls(why)})")
                 damaged.append(entry)
         keys = _damaged_keys(found)
         if remove_damaged:
@@ -97,7 +96,7 @@ def _damaged_keys(found: list[StoreFolder]) -> list[Path]:
     return damaged
 
 
-@app.command()
+@app.command("prune")
 def prune_store(
     root: Root = None,
     key: Annotated[

@@ -26,26 +26,26 @@ class ProcessGroup(NamedTuple):
 
 
 def encode_images(
-    held: FeatureCache,
+    cache: FeatureCache,
     shown: Sequence[ImageVariant],
     data: Any,
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
-    """Fill `held` with every image of `shown` that it lacks.
+    """Fill `cache` with every image of `shown` that it lacks.
 
     The images go in chunks of a fixed list, and process r of n computes every n-th chunk: what an
     image's features are, to the last bit, does not depend on the number of processes.
 
     Args:
-        held: Where the values go, by name.
+        cache: Where the values go, by name.
         shown: The same on every process.
         data: Decodes images: `encoding(shown, chunks)`, `at_once` images at once.
         compute: A batch of images to values.
         group: Who shares the work.
     """
-    missing = [one for one in shown if one.name not in held]
-    chunks = split_into_chunks(range(len(missing)), data.at_once)
+    missing = [one for one in shown if one.name not in cache]
+    chunks = split_into_chunks(range(len(missing)), data.encoding_batch)
     mine = chunks[group.rank :: group.size]
     if not missing:
         return
@@ -57,12 +57,12 @@ def encode_images(
     with Progress(transient=True, disable=group.rank > 0) as bar:
         work = broadcast_chunks(computed(), len(chunks), group)
         for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
-            held.add(names, values)
-    held.watch.settle()
+            cache.add(names, values)
+    cache.watch.settle()
 
 
 def encode_through_store(
-    held: FeatureCache,
+    cache: FeatureCache,
     store: FeatureStore,
     shown: Sequence[ImageVariant],
     data: Any,
@@ -75,24 +75,24 @@ def encode_through_store(
     thrown out, is computed again.
     """
     for _ in range(TRIES):
-        lacking = {content_hash(one): one for one in shown if one.name not in held}
+        lacking = {content_hash(one): one for one in shown if one.name not in cache}
         if not lacking:
             return
-        _compute_missing(held, store, lacking, data, compute, group)
+        _compute_missing(cache, store, lacking, data, compute, group)
         for entry, one in lacking.items():
-            if one.name not in held and (values := store.get(entry)) is not None:
+            if one.name not in cache and (values := store.get(entry)) is not None:
                 batch = {key: value[None] for key, value in values.items()}
                 require_finite(f"`store.root`: {store.folder}", [one.name], batch, f"Remove {store.folder}, run again")
-                held.keep(one.name, values)
-        twins = {content_hash(one): one.name for one in shown if one.name in held}
+                cache.put(one.name, values)
+        twins = {content_hash(one): one.name for one in shown if one.name in cache}
         for one in shown:  # files with the same content have one entry
-            if one.name not in held and content_hash(one) in twins:
-                held.keep(one.name, held[twins[content_hash(one)]])
-    encode_images(held, shown, data, compute, group._replace(rank=0, size=1))
+            if one.name not in cache and content_hash(one) in twins:
+                cache.put(one.name, cache[twins[content_hash(one)]])
+    encode_images(cache, shown, data, compute, group._replace(rank=0, size=1))
 
 
 def _compute_missing(
-    held: FeatureCache,
+    cache: FeatureCache,
     store: FeatureStore,
     lacking: Mapping[str, ImageVariant],
     data: Any,
@@ -102,7 +102,7 @@ def _compute_missing(
     entries, images = list(lacking), list(lacking.values())
     place = {entry: i for i, entry in enumerate(entries)}
     named = {one.name: entry for entry, one in lacking.items()}
-    chunks = split_into_chunks(entries, data.at_once)
+    chunks = split_into_chunks(entries, data.encoding_batch)
     with Progress(transient=True, disable=group.rank > 0) as bar:
         task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
         busy = True
@@ -112,18 +112,20 @@ def _compute_missing(
             for view in data.encoding(images, claims):
                 busy = True
                 values = compute(view.image.to(group.device, non_blocking=True))
-                _put(held, store, view.name, [named[name] for name in view.name], values)
+                _put(cache, store, view.name, [named[name] for name in view.name], values)
                 bar.advance(task, len(view.name))
 
 
-def _put(held: FeatureCache, store: FeatureStore, names: Sequence[str], entries: Sequence[str], values: Values) -> None:
+def _put(
+    cache: FeatureCache, store: FeatureStore, names: Sequence[str], entries: Sequence[str], values: Values
+) -> None:
     """A batch into the store; into memory where that refuses."""
-    values = {key: cast_floating(value, held.dtype).cpu() for key, value in values.items()}
-    require_finite(held.watch.origin, names, values)
+    values = {key: cast_floating(value, cache.dtype).cpu() for key, value in values.items()}
+    require_finite(cache.watch.origin, names, values)
     for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
         one = {key: value[i] for key, value in values.items()}
         if not store.put(entry, one, name):
-            held.keep(name, one)
+            cache.put(name, one)
     store.release(entries)
 
 

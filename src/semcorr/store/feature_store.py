@@ -134,7 +134,7 @@ class FeatureStore:
 
     def release(self, entries: Iterable[str]) -> None:
         """They are put, or cannot be: others need not wait any longer."""
-        self._claims.give_back(entries)
+        self._claims.release(entries)
 
     def _take(self, chunk: Sequence[str]) -> list[str] | None:
         """What is left to do of `chunk`, now ours; None if a part of it is somebody else's."""
@@ -150,7 +150,7 @@ class FeatureStore:
                 raise
             return wanted  # no room for a lock, nor for what it is about
         done = [entry for entry in wanted if entry in self]  # since we looked; see Claims
-        self._claims.give_back(done)
+        self._claims.release(done)
         return [entry for entry in wanted if entry not in done]
 
     def _open(self) -> None:

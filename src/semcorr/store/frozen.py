@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.image_variants import ImageVariant
-from semcorr.models.backbones import Backbone
 from semcorr.store import FeatureStore
 from semcorr.store.cache import PLACES, FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, encode_images, encode_through_store
@@ -61,22 +61,22 @@ class FrozenPrefix:
 
     Args:
         backbone: As tuned.
-        keep: Where the values go.
+        cache_config: Where the values go.
         key: What else than weights, depth and type the values depend on: the key of a store on disk.
     """
 
-    def __init__(self, backbone: Backbone, keep: FeatureCacheConfig, key: Mapping[str, Any]) -> None:
-        self.backbone, self.keep, self.key = backbone, keep, key
+    def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: Mapping[str, Any]) -> None:
+        self.backbone, self.cache_config, self.key = backbone, cache_config, key
         self.depth = frozen_depth(backbone)
-        self.held: FeatureCache | None = None
+        self.cache: FeatureCache | None = None
 
     @property
-    def whole(self) -> bool:
+    def is_whole_backbone(self) -> bool:
         """Whether nothing moves."""
         return self.depth is None
 
     @property
-    def worth(self) -> bool:
+    def is_cacheable(self) -> bool:
         """Whether there is anything to keep: blocks that do not move, of one image at a time."""
         return self.depth != 0 and not self.backbone.pairwise
 
@@ -93,11 +93,11 @@ class FrozenPrefix:
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
         """The backbone's output for images that are held, in the order of their names."""
-        assert self.held is not None
-        values = self.held.stack(names, device)
+        assert self.cache is not None
+        values = self.cache.stack(names, device)
         if self.depth is None:
             return from_channels_last(values, self.backbone.stride)
-        if self.keep.dtype is not None:
+        if self.cache_config.dtype is not None:
             values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
         return self.backbone.suffix(BackboneState(values, size), self.depth)
 
@@ -109,29 +109,33 @@ class FrozenPrefix:
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """Compute what is not held yet. `context` is the precision it is computed in."""
-        if self.held is None:
-            self.held = FeatureCache(len(shown), group.device, self.keep.where, self.keep.type, group.size, self.origin)
+        if self.cache is None:
+            self.cache = FeatureCache(
+                len(shown), group.device, self.cache_config.where, self.cache_config.type, group.size, self.origin
+            )
 
         def compute(image: Tensor) -> Values:
             with context():
                 return self.compute(image)
 
         with torch.no_grad():
-            if self.keep.root is None:
-                encode_images(self.held, shown, data, compute, group)
+            if self.cache_config.root is None:
+                encode_images(self.cache, shown, data, compute, group)
             else:
-                store = FeatureStore(Path(self.keep.root).expanduser(), self._key(data), self.keep.max_gb)
-                encode_through_store(self.held, store, shown, data, compute, group)
+                store = FeatureStore(
+                    Path(self.cache_config.root).expanduser(), self._key(data), self.cache_config.max_gb
+                )
+                encode_through_store(self.cache, store, shown, data, compute, group)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Free what is held."""
-        self.held = None
+        self.cache = None
 
     def _key(self, data: Any) -> dict[str, Any]:
         depth = "all" if self.depth is None else self.depth
         shown = {"size": self.backbone.size, "resize": data.resize}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
-        return {**base, "depth": depth, "dtype": self.keep.dtype or "as computed", **shown, **self.key}
+        return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **shown, **self.key}
 
 
 def feature_origin(backbone: Any, head: Any = None) -> str:

@@ -58,7 +58,7 @@ class EntryLocks:
             raise
         return True
 
-    def give_back(self, entries: Iterable[str]) -> None:
+    def release(self, entries: Iterable[str]) -> None:
         """Those of them that are held."""
         for entry in entries:
             if lock := self._held.pop(entry, None):

@@ -15,7 +15,8 @@ from semcorr.cli.sweep.plan import JobOutcome, SweepJob
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
-from semcorr.engine.run_lock import is_first_process, lock_folder
+from semcorr.core.ranks import is_first_process
+from semcorr.engine.run_lock import lock_folder
 
 ERROR = "error.txt"
 

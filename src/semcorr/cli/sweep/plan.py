@@ -4,7 +4,6 @@ A sweep directory has a directory per job. Its `job.json` says by a hash of the 
 a job whose `metrics.json` is there is done. So the same line with the same `run_dir` does only what is missing.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -19,13 +18,12 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import read_mapping
-from semcorr.engine.run_dir import FILLED, METRICS, flatten_config, read_scores
-from semcorr.engine.run_lock import is_first_process, lock_folder
+from semcorr.engine.run_dir import APART, FILLED, LATE, METRICS, config_hash, flatten_config, read_scores
+from semcorr.engine.run_lock import lock_folder
 
 NOTE = "job.json"
-APART = ("run_dir", "name", "logger")  # what no number depends on
-LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
 log = logging.getLogger(__name__)
 
@@ -52,23 +50,6 @@ class JobOutcome(NamedTuple):
 LOST = "its worker was lost: out of memory, out of time or cancelled"
 Run = Callable[[SweepJob], JobOutcome]
 OUTCOMES: list[JobOutcome] = []  # of this process's sweep: Hydra hands nothing back from a multirun
-
-
-def config_hash(cfg: DictConfig, *without: str) -> str:
-    """Of the resolved configuration, less what no number depends on, and of the trained weights it scores.
-
-    >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
-    >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
-    (True, False)
-    """
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
-    if not content.get("callbacks"):  # as in sweeps of before
-        content.pop("callbacks", None)
-    if content.get("checkpoint"):  # the same path may hold other weights by now
-        weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
-        content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
@@ -191,7 +172,8 @@ def _outcome(job: SweepJob) -> JobOutcome:
 
 def _advice(jobs: Sequence[SweepJob], folder: Path, elsewhere: str) -> str:
     """Say what an interrupted sweep has, and how it goes on."""
-    return f"{sum(map(is_done, jobs))} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
+    done = sum(map(is_done, jobs))
+    return f"{done} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
 
 
 def is_done(job: SweepJob) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from semcorr.cli.sweep.plan import JobOutcome, is_done, read_job_metrics
+from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import Terminal
-from semcorr.engine.run_lock import is_first_process
 from semcorr.metrics.pck import SUBSETS
 
 ALPHA = "0.1"
@@ -76,7 +76,8 @@ def build_table(outcomes: Sequence[JobOutcome]) -> Table:
 def group_seeds(jobs: Iterable[tuple[str, Sequence[str], Mapping[str, Any]]]) -> list[SweepRow]:
     """Jobs that differ in nothing but their seed, together.
 
-    >>> [row.number for row in group_seeds([("0", ["seed=1"], {}), ("1", ["seed=2"], {}), ("2", ["seed=1", "a=b"], {})])]
+    >>> jobs = [("0", ["seed=1"], {}), ("1", ["seed=2"], {}), ("2", ["seed=1", "a=b"], {})]
+    >>> [row.number for row in group_seeds(jobs)]
     ['0, 1', '2']
     """
     groups: dict[tuple[tuple[str, str], ...], list[tuple[str, Mapping[str, Any]]]] = {}

@@ -96,7 +96,7 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
     rows: dict[str, Sequence[PairListEntry]] = {}
     for split in data.splits:
         try:
-            rows[split] = data.listed(split)
+            rows[split] = data.pair_list(split)
         except UserError as error:
             checks.append(VerificationCheck("pair list", split, "unreadable", None, DIFFERS, (str(error),)))
     if not rows:
@@ -106,7 +106,7 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
     images: dict[str, ImageRecord] = {}
     for split in rows:
         try:
-            checks += check_agreement(split, data.contradictions(split), len(rows[split]))
+            checks += check_agreement(split, data.annotation_conflicts(split), len(rows[split]))
             pairs = data.records(split)
         except UserError as error:
             checks.append(VerificationCheck("annotations", split, "unreadable", None, DIFFERS, (str(error),)))

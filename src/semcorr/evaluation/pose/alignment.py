@@ -78,7 +78,7 @@ class AdaptivePose:
         """Whether there is any pose to try."""
         return self.mirror or any(map(len, self.rotations.values()))
 
-    def tried(self, category: str) -> list[PoseTransform]:
+    def candidates(self, category: str) -> list[PoseTransform]:
         """The image as it is first."""
         return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
 
@@ -124,7 +124,7 @@ class PoseAligner:
         every = {one.name: one for one in images}
         for pair in self.records.values():
             if ImageVariant(pair.source).name in every:
-                also = [variant.of(pair.source) for variant in self.options.tried(pair.category)]
+                also = [variant.of(pair.source) for variant in self.options.candidates(pair.category)]
                 every |= {one.name: one for one in also if one.name not in every}
         return [every[name] for name in sorted(every)]
 
@@ -155,7 +155,7 @@ class PoseAligner:
             key = (record.target.name, record.target.box)
             if key not in targets:
                 targets[key] = self._cells(record.target, PLAIN, held)
-            tried = self.options.tried(record.category)
+            tried = self.options.candidates(record.category)
             distances = [self._distance(self._cells(record.source, one, held), targets[key]) for one in tried]
             best = distances.index(min(distances))
             told = (name, record.source.name, record.target.name, record.category, self.masks.kind)

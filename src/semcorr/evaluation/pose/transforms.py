@@ -33,7 +33,7 @@ class PoseTransform(NamedTuple):
     def points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
         """Where pixels of an image of this width and height go.
 
-        >>> PoseTransform(turned=90).points(torch.tensor([3.0, 0.0]), size=(4, 2))  # the upper right corner, now upper left
+        >>> PoseTransform(turned=90).points(torch.tensor([3.0, 0.0]), size=(4, 2))  # upper right, now upper left
         tensor([0., 0.])
         """
         x, y = points.unbind(-1)

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from semcorr.data.pictures import Picture
+from semcorr.inference.plots import bright_colour, displayed_size
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
 from semcorr.inference.transfer.propagate import LabelledSource
-from semcorr.visualization.matches import bright_colour, displayed_size
 
 FOUND = 2  # COCO's v: labelled and visible
 ZOOM = 3  # drawn larger and reduced, for smooth lines

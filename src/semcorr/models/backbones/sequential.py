@@ -122,7 +122,7 @@ class SequentialBackbone(nn.Module, ABC):
             if done == depth:
                 raise _Reached
 
-        with intercept_blocks(self.upto(depth), step):
+        with intercept_blocks(self.blocks_up_to(depth), step):
             try:
                 self.read((image - self.mean) / self.std)
             except _Reached:
@@ -138,10 +138,10 @@ class SequentialBackbone(nn.Module, ABC):
             return own(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)
 
         empty = self.mean.new_zeros(len(state.values[str(depth)]), 3, *state.size)
-        with intercept_blocks(self.upto(depth), step):
+        with intercept_blocks(self.blocks_up_to(depth), step):
             return FeatureMap(concatenate_layers(self.read(empty)), self.stride)
 
-    def upto(self, depth: int) -> list[nn.Module]:
+    def blocks_up_to(self, depth: int) -> list[nn.Module]:
         """The first `depth` blocks, and in any case the first, whose input may be asked for."""
         if not 0 <= depth <= len(self.blocks):
             raise UserError(f"`depth` must be between 0 and {len(self.blocks)}, the blocks of {self.name}, got {depth}")

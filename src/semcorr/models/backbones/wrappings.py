@@ -29,7 +29,8 @@ LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixe
 def unwrap_checkpoint(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's own tensors in a checkpoint; of a network with heads beside its `backbone.`, that.
 
-    >>> unwrap_checkpoint({"epoch": 3, "teacher": {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}})
+    >>> teacher = {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}
+    >>> unwrap_checkpoint({"epoch": 3, "teacher": teacher})
     {'norm.bias': tensor([1.])}
     """
     for nest in NESTS:

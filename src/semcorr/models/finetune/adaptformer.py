@@ -3,8 +3,8 @@
 from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, Dropout, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.finetune.adapters import AdapterBottleneck, add_parallel, transformer_units
 from semcorr.models.finetune.targets import last_blocks_of
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool1d
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, Positive, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.backbones.fuse import resize_image
 from semcorr.models.backbones.text_encoder import TextEncoder
 from semcorr.models.backbones.timm_model import TimmModel

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.finetune.adapters import AdapterBottleneck, add_serial, transformer_units
 from semcorr.models.finetune.targets import last_blocks_of
 

@@ -3,8 +3,8 @@
 from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
-from semcorr.models.backbones import Backbone
 
 
 @check_arguments("finetune")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, Dropout, Positive, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.finetune.targets import target_layers
 
 

@@ -11,8 +11,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.finetune.targets import adaptable_layers, target_layers
 
 PROMPTS = "it learns prompts of a language model"

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, check_arguments
-from semcorr.models.backbones import Backbone
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.text_encoder import TextEncoder
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones import Backbone
+from semcorr.core.interfaces import Backbone
 
 
 def checkpoint_keys(backbone: nn.Module, buffers: Collection[str]) -> set[str]:

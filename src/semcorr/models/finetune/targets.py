@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones import Backbone
+from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.facets import parameters_unused_by_facet
 from semcorr.models.backbones.sequential import SequentialBackbone
 

@@ -65,7 +65,8 @@ def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, "
     """Over the points that count, each as much as it does; 0 if none does. The others may be anything, NaN included.
 
     >>> value = torch.tensor([[1.0, 5.0, torch.nan]])
-    >>> weighted_mean(value, torch.tensor([[True, True, False]])), weighted_mean(value, torch.tensor([[0.75, 0.25, 0.0]]))
+    >>> masks = torch.tensor([[True, True, False]]), torch.tensor([[0.75, 0.25, 0.0]])
+    >>> tuple(weighted_mean(value, mask) for mask in masks)
     (tensor(3.), tensor(2.))
     """
     weight = mask.to(value.dtype)
