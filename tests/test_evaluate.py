@@ -109,8 +109,8 @@ def test_identical_images_give_pck_1(tmp_path, resize):
 
     _trainer().test(module, datamodule=data, verbose=False)
 
-    assert module.scores["pck"]["all"]["image"]["0.1"] == 1.0
-    rows = module.table.to_pylist()
+    assert module.result.scores["pck"]["all"]["image"]["0.1"] == 1.0
+    rows = module.result.tables["predictions"].to_pylist()
     assert len(rows) == 120
     for row in rows:
         width, height = {"0": (96, 64), "1": (64, 96), "2": (80, 80)}[row["source"]]
@@ -134,7 +134,7 @@ def test_pairs_scored_one_at_a_time_from_pixels_agree(config, tiny):
     """The slow twin: no features kept, no grouping, both images through the backbone for every pair."""
     module, data = build_datamodule_and_module(config("evaluate", *tiny))
     _trainer().test(module, datamodule=data, verbose=False)
-    fast = {(row["pair"], row["keypoint"]): row for row in module.table.to_pylist()}
+    fast = {(row["pair"], row["keypoint"]): row for row in module.result.tables["predictions"].to_pylist()}
 
     module.eval()
     pairs = PairDataset(data.pairs("test"), data.size, data.resize)
@@ -192,7 +192,9 @@ def test_a_head_adapts_every_image_once_and_may_make_the_grid_finer(tmp_path):
     for head in (Cosine(), Finer()):
         module = CorrespondenceModule(Patches(), head, localise=argmax, finetune=lambda backbone: None)
         _trainer().test(module, datamodule=Noise(root=str(tmp_path), size=96, workers=0), verbose=False)
-        tables[head] = [(row["predicted_x"], row["predicted_y"]) for row in module.table.to_pylist()]
+        tables[head] = [
+            (row["predicted_x"], row["predicted_y"]) for row in module.result.tables["predictions"].to_pylist()
+        ]
 
     coarse, fine = map(torch.tensor, tables.values())
     assert head.adapted == 3 + 1  # one, to see whether there is anything to do

@@ -97,7 +97,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Encoded
 
     for work in (
-        "semcorr.inference.Matcher.load", "semcorr.engine.build.build_datamodule_and_module", "semcorr.engine.build.build_datamodule",
+        "semcorr.inference.Matcher.load", "semcorr.engine.build.build_datamodule_and_module",
+        "semcorr.engine.build.build_datamodule",
         "semcorr.engine.rebuild.load_trained_module",
         "semcorr.benchmark.match.benchmark_matching", "semcorr.data.download.install._build",
         "semcorr.data.download.verify.verify_benchmark",

@@ -39,7 +39,7 @@ def scored(cfg, kind=None):
             cfg.backbone._target_ = f"{kind.__module__}.{kind.__name__}"
     module, data = build_datamodule_and_module(cfg)
     metrics = score_and_save(cfg, build_trainer(cfg, Path(cfg.run_dir)), module, data)
-    return metrics["pck"], module.table.drop_columns("score").to_pylist()
+    return metrics["pck"], module.result.tables["predictions"].drop_columns("score").to_pylist()
 
 
 def test_pairs_encoded_together_score_as_images_encoded_alone_where_nothing_is_mixed(config, tiny):

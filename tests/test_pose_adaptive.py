@@ -85,11 +85,11 @@ def test_a_source_is_seen_in_the_pose_of_its_target_and_its_points_are_found_the
     """The target is the source, mirrored or turned; the pose that makes them the same pixels is chosen."""
     module = scored(tmp_path, variant=variant, resize=resize)
 
-    assert pose_summary(module.beside["poses"])["chosen"] == {str(variant): 1}
-    (best,) = (row for row in module.beside["poses"].to_pylist() if row["chosen"])
+    assert pose_summary(module.result.tables["poses"])["chosen"] == {str(variant): 1}
+    (best,) = (row for row in module.result.tables["poses"].to_pylist() if row["chosen"])
     assert best["distance"] == 0.0
-    assert module.scores["pck"]["all"]["image"]["0.1"] == 1.0
-    rows = module.table.to_pylist()
+    assert module.result.scores["pck"]["all"]["image"]["0.1"] == 1.0
+    rows = module.result.tables["predictions"].to_pylist()
     assert len(rows) == COUNT
     for row in rows:  # within its cell or, midway between two, the other
         assert abs(row["predicted_x"] - row["target_x"]) <= 0.6 * 8
@@ -104,8 +104,8 @@ def test_without_alignment_a_mirrored_copy_is_not_recognised(tmp_path):
 def test_every_way_to_compare_finds_the_mirror(tmp_path, options):
     pose = AdaptivePose(mirror=True, **options)
 
-    assert pose_summary(scored(tmp_path, pose, variant=EVERY[1]).beside["poses"])["chosen"] == {"mirrored": 1}
-    assert pose_summary(scored(tmp_path, pose, variant=PLAIN).beside["poses"])["chosen"] == {"plain": 1}
+    assert pose_summary(scored(tmp_path, pose, variant=EVERY[1]).result.tables["poses"])["chosen"] == {"mirrored": 1}
+    assert pose_summary(scored(tmp_path, pose, variant=PLAIN).result.tables["poses"])["chosen"] == {"plain": 1}
 
 
 def test_a_pair_in_one_pose_is_answered_as_without_alignment(tmp_path):
@@ -117,7 +117,7 @@ def test_a_pair_in_one_pose_is_answered_as_without_alignment(tmp_path):
 
 def test_rotations_are_tried_for_their_category_alone(tmp_path):
     tried = {
-        category: set(scored(tmp_path, category=category).beside["poses"]["variant"].to_pylist())
+        category: set(scored(tmp_path, category=category).result.tables["poses"]["variant"].to_pylist())
         for category in ("bottle", "cup")
     }
 
@@ -125,7 +125,7 @@ def test_rotations_are_tried_for_their_category_alone(tmp_path):
 
 
 def rows_of(module):
-    return {row["keypoint"]: row for row in module.table.to_pylist()}
+    return {row["keypoint"]: row for row in module.result.tables["predictions"].to_pylist()}
 
 
 def same(row, other):

@@ -51,7 +51,7 @@ def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent):
     module, _ = run(tmp_path, [protocol], extent=extent)
     expected = slow(protocol, extent)
 
-    rows = module.table.to_pylist()
+    rows = module.result.tables["predictions"].to_pylist()
     assert len(rows) == len(expected) > 20
     assert {row["protocol"] for row in rows} == {protocol.name}
     per_pair: dict = {}
@@ -66,10 +66,12 @@ def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent):
         }
         by_image = sum(sum(some) / len(some) for some in hits.values()) / len(hits)
         everything = [hit for some in hits.values() for hit in some]
-        scores = module.scores["pck"]["all"]
+        scores = module.result.scores["pck"]["all"]
         assert scores["image"][f"{alpha:g}"] == pytest.approx(by_image, abs=1e-12)
         assert scores["point"][f"{alpha:g}"] == pytest.approx(sum(everything) / len(everything), abs=1e-12)
-        assert module.scores["headline"][f"{alpha:g}"] == pytest.approx(pooled(hits, protocol.pooling), abs=1e-12)
+        assert module.result.scores["headline"][f"{alpha:g}"] == pytest.approx(
+            pooled(hits, protocol.pooling), abs=1e-12
+        )
 
 
 def pooled(hits, pooling):
@@ -96,8 +98,10 @@ def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
 
     for protocol in protocol_list(None, resize):
         alone, _ = run(tmp_path, [protocol])
-        mine = together.table.filter(pc.equal(together.table["protocol"], protocol.name))
-        assert mine.equals(alone.table)
+        mine = together.result.tables["predictions"].filter(
+            pc.equal(together.result.tables["predictions"]["protocol"], protocol.name)
+        )
+        assert mine.equals(alone.result.tables["predictions"])
         assert together.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.scores["pck"]
 
 
@@ -117,7 +121,7 @@ def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_onc
     )
 
     assert parts.scores == whole.scores
-    a, b = (torch.tensor(module.table["error"].to_numpy().copy()) for module in (whole, parts))
+    a, b = (torch.tensor(module.result.tables["predictions"]["error"].to_numpy().copy()) for module in (whole, parts))
     assert_close(a, b, atol=1e-6, rtol=0)
 
 
@@ -128,10 +132,13 @@ def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
     )
 
     assert [one.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
-    for name, rules in module.scores["protocols"].items():
+    for name, rules in module.result.scores["protocols"].items():
         for rule, view in rules.items():
-            rows = module.table.filter(
-                pc.and_(pc.equal(module.table["protocol"], name), pc.equal(module.table["localise"], rule))
+            rows = module.result.tables["predictions"].filter(
+                pc.and_(
+                    pc.equal(module.result.tables["predictions"]["protocol"], name),
+                    pc.equal(module.result.tables["predictions"]["localise"], rule),
+                )
             )
             errors = rows["error"].to_numpy()
             for alpha in ALPHAS:
@@ -141,7 +148,7 @@ def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
 
 def test_our_own_error_is_that_of_the_points_in_the_table(tmp_path):
     """In double precision, from single precision columns: bit for bit."""
-    rows = run(tmp_path, [Protocol()])[0].table.to_pylist()
+    rows = run(tmp_path, [Protocol()])[0].result.tables["predictions"].to_pylist()
 
     for row in rows:
         dx, dy = (

@@ -55,7 +55,7 @@ def test_the_order_of_the_pairs_does_not_change_a_digit(tmp_path, resize):
         )
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
         Trainer(enable_model_summary=False, **quiet).test(module, datamodule=data, verbose=False)
-        scores.append((module.scores, module.table))
+        scores.append((module.result.scores, module.result.tables["predictions"]))
 
     assert scores[0][0] == scores[1][0] == scores[2][0]
     assert scores[0][1].equals(scores[1][1])

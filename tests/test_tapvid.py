@@ -67,8 +67,8 @@ def test_points_are_found_exactly_where_they_moved_to(tmp_path, height, width, r
 
     module = follow(tmp_path, query=query, resize=resize)
 
-    assert module.scores["delta_avg"] == 1.0
-    for row in module.table.to_pylist():
+    assert module.result.scores["delta_avg"] == 1.0
+    for row in module.result.table.to_pylist():
         if not row["true_occluded"]:
             assert [row["predicted_x"], row["predicted_y"]] == pytest.approx([row["true_x"], row["true_y"]], abs=1e-3)
             assert row["score"] == pytest.approx(1.0, abs=1e-5)
@@ -89,10 +89,10 @@ def test_a_point_is_called_hidden_unless_it_returns_to_its_query(tmp_path, query
 
     always, checked = (follow(tmp_path, cycle, query=query) for cycle in (None, 1.0))
 
-    hidden = [row["true_occluded"] for row in always.table.to_pylist()]
+    hidden = [row["true_occluded"] for row in always.result.table.to_pylist()]
     assert always.scores["OA"] == 1 - sum(hidden) / len(hidden)
-    assert not any(row["predicted_occluded"] for row in always.table.to_pylist())
-    for row in checked.table.to_pylist():
+    assert not any(row["predicted_occluded"] for row in always.result.table.to_pylist())
+    for row in checked.result.table.to_pylist():
         cell = int(row["query_y"] / 256 * 12) * 12 + int(row["query_x"] / 256 * 12)
         assert row["predicted_occluded"] == (not returns(video["video"], row["query_frame"], row["frame"], cell))
         assert row["true_occluded"] or not row["predicted_occluded"]

@@ -98,7 +98,7 @@ def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     module.keeps_rows = False
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
-    headlines = iter([found["headline"] for found in module.each])
+    headlines = iter([found["headline"] for found in module.result.each])
     content: dict[str, Any] = {
         "split": f"{data.name} {data.split}",
         "backbone": module.backbone.name,

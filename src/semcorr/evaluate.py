@@ -22,7 +22,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from semcorr.engine.callbacks import refuse_to_replace
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.run_dir import refuse_other_run
-    from semcorr.engine.track_results import print_tracks, write_tracks
     from semcorr.engine.tracking import TrackingModule
     from semcorr.engine.trainer_options import check_processes
 
@@ -43,7 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None
-        return score_and_save(cfg, trainer, TrackingModule(module, cycle), data, (write_tracks, print_tracks))
+        return score_and_save(cfg, trainer, TrackingModule(module, cycle), data)
     return score_and_save(cfg, trainer, module, data)
 
 

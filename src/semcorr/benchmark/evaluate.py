@@ -86,9 +86,9 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
         _require_single(backbone)
         found = {
-            "seconds": {"all": done - start, "read": read - start, **module.seconds},
-            "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": module.table.num_rows,
-            "keypoints": module.table.num_rows // len(module.specs),
+            "seconds": {"all": done - start, "read": read - start, **module.result.seconds},
+            "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": rows,
+            "keypoints": rows // len(module.specs),
         }  # fmt: skip
         return found | _encoding(backbone, data.encoding_batch, run.device)
 
@@ -137,8 +137,8 @@ def _outcome(run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement,
         BenchmarkRow("peak memory in MB", naive.description, ours.description),
     ]  # fmt: skip
     caption = (
-        f"{limits.description}. Imports and weights are not counted; the naive loop ran on {naive.value['pairs']} pairs. "
-        f"Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the {mine['encoding'] * 1e3:.1f} ms that "
+        f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
+        f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the {mine['encoding'] * 1e3:.1f} ms that "
         "it takes by itself. Loader processes' memory is apart."
     )
     content = {

@@ -185,8 +185,8 @@ def _outcome(
         for soft in [max(found["soft_cells"], found["kernel_cells"])]
     ]
     caption = (
-        f"{limits.description}. Features in memory, one process each; the naive loops run on {shape.naive_pairs} pairs. "
-        f"Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets read once, similarities written "
+        f"{limits.description}. Features in memory, one process each; the naive loops run on "
+        f"{shape.naive_pairs} pairs. Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets read once, similarities written "
         "and read once."
     )
     ratios = {name: loop.value["seconds"] / mine for name, loop in loops.items()}

@@ -59,8 +59,8 @@ def _whole(run: RunSpec, cfg: Any, module: Any) -> dict[str, Any]:
     data = build_datamodule(cfg, "data", ("test",))
     data.size, data.pixels = module.backbone.size, module.backbone.pairwise
     trainer.test(module, datamodule=data, verbose=False)
-    metrics = write_results(module, data, Path(cfg.run_dir))
-    seconds = {"all": synchronised_time(run.device) - start, **module.seconds}
+    metrics = write_results(module.result, data, Path(cfg.run_dir), 0)
+    seconds = {"all": synchronised_time(run.device) - start, **module.result.seconds}
     return {"seconds": seconds, "pairs": metrics["pairs"], "first": metrics["pck"]["all"]["image"]}
 
 

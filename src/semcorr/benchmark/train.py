@@ -126,21 +126,22 @@ def _outcome(
     ratio, most = again.value["step"] / step, speedup_bound(depth, asked.blocks)
     per_second = [one["pairs"] / one["step"] for one in (kept.value, every.value)]
     rows = [
-        BenchmarkRow("steps/s, frozen blocks: at each step, kept", format_rate(1 / again.value["step"]), format_rate(1 / step),
-            format_ratio(ratio), format_ratio(most)),
+        BenchmarkRow("steps/s, frozen blocks: at each step, kept", format_rate(1 / again.value["step"]),
+            format_rate(1 / step), format_ratio(ratio), format_ratio(most)),
         BenchmarkRow("seconds to compute ahead", "0", format_rate(kept.value["filling"])),
         BenchmarkRow("pays off after steps", "", _pays(again.value["step"] - step, kept.value["filling"])),
         *[BenchmarkRow(f"loss of step {i + 1}", f"{again.value['losses'][i]:.6f}", f"{kept.value['losses'][i]:.6f}")
           for i in sorted({0, steps // 2, steps - 1})],
         BenchmarkRow("largest relative difference of a loss", "", f"{apart:.1e}", "", f"{SAME:.0e}"),
         BenchmarkRow(f"pairs/s of {2 * asked.pairs} images: {asked.pairs} pairs, all", format_rate(per_second[0]),
-            format_rate(per_second[1]), format_ratio(per_second[1] / per_second[0]), format_ratio(every.value["pairs"] / asked.pairs)),
+            format_rate(per_second[1]), format_ratio(per_second[1] / per_second[0]),
+            format_ratio(every.value["pairs"] / asked.pairs)),
         BenchmarkRow("peak memory in MB", again.description, kept.description),
         BenchmarkRow("peak memory in MB, all pairs", kept.description, every.description),
     ]  # fmt: skip
     caption = (
-        f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {asked.blocks} back against "
-        f"{asked.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
+        f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {asked.blocks} back "
+        f"against {asked.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
     )
     content = {
         "ratio": ratio, "steps_per_second": 1 / step, "naive_steps_per_second": 1 / again.value["step"],

@@ -188,8 +188,8 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
         first = by_name.setdefault(name, categories[key])
         if first.keypoints != categories[key].keypoints:
             raise UserError(
-                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called {quote_json(name)}, "
-                "and have other keypoints. Rename one, or give both the same keypoints."
+                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called "
+                f"{quote_json(name)}, and have other keypoints. Rename one, or give both the same keypoints."
             )
         if first.id != key:
             notes.setdefault("categories are those of the same name before", []).append(f"{key} is {first.id}")
@@ -246,7 +246,8 @@ def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) 
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
-            f"{where} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their names. Add them."
+            f"{where} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their "
+            "names. Add them."
         )
 
 

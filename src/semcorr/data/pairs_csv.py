@@ -91,7 +91,8 @@ class _Images(NamedTuple):
             read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
             remedy = f"{SAVE} Or restore it" if read_as and not row[column].isascii() else "Restore it, or drop the row"
             raise UserError(
-                f"{where}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. {remedy}."
+                f"{where}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. "
+                f"{remedy}."
             )
         size, upright = self.measure(path)
         return build_image_record(self.names[file], path, size, points, box, self.path, upright)

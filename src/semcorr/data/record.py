@@ -206,8 +206,9 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
         names = (pair.source.name, pair.target.name, pair.category)
         if (others := ends.setdefault(pair.name, names)) != names:
             raise UserError(
-                f"{benchmark}: two pairs are called {quote_value(pair.name)}: {' to '.join(map(quote_value, others[:2]))} "
-                f"and {' to '.join(map(quote_value, names[:2]))}. Rename one of their images, and what refers to it."
+                f"{benchmark}: two pairs are called {quote_value(pair.name)}: "
+                f"{' to '.join(map(quote_value, others[:2]))} and {' to '.join(map(quote_value, names[:2]))}. "
+                "Rename one of their images, and what refers to it."
             )
 
 

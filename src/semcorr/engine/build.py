@@ -32,6 +32,8 @@ from semcorr.engine.options import accepted_options, check_options
 from semcorr.engine.provenance import code_versions
 from semcorr.engine.run_dir import LATE, config_hash, remove_logs, remove_results, replace_results
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
+from semcorr.engine.track_results import print_tracks, write_tracks
+from semcorr.engine.tracking import TrackingModule
 from semcorr.engine.trainer_options import MISTAKES, check_numbers, check_precision, check_training, refuse_options
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
@@ -279,11 +281,11 @@ def score_and_save(
     trainer: Trainer,
     module: Any,
     data: Any,
-    results: tuple[Callable[..., dict[str, Any]], Callable[..., None]] | None = None,
 ) -> dict[str, Any]:
     """Test, then leave the results in `cfg.run_dir` and print them; on the first process only.
 
-    `results` writes the files and prints the table: those of pairs, if left out.
+    Returns:
+        What metrics.json holds; nothing on the other processes.
     """
     if SHELF.open:
         module.sweep_cache = partial(SHELF, config_hash(cfg, *LATE) + weights_sha256(module))
@@ -291,16 +293,24 @@ def score_and_save(
         trainer.test(module, datamodule=data, verbose=False)
         return {}
     run_dir = Path(cfg.run_dir)
-    write_files, print_table = results or (write_results, print_scores)
     with replace_results(run_dir) as folder:
         with _scalars_in(folder, trainer):
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module, folder)
-        metrics = write_files(module, data, folder)
+        if isinstance(module, TrackingModule):
+            metrics = write_tracks(module.result, data, folder)
+        else:
+            metrics = write_results(module.result, data, folder, count_trained(module))
     dashboard.log_summary(trainer.loggers, metrics, run_dir, trainer.global_step)
     finish_loggers(trainer.loggers)
+    print_table = print_tracks if isinstance(module, TrackingModule) else print_scores
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     return metrics
+
+
+def count_trained(module: nn.Module) -> int:
+    """Count the numbers that training moves."""
+    return sum(each.numel() for each in module.parameters() if each.requires_grad)
 
 
 @contextmanager

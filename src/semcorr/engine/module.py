@@ -22,10 +22,10 @@ from semcorr.engine.loss_inputs import (
 )
 from semcorr.engine.optim import count_steps
 from semcorr.engine.step_watch import StepWatch
-from semcorr.evaluation.evaluator import Evaluator
+from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import SEMCORR, Protocol
-from semcorr.evaluation.scoring_specs import build_scoring_specs, metrics_dict
+from semcorr.evaluation.scoring_specs import build_scoring_specs
 from semcorr.matching.readout_names import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
 from semcorr.models.backbones.weights import require_finite_weights
@@ -62,10 +62,13 @@ class CorrespondenceModule(LightningModule):
 
     Attributes:
         uses_cached_features: Training pairs come without pixels, and frozen blocks from where they are kept.
-        specs: The protocols, each with its read-outs; `each` has their scores, after a split.
+        specs: The protocols, each with its read-outs.
+        result: What the last validation or test found.
         keeps_rows: Testing leaves a row per keypoint and reading.
         kap: Testing also asks after keypoints that the target does not show.
     """
+
+    result: EvaluationResult
 
     def __init__(
         self,
@@ -101,8 +104,6 @@ class CorrespondenceModule(LightningModule):
             None  # of a sweep: features that a job before has computed
         )
         self.steps = StepWatch()
-        self.scores: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Frozen parts stay in eval mode."""
@@ -211,7 +212,7 @@ class CorrespondenceModule(LightningModule):
 
     def validation_step(self, batch: PairBatch) -> None:
         """Match and score."""
-        self.evaluator.match(batch)
+        self.evaluator.update(batch)
 
     test_step = validation_step
 
@@ -220,11 +221,8 @@ class CorrespondenceModule(LightningModule):
         self._log("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/...` and gather the table."""
+        """Log `test/...`, and gather the rows."""
         self._log("test")
-        found = self.evaluator.gather_tables()
-        self.table, self.beside = found.pop("predictions"), found
-        self.seconds, self.grid = self.evaluator.seconds, self.evaluator.grid
         self.frozen.clear()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
@@ -241,11 +239,10 @@ class CorrespondenceModule(LightningModule):
         return int(self.trainer.strategy.broadcast(int(batches[0])))
 
     def _log(self, stage: str) -> None:
-        self.each = [pck.compute() for pck in self.evaluator.pck]
-        self.scores = metrics_dict(self.evaluator.specs, self.each)
+        self.result = self.evaluator.compute(with_tables=stage == "test")
         self.evaluator.image_features.cache = FeatureCache(0, self.device)
         for subset in SUBSETS:
-            for alpha, value in self.scores["pck"][subset]["image"].items():
+            for alpha, value in self.result.scores["pck"][subset]["image"].items():
                 if value is not None:
                     self.log(f"{stage}/{subset}/pck@{alpha}", value)
 

@@ -9,9 +9,8 @@ from rich.table import Table
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal
 from semcorr.data.tapvid import TapVid
-from semcorr.engine.tracking import TrackingModule
+from semcorr.engine.tracking import TrackingResult
 from semcorr.evaluation.results import write_picture
-from semcorr.matching.readout_names import readout_label
 from semcorr.metrics.predictions_table import write_predictions
 from semcorr.metrics.tracking import THRESHOLDS
 from semcorr.visualization import tracks as draw_tracks
@@ -19,22 +18,22 @@ from semcorr.visualization import tracks as draw_tracks
 SHOWN = 6  # videos in the picture
 
 
-def write_tracks(module: TrackingModule, data: TapVid, run_dir: Path) -> dict[str, Any]:
-    """metrics.json, predictions.parquet and tracks.png; the metrics."""
-    table, videos = module.table, {name: data.videos()[name].frames for name in module.videos}
+def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> dict[str, Any]:
+    """Write metrics.json, predictions.parquet and tracks.png, and return the metrics."""
+    table, videos = result.table, {name: data.videos()[name].frames for name in result.videos}
     cycle = f"cycle(threshold={data.cycle_threshold:g})"
     metrics = {
-        "tracking": module.scores,
-        "video": module.videos,
+        "tracking": result.scores,
+        "video": result.videos,
         "queries": table.group_by(["video", "query"]).aggregate([]).num_rows,
         "frames": sum(len(frames) for frames in videos.values()),
         "videos": len(videos),
         "query_mode": data.query,
         "occlusion": data.occlusion if data.occlusion == "visible" else cycle,
-        "localise": readout_label(module.matcher.localise),
+        "localise": result.localise,
         "protocol": "tapvid",
         "split": f"{data.name} {data.split}",
-        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
+        "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
     }
     write_predictions(table, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")

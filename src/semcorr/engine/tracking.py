@@ -35,6 +35,24 @@ class FrameMatches(NamedTuple):
     score: Float[Tensor, "q t"]  # similarity of the best cell
 
 
+class TrackingResult(NamedTuple):
+    """Scores of videos, the same on every process, and the rows that they follow from.
+
+    Attributes:
+        scores: Means over videos.
+        videos: Scores of each video.
+        table: A row per query and evaluated frame.
+        localise: The read-out.
+        seconds: Time by stage.
+    """
+
+    scores: dict[str, Any]
+    videos: dict[str, Any]
+    table: pa.Table
+    localise: str
+    seconds: dict[str, float]
+
+
 class TrackingModule(LightningModule):
     """Follows points with the parts of a `Correspondence`; a batch is one video.
 
@@ -46,12 +64,12 @@ class TrackingModule(LightningModule):
             official frame, when matched back; None calls every point visible.
     """
 
+    result: TrackingResult
+
     def __init__(self, matcher: CorrespondenceModule, cycle: float | None = None) -> None:
         super().__init__()
         self.matcher, self.cycle = matcher, cycle
         self.tables: list[pa.Table] = []
-        self.videos: dict[str, Any] = {}
-        self.scores: dict[str, Any] = {}
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @property
@@ -74,12 +92,13 @@ class TrackingModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows; score every video; log the means over videos."""
-        self.table = gather_tables(self.tables, SCHEMA, ORDER)
-        self.videos = video_scores(self.table)
-        self.scores = mean_over_videos(self.videos)
+        table = gather_tables(self.tables, SCHEMA, ORDER)
+        videos = video_scores(table)
+        scores = mean_over_videos(videos)
+        self.result = TrackingResult(scores, videos, table, readout_label(self.matcher.localise), self.seconds)
         for key in ("delta_avg", "OA", "AJ"):
-            if self.scores[key] is not None:
-                self.log(f"test/{key}", self.scores[key])
+            if scores[key] is not None:
+                self.log(f"test/{key}", scores[key])
 
     def follow(self, maps: Float[Tensor, "t c h w"], batch: VideoTracks) -> pa.Table:
         """The rows of a video from its features."""

@@ -37,7 +37,7 @@ class WandbPagesCallback(Callback):
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in found}
         with warn_once_on_failure(board):
             matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], SHOWN), table)
-            log_page(board, "val", module.scores["category"], matches, trainer.global_step)
+            log_page(board, "val", module.result.scores["category"], matches, trainer.global_step)
             maps = similarity_map.plot_similarity_page(module, data, pairs, load_predictions(table))
             log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
 

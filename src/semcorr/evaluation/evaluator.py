@@ -20,7 +20,7 @@ from semcorr.evaluation.ground_truth import GroundTruth, ground_truth, query_poi
 from semcorr.evaluation.image_features import ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import Protocol
-from semcorr.evaluation.scoring_specs import ScoringSpec, check_scoring_specs
+from semcorr.evaluation.scoring_specs import ScoringSpec, check_scoring_specs, metrics_dict
 from semcorr.matching.batched import TargetMatches, match_at_full_resolution, match_to_target
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions_table import build_rows, gather_tables, with_predictions
@@ -34,8 +34,29 @@ class BatchPredictions(NamedTuple):
     score: Float[Tensor, "b n"]  # similarity of the best cell
 
 
+class EvaluationResult(NamedTuple):
+    """Scores of a split, the same on every process, and the rows that they follow from.
+
+    Attributes:
+        specs: Protocols and read-outs; the first is the one reported.
+        each: Scores of each of them.
+        scores: Scores as metrics.json has them.
+        tables: Rows by name: `predictions`, and `poses` and `detections` where they were asked for; none for a
+            validation.
+        grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
+        seconds: Time by stage.
+    """
+
+    specs: Sequence[ScoringSpec]
+    each: list[dict[str, Any]]
+    scores: dict[str, Any]
+    tables: dict[str, pa.Table]
+    grid: tuple[int, int] | None
+    seconds: dict[str, float]
+
+
 class Evaluator:
-    """What is known while a split is scored.
+    """Encode every image of a split once, match every target once, and score every pair by every specification.
 
     Args:
         module: Its backbone and head.
@@ -95,8 +116,12 @@ class Evaluator:
             self.image_features.encode(self.align.shown(shown) if self.align else shown, reuse)
         self.seconds["encode"] += time.perf_counter() - start
 
-    def match(self, batch: PairBatch) -> None:
-        """Score a batch of pairs; keep the rows of its keypoints."""
+    def update(self, batch: PairBatch) -> list[BatchPredictions]:
+        """Score a batch of pairs, and keep the rows of its keypoints.
+
+        Returns:
+            The predictions of every specification, in their order.
+        """
         start = time.perf_counter()
         source, target = batch[:2]
         known = self._annotated(batch, [self.records[name] for name in batch.pair])
@@ -105,7 +130,8 @@ class Evaluator:
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
         table = None
-        for pck, reading, read in zip(self.pck, self.specs, self._read(batch, known), strict=True):
+        predictions = self._predict(batch, known)
+        for pck, reading, read in zip(self.pck, self.specs, predictions, strict=True):
             predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
             require_finite_predictions(batch, predicted, read.score, reading.localise)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
@@ -123,9 +149,20 @@ class Evaluator:
             for pairs, seen, sources in self._by_target(batch):
                 self.detections.append(detection.detect_keypoints(self.module.head, seen, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
+        return predictions
+
+    def compute(self, with_tables: bool = True) -> EvaluationResult:
+        """Return the scores of all batches of all processes.
+
+        Args:
+            with_tables: Gather the rows as well.
+        """
+        each = [pck.compute() for pck in self.pck]
+        tables = self.gather_tables() if with_tables else {}
+        return EvaluationResult(self.specs, each, metrics_dict(self.specs, each), tables, self.grid, self.seconds)
 
     def gather_tables(self) -> dict[str, pa.Table]:
-        """All processes' rows: of the keypoints, of the poses tried, of what was detected; those there are."""
+        """Return all processes' rows: of the keypoints, of the poses tried, of what was detected; those there are."""
         found = {"predictions": gather_tables(self.tables)}
         if self.align:
             found["poses"] = gather_tables(self.align.tables, adaptive.SCHEMA, adaptive.ORDER)
@@ -154,7 +191,7 @@ class Evaluator:
         predicted, errors = score_predictions(known, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
-    def _read(self, batch: PairBatch, known: GroundTruth | None) -> list[BatchPredictions]:
+    def _predict(self, batch: PairBatch, known: GroundTruth | None) -> list[BatchPredictions]:
         """The answers of every reading, in their order; each pair's from its best pose, where poses are tried."""
         if self.align is None:
             return self._matched(batch, known)

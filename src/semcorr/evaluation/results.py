@@ -13,7 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.data.datamodule import PairDataModule
-from semcorr.engine.module import CorrespondenceModule
+from semcorr.evaluation.evaluator import EvaluationResult
 from semcorr.evaluation.pose.alignment import pose_summary
 from semcorr.evaluation.summary import format_intervals, kap_summary, summarise_predictions
 from semcorr.metrics.pck import SUBSETS
@@ -24,22 +24,30 @@ log = logging.getLogger(__name__)
 
 # Tables beside the predictions: what metrics.json says of them, and under which key.
 BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "detections": ("kap", kap_summary),
     "poses": ("pose", pose_summary),
+    "detections": ("kap", kap_summary),
 }
 
 
-def write_results(module: CorrespondenceModule, data: PairDataModule, run_dir: Path) -> dict[str, Any]:
-    """metrics.json, predictions.parquet and matches.png; the metrics.
+def write_results(
+    result: EvaluationResult, data: PairDataModule, run_dir: Path, trained_parameters: int
+) -> dict[str, Any]:
+    """Write metrics.json, predictions.parquet and matches.png, and return the metrics.
 
     metrics.json is the last of what a finished run has. The picture comes after it: a run does not depend on it.
+
+    Args:
+        result: Of the evaluation.
+        data: The benchmark.
+        run_dir: Where to.
+        trained_parameters: How many numbers training moved.
     """
-    table = module.table
-    first = module.specs[0]
+    predictions, first = result.tables["predictions"], result.specs[0]
+    table = predictions
     own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
     table = table.filter(own)
     metrics = {
-        **module.scores,
+        **result.scores,
         "pairs": len(set(table["pair"].to_pylist())),
         "keypoints": table.num_rows,
         "images": len({*table["source"].to_pylist(), *table["target"].to_pylist()}),
@@ -47,15 +55,15 @@ def write_results(module: CorrespondenceModule, data: PairDataModule, run_dir: P
         "resize": data.resize,
         "localise": first.localise,
         "split": f"{data.name} {data.split}",
-        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "seconds": {key: round(value, 3) for key, value in module.seconds.items()},
-        **summarise_predictions(table, data, module.grid, first.protocol.strict),
+        "trained_parameters": trained_parameters,
+        "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
+        **summarise_predictions(table, data, result.grid, first.protocol.strict),
     }
-    for name, rows in module.beside.items():
-        key, said = BESIDE[name]
-        metrics[key] = said(rows)
-        write_predictions(rows, run_dir / f"{name}.parquet")
-    write_predictions(module.table, run_dir / "predictions.parquet")
+    for name, (key, summarise) in BESIDE.items():
+        if name in result.tables:
+            metrics[key] = summarise(result.tables[name])
+            write_predictions(result.tables[name], run_dir / f"{name}.parquet")
+    write_predictions(predictions, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")
     scored = set(table["pair"].to_pylist())
     shown = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored])

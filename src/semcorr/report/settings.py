@@ -22,8 +22,8 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     """All that a run's numbers depend on but the seed.
 
     Args:
-        cfg: As `semcorr.engine.rebuild.read_scored_config` reads it: `data` is what was scored, and `trained_on`, where that is
-            another benchmark, what the run was trained on.
+        cfg: As `semcorr.engine.rebuild.read_scored_config` reads it: `data` is what was scored, and
+            `trained_on`, where that is another benchmark, what the run was trained on.
 
     Returns:
         Leaves by their dotted keys. `data.*` is of the benchmark trained on, `test.*` of the one scored, as far as it
