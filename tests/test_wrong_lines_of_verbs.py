@@ -55,8 +55,9 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         raise BegunError
 
     for module, name in (
-        ("semcorr.engine.build", "build_datamodule"), ("semcorr.engine.build", "build_module"), ("semcorr.inference.load", "build_module"),
-        ("semcorr.engine.rebuild", "build_module"), ("semcorr.benchmark.match", "measure_machine"), ("semcorr.data.download.install", "_build"),
+        ("semcorr.engine.build", "build_datamodule"), ("semcorr.engine.build", "build_module"),
+        ("semcorr.inference.load", "build_module"), ("semcorr.engine.rebuild", "build_module"),
+        ("semcorr.benchmark.match", "measure_machine"), ("semcorr.data.download.install", "_build"),
         ("semcorr.benchmark.match", "measure"), ("semcorr.data.download.verify", "verify_benchmark"),
         ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "bind_socket"),
     ):  # fmt: skip

@@ -85,6 +85,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         done = synchronised_time(run.device)
         backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
         _require_single(backbone)
+        rows = module.result.tables["predictions"].num_rows
         found = {
             "seconds": {"all": done - start, "read": read - start, **module.result.seconds},
             "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": rows,
@@ -138,8 +139,8 @@ def _outcome(run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement,
     ]  # fmt: skip
     caption = (
         f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
-        f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the {mine['encoding'] * 1e3:.1f} ms that "
-        "it takes by itself. Loader processes' memory is apart."
+        f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the "
+        f"{mine['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
     )
     content = {
         "ratio": ratio, "pairs_per_second": 1 / each, "naive_pairs_per_second": 1 / naive.value["seconds"],

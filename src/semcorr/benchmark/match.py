@@ -186,8 +186,8 @@ def _outcome(
     ]
     caption = (
         f"{limits.description}. Features in memory, one process each; the naive loops run on "
-        f"{shape.naive_pairs} pairs. Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets read once, similarities written "
-        "and read once."
+        f"{shape.naive_pairs} pairs. Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets "
+        "read once, similarities written and read once."
     )
     ratios = {name: loop.value["seconds"] / mine for name, loop in loops.items()}
     content = {

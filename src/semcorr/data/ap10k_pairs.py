@@ -82,7 +82,8 @@ def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
     except (TypeError, ValueError):
         raise UserError(
             f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image "
-            f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. Restore the official annotation file."
+            f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. "
+            "Restore the official annotation file."
         ) from None
     return Animal(
         id=require_whole_number(entry, "id", path),
