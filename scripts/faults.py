@@ -355,6 +355,7 @@ def import_everything() -> None:
 
     import semcorr.audit
     import semcorr.benchmark.command
+    import semcorr.cli.store
     import semcorr.cli.sweep.table
     import semcorr.compare
     import semcorr.engine.build
@@ -363,8 +364,7 @@ def import_everything() -> None:
     import semcorr.match
     import semcorr.prepare
     import semcorr.report.command
-    import semcorr.store.command
-    import semcorr.transfer.command  # noqa: F401
+    import semcorr.transfer  # noqa: F401
 
     torch.set_num_threads(1)  # a process with threads cannot be forked
 
@@ -382,7 +382,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
         os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
         sys.argv = ["semcorr", *line]
         atexit._clear()
-        from semcorr.cli.hydra_app import main
+        from semcorr.__main__ import main
 
         os.close(begin)
         main()

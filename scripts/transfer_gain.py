@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.transfer.annotations import AnnotatedObject, read_objects

@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from semcorr.data.keypoints import keypoint_names
-from semcorr.transfer.command import app
+from semcorr.transfer import app
 
 SKELETON = [[1, 3], [2, 4]]
 

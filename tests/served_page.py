@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from semcorr.cli.hydra_app import compose_config
+from semcorr.cli.compose import compose_config
 
 
 @contextmanager

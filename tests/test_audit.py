@@ -181,7 +181,7 @@ def test_a_list_of_read_outs_as_typed(monkeypatch, tmp_path, tiny):
     ],
 )
 def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(config, tiny, line, resize, localise):
-    from semcorr.cli.hydra_app import expand_list_overrides
+    from semcorr.cli.compose import expand_list_overrides
     from semcorr.engine.build import build_datamodule_and_module
 
     module, data = build_datamodule_and_module(config("evaluate", *tiny, *expand_list_overrides(line)))
@@ -210,7 +210,7 @@ def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, 
 
 def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, tiny):
     """Not with the read-out and the pixels that it was trained with."""
-    from semcorr.cli.hydra_app import merge_checkpoint_config
+    from semcorr.cli.compose import merge_checkpoint_config
 
     saved = config("train", *tiny, "localise.window=5")
     save_run(saved, tmp_path / "run")

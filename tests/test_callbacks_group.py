@@ -11,7 +11,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from semcorr.cli.hydra_app import expand_list_overrides, merge_checkpoint_config
+from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_trainer, check_config
 from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks

@@ -16,7 +16,7 @@ from saved_runs import save_run
 from tiny_benchmarks import write_willow
 
 from semcorr import evaluate, train
-from semcorr.cli.hydra_app import merge_checkpoint_config
+from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.engine.known_targets import conf_dir
 from semcorr.models.backbones.squeezenet import SqueezeNet
 

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from semcorr.cli.hydra_app import expand_list_overrides
+from semcorr.cli.compose import expand_list_overrides
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.run_dir import config_hash
 from semcorr.train import train

@@ -226,7 +226,7 @@ def test_half_precision_halves_the_entries_and_hardly_changes_the_features(confi
 
 
 def _again(config, run: Path, *line: str):
-    from semcorr.cli.hydra_app import merge_checkpoint_config
+    from semcorr.cli.compose import merge_checkpoint_config
 
     return merge_checkpoint_config(config("evaluate", *line, f"checkpoint={run}"), [*line])
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from started_programs import Program
 
-from semcorr import store as verb
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.store import _removed
 from semcorr.core.files import write_text
 from semcorr.core.output_dir import atomic_output_dir
-from semcorr.store.command import _removed
+from semcorr.store import __main__ as verb
 from semcorr.store.index import StoreEntry
 
 
@@ -91,7 +91,7 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
     def opened(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semcorr.store.command._opened", opened)
+    monkeypatch.setattr("semcorr.cli.store._opened", opened)
     monkeypatch.setattr(sys, "argv", ["semcorr.store", *line.split(), "--root", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         verb.main()
@@ -107,7 +107,7 @@ HELD = {  # a verb, its line, and where it is held up
     "audit": ("RUN", "semcorr.audit.audit_run"),
     "compare": ("A B", "semcorr.engine.finished_run.read_evaluated_run"),
     "report": ("A", "semcorr.report.command.find_runs"),
-    "store": ("ls", "semcorr.store.command._opened"),
+    "store": ("ls", "semcorr.cli.store._opened"),
     "benchmark": ("match", "semcorr.benchmark.report.read_benchmark_file"),
     "prepare": ("spair", "semcorr.prepare._one"),
     "app": ("", "semcorr.app.command.bind_socket"),

@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from semcorr.cli.hydra_app import user_message
+from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.core.finite import FiniteWatch, are_finite, require_finite
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs

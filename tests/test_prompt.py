@@ -9,7 +9,7 @@ from tiny_diffusion import parts, tiny_sd, write_parts
 from torch.nn.functional import linear
 from torch.testing import assert_close
 
-from semcorr.cli.hydra_app import merge_checkpoint_config
+from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.core.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.diffusion import FixedPrompt

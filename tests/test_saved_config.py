@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from saved_runs import save_run
 
 from semcorr import evaluate, train
-from semcorr.cli.hydra_app import expand_list_overrides, merge_checkpoint_config, register_readouts, user_message
+from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config, register_readouts
+from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.engine.build import resolve_protocol_resize

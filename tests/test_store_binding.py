@@ -11,8 +11,8 @@ import pytest
 import xxhash
 from stored_features import KEY, bits, features
 
-from semcorr import store as verb
 from semcorr.store import FeatureStore
+from semcorr.store import __main__ as verb
 from semcorr.store.integrity import LENGTH
 
 OTHER = KEY | {"depth": 3}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcorr import store as verb
-from semcorr.cli.hydra_app import main
+from semcorr.__main__ import main
 from semcorr.store import FeatureStore, default_root
+from semcorr.store import __main__ as verb
 from semcorr.store.entry_file import EntryKey, pack_entry
 
 KEY = {"backbone": "dinov2_b", "depth": 10, "size": 840, "dtype": "float16", "resize": "squash"}

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from random_damage import damage
 
 from semcorr.cli.sweep import plan as sweep
-from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, plan_jobs, read_job_metrics, run_jobs
+from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, plan_jobs, read_job_metrics
+from semcorr.cli.sweep.run import run_jobs
 from semcorr.engine.run_dir import config_hash
 
 SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}

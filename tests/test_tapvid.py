@@ -14,7 +14,8 @@ from PIL import Image
 from test_evaluate import Patches
 from tiny_tapvid import moving_square, panning, static, write
 
-from semcorr.cli.hydra_app import merge_checkpoint_config, user_message
+from semcorr.cli.compose import merge_checkpoint_config
+from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.data.tapvid import TapVid
 from semcorr.engine.module import CorrespondenceModule

@@ -11,7 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr import evaluate, train
-from semcorr.cli.hydra_app import check_run, expand_list_overrides, register_readouts, user_message
+from semcorr.cli.compose import expand_list_overrides, register_readouts
+from semcorr.cli.errors import user_message
+from semcorr.cli.hydra_app import check_run
 from semcorr.cli.typed_line import check_line, quote_setting
 from semcorr.core.errors import UserError
 from semcorr.engine import build as run

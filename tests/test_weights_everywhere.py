@@ -18,7 +18,7 @@ from torch import nn
 from torchscript_cases import script
 from weight_kinds import PAGE, POINTER, State, legacy, packed, saved, under, whole_numbers
 
-from semcorr.cli.hydra_app import compose_config
+from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.build import check_config
 from semcorr.engine.checkpoints import load_checkpoint

@@ -15,14 +15,14 @@ from test_outputs import TRAINED, listing
 from test_typed_lines import damage
 from tiny_runs import run_dir
 
-from semcorr.cli.hydra_app import main
+from semcorr.__main__ import main
 from semcorr.cli.verb_line import check_words
 from semcorr.compare import app as compare_app
 from semcorr.core.errors import UserError
 from semcorr.export import app as export_app
 from semcorr.match import app as match_app
 from semcorr.prepare import app as prepare_app
-from semcorr.transfer.command import app as transfer_app
+from semcorr.transfer import app as transfer_app
 
 
 class BegunError(BaseException):

@@ -14,8 +14,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from semcorr.cli.hydra_app import report_user_errors, run_app
-from semcorr.cli.verb_line import OneOf
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from semcorr.cli.hydra_app import report_user_errors, run_app
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import run_app
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed
 from semcorr.core.terminal import Terminal

@@ -15,8 +15,8 @@ import typer
 from omegaconf import DictConfig
 from rich.console import Console
 
-from semcorr.cli.hydra_app import report_user_errors, run_app
-from semcorr.cli.verb_line import OneOf
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Pattern

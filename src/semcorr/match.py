@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.progress import Progress
 
-from semcorr.cli.hydra_app import report_user_errors, run_app
-from semcorr.cli.verb_line import DEVICE, PRECISION, Without
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import DEVICE, PRECISION, Without, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names

@@ -16,8 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from semcorr.cli.hydra_app import report_user_errors, run_app, user_message
-from semcorr.cli.verb_line import Needs, Without
+from semcorr.cli.errors import report_user_errors, user_message
+from semcorr.cli.verb_line import Needs, Without, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advise_on_interrupt

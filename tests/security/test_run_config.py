@@ -22,7 +22,8 @@ from tiny_runs import run_dir
 
 from semcorr import Matcher, audit, compare, evaluate, export, match, train, transfer
 from semcorr.cli import hydra_app as cli
-from semcorr.cli.hydra_app import merge_checkpoint_config, report_user_errors
+from semcorr.cli.compose import merge_checkpoint_config
+from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.engine.saved_config import read_run_config
 from semcorr.report import command as report

@@ -8,7 +8,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """The command."""
-    from semcorr.cli.hydra_app import report_user_errors, run_app
+    from semcorr.cli.errors import report_user_errors
+    from semcorr.cli.verb_line import run_app
 
     with report_user_errors("evaluate"):  # imports take seconds
         from semcorr.app.command import app

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Pattern, Range

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import Needs, OneOf, Without
 from semcorr.core.ranges import Count, Range, Whole, Window
 from semcorr.engine.known_targets import conf_dir

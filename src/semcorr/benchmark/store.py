@@ -130,8 +130,8 @@ def _outcome(entries: StoredFeatures, found: Measurement, encoding: float) -> Be
     ]
     caption = (
         f"{limits.description}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, "
-        f"{encoding * 1e3:,.0f} ms to encode an image. Naive: torch.save and torch.load of one file per image, as GeoAware-SC does. Nothing "
-        "waits for the disk; what is read was written just now; a read ends with all of it in the reader's own tensor."
+        f"{encoding * 1e3:,.0f} ms to encode an image. Naive: torch.save and torch.load of one file per image, as "
+        "GeoAware-SC does. Nothing waits for the disk; what is read was written just now; a read ends with all of it in the reader's own tensor."
     )
     content = {
         "ratio": ratios["later read"], "ratios": ratios, "entry_bytes": size, "entries": entries.images, "gb_s": speed,

@@ -6,13 +6,19 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
+from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
+from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
+
+if TYPE_CHECKING:  # the commands that are Hydra's do without
+    import typer
 
 NUMBER = re.compile(r"-[\d.].*|-inf|-nan", re.IGNORECASE)  # no flag, though it begins with a dash
 HYDRA = {
@@ -247,3 +253,29 @@ def _at_home(text: str, hint: Any) -> str:
     """A path below `~`, which a shell leaves as it is in `--out=~/x`."""
     is_path = Path in _parts(hint)[0]
     return os.path.expanduser(text) if is_path and (text == "~" or text.startswith("~/")) else text
+
+
+def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: str | None = None) -> None:
+    """Run a Typer application: whatever goes wrong in it, or with its line, goes through the same door.
+
+    Args:
+        app: Its commands.
+        line: Its words; those of the program, if left out.
+        prog_name: As --help calls it.
+    """
+    import typer
+
+    raise_open_files()
+    with report_user_errors("evaluate"):
+        command = typer.main.get_command(app)
+        words = check_words(command, sys.argv[1:] if line is None else line)
+        try:
+            code = command.main(words, prog_name, standalone_mode=False)
+        except (typer.Abort, EOFError):  # at a question
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if isinstance(error, typer.BadParameter.__mro__[2]):  # any that `check_words` has not foreseen
+                told = getattr(error, "format_message", error.__str__)()
+                raise UserError(" ".join(told.split())) from None
+            raise
+        sys.exit(code if isinstance(code, int) else 0)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from semcorr.cli.hydra_app import compose_config, user_message
+from semcorr.cli.compose import compose_config
+from semcorr.cli.errors import user_message
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module, check_config

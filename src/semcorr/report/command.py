@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import atomic_output_dir, require_output_dir
 from semcorr.core.terminal import Terminal, escape_controls

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from semcorr.cli.hydra_app import user_message
+from semcorr.cli.errors import user_message
 from semcorr.data.record import PairRecord
 from semcorr.engine.rebuild import rebuild_scored_module
 from semcorr.engine.saved_config import drop_store

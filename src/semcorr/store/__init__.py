@@ -14,22 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semcorr.store.feature_store import FeatureStore
 
-__all__ = ["FeatureStore", "default_root", "main"]
+__all__ = ["FeatureStore", "default_root"]
 
 
 def default_root() -> Path:
     """Where features lie unless told otherwise: SEMCORR_STORE, or the user's cache."""
     return Path(os.environ.get("SEMCORR_STORE") or "~/.cache/semcorr/features").expanduser()
-
-
-def main() -> None:
-    """The command."""
-    from semcorr.cli.hydra_app import report_user_errors, run_app
-
-    with report_user_errors("evaluate"):  # imports take seconds
-        from semcorr.store.command import app
-
-        run_app(app, prog_name="semcorr store")
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ ERROR = "error.txt"
 
 def run_job(job: SweepJob) -> JobOutcome:
     """Run it; an error becomes part of the outcome, and `error.txt` of the job's directory."""
-    from semcorr.cli.hydra_app import user_message
+    from semcorr.cli.errors import user_message
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
     _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")

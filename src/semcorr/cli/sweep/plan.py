@@ -4,10 +4,9 @@ A sweep directory has a directory per job. Its `job.json` says by a hash of the 
 a job whose `metrics.json` is there is done. So the same line with the same `run_dir` does only what is missing.
 """
 
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
-from semcorr.core.files import write_text
-from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import read_mapping
-from semcorr.engine.run_dir import APART, FILLED, LATE, METRICS, config_hash, flatten_config, read_scores
-from semcorr.engine.run_lock import lock_folder
+from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
 MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
@@ -47,8 +43,6 @@ class JobOutcome(NamedTuple):
     error: str = ""
 
 
-LOST = "its worker was lost: out of memory, out of time or cancelled"
-Run = Callable[[SweepJob], JobOutcome]
 OUTCOMES: list[JobOutcome] = []  # of this process's sweep: Hydra hands nothing back from a multirun
 
 
@@ -126,56 +120,6 @@ def _other(cfg: DictConfig, saved: Mapping[str, Any]) -> str | None:
     return next((key for key in compared if own[key] != saved[key]), None)
 
 
-def run_jobs(
-    jobs: Sequence[SweepJob],
-    folder: Path,
-    launch: Callable[[Run, Sequence[SweepJob]], Iterator[JobOutcome]],
-    elsewhere: str = "",
-) -> list[JobOutcome]:
-    """Run what is missing. One that fails is told and does not stop the others.
-
-    Args:
-        jobs: As planned.
-        folder: The sweep's.
-        launch: A function over jobs, to outcomes in any order; here, or on other machines.
-        elsewhere: What becomes of jobs that do not end with this process, should it be interrupted.
-    """
-    from semcorr.cli.sweep.job import run_job
-    from semcorr.store.sweep_cache import SHELF
-
-    with lock_folder(folder, "the sweep"):
-        for job in jobs:
-            _claim(job)
-        waiting = [job for job in jobs if not is_done(job) and not job.problem]
-        begun = sum((job.folder / "checkpoints").is_dir() for job in waiting)
-        before = sum(is_done(job) and not job.problem for job in jobs)
-        if is_first_process():
-            print(
-                f"Sweep of {len(jobs)} jobs in {folder}: {before} done before, {begun} half done, "
-                f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
-                flush=True,
-            )
-        try:
-            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
-                found = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
-        finally:
-            SHELF.close()
-    return [found.get(job.identity) or _outcome(job) for job in jobs]
-
-
-def _outcome(job: SweepJob) -> JobOutcome:
-    """Of a job that was not run."""
-    if job.problem:
-        return JobOutcome(job, 2, job.problem)
-    return JobOutcome(job) if is_done(job) else JobOutcome(job, 1, LOST)
-
-
-def _advice(jobs: Sequence[SweepJob], folder: Path, elsewhere: str) -> str:
-    """Say what an interrupted sweep has, and how it goes on."""
-    done = sum(map(is_done, jobs))
-    return f"{done} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
-
-
 def is_done(job: SweepJob) -> bool:
     """Its scores are there; they are written last. What cannot be read is not there."""
     with suppress(UserError):
@@ -186,25 +130,3 @@ def is_done(job: SweepJob) -> bool:
 def read_job_metrics(job: SweepJob) -> Mapping[str, Any]:
     """Its scores."""
     return read_scores(job.folder / METRICS, "Its job is done again")
-
-
-def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """Those that see the same features one after another, so that they are computed once."""
-    groups: dict[str, list[SweepJob]] = {}
-    for job in jobs:
-        groups.setdefault(config_hash(job.cfg, *LATE), []).append(job)
-    return [job for group in groups.values() for job in group]
-
-
-def _claim(job: SweepJob) -> None:
-    if not is_first_process() or job.problem:
-        return
-    if not (job.folder / NOTE).is_file():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        note = json.dumps({"hash": job.identity, "overrides": list(job.overrides)}, indent=1) + "\n"
-        write_text(job.folder / NOTE, note, "run_dir")
-    if (job.folder / METRICS).is_file():
-        try:
-            read_job_metrics(job)
-        except UserError as error:
-            log.warning("%s", error)

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
-from semcorr.cli.hydra_app import report_user_errors
+from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import Without
 from semcorr.core.errors import UserError
 from semcorr.core.files import remove_parts

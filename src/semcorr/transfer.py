@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semcorr.cli.hydra_app import report_user_errors
-from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_text
 from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir
@@ -140,3 +140,12 @@ def print_transfer_summary(
     for one in skipped:
         print(escape_controls(f"left out: {one['file_name']}: {one['reason']}"))
     Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app, prog_name="semcorr transfer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Run what a sweep lacks: its jobs one after the other, here or on other machines, whatever becomes of each."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, is_done, read_job_metrics
+from semcorr.core.errors import UserError
+from semcorr.core.files import write_text
+from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.ranks import is_first_process
+from semcorr.engine.run_dir import LATE, METRICS, config_hash
+from semcorr.engine.run_lock import lock_folder
+
+log = logging.getLogger(__name__)
+
+
+LOST = "its worker was lost: out of memory, out of time or cancelled"
+
+
+Run = Callable[[SweepJob], JobOutcome]
+
+
+def run_jobs(
+    jobs: Sequence[SweepJob],
+    folder: Path,
+    launch: Callable[[Run, Sequence[SweepJob]], Iterator[JobOutcome]],
+    elsewhere: str = "",
+) -> list[JobOutcome]:
+    """Run what is missing. One that fails is told and does not stop the others.
+
+    Args:
+        jobs: As planned.
+        folder: The sweep's.
+        launch: A function over jobs, to outcomes in any order; here, or on other machines.
+        elsewhere: What becomes of jobs that do not end with this process, should it be interrupted.
+    """
+    from semcorr.cli.sweep.job import run_job
+    from semcorr.store.sweep_cache import SHELF
+
+    with lock_folder(folder, "the sweep"):
+        for job in jobs:
+            _claim(job)
+        waiting = [job for job in jobs if not is_done(job) and not job.problem]
+        begun = sum((job.folder / "checkpoints").is_dir() for job in waiting)
+        before = sum(is_done(job) and not job.problem for job in jobs)
+        if is_first_process():
+            print(
+                f"Sweep of {len(jobs)} jobs in {folder}: {before} done before, {begun} half done, "
+                f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
+                flush=True,
+            )
+        try:
+            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
+                found = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
+        finally:
+            SHELF.close()
+    return [found.get(job.identity) or _outcome(job) for job in jobs]
+
+
+def _outcome(job: SweepJob) -> JobOutcome:
+    """Of a job that was not run."""
+    if job.problem:
+        return JobOutcome(job, 2, job.problem)
+    return JobOutcome(job) if is_done(job) else JobOutcome(job, 1, LOST)
+
+
+def _advice(jobs: Sequence[SweepJob], folder: Path, elsewhere: str) -> str:
+    """Say what an interrupted sweep has, and how it goes on."""
+    done = sum(map(is_done, jobs))
+    return f"{done} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
+
+
+def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:
+    """Those that see the same features one after another, so that they are computed once."""
+    groups: dict[str, list[SweepJob]] = {}
+    for job in jobs:
+        groups.setdefault(config_hash(job.cfg, *LATE), []).append(job)
+    return [job for group in groups.values() for job in group]
+
+
+def _claim(job: SweepJob) -> None:
+    if not is_first_process() or job.problem:
+        return
+    if not (job.folder / NOTE).is_file():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        note = json.dumps({"hash": job.identity, "overrides": list(job.overrides)}, indent=1) + "\n"
+        write_text(job.folder / NOTE, note, "run_dir")
+    if (job.folder / METRICS).is_file():
+        try:
+            read_job_metrics(job)
+        except UserError as error:
+            log.warning("%s", error)
