@@ -41,15 +41,16 @@ class Here(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, run what is missing, and remember what became of them."""
         from semcorr.cli.hydra_app import compose_sweep_job
-        from semcorr.cli.sweep import plan as sweep
+        from semcorr.cli.sweep.plan import OUTCOMES, plan_jobs
+        from semcorr.cli.sweep.run import run_jobs
 
         setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
         composed = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = sweep.run_jobs(sweep.plan_jobs(verb, composed, folder), folder, self.over, self.elsewhere)
-        sweep.OUTCOMES.extend(outcomes)
-        return [_returned(sweep, outcome) for outcome in outcomes]
+        outcomes = run_jobs(plan_jobs(verb, composed, folder), folder, self.over, self.elsewhere)
+        OUTCOMES.extend(outcomes)
+        return [_job_return(outcome) for outcome in outcomes]
 
     def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
         """`function` of every job."""
@@ -207,8 +208,10 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _returned(sweep: Any, outcome: Any) -> JobReturn:
-    done = not outcome.fault and sweep.done(outcome.job)
+def _job_return(outcome: Any) -> JobReturn:
+    from semcorr.cli.sweep.plan import is_done, read_job_metrics
+
+    done = not outcome.fault and is_done(outcome.job)
     result = JobReturn(overrides=outcome.job.overrides, cfg=outcome.job.cfg, working_dir=str(outcome.job.folder))
-    result.status, result.return_value = JobStatus.COMPLETED, sweep.metrics_of(outcome.job) if done else None
+    result.status, result.return_value = JobStatus.COMPLETED, read_job_metrics(outcome.job) if done else None
     return result
