@@ -32,7 +32,7 @@ class CategoryImages(NamedTuple):
 
 
 class ImageSampleIndex(NamedTuple):
-    """Some images of a gallery, and their batch's place in the stream of all processes."""
+    """Some images of a category, and their batch's number in the stream of all processes."""
 
     gallery: int
     images: tuple[int, ...]
@@ -40,7 +40,7 @@ class ImageSampleIndex(NamedTuple):
 
 
 def images_by_category(pairs: Sequence[PairRecord]) -> list[CategoryImages]:
-    """Categories with their images, both sorted by name; those of which two images share a keypoint.
+    """Return the categories, sorted, with their images; those of which two images share a keypoint.
 
     Images mirrored by the benchmark (half of PF-PASCAL's training list) are left out: their rows keep the
     ids of the unmirrored image, so that left is right among both. `augment.flip` mirrors with ids exchanged.
@@ -99,7 +99,7 @@ class ImageStream(BatchStream[ImageSampleIndex]):
         super().__init__(steps or images // count // world, rank, world, epoch)  # about a pass over the images
 
     def batch(self, number: int) -> ImageSampleIndex:
-        """Depends on the seed and `number` alone."""
+        """Return batch `number`; it depends on the seed and `number` alone."""
         chance = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
         gallery = int(chance.choice(len(self.shares), p=self.shares))
         visible = self.visible[gallery]
@@ -109,7 +109,7 @@ class ImageStream(BatchStream[ImageSampleIndex]):
                 return ImageSampleIndex(gallery, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
-        """Those in the batches `ahead`, each once."""
+        """Return the images in the batches that `ahead` lists, each once."""
         taken: dict[str, ImageRecord] = {}
         every = {image.name for gallery in self.categories for image in gallery.images}
         for draw in self.ahead(epochs, steps):
@@ -154,7 +154,7 @@ class TrainingImages(Dataset[ImageBatch]):
 
 
 def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
-    """(source, keypoint, target) wherever the keypoint is visible in both, sorted.
+    """Return (source, keypoint, target) wherever the keypoint is visible in both, sorted.
 
     >>> find_queries(torch.tensor([[True, True], [False, True]])).tolist()
     [[0, 1, 1], [1, 1, 0]]

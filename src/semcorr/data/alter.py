@@ -1,4 +1,4 @@
-"""What can be done to a view before training on it: geometry and colours, the annotations with the pixels."""
+"""Changes of a view for training: geometry and colours, the annotations with the pixels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from semcorr.data.warp import ImageWarp, box_outline, warp_image, warp_points
 
 
 class GeometricChange(NamedTuple):
-    """What becomes of an image's places: mirrored, then warped."""
+    """A geometric change of an image: mirrored, then warped."""
 
     mirrored: bool = False
     warp: ImageWarp | None = None
 
 
 class ColourChange(NamedTuple):
-    """What becomes of an image's colours: three factors, a fraction of the colour circle, a choice."""
+    """A change of an image's colours: three factors, a fraction of the colour circle, a choice."""
 
     brightness: float = 1.0
     contrast: float = 1.0
@@ -31,7 +31,7 @@ class ColourChange(NamedTuple):
 
 
 def mirror_view(view: View, permutation: Sequence[int]) -> View:
-    """Keypoints, visibility, box and name of the mirror image: row i is what row permutation[i] was."""
+    """Mirror keypoints, visibility, box and name, not pixels: row i is what row permutation[i] was."""
     assert isinstance(view.name, str), "one image, not a batch of them"
     order, last = list(permutation), view.image.shape[-1] - 1
     x, y = view.keypoints[order].unbind(-1)
@@ -45,13 +45,13 @@ def mirror_view(view: View, permutation: Sequence[int]) -> View:
 
 
 def mirror_annotations(view: View, permutation: Sequence[int] | None) -> View:
-    """`mirror`, without pixels: they are the view's own, turned round."""
+    """Mirror the annotations as `mirror_view` does, without pixels: they are the view's own, mirrored."""
     assert permutation is not None, "augment.require_flips comes first"
     return mirror_view(view, permutation)._replace(image=view.image[:, :0])
 
 
 def transform_annotations(view: View, geometry: GeometricChange, permutation: Sequence[int] | None) -> View:
-    """Keypoints, visibility, box and name under `geometry`; the pixels are `redraw`'s.
+    """Transform keypoints, visibility, box and name by `geometry`; pixels are `transform_pixels`'s.
 
     A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
     within the square. `scale` and `offset` go on describing the view as it was: training stays in its pixels.
@@ -70,13 +70,16 @@ def transform_annotations(view: View, geometry: GeometricChange, permutation: Se
 
 
 def transform_pixels(image: Float[Tensor, "3 h s"], geometry: GeometricChange) -> Float[Tensor, "3 h s"]:
-    """The pixels under `geometry`: mirrored exactly, warped by one interpolation. No pixels stay none if mirrored."""
+    """Mirror exactly and warp by one interpolation. An image without pixels stays without if mirrored."""
     image = image.flip(-1) if geometry.mirrored else image
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
 
 def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> Float[Tensor, "3 h w"]:
-    """RGB in [0, 1] to RGB in [0, 1]. Letterbox bars count as image: less contrast lifts them above black."""
+    """Change colours, RGB in [0, 1] to RGB in [0, 1].
+
+    Letterbox bars count as image: less contrast lifts them above black.
+    """
     steps = (
         (functional.adjust_brightness, colours.brightness, 1.0),
         (functional.adjust_contrast, colours.contrast, 1.0),

@@ -1,4 +1,4 @@
-"""Training pairs made different at each use: mirrored, warped and recoloured, annotations with them."""
+"""Random augmentation of training pairs: mirrored, warped and recoloured, annotations with them."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -62,22 +62,22 @@ class Augmentation:
         require_fields(self, "augment")
 
     def __bool__(self) -> bool:
-        """Whether anything is to be changed at all."""
+        """Return whether anything is to be changed at all."""
         return any(astuple(self))
 
     @property
     def only_flips(self) -> bool:
-        """An image or its exact mirror image: two to encode, once and for all."""
+        """Whether only mirror images are drawn: two images to encode, once."""
         return not any(astuple(replace(self, flip=0.0)))
 
     def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
-        """One draw. `record` knows the category's permutation and symmetry groups."""
+        """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
         source, target = self.together(pair[:2], record.flip, chance)
         twins = geometry_aware_mask(source.visible & target.visible, target.visible, record.groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
 
     def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
-        """Images of one category, each changed by a draw of its own; some keypoint stays visible in two of them."""
+        """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
         colours = [self.colours(chance) for _ in views]
         geometries, carried = self._carried(views, permutation, chance)
         return [
@@ -86,7 +86,7 @@ class Augmentation:
         ]
 
     def geometry(self, chance: Generator) -> GeometricChange:
-        """Takes as many random numbers whatever is off, so that turning one option changes no other."""
+        """Draw a geometric change; the count of random numbers is fixed, so that options are independent."""
         mirrored = bool(chance.random() < self.flip)
         rotate, zoom, shear, x, y, centre_x, centre_y = chance.uniform(-1, 1, 7).tolist()
         cut = self.crop * chance.random()
@@ -104,7 +104,7 @@ class Augmentation:
         return GeometricChange(mirrored, ImageWarp(matrix, spline))
 
     def colours(self, chance: Generator) -> ColourChange:
-        """Also the same count always."""
+        """Draw a colour change, from a fixed count of random numbers, too."""
         brightness, contrast, saturation, hue = chance.uniform(-1, 1, 4).tolist()
         return ColourChange(
             1 + self.brightness * brightness,
@@ -117,7 +117,7 @@ class Augmentation:
     def _carried(
         self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator
     ) -> tuple[list[GeometricChange], list[View]]:
-        """A draw that leaves a keypoint visible in two images; the images as they are if none is found."""
+        """Draw until a keypoint is visible in two images; return the images unchanged if none is."""
         for _ in range(TRIES):
             drawn = [self.geometry(chance) for _ in views]
             carried = [
@@ -129,14 +129,14 @@ class Augmentation:
 
 
 def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:
-    """Whether any keypoint is visible in two of m images."""
+    """Return whether any keypoint is visible in two of m images."""
     return bool((visible.sum(0) >= 2).any())
 
 
 def require_flips(
     pairs: Sequence[PairRecord], benchmark: str, option: str = "augment.flip", remedy: str = "augment.flip=0"
 ) -> None:
-    """Refuse to mirror what nobody said the left and right of."""
+    """Refuse to mirror images of categories whose left-right permutation is unknown."""
     lacking = sorted({pair.category for pair in pairs if pair.flip is None})
     if lacking:
         raise UserError(

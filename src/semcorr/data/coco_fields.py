@@ -1,4 +1,4 @@
-"""The fields of a COCO annotation, each read or refused by itself, in the words of the file."""
+"""The fields of a COCO annotation, each read or refused, quoted in messages as in the file."""
 
 import json
 import math
@@ -26,7 +26,7 @@ class CocoBox(NamedTuple):
 
 
 def quote_json(value: object) -> str:
-    """Repeat a value of a JSON file in a message: as it stands there, on one line, and not at any length.
+    """Quote a value of a JSON file in a message: as it stands there, on one line, shortened if long.
 
     >>> quote_json([1, float("nan"), None]), quote_json("7")
     ('[1, NaN, null]', '"7"')
@@ -46,7 +46,7 @@ def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
 
 
 def look_up(known: Mapping[Id, Any], key: Id) -> Any:
-    """What has an id. 7 and "7" are one, unless there are both.
+    """Return the entry of an id. 7 and "7" are the same, unless there are both.
 
     >>> look_up({7: "a"}, "7"), look_up({7: "a", "7": "b"}, "7"), look_up({7: "a"}, "07")
     ('a', 'b', None)
@@ -69,7 +69,7 @@ def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    """Return width and height, if they are said: 0 and null say nothing, and one alone is refused."""
+    """Return width and height, if they are given: 0 and null count as absent, and one alone is refused."""
     sides: dict[str, int] = {}
     for key in ("width", "height"):
         value = entry.get(key)
@@ -153,13 +153,13 @@ def read_box(values: Any, layout: str, where: str, option: str) -> CocoBox | Non
 
 
 def other_corners(box: CocoBox, layout: str) -> Corners:
-    """The corners of a box, had its four numbers been of the other layout."""
+    """Return the corners of a box if its four numbers were of the other layout."""
     a, b, c, d = box.corners if layout == "xyxy" else box.xywh
     return (a, b, a + c, b + d) if layout == "xyxy" else (a, b, c, d)
 
 
 def is_plausible_box(corners: Corners, points: Sequence[Point], size: tuple[int, int]) -> bool:
-    """Whether a box lies in its image and holds its keypoints, within a pixel.
+    """Return whether a box lies in its image and holds its keypoints, within a pixel.
 
     >>> is_plausible_box((2, 2, 8, 8), [(3, 8.5), None], (9, 9)), is_plausible_box((2, 2, 2, 8), [], (9, 9))
     (True, False)
@@ -170,12 +170,12 @@ def is_plausible_box(corners: Corners, points: Sequence[Point], size: tuple[int,
 
 
 def box_overhang(corners: Corners, size: tuple[int, int]) -> float:
-    """By how many pixels a box reaches outside its image; not above 0, if it is within."""
+    """Return by how many pixels a box reaches outside its image; not above 0 if it is within."""
     return max(-corners[0], -corners[1], corners[2] - size[0], corners[3] - size[1])
 
 
 def are_shares(values: Sequence[float]) -> bool:
-    """Whether numbers are fractions of an image's sides, and no pixels.
+    """Return whether numbers are fractions of an image's sides, not pixels.
 
     >>> are_shares([0.25, 1.0]), are_shares([0.0, 1.0]), are_shares([0.5, 7.0])
     (True, False, False)

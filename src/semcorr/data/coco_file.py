@@ -73,12 +73,12 @@ class CocoAnnotation(NamedTuple):
 
     @property
     def annotated(self) -> bool:
-        """Whether it shows a keypoint."""
+        """Whether any keypoint is annotated."""
         return any(point is not None for point in self.points)
 
 
 class CocoFile(NamedTuple):
-    """What a file says."""
+    """The checked content of a COCO file."""
 
     images: dict[Id, CocoImage]
     categories: list[CocoCategory]  # one of each name
@@ -132,7 +132,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 
 
 def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
-    """Warn of what was left out or supposed, with counts."""
+    """Warn of what was left out or assumed, with counts."""
     for what, of in notes.items():
         more = ", ..." if len(of) > SHOWN else ""
         log.warning("%s: %d %s (%s%s)", path, len(of), what, ", ".join(of[:SHOWN]), more)
@@ -149,7 +149,7 @@ def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
 
 
 def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
-    """By id."""
+    """Return the images by id."""
     if isinstance(entries, Mapping):  # AnimalPose's: id to name
         whole = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
         entries = [{"id": whole.get(i, i), "file_name": name} for i, name in entries.items()]
@@ -170,7 +170,7 @@ def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -
 
 
 def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
-    """By id; those of one name are one."""
+    """Return the categories by id; those of the same name are one."""
     categories: dict[Id, CocoCategory] = {}
     by_name: dict[str, CocoCategory] = {}
     for number, entry in enumerate(entries):
@@ -215,7 +215,7 @@ def _distinct(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
 
 
 def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
-    """Of each its own; where the file has none, the place in the file, or the next that is free."""
+    """Return each annotation's id; without one in the file its position, or the next free number."""
     given: list[Id | None] = []
     taken: set[Id] = set()
     for number, entry in enumerate(entries):
@@ -234,7 +234,7 @@ def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
 
 
 def _owner(entry: Mapping[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Any:
-    """The image or category of an annotation."""
+    """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
     if (owner := look_up(known, value)) is None:
@@ -306,7 +306,7 @@ def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str
 
 
 def _measure(path: Path) -> tuple[int, int] | None:
-    """The size of an image, where the file gives none; what cannot be read is refused, or left out, by who reads it."""
+    """Return the size of an image where the file gives none; its reader refuses or leaves out unreadable ones."""
     with suppress(UserError), warn_about_frames(None):
         return measure_picture(path).size
     return None

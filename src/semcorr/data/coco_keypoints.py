@@ -75,7 +75,7 @@ class COCOKeypoints(PairDataModule):
         self.content = cache(lambda: read_images(self.root, annotations, images, box))  # read once for all splits
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Sorted by category, source, target."""
+        """Return the pairs sorted by category, source, target."""
         images, names = self.content()
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
@@ -91,7 +91,7 @@ class COCOKeypoints(PairDataModule):
 
 
 def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:
-    """Give every pair a name of its own: those of images with dashes in their names may be alike."""
+    """Give every pair a unique name: names of pairs of images with dashes in their names may coincide."""
     counts: Counter[str] = Counter()
     named = []
     for pair in pairs:
@@ -103,7 +103,7 @@ def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:
 def read_images(
     root: Path, annotations: str, folder: str, box: str
 ) -> tuple[dict[str, list[ImageRecord]], dict[str, list[str]]]:
-    """Records and keypoint names per category; images with several objects of a category stay out."""
+    """Return records and keypoint names per category; images with several objects of a category are left out."""
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
     content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
@@ -146,7 +146,7 @@ def _measure(image: CocoImage, path: Path) -> PictureSize:
 def split_of_images(
     images: Mapping[str, Sequence[ImageRecord]], shares: Mapping[str, float], seed: str
 ) -> dict[str, str]:
-    """Image name to split, in the same shares for every category.
+    """Assign every image name to a split, in the same shares for every category.
 
     A picture with a cat and a dog goes where its first category puts it: splits share no image.
     """
@@ -166,7 +166,7 @@ def split_of_images(
 def choose_coco_pairs(
     images: Sequence[ImageRecord], min_shared: int, cap: int, seed: str
 ) -> list[tuple[ImageRecord, ImageRecord]]:
-    """All ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
+    """Return all ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
     fit = [(a, b) for a, b in permutations(images, 2) if int((a.visible & b.visible).sum()) >= min_shared]
     if len(fit) <= cap:
         return fit
@@ -175,7 +175,7 @@ def choose_coco_pairs(
 
 
 def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:
-    """Two cats in one picture make "the same point" ill-defined."""
+    """Keep images with one object of the category: two cats in one picture make "the same point" ill-defined."""
     names = Counter(image.name for image in images)
     alone = [image for image in images if names[image.name] == 1]
     if len(alone) < len(images):

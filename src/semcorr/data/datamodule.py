@@ -1,4 +1,4 @@
-"""Splits and loaders, for any benchmark: a subclass only lists its records."""
+"""Splits and data loaders for any benchmark: a subclass only lists its records."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class PairListEntry(NamedTuple):
 
 
 class PairDataModule(LightningDataModule, ABC):
-    """A benchmark's pairs as Lightning wants them.
+    """A benchmark's pairs as a LightningDataModule.
 
     A benchmark is pairs and, apart from them, images: `to_score` and `to_train_on` list those that pairs
     will look at, `encoding` loads them, each once. The pairs then come without pixels; those to be scored
@@ -102,20 +102,20 @@ class PairDataModule(LightningDataModule, ABC):
         self._need(split)
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
-        """The pair list by itself, for a benchmark that has one apart from the annotations."""
+        """Return the pair list, for a benchmark whose list is a file separate from the annotations."""
         return [PairListEntry(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
 
     def annotation_conflicts(self, split: str) -> list[str] | None:
-        """Where a benchmark's annotation files disagree with each other; None: nothing is said twice."""
+        """Return where a benchmark's annotation files disagree; None: nothing is annotated twice."""
         return None
 
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
-        """The pairs of a split, in the benchmark's order. A benchmark defines this, and no more."""
+        """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define."""
 
     @property
     def encoding_batch(self) -> int:
-        """Images encoded at once."""
+        """The number of images encoded at once."""
         return encoding_batch_size(self.encode_batch, self._on_gpu())
 
     def setup(self, stage: str) -> None:
@@ -130,7 +130,7 @@ class PairDataModule(LightningDataModule, ABC):
             self.galleries()
 
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
-        """Seeded, endless, sliced into epochs."""
+        """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
         stream, workers = self.stream(), self._decoders() if self.train_pixels else 0  # the rest takes 3 ms
         how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
@@ -145,18 +145,18 @@ class PairDataModule(LightningDataModule, ABC):
         return self._loader(drawn, batch_sampler=stream, **how)
 
     def stream(self) -> TrainingStream | ImageStream:
-        """The order of training; its length is the steps of an epoch."""
+        """Return the order of training; its length is the steps of an epoch."""
         where = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
             return ImageStream(self.galleries(), self.all_pairs, *where)
         return TrainingStream(len(self.pairs("train")), self.batch_size, *where)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
-        """This process's share of the validation pairs."""
+        """Return the loader of this process's share of the validation pairs."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[PairBatch]:
-        """This process's share of the pairs of `split`."""
+        """Return the loader of this process's share of the pairs of `split`."""
         return self._evaluation(self.split)
 
     def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
@@ -188,7 +188,7 @@ class PairDataModule(LightningDataModule, ABC):
         return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
 
     def categories(self, split: str) -> list[str]:
-        """Names of the categories of a split, sorted."""
+        """Return the names of the categories of a split, sorted."""
         return sorted({pair.category for pair in self.pairs(split)})
 
     def _checked(self, split: str) -> Sequence[PairRecord]:

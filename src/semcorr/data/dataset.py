@@ -1,4 +1,4 @@
-"""Records to samples: pairs, batches of them, and images."""
+"""Datasets of records: pairs, batches of them, and images."""
 
 from collections.abc import Sequence
 
@@ -96,7 +96,7 @@ class TrainingPairs(Dataset[PairBatch]):
 
 
 class ImageDataset(Dataset[View]):
-    """Images, each once. Of a mirrored or turned one only pixels and name are as shown: nobody asks for the rest."""
+    """Images, each once. Of a mirrored or turned one only pixels and name are as displayed; no other field is used."""
 
     def __init__(self, images: Sequence[ImageVariant], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize

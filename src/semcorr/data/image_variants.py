@@ -1,4 +1,4 @@
-"""An image as a backbone is shown it, and what tells its pixels apart from all others."""
+"""Variants of an image that a backbone sees (mirrored, turned), and the content hashes that identify their pixels."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ DERIVED = re.compile(rf".*({MIRRORED}|{TURNED}\d+|{PLAIN})", re.DOTALL)  # names
 
 
 class ImageVariant(NamedTuple):
-    """An image, or the mirror image of its rendered square, then turned: what a flip shows the backbone.
+    """An image or the mirror image of its rendered square, then turned: what a backbone sees of a flip.
 
     Squashed or letterboxed, a turned image's square is the turned square of the image.
     """
@@ -27,13 +27,13 @@ class ImageVariant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique in its benchmark, whatever images are called; the key of its features."""
+        """The variant's name, unique in its benchmark whatever images are called; the key of its features."""
         name = mirrored_name(unmirrored_name(self.record.name)) if self.mirrored else unmirrored_name(self.record.name)
         return f"{name}{TURNED}{self.turned}" if self.turned else name
 
 
 def unmirrored_name(name: str) -> str:
-    """Of an image as it is: its own, but where that ends as a mirror image's or a turned one's does.
+    """Return an image's name, escaped where it ends as the name of a mirrored or turned image does.
 
     No two images have the same, as no two have the same name, and it is no other image's mirrored or turned one.
 
@@ -44,7 +44,7 @@ def unmirrored_name(name: str) -> str:
 
 
 def mirrored_name(name: str) -> str:
-    """Of the mirror image of what has this `plain_name`; and back.
+    """Return the name of the mirror image of the image called `plain_name`; the function is its own inverse.
 
     >>> mirrored_name("cat/7"), mirrored_name(mirrored_name("cat/7"))
     ('cat/7 mirrored', 'cat/7')
@@ -53,7 +53,7 @@ def mirrored_name(name: str) -> str:
 
 
 def content_hash(shown: ImageVariant) -> str:
-    """32 hex digits that follow from the file's bytes, and how they are read and shown, alone, wherever it lies."""
+    """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path."""
     record = shown.record
     try:
         now = record.path.stat()
@@ -67,18 +67,18 @@ def content_hash(shown: ImageVariant) -> str:
 
 @cache
 def _file_sha256(path: Path, mtime: int, size: int) -> str:
-    """Of the bytes, once for as long as the file does not change."""
+    """Return the checksum of a file's bytes, computed once as long as the file does not change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
-    """Every image of the pairs once, in the order of their names."""
+    """Return every image of the pairs once, sorted by name."""
     images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
     return [images[name] for name in sorted(images)]
 
 
 def list_variants(images: Iterable[ImageRecord], mirrored: bool = False) -> list[ImageVariant]:
-    """Every image as it is, and its mirror image if asked for; in the order of their names."""
+    """Return every image and, if requested, its mirror image, sorted by name."""
     both = [ImageVariant(image, side) for image in images for side in ((False, True) if mirrored else (False,))]
     return sorted(both, key=lambda one: one.name)

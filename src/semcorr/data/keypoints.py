@@ -23,7 +23,7 @@ ABBREVIATIONS = {"l": "left", "r": "right", "f": "front", "b": "back"}
 
 
 def keypoint_names(benchmark: str, category: str) -> dict[int, str]:
-    """Original id to name.
+    """Return the keypoint names of a category by original id.
 
     >>> keypoint_names("spair71k", "cat")[3]
     'left ear-tip'
@@ -32,7 +32,7 @@ def keypoint_names(benchmark: str, category: str) -> dict[int, str]:
 
 
 def symmetry_groups(benchmark: str, category: str) -> Groups:
-    """Interchangeable keypoints (GeoAware-SC, Table 6, with the ids its code really uses).
+    """Return the groups of interchangeable keypoints (GeoAware-SC, Table 6, with the ids its code uses).
 
     Eyes, nostrils, ear bases and mouth corners are left out there on purpose.
 
@@ -43,7 +43,7 @@ def symmetry_groups(benchmark: str, category: str) -> Groups:
 
 
 def flip_permutation(benchmark: str, category: str) -> tuple[int, ...]:
-    """Row i of a mirrored image's keypoints is row `flip[i]` of the image's own.
+    """Return the left-right permutation: row i of a mirrored image's keypoints is the image's row `flip[i]`.
 
     >>> flip_permutation("ap10k", "any species")[:5]  # left and right eye change places
     (1, 0, 2, 3, 4)
@@ -54,7 +54,7 @@ def flip_permutation(benchmark: str, category: str) -> tuple[int, ...]:
 def geometry_aware_mask(
     shared: Bool[Tensor, "*b n"], visible_in_target: Bool[Tensor, "*b n"], groups: Groups
 ) -> Bool[Tensor, "*b n"]:
-    """The geometry-aware subset ("Telling Left from Right", section 3.1).
+    """Return which keypoints are in the geometry-aware subset ("Telling Left from Right", section 3.1).
 
     A shared keypoint belongs to it if at least two keypoints of its symmetry group, itself
     included, are visible in the target: then appearance alone cannot tell them apart there.
@@ -72,7 +72,7 @@ def geometry_aware_mask(
 
 
 def groups_from_names(names: Sequence[str]) -> Groups:
-    """Symmetry groups for a COCO file that has none: names that differ only in side or end.
+    """Derive symmetry groups from names that differ only in side or end, for a COCO file that has none.
 
     Eyes and nostrils stay out, as in the published groups.
 
@@ -88,7 +88,7 @@ def groups_from_names(names: Sequence[str]) -> Groups:
 
 
 def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
-    """Left-right permutation for a COCO file, from the words left and right in its names.
+    """Derive the left-right permutation from the words left and right in the names, for a COCO file.
 
     >>> flip_from_names(["left_eye", "right_eye", "nose"])
     (1, 0, 2)
@@ -101,7 +101,7 @@ def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
 
 @cache
 def benchmark_metadata(benchmark: str) -> dict[str, Any]:
-    """A benchmark's table as shipped with the package."""
+    """Return a benchmark's table as shipped with the package."""
     table: dict[str, Any] = json.loads((files("semcorr.data") / f"facts/{benchmark}.json").read_text())
     return table
 
@@ -115,7 +115,7 @@ def _entry(benchmark: str, category: str) -> dict[str, Any]:
 
 
 def _words(name: str) -> list[str]:
-    """AnimalPose's `L_F_Paw` is left, front, paw."""
+    """Split a keypoint name into words; AnimalPose's `L_F_Paw` is left, front, paw."""
     return [ABBREVIATIONS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower())]
 
 

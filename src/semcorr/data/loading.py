@@ -1,4 +1,4 @@
-"""How many images at a time, and who decodes them, unless the user says so."""
+"""Default batch sizes of encoding and numbers of loader processes, and checks of the user's."""
 
 import os
 import shutil
@@ -13,17 +13,20 @@ MOST = 128  # loader processes that are of use on any machine, at least
 
 
 def count_cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encoding_batch_size(asked: int | None, on_gpu: bool) -> int:
-    """8 on a GPU, 1 on a CPU, where a batch leaves the caches: convolutional networks take 1.5 times as long then."""
+    """Return the images to encode at once: 8 on a GPU, 1 on a CPU, where a batch leaves the caches.
+
+    Convolutional networks take 1.5 times as long then.
+    """
     return asked or (8 if on_gpu else 1)
 
 
 def num_loader_workers(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
-    """Loader processes of each of `processes` on a machine.
+    """Return the number of loader processes for each of `processes` on a machine.
 
     A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
     cores away from who encodes: a quarter, which of 2 cores is none.
@@ -52,7 +55,7 @@ def require_workers(workers: Any) -> None:
 
 
 def require_shared_memory(workers: int, images: int, side: int) -> None:
-    """Refuse loader processes that would end by a bus error: what they hand on does not fit the shared memory.
+    """Refuse loader processes that would end by a bus error: their batches exceed the shared memory.
 
     Args:
         workers: Loader processes.

@@ -1,4 +1,4 @@
-"""Your own pairs: one row each, with their points.
+"""Pairs of a user's own, from a CSV file: one row for each pair, with its points.
 
 Columns: `source_image`, `target_image` (paths below the root), `XA`, `YA` (the source's points, `;`
 between them), `XB`, `YB` (the target's, in the same order), and if you like `category` and `box`
@@ -68,13 +68,13 @@ class PairsCSV(PairDataModule):
         super().__init__(**options)
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of the file."""
+        """Return the pairs in the order of the file."""
         others = [file for other, file in self.lists.items() if other != split]
         return read_csv_pairs(self.root, self.lists[split], self.extent, others)
 
 
 class _Images(NamedTuple):
-    """The images of all lists."""
+    """The images of all pair lists."""
 
     root: Path
     names: Mapping[str, str]  # of features, by the path below the root
@@ -99,7 +99,7 @@ class _Images(NamedTuple):
 
 
 def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
-    """All rows of a file.
+    """Read all rows of a file.
 
     Args:
         root: Where it is, and below it the images.
@@ -135,7 +135,7 @@ def _read(path: Path) -> Spreadsheet:
 
 
 def _files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
-    """The path below the root of every image, by what stands in the table."""
+    """Return the path below the root of every image, by its text in the table."""
     files: dict[str, str] = {}
     for line, row in table.rows:
         for column in ("source_image", "target_image"):
@@ -195,7 +195,7 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
 
 
 def _numbers(cell: str, column: str, where: str) -> list[float | None]:
-    """The numbers of a cell, `;` between them; None where there is none."""
+    """Return the numbers of a cell, separated by `;`; None where there is none."""
     numbers: list[float | None] = []
     parts = cell.split(";")
     for part in map(str.strip, parts):

@@ -1,4 +1,4 @@
-"""Any picture of a user's to upright RGB: files, PIL images, arrays and tensors, of any depth.
+"""Reading any image of a user to upright RGB: files, PIL images, arrays and tensors, of any depth.
 
 Annotations of the official benchmarks mean the pixels as they are stored, which are read here, too, but not turned.
 """
@@ -52,7 +52,7 @@ Source = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Picture(NamedTuple):
-    """An upright image, and what it is called."""
+    """An upright image, and its name."""
 
     image: Image.Image  # RGB; of a huge JPEG a smaller rendering
     size: tuple[int, int]  # width, height in original pixels, upright
@@ -60,14 +60,14 @@ class Picture(NamedTuple):
 
 
 class PictureSize(NamedTuple):
-    """How large a picture is, the way round that it is read."""
+    """The size of a picture, in the orientation in which it is read."""
 
     size: tuple[int, int]  # width, height
     upright: bool  # turned as its EXIF orientation says; False: as it is stored
 
 
 def load_picture(source: Source, name: str = "image") -> Picture:
-    """Of a file, a PIL image, an array (H W), (H W 1), (H W 3) or (H W 4), or a tensor (H W) or (C H W).
+    """Read a file, PIL image, array (H W), (H W 1), (H W 3) or (H W 4), or tensor (H W) or (C H W).
 
     Upright means as viewers show it: EXIF orientation is applied, to files and PIL images alike. Integers
     count from 0 to the largest of their type, floats from 0 to 1. What is transparent is laid on white. Of
@@ -96,27 +96,27 @@ def load_picture(source: Source, name: str = "image") -> Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """A file, upright; a huge JPEG at a fraction of its sides."""
+    """Read a file, upright; a huge JPEG at a fraction of its sides."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         _note_frames(path, image)
         return _decoded(image, str(path), reduced=_reduced(image))
 
 
 def read_annotated(path: Path, annotated: tuple[int, int] | None) -> tuple[Picture, bool]:
-    """A file the way round that its annotated size says, as `measure_picture` does, and whether that is upright."""
+    """Read a file in the orientation of its annotated size (`measure_picture`); return also if upright."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         upright = _measured(image, path, annotated).upright
         return _decoded(image, str(path), upright, _reduced(image)), upright
 
 
 def read_whole(path: Path, upright: bool) -> Image.Image:
-    """A benchmark's picture, whole however large: RGB, upright or as it is stored."""
+    """Read a benchmark's picture at full size, however large: RGB, upright or as stored."""
     with open_image(path) as image:
         return _decoded(image, str(path), upright).image
 
 
 def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> PictureSize:
-    """Say from the header alone how large a picture is, and whether its annotations mean it upright.
+    """Read a picture's size from its header alone, and whether its annotations mean it upright.
 
     They do, unless the annotated size fits the stored pixels alone.
 
@@ -147,13 +147,13 @@ def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None)
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an open file as it is stored: of a TIFF Pillow says those of the upright picture."""
+    """Return width and height of an open file as stored: for a TIFF, Pillow reports those of the upright picture."""
     swaps = image.format == "TIFF" and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     return image.size[::-1] if swaps else image.size
 
 
 def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
-    """Warn of pictures that are read as they are stored, because their annotated size fits no other way round."""
+    """Warn of pictures that are read as stored, because their annotated size fits no other way round."""
     if names:
         log.warning(
             "%s: the annotated width and height of %d images (%s) fit their pixels as stored, and not as viewers show "
@@ -181,7 +181,7 @@ def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Its image files, at least one."""
+    """Return the image files of a folder, at least one."""
     if not (found := list_image_files(folder)):
         raise UserError(
             f"{folder} has no images ({', '.join(readable_suffixes())}). Give a folder of images, or a file"
@@ -190,13 +190,13 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """Endings of image files that the installed Pillow can read."""
+    """Return the endings of image files that the installed Pillow can read."""
     Image.init()
     return tuple(ending for kind, endings in ENDINGS.items() if kind in Image.OPEN for ending in endings)
 
 
 def list_image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
-    """By their endings, in order; with `below`, of folders below, too. A warning names what else there is.
+    """List image files by their endings, in order; a warning names what else there is.
 
     Nothing is said of hidden files, as macOS's ._a.jpg, of folders that systems make (SYSTEM), and of texts, tables
     and labels (BESIDE).
@@ -229,7 +229,7 @@ def list_image_files(folder: Path, below: bool = False, besides: Collection[Path
 
 @contextmanager
 def warn_about_frames(where: Path | None) -> Iterator[None]:
-    """Say of what is read within in one warning, with names and their count, that the first frame or page is taken.
+    """Warn once of all files read within the context of which only the first frame or page is read.
 
     Args:
         where: What names the files, for the message; None: nothing is said, as they are read again.
@@ -248,7 +248,7 @@ def warn_about_frames(where: Path | None) -> Iterator[None]:
 
 
 def _note_frames(path: Path, image: Image.Image) -> None:
-    """Count an animation, or a file of several pages; where nobody counts, warn of it."""
+    """Count an animation or a file of several pages; outside `warn_about_frames`, warn of it."""
     if image.format == "MPO" or not getattr(image, "is_animated", False):  # an MPO's other images are the camera's
         return
     files = COUNTED.get()
@@ -260,12 +260,12 @@ def _note_frames(path: Path, image: Image.Image) -> None:
 
 @cache
 def _tell_frames(path: Path) -> None:
-    """Once for a file."""
+    """Warn of several frames, once for each file."""
     log.warning("%s holds several frames or pages, of which the first is read", path)
 
 
 def _reduced(image: Image.Image) -> tuple[int, int] | None:
-    """Have a huge JPEG decoded at a fraction of its sides, unless it is a strip; return its true size then."""
+    """Have a huge JPEG, unless it is a strip, decoded at a fraction of its sides; return its true size then."""
     size = width, height = image.size
     if image.format not in ("JPEG", "MPO") or width * height <= REDUCED:
         return None
@@ -295,7 +295,7 @@ def _scale_key(image: Image.Image) -> None:
 
 
 def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
-    """What turns the stored pixels of an image upright; decoded only if its EXIF may come after them."""
+    """Return what turns the stored pixels upright; decode only if the EXIF may come after them."""
     if image.format == "PNG" and "exif" not in image.info and not _is_late(image):
         exif = Image.Image.getexif  # PngImageFile's own decodes first
     else:
@@ -317,7 +317,7 @@ def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
 
 
 def _is_late(image: Image.Image) -> bool:
-    """Whether a PNG has a chunk after its pixels that may hold an orientation."""
+    """Return whether a PNG has a chunk after its pixels that may hold an orientation."""
     file = getattr(image, "fp", None)
     if file is None:  # decoded already
         return True
@@ -342,7 +342,7 @@ def _late_chunks(file: BinaryIO) -> Iterator[bool]:
 
 @cache
 def _tell_exif(name: str, error: str) -> None:
-    """Once for a file."""
+    """Warn of unreadable EXIF, once for each file."""
     log.warning("%s: its EXIF cannot be read (%s), so it is not turned", name, error.strip() or "damaged")
 
 

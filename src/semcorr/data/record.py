@@ -1,4 +1,4 @@
-"""What a benchmark says of a pair, in original pixels and original keypoint ids, and its checks.
+"""Records of a benchmark's pairs, in original pixels and original keypoint ids, and the checks of them.
 
 A benchmark's reader builds these and nothing else; everything after it is shared. The checks name
 the file and the field, because the reader of the message has to mend one of them.
@@ -30,7 +30,7 @@ Point = Sequence[float] | None  # (x, y), or None where the keypoint is not anno
 
 
 class Segmentation(NamedTuple):
-    """Where an image's pixels are told apart by class."""
+    """The mask of an image, and the value of the object's class in it."""
 
     path: Path
     value: int  # of the pixels of the object's class
@@ -52,7 +52,7 @@ class ImageRecord(NamedTuple):
 
 
 class PairRecord(NamedTuple):
-    """One pair as the benchmark states it."""
+    """One pair of images as the benchmark states it."""
 
     name: str
     category: str
@@ -119,12 +119,12 @@ def _is_point(point: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number, if perhaps not a finite one."""
+    """Return whether a value of a JSON file is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
-    """The same pairs with as many keypoint rows everywhere; the new rows are not visible.
+    """Pad the keypoint rows of all images to the same number; the new rows are not visible.
 
     Rows are told apart by `visible` alone: no value of a padding ever enters a score.
     """
@@ -139,18 +139,18 @@ def _padded(record: ImageRecord, slots: int) -> ImageRecord:
 
 
 def longer_side(box: Sequence[float]) -> float:
-    """PCK@bbox's extent: the longer side of a box."""
+    """Return the longer side of a box, the extent of PCK@bbox."""
     return max(box[2] - box[0], box[3] - box[1])
 
 
 def keypoint_bounding_box(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """The box of the keypoints, for benchmarks that annotate no other; a pixel at least."""
+    """Return the box of the keypoints, at least a pixel wide, for benchmarks that annotate no box."""
     xs, ys = zip(*(p for p in points if p is not None), strict=True)
     return (min(xs), min(ys), max(max(xs), min(xs) + 1), max(max(ys), min(ys) + 1))
 
 
 def count_outside_image(record: ImageRecord) -> int:
-    """How many annotated keypoints lie outside the image they are annotated in."""
+    """Count the annotated keypoints that lie outside their image."""
     x, y = record.keypoints[record.visible].T
     width, height = record.size
     return int(((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)).sum())
@@ -159,7 +159,7 @@ def count_outside_image(record: ImageRecord) -> int:
 def check_pairs(
     pairs: Sequence[PairRecord], benchmark: str, images_before: dict[str, ImageRecord] | None = None
 ) -> Sequence[PairRecord]:
-    """Refuse pairs with nothing to score, and names that mean two things; count and report keypoints outside.
+    """Refuse pairs with nothing to score and ambiguous names; count and report keypoints outside their image.
 
     Args:
         pairs: Of a split.
@@ -193,7 +193,7 @@ def check_pairs(
 
 
 def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[str, ImageRecord]) -> None:
-    """Features are held, and results told apart, by names: one name, one image, and one pair."""
+    """Require that a name belongs to one image or pair: features and results are stored by names."""
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
         first = images.setdefault(image.name, image)
         if not _is_same(first, image):
@@ -213,7 +213,7 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
 
 
 def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
-    """Whether two records show the same pixels; a file may have several paths."""
+    """Return whether two records show the same pixels; a file may have several paths."""
     if (one.mirrored, one.upright) != (other.mirrored, other.upright):
         return False
     try:
@@ -223,7 +223,7 @@ def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
 
 
 def require_root(root: Path, benchmark: str, remedy: str) -> None:
-    """The benchmark's folder exists, or a sentence that says what to do."""
+    """Require that the benchmark's folder exists; the error says what to do."""
     if not root.is_dir():
         raise UserError(
             f"{benchmark} is not at {root}: no such folder. {remedy} "
@@ -232,19 +232,19 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
 
 
 def read_annotation(path: Path) -> Any:
-    """A JSON file of a benchmark, or a sentence naming it."""
+    """Read a JSON file of a benchmark; an error names the file."""
     return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
 
 
 def require_field(entry: Any, key: str, path: Path) -> Any:
-    """A field of an annotation, or a sentence naming file and field."""
+    """Return a field of an annotation; an error names the file and the field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
     return entry[key]
 
 
 def require_whole_number(entry: Any, key: str, path: Path) -> int:
-    """A field that is a whole number, or a sentence naming file and field."""
+    """Return a field that is a whole number; an error names the file and the field."""
     value = require_field(entry, key, path)
     if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
         raise UserError(f"{path}: field `{key}` is {quote_value(value)}; it must be a whole number. Correct it.")
@@ -252,6 +252,6 @@ def require_whole_number(entry: Any, key: str, path: Path) -> int:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the stored pixels, from the file's header, without decoding it."""
+    """Return the width and height of the stored pixels from the file's header, without decoding it."""
     with open_image(path) as image:
         return stored_size(image)

@@ -1,4 +1,4 @@
-"""What comes in which batch, on which process: pure functions of seed and position."""
+"""The order of batches and their distribution over processes: pure functions of seed and position."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from semcorr.data.record import PairRecord
 
 
 class SampleIndex(NamedTuple):
-    """A training pair, and its place in the stream of all processes: no other draw has the same."""
+    """A training pair and its unique number in the stream of all processes."""
 
     pair: int
     number: int
@@ -39,7 +39,7 @@ class BatchStream(Sampler[Drawn], ABC):
 
     @abstractmethod
     def batch(self, number: int) -> Drawn:
-        """Batch `number` of all processes'."""
+        """Return batch `number` of the stream of all processes."""
 
     def __len__(self) -> int:
         return self.steps
@@ -49,7 +49,7 @@ class BatchStream(Sampler[Drawn], ABC):
         return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
 
     def ahead(self, epochs: int, steps: int | None = None) -> Iterator[Drawn]:
-        """What all processes draw from the present epoch to the end of `epochs`, of each its first `steps`."""
+        """List what all processes draw from the present epoch to the end of `epochs`, `steps` of each epoch."""
         steps = min(steps or self.steps, self.steps)
         for epoch in range(self.epoch(), epochs):
             first = epoch * self.steps * self.world
@@ -79,7 +79,7 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
         super().__init__(steps or self.per_pass // world, rank, world, epoch)
 
     def batch(self, number: int) -> list[SampleIndex]:
-        """A slice of its pass."""
+        """Return batch `number`, a slice of its pass."""
         turn, i = divmod(number, self.per_pass)
         indices = _shuffled(self.length, self.seed * 1_000_003 + turn)[i * self.batch_size : (i + 1) * self.batch_size]
         return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
@@ -91,7 +91,7 @@ def _shuffled(length: int, seed: int) -> tuple[int, ...]:
 
 
 def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[int]]:
-    """Pairs that look into the same target image, together, in a fixed order.
+    """Group pairs with the same target image into batches, in a fixed order.
 
     The batches do not depend on how many processes share them, so neither do their results.
     """
@@ -107,7 +107,7 @@ def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[in
 
 
 def shard(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
-    """This process's batches: every one on exactly one process, none repeated.
+    """Return this process's batches: every batch is on exactly one process, none repeated.
 
     >>> shard([[0], [1], [2]], rank=1, world=2)
     [[1]]
@@ -116,7 +116,7 @@ def shard(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]
 
 
 def require_enough_batches(batches: Sequence[list[int]], world: int) -> None:
-    """Lightning skips a process that has nothing to score, and the others would wait for it."""
+    """Require a batch for every process: Lightning skips one without, and the others would wait for it."""
     if len(batches) < world:
         raise UserError(
             f"`trainer.devices` must be at most {len(batches)} here, got {world} processes: they share what is scored "

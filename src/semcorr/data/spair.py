@@ -1,4 +1,4 @@
-"""SPair-71k, and anything written in its format.
+"""SPair-71k, and any benchmark written in its format.
 
 Records come from ImageAnnotation, which knows all keypoints of both images (the geometry-aware
 subset needs those of the target that the source does not share); PairAnnotation must agree.
@@ -35,7 +35,7 @@ DETAILS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", 
 
 
 class SPairTree(NamedTuple):
-    """Where the parts of a benchmark in SPair-71k's format lie."""
+    """The paths of the parts of a benchmark in SPair-71k's format."""
 
     layout: Path  # pair lists
     pairs: Path  # PairAnnotation
@@ -61,15 +61,15 @@ class SPair(PairDataModule):
     official = benchmark_metadata("spair71k")["official"]
 
     def tree(self) -> SPairTree:
-        """The official folders."""
+        """Return the official folders."""
         return official_spair_tree(self.root)
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of Layout/large."""
+        """Return the pairs in the order of Layout/large."""
         return read_tree_pairs(self.tree(), FOLDERS[split])
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
-        """The list alone, which names images and category."""
+        """Return the pair list, which names images and category."""
         tree = self.tree()
         parts = [_parts(name, tree.layout) for name in read_pair_names(tree, FOLDERS[split])]
         return [
@@ -78,21 +78,21 @@ class SPair(PairDataModule):
         ]
 
     def annotation_conflicts(self, split: str) -> list[str]:
-        """Where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
+        """Return where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
         found: list[str] = []
         read_tree_pairs(self.tree(), FOLDERS[split], complain=found.append)
         return found
 
 
 def official_spair_tree(root: Path) -> SPairTree:
-    """As SPair-71k.tar.gz unpacks."""
+    """Return the folders that SPair-71k.tar.gz unpacks to."""
     require_root(root, "SPair-71k", "Run `python -m semcorr.prepare spair`, or give data.root=DIR.")
     layout, masks = root / "Layout" / "large", root / "Segmentation"
     return SPairTree(layout, root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages", masks=masks)
 
 
 def read_spair_pairs(root: Path, folder: str) -> list[PairRecord]:
-    """All pairs of Layout/large/<folder>.txt of an official tree."""
+    """Read all pairs of Layout/large/<folder>.txt of an official tree."""
     return read_tree_pairs(official_spair_tree(root), folder)
 
 
@@ -101,7 +101,7 @@ def _refuse(contradiction: str) -> None:
 
 
 def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None] = _refuse) -> list[PairRecord]:
-    """All pairs of a list.
+    """Read all pairs of a list.
 
     Args:
         tree: Where the benchmark lies.
@@ -120,7 +120,7 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
 
 
 def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
-    """The names of the pairs, without those a partial benchmark does not annotate."""
+    """Read the names of the pairs, without those a partial benchmark does not annotate."""
     layout = tree.layout / f"{folder}.txt"
     if not layout.is_file():
         raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
@@ -135,7 +135,7 @@ def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
 
 
 def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
-    """One ImageAnnotation with all its keypoint slots."""
+    """Read one ImageAnnotation with all its keypoint slots."""
     path = tree.images / category / f"{stem}.json"
     entry = read_annotation(path)
     slots = require_field(entry, "kps", path)
@@ -156,7 +156,7 @@ def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
 
 
 def _segmentation(tree: SPairTree, category: str, stem: str) -> Segmentation | None:
-    """Pixels are numbered as the 20 classes of VOC, not as SPair-71k's own 18."""
+    """Return an image's segmentation; its pixels are numbered as VOC's 20 classes, not as SPair-71k's own 18."""
     path = tree.masks / category / f"{stem}.png" if tree.masks else None
     if path is None or not path.is_file() or tree.facts is None:
         return None
@@ -178,7 +178,7 @@ def _pair(tree: SPairTree, folder: str, name: str, image: Any, complain: Callabl
 
 
 def azimuth_difference(source: int | None, target: int | None) -> int | None:
-    """Steps of 45 degrees between two of SPair-71k's azimuths, the shorter way round: 0 to 4.
+    """Return the steps of 45 degrees between two azimuths of SPair-71k, the shorter way round: 0 to 4.
 
     >>> azimuth_difference(7, 1)
     2

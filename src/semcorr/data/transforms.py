@@ -1,4 +1,4 @@
-"""An original image into the square a backbone sees, and the numbers that lead back.
+"""The transform of an original image into the square a backbone sees, and the geometry to invert it.
 
 `squash` stretches both sides to the square; `letterbox` keeps the aspect and pads with black,
 centred; `corner` likewise, to the right and below. None changes what a score means under our own
@@ -21,7 +21,7 @@ RESIZES = ("squash", "letterbox", "corner")
 
 
 class SquareFit(NamedTuple):
-    """How an original of one size lands in a square."""
+    """The geometry of an original image of one size within a square."""
 
     size: tuple[int, int]  # width, height of the resized original inside the square
     scale: tuple[float, float]  # square pixels per original pixel, exactly size / original
@@ -29,7 +29,7 @@ class SquareFit(NamedTuple):
 
 
 def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFit:
-    """Geometry alone, without pixels.
+    """Compute the geometry of an image in a square, without pixels.
 
     >>> fit_to_square((400, 200), side=100, resize="letterbox")
     Fit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
@@ -49,22 +49,22 @@ def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFi
 
 
 def load_image(path: Path, upright: bool = False) -> Image.Image:
-    """Decode to RGB, as it is stored, which is what annotations of the official benchmarks mean; or upright."""
+    """Decode an image to RGB, as stored (what annotations of the official benchmarks refer to) or upright."""
     return read_whole(path, upright)
 
 
 def render_image(image: Image.Image, side: int, how: SquareFit) -> Float[Tensor, "3 side side"]:
-    """Resize (bicubic, antialiased) and pad; RGB in [0, 1]."""
+    """Resize (bicubic, antialiased) and pad an image; RGB in [0, 1]."""
     return bytes_to_unit(render_square(image, side, how))
 
 
 def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
-    """Bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
+    """Convert bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
     return pixels.float().div_(255)
 
 
 def render_square(image: Image.Image, side: int, how: SquareFit) -> UInt8[Tensor, "3 side side"]:
-    """The same in bytes, which lose nothing: that is what resizing gives."""
+    """Resize and pad an image to a square of bytes, which loses nothing: resizing yields bytes."""
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
     x, y = how.offset
     resized = image.resize(how.size, Image.Resampling.BICUBIC)

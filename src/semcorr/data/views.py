@@ -1,4 +1,4 @@
-"""Records as a backbone is shown them."""
+"""Views: records resized into the square that a backbone sees, and their cache."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from semcorr.data.transforms import bytes_to_unit, fit_to_square, load_image, re
 
 
 def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
-    """A record as the backbone sees it: resized into a square, keypoints and box with it."""
+    """Return the view of a record: resized into a square, keypoints and box with it."""
     how = fit_to_square(record.size, side, resize)
     scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
@@ -27,7 +27,7 @@ def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) 
 
 
 def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
-    """The pixels of `view`, in bytes."""
+    """Return the pixels of the record's view, in bytes."""
     image = load_image(record.path, record.upright)
     if image.size != record.size:
         raise UserError(
@@ -40,7 +40,7 @@ def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3
 
 
 class ViewCache:
-    """`view` of every record, to be asked for again and again.
+    """The views of all records, for repeated access.
 
     Where keypoints land is worked out once; pixels are decoded at each use, or once if `cache_gb` has room.
     """

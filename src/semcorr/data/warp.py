@@ -22,20 +22,20 @@ ROUNDS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1
 
 
 class ImageWarp(NamedTuple):
-    """Result to original: bend, then the affine map."""
+    """A warp from result to original: bend, then the affine map."""
 
     affine: Float[Tensor, "3 3"]  # on (x, y, 1)
     spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate`
 
 
 def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Points of the result to the points of the original seen there."""
+    """Map points of the result to the points of the original seen there."""
     bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
     return _apply(warp.affine, bent)
 
 
 def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Points of the original to where the result shows them.
+    """Map points of the original to where the result shows them.
 
     A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate`): nothing folds,
     and p is the limit of p <- bent - d(p).
@@ -54,7 +54,7 @@ def affine_matrix(
     shear: float = 0.0,
     window: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Float[Tensor, "3 3"]:
-    """Zoom, shear, turn about the centre and shift; then cut out a window. Stated backward, as a warp is.
+    """Compose zoom, shear, rotation about the centre, shift and a window; stated backward, as a warp is.
 
     Args:
         rotate: Degrees, clockwise as seen.
@@ -72,7 +72,7 @@ def affine_matrix(
 
 
 def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
-    """The smoothest displacement that takes the values `offsets` at the control points (Bookstein 1989).
+    """Fit the smoothest displacement with values `offsets` at the control points (Bookstein 1989).
 
     It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
     """
@@ -85,7 +85,10 @@ def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2
 
 
 def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Of the thin plate at `points`. Beyond the square it stays what it is at the border, and so bounded."""
+    """Return the thin plate's displacement at `points`.
+
+    Beyond the square it stays what it is at the border, and so is bounded.
+    """
     centres, weights = _centres().to(points.dtype), coefficients.to(points.dtype)
     chunks = [_kernel(part, centres) @ weights for part in points.clamp(-1, 1).split(4096)]  # fits the cache
     return torch.cat(chunks)
@@ -101,25 +104,25 @@ def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, 
 
 
 def _everywhere(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
-    """`displacement` at every pixel, row by row; linear between at most FINEST x FINEST of them, for speed."""
+    """Return the displacement at every pixel, row by row; interpolated from at most FINEST x FINEST, for speed."""
     count = min(side, FINEST)
     coarse = thin_plate_displacement(coefficients, _lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T
 
 
 def _lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
-    """Count x count points from the first pixel to the last, row by row, in unit coordinates."""
+    """Return count x count points from the first pixel to the last, row by row, in unit coordinates."""
     line = torch.linspace(0, side - 1, count)
     return to_unit(torch.cartesian_prod(line, line).flip(-1), side)
 
 
 def warp_points(points: Float[Tensor, "n 2"], warp: ImageWarp, side: int) -> Float[Tensor, "n 2"]:
-    """Pixels to pixels."""
+    """Map pixels of the original to pixels of the result."""
     return from_unit(original_to_warp(warp, to_unit(points.double(), side)), side).float()
 
 
 def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
-    """Points along the edges of a box, corners included; curved edges are as bent as these."""
+    """Return points along the edges of a box, corners included; curved edges are as bent as these."""
     t = torch.linspace(0, 1, steps + 1)[:, None]
     x1, y1, x2, y2 = box
     corners = torch.stack((x1, y1, x2, y1, x2, y2, x1, y2)).reshape(4, 2)
@@ -137,7 +140,7 @@ def _centres() -> Float[Tensor, "c 2"]:
 
 
 def _kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
-    """r^2 log r^2 to every control point, and the plane: x, y, 1."""
+    """Return r^2 log r^2 to every control point, and the plane: x, y, 1."""
     squared = (points[:, :1] - centres[:, 0]).square_() + (points[:, 1:] - centres[:, 1]).square_()
     bending = squared * squared.clamp(min=1e-30).log_()
     return torch.cat((bending, points, torch.ones_like(points[:, :1])), dim=-1)
@@ -145,7 +148,7 @@ def _kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Floa
 
 @cache
 def _solver() -> Float[Tensor, "k c"]:
-    """Values at the control points to coefficients."""
+    """Return the matrix from values at the control points to coefficients."""
     kernel = _kernel(_centres(), _centres())
     count = len(kernel)
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
