@@ -37,12 +37,12 @@ class AP10K(PairDataModule):
     )
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Sorted by category and image ids."""
+        """Return the pairs sorted by category and image ids."""
         return read_ap10k_pairs(self.root, split)
 
 
 def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
-    """The pairs of a split, from either tree.
+    """Read the pairs of a split, from either tree.
 
     Raises:
         UserError: Neither tree is there, or a list names an image that is not.
@@ -86,7 +86,7 @@ def _own_images(root: Path) -> Callable[[int], ImageRecord]:
 
 
 def _released_names(root: Path, split: str) -> list[str]:
-    """File names carry all that the files hold: two ids and what they have in common."""
+    """Parse the pairs from file names, which carry all that the files hold: two ids and the shared label."""
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE} with another --root.")

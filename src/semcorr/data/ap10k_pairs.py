@@ -46,12 +46,12 @@ class Animal(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its place in GeoAware-SC's tree, and ours in every table."""
+        """The animal's path in GeoAware-SC's tree, its name in our tables."""
         return f"{self.family}/{self.species}/{self.id:012d}"
 
 
 def read_animals(files: Sequence[Path]) -> list[Animal]:
-    """The first annotation of every image, in the order of the files, sorted by image id."""
+    """Read the first annotation of every image, in the order of the files, sorted by image id."""
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
@@ -70,7 +70,7 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
 
 
 def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
-    """One annotation merged with its image and its category, as GeoAware-SC stores it and COCO splits it.
+    """Merge an annotation with its image and its category, as GeoAware-SC stores it and COCO splits it.
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
@@ -100,13 +100,13 @@ def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
 
 
 def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:
-    """Without the images that hold several animals (1,847, listed by hand) or show too few keypoints."""
+    """Drop images that hold several animals (1,847, listed by hand) or show too few keypoints."""
     several = set(benchmark_metadata("ap10k_multi_instance")["ids"])
     return [a for a in animals if a.id not in several and a.bits.bit_count() >= MIN_KEYPOINTS]
 
 
 def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]]:
-    """Split to species to images: of each species the last 30 test, the up to 20 before validate."""
+    """Split images by species: of each species the last 30 test, the up to 20 before validate."""
     by_species: dict[str, list[Animal]] = defaultdict(list)
     for a in sorted(animals, key=lambda a: a.id):
         by_species[a.species].append(a)
@@ -123,7 +123,7 @@ def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]
 
 
 def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
-    """All seven splits: train, val, test and {val,test}_cross_{species,family}."""
+    """Build all seven splits: train, val, test and {val,test}_cross_{species,family}."""
     splits = split_images(keep_single_animals(animals))
     pairs = {split: _intra_species(split, images) for split, images in splits.items()}
     for split in ("val", "test"):
@@ -162,7 +162,7 @@ def _cross_family(split: str, families: Mapping[str, Mapping[str, Sequence[Anima
 
 
 def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
-    """`count` of the pairs that share enough keypoints, those of the smallest hashes; one more bit turns them."""
+    """Choose the `count` pairs of smallest hash that share enough keypoints; one more bit sets the direction."""
     ranked = []
     for a, b in candidates:
         if (a.bits & b.bits).bit_count() >= MIN_SHARED:
@@ -173,7 +173,7 @@ def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, spli
 
 
 def write_pairs(root: Path) -> None:
-    """Root/pairs: a list per split and a manifest, from the annotations of an official tree; all or nothing."""
+    """Write root/pairs from an official tree's annotations: a list per split and a manifest, all or nothing."""
     pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
     with temporary_folder(root, "pairs") as beside:
         for split, mine in pairs.items():
@@ -183,12 +183,12 @@ def write_pairs(root: Path) -> None:
 
 
 def format_pair_list(pairs: Iterable[Pair]) -> str:
-    """One line per pair, named as GeoAware-SC's files are."""
+    """Format one line per pair, named as GeoAware-SC's files are."""
     return "".join(f"{source}-{target}:{label}\n" for source, target, label in pairs)
 
 
 def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """Counts, and the hash that says two builds are the same."""
+    """Build the manifest: counts, and a hash that is equal for equal builds."""
     digests = {split: hashlib.sha256(format_pair_list(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
     whole = hashlib.sha256("".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()).hexdigest()
     return {"sha256": whole, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}

@@ -1,4 +1,4 @@
-"""Pixels of any depth, count of channels and transparency to 8-bit RGB, as a viewer shows them.
+"""Conversion of pixels of any depth, channel count and transparency to 8-bit RGB, as a viewer shows them.
 
 Colour profiles (ICC) are not applied: the stored numbers are taken for sRGB.
 """
@@ -20,14 +20,17 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags of a pixel's depth
 
 
 def is_converted(image: Image.Image) -> bool:
-    """Whether `to_rgb` does more than `convert("RGB")`, which clips 16 bits and drops transparency; from the header."""
+    """Return, from the header, whether `to_rgb` does more than `convert("RGB")`.
+
+    The latter clips 16 bits and drops transparency.
+    """
     palette = getattr(image, "palette", None)
     clear = image.mode in CLEAR or "transparency" in image.info or (palette and palette.mode.endswith("A"))
     return image.mode in (*SIXTEEN, "F") or bool(clear)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8 bits each; what is transparent is laid on white.
+    """Convert an image to RGB of 8 bits each; what is transparent is laid on white.
 
     Args:
         image: Of any mode.
@@ -53,7 +56,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
-    """Grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
+    """Convert grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
     values = np.asarray(image).astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     tags: Any = getattr(image, "tag_v2", {})
@@ -88,7 +91,7 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
-    """A tensor as an array (H W) or (H W C)."""
+    """Convert a tensor to an array (H W) or (H W C)."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
@@ -101,7 +104,7 @@ def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"]
 
 
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:
-    """An array as an image of 8 bits."""
+    """Convert an array to an image of 8 bits."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
@@ -110,12 +113,12 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def are_unit_values(values: np.ndarray) -> bool:
-    """Whether floats are from 0 to 1: NaN is not, and a resized image may overshoot by a hair."""
+    """Return whether floats are from 0 to 1: NaN is not, and a resized image may overshoot slightly."""
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 
 def _bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """To 8 bits."""
+    """Convert values to 8 bits."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:

@@ -160,7 +160,7 @@ class PairDataModule(LightningDataModule, ABC):
         return self._evaluation(self.split)
 
     def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
-        """The images that the first `batches` batches of any process's share look at, by name.
+        """Return the images of the first `batches` batches of all processes' shares, by name.
 
         The order of all processes' work follows from the list: `batches` must be the same on all.
         """
@@ -169,7 +169,7 @@ class PairDataModule(LightningDataModule, ABC):
         return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
     def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
-        """The images that any process draws from now to the end of `epochs`, and what mirroring makes of them; by name.
+        """Return the images drawn from now to the end of `epochs`, with their mirror images; by name.
 
         `steps` is how many of each epoch are made, if not all.
         """
@@ -184,7 +184,7 @@ class PairDataModule(LightningDataModule, ABC):
         return list_variants(drawn, mirrored=flips or bool(self.pose_variant))
 
     def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
-        """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""
+        """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
         return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
 
     def categories(self, split: str) -> list[str]:
@@ -214,11 +214,11 @@ class PairDataModule(LightningDataModule, ABC):
         return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
+        """Return this process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _epoch(self) -> int:
-        """Epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
+        """Return the epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]

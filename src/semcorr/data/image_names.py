@@ -1,4 +1,4 @@
-"""What images of people's own are called: what their features are held by."""
+"""Names of a user's own images: the keys of their features."""
 
 import os
 import posixpath
@@ -13,7 +13,7 @@ VARIANT = re.compile(rf".*({re.escape(MIRRORED)}|{re.escape(TURNED)}\d+)", re.DO
 
 
 def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
-    """Give each image file one name, of its own, however it is spelt.
+    """Give each image file a unique name, whatever the spelling of its path.
 
     It is its path below the folder without the ending; with it where two files would have one name, as a.jpg and
     a.png, or a name would be that of another's mirror image. The order of the files does not matter.
@@ -37,7 +37,7 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
 
 
 def _clashing(names: dict[object, str], whole: dict[object, str]) -> list[object]:
-    """Files whose names are not theirs alone; of two, one that has its whole path keeps it."""
+    """Return the files whose names are not unique; of two, one that has its whole path keeps it."""
     counts = Counter(names.values())
     odd = [of for of, name in names.items() if VARIANT.fullmatch(name)]
     shared = [of for of, name in names.items() if counts[name] > 1]
@@ -46,7 +46,7 @@ def _clashing(names: dict[object, str], whole: dict[object, str]) -> list[object
 
 
 def _identity(path: Path) -> object:
-    """The same for all paths that lead to one file."""
+    """Return a key that is the same for all paths of one file."""
     try:
         found = os.stat(path)
     except OSError:  # who reads it says so

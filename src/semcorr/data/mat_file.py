@@ -1,4 +1,4 @@
-"""Read arrays of numbers from a MATLAB file that somebody brings: bounded, and nothing but numbers."""
+"""Reading arrays of numbers from a MATLAB file that a user brings: bounded, and nothing but numbers."""
 
 import struct
 import zlib
@@ -51,7 +51,7 @@ def _numbers(value: object, name: str) -> np.ndarray:
 
 
 def _require_bounded(content: bytes) -> None:
-    """Inflate each element of a file of version 5 as far as is allowed, and keep nothing of it."""
+    """Inflate each element of a file of version 5 up to the limit, and discard the result."""
     if len(content) > LARGEST:
         raise ValueError(f"it has more than {LARGEST >> 20} MB")
     if content.startswith(b"\x89HDF") or content[:HEADER].startswith(b"MATLAB 7.3"):

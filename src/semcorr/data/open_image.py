@@ -1,4 +1,4 @@
-"""The one way to open somebody's image: by formats that Pillow decodes itself, and within bounds.
+"""The one way to open a user's image: in formats that Pillow decodes itself, and within bounds.
 
 Pillow knows fifty formats. Some it has decoded by other programs (EPS: Ghostscript), others are read by few
 people and tested by fewer. Which one a file is follows from its bytes; its name may say anything.
@@ -67,7 +67,7 @@ BRANDS = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx"
 
 @contextmanager
 def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iterator[Image.Image]:
-    """Open an image; it is decoded within the context, where damage becomes a sentence, too.
+    """Open an image; it is decoded within the context, where damage becomes a `UserError`, too.
 
     Args:
         path: The file, whatever its name ends in.
@@ -162,5 +162,5 @@ def _count(file: BinaryIO, marker: bytes) -> int:
 
 @cache
 def _tell(path: Path, message: str) -> None:
-    """Once for a file: it is opened in every epoch."""
+    """Warn once for each file: it is opened in every epoch."""
     log.warning("%s: %s. The image is used all the same", path, message.strip().rstrip("."))

@@ -75,7 +75,7 @@ class PFPascal(PairDataModule):
         self.extent = extent
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
-        """The rows of the CSV file, which need no images."""
+        """Return the rows of the CSV file, which need no images."""
         path = find_pair_list(self.root, split)
         return [
             PairListEntry(
@@ -88,12 +88,12 @@ class PFPascal(PairDataModule):
         ]
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of the list, duplicates included."""
+        """Return the pairs in the order of the list, duplicates included."""
         return read_pascal_pairs(self.root, split, self.extent)
 
 
 def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairRecord]:
-    """All rows of a split's list."""
+    """Read all rows of a split's list."""
     require_root(root, "PF-PASCAL", "Run `python -m semcorr.prepare pf_pascal`, or give data.root=DIR.")
     path = find_pair_list(root, split)
     rows = read_pair_list(path)
@@ -111,7 +111,7 @@ def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[Pai
 
 
 def find_pair_list(root: Path, split: str) -> Path:
-    """A split's list under any of its published names, in the root or a folder of it."""
+    """Find a split's list under any of its published names, in the root or a folder of it."""
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
     places = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
@@ -121,7 +121,7 @@ def find_pair_list(root: Path, split: str) -> Path:
 
 
 def read_pair_list(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a list with their lines, whatever its further columns."""
+    """Read the rows of a list with their line numbers, whatever its further columns."""
     rows = read_table(path, ("class", "source_image", "target_image"), "Restore the official list.")
     for line, row in rows:
         for column in ("source_image", "target_image"):
@@ -130,7 +130,7 @@ def read_pair_list(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def read_pascal_annotation(path: Path) -> Annotation:
-    """Keypoints (NaN is not annotated) and box of one .mat annotation."""
+    """Read keypoints (NaN is not annotated) and box of one .mat annotation."""
     remedy = "Unpack PF-dataset-PASCAL.zip again."
     rows, box = read_mat_file(path, ("kps", "bbox"), remedy)
     if rows.shape[1] != 2 or box.size != 4:
@@ -165,7 +165,7 @@ def _image(
     stem: str, picture: Path, size: tuple[int, int], points: Sequence[Point], box: Sequence[float], mirrored: bool,
     path: Path,
 ) -> ImageRecord:  # fmt: skip
-    """A flip=1 row mirrors both images, so ids keep matching and are not swapped."""
+    """Build the record of an image. A flip=1 row mirrors both images, so ids keep matching and are not swapped."""
     if max(size) > FRAME:
         larger = max(size) / FRAME
         points = [None if p is None else (p[0] * larger, p[1] * larger) for p in points]

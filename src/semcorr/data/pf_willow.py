@@ -36,12 +36,12 @@ class PFWillow(PairDataModule):
     splits = ("test",)
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of the list."""
+        """Return the pairs in the order of the list."""
         return read_willow_pairs(self.root)
 
 
 def read_willow_pairs(root: Path) -> list[PairRecord]:
-    """All rows of test_pairs.csv."""
+    """Read all rows of test_pairs.csv."""
     require_root(root, "PF-WILLOW", "Run `python -m semcorr.prepare pf_willow`, or give data.root=DIR.")
     path = root / "test_pairs.csv"
     if not path.is_file():
@@ -76,7 +76,7 @@ def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord
 
 
 def _image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size) -> ImageRecord:  # type: ignore[no-untyped-def]
-    """The box is that of the keypoints: nothing else is annotated."""
+    """Build the record of an image. Its box is that of the keypoints: nothing else is annotated."""
     picture = root / name
     xs, ys = zip(*points, strict=True)
     box = (min(xs), min(ys), max(xs), max(ys))

@@ -1,4 +1,4 @@
-"""Resized images in memory that all loader processes share: decoded once, by whichever asks first."""
+"""A cache of resized images in memory that all loader processes share: each is decoded once."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be
 
 
 class PixelCache:
-    """As many squares as fit `gigabytes` (1e9 bytes); the others are drawn at every use.
+    """As many squares as fit `gigabytes` (1e9 bytes); the others are rendered at every use.
 
     No lock: two processes that draw the same square at once write the same bytes, and a square counts
     as there only after its last byte.
@@ -27,7 +27,7 @@ class PixelCache:
         self.there = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
     def get(self, slot: int, draw: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
-        """The square of image `slot`; not to be written to."""
+        """Return the square of image `slot`; not to be written to."""
         if slot >= len(self.there):
             return draw()
         if not self.there[slot]:
@@ -37,7 +37,7 @@ class PixelCache:
 
 
 def _require_room(needed: int) -> None:
-    """More than there is would end the process by a bus error, much later."""
+    """Require enough free memory: a lack of it would end the process by a bus error, much later."""
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
     if needed > free:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Pose-variant pairs: a pair, and what it becomes with one or both of its images mirrored, from one more map per image.
+"""Pose-variant pairs: a pair, and its variants with one or both images mirrored, from one more map per image.
 
 "Telling Left from Right", 4.3. A mirrored image's keypoints are mirrored and exchange places, left for right: the left
 paw of the mirrored cat is what was the right one. See `semcorr.data.alter.mirror_view`.
@@ -18,7 +18,7 @@ SOURCE, TARGET, MIRRORED_SOURCE, MIRRORED_TARGET = range(4)
 
 
 class LossTerm(NamedTuple):
-    """Which image is matched with which, and what that counts."""
+    """A term of the loss: which image is matched with which, and its weight."""
 
     source: int
     target: int
@@ -27,7 +27,7 @@ class LossTerm(NamedTuple):
 
 @dataclass(frozen=True)
 class PoseVariant:
-    """What the variants of a pair count; the pair itself counts 1. A variant of weight 0 is left out.
+    """The weights of a pair's variants; the pair itself weighs 1. A variant of weight 0 is left out.
 
     Of a pair the loss is the weighted mean over those variants in which any keypoint is visible in both images;
     of a batch the mean over its pairs.
@@ -46,12 +46,12 @@ class PoseVariant:
         require_fields(self, "pairs")
 
     def __bool__(self) -> bool:
-        """Whether there is any variant."""
+        """Return whether there is any variant."""
         return len(self.terms) > 1
 
     @property
     def terms(self) -> list[LossTerm]:
-        """The pair itself first."""
+        """The terms of the loss, the pair itself first."""
         every = (
             LossTerm(SOURCE, TARGET, 1.0),
             LossTerm(MIRRORED_SOURCE, MIRRORED_TARGET, self.double_flip),
@@ -62,12 +62,12 @@ class PoseVariant:
 
     @property
     def mirrored(self) -> int:
-        """How many of a pair's images are needed mirrored: none, the source, or both."""
+        """The number of a pair's images that are needed mirrored: none, the source, or both."""
         return 0 if not self else 2 if self.double_flip else 1
 
 
 def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Float[Tensor, "t b n"]:
-    """What each point counts for the weighted mean over points to be the mean over pairs of that over terms.
+    """Return the weight of each point, so that their weighted mean is the mean over pairs of that over terms.
 
     Args:
         masks: Per term and pair, the keypoints that both images show.
@@ -88,7 +88,7 @@ def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Flo
 def image_weights(
     visible: Bool[Tensor, "m n"], mirrored: Bool[Tensor, "m n"], variants: PoseVariant
 ) -> Float[Tensor, "k n k"]:
-    """What each query (source, keypoint, target) counts among m images and, after them, their mirror images.
+    """Return the weight of each query (source, keypoint, target) among m images and then their mirror images.
 
     Every ordered pair of two of the m images is a pair, unless none of its variants shows a keypoint in both images;
     an image and its own mirror image do not make it one.

@@ -1,4 +1,4 @@
-"""A pickle of arrays, read without giving it any other power.
+"""A reader of pickled arrays that runs no code of the file.
 
 `pickle.load` calls whatever the file names. Of what this reader is willing to look up, everything
 makes an array or a plain container.
@@ -18,7 +18,7 @@ from semcorr.core.pickles import require_bounded_pickle
 
 
 def load_arrays(path: Path) -> Any:
-    """The content of a pickle of NumPy arrays in built-in containers.
+    """Load a pickle of NumPy arrays in built-in containers.
 
     Raises:
         UserError: The file cannot be read, is damaged, or names anything else. Nothing in it has run.
@@ -39,7 +39,7 @@ def load_arrays(path: Path) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Old pickles hold bytes as text; of all codecs they need this one."""
+    """Encode text as Latin-1: old pickles hold bytes as text, and need this codec only."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding}")
     return text.encode("latin1")
@@ -63,7 +63,7 @@ class _Arrays(pickle.Unpickler):
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """A name of the list above, or an end to the reading."""
+        """Return a class of the list above; refuse any other."""
         if (module, name) not in _MAKERS:
             raise UserError(
                 f"{self.path} wants to call {module}.{name}. A pickle of arrays has no need to, so it was not "

@@ -1,4 +1,4 @@
-"""SPair-U: SPair-71k's test pairs with keypoints nobody trained on, about four per category.
+"""SPair-U: SPair-71k's test pairs with keypoints unseen in training, about four per category.
 
 Same schema, same images, same pair list; pairs without a new keypoint in common have no file. Its
 zip unpacks to a tree of its own; the authors' loader reads the same files out of SPair-71k's.
@@ -38,7 +38,7 @@ class SPairU(SPair):
         self.spair = Path(spair)
 
     def tree(self) -> SPairTree:
-        """Whichever of the two is there."""
+        """Return the folders of whichever of the two trees exists."""
         require_root(self.root, "SPair-U", "Run `python -m semcorr.prepare spair_u`, or give data.root=DIR.")
         prefix = "Extra" if (self.root / "ExtraPairAnnotation").is_dir() else ""
         pairs, images = (self.root / f"{prefix}{kind}Annotation" for kind in ("Pair", "Image"))
@@ -52,5 +52,5 @@ class SPairU(SPair):
         )
 
     def records(self, split: str) -> list[PairRecord]:
-        """Pairs in the order of SPair-71k's list."""
+        """Return the pairs in the order of SPair-71k's list."""
         return pad_keypoints(read_tree_pairs(self.tree(), FOLDERS[split]))

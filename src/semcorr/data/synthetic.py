@@ -69,7 +69,7 @@ class Synthetic(SPair):
         }
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Draw what is not there yet, and read it."""
+        """Render the images that are absent, and read the pairs."""
         write_synthetic(self.root, **self.drawing)
         return read_spair_pairs(self.root, FOLDERS[split])
 
@@ -121,7 +121,7 @@ def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
 
 
 def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether `root` is this benchmark (True) or free (False); anything else is an error."""
+    """Return whether `root` is this benchmark (True) or free (False); anything else is an error."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     remedy = "delete it or choose another `root`"
@@ -143,7 +143,7 @@ def write_synthetic(
     categories: Sequence[str] = CATEGORIES,
     size: int = 256,
 ) -> Path:
-    """Writes the benchmark unless `root` already holds exactly this one; returns `root`.
+    """Write the benchmark unless `root` already holds exactly this one; return `root`.
 
     The files appear all at once: they are written beside `root` and renamed, so that neither a
     killed writer nor two at the same time leave half a benchmark behind.

@@ -30,7 +30,7 @@ OCCLUSIONS = ("visible", "cycle")
 
 
 class TrackQueries(NamedTuple):
-    """Which points are asked for: in place of the official (t, y, x), where to find them."""
+    """The query points of a video: in place of the official (t, y, x), where to find them."""
 
     track: Int[Tensor, " q"]  # row of the video's points
     frame: Int[Tensor, " q"]
@@ -38,7 +38,7 @@ class TrackQueries(NamedTuple):
 
 
 class VideoTracks(NamedTuple):
-    """A video's queries and their truth, without its pixels: what a test step is given."""
+    """A video's queries and ground truth, without its pixels: the input of a test step."""
 
     video: str
     queries: TrackQueries
@@ -49,7 +49,7 @@ class VideoTracks(NamedTuple):
 
 
 def first_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
-    """Each track from its first visible frame; only later frames count. Tracks never visible are dropped.
+    """Query each track from its first visible frame; only later frames count. Tracks never visible are dropped.
 
     >>> first_queries(torch.tensor([[True, False, False], [True, True, True]]))
     Queries(track=tensor([0]), frame=tensor([1]), evaluated=tensor([[False, False,  True]]))
@@ -60,7 +60,7 @@ def first_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
 
 
 def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
-    """Every fifth frame asks for all points visible in it; all frames but the query's count.
+    """Query all visible points in every fifth frame; all frames but the query's count.
 
     >>> strided_queries(torch.tensor([[False, False], [True, False]]))
     Queries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
@@ -142,7 +142,7 @@ class TapVid(LightningDataModule):
         self.videos()
 
     def test_dataloader(self) -> DataLoader[VideoTracks]:
-        """This process's share of the videos: their queries, one video a batch."""
+        """Return the loader of this process's share of the videos: their queries, one video a batch."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         names = list(self.videos())
         videos = [[i] for i in range(len(names))]
@@ -150,7 +150,7 @@ class TapVid(LightningDataModule):
         return DataLoader([self.tracks(names[i]) for (i,) in shard(videos, rank, world)], batch_size=None)  # type: ignore[arg-type]
 
     def tracks(self, name: str) -> VideoTracks:
-        """A video's queries and their truth."""
+        """Return a video's queries and their ground truth."""
         video = self.videos()[name]
         queries = MODES[self.query](video.occluded)
         how = fit_to_square((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
@@ -158,7 +158,7 @@ class TapVid(LightningDataModule):
         return VideoTracks(name, queries, video.points[queries.track], video.occluded[queries.track], scale, offset)
 
     def images(self, name: str) -> DataLoader[Tensor]:
-        """A video's frames as the backbone sees them, in batches of `encode_batch`."""
+        """Return a video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         at_once, workers = encoding_batch_size(self.encode_batch, on_gpu), num_loader_workers(self.workers, on_gpu)

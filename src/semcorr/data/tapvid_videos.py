@@ -1,4 +1,4 @@
-"""TAP-Vid's pickle to videos with checked points, and a video to the frames a backbone sees."""
+"""Reading of TAP-Vid's pickle into videos with checked points, and of a video into frames for a backbone."""
 
 import logging
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class TapVidVideo(NamedTuple):
 
 
 def find_pickle(root: Path) -> Path:
-    """The pickle in its folder, or in the folder that its archive makes there."""
+    """Find the pickle in its folder, or in the folder that its archive makes there."""
     for path in (root / FILE, root / "tapvid_davis" / FILE):
         if path.is_file():
             return path
@@ -40,7 +40,7 @@ def find_pickle(root: Path) -> Path:
 
 
 def read_videos(path: Path) -> dict[str, TapVidVideo]:
-    """All videos by name, sorted.
+    """Read all videos by name, sorted.
 
     Raises:
         UserError: The file is damaged, or a field of a video is not what it has to be.
@@ -85,7 +85,7 @@ def _video(entry: Any, name: str, path: Path) -> TapVidVideo:
 
 
 def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
-    """A field of a video, of the kind and shape it must have; None is any length but zero."""
+    """Return a field of a video, checked for kind and shape; None in a shape is any length but zero."""
     if not isinstance(entry, Mapping) or field not in entry:
         raise UserError(f"{path}: video {name} has no field `{field}`. Restore the official file.")
     value = entry[field]
@@ -101,6 +101,6 @@ def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], na
 
 
 def count_outside_frame(video: TapVidVideo) -> int:
-    """How many points are called visible where there is no picture."""
+    """Count the points annotated as visible outside the frame."""
     visible = video.points[~video.occluded]
     return int(((visible < 0) | (visible > SIDE)).any(-1).sum())

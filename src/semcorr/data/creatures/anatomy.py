@@ -75,17 +75,17 @@ CATEGORIES = tuple(BUILDS)
 
 
 def vector(x: float, y: float, z: float) -> Vector:
-    """Forward, left, up."""
+    """Build a vector from forward, left, up."""
     return np.array([x, y, z], float)
 
 
 def direction_at_angle(degrees: float) -> Vector:
-    """The direction that many degrees above straight ahead."""
+    """Return the direction that many degrees above straight ahead."""
     return vector(np.cos(np.radians(degrees)), 0, np.sin(np.radians(degrees)))
 
 
 def sample_creature(category: str, rng: Generator) -> Creature:
-    """A random individual of a category."""
+    """Sample an individual of a category."""
     build = jitter_proportions(BUILDS[category], rng)
     if category == "dog":  # some dogs' ears hang, others' stand
         build = replace(build, ear_lift=float(rng.choice([-62.0, -40.0, 55.0, 68.0])))
@@ -107,7 +107,7 @@ def sample_creature(category: str, rng: Generator) -> Creature:
 
 
 def jitter_proportions(build: Proportions, rng: Generator) -> Proportions:
-    """The same kind of animal, its lengths about 9 % and its angles about 5 degrees different."""
+    """Vary an animal's lengths by about 9 % and its angles by about 5 degrees."""
     changed = {}
     for name, value in vars(build).items():
         if not isinstance(value, bool):
@@ -118,7 +118,7 @@ def jitter_proportions(build: Proportions, rng: Generator) -> Proportions:
 
 
 def add_trunk(creature: Creature, b: Proportions) -> None:
-    """The root bone, its origin halfway between shoulders and hips."""
+    """Add the root bone, its origin halfway between shoulders and hips."""
     squash, low = (1.0, b.narrow, 1.0), -0.05
     creature.bone("trunk", None, vector(0, 0, 0))
     creature.part("trunk", vector(0.36, 0, -0.02), vector(-0.38, 0, 0), (b.chest, b.hip), squash=squash)
@@ -129,14 +129,14 @@ def add_trunk(creature: Creature, b: Proportions) -> None:
 
 
 def skull_geometry(b: Proportions) -> tuple[Vector, Vector, Vector, Vector]:
-    """The way the face points, the way up from it, the centres of skull and snout."""
+    """Return the facing direction, the up direction, and the centres of skull and snout."""
     face, crown = direction_at_angle(-b.droop), direction_at_angle(90 - b.droop)
     centre = b.skull * (0.45 * face + 0.2 * crown)
     return face, crown, centre, centre + (0.65 * b.skull + b.muzzle) * face - 0.35 * b.skull * crown
 
 
 def add_head(creature: Creature, b: Proportions) -> None:
-    """Neck, skull, muzzle and jaw, and a horse's mane."""
+    """Add neck, skull, muzzle and jaw, and a horse's mane."""
     neck, above = b.neck * direction_at_angle(b.rise), direction_at_angle(90 + b.rise)
     creature.bone("neck", "trunk", vector(0.40, 0, 0.35 * b.chest))
     creature.part("neck", vector(-0.02, 0, 0), neck, (0.78 * b.chest, 0.78 * b.skull), squash=(1.0, 0.75, 1.0))
@@ -157,7 +157,7 @@ def add_head(creature: Creature, b: Proportions) -> None:
 
 
 def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
-    """Mouth and nose."""
+    """Add mouth and nose."""
     face, crown, _, snout = skull_geometry(b)
     mouth, half = creature.surface("head", snout, face - 0.75 * crown), vector(0, 0.35 * b.snout, 0)
     nose = creature.surface("head", snout, face + 0.45 * crown)
@@ -170,7 +170,7 @@ def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
 
 
 def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None:
-    """An eye and a nostril."""
+    """Add an eye and a nostril."""
     face, crown, centre, snout = skull_geometry(b)
     outward = (1.05 - b.eyes_aside) * face + vector(0, sign * (0.42 + 0.55 * b.eyes_aside), 0) + 0.38 * crown
     eye, outward = creature.surface("head", centre, outward), outward / np.linalg.norm(outward)
@@ -185,7 +185,7 @@ def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None
 
 
 def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
-    """A flat cone with bare skin in front. Like feet and horns, seen from behind it still counts."""
+    """Add an ear: a flat cone with bare skin in front. Like feet and horns, seen from behind it still counts."""
     ear, lift = f"{side} ear", np.radians(b.ear_lift)
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.15, sign * (0.35 + 0.4 * np.cos(lift)), 0.75))
     tip, front = b.ear * vector(0, sign * np.cos(lift), np.sin(lift)), vector(0.024, 0, 0)
@@ -198,7 +198,7 @@ def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
 
 
 def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curled: bool) -> None:
-    """Two pieces, turning up like a cow's or, curled, down like a ram's."""
+    """Add a horn of two pieces, turning up like a cow's or, curled, down like a ram's."""
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.1, 0.5 * sign, 0.8))
     bend = root + b.horn * (vector(-0.5, 0.45 * sign, 0.1) if curled else vector(0, 0.75 * sign, 0.25))
     tip = bend + b.horn * (vector(0.15, 0.4 * sign, -0.65) if curled else vector(0.1, 0.1 * sign, 0.7))
@@ -208,7 +208,7 @@ def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curl
 
 
 def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
-    """Thigh, shin (a back leg's has a hock) and foot."""
+    """Add thigh, shin (a back leg's has a hock) and foot."""
     front = leg.startswith("front")
     girth, along, bulk = (b.chest, 0.32, 1.25) if front else (b.hip, -0.36, 1.7)
     hip = vector(along, sign * 0.58 * girth * b.narrow, -0.35 * girth)
@@ -232,7 +232,7 @@ def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
 
 
 def add_tail(creature: Creature, b: Proportions) -> None:
-    """Three bones; a horse's is all hair, a cow's ends in a tuft."""
+    """Add three bones of a tail; a horse's is all hair, a cow's ends in a tuft."""
     piece, parent = b.tail / 3 * direction_at_angle(b.tail_lift) * (-1, 1, 1), "trunk"
     root = creature.surface("trunk", vector(-0.36, 0, 0), vector(-0.75, 0, 0.65)) + vector(0.02, 0, -0.02)
     for i, (thick, thin) in enumerate([(1.0, 0.92), (0.92, 0.85), (0.85, 0.6)]):
@@ -247,7 +247,7 @@ def add_tail(creature: Creature, b: Proportions) -> None:
 
 
 def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:
-    """Random joint angles: standing or walking; cats and dogs also sit, the others also graze."""
+    """Sample joint angles: standing or walking; cats and dogs also sit, the others also graze."""
     hunts = category in ("cat", "dog")
     sits, grazes = hunts and rng.random() < 0.3, not hunts and rng.random() < 0.25
     slope = -38.0 if sits else rng.normal(0, 3)
@@ -268,7 +268,7 @@ def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:
 
 
 def sample_gait(slope: float, sits: bool, rng: Generator) -> dict[str, Angles]:
-    """The legs of a walk caught at a random moment, or of a sitting animal; feet stay level."""
+    """Sample the legs of a walk at a random moment, or of a sitting animal; feet stay level."""
     angles: dict[str, Angles] = {}
     swing, phase = rng.uniform(0, 26), rng.uniform(0, 2 * np.pi)
     for beat, leg in enumerate(("front-left", "back-right", "front-right", "back-left")):

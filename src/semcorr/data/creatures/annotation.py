@@ -1,4 +1,4 @@
-"""What is known about an image of a creature, and about a pair of them, in SPair-71k's words.
+"""Annotations of an image of a creature, and of a pair of them, in SPair-71k's terms.
 
 `azimuth_id` k is the 45 degree bin centred on azimuth 45 k (`Camera.towards`): 0 faces the viewer,
 2 faces the image's left edge, 4 is seen from behind, 6 faces right; as in SPair-71k, whose words
@@ -21,7 +21,7 @@ Annotation = dict[str, Any]
 
 
 def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
-    """The image's annotation: coordinates are 0-based, a pixel's centre at integers."""
+    """Build the image's annotation: coordinates are 0-based, a pixel's centre at integers."""
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
     found = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
@@ -45,7 +45,7 @@ def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> An
 
 
 def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
-    """The pair's annotation.
+    """Build the pair's annotation.
 
     The variations' thresholds are ours: azimuths 0-1, 2, 3-4 bins apart; areas of the boxes less
     than 2, less than 4, 4 and more times apart. Truncation and occlusion: none, source, target,
@@ -81,7 +81,7 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
 def choose_creature_pairs(
     annotations: Sequence[Annotation], most: int | None, rng: Generator
 ) -> list[tuple[Annotation, Annotation]]:
-    """Ordered pairs that share three keypoints, or a random `most` of them in the same order."""
+    """Choose ordered pairs that share three keypoints, or a random `most` of them in the same order."""
     pairs = [
         (source, target)
         for source, target in permutations(annotations, 2)

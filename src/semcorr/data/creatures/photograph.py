@@ -1,4 +1,4 @@
-"""A photograph of a new individual: body, pose, camera, light, scenery, and what is visible in it."""
+"""Photographs of new individuals: body, pose, camera, light, scenery, and what is visible of it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,7 +32,7 @@ from semcorr.data.keypoints import keypoint_names
 
 
 class Photo(NamedTuple):
-    """An image and what is known about it."""
+    """An image and its annotations."""
 
     image: Image.Image
     mask: Bool[np.ndarray, "h w"]  # the creature's visible pixels
@@ -42,7 +42,7 @@ class Photo(NamedTuple):
 
 
 def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> Photo:
-    """One photograph of a new individual.
+    """Render one photograph of a new individual.
 
     Draws again, from the same generator, until there is enough to see: five keypoints, 4 % of the
     image, a box of 24 pixels each way.
@@ -73,7 +73,7 @@ def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> P
 def sample_camera(
     creature: Creature, frames: Mapping[str, BoneFrame], azimuth_id: int, shape: tuple[int, int], rng: Generator
 ) -> Camera:
-    """A camera in the azimuth's bin; three in ten come so close that the border may cut."""
+    """Sample a camera in the azimuth's bin; three in ten come so close that the border may cut."""
     azimuth = 45 * azimuth_id + rng.uniform(-22.5, 22.5)
     camera = Camera.towards(azimuth, elevation=rng.uniform(-4, 28), tilt=float(np.clip(rng.normal(0, 4), -12, 12)))
     boxes = bounding_boxes(creature, frames, camera)

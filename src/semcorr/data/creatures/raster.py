@@ -86,7 +86,7 @@ class Creature:
         self.landmarks[name] = Landmark(bone, point, slack, np.zeros(3) if facing is None else facing)
 
     def surface(self, bone: str, origin: Vector, direction: Vector) -> Vector:
-        """Where a ray from inside `bone`'s parts leaves the last of them."""
+        """Return where a ray from inside `bone`'s parts leaves the last of them."""
         ray = direction / np.linalg.norm(direction)
         parts = [part for part in self.parts if part.bone == bone]
         hits = [ray_hit(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
@@ -96,7 +96,7 @@ class Creature:
 def ray_hit(
     part: BodyPart, origins: Float[np.ndarray, "3 n"], direction: Vector
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """How many times `direction` each line leaves the part (-inf: misses it), and where on its axis.
+    """Return in units of `direction` where each line leaves the part (-inf: misses it), and where on its axis.
 
     Lines are in the part's own space, (point - start) / squash, where it is round. One at distance
     d(t) from the sphere at t on the axis leaves that sphere slope * t + sqrt(radius(t)^2 - d(t)^2)
@@ -123,7 +123,7 @@ def ray_hit(
 
 
 def rotation_matrix(angles: Angles) -> Matrix:
-    """Roll, then pitch, then yaw."""
+    """Compose roll, then pitch, then yaw."""
     (sp, sy, sr), (cp, cy, cr) = np.sin(np.radians(angles)), np.cos(np.radians(angles))
     pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
     yaw = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
@@ -132,14 +132,14 @@ def rotation_matrix(angles: Angles) -> Matrix:
 
 
 class BoneFrame(NamedTuple):
-    """Where a posed bone is: its axes as columns, and its origin."""
+    """The frame of a posed bone: its axes as columns, and its origin."""
 
     axes: Matrix
     origin: Vector
 
 
 def pose_bones(creature: Creature, pose: Pose) -> dict[str, BoneFrame]:
-    """Every bone in the world."""
+    """Return every bone's frame in the world."""
     frames: dict[str, BoneFrame] = {}
     for name, bone in creature.bones.items():
         above = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
@@ -158,7 +158,7 @@ class Camera:
 
     @classmethod
     def towards(cls, azimuth: float, elevation: float = 0.0, tilt: float = 0.0) -> "Camera":
-        """Look at the world's origin; all in degrees.
+        """Return the camera that looks at the world's origin; all in degrees.
 
         At azimuth 0 the animal faces the viewer, at 90 the image's left edge (its left side is
         seen), at 180 it is seen from behind. Elevation looks down on it; tilt turns the image.
@@ -171,14 +171,14 @@ class Camera:
         return cls(np.stack([np.cos(r) * right + np.sin(r) * down, np.cos(r) * down - np.sin(r) * right, viewer]))
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """World points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
+        """Project world points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
         seen = points @ self.axes.T
         seen[:, :2] = seen[:, :2] * self.scale + self.centre
         return seen
 
 
 def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera) -> Float[np.ndarray, "n 4"]:
-    """Each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
+    """Return each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
     boxes = []
     for part in creature.parts:
         frame = frames[part.bone]
@@ -189,7 +189,7 @@ def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: 
 
 
 class Raster(NamedTuple):
-    """What the camera sees. Pixel centres are at integers; where nothing is, depth is -inf.
+    """What the camera sees. Pixel centres are at integers; the background's depth is -inf.
 
     All but depth have one row per pixel of the mask, in reading order.
     """
@@ -202,12 +202,12 @@ class Raster(NamedTuple):
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
-        """Where the creature is."""
+        """The mask of the creature."""
         return np.isfinite(self.depth)
 
 
 def rasterise(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, shape: tuple[int, int]) -> Raster:
-    """The z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
+    """Compute the z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
     depth, material = np.full(shape[0] * shape[1], -np.inf), np.zeros(shape[0] * shape[1], int)
     total = np.zeros((8, len(depth)))
     boxes = bounding_boxes(creature, frames, camera)
@@ -241,7 +241,7 @@ def rasterise_part(
     y: np.ndarray,
     before: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
-    """One part over the box of pixels x times y, where it is not far behind the depth `before`.
+    """Rasterise one part over the box of pixels x times y, where it is not far behind the depth `before`.
 
     Returns its depth there, which pixels these are, and their normal, coat position, tip and 1.
     """
@@ -267,7 +267,7 @@ def rasterise_part(
 def project_landmarks(
     creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, raster: Raster
 ) -> dict[str, tuple[int, int] | None]:
-    """Landmarks to pixels; None where out of the image or behind something.
+    """Project landmarks to pixels; None where out of the image or behind something.
 
     A landmark takes the nearest of the nine pixels around it that show the surface it lies on.
     """

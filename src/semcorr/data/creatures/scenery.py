@@ -1,4 +1,4 @@
-"""What surrounds a creature's shape: its coat's colours, the light, the background, occluders."""
+"""Everything around a creature's shape: its coat's colours, the light, the background, occluders."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Coat:
 
     @classmethod
     def draw(cls, category: str, rng: Generator) -> "Coat":
-        """A random coat of a category."""
+        """Sample a random coat of a category."""
         ground, marking = np.array(FURS[category])[rng.permutation(len(FURS[category]))[:2]] / 255
         ground, marking = (
             np.clip(c * rng.uniform(0.8, 1.1) + rng.normal(0, 0.02, 3), 0.03, 0.97) for c in (ground, marking)
@@ -76,7 +76,7 @@ class Coat:
     def paint(
         self, point: Float[np.ndarray, "n 3"], tip: Float[np.ndarray, " n"], under: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Fur colour. `under` is 1 where the surface faces the ground, 0 where it faces the sky."""
+        """Return the fur colour. `under` is 1 where the surface faces the ground, 0 where it faces the sky."""
         broad = wave_noise(point, self.coarse)
         if self.pattern == "stripes":
             amount = 0.5 + 0.5 * np.tanh(2.5 * np.sin(34 * point[:, 0] + 2.2 * broad) + 0.6)
@@ -94,12 +94,12 @@ class Coat:
 
 
 def sample_waves(rng: Generator, count: int, frequency: float) -> Waves:
-    """Random plane waves for `noise`."""
+    """Sample random plane waves for `wave_noise`."""
     return np.concatenate([rng.normal(0, frequency, (count, 3)), rng.uniform(0, 2 * np.pi, (count, 1))], 1)
 
 
 def wave_noise(point: Float[np.ndarray, "n 3"], wave: Waves) -> Float[np.ndarray, " n"]:
-    """A smooth random function with zero mean and unit variance."""
+    """Evaluate a smooth random function with zero mean and unit variance."""
     phase = (wave[:, :3] @ point.T + wave[:, 3:]).astype(np.float32)  # cosines are half the cost
     return np.cos(phase).sum(0) * np.float32(np.sqrt(2 / len(wave)))
 
@@ -114,14 +114,14 @@ class Light(NamedTuple):
 
     @classmethod
     def draw(cls, rng: Generator) -> "Light":
-        """A random light from above, warm or cold, hard or dull."""
+        """Sample a random light from above, warm or cold, hard or dull."""
         warm = rng.normal(0, 0.06)
         way = (rng.normal(0, 0.7), -rng.uniform(0.1, 1.0), rng.uniform(0.2, 1.0))
         return cls(way, rng.uniform(0.3, 0.9), rng.uniform(0.4, 0.75), (1 + warm, 1.0, 1 - warm))
 
 
 def shade_creature(raster: Raster, coat: Coat, light: Light) -> Picture:
-    """The lit creature; black where there is none."""
+    """Shade the creature; black where there is none."""
     material, way = raster.material, np.array(light.way) / np.linalg.norm(light.way)
     under, facing = 0.5 + 0.5 * raster.normal[:, 1], raster.normal @ way
     colour, fur = coat.solids[material], material == FUR
@@ -136,7 +136,7 @@ def shade_creature(raster: Raster, coat: Coat, light: Light) -> Picture:
 
 
 def draw_backdrop(category: str, shape: tuple[int, int], light: Light, rng: Generator) -> Picture:
-    """A wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur."""
+    """Draw a wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur."""
     h, w = shape
     horizon = h * rng.uniform(0.15, 0.75)
     far, near = rng.uniform(0.15, 0.95, 3), rng.uniform(0.1, 0.85, 3)
@@ -163,7 +163,7 @@ def draw_backdrop(category: str, shape: tuple[int, int], light: Light, rng: Gene
 
 
 def cloud_noise(shape: tuple[int, int], cell: int, rng: Generator) -> Float[np.ndarray, "h w"]:
-    """Smooth noise with features about `cell` pixels wide."""
+    """Sample smooth noise with features about `cell` pixels wide."""
     small = rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), np.float32)
     return np.asarray(Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC))
 
@@ -175,7 +175,7 @@ def draw_blob(
     colour: tuple[int, ...],
     rng: Generator,
 ) -> None:
-    """A lumpy disc, a box, or a slanted pole."""
+    """Draw a lumpy disc, a box, or a slanted pole."""
     angle = np.arange(0, 2 * np.pi, 2 * np.pi / (4 if rng.random() < 0.5 else 11)) + rng.uniform(0, np.pi)
     lump = rng.uniform(0.75, 1.25, len(angle))[:, None]
     points = centre + radii * lump * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -183,7 +183,7 @@ def draw_blob(
 
 
 def cast_shadow(picture: Picture, feet: Float[np.ndarray, "k 2"], scale: float, rng: Generator) -> Picture:
-    """Darkens the floor around the feet, softly."""
+    """Darken the floor around the feet, softly."""
     h, w = picture.shape[:2]
     (x1, y1), (x2, y2) = feet.min(0) - 0.12 * scale, feet.max(0) + 0.10 * scale
     dark = Image.new("L", (w // 4, h // 4))
@@ -193,7 +193,7 @@ def cast_shadow(picture: Picture, feet: Float[np.ndarray, "k 2"], scale: float, 
 
 
 def draw_occluder(shape: tuple[int, int], rng: Generator) -> Image.Image:
-    """A transparent RGBA layer that sometimes holds grass, poles or boxes."""
+    """Draw a transparent RGBA layer that sometimes holds grass, poles or boxes."""
     h, w = shape
     layer = Image.new("RGBA", (w, h))
     draw, kind = ImageDraw.Draw(layer), rng.choice(["nothing", "grass", "clutter"], p=[0.45, 0.3, 0.25])
@@ -211,7 +211,7 @@ def draw_occluder(shape: tuple[int, int], rng: Generator) -> Image.Image:
 
 
 def apply_camera(picture: Picture, layer: Image.Image, rng: Generator) -> Image.Image:
-    """Puts the occluders in front, then lens blur (it also softens jagged outlines) and noise."""
+    """Put the occluders in front, then blur by the lens (which also softens jagged outlines) and add noise."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
     image.paste(layer, mask=layer)
     image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 0.9)))

@@ -1,1 +1,1 @@
-"""From an archive on the web to a checked benchmark on this disk."""
+"""Installation of a benchmark: from an archive on the web to a checked folder."""

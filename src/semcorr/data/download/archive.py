@@ -1,4 +1,4 @@
-"""The members of a .zip, .tar or .tar.gz in common words, and a look at whether it is all there.
+"""The members of a .zip, .tar or .tar.gz in common terms, and a check that the archive is complete.
 
 The standard library stops in silence where a list of members is damaged. Here that is an error.
 """
@@ -30,7 +30,7 @@ DAMAGE = (  # what the standard library raises for bytes that make no sense
 
 
 class ArchiveMember(NamedTuple):
-    """One entry, in the words common to both kinds of archive."""
+    """One member, in the terms common to both kinds of archive."""
 
     name: str
     kind: str  # "file", "folder", or what it is that we do not take
@@ -43,7 +43,7 @@ Opened = tuple[Sequence[ArchiveMember], Callable[[Any], Any]]  # and how one is 
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Opened]:
-    """By content: a user's own file may have any name."""
+    """Open an archive by its content: a user's own file may have any name."""
     with open_plain(path) as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
@@ -59,14 +59,14 @@ def open_archive(path: Path) -> Iterator[Opened]:
 
 
 class _Bounded:
-    """A file of which a header cannot have gigabytes read at once."""
+    """A file that no header can make read gigabytes at once."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int) -> bytes:
-        """Read as much as was asked for, within bounds."""
+        """Read as much as requested, within bounds."""
         if not 0 <= size <= HEADERS:
             raise tarfile.ReadError(f"a header claims {size} bytes")
         content: bytes = self.file.read(size)
@@ -75,7 +75,7 @@ class _Bounded:
 
 @contextmanager
 def _plain_tar(path: Path) -> Iterator[Any]:
-    """The archive itself: as it is, or inflated as it is read."""
+    """Open the archive itself: as it is, or inflated as it is read."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -92,7 +92,10 @@ def _require_count(count: int) -> None:
 
 
 def _of_zip(info: zipfile.ZipInfo) -> ArchiveMember:
-    """A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none."""
+    """Convert a member of a zip.
+
+    A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none.
+    """
     plain = "folder" if info.is_dir() else "file"
     if info.compress_type not in WAYS:
         raise zipfile.BadZipFile(f"{info.filename!r} is compressed in a way that is not read")
@@ -108,7 +111,7 @@ def _of_tar(info: tarfile.TarInfo) -> ArchiveMember:
 
 
 def _check_count(archive: zipfile.ZipFile) -> None:
-    """As many members as the end of the file says: a length altered in the list swallows those after it."""
+    """Require as many members as the end of the file states: a length altered in the list hides those after it."""
     file: Any = archive.fp
     file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
     tail = file.read()

@@ -1,4 +1,4 @@
-"""An archive from elsewhere into a folder of ours: every member is looked at before any is written.
+"""Extraction of a foreign archive into a folder: every member is checked before any is written.
 
 An archive may name any path and any kind of file. Ours may only add regular files below the folder,
 with our own permissions; anything else is refused as a whole.
@@ -27,11 +27,11 @@ BLOCK = 4096  # bytes a small file takes on most disks; a benchmark is tens of t
 
 
 class DamagedError(UserError):
-    """The archive's bytes are not what was packed: another copy may do."""
+    """The archive's bytes are not what was packed: another copy may be."""
 
 
 def extract(path: Path, into: Path, name: str) -> None:
-    """All files of `path` below `into`; a file whose official `name` is no archive's is copied there.
+    """Extract all files of `path` below `into`; copy a file whose official `name` is no archive's there.
 
     Raises:
         DamagedError: The archive is cut short or altered.
@@ -62,7 +62,7 @@ def extract(path: Path, into: Path, name: str) -> None:
 
 
 def extraction_plan(path: Path, members: Sequence[ArchiveMember]) -> dict[tuple[str, ...], ArchiveMember]:
-    """Where each file goes, as the parts of a path below the folder.
+    """Return where each file goes, as the parts of a path below the folder.
 
     Raises:
         UserError: A name leads out of the folder, a member is a link or a device, or two want one place.
@@ -90,13 +90,13 @@ def extraction_plan(path: Path, members: Sequence[ArchiveMember]) -> dict[tuple[
 
 
 def _refuse_to_overwrite(path: Path, plan: Iterable[tuple[str, ...]], into: Path) -> None:
-    """What an archive unpacked before this one brought."""
+    """Refuse to overwrite what an archive extracted before this one wrote."""
     if any(into.iterdir()) and (twice := [parts for parts in plan if into.joinpath(*parts).exists()]):
         raise UserError(f"{path}: member {'/'.join(twice[0])!r} is in another archive too. Give the official ones.")
 
 
 def _refuse_bomb(path: Path, total: int) -> None:
-    """Pictures do not shrink, and lists of numbers to a tenth."""
+    """Refuse a decompression bomb: pictures do not shrink, and lists of numbers to a tenth."""
     if total > max(UNSUSPICIOUS, RATIO * (size := path.stat().st_size)):
         raise UserError(
             f"{path} would unpack from {decimal(size)} to {decimal(total)}: no benchmark does. Give the official file."
@@ -113,7 +113,7 @@ def _make_room(path: Path, needed: int, into: Path) -> None:
 
 
 def _write(source: Any, target: Path) -> None:
-    """A new file, never through what is there already, and with our own permissions less the umask's."""
+    """Write a new file, never through an existing one, and with our own permissions less the umask's."""
     _make_folder(target.parent)
     with open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
         shutil.copyfileobj(source, file, CHUNK)

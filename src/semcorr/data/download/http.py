@@ -1,4 +1,4 @@
-"""An official file from its address to this disk: resumed where it was cut off, told by its checksum.
+"""Downloads of official files: resumed where they were cut off, verified by checksum.
 
 FILE.part grows beside FILE.part.json, which remembers what the server called these bytes (its ETag
 or date). The rest is asked for only while the server still calls them so; FILE appears when whole.
@@ -30,7 +30,7 @@ PLAIN = {"Accept-Encoding": "identity"}  # the file's own bytes: only they can b
 
 
 def remote_size(url: str) -> int | None:
-    """What the server says the file's size is, if it says so."""
+    """Return the file's size as the server reports it; None if it reports none."""
     try:
         response = requests.head(url, headers=PLAIN, timeout=TIMEOUT, allow_redirects=True)
     except requests.RequestException:
@@ -39,13 +39,13 @@ def remote_size(url: str) -> int | None:
 
 
 def file_sha256(path: Path) -> str:
-    """The file's checksum, in hexadecimal."""
+    """Return the file's checksum, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
-    """The file in `folder`, whole; what an earlier call has of it is not asked for again.
+    """Download the whole file to `folder`; what an earlier call has of it is not requested again.
 
     Raises:
         UserError: It cannot be had. What came of it is kept, unless it is of no use.
@@ -67,7 +67,7 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
 
 
 def _fetch(archive: ArchiveInfo, part: Path) -> None:
-    """One connection: append the rest of the file to `part`, or write it from the start."""
+    """Append the rest of the file to `part` in one connection, or write it from the start."""
     if _size(part) and _size(part) == _ticket(part).get("length"):
         return  # cut off between the last byte and its new name
     with _answer(archive, part) as response:
@@ -84,7 +84,7 @@ def _fetch(archive: ArchiveInfo, part: Path) -> None:
 
 
 def _answer(archive: ArchiveInfo, part: Path) -> Response:
-    """The server's answer: 206 with exactly the missing rest, or the whole file, or an error."""
+    """Return the server's response: 206 with exactly the missing rest, or the whole file, or an error."""
     have, ticket = _size(part), _ticket(part)
     if have and ticket.get("validator") and ticket.get("url") == archive.url:
         asked = {"Range": f"bytes={have}-", "If-Range": ticket["validator"]}
@@ -96,7 +96,7 @@ def _answer(archive: ArchiveInfo, part: Path) -> Response:
 
 
 def _continues(response: Response, have: int, ticket: Mapping[str, Any]) -> bool:
-    """Whether a 206 is the rest of the same file. A server may ignore If-Range, or answer another range."""
+    """Return whether a 206 is the rest of the same file. A server may ignore If-Range or send another range."""
     told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not told or int(told[1]) != have:
         return False
@@ -115,7 +115,7 @@ def _receive(response: Response, part: Path, length: int | None, label: str) -> 
 
 
 def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
-    """Give the whole file its name, unless it is not what was asked for."""
+    """Give the whole file its name, unless its checksum or size is wrong."""
     length, got = _ticket(part).get("length"), _size(part)
     with part.open("rb") as file:
         page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
@@ -138,7 +138,7 @@ def _unreachable(archive: ArchiveInfo, part: Path, error: Exception) -> str:
 
 
 def _ticket(part: Path) -> dict[str, Any]:
-    """What is known of the bytes in `part`; nothing if the note is absent or half-written."""
+    """Return what is known of the bytes in `part`; nothing if the note is absent or half-written."""
     try:
         return dict(json.loads(_beside(part).read_text()))
     except (OSError, ValueError, TypeError):
@@ -154,7 +154,7 @@ def _size(part: Path) -> int:
 
 
 def _validator(response: Response) -> str | None:
-    """What If-Range may carry: a strong ETag or else a date."""
+    """Return what If-Range may carry: a strong ETag or else a date."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 

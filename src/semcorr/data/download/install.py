@@ -1,4 +1,4 @@
-"""A benchmark from its archives to its root, which appears whole or not at all.
+"""Installation of a benchmark from its archives to its root, which appears whole or not at all.
 
 archives -> .ROOT.downloads/ -unpack-> .ROOT.preparing/ -merge, convert, check-> tree -rename-> ROOT
 
@@ -36,7 +36,7 @@ Announce = Callable[[Sequence[ArchiveSource]], None]
 def install_dataset(
     name: str, recipe: DownloadRecipe, root: Path, given: Sequence[Path], check: Check, announce: Announce
 ) -> TreeReport | None:
-    """Make `root` a whole tree.
+    """Install a complete benchmark at `root`.
 
     Args:
         name: The benchmark's.
@@ -76,7 +76,7 @@ def install_dataset(
 
 
 def _beside(root: Path) -> tuple[Path, Path, Path]:
-    """Where we unpack, where we download to, and what keeps others out."""
+    """Return the folders for extraction and for downloads, and the lock."""
     preparing, downloads, lock = (root.with_name(f".{root.name}.{use}") for use in ("preparing", "downloads", "lock"))
     return preparing, downloads, lock
 
@@ -90,7 +90,7 @@ def _tidy(root: Path, given: Sequence[Path]) -> None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """No other process prepares `root`. Folders made to hold it go again if nothing came of it."""
+    """Lock `root` against other processes; folders made for the lock are removed if nothing was installed."""
     made = [folder for folder in root.parents if not folder.exists()]
     root.parent.mkdir(parents=True, exist_ok=True)
     lock = _beside(root)[2]

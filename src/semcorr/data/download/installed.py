@@ -1,4 +1,4 @@
-"""A benchmark's folder: whether it is whole, how unpacked parts become it, what is noted in it."""
+"""A benchmark's folder: whether it is complete, how extracted parts become it, and the notes in it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PREPARED, VERIFIED = "prepared.json", "verify.json"
 
 @runtime_checkable
 class TreeReport(Protocol):
-    """What a check of a whole tree finds; `semcorr.data.download.verify` makes it."""
+    """The result of checking a complete tree; `semcorr.data.download.verify` makes it."""
 
     @property
     def failed(self) -> bool: ...  # noqa: D102
@@ -30,7 +30,7 @@ Check = Callable[[Path], TreeReport]  # raises a UserError if the tree cannot be
 
 
 def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> bool:
-    """Whether `root` is the benchmark (True) or free (False); anything else is an error."""
+    """Return whether `root` is the benchmark (True) or free (False); anything else is an error."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         if root.is_mount():
             raise UserError(f"{root} is a mount point, which cannot be replaced. Give a folder in it with --root DIR")
@@ -50,7 +50,7 @@ def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> 
 
 
 def _counted(recipe: DownloadRecipe, root: Path, check: Check) -> TreeReport:
-    """Of a tree unpacked by hand, which may lack only what we add to the official files."""
+    """Check a tree unpacked by hand, which may lack only what we add to the official files."""
     try:
         return check(root)
     except UserError:
@@ -67,7 +67,7 @@ def has_official_counts(root: Path) -> bool:
 
 
 def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Path:
-    """The shallowest folder with the landmark; whatever was unpacked beside or above it is moved into it."""
+    """Find the shallowest folder with the marker file; move what was unpacked beside or above into it."""
     folders = sorted((Path(folder) for folder, _, _ in os.walk(staging)), key=lambda path: (len(path.parts), path))
     tree = next((folder for folder in folders if (folder / recipe.landmark).exists()), None)
     if tree is None:
@@ -84,7 +84,7 @@ def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Pat
 
 
 def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path, check: Check) -> TreeReport:
-    """Convert and check. The tree's present place is ours and soon gone: a message tells its final one."""
+    """Convert and check a tree. Its present folder is temporary: messages name the final one."""
     try:
         if recipe.convert:
             recipe.convert(tree)
@@ -95,5 +95,5 @@ def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path,
 
 
 def write_note(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file for people and programs."""
+    """Write a JSON file for people and programs."""
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What `prepare` needs to know of a benchmark: where it is to be had, and how it becomes a tree."""
+"""What `prepare` needs to know of a benchmark: its archives, and how they become a tree."""
 
 from collections.abc import Callable
 from pathlib import Path

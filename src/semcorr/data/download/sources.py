@@ -1,4 +1,4 @@
-"""A benchmark's archives, from the user or from their addresses: obtained, identified, unpacked."""
+"""Sources of a benchmark's archives, from the user or from their addresses: fetched, identified, extracted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 
 
 class ArchiveSource(NamedTuple):
-    """Where an archive comes from: the user's own file, or else its address."""
+    """The source of an archive: the user's own file, or else its address."""
 
     archive: ArchiveInfo
     given: Path | None
 
 
 def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) -> list[ArchiveSource]:
-    """Each archive with the user's file for it. One is known by its name, unless only one is asked for."""
+    """Pair each archive with the user's file for it, matched by name unless there is only one archive."""
     expected = [archive.file for archive in recipe.archives]
     found: dict[str, Path] = {}
     for path in given:
@@ -39,7 +39,7 @@ def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) ->
 
 
 def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource]) -> Panel:
-    """What is about to be used, from where, under which terms, for the user to read first."""
+    """Format what is about to be used, from where and under which terms, for the user to read first."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column()
     rows.add_column(overflow="fold")
@@ -53,7 +53,7 @@ def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: S
 
 
 def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
-    """The archive on this disk."""
+    """Fetch the archive to this disk and return its path."""
     if source.given:
         return source.given
     downloads.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
 
 
 def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
-    """What prepared.json says of an archive; its checksum is the right one, where that is known."""
+    """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
     found, expected = fetch.file_sha256(path), source.archive.sha256
     if expected and found != expected:
         remedy = _discarded(source, path)
@@ -71,7 +71,7 @@ def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
 
 
 def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
-    """The archive's files in `staging`."""
+    """Extract the archive's files into `staging`."""
     try:
         extract(path, staging, source.archive.file)
     except DamagedError as error:
@@ -79,7 +79,7 @@ def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
 
 
 def _discarded(source: ArchiveSource, path: Path) -> str:
-    """Bytes that are no good must not be met again; the user's own file is not ours to touch."""
+    """Discard a useless download, so that it is not used again; the user's own file is left alone."""
     if source.given:
         return f"Get it anew from {source.archive.url}"
     path.unlink()

@@ -1,4 +1,4 @@
-"""Is what lies on disk the benchmark that everybody reports? Counts, sizes, and every known quirk.
+"""Verification that a benchmark on disk is the official one: counts, sizes, and every known irregularity.
 
 `verify` reads a benchmark as training and evaluation do, and compares. A check that the official
 counts decide is `ok` or `differs`; what nobody published is a `note`, told and not judged.
@@ -44,7 +44,7 @@ class VerificationCheck(NamedTuple):
 
 
 class VerificationReport(NamedTuple):
-    """What `verify` found."""
+    """The result of verifying a benchmark."""
 
     benchmark: str
     root: str
@@ -53,11 +53,11 @@ class VerificationReport(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Anything that differs from what was published."""
+        """Whether anything differs from what was published."""
         return any(check.verdict == DIFFERS for check in self.checks)
 
     def table(self) -> Table:
-        """For the terminal."""
+        """Format the report for the terminal."""
         table = Table(title=f"{self.benchmark} at {self.root}", title_justify="left")
         for header, side in (("", "left"), ("split", "left"), ("found", "right"), ("official", "right"), ("", "left")):
             table.add_column(header, justify=side, overflow="fold")  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ class VerificationReport(NamedTuple):
         return table
 
     def as_json(self) -> dict[str, Any]:
-        """For verify.json."""
+        """Format the report for verify.json."""
         return {
             "benchmark": self.benchmark,
             "root": self.root,
@@ -123,7 +123,7 @@ def check_lists(
     categories: Mapping[str, Mapping[str, int]],
     official: Mapping[str, Any],
 ) -> list[VerificationCheck]:
-    """What the pair lists alone say: counts, duplicates, images in more than one split."""
+    """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
     checks = []
     known, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
     for split, mine in rows.items():
@@ -156,7 +156,7 @@ def check_lists(
 
 
 def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int) -> list[VerificationCheck]:
-    """Whether annotations that say the same thing twice say the same."""
+    """Check whether annotations that state the same thing twice agree."""
     if contradictions is None:
         return []
     check = _count("pair and image annotations agree", split, pairs - len(contradictions), pairs)
@@ -164,7 +164,7 @@ def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int
 
 
 def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
-    """Every image once: its file against its annotation, and its keypoints against both."""
+    """Check every image once: its file against its annotation, and its keypoints against both."""
     wrong, turned, stray, unboxed = [], [], [], []
     images = sorted(images, key=lambda image: image.name)
     with Progress(transient=True) as bar:
@@ -188,7 +188,7 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
 
 
 def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> list[VerificationCheck]:
-    """Point tracking has videos and tracks in place of pairs."""
+    """Check point tracking, which has videos and tracks in place of pairs."""
     videos = list(videos)
     unseen = [f"{v.name}: {n}" for v in videos if (n := int(v.occluded.all(1).sum()))]
     stray = [f"{v.name}: {n}" for v in videos if (n := count_outside_frame(v))]
