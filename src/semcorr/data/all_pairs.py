@@ -51,21 +51,21 @@ def images_by_category(pairs: Sequence[PairRecord]) -> list[CategoryImages]:
     by_category: dict[str, list[PairRecord]] = defaultdict(list)
     for pair in pairs:
         by_category[pair.category].append(pair)
-    found = []
+    categories = []
     for category, members in sorted(by_category.items()):
         _require_one_annotation(members)
         images = [image for image in unique_images(members) if not image.mirrored]
         if images and share_keypoint(torch.stack([image.visible for image in images])):
-            found.append(CategoryImages(category, images, len(members), members[0].flip))
-    if not found:
+            categories.append(CategoryImages(category, images, len(members), members[0].flip))
+    if not categories:
         raise UserError("`data.all_pairs`: no category has two images that share a keypoint. Set data.all_pairs=null.")
-    return found
+    return categories
 
 
 def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
-    known: dict[str, ImageRecord] = {}
+    first_records: dict[str, ImageRecord] = {}
     for image in (image for pair in pairs for image in (pair.source, pair.target)):
-        first = known.setdefault(image.name, image)
+        first = first_records.setdefault(image.name, image)
         if first is not image and not (
             torch.equal(first.visible, image.visible) and torch.equal(first.keypoints, image.keypoints)
         ):
@@ -100,24 +100,24 @@ class ImageStream(BatchStream[ImageSampleIndex]):
 
     def batch(self, number: int) -> ImageSampleIndex:
         """Return batch `number`; it depends on the seed and `number` alone."""
-        chance = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
-        gallery = int(chance.choice(len(self.shares), p=self.shares))
+        rng = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
+        gallery = int(rng.choice(len(self.shares), p=self.shares))
         visible = self.visible[gallery]
         while True:  # ends: a gallery has two images that share a keypoint
-            images = chance.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
+            images = rng.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
             if share_keypoint(visible[images]):
                 return ImageSampleIndex(gallery, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
         """Return the images in the batches that `ahead` lists, each once."""
-        taken: dict[str, ImageRecord] = {}
-        every = {image.name for gallery in self.categories for image in gallery.images}
+        images_by_name: dict[str, ImageRecord] = {}
+        all_names = {image.name for gallery in self.categories for image in gallery.images}
         for draw in self.ahead(epochs, steps):
             images = self.categories[draw.gallery].images
-            taken.update((images[i].name, images[i]) for i in draw.images)
-            if len(taken) == len(every):
+            images_by_name.update((images[i].name, images[i]) for i in draw.images)
+            if len(images_by_name) == len(all_names):
                 break
-        return list(taken.values())
+        return list(images_by_name.values())
 
 
 class TrainingImages(Dataset[ImageBatch]):
@@ -148,9 +148,9 @@ class TrainingImages(Dataset[ImageBatch]):
         batch = default_collate(views)
         if not self.variants:
             return ImageBatch(batch, gallery.category, find_queries(batch.visible))
-        turned = default_collate([mirror_annotations(view, gallery.flip) for view in views])
-        weights = image_weights(batch.visible, turned.visible, self.variants)
-        return ImageBatch(batch, gallery.category, weights.nonzero(), [turned])
+        mirrored = default_collate([mirror_annotations(view, gallery.flip) for view in views])
+        weights = image_weights(batch.visible, mirrored.visible, self.variants)
+        return ImageBatch(batch, gallery.category, weights.nonzero(), [mirrored])
 
 
 def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
@@ -159,5 +159,5 @@ def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
     >>> find_queries(torch.tensor([[True, True], [False, True]])).tolist()
     [[0, 1, 1], [1, 1, 0]]
     """
-    both = visible[:, :, None] & visible.T[None]
-    return (both & ~torch.eye(len(visible), dtype=torch.bool)[:, None]).nonzero()
+    visible_in_both = visible[:, :, None] & visible.T[None]
+    return (visible_in_both & ~torch.eye(len(visible), dtype=torch.bool)[:, None]).nonzero()

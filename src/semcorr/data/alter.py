@@ -62,8 +62,8 @@ def transform_annotations(view: View, geometry: GeometricChange, permutation: Se
     if geometry.warp is None:
         return view
     side, count = view.image.shape[-1], len(view.keypoints)
-    moved = warp_points(torch.cat((view.keypoints, box_outline(view.box))), geometry.warp, side)
-    keypoints, edges = moved[:count], moved[count:].clamp(-0.5, side - 0.5)
+    warped = warp_points(torch.cat((view.keypoints, box_outline(view.box))), geometry.warp, side)
+    keypoints, edges = warped[:count], warped[count:].clamp(-0.5, side - 0.5)
     inside = ((keypoints >= -0.5) & (keypoints <= side - 0.5)).all(-1)
     box = torch.cat((edges.amin(0), edges.amax(0)))
     return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)

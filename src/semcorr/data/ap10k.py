@@ -90,9 +90,9 @@ def _released_names(root: Path, split: str) -> list[str]:
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE} with another --root.")
-    found = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
-    ours = sorted((match[3], int(match[1]), int(match[2])) for match in found if match)
-    return [f"{source}-{target}:{label}" for label, source, target in ours]
+    matches = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
+    pairs = sorted((match[3], int(match[1]), int(match[2])) for match in matches if match)
+    return [f"{source}-{target}:{label}" for label, source, target in pairs]
 
 
 def _released_images(root: Path) -> Callable[[int], ImageRecord]:

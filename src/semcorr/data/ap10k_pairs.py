@@ -58,14 +58,14 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
         images = {require_field(image, "id", path): image for image in require_field(content, "images", path)}
         species = {require_field(c, "id", path): c for c in require_field(content, "categories", path)}
         for entry in require_field(content, "annotations", path):
-            image, kind = (
+            image, category = (
                 images.get(require_field(entry, "image_id", path)),
                 species.get(require_field(entry, "category_id", path)),
             )
-            if image is None or kind is None:
+            if image is None or category is None:
                 raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
             if image["id"] not in animals:
-                animals[image["id"]] = read_animal({**kind, **entry, **image}, path)
+                animals[image["id"]] = read_animal({**category, **entry, **image}, path)
     return [animals[key] for key in sorted(animals)]
 
 

@@ -26,21 +26,21 @@ UpToHalf = Annotated[float, Range(0, 0.5, off=True)]
 class Augmentation:
     """How far training pairs may be changed. Everything is 0, and off, if left out.
 
-    The images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
+    Each image of a pair has its own draw, uniform up to the number given. Geometry is that of
     the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.
 
     Args:
         flip: Probability of a mirror image, its left and right keypoints exchanged.
         rotate: Degrees, either way.
-        scale: Of up to 1 + scale larger or smaller.
+        scale: Enlarges or shrinks by a factor of up to 1 + scale.
         shift: Fraction of the side, along x and y.
         shear: Degrees, either way.
         crop: Fraction of the side that is cut away at most, anywhere; the rest is enlarged to the square.
         thin_plate: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; less
             where the image would fold.
-        brightness: Of up to 1 + brightness more or 1 - brightness less; likewise
-        contrast: and
-        saturation: of the colours.
+        brightness: Factor of the brightness, from 1 - brightness to 1 + brightness.
+        contrast: Factor of the contrast, from 1 - contrast to 1 + contrast.
+        saturation: Factor of the saturation, from 1 - saturation to 1 + saturation.
         hue: Fraction of the colour circle, either way.
         grey: Probability of losing all colour.
     """
@@ -79,10 +79,10 @@ class Augmentation:
     def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
         """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
         colours = [self.colours(chance) for _ in views]
-        geometries, carried = self._carried(views, permutation, chance)
+        geometries, transformed = self._carried(views, permutation, chance)
         return [
             view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
-            for view, colour, geometry in zip(carried, colours, geometries, strict=True)
+            for view, colour, geometry in zip(transformed, colours, geometries, strict=True)
         ]
 
     def geometry(self, chance: Generator) -> GeometricChange:
@@ -115,16 +115,17 @@ class Augmentation:
         )
 
     def _carried(
-        self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator
+        self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
     ) -> tuple[list[GeometricChange], list[View]]:
         """Draw until a keypoint is visible in two images; return the images unchanged if none is."""
         for _ in range(TRIES):
-            drawn = [self.geometry(chance) for _ in views]
-            carried = [
-                transform_annotations(view, geometry, permutation) for view, geometry in zip(views, drawn, strict=True)
+            geometries = [self.geometry(rng) for _ in views]
+            transformed = [
+                transform_annotations(view, geometry, permutation)
+                for view, geometry in zip(views, geometries, strict=True)
             ]
-            if share_keypoint(torch.stack([view.visible for view in carried])):
-                return drawn, carried
+            if share_keypoint(torch.stack([view.visible for view in transformed])):
+                return geometries, transformed
         return [GeometricChange() for _ in views], list(views)
 
 

@@ -53,8 +53,8 @@ def look_up(known: Mapping[Id, Any], key: Id) -> Any:
     """
     if key in known:
         return known[key]
-    other = str(key) if isinstance(key, int) else int(key) if re.fullmatch(r"0|-?[1-9]\d{0,19}", key) else None
-    return known.get(other) if other is not None else None
+    other_type = str(key) if isinstance(key, int) else int(key) if re.fullmatch(r"0|-?[1-9]\d{0,19}", key) else None
+    return known.get(other_type) if other_type is not None else None
 
 
 def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
@@ -130,10 +130,10 @@ def read_box(values: Any, layout: str, where: str, option: str) -> CocoBox | Non
     """Return a box, or None where there is none, or it has no area.
 
     Args:
-        values: As the file has it.
-        layout: What they are: one of LAYOUTS.
-        where: For messages.
-        option: What the user gives the layout by.
+        values: The box as in the file.
+        layout: Meaning of the four numbers: one of LAYOUTS.
+        where: The annotation, for messages.
+        option: The option that gives the layout, for messages.
     """
     if values is None or values == []:
         return None
@@ -164,8 +164,10 @@ def is_plausible_box(corners: Corners, points: Sequence[Point], size: tuple[int,
     >>> is_plausible_box((2, 2, 8, 8), [(3, 8.5), None], (9, 9)), is_plausible_box((2, 2, 2, 8), [], (9, 9))
     (True, False)
     """
-    (x1, y1, x2, y2), shown = corners, [point for point in points if point is not None]
-    inside = box_overhang(corners, size) <= 1 and all(x1 - 1 <= x <= x2 + 1 and y1 - 1 <= y <= y2 + 1 for x, y in shown)
+    (x1, y1, x2, y2), annotated = corners, [point for point in points if point is not None]
+    inside = box_overhang(corners, size) <= 1 and all(
+        x1 - 1 <= x <= x2 + 1 and y1 - 1 <= y <= y2 + 1 for x, y in annotated
+    )
     return inside and x1 < x2 and y1 < y2
 
 

@@ -1,7 +1,7 @@
 """The one reader of COCO keypoint files: images, categories and annotations, checked, with the ids of the file.
 
-What annotation tools write is read as they mean it, and what was left out or supposed is said once, with counts.
-What contradicts itself is refused: a sentence names the annotation, the field and the value as the file has them.
+The dialects of annotation tools are understood, and what was left out or assumed is reported once, with counts.
+Contradictions are refused: the error names the annotation, the field and the value as the file has them.
 """
 
 import logging
@@ -92,12 +92,12 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     Args:
         path: COCO: images, annotations, categories. AnimalPose's dialect is understood, too.
         folder: Where the images are, with those in its subfolders.
-        option: What the user gives the folder by.
-        layout: Of boxes: `xywh`, or `xyxy`.
-        layout_option: What the user gives the layout by.
+        option: The option that gives the folder, for messages.
+        layout: Layout of the boxes: `xywh` or `xyxy`.
+        layout_option: The option that gives the layout, for messages.
 
     Raises:
-        UserError: It is none, or contradicts itself.
+        UserError: The file is no COCO file, or contradicts itself.
     """
     content = read_json(path, REMEDY, unique=True)
     if not isinstance(content, Mapping):
@@ -119,11 +119,11 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
             _require_none(entry, category, where)
             notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
         else:
-            one = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
-            if not one.annotated and one.flat is not None and not any(one.flat):
+            annotation = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
+            if not annotation.annotated and annotation.flat is not None and not any(annotation.flat):
                 notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
                 continue  # begun and left: of its image nothing is said
-            annotations.append(one)
+            annotations.append(annotation)
         named.add(image.id)
     _require_pixels(annotations, path)
     _check_boxes(annotations, layout, layout_option, path, notes)
@@ -133,9 +133,9 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 
 def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
     """Warn of what was left out or assumed, with counts."""
-    for what, of in notes.items():
-        more = ", ..." if len(of) > SHOWN else ""
-        log.warning("%s: %d %s (%s%s)", path, len(of), what, ", ".join(of[:SHOWN]), more)
+    for note, examples in notes.items():
+        ellipsis = ", ..." if len(examples) > SHOWN else ""
+        log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:SHOWN]), ellipsis)
 
 
 def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
@@ -151,21 +151,21 @@ def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
 def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
     """Return the images by id."""
     if isinstance(entries, Mapping):  # AnimalPose's: id to name
-        whole = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
-        entries = [{"id": whole.get(i, i), "file_name": name} for i, name in entries.items()]
+        integer_ids = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
+        entries = [{"id": integer_ids.get(i, i), "file_name": name} for i, name in entries.items()]
     images: dict[Id, CocoImage] = {}
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, images[{number}]")
         key = require_id(entry, "id", f"{path}, images[{number}]")
         where = f"{path}, image {quote_json(key)}"
-        given = _require(entry, "file_name", where)
-        name = find_inside(folder, given, f"{where}, field `file_name`,", option)
-        if name != given:
+        file_name = _require(entry, "file_name", where)
+        name = find_inside(folder, file_name, f"{where}, field `file_name`,", option)
+        if name != file_name:
             note = "names of images are read as their files are called"
-            notes.setdefault(note, []).append(f"{quote_json(given)} as {quote_json(name)}")
+            notes.setdefault(note, []).append(f"{quote_json(file_name)} as {quote_json(name)}")
         if key in images:
             raise UserError(f"{path}: two images have the id {quote_json(key)}. Give each its own.")
-        images[key] = CocoImage(key, given, name, folder / name, read_size(entry, where))
+        images[key] = CocoImage(key, file_name, name, folder / name, read_size(entry, where))
     return images
 
 
@@ -204,9 +204,11 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{where}: `keypoints` is {quote_json(names)}; it must be a list of names. Correct it.")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{where}: two of its `keypoints` are called {quote_json(twice)}. Give each a name of its own.")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UserError(
+            f"{where}: two of its `keypoints` are called {quote_json(duplicate)}. Give each a name of its own."
+        )
     return tuple(names)
 
 
@@ -216,28 +218,28 @@ def _distinct(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
 
 def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
     """Return each annotation's id; without one in the file its position, or the next free number."""
-    given: list[Id | None] = []
-    taken: set[Id] = set()
+    ids: list[Id | None] = []
+    unique_ids: set[Id] = set()
     for number, entry in enumerate(entries):
         _require(entry, "image_id", f"{path}, annotations[{number}]")
         key = None if entry.get("id") is None else require_id(entry, "id", f"{path}, annotations[{number}]")
-        if key is not None and key in taken:
+        if key is not None and key in unique_ids:
             raise UserError(f"{path}: two annotations have the id {quote_json(key)}. Give each its own, or drop one.")
-        given.append(key)
+        ids.append(key)
         if key is not None:
-            taken.add(key)
-    known = {str(key) for key in taken}
+            unique_ids.add(key)
+    used_texts = {str(key) for key in unique_ids}
     return [
-        key if key is not None else next(i for i in count(number, len(given)) if str(i) not in known)
-        for number, key in enumerate(given)
+        key if key is not None else next(i for i in count(number, len(ids)) if str(i) not in used_texts)
+        for number, key in enumerate(ids)
     ]
 
 
-def _owner(entry: Mapping[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Any:
+def _owner(entry: Mapping[str, Any], key: str, entries_by_id: Mapping[Id, Any], where: str) -> Any:
     """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
-    if (owner := look_up(known, value)) is None:
+    if (owner := look_up(entries_by_id, value)) is None:
         raise UserError(f"{where} names {key} {quote_json(value)}, which the file does not define. Drop or correct it.")
     return owner
 
@@ -255,53 +257,63 @@ def _annotation(
     key: Id, entry: Mapping[str, Any], image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
     notes: Notes,
 ) -> CocoAnnotation:  # fmt: skip
-    points, minus = read_keypoints(entry.get("keypoints"), category.keypoints, where)
-    given = entry.get("bbox")
-    box = read_box(given, layout[0], where, layout[1])
-    flat = None if box or given == [] else given
-    shown = sum(point is not None for point in points)
-    if minus:
+    points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, where)
+    bbox = entry.get("bbox")
+    box = read_box(bbox, layout[0], where, layout[1])
+    flat = None if box or bbox == [] else bbox
+    num_visible = sum(point is not None for point in points)
+    if num_negative:
         notes.setdefault("annotations have keypoints of v = -1, which are not annotated", []).append(str(key))
-    if shown and flat:
+    if num_visible and flat:
         notes.setdefault("annotations have a `bbox` without area, which is none", []).append(str(key))
-    if (said := entry.get("num_keypoints")) not in (None, shown, len(points)):
+    if (num_keypoints := entry.get("num_keypoints")) not in (None, num_visible, len(points)):
         note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
-        notes.setdefault(note, []).append(f"{key}: {quote_json(said)}, not {shown}")
+        notes.setdefault(note, []).append(f"{key}: {quote_json(num_keypoints)}, not {num_visible}")
     return CocoAnnotation(key, where, image, category, box, flat, points)
 
 
 def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:
     """Refuse a file whose coordinates are fractions of the images' sides."""
-    shown = [one for one in annotations if one.annotated]
-    points = [value for one in shown for point in one.points if point is not None for value in point]
-    boxes = [value for one in shown if one.box for value in one.box.xywh]
-    for what, values in (("keypoints", points), ("boxes", boxes)):
+    annotated = [annotation for annotation in annotations if annotation.annotated]
+    points = [value for annotation in annotated for point in annotation.points if point is not None for value in point]
+    boxes = [value for annotation in annotated if annotation.box for value in annotation.box.xywh]
+    for kind, values in (("keypoints", points), ("boxes", boxes)):
         if values and are_shares(values):
             raise UserError(
-                f"{path}: all its {what} are from 0 to 1, as those of annotation {quote_json(shown[0].id)}: they are "
-                "fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
+                f"{path}: all its {kind} are from 0 to 1, as those of annotation {quote_json(annotated[0].id)}: they "
+                "are fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
             )
 
 
 def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str, path: Path, notes: Notes) -> None:
     """Refuse boxes that make sense in the other layout, and not in this one; note those that reach outside.
 
-    A box that is read as xywh and is xyxy holds its keypoints all the same, but where the object is to the right or
-    below it reaches outside; one that is read as xyxy and is xywh misses them. Hardly a right one makes sense as both.
+    An xyxy box read as xywh still holds its keypoints, but reaches outside the image where the object is to the right
+    or below; an xywh box read as xyxy misses them. Hardly any correct box makes sense as both.
     """
     sizes = cache(lambda image: image.size or _measure(image.path))
-    known = [(one, one.box, size) for one in annotations if one.box and (size := sizes(one.image))]
-    wrong = [one for one, box, size in known if not is_plausible_box(box.corners, one.points, size)]
-    otherwise = sum(is_plausible_box(other_corners(box, layout), one.points, size) for one, box, size in known)
-    least = 1 if layout == "xywh" else len(known) // 2 + 1
-    if len(wrong) >= max(least, 2 * (len(known) - otherwise)) and 10 * otherwise >= 9 * len(known):
-        other = next(each for each in LAYOUTS if each != layout)
+    boxed = [
+        (annotation, annotation.box, size)
+        for annotation in annotations
+        if annotation.box and (size := sizes(annotation.image))
+    ]
+    wrong = [
+        annotation for annotation, box, size in boxed if not is_plausible_box(box.corners, annotation.points, size)
+    ]
+    otherwise = sum(
+        is_plausible_box(other_corners(box, layout), annotation.points, size) for annotation, box, size in boxed
+    )
+    least = 1 if layout == "xywh" else len(boxed) // 2 + 1
+    if len(wrong) >= max(least, 2 * (len(boxed) - otherwise)) and 10 * otherwise >= 9 * len(boxed):
+        other_layout = next(name for name in LAYOUTS if name != layout)
         raise UserError(
-            f"{path}: {len(wrong)} of {len(known)} boxes, as that of annotation {quote_json(wrong[0].id)}, read as "
-            f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as {LAYOUTS[other]} "
-            f"{len(known) - otherwise} do. Give {option}={other}; if they are {layout} all the same, correct them."
+            f"{path}: {len(wrong)} of {len(boxed)} boxes, as that of annotation {quote_json(wrong[0].id)}, read as "
+            f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as "
+            f"{LAYOUTS[other_layout]} "
+            f"{len(boxed) - otherwise} do. Give {option}={other_layout}; if they are {layout} all the same, "
+            "correct them."
         )
-    if outside := [str(one.id) for one, box, size in known if box_overhang(box.corners, size) > 1]:
+    if outside := [str(annotation.id) for annotation, box, size in boxed if box_overhang(box.corners, size) > 1]:
         notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
 
 

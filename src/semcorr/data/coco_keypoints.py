@@ -42,11 +42,11 @@ class COCOKeypoints(PairDataModule):
         annotations: The JSON file, below `root`.
         images: The folder of its images, below `root`.
         box: `xywh` as COCO has it, or `xyxy` as some (AnimalPose) do.
-        val: Share of each category's images kept for validation,
-        test: and for testing. The splits have no image in common.
+        val: Share of each category's images kept for validation. The splits have no image in common.
+        test: Share of each category's images kept for testing.
         min_shared: Keypoints a pair must share.
-        pairs_per_category: Cap per split.
-        pairs_seed: Of the splits and of the cap.
+        pairs_per_category: Most pairs of a category in each split.
+        pairs_seed: Seed of the splits and of the choice of pairs.
         **options: As for every benchmark.
     """
 
@@ -80,12 +80,16 @@ class COCOKeypoints(PairDataModule):
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
         for category in sorted(images):
-            mine = sorted((i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name)
-            chosen = choose_coco_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
+            split_images = sorted(
+                (i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name
+            )
+            chosen_pairs = choose_coco_pairs(
+                split_images, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}"
+            )
             groups, flip = groups_from_names(names[category]), flip_from_names(names[category])
             pairs += [
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
-                for a, b in chosen
+                for a, b in chosen_pairs
             ]
         return name_pairs(pairs)
 
@@ -107,31 +111,40 @@ def read_images(
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
     content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
-    shown = [one for one in content.annotations if one.annotated]
-    if not shown:
+    annotated = [annotation for annotation in content.annotations if annotation.annotated]
+    if not annotated:
         raise UserError(f"{path} has no annotated keypoint (v > 0), so there is nothing to score. Annotate some.")
-    names = name_images(root / folder, {one.image.name for one in shown})
+    names = name_images(root / folder, {annotation.image.name for annotation in annotated})
     notes: dict[str, list[str]] = {}
-    if bare := [str(one.id) for one in content.annotations if not one.annotated]:
-        notes["annotations show no keypoint and are left out"] = bare
+    if unannotated := [str(annotation.id) for annotation in content.annotations if not annotation.annotated]:
+        notes["annotations show no keypoint and are left out"] = unannotated
     with warn_about_frames(path):
-        measured = {image.id: _measure(image, path) for image in {one.image.id: one.image for one in shown}.values()}
+        measured = {
+            image.id: _measure(image, path)
+            for image in {annotation.image.id: annotation.image for annotation in annotated}.values()
+        }
     records: dict[str, list[ImageRecord]] = {}
-    for one in shown:
-        image = one.image
+    for annotation in annotated:
+        image = annotation.image
         size, upright = measured[image.id]
-        corners = one.box.corners if one.box else keypoint_bounding_box(one.points)
-        if one.box is None:
-            single = len({point for point in one.points if point is not None}) == 1
-            notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(one.id))
+        corners = annotation.box.corners if annotation.box else keypoint_bounding_box(annotation.points)
+        if annotation.box is None:
+            single = len({point for point in annotation.points if point is not None}) == 1
+            notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(annotation.id))
             if single:
                 continue
-        record = build_image_record(names[image.name], image.path, size, one.points, corners, path, upright)
-        records.setdefault(one.category.name, []).append(record)
+        record = build_image_record(names[image.name], image.path, size, annotation.points, corners, path, upright)
+        records.setdefault(annotation.category.name, []).append(record)
     warn_notes(path, notes)
-    warn_stored_orientation(str(path), [content.images[key].name for key, each in measured.items() if not each.upright])
+    warn_stored_orientation(
+        str(path), [content.images[key].name for key, picture_size in measured.items() if not picture_size.upright]
+    )
     alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
-    return alone, {one.name: list(one.keypoints) for one in content.categories if one.name in records and one.keypoints}
+    return alone, {
+        category.name: list(category.keypoints)
+        for category in content.categories
+        if category.name in records and category.keypoints
+    }
 
 
 def _measure(image: CocoImage, path: Path) -> PictureSize:
@@ -148,7 +161,7 @@ def split_of_images(
 ) -> dict[str, str]:
     """Assign every image name to a split, in the same shares for every category.
 
-    A picture with a cat and a dog goes where its first category puts it: splits share no image.
+    An image with a cat and a dog is assigned by its first category: splits share no image.
     """
     split_of: dict[str, str] = {}
     for category in sorted(images):
@@ -170,8 +183,8 @@ def choose_coco_pairs(
     fit = [(a, b) for a, b in permutations(images, 2) if int((a.visible & b.visible).sum()) >= min_shared]
     if len(fit) <= cap:
         return fit
-    kept = sorted(random.Random(seed).sample(range(len(fit)), cap))
-    return [fit[i] for i in kept]
+    sampled = sorted(random.Random(seed).sample(range(len(fit)), cap))
+    return [fit[i] for i in sampled]
 
 
 def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:

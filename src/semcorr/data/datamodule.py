@@ -40,9 +40,9 @@ class PairListEntry(NamedTuple):
 class PairDataModule(LightningDataModule, ABC):
     """A benchmark's pairs as a LightningDataModule.
 
-    A benchmark is pairs and, apart from them, images: `to_score` and `to_train_on` list those that pairs
-    will look at, `encoding` loads them, each once. The pairs then come without pixels; those to be scored
-    grouped by target.
+    A benchmark provides pairs and images separately: `images_to_evaluate` and `images_to_train_on` list the images
+    of the pairs, `encoding` loads each once. The pairs then come without pixels; those to be scored are grouped
+    by target.
 
     Args:
         root: The benchmark's folder.
@@ -50,22 +50,23 @@ class PairDataModule(LightningDataModule, ABC):
         split: What `evaluate` scores: one of `splits`.
         resize: `squash`, `letterbox` or `corner`.
         batch_size: Training pairs per process and step.
-        all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
+        all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once; as in `loading` if left out.
         workers: Loader processes that decode; as in `loading` if left out.
-        seed: Of the training order and the augmentation.
+        seed: Seed of the training order and the augmentation.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
-        pose_variant: Training pairs come with mirror images for these variants of them; None, without. Likewise.
-        pixels: Pairs of the evaluation come with their pixels, for a backbone that must see both at once.
-        train_pixels: Those of the training do, because there is more to encode than images as they are.
+        pose_variant: Training pairs come with mirror images for these variants of them; None: without. Set before
+            `setup`.
+        pixels: Evaluation pairs come with their pixels, for a backbone that must see both images at once.
+        train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
     """
 
     name = ""
-    recipe: DownloadRecipe | None = None  # where it is to be had, if it is to be had
+    recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
     official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
@@ -133,23 +134,23 @@ class PairDataModule(LightningDataModule, ABC):
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
         stream, workers = self.stream(), self._decoders() if self.train_pixels else 0  # the rest takes 3 ms
-        how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader_options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
                 self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb,
                 self.pose_variant,
             )  # fmt: skip
-            return self._loader(images, batch_size=None, sampler=stream, **how)
+            return self._loader(images, batch_size=None, sampler=stream, **loader_options)
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
-        drawn = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
-        return self._loader(drawn, batch_sampler=stream, **how)
+        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
+        return self._loader(training_pairs, batch_sampler=stream, **loader_options)
 
     def stream(self) -> TrainingStream | ImageStream:
         """Return the order of training; its length is the steps of an epoch."""
-        where = (self.steps, self.seed, *self._place(), self._epoch)
+        stream_options = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
-            return ImageStream(self.galleries(), self.all_pairs, *where)
-        return TrainingStream(len(self.pairs("train")), self.batch_size, *where)
+            return ImageStream(self.galleries(), self.all_pairs, *stream_options)
+        return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """Return the loader of this process's share of the validation pairs."""
@@ -171,17 +172,17 @@ class PairDataModule(LightningDataModule, ABC):
     def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
         """Return the images drawn from now to the end of `epochs`, with their mirror images; by name.
 
-        `steps` is how many of each epoch are made, if not all.
+        `steps` is the number of steps made of each epoch, if not all.
         """
         stream = self.stream()
-        drawn: Iterable[ImageRecord]
+        images: Iterable[ImageRecord]
         if isinstance(stream, ImageStream):
-            drawn = stream.images_ahead(epochs, steps)
+            images = stream.images_ahead(epochs, steps)
         else:
             pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
-            drawn = unique_images(self.pairs("train")[i] for i in pairs)
+            images = unique_images(self.pairs("train")[i] for i in pairs)
         flips = self.augment is not None and self.augment.flip > 0
-        return list_variants(drawn, mirrored=flips or bool(self.pose_variant))
+        return list_variants(images, mirrored=flips or bool(self.pose_variant))
 
     def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
@@ -222,9 +223,9 @@ class PairDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        how = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
-        require_shared_memory(how["num_workers"], self.encoding_batch, self.size)
-        return DataLoader(dataset, **how)
+        loader_options = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
+        require_shared_memory(loader_options["num_workers"], self.encoding_batch, self.size)
+        return DataLoader(dataset, **loader_options)
 
     def _decoders(self) -> int:
         return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])

@@ -25,17 +25,17 @@ class PairDataset(Dataset[PairBatch]):
         self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
     ) -> None:
         self.pairs = pairs
-        places: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
-        ends = [[places.setdefault(id(image), len(places)) for image in (p.source, p.target)] for p in pairs]
-        known = {places[id(image)]: image for p in pairs for image in (p.source, p.target)}
+        indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
+        ends = [[indices.setdefault(id(image), len(indices)) for image in (p.source, p.target)] for p in pairs]
+        records = {indices[id(image)]: image for p in pairs for image in (p.source, p.target)}
         self.ends = torch.tensor(ends)  # of each pair, places among the views
-        self.views = ViewCache([known[place] for place in range(len(known))], side, resize, pixels, cache_gb)
+        self.views = ViewCache([records[index] for index in range(len(records))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
-        pair, (source, target) = self.pairs[index], (self.views[place] for place in self.ends[index].tolist())
+        pair, (source, target) = self.pairs[index], (self.views[view_index] for view_index in self.ends[index].tolist())
         twins = geometry_aware_mask(source.visible & target.visible, target.visible, pair.groups)
         return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
 
@@ -48,12 +48,14 @@ class PairBatches(Dataset[PairBatch]):
 
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
-        self.images: View = default_collate([pairs.views[place] for place in range(len(pairs.views))])
+        self.images: View = default_collate([pairs.views[index] for index in range(len(pairs.views))])
         rows: dict[tuple, int] = {}  # what may be mistaken in a target, by target and its category's groups
         keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
         self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
-        seen = [(pairs.views[place].visible, groups) for place, groups in rows]
-        self.twins = torch.stack([geometry_aware_mask(visible, visible, groups) for visible, groups in seen])
+        visible_and_groups = [(pairs.views[index].visible, groups) for index, groups in rows]
+        self.twins = torch.stack(
+            [geometry_aware_mask(visible, visible, groups) for visible, groups in visible_and_groups]
+        )
         self.extents = torch.tensor([pair.extent for pair in pairs.pairs])
 
     def __len__(self) -> int:
@@ -61,14 +63,14 @@ class PairBatches(Dataset[PairBatch]):
 
     def __getitem__(self, indices: list[int]) -> PairBatch:
         records = [self.pairs.pairs[index] for index in indices]
-        source, target = (self._rows(places) for places in self.pairs.ends[indices].T)
+        source, target = (self._rows(view_indices) for view_indices in self.pairs.ends[indices].T)
         twins = source.visible & target.visible & self.twins[self.twin_rows[indices]]
         categories, names = [pair.category for pair in records], [pair.name for pair in records]
         return PairBatch(source, target, twins, self.extents[indices], categories, names)
 
-    def _rows(self, places: Tensor) -> View:
+    def _rows(self, indices: Tensor) -> View:
         *columns, names = self.images
-        return View._make([*(column[places] for column in columns), [names[place] for place in places.tolist()]])
+        return View._make([*(column[indices] for column in columns), [names[index] for index in indices.tolist()]])
 
 
 class TrainingPairs(Dataset[PairBatch]):
@@ -105,8 +107,8 @@ class ImageDataset(Dataset[View]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> View:
-        record, mirrored, turned = one = self.images[index]
-        seen = make_view(record, self.side, self.resize)
+        record, mirrored, turned = variant = self.images[index]
+        view = make_view(record, self.side, self.resize)
         if mirrored:
-            seen = mirror_view(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
-        return seen._replace(image=seen.image.rot90(turned // 90, (-2, -1)), name=one.name) if turned else seen
+            view = mirror_view(view, range(len(view.keypoints)))._replace(image=view.image.flip(-1))
+        return view._replace(image=view.image.rot90(turned // 90, (-2, -1)), name=variant.name) if turned else view

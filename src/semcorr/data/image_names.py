@@ -27,28 +27,28 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """
     spellings = {file: posixpath.normpath(file) for file in files}
     owner = {file: _identity(folder / file) for file in spellings}
-    whole: dict[object, str] = {}  # of each file, the first of its spellings
+    full_paths: dict[object, str] = {}  # of each file, the first of its spellings
     for file in sorted(spellings, key=lambda file: spellings[file]):
-        whole.setdefault(owner[file], spellings[file])
-    names = {of: Path(path).with_suffix("").as_posix() for of, path in whole.items()}
-    while clashing := _clashing(names, whole):
-        names |= {of: whole[of] if len(names[of]) < len(whole[of]) else f"{names[of]}." for of in clashing}
+        full_paths.setdefault(owner[file], spellings[file])
+    names = {of: Path(path).with_suffix("").as_posix() for of, path in full_paths.items()}
+    while clashing := _clashing(names, full_paths):
+        names |= {of: full_paths[of] if len(names[of]) < len(full_paths[of]) else f"{names[of]}." for of in clashing}
     return {file: names[owner[file]] for file in spellings}
 
 
-def _clashing(names: dict[object, str], whole: dict[object, str]) -> list[object]:
+def _clashing(names: dict[object, str], full_paths: dict[object, str]) -> list[object]:
     """Return the files whose names are not unique; of two, one that has its whole path keeps it."""
     counts = Counter(names.values())
-    odd = [of for of, name in names.items() if VARIANT.fullmatch(name)]
+    variant_like = [of for of, name in names.items() if VARIANT.fullmatch(name)]
     shared = [of for of, name in names.items() if counts[name] > 1]
-    short = [of for of in shared if names[of] != whole[of]]
-    return odd + [of for of in short or shared if of not in odd]
+    short = [of for of in shared if names[of] != full_paths[of]]
+    return variant_like + [of for of in short or shared if of not in variant_like]
 
 
 def _identity(path: Path) -> object:
     """Return a key that is the same for all paths of one file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:  # who reads it says so
         return os.path.realpath(path)
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)

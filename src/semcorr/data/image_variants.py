@@ -35,7 +35,7 @@ class ImageVariant(NamedTuple):
 def unmirrored_name(name: str) -> str:
     """Return an image's name, escaped where it ends as the name of a mirrored or turned image does.
 
-    No two images have the same, as no two have the same name, and it is no other image's mirrored or turned one.
+    The result is unique as names are, and never the name of another image's mirrored or turned variant.
 
     >>> unmirrored_name("cat/7"), unmirrored_name("cat/7 mirrored")
     ('cat/7', 'cat/7 mirrored plain')
@@ -44,7 +44,7 @@ def unmirrored_name(name: str) -> str:
 
 
 def mirrored_name(name: str) -> str:
-    """Return the name of the mirror image of the image called `plain_name`; the function is its own inverse.
+    """Return the name of the mirror image of the image called `name`; the function is its own inverse.
 
     >>> mirrored_name("cat/7"), mirrored_name(mirrored_name("cat/7"))
     ('cat/7 mirrored', 'cat/7')
@@ -56,13 +56,13 @@ def content_hash(shown: ImageVariant) -> str:
     """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path."""
     record = shown.record
     try:
-        now = record.path.stat()
-        digest = _file_sha256(record.path, now.st_mtime_ns, now.st_size)
-        digest += reading_key(record.path, record.upright, now.st_mtime_ns, now.st_size)
+        status = record.path.stat()
+        digest = _file_sha256(record.path, status.st_mtime_ns, status.st_size)
+        digest += reading_key(record.path, record.upright, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    turned = f" {shown.turned}" if shown.turned else ""  # entries of before know of no turns, and no readings
-    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turned}".encode()).hexdigest()[:32]
+    turn = f" {shown.turned}" if shown.turned else ""  # entries of earlier versions have neither turns nor reading keys
+    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turn}".encode()).hexdigest()[:32]
 
 
 @cache
@@ -80,5 +80,9 @@ def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
 
 def list_variants(images: Iterable[ImageRecord], mirrored: bool = False) -> list[ImageVariant]:
     """Return every image and, if requested, its mirror image, sorted by name."""
-    both = [ImageVariant(image, side) for image in images for side in ((False, True) if mirrored else (False,))]
-    return sorted(both, key=lambda one: one.name)
+    variants = [
+        ImageVariant(image, is_mirrored)
+        for image in images
+        for is_mirrored in ((False, True) if mirrored else (False,))
+    ]
+    return sorted(variants, key=lambda variant: variant.name)

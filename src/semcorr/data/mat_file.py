@@ -33,8 +33,8 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
         with open_plain(path) as file:
             content = file.read(LARGEST + 1)
         _require_bounded(content)
-        found = loadmat(BytesIO(content), variable_names=list(names))
-        return [_numbers(found[name], name) for name in names]
+        arrays = loadmat(BytesIO(content), variable_names=list(names))
+        return [_numbers(arrays[name], name) for name in names]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. {remedy}") from None
     except UserError:

@@ -46,9 +46,9 @@ class PairsCSV(PairDataModule):
     """A CSV file per split below `root`.
 
     Args:
-        test: The file of the test pairs,
-        val: of the validation pairs,
-        train: and of the training pairs; null where there are none.
+        test: The file of the test pairs; null for none.
+        val: The file of the validation pairs; null for none.
+        train: The file of the training pairs; null for none.
         extent: What alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
             the box around its `keypoints`.
         **options: As for every benchmark.
@@ -102,8 +102,8 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     """Read all rows of a file.
 
     Args:
-        root: Where it is, and below it the images.
-        file: Its name.
+        root: The folder of the file; the images are below it.
+        file: Name of the file.
         extent: What alpha is a fraction of.
         others: Files of the other splits: images have one name in all of them.
     """
@@ -115,11 +115,11 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     if table.others:
         log.warning("%s: the columns %s are not read", path, ", ".join(map(quote_value, table.others[:5])))
     files = _files(root, table, path)
-    every = set(files.values())
-    for other in others:
+    all_files = set(files.values())
+    for other_file in others:
         with suppress(UserError):  # what is wrong there is said when it is read
-            every |= set(_files(root, _read(root / other), root / other).values())
-    images = _Images(root, name_images(root, every), files, table.encoding, cache(measure_picture), path)
+            all_files |= set(_files(root, _read(root / other_file), root / other_file).values())
+    images = _Images(root, name_images(root, all_files), files, table.encoding, cache(measure_picture), path)
     with warn_about_frames(path):
         pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
@@ -142,8 +142,8 @@ def _files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
             if row[column] not in files:
                 where = f"{path}, line {line}, column {column},"
                 files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
-    other = [f"{quote_json(cell)} as {quote_json(file)}" for cell, file in files.items() if cell.strip() != file]
-    warn_notes(path, {"names of images are read as their files are called": other} if other else {})
+    renamed = [f"{quote_json(cell)} as {quote_json(file)}" for cell, file in files.items() if cell.strip() != file]
+    warn_notes(path, {"names of images are read as their files are called": renamed} if renamed else {})
     return files
 
 
@@ -183,9 +183,10 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
         if x is None and y is None:
             points.append(None)
         elif x is None or y is None:
-            known = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
+            present_axes = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
             raise UserError(
-                f"{where}: point {i + 1} has only a number in {known}{side}. Give both numbers, or leave both empty."
+                f"{where}: point {i + 1} has only a number in {present_axes}{side}. Give both numbers, or leave "
+                "both empty."
             )
         elif x == y == -1:
             raise UserError(f"{where}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there.")

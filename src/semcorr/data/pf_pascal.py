@@ -113,8 +113,8 @@ def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[Pai
 def find_pair_list(root: Path, split: str) -> Path:
     """Find a split's list under any of its published names, in the root or a folder of it."""
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
-    places = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    found = next((place / name for place in places for name in names if (place / name).is_file()), None)
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    found = next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"No list of PF-PASCAL's {split} pairs in {root}: none of {', '.join(names)}. Put one there.")
     return found
@@ -156,9 +156,9 @@ def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: s
         picture = folder / "JPEGImages" / f"{stem}.jpg"
         records.append(_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path))
     source, target = records
-    alike = float(max(target.size)) if extent == "image" else longer_side(target.box)
+    target_extent = float(max(target.size)) if extent == "image" else longer_side(target.box)
     name = f"{line - 1:04d}-{source.name}-{target.name}"
-    return PairRecord(name, category, source, target, alike)
+    return PairRecord(name, category, source, target, target_extent)
 
 
 def _image(

@@ -78,7 +78,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
         name: For messages, where the source has no name.
 
     Raises:
-        UserError: It is none, or damaged, or too large to be decoded.
+        UserError: The source is no image, or damaged, or too large to be decoded.
     """
     if isinstance(source, str | Path):
         return read_picture(Path(source))
@@ -163,30 +163,32 @@ def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
 
 @cache
 def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
-    """What sets a reading apart from plain `convert("RGB")`: features of before, which were of that, hold without.
+    """Return how the reading of a file differs from plain `convert("RGB")`, empty if it does not.
+
+    Cached features of earlier versions were read by `convert("RGB")` and stay valid where the key is empty.
 
     Args:
         path: The file.
-        upright: How it is read.
-        changed: When it was changed, for the cache,
-        size: and its bytes.
+        upright: Whether the file is read upright.
+        changed: Time of the last change, for the cache.
+        size: Size in bytes, for the cache.
     """
     try:
         with open_image(path) as image:
             turn, tiff = _turn(image, str(path)), image.format == "TIFF"
-            words = ["turned"] * (turn is not None and tiff != upright) + ["converted"] * is_converted(image)
+            differences = ["turned"] * (turn is not None and tiff != upright) + ["converted"] * is_converted(image)
     except UserError:  # whoever decodes it says so
         return ""
-    return "".join(f" {word}" for word in words)
+    return "".join(f" {word}" for word in differences)
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """Return the image files of a folder, at least one."""
-    if not (found := list_image_files(folder)):
+    if not (files := list_image_files(folder)):
         raise UserError(
             f"{folder} has no images ({', '.join(readable_suffixes())}). Give a folder of images, or a file"
         )
-    return found
+    return files
 
 
 def readable_suffixes() -> tuple[str, ...]:
@@ -198,32 +200,34 @@ def readable_suffixes() -> tuple[str, ...]:
 def list_image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
     """List image files by their endings, in order; a warning names what else there is.
 
-    Nothing is said of hidden files, as macOS's ._a.jpg, of folders that systems make (SYSTEM), and of texts, tables
-    and labels (BESIDE).
+    The warning omits hidden files, as macOS's ._a.jpg, folders that systems make (SYSTEM), and texts, tables and
+    labels (BESIDE).
 
     Args:
-        folder: Where they are.
-        below: Whether also in the folders below.
+        folder: The folder of the files.
+        below: Whether to list files in the folders below, too.
         besides: Files that are known already, resolved; they are left out.
 
     Raises:
         UserError: A folder cannot be listed.
     """
-    files, others, known = [], [], readable_suffixes()
-    for place, folders, names in os.walk(folder, onerror=_refuse_folder):
-        seen = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
-        folders[:] = seen if below else []
-        others += [Path(place, name) for name in seen if not below or Path(place, name).is_symlink()]
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
+    files, others, suffixes = [], [], readable_suffixes()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder):
+        visible_folders = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
+        folders[:] = visible_folders if below else []
+        others += [Path(parent, name) for name in visible_folders if not below or Path(parent, name).is_symlink()]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
             if besides and path.resolve() in besides:
                 continue
-            if path.suffix.lower() in known and path.is_file():
+            if path.suffix.lower() in suffixes and path.is_file():
                 files.append(path)
             elif path.suffix.lower() not in BESIDE:
                 others.append(path)
     if others:
-        left = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in sorted(others)]
-        log.warning("%s: %d not read as images: %s. Read are %s", folder, len(left), _some(left), ", ".join(known))
+        unread = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in sorted(others)]
+        log.warning(
+            "%s: %d not read as images: %s. Read are %s", folder, len(unread), _some(unread), ", ".join(suffixes)
+        )
     return sorted(files)
 
 
@@ -232,7 +236,7 @@ def warn_about_frames(where: Path | None) -> Iterator[None]:
     """Warn once of all files read within the context of which only the first frame or page is read.
 
     Args:
-        where: What names the files, for the message; None: nothing is said, as they are read again.
+        where: The source of the files, for the message; None: no warning, as they are read again.
     """
     files: dict[Path, None] = {}
     token = COUNTED.set(files)
@@ -275,12 +279,12 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
 
 
 def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
-    before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
+    size_before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
     _scale_key(image)
     image.load()
     size = reduced or image.size
     if image.format == "TIFF":  # PIL turns it while it decodes
-        if before != size:  # it says so, and did not, as of some that it opened by their path
+        if size_before != size:  # it says so, and did not, as of some that it opened by their path
             raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
         turn = None if upright or turn is None else BACK.get(turn, turn)
     rgb = to_rgb(image, name)
@@ -321,11 +325,11 @@ def _is_late(image: Image.Image) -> bool:
     file = getattr(image, "fp", None)
     if file is None:  # decoded already
         return True
-    place = file.tell()
+    position = file.tell()
     try:
         return any(_late_chunks(file))
     finally:
-        file.seek(place)
+        file.seek(position)
 
 
 def _late_chunks(file: BinaryIO) -> Iterator[bool]:

@@ -52,13 +52,13 @@ class PoseVariant:
     @property
     def terms(self) -> list[LossTerm]:
         """The terms of the loss, the pair itself first."""
-        every = (
+        terms = (
             LossTerm(SOURCE, TARGET, 1.0),
             LossTerm(MIRRORED_SOURCE, MIRRORED_TARGET, self.double_flip),
             LossTerm(MIRRORED_SOURCE, TARGET, self.single_flip),
             LossTerm(MIRRORED_SOURCE, SOURCE, self.self_flip),
         )
-        return [term for term in every if term.weight]
+        return [term for term in terms if term.weight]
 
     @property
     def mirrored(self) -> int:
@@ -102,15 +102,15 @@ def image_weights(
             a, b = views[source >= MIRRORED_SOURCE], views[target >= MIRRORED_SOURCE]
             masks.append(a[:, None] & b & others)
         else:
-            own = (visible & mirrored)[:, None] & others  # (m m n): once for every target
-            masks.append(own & torch.stack(masks).any(0).any(-1, keepdim=True))
+            self_masks = (visible & mirrored)[:, None] & others  # (m m n): once for every target
+            masks.append(self_masks & torch.stack(masks).any(0).any(-1, keepdim=True))
     weights = point_weights(torch.stack(masks).flatten(1, 2), [term.weight for term in variants.terms])
-    found = visible.new_zeros((2 * m, n, 2 * m), dtype=weights.dtype)
+    query_weights = visible.new_zeros((2 * m, n, 2 * m), dtype=weights.dtype)
     for (source, target, _), part in zip(variants.terms, weights.unflatten(1, (m, m)), strict=True):
-        first, second = (m * (place >= MIRRORED_SOURCE) for place in (source, target))
-        block = found[first : first + m, :, second : second + m]
+        first, second = (m * (view >= MIRRORED_SOURCE) for view in (source, target))
+        block = query_weights[first : first + m, :, second : second + m]
         if target != SOURCE:
             block += part.transpose(1, 2)
         else:
             block.diagonal(dim1=0, dim2=2).add_(part.sum(1).T)  # all targets ask the same of it
-    return found
+    return query_weights

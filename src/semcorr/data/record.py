@@ -48,7 +48,7 @@ class ImageRecord(NamedTuple):
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
     azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
     segmentation: Segmentation | None = None
-    upright: bool = False  # all of it is of the picture as viewers show it; False: as stored, EXIF not applied
+    upright: bool = False  # coordinates of the picture as viewers show it; False: as stored, EXIF not applied
 
 
 class PairRecord(NamedTuple):
@@ -82,7 +82,7 @@ def build_image_record(
         keypoints: One entry per original id, None where there is none.
         box: x1 y1 x2 y2.
         source: The annotation file, for the messages.
-        upright: They are of the picture as viewers show it, as people's own are; False: of the stored pixels.
+        upright: Coordinates refer to the picture as viewers show it, as users' own do; False: to the stored pixels.
 
     Raises:
         UserError: The image is absent, the box has no area, or a coordinate is not finite.
@@ -105,8 +105,8 @@ def build_image_record(
 
 
 def _is_box(box: Any) -> bool:
-    whole = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
-    return whole and box[2] > box[0] and box[3] > box[1]
+    is_four_numbers = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
+    return is_four_numbers and box[2] > box[0] and box[3] > box[1]
 
 
 def _listed(values: Any) -> str:
@@ -114,8 +114,8 @@ def _listed(values: Any) -> str:
 
 
 def _is_point(point: Any) -> bool:
-    pair = isinstance(point, list | tuple) and len(point) == 2
-    return pair and all(is_number(value) and math.isfinite(value) for value in point)
+    is_pair = isinstance(point, list | tuple) and len(point) == 2
+    return is_pair and all(is_number(value) and math.isfinite(value) for value in point)
 
 
 def is_number(value: Any) -> bool:
@@ -126,15 +126,15 @@ def is_number(value: Any) -> bool:
 def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
     """Pad the keypoint rows of all images to the same number; the new rows are not visible.
 
-    Rows are told apart by `visible` alone: no value of a padding ever enters a score.
+    Only `visible` distinguishes rows: no value of the padding ever enters a score.
     """
     slots = max((len(image.visible) for pair in pairs for image in (pair.source, pair.target)), default=0)
     return [pair._replace(source=_padded(pair.source, slots), target=_padded(pair.target, slots)) for pair in pairs]
 
 
 def _padded(record: ImageRecord, slots: int) -> ImageRecord:
-    more = slots - len(record.visible)
-    keypoints, visible = pad(record.keypoints, (0, 0, 0, more)), pad(record.visible, (0, more))
+    padding = slots - len(record.visible)
+    keypoints, visible = pad(record.keypoints, (0, 0, 0, padding)), pad(record.visible, (0, padding))
     return record._replace(keypoints=keypoints, visible=visible)
 
 
@@ -162,9 +162,9 @@ def check_pairs(
     """Refuse pairs with nothing to score and ambiguous names; count and report keypoints outside their image.
 
     Args:
-        pairs: Of a split.
-        benchmark: What they are of, for messages.
-        images_before: Images of the splits that were checked before, by name; those of this one are added.
+        pairs: The pairs of a split.
+        benchmark: The benchmark, for messages.
+        images_before: Images of the splits that were checked before, by name; those of this split are added.
     """
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
@@ -183,11 +183,11 @@ def check_pairs(
             raise UserError(
                 f"{benchmark}: the keypoints and box of {image.name} must be finite numbers. Correct its annotation."
             )
-    strays = {name: count for name, image in images.items() if (count := count_outside_image(image))}
-    if strays:
+    outside = {name: count for name, image in images.items() if (count := count_outside_image(image))}
+    if outside:
         log.warning(
             "%s: %d keypoints lie outside their image (%s%s); they are kept as annotated",
-            benchmark, sum(strays.values()), ", ".join(sorted(strays)[:5]), " ..." if len(strays) > 5 else "",
+            benchmark, sum(outside.values()), ", ".join(sorted(outside)[:5]), " ..." if len(outside) > 5 else "",
         )  # fmt: skip
     return pairs
 
@@ -212,12 +212,12 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
             )
 
 
-def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
+def _is_same(first: ImageRecord, second: ImageRecord) -> bool:
     """Return whether two records show the same pixels; a file may have several paths."""
-    if (one.mirrored, one.upright) != (other.mirrored, other.upright):
+    if (first.mirrored, first.upright) != (second.mirrored, second.upright):
         return False
     try:
-        return one.path == other.path or os.path.samefile(one.path, other.path)
+        return first.path == second.path or os.path.samefile(first.path, second.path)
     except OSError:  # whoever opens it says so
         return False
 

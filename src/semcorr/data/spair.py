@@ -79,9 +79,9 @@ class SPair(PairDataModule):
 
     def annotation_conflicts(self, split: str) -> list[str]:
         """Return where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
-        found: list[str] = []
-        read_tree_pairs(self.tree(), FOLDERS[split], complain=found.append)
-        return found
+        conflicts: list[str] = []
+        read_tree_pairs(self.tree(), FOLDERS[split], complain=conflicts.append)
+        return conflicts
 
 
 def official_spair_tree(root: Path) -> SPairTree:
@@ -127,8 +127,8 @@ def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
     names = read_lines(layout)
     if not tree.partial:
         return names
-    there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
-    annotated = [name for name in names if name in there]
+    annotated_names = {path.stem for path in (tree.pairs / folder).glob("*.json")}
+    annotated = [name for name in names if name in annotated_names]
     log.warning("%s: %d of %d pairs have no annotation and are left out, as published",
                 tree.pairs, len(names) - len(annotated), len(names))  # fmt: skip
     return annotated
@@ -185,8 +185,8 @@ def azimuth_difference(source: int | None, target: int | None) -> int | None:
     """
     if source is None or target is None:
         return None
-    apart = abs(source - target) % 8
-    return min(apart, 8 - apart)
+    difference = abs(source - target) % 8
+    return min(difference, 8 - difference)
 
 
 def _parts(name: str, layout: Path) -> tuple[str, str, str]:

@@ -36,9 +36,9 @@ class Synthetic(SPair):
 
     Args:
         train: Images per category; a pair is any two that share three keypoints.
-        val: The same for validation,
-        test: and for testing.
-        pairs_per_category: Cap per split, a seeded choice.
+        val: Validation images per category.
+        test: Test images per category.
+        pairs_per_category: Most pairs of a category in each split, a seeded choice.
         drawing: Seed of the drawings.
         pixels: Image sides are drawn from 7/8 to 5/4 of it.
         **options: As for every benchmark.
@@ -127,8 +127,8 @@ def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
     remedy = "delete it or choose another `root`"
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
-    found = read_mapping(root / MANIFEST, remedy)
-    differ = [f"{k} is {found.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if found.get(k) != v]
+    content = read_mapping(root / MANIFEST, remedy)
+    differ = [f"{k} is {content.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if content.get(k) != v]
     if differ:
         raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differ)}): {remedy}")
     return True

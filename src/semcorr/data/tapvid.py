@@ -44,7 +44,7 @@ class VideoTracks(NamedTuple):
     queries: TrackQueries
     points: Float[Tensor, "q t 2"]  # (x, y), the official frame
     occluded: Bool[Tensor, "q t"]
-    scale: Float[Tensor, " 2"]  # pixels the backbone sees per pixel of the official frame, and
+    scale: Float[Tensor, " 2"]  # pixels the backbone sees per pixel of the official frame
     offset: Float[Tensor, " 2"]  # where the official corner went; see coords.to_view
 
 
@@ -81,15 +81,15 @@ class TapVid(LightningDataModule):
         size: Side of the square the backbone sees, in pixels.
         split: There is only `test`.
         resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.
-        encode_batch: Frames encoded at once, and
-        workers: loader processes; as in `loading` if left out.
+        encode_batch: Frames encoded at once; as in `loading` if left out.
+        workers: Loader processes; as in `loading` if left out.
         query: `first` or `strided`.
         occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
             visible if, matched back into the query frame, it returns to the query.
         cycle_threshold: How near it must return, in pixels of the official frame.
         frames: Side to which the frames are resized before anything else. The official protocol says 256,
             from which the backbone's size is enlarged again; `native` leaves that out.
-        training: What other benchmarks take for training. This one is for evaluation alone.
+        training: Training options of other benchmarks, ignored: this one is for evaluation alone.
     """
 
     name = "tapvid_davis"
@@ -153,8 +153,8 @@ class TapVid(LightningDataModule):
         """Return a video's queries and their ground truth."""
         video = self.videos()[name]
         queries = MODES[self.query](video.occluded)
-        how = fit_to_square((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
-        scale, offset = torch.tensor(how.size) / SIDE, torch.tensor(how.offset, dtype=torch.float32)
+        fit = fit_to_square((self.side, self.side) if self.side else video.frames.shape[2:0:-1], self.size, self.resize)
+        scale, offset = torch.tensor(fit.size) / SIDE, torch.tensor(fit.offset, dtype=torch.float32)
         return VideoTracks(name, queries, video.points[queries.track], video.occluded[queries.track], scale, offset)
 
     def images(self, name: str) -> DataLoader[Tensor]:

@@ -49,11 +49,11 @@ def read_videos(path: Path) -> dict[str, TapVidVideo]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: must be a dictionary from names to videos. Restore the official file.")
     videos = {name: _video(content[name], name, path) for name in sorted(content)}
-    strays = {name: count for name, video in videos.items() if (count := count_outside_frame(video))}
-    if strays:
+    outside = {name: count for name, video in videos.items() if (count := count_outside_frame(video))}
+    if outside:
         log.warning(
             "%s: %d visible points lie outside their frame (%s); they are kept as annotated",
-            path.name, sum(strays.values()), ", ".join(strays),
+            path.name, sum(outside.values()), ", ".join(outside),
         )  # fmt: skip
     return videos
 
@@ -80,8 +80,8 @@ def _video(entry: Any, name: str, path: Path) -> TapVidVideo:
     occluded = _array(entry, "occluded", np.bool_, points.shape[:2], name, path)
     if not np.isfinite(points[~occluded]).all():
         raise UserError(f"{path}: video {name}: `points` is not finite where visible. Restore the official file.")
-    at = torch.tensor(points.astype(np.float32)) * SIDE  # an exact power of two
-    return TapVidVideo(name, frames, at, torch.tensor(occluded))
+    coordinates = torch.tensor(points.astype(np.float32)) * SIDE  # an exact power of two
+    return TapVidVideo(name, frames, coordinates, torch.tensor(occluded))
 
 
 def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
@@ -89,14 +89,14 @@ def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], na
     if not isinstance(entry, Mapping) or field not in entry:
         raise UserError(f"{path}: video {name} has no field `{field}`. Restore the official file.")
     value = entry[field]
-    wanted = f"{kind.__name__} ({', '.join('any' if n is None else str(n) for n in shape)})"
+    expected = f"{kind.__name__} ({', '.join('any' if n is None else str(n) for n in shape)})"
     if not isinstance(value, np.ndarray):
-        raise UserError(f"{path}: video {name}: `{field}` must be an array, {wanted}, got a {type(value).__name__}.")
+        raise UserError(f"{path}: video {name}: `{field}` must be an array, {expected}, got a {type(value).__name__}.")
     if value.nbytes > path.stat().st_size:  # made of a shape alone: nothing in the file fills it
         raise UserError(f"{path}: video {name}: `{field}` is larger than the file. Restore the official file.")
     fits = value.ndim == len(shape) and all(n > 0 and m in (None, n) for n, m in zip(value.shape, shape, strict=True))
     if not fits or not np.issubdtype(value.dtype, kind):
-        raise UserError(f"{path}: video {name}: `{field}` must be {wanted}, got {value.dtype} {value.shape}.")
+        raise UserError(f"{path}: video {name}: `{field}` must be {expected}, got {value.dtype} {value.shape}.")
     return value
 
 

@@ -18,8 +18,8 @@ from semcorr.data.transforms import bytes_to_unit, fit_to_square, load_image, re
 
 def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
     """Return the view of a record: resized into a square, keypoints and box with it."""
-    how = fit_to_square(record.size, side, resize)
-    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
+    fit = fit_to_square(record.size, side, resize)
+    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
     image = bytes_to_unit(render_view(record, side, resize)) if pixels else torch.empty(3, 0, side)
@@ -57,13 +57,13 @@ class ViewCache:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, place: int) -> View:
-        if place not in self.bare:
-            self.bare[place] = make_view(self.records[place], self.side, self.resize, pixels=False)
-        return self.bare[place]._replace(image=self._image(place)) if self.pixels else self.bare[place]
+    def __getitem__(self, index: int) -> View:
+        if index not in self.bare:
+            self.bare[index] = make_view(self.records[index], self.side, self.resize, pixels=False)
+        return self.bare[index]._replace(image=self._image(index)) if self.pixels else self.bare[index]
 
-    def _image(self, place: int) -> Tensor:
-        def draw() -> Tensor:
-            return render_view(self.records[place], self.side, self.resize)
+    def _image(self, index: int) -> Tensor:
+        def render() -> Tensor:
+            return render_view(self.records[index], self.side, self.resize)
 
-        return bytes_to_unit(self.cache.get(self.slots[place], draw) if self.cache else draw())
+        return bytes_to_unit(self.cache.get(self.slots[index], render) if self.cache else render())

@@ -41,10 +41,10 @@ def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Ten
     and p is the limit of p <- bent - d(p).
     """
     bent = _apply(torch.linalg.inv(warp.affine), points)
-    found = bent
+    points_of_result = bent
     for _ in range(ROUNDS if warp.spline is not None else 0):
-        found = bent - thin_plate_displacement(warp.spline, found)  # type: ignore[arg-type]
-    return found
+        points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)  # type: ignore[arg-type]
+    return points_of_result
 
 
 def affine_matrix(
@@ -66,9 +66,9 @@ def affine_matrix(
     turn, lean = math.radians(rotate), math.tan(math.radians(shear))
     cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
     x, y, half = window
-    moved = [[cos, cos * lean - sin, shift[0]], [sin, sin * lean + cos, shift[1]], [0, 0, 1]]
+    placement = [[cos, cos * lean - sin, shift[0]], [sin, sin * lean + cos, shift[1]], [0, 0, 1]]
     cut = [[half, 0, x], [0, half, y], [0, 0, 1]]  # result to window
-    return torch.linalg.inv(torch.tensor(moved, dtype=torch.float64)) @ torch.tensor(cut, dtype=torch.float64)
+    return torch.linalg.inv(torch.tensor(placement, dtype=torch.float64)) @ torch.tensor(cut, dtype=torch.float64)
 
 
 def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:

@@ -116,12 +116,12 @@ def _check_count(archive: zipfile.ZipFile) -> None:
     file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
-    told = int.from_bytes(tail[end + 10 : end + 12], "little")
+    expected = int.from_bytes(tail[end + 10 : end + 12], "little")
     _require_count(len(archive.infolist()))
     if sum(info.compress_size for info in archive.infolist()) > file.seek(0, os.SEEK_END):
         raise zipfile.BadZipFile("its members overlap")
-    if told not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
-        raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {told}")
+    if expected not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
+        raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {expected}")
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

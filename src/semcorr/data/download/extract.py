@@ -43,14 +43,14 @@ def extract(path: Path, into: Path, name: str) -> None:
             _write(file, into / name)
         return
     try:
-        with open_archive(path) as (members, read):
+        with open_archive(path) as (members, open_member):
             plan = extraction_plan(path, members)
             _refuse_bomb(path, sum(member.size for member in plan.values()))
             _refuse_to_overwrite(path, plan, into)
             _make_room(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
             with Progress(transient=True) as bar:
                 for parts, member in bar.track(plan.items(), description=f"Unpacking {name}"):
-                    with read(member.entry) as source:
+                    with open_member(member.entry) as source:
                         _write(source, into.joinpath(*parts))
     except UserError:
         raise
@@ -84,15 +84,19 @@ def extraction_plan(path: Path, members: Sequence[ArchiveMember]) -> dict[tuple[
         folders.update(parts[:i] for i in range(1, len(parts) + (member.kind == "folder")))
         if member.kind == "file" and files.setdefault(parts, member) is not member:
             raise UserError(f"{path}: member {member.name!r} is there twice. Nothing of it is unpacked.")
-    if both := folders & files.keys():
-        raise UserError(f"{path}: member {'/'.join(min(both))!r} is a file and a folder. Nothing of it is unpacked.")
+    if conflicts := folders & files.keys():
+        raise UserError(
+            f"{path}: member {'/'.join(min(conflicts))!r} is a file and a folder. Nothing of it is unpacked."
+        )
     return files
 
 
 def _refuse_to_overwrite(path: Path, plan: Iterable[tuple[str, ...]], into: Path) -> None:
     """Refuse to overwrite what an archive extracted before this one wrote."""
-    if any(into.iterdir()) and (twice := [parts for parts in plan if into.joinpath(*parts).exists()]):
-        raise UserError(f"{path}: member {'/'.join(twice[0])!r} is in another archive too. Give the official ones.")
+    if any(into.iterdir()) and (duplicates := [parts for parts in plan if into.joinpath(*parts).exists()]):
+        raise UserError(
+            f"{path}: member {'/'.join(duplicates[0])!r} is in another archive too. Give the official ones."
+        )
 
 
 def _refuse_bomb(path: Path, total: int) -> None:

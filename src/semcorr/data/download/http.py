@@ -54,11 +54,11 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
     for attempt in range(1, TRIES + 1):
         if done.is_file():
             return done
-        had = _size(part)
+        previous_size = _size(part)
         try:
             _fetch(archive, part)
         except BROKEN as error:
-            if attempt == TRIES or _size(part) <= had:
+            if attempt == TRIES or _size(part) <= previous_size:
                 raise UserError(_unreachable(archive, part, error)) from None
             time.sleep(PAUSE)
         else:
@@ -87,20 +87,20 @@ def _answer(archive: ArchiveInfo, part: Path) -> Response:
     """Return the server's response: 206 with exactly the missing rest, or the whole file, or an error."""
     have, ticket = _size(part), _ticket(part)
     if have and ticket.get("validator") and ticket.get("url") == archive.url:
-        asked = {"Range": f"bytes={have}-", "If-Range": ticket["validator"]}
-        response = requests.get(archive.url, headers=PLAIN | asked, timeout=TIMEOUT, stream=True)
+        range_headers = {"Range": f"bytes={have}-", "If-Range": ticket["validator"]}
+        response = requests.get(archive.url, headers=PLAIN | range_headers, timeout=TIMEOUT, stream=True)
         if response.status_code not in (206, 416) or _continues(response, have, ticket):
             return response
         response.close()
     return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
 
 
-def _continues(response: Response, have: int, ticket: Mapping[str, Any]) -> bool:
+def _continues(response: Response, offset: int, ticket: Mapping[str, Any]) -> bool:
     """Return whether a 206 is the rest of the same file. A server may ignore If-Range or send another range."""
-    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if response.status_code != 206 or not told or int(told[1]) != have:
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or not content_range or int(content_range[1]) != offset:
         return False
-    if ticket.get("length") is not None and told[2] not in ("*", str(ticket["length"])):
+    if ticket.get("length") is not None and content_range[2] not in ("*", str(ticket["length"])):
         return False
     return _validator(response) in (None, ticket["validator"])
 
@@ -116,12 +116,12 @@ def _receive(response: Response, part: Path, length: int | None, label: str) -> 
 
 def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
     """Give the whole file its name, unless its checksum or size is wrong."""
-    length, got = _ticket(part).get("length"), _size(part)
+    length, size = _ticket(part).get("length"), _size(part)
     with part.open("rb") as file:
-        page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if page or (length is not None and got != length):
+        is_web_page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if is_web_page or (length is not None and size != length):
         part.unlink()
-        what = "a web page, not the file" if page else f"{got} bytes instead of {length}"
+        what = "a web page, not the file" if is_web_page else f"{size} bytes instead of {length}"
         raise UserError(f"{archive.url} sent {what}. Fetch the file with a browser and give --archive {archive.file}")
     part.replace(done)
     _beside(part).unlink(missing_ok=True)
@@ -160,5 +160,5 @@ def _validator(response: Response) -> str | None:
 
 
 def _length(response: Response) -> int | None:
-    told = response.headers.get("Content-Length", "")
-    return int(told) if told.isdigit() else None
+    header = response.headers.get("Content-Length", "")
+    return int(header) if header.isdigit() else None

@@ -56,7 +56,7 @@ def install_dataset(
         require_writable(root, "--root")
     root = root.resolve()  # of a link, its end: a rename stays on one disk
     try:
-        chosen = archive_sources(name, recipe, given)
+        sources = archive_sources(name, recipe, given)
         if is_complete(name, recipe, root, check) and not any(path.exists() for path in _beside(root)):
             return None
         require_writable(root, "--root")
@@ -66,13 +66,15 @@ def install_dataset(
             ):  # another process was faster, or ours was killed while tidying up
                 _tidy(root, given)
                 return None
-            announce(chosen)
-            report = _build(name, recipe, root, chosen, check)
+            announce(sources)
+            report = _build(name, recipe, root, sources, check)
             _tidy(root, given)
             return report
     except OSError as error:
-        where = error.filename2 or error.filename or root.parent
-        raise UserError(f"{where}: {error.strerror or error}. See to its room and permissions and run again") from None
+        location = error.filename2 or error.filename or root.parent
+        raise UserError(
+            f"{location}: {error.strerror or error}. See to its room and permissions and run again"
+        ) from None
 
 
 def _beside(root: Path) -> tuple[Path, Path, Path]:
@@ -91,7 +93,7 @@ def _tidy(root: Path, given: Sequence[Path]) -> None:
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Lock `root` against other processes; folders made for the lock are removed if nothing was installed."""
-    made = [folder for folder in root.parents if not folder.exists()]
+    created = [folder for folder in root.parents if not folder.exists()]
     root.parent.mkdir(parents=True, exist_ok=True)
     lock = _beside(root)[2]
     try:
@@ -104,24 +106,24 @@ def _alone(root: Path) -> Iterator[None]:
         raise UserError(f"{root} is being prepared by another process. Wait for it to end") from None
     finally:
         with suppress(OSError):
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
 
 
-def _build(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource], check: Check) -> TreeReport:
+def _build(name: str, recipe: DownloadRecipe, root: Path, sources: Sequence[ArchiveSource], check: Check) -> TreeReport:
     staging, downloads, _ = _beside(root)
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        paths = [fetch_archive(source, downloads) for source in chosen]
-        archives = [archive_info(source, path) for source, path in zip(chosen, paths, strict=True)]
+        paths = [fetch_archive(source, downloads) for source in sources]
+        archives = [archive_info(source, path) for source, path in zip(sources, paths, strict=True)]
         staging.mkdir()
-        for source, path in zip(chosen, paths, strict=True):
+        for source, path in zip(sources, paths, strict=True):
             extract_archive(source, path, staging)
         tree = find_dataset_folder(name, recipe, staging)
         report = convert_and_check(name, recipe, tree, root, check)
         write_note(tree / VERIFIED, report.as_json())
-        about = {"benchmark": name, "semcorr": semcorr.__version__, "official_counts": not report.failed}
-        write_note(tree / PREPARED, about | {"archives": archives})
+        note = {"benchmark": name, "semcorr": semcorr.__version__, "official_counts": not report.failed}
+        write_note(tree / PREPARED, note | {"archives": archives})
         os.rename(tree, root)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -25,17 +25,17 @@ class ArchiveSource(NamedTuple):
 def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) -> list[ArchiveSource]:
     """Pair each archive with the user's file for it, matched by name unless there is only one archive."""
     expected = [archive.file for archive in recipe.archives]
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in given:
         if not path.is_file():
             raise UserError(f"--archive {path}: no such file.")
         file = expected[0] if len(expected) == 1 else path.name
         if file not in expected:
             raise UserError(f"--archive {path}: {name} is made of {', '.join(expected)}. Give one by that name.")
-        if file in found:
-            raise UserError(f"--archive {path}: {found[file]} is given for {file} already. Drop one of the two.")
-        found[file] = path
-    return [ArchiveSource(archive, found.get(archive.file)) for archive in recipe.archives]
+        if file in files:
+            raise UserError(f"--archive {path}: {files[file]} is given for {file} already. Drop one of the two.")
+        files[file] = path
+    return [ArchiveSource(archive, files.get(archive.file)) for archive in recipe.archives]
 
 
 def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource]) -> Panel:
@@ -46,8 +46,8 @@ def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: S
     rows.add_row("licence", Text(recipe.licence))
     for archive, given in chosen:
         size = given.stat().st_size if given else fetch.remote_size(archive.url)
-        told = "unknown size" if size is None else decimal(size)
-        rows.add_row("file", Text(f"{archive.file}, {told}\n{given or archive.url}"))
+        size_text = "unknown size" if size is None else decimal(size)
+        rows.add_row("file", Text(f"{archive.file}, {size_text}\n{given or archive.url}"))
     rows.add_row("goes to", Text(str(root)))
     return Panel(rows, title=Text(name), title_align="left")
 
@@ -62,12 +62,12 @@ def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
 
 def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
     """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
-    found, expected = fetch.file_sha256(path), source.archive.sha256
-    if expected and found != expected:
+    checksum, expected = fetch.file_sha256(path), source.archive.sha256
+    if expected and checksum != expected:
         remedy = _discarded(source, path)
-        raise UserError(f"{path} is not the official file: its sha256 is {found}, expected {expected}. {remedy}")
+        raise UserError(f"{path} is not the official file: its sha256 is {checksum}, expected {expected}. {remedy}")
     address = None if source.given else source.archive.url
-    return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": found}
+    return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": checksum}
 
 
 def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
