@@ -78,7 +78,7 @@ def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
 class ImageStream(BatchStream[ImageSampleIndex]):
     """Batches of `count` images: a category in proportion to its listed pairs, then images of it without repetition.
 
-    A smaller category gives all that it has. A draw in which no two images share a keypoint is drawn again.
+    A smaller category yields all its images. A draw in which no two images share a keypoint is drawn again.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ImageStream(BatchStream[ImageSampleIndex]):
 
 
 class TrainingImages(Dataset[ImageBatch]):
-    """Whole batches by their draw, augmented if asked for; like `TrainingPairs` a function of seed and draw."""
+    """Whole batches by their draw, augmented if requested; like `TrainingPairs` a function of seed and draw."""
 
     def __init__(
         self,

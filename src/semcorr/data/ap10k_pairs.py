@@ -3,7 +3,7 @@
 The construction is GeoAware-SC's ("Telling Left from Right", section 5 and its released notebook):
 drop the images with several animals and those with fewer than 3 keypoints; per species 30 images to
 test and 20 to validate; pairs share at least 3 keypoints. Its lists depend on the order of a
-directory listing, so nobody can make them again. Here every choice is a sort, by image id or by a
+directory listing, so they cannot be reproduced. Here every choice is a sort, by image id or by a
 hash of the pair's own name: the same everywhere, for ever, whatever the file system or Python.
 """
 
@@ -102,14 +102,14 @@ def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
 def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:
     """Drop images that hold several animals (1,847, listed by hand) or show too few keypoints."""
     several = set(benchmark_metadata("ap10k_multi_instance")["ids"])
-    return [a for a in animals if a.id not in several and a.bits.bit_count() >= MIN_KEYPOINTS]
+    return [animal for animal in animals if animal.id not in several and animal.bits.bit_count() >= MIN_KEYPOINTS]
 
 
 def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]]:
     """Split images by species: of each species the last 30 test, the up to 20 before validate."""
     by_species: dict[str, list[Animal]] = defaultdict(list)
-    for a in sorted(animals, key=lambda a: a.id):
-        by_species[a.species].append(a)
+    for animal in sorted(animals, key=lambda animal: animal.id):
+        by_species[animal.species].append(animal)
     splits: dict[str, dict[str, list[Animal]]] = {"train": {}, "val": {}, "test": {}}
     for species in sorted(by_species):
         images = by_species[species]
@@ -137,16 +137,16 @@ def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
 
 def _intra_species(split: str, images: Mapping[str, Sequence[Animal]]) -> list[Pair]:
     pairs = []
-    for species, mine in images.items():
-        cap = TRAIN_PAIRS * len(mine) if split == "train" else None
-        pairs += _choose(combinations(mine, 2), cap, split, species)
+    for species, animals in images.items():
+        cap = TRAIN_PAIRS * len(animals) if split == "train" else None
+        pairs += _choose(combinations(animals, 2), cap, split, species)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
 
 def _cross_species(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
     pairs = []
     for family in sorted(families):
-        candidates = (p for one, other in combinations(families[family].values(), 2) for p in product(one, other))
+        candidates = (p for first, second in combinations(families[family].values(), 2) for p in product(first, second))
         pairs += _choose(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
@@ -154,10 +154,10 @@ def _cross_species(split: str, families: Mapping[str, Mapping[str, Sequence[Anim
 def _cross_family(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
     members = {name: [a for images in family.values() for a in images] for name, family in families.items()}
     pairs = []
-    for one, other in combinations(sorted(members), 2):
-        candidates = product(members[one], members[other])
-        chosen = _choose(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{one}/{other}")
-        pairs += [(source, target, "all") for source, target, _ in chosen]
+    for first, second in combinations(sorted(members), 2):
+        candidates = product(members[first], members[second])
+        chosen_pairs = _choose(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{first}/{second}")
+        pairs += [(source, target, "all") for source, target, _ in chosen_pairs]
     return sorted(pairs)
 
 
@@ -175,11 +175,11 @@ def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, spli
 def write_pairs(root: Path) -> None:
     """Write root/pairs from an official tree's annotations: a list per split and a manifest, all or nothing."""
     pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
-    with temporary_folder(root, "pairs") as beside:
-        for split, mine in pairs.items():
-            (beside / f"{split}.txt").write_text(format_pair_list(mine))
-        (beside / "manifest.json").write_text(json.dumps(build_manifest(pairs), indent=1) + "\n")
-        beside.replace(root / "pairs")
+    with temporary_folder(root, "pairs") as folder:
+        for split, split_pairs in pairs.items():
+            (folder / f"{split}.txt").write_text(format_pair_list(split_pairs))
+        (folder / "manifest.json").write_text(json.dumps(build_manifest(pairs), indent=1) + "\n")
+        folder.replace(root / "pairs")
 
 
 def format_pair_list(pairs: Iterable[Pair]) -> str:
@@ -190,5 +190,7 @@ def format_pair_list(pairs: Iterable[Pair]) -> str:
 def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     """Build the manifest: counts, and a hash that is equal for equal builds."""
     digests = {split: hashlib.sha256(format_pair_list(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
-    whole = hashlib.sha256("".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()).hexdigest()
-    return {"sha256": whole, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}
+    total_digest = hashlib.sha256(
+        "".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()
+    ).hexdigest()
+    return {"sha256": total_digest, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}

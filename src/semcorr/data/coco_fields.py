@@ -105,7 +105,7 @@ def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[
             f"each, which are {3 * len(names)} numbers. Correct it."
         )
     triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
-    points = [_point(*each, where) for each in zip(triples, names, strict=True)]
+    points = [_point(*triple_and_name, where) for triple_and_name in zip(triples, names, strict=True)]
     return points, sum(triple[2] == -1 for triple in triples)
 
 

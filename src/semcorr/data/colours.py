@@ -33,8 +33,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert an image to RGB of 8 bits each; what is transparent is laid on white.
 
     Args:
-        image: Of any mode.
-        name: For messages.
+        image: An image of any mode.
+        name: The image, for messages.
 
     Raises:
         UserError: Its numbers are beyond their range, or its colours are not converted.

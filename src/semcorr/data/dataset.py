@@ -25,10 +25,10 @@ class PairDataset(Dataset[PairBatch]):
         self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
     ) -> None:
         self.pairs = pairs
-        indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
+        indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image differently in every pair
         ends = [[indices.setdefault(id(image), len(indices)) for image in (p.source, p.target)] for p in pairs]
         records = {indices[id(image)]: image for p in pairs for image in (p.source, p.target)}
-        self.ends = torch.tensor(ends)  # of each pair, places among the views
+        self.ends = torch.tensor(ends)  # of each pair, indices of the views
         self.views = ViewCache([records[index] for index in range(len(records))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
@@ -49,10 +49,10 @@ class PairBatches(Dataset[PairBatch]):
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
         self.images: View = default_collate([pairs.views[index] for index in range(len(pairs.views))])
-        rows: dict[tuple, int] = {}  # what may be mistaken in a target, by target and its category's groups
+        row_by_target: dict[tuple, int] = {}  # row of the ambiguous keypoints, by target and its category's groups
         keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
-        self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
-        visible_and_groups = [(pairs.views[index].visible, groups) for index, groups in rows]
+        self.twin_rows = torch.tensor([row_by_target.setdefault(key, len(row_by_target)) for key in keys])
+        visible_and_groups = [(pairs.views[index].visible, groups) for index, groups in row_by_target]
         self.twins = torch.stack(
             [geometry_aware_mask(visible, visible, groups) for visible, groups in visible_and_groups]
         )
@@ -74,10 +74,10 @@ class PairBatches(Dataset[PairBatch]):
 
 
 class TrainingPairs(Dataset[PairBatch]):
-    """Pairs by their draw, augmented if asked for; with mirror images of them where they are to be met in variants.
+    """Pairs by their draw, augmented if requested, and with mirror images where pose variants are trained on.
 
-    What is random in a sample follows from the seed and the draw's number: a resumed run, and any number of
-    loader processes, give the same.
+    A sample's randomness depends on the seed and the draw's number alone: a resumed run, and any number of loader
+    processes, give the same.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class ImageDataset(Dataset[View]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> View:
-        record, mirrored, turned = variant = self.images[index]
+        record, mirrored, degrees = variant = self.images[index]
         view = make_view(record, self.side, self.resize)
         if mirrored:
             view = mirror_view(view, range(len(view.keypoints)))._replace(image=view.image.flip(-1))
-        return view._replace(image=view.image.rot90(turned // 90, (-2, -1)), name=variant.name) if turned else view
+        return view._replace(image=view.image.rot90(degrees // 90, (-2, -1)), name=variant.name) if degrees else view

@@ -15,12 +15,12 @@ VARIANT = re.compile(rf".*({re.escape(MIRRORED)}|{re.escape(TURNED)}\d+)", re.DO
 def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """Give each image file a unique name, whatever the spelling of its path.
 
-    It is its path below the folder without the ending; with it where two files would have one name, as a.jpg and
-    a.png, or a name would be that of another's mirror image. The order of the files does not matter.
+    A name is the path below the folder without its suffix; with it where two files would have the same name, as a.jpg
+    and a.png, or a name would be that of another's mirror image. The order of the files does not matter.
 
     Args:
-        folder: Where they are.
-        files: Paths below it, of which several may lead to one file: `./a.jpg`, links, another case on some systems.
+        folder: The folder of the files.
+        files: Paths below it, of which several may denote one file: `./a.jpg`, links, another case on some systems.
 
     Returns:
         The name for each of the given paths.
@@ -30,19 +30,21 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     full_paths: dict[object, str] = {}  # of each file, the first of its spellings
     for file in sorted(spellings, key=lambda file: spellings[file]):
         full_paths.setdefault(owner[file], spellings[file])
-    names = {of: Path(path).with_suffix("").as_posix() for of, path in full_paths.items()}
+    names = {key: Path(path).with_suffix("").as_posix() for key, path in full_paths.items()}
     while clashing := _clashing(names, full_paths):
-        names |= {of: full_paths[of] if len(names[of]) < len(full_paths[of]) else f"{names[of]}." for of in clashing}
+        names |= {
+            key: full_paths[key] if len(names[key]) < len(full_paths[key]) else f"{names[key]}." for key in clashing
+        }
     return {file: names[owner[file]] for file in spellings}
 
 
 def _clashing(names: dict[object, str], full_paths: dict[object, str]) -> list[object]:
     """Return the files whose names are not unique; of two, one that has its whole path keeps it."""
     counts = Counter(names.values())
-    variant_like = [of for of, name in names.items() if VARIANT.fullmatch(name)]
-    shared = [of for of, name in names.items() if counts[name] > 1]
-    short = [of for of in shared if names[of] != full_paths[of]]
-    return variant_like + [of for of in short or shared if of not in variant_like]
+    variant_like = [key for key, name in names.items() if VARIANT.fullmatch(name)]
+    shared = [key for key, name in names.items() if counts[name] > 1]
+    short = [key for key in shared if names[key] != full_paths[key]]
+    return variant_like + [key for key in short or shared if key not in variant_like]
 
 
 def _identity(path: Path) -> object:

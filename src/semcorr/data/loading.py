@@ -40,7 +40,7 @@ def require_workers(workers: Any) -> None:
     """Refuse a number of loader processes that no machine can start.
 
     Args:
-        workers: As given; None leaves it to the machine.
+        workers: The number of loader processes; None: chosen by the machine.
 
     Raises:
         UserError: It is no whole number, negative, or beyond all reason.
@@ -59,8 +59,8 @@ def require_shared_memory(workers: int, images: int, side: int) -> None:
 
     Args:
         workers: Loader processes.
-        images: Of a batch.
-        side: Of their squares, in pixels.
+        images: Images of a batch.
+        side: Side of their squares, in pixels.
 
     Raises:
         UserError: What all of them make ahead needs more than is free.

@@ -20,8 +20,8 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
     """Read matrices of real numbers, one for each name.
 
     Args:
-        path: Of version 4 to 7; 7.3 is HDF5, which is not read.
-        names: The variables.
+        path: A file of version 4 to 7; 7.3 is HDF5, which is not read.
+        names: Names of the variables.
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:

@@ -70,9 +70,9 @@ def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iter
     """Open an image; it is decoded within the context, where damage becomes a `UserError`, too.
 
     Args:
-        path: The file, whatever its name ends in.
-        remedy: What to do about a damaged one; ends the message.
-        absent: What to do where there is none.
+        path: The file, whatever its suffix.
+        remedy: What to do about a damaged file; ends the message.
+        absent: What to do about an absent file; ends the message.
 
     Raises:
         UserError: It is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
@@ -153,10 +153,10 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
 
 
 def _count(file: BinaryIO, marker: bytes) -> int:
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     count = file.read().count(marker)
-    file.seek(place)
+    file.seek(position)
     return count
 
 

@@ -232,7 +232,9 @@ def _box(row: Mapping[str, str], where: str) -> list[float] | None:
 def _require_pixels(pairs: Sequence[PairRecord], path: Path) -> None:
     """Refuse a file whose points are fractions of the images' sides."""
     images = [image for pair in pairs for image in (pair.source, pair.target)]
-    if images and are_shares([value for one in images for value in one.keypoints[one.visible].flatten().tolist()]):
+    if images and are_shares(
+        [value for record in images for value in record.keypoints[record.visible].flatten().tolist()]
+    ):
         raise UserError(
             f"{path}: all its points are from 0 to 1: they are fractions of the images' sides, and must be in pixels. "
             "Multiply x by width and y by height."

@@ -114,10 +114,10 @@ def find_pair_list(root: Path, split: str) -> Path:
     """Find a split's list under any of its published names, in the root or a folder of it."""
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    found = next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
-    if found is None:
+    pair_list = next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+    if pair_list is None:
         raise UserError(f"No list of PF-PASCAL's {split} pairs in {root}: none of {', '.join(names)}. Put one there.")
-    return found
+    return pair_list
 
 
 def read_pair_list(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -355,5 +355,5 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(escape_controls, names[:SHOWN])) + more
+    ellipsis = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(escape_controls, names[:SHOWN])) + ellipsis

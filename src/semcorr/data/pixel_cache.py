@@ -16,8 +16,8 @@ SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be
 class PixelCache:
     """As many squares as fit `gigabytes` (1e9 bytes); the others are rendered at every use.
 
-    No lock: two processes that draw the same square at once write the same bytes, and a square counts
-    as there only after its last byte.
+    No lock: two processes that render the same square at once write the same bytes, and a square counts
+    as present only after its last byte.
     """
 
     def __init__(self, images: int, side: int, gigabytes: float) -> None:

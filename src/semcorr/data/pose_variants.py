@@ -71,7 +71,8 @@ def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Flo
 
     Args:
         masks: Per term and pair, the keypoints that both images show.
-        weights: Of the terms. A term without points takes no part in its pair's mean, nor a pair without terms in any.
+        weights: Weights of the terms. A term without points takes no part in its pair's mean, nor a pair without terms
+            in any.
 
     >>> masks = torch.tensor([[[True, True]], [[True, False]], [[False, False]]])  # three terms of one pair
     >>> point_weights(masks, [1.0, 0.25, 1.0]).squeeze(1)  # 1 and 0.25 of 1.25, the 1 shared by two points
@@ -94,15 +95,15 @@ def image_weights(
     an image and its own mirror image do not make it one.
     """
     m, n = visible.shape
-    others = ~torch.eye(m, dtype=torch.bool, device=visible.device)[..., None]
+    off_diagonal = ~torch.eye(m, dtype=torch.bool, device=visible.device)[..., None]
     views = (visible, mirrored)
     masks = []
     for source, target, _ in variants.terms:
         if target != SOURCE:  # any two of them
             a, b = views[source >= MIRRORED_SOURCE], views[target >= MIRRORED_SOURCE]
-            masks.append(a[:, None] & b & others)
+            masks.append(a[:, None] & b & off_diagonal)
         else:
-            self_masks = (visible & mirrored)[:, None] & others  # (m m n): once for every target
+            self_masks = (visible & mirrored)[:, None] & off_diagonal  # (m m n): once for every target
             masks.append(self_masks & torch.stack(masks).any(0).any(-1, keepdim=True))
     weights = point_weights(torch.stack(masks).flatten(1, 2), [term.weight for term in variants.terms])
     query_weights = visible.new_zeros((2 * m, n, 2 * m), dtype=weights.dtype)

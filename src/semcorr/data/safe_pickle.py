@@ -1,7 +1,7 @@
 """A reader of pickled arrays that runs no code of the file.
 
-`pickle.load` calls whatever the file names. Of what this reader is willing to look up, everything
-makes an array or a plain container.
+`pickle.load` calls whatever the file names. This reader resolves only names that make an array or a plain
+container.
 """
 
 import os
@@ -45,7 +45,7 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# What makes an array: asked of NumPy itself, which moved it from numpy.core to numpy._core in version 2.
+# The makers of an array, taken from NumPy itself, which moved it from numpy.core to numpy._core in version 2.
 _RECONSTRUCT, _FROM_BUFFER = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]  # type: ignore[index]
 _MAKERS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,

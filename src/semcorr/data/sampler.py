@@ -19,7 +19,7 @@ class SampleIndex(NamedTuple):
     number: int
 
 
-Drawn = TypeVar("Drawn")  # what a training dataset is asked for: a batch
+Drawn = TypeVar("Drawn")  # the index that a training dataset takes: a batch
 
 
 class BatchStream(Sampler[Drawn], ABC):
@@ -30,7 +30,7 @@ class BatchStream(Sampler[Drawn], ABC):
     more frequent than passes over 53,340 pairs. Process r of n takes every n-th batch: all processes
     make the same number of steps.
 
-    `epoch` is asked whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
+    `epoch` is called whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
     resume only after loader processes have begun to fetch.
     """
 
@@ -80,12 +80,14 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
 
     def batch(self, number: int) -> list[SampleIndex]:
         """Return batch `number`, a slice of its pass."""
-        turn, i = divmod(number, self.per_pass)
-        indices = _shuffled(self.length, self.seed * 1_000_003 + turn)[i * self.batch_size : (i + 1) * self.batch_size]
+        pass_number, i = divmod(number, self.per_pass)
+        indices = _shuffled(self.length, self.seed * 1_000_003 + pass_number)[
+            i * self.batch_size : (i + 1) * self.batch_size
+        ]
         return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
 
 
-@lru_cache(maxsize=2)  # a pass is asked for batch by batch
+@lru_cache(maxsize=2)  # a pass is requested batch by batch
 def _shuffled(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
 

@@ -104,12 +104,12 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
     """Read all pairs of a list.
 
     Args:
-        tree: Where the benchmark lies.
+        tree: The paths of the benchmark.
         folder: trn, val or test.
-        complain: Told of every pair whose two kinds of annotation differ.
+        complain: Called with a message for every pair whose two kinds of annotation differ.
 
     Raises:
-        UserError: Something is missing, or (unless `complain` says otherwise) annotations differ.
+        UserError: Something is missing, or (unless `complain` returns) annotations differ.
     """
     image = cache(lambda category, stem: read_spair_image(tree, category, stem))
     names = read_pair_names(tree, folder)
@@ -127,11 +127,11 @@ def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
     names = read_lines(layout)
     if not tree.partial:
         return names
-    annotated_names = {path.stem for path in (tree.pairs / folder).glob("*.json")}
-    annotated = [name for name in names if name in annotated_names]
+    annotated = {path.stem for path in (tree.pairs / folder).glob("*.json")}
+    annotated_pairs = [name for name in names if name in annotated]
     log.warning("%s: %d of %d pairs have no annotation and are left out, as published",
-                tree.pairs, len(names) - len(annotated), len(names))  # fmt: skip
-    return annotated
+                tree.pairs, len(names) - len(annotated_pairs), len(names))  # fmt: skip
+    return annotated_pairs
 
 
 def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
@@ -203,7 +203,10 @@ def _parts(name: str, layout: Path) -> tuple[str, str, str]:
 
 
 def _contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
-    """PairAnnotation lists the keypoints visible in both images, in the order of their ids."""
+    """Return how a PairAnnotation differs from its ImageAnnotations, or None.
+
+    It lists the keypoints visible in both images, in the order of their ids.
+    """
     ids = [int(i) for i in require_field(entry, "kps_ids", path)]
     shared = (source.visible & target.visible).nonzero().flatten().tolist()
     if sorted(ids) != shared:

@@ -80,27 +80,27 @@ def _write(root: Path, manifest: Mapping[str, Any]) -> None:
     for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
         for category in categories:
             (root / folder / category).mkdir(parents=True)
-    shots: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
+    annotations: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
     with Progress(transient=True) as bar:
         for split, category, index in bar.track(jobs, description="Drawing creatures"):
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
-            shot = render_photo(category, index % 8, manifest["size"], rng)
-            shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
+            photo = render_photo(category, index % 8, manifest["size"], rng)
+            annotations[split, category].append(_write_shot(root, photo, category, f"{split}_{index:06d}", index % 8))
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
-        chosen: list[tuple[Annotation, Annotation]] = []
+        chosen_pairs: list[tuple[Annotation, Annotation]] = []
         for category in categories:
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
-            chosen += choose_creature_pairs(shots[split, category], manifest["pairs_per_category"], rng)
-        _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen, 1)])
+            chosen_pairs += choose_creature_pairs(annotations[split, category], manifest["pairs_per_category"], rng)
+        _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen_pairs, 1)])
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shot(root: Path, shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
-    annotation = annotate_image(shot, category, stem, azimuth_id)
+def _write_shot(root: Path, photo: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
+    annotation = annotate_image(photo, category, stem, azimuth_id)
     voc = benchmark_metadata("spair71k")["categories"][category]["voc_class_id"]
-    shot.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
-    Image.fromarray(np.where(shot.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
+    photo.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
+    Image.fromarray(np.where(photo.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
     (root / f"ImageAnnotation/{category}/{stem}.json").write_text(json.dumps(annotation))
     return annotation
 
@@ -128,9 +128,9 @@ def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
     content = read_mapping(root / MANIFEST, remedy)
-    differ = [f"{k} is {content.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if content.get(k) != v]
-    if differ:
-        raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differ)}): {remedy}")
+    differences = [f"{k} is {content.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if content.get(k) != v]
+    if differences:
+        raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differences)}): {remedy}")
     return True
 
 
@@ -149,7 +149,7 @@ def write_synthetic(
     killed writer nor two at the same time leave half a benchmark behind.
 
     Args:
-        images: How many per category, by split. Splits share no individual.
+        images: Images per category, by split. Splits share no individual.
         pairs_per_category: Keeps this many random pairs per category and split, in order. All
             ordered pairs with at least three shared keypoints if left out.
         size: Image sides are drawn from 7/8 to 5/4 of it.

@@ -65,8 +65,8 @@ def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     >>> strided_queries(torch.tensor([[False, False], [True, False]]))
     Queries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
     """
-    turn, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
-    frame = turn * EVERY
+    query_index, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
+    frame = query_index * EVERY
     return TrackQueries(track, frame, torch.arange(occluded.shape[1]) != frame[:, None])
 
 

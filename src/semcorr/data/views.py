@@ -42,7 +42,7 @@ def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3
 class ViewCache:
     """The views of all records, for repeated access.
 
-    Where keypoints land is worked out once; pixels are decoded at each use, or once if `cache_gb` has room.
+    Coordinates are computed once; pixels are decoded at each use, or once if `cache_gb` has room.
     """
 
     def __init__(

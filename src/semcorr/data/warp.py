@@ -58,9 +58,9 @@ def affine_matrix(
 
     Args:
         rotate: Degrees, clockwise as seen.
-        zoom: Above 1 enlarges.
+        zoom: Factor of the size; above 1 enlarges.
         shift: (x, y) in unit coordinates, where the whole side is 2.
-        shear: Degrees that vertical lines lean over.
+        shear: Degrees by which vertical lines lean.
         window: Centre x, y and half its side in unit coordinates: what fills the result.
     """
     turn, lean = math.radians(rotate), math.tan(math.radians(shear))
@@ -90,7 +90,7 @@ def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Te
     Beyond the square it stays what it is at the border, and so is bounded.
     """
     centres, weights = _centres().to(points.dtype), coefficients.to(points.dtype)
-    chunks = [_kernel(part, centres) @ weights for part in points.clamp(-1, 1).split(4096)]  # fits the cache
+    chunks = [_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)]  # fits the cache
     return torch.cat(chunks)
 
 

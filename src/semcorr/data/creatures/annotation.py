@@ -24,7 +24,7 @@ def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> An
     """Build the image's annotation: coordinates are 0-based, a pixel's centre at integers."""
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
-    found = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
+    keypoints = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
     return {
         "filename": f"{stem}.jpg",
         "src_database": "semcorr synthetic creatures",
@@ -39,7 +39,7 @@ def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> An
         "occluded": int(shot.occluded),
         "difficult": 0,
         "bndbox": [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())],
-        "kps": {i: list(xy) if xy else None for i, xy in found.items()},
+        "kps": {i: list(xy) if xy else None for i, xy in keypoints.items()},
         "azimuth_id": azimuth_id,
     }
 
@@ -52,7 +52,7 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
     both.
     """
     shared = [i for i in source["kps"] if source["kps"][i] and target["kps"][i]]
-    apart = abs(source["azimuth_id"] - target["azimuth_id"])
+    azimuth_steps = abs(source["azimuth_id"] - target["azimuth_id"])
     areas = sorted((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (source["bndbox"], target["bndbox"]))
     stems = [Path(side["filename"]).stem for side in (source, target)]
     return {
@@ -71,7 +71,7 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
         "trg_kps": [target["kps"][i] for i in shared],
         "kps_ids": shared,
         "mirror": 0,
-        "viewpoint_variation": sum(min(apart, 8 - apart) >= bins for bins in (2, 3)),
+        "viewpoint_variation": sum(min(azimuth_steps, 8 - azimuth_steps) >= bins for bins in (2, 3)),
         "scale_variation": sum(areas[1] >= times * areas[0] for times in (2, 4)),
         "truncation": source["truncated"] + 2 * target["truncated"],
         "occlusion": source["occluded"] + 2 * target["occluded"],

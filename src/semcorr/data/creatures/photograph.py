@@ -54,11 +54,11 @@ def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> P
         camera = sample_camera(creature, frames, azimuth_id, (height, width), rng)
         raster = rasterise(creature, frames, camera, (height, width))
         mask = raster.mask & (np.asarray(layer)[..., 3] == 0)
-        found = project_landmarks(creature, frames, camera, raster)
-        keypoints = {name: xy for name, xy in found.items() if xy and mask[xy[1], xy[0]]}
-        shown = {name: keypoints.get(name) for name in keypoint_names("spair71k", category).values()}
+        landmarks = project_landmarks(creature, frames, camera, raster)
+        keypoints = {name: xy for name, xy in landmarks.items() if xy and mask[xy[1], xy[0]]}
+        named_keypoints = {name: keypoints.get(name) for name in keypoint_names("spair71k", category).values()}
         extent = np.ptp(np.argwhere(mask), axis=0) if mask.any() else np.zeros(2)
-        if sum(xy is not None for xy in shown.values()) >= 5 and mask.mean() >= 0.04 and extent.min() >= 24:
+        if sum(xy is not None for xy in named_keypoints.values()) >= 5 and mask.mean() >= 0.04 and extent.min() >= 24:
             light = Light.draw(rng)
             feet = camera.project(np.stack([frames[bone].origin for bone in frames if bone.endswith("foot")]))
             picture = cast_shadow(draw_backdrop(category, (height, width), light, rng), feet[:, :2], camera.scale, rng)
@@ -66,7 +66,7 @@ def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> P
             picture = np.where(raster.mask[..., None], creature_pixels, picture)
             border = np.concatenate([*raster.mask[[0, -1]], *raster.mask.T[[0, -1]]])
             occluded = mask.sum() < 0.95 * raster.mask.sum()
-            return Photo(apply_camera(picture, layer, rng), mask, shown, bool(border.any()), bool(occluded))
+            return Photo(apply_camera(picture, layer, rng), mask, named_keypoints, bool(border.any()), bool(occluded))
     raise RuntimeError(f"no presentable {category} in 200 draws: `size` {size} is too small")
 
 

@@ -142,9 +142,9 @@ def pose_bones(creature: Creature, pose: Pose) -> dict[str, BoneFrame]:
     """Return every bone's frame in the world."""
     frames: dict[str, BoneFrame] = {}
     for name, bone in creature.bones.items():
-        above = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
+        parent = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
         turn = rotation_matrix(pose.get(name, (0.0, 0.0, 0.0)))
-        frames[name] = BoneFrame(above.axes @ turn, above.origin + above.axes @ bone.joint)
+        frames[name] = BoneFrame(parent.axes @ turn, parent.origin + parent.axes @ bone.joint)
     return frames
 
 
@@ -172,9 +172,9 @@ class Camera:
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Project world points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
-        seen = points @ self.axes.T
-        seen[:, :2] = seen[:, :2] * self.scale + self.centre
-        return seen
+        projected = points @ self.axes.T
+        projected[:, :2] = projected[:, :2] * self.scale + self.centre
+        return projected
 
 
 def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera) -> Float[np.ndarray, "n 4"]:
@@ -218,11 +218,11 @@ def rasterise(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camer
         part, x, y = creature.parts[i], np.arange(low[i, 0], high[i, 0] + 1), np.arange(low[i, 1], high[i, 1] + 1)
         if len(x) and len(y):
             pixels = (y[:, None] * shape[1] + x).ravel()
-            near, seen, shown = rasterise_part(
+            near, visible, surface_values = rasterise_part(
                 part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels]
             )
-            pixels = pixels[seen]
-            total[:, pixels] += np.exp(near / BLEND) * shown
+            pixels = pixels[visible]
+            total[:, pixels] += np.exp(near / BLEND) * surface_values
             material[pixels] = np.where(near > depth[pixels], part.material, material[pixels])
             depth[pixels] = np.maximum(near, depth[pixels])
     mask = np.flatnonzero(np.isfinite(depth))
@@ -252,16 +252,16 @@ def rasterise_part(
     downward = np.multiply.outer(view[1], (y - camera.centre[1]) / camera.scale) - origin[:, None]
     lines = (across[:, None, :] + downward[:, :, None]).reshape(3, -1)
     near, t = ray_hit(part, lines, view[2])
-    seen = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
-    near = near[seen]
-    point = lines[:, seen] + np.multiply.outer(view[2], near)
-    away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[seen])) / squash
-    shown = np.ones((8, len(near)))
-    shown[:3] = to_bone @ away / np.sqrt((away * away).sum(0))
-    shown[3:6] = bone.coat[:, None] + (point * squash + start)[:: -1 if bone.limb else 1]
-    shown[4] = np.abs(shown[4])
-    shown[6] = part.tip
-    return near, seen, shown
+    visible = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
+    near = near[visible]
+    point = lines[:, visible] + np.multiply.outer(view[2], near)
+    away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[visible])) / squash
+    surface_values = np.ones((8, len(near)))
+    surface_values[:3] = to_bone @ away / np.sqrt((away * away).sum(0))
+    surface_values[3:6] = bone.coat[:, None] + (point * squash + start)[:: -1 if bone.limb else 1]
+    surface_values[4] = np.abs(surface_values[4])
+    surface_values[6] = part.tip
+    return near, visible, surface_values
 
 
 def project_landmarks(
@@ -271,14 +271,14 @@ def project_landmarks(
 
     A landmark takes the nearest of the nine pixels around it that show the surface it lies on.
     """
-    found: dict[str, tuple[int, int] | None] = {}
+    pixels: dict[str, tuple[int, int] | None] = {}
     h, w = raster.depth.shape
-    for name, mark in creature.landmarks.items():
-        frame = frames[mark.bone]
-        x, y, depth = camera.project((frame.origin + frame.axes @ mark.point)[None])[0]
-        around = [(round(x) + i, round(y) + j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
-        inside = [(i, j) for i, j in around if 0 <= i < w and 0 <= j < h]
-        faces = frame.axes @ mark.facing @ camera.axes[2] >= 0
-        seen = [(i, j) for i, j in inside if faces and abs(raster.depth[j, i] - depth) < mark.slack]
-        found[name] = min(seen, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2, default=None)
-    return found
+    for name, landmark in creature.landmarks.items():
+        frame = frames[landmark.bone]
+        x, y, depth = camera.project((frame.origin + frame.axes @ landmark.point)[None])[0]
+        neighbours = [(round(x) + i, round(y) + j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
+        inside = [(i, j) for i, j in neighbours if 0 <= i < w and 0 <= j < h]
+        faces = frame.axes @ landmark.facing @ camera.axes[2] >= 0
+        visible = [(i, j) for i, j in inside if faces and abs(raster.depth[j, i] - depth) < landmark.slack]
+        pixels[name] = min(visible, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2, default=None)
+    return pixels

@@ -105,8 +105,8 @@ def _of_zip(info: zipfile.ZipInfo) -> ArchiveMember:
 
 
 def _of_tar(info: tarfile.TarInfo) -> ArchiveMember:
-    odd = "symbolic link" if info.issym() else "hard link" if info.islnk() else "special file"
-    kind = "file" if info.isreg() else "folder" if info.isdir() else odd
+    other_kind = "symbolic link" if info.issym() else "hard link" if info.islnk() else "special file"
+    kind = "file" if info.isreg() else "folder" if info.isdir() else other_kind
     return ArchiveMember(info.name, kind, info.size, info)
 
 
@@ -120,7 +120,7 @@ def _check_count(archive: zipfile.ZipFile) -> None:
     _require_count(len(archive.infolist()))
     if sum(info.compress_size for info in archive.infolist()) > file.seek(0, os.SEEK_END):
         raise zipfile.BadZipFile("its members overlap")
-    if expected not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: told elsewhere, there are too many
+    if expected not in (0xFFFF, len(archive.infolist()) & 0xFFFF):  # 0xFFFF: too many, the count is stored elsewhere
         raise zipfile.BadZipFile(f"{len(archive.infolist())} members of {expected}")
 
 

@@ -35,7 +35,7 @@ def extract(path: Path, into: Path, name: str) -> None:
 
     Raises:
         DamagedError: The archive is cut short or altered.
-        UserError: A member is not to be trusted, or there is not enough room.
+        UserError: A member is unsafe, or the disk lacks space.
     """
     if not name.endswith(ARCHIVES):
         _make_room(path, path.stat().st_size, into)
@@ -65,7 +65,7 @@ def extraction_plan(path: Path, members: Sequence[ArchiveMember]) -> dict[tuple[
     """Return where each file goes, as the parts of a path below the folder.
 
     Raises:
-        UserError: A name leads out of the folder, a member is a link or a device, or two want one place.
+        UserError: A name leads out of the folder, a member is a link or a device, or two have the same path.
     """
     files: dict[tuple[str, ...], ArchiveMember] = {}
     folders: set[tuple[str, ...]] = set()

@@ -1,7 +1,7 @@
-"""Downloads of official files: resumed where they were cut off, verified by checksum.
+"""Downloads of official files: resumed where they were cut off.
 
-FILE.part grows beside FILE.part.json, which remembers what the server called these bytes (its ETag
-or date). The rest is asked for only while the server still calls them so; FILE appears when whole.
+FILE.part grows beside FILE.part.json, which stores the server's validator of these bytes (its ETag or date). The
+rest is requested only while the validator is unchanged; FILE appears when complete.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from semcorr.core.errors import UserError
 from semcorr.data.download.recipe import ArchiveInfo
 
 TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
-TRIES = 5  # connections in a row; only those that brought bytes are followed by another
+TRIES = 5  # connections in a row; another follows only where bytes were received
 PAUSE = 1.0  # seconds between them
 CHUNK = 1 << 16  # what a killed download loses at most
 BROKEN = (requests.RequestException, HTTPError)  # requests wraps urllib3's errors, but not those of a raw read
@@ -48,7 +48,7 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
     """Download the whole file to `folder`; what an earlier call has of it is not requested again.
 
     Raises:
-        UserError: It cannot be had. What came of it is kept, unless it is of no use.
+        UserError: The download failed. The part received is kept, unless it is useless.
     """
     done, part = folder / archive.file, folder / f"{archive.file}.part"
     for attempt in range(1, TRIES + 1):
@@ -85,11 +85,11 @@ def _fetch(archive: ArchiveInfo, part: Path) -> None:
 
 def _answer(archive: ArchiveInfo, part: Path) -> Response:
     """Return the server's response: 206 with exactly the missing rest, or the whole file, or an error."""
-    have, ticket = _size(part), _ticket(part)
-    if have and ticket.get("validator") and ticket.get("url") == archive.url:
-        range_headers = {"Range": f"bytes={have}-", "If-Range": ticket["validator"]}
+    offset, ticket = _size(part), _ticket(part)
+    if offset and ticket.get("validator") and ticket.get("url") == archive.url:
+        range_headers = {"Range": f"bytes={offset}-", "If-Range": ticket["validator"]}
         response = requests.get(archive.url, headers=PLAIN | range_headers, timeout=TIMEOUT, stream=True)
-        if response.status_code not in (206, 416) or _continues(response, have, ticket):
+        if response.status_code not in (206, 416) or _continues(response, offset, ticket):
             return response
         response.close()
     return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
@@ -115,14 +115,16 @@ def _receive(response: Response, part: Path, length: int | None, label: str) -> 
 
 
 def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
-    """Give the whole file its name, unless its checksum or size is wrong."""
+    """Give the whole file its name, unless it is a web page or of the wrong length."""
     length, size = _ticket(part).get("length"), _size(part)
     with part.open("rb") as file:
         is_web_page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
     if is_web_page or (length is not None and size != length):
         part.unlink()
-        what = "a web page, not the file" if is_web_page else f"{size} bytes instead of {length}"
-        raise UserError(f"{archive.url} sent {what}. Fetch the file with a browser and give --archive {archive.file}")
+        content = "a web page, not the file" if is_web_page else f"{size} bytes instead of {length}"
+        raise UserError(
+            f"{archive.url} sent {content}. Fetch the file with a browser and give --archive {archive.file}"
+        )
     part.replace(done)
     _beside(part).unlink(missing_ok=True)
 

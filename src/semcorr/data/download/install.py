@@ -3,7 +3,7 @@
 archives -> .ROOT.downloads/ -unpack-> .ROOT.preparing/ -merge, convert, check-> tree -rename-> ROOT
 
 Everything happens in folders beside the root. Killed at any point and run again it ends with the
-same tree: what was unpacked is thrown away, what was downloaded is used.
+same tree: what was unpacked is discarded, what was downloaded is used.
 """
 
 import os
@@ -39,18 +39,18 @@ def install_dataset(
     """Install a complete benchmark at `root`.
 
     Args:
-        name: The benchmark's.
-        recipe: How it is made.
-        root: Absent or empty; a whole tree is left alone.
-        given: Files of the user's that need not be downloaded.
-        check: Reads a whole tree and counts it.
-        announce: Told what is about to be used before anything is downloaded; may refuse.
+        name: The benchmark's name.
+        recipe: The benchmark's recipe.
+        root: Absent or empty; a complete tree is left as it is.
+        given: The user's files, which need not be downloaded.
+        check: Reads a complete tree and counts it.
+        announce: Called with the sources before anything is downloaded; may refuse.
 
     Returns:
-        What the check found, None if the tree was there already.
+        The result of the check, None if the tree existed already.
 
     Raises:
-        UserError: Nothing is at `root` that was not there before.
+        UserError: The installation failed; `root` is as it was before.
     """
     if not os.path.lexists(root):
         require_writable(root, "--root")

@@ -61,7 +61,7 @@ def _counted(recipe: DownloadRecipe, root: Path, check: Check) -> TreeReport:
 
 
 def has_official_counts(root: Path) -> bool:
-    """Whether a tree that is whole counted as it should; one prepared by hand has just been checked."""
+    """Return whether a complete tree has the official counts; one prepared by hand has just been checked."""
     noted = root / PREPARED
     return not noted.is_file() or bool(read_mapping(noted, "Prepare it again.").get("official_counts"))
 

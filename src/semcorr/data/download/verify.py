@@ -1,7 +1,7 @@
 """Verification that a benchmark on disk is the official one: counts, sizes, and every known irregularity.
 
 `verify` reads a benchmark as training and evaluation do, and compares. A check that the official
-counts decide is `ok` or `differs`; what nobody published is a `note`, told and not judged.
+counts decide is `ok` or `differs`; what nobody published is a `note`, reported and not judged.
 """
 
 from collections import Counter
@@ -64,12 +64,12 @@ class VerificationReport(NamedTuple):
         for check in self.checks:
             colour = COLOURS[check.verdict]
             official = "" if check.official is None else f"{check.official:,}"
-            found = f"{check.found:,}" if isinstance(check.found, int) else check.found
-            table.add_row(check.what, check.where, found, official, Text(check.verdict, colour))
-            shown = () if check.verdict == OK else check.examples[:SHOWN]
-            for example in shown:
+            found_text = f"{check.found:,}" if isinstance(check.found, int) else check.found
+            table.add_row(check.what, check.where, found_text, official, Text(check.verdict, colour))
+            examples = () if check.verdict == OK else check.examples[:SHOWN]
+            for example in examples:
                 table.add_row(Text(f"  {escape_controls(example)}", "dim"))
-            if shown and len(check.examples) > SHOWN:
+            if examples and len(check.examples) > SHOWN:
                 table.add_row(Text(f"  and {len(check.examples) - SHOWN:,} more", "dim"))
         return table
 
@@ -125,33 +125,37 @@ def check_lists(
 ) -> list[VerificationCheck]:
     """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
     checks = []
-    known, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
-    for split, mine in rows.items():
-        checks.append(_count("pairs", split, len(mine), known.get(split), tolerance))
-    pictures = {split: {name for row in mine for name in (row.source, row.target)} for split, mine in rows.items()}
-    known = official.get("images", {})
+    official_counts, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
+    for split, entries in rows.items():
+        checks.append(_count("pairs", split, len(entries), official_counts.get(split), tolerance))
+    pictures = {
+        split: {name for row in entries for name in (row.source, row.target)} for split, entries in rows.items()
+    }
+    official_counts = official.get("images", {})
     for split, names in pictures.items():
-        checks.append(_count("images", split, len(names), known.get(split)))
-    if "all" in known:
-        checks.append(_count("images", "all", len(set().union(*pictures.values())), known["all"]))
+        checks.append(_count("images", split, len(names), official_counts.get(split)))
+    if "all" in official_counts:
+        checks.append(_count("images", "all", len(set().union(*pictures.values())), official_counts["all"]))
     for split, expected in official.get("pairs_per_category", {}).items():
         if split in rows:
             wrong = {c: categories[split].get(c, 0) for c in expected if categories[split].get(c, 0) != expected[c]}
-            examples = tuple(f"{c}: {found} pairs, official {expected[c]}" for c, found in wrong.items())
-            right = len(expected) - len(wrong)
-            checks.append(_count("categories as published", split, right, len(expected))._replace(examples=examples))
-    for split, mine in rows.items():
-        repeated = [row for row, times in Counter(mine).items() if times > 1]
+            examples = tuple(f"{c}: {count} pairs, official {expected[c]}" for c, count in wrong.items())
+            num_right = len(expected) - len(wrong)
+            checks.append(
+                _count("categories as published", split, num_right, len(expected))._replace(examples=examples)
+            )
+    for split, entries in rows.items():
+        repeated = [row for row, times in Counter(entries).items() if times > 1]
         examples = tuple(f"{row.source} -> {row.target}" for row in repeated)
         expected = official.get("duplicates", {}).get(split)
         checks.append(
-            _count("exact duplicates", split, len(mine) - len(set(mine)), expected)._replace(examples=examples)
+            _count("exact duplicates", split, len(entries) - len(set(entries)), expected)._replace(examples=examples)
         )
-    for one, other in combinations([split for split in rows if "_cross_" not in split], 2):
-        both = sorted(pictures[one] & pictures[other])
-        where = f"{one} & {other}"
-        expected = official.get("shared_images", {}).get(where)
-        checks.append(_count("images in both", where, len(both), expected)._replace(examples=tuple(both)))
+    for first, second in combinations([split for split in rows if "_cross_" not in split], 2):
+        shared = sorted(pictures[first] & pictures[second])
+        split_pair = f"{first} & {second}"
+        expected = official.get("shared_images", {}).get(split_pair)
+        checks.append(_count("images in both", split_pair, len(shared), expected)._replace(examples=tuple(shared)))
     return checks
 
 
@@ -165,7 +169,7 @@ def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int
 
 def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
     """Check every image once: its file against its annotation, and its keypoints against both."""
-    wrong, turned, stray, unboxed = [], [], [], []
+    wrong, turned, outside, unboxed = [], [], [], []
     images = sorted(images, key=lambda image: image.name)
     with Progress(transient=True) as bar:
         for image in bar.track(images, description="Checking images"):
@@ -175,14 +179,14 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
             if orientation not in UPRIGHT:
                 turned.append(f"{image.name}: orientation {orientation}")
             if count := count_outside_image(image):
-                stray.append(f"{image.name}: {count}")
+                outside.append(f"{image.name}: {count}")
             if count := _outside_box(image):
                 unboxed.append(f"{image.name}: {count}")
     sizes = _count("file sizes as annotated", "all", len(images) - len(wrong), len(images))
     return [
         sizes._replace(examples=tuple(wrong)),
         _tell("images that EXIF would turn (it is not applied)", "all", turned),
-        _tell("images with keypoints outside", "all", stray),
+        _tell("images with keypoints outside", "all", outside),
         _tell("images with keypoints outside the box", "all", unboxed),
     ]
 
@@ -190,22 +194,22 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
 def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> list[VerificationCheck]:
     """Check point tracking, which has videos and tracks in place of pairs."""
     videos = list(videos)
-    unseen = [f"{v.name}: {n}" for v in videos if (n := int(v.occluded.all(1).sum()))]
-    stray = [f"{v.name}: {n}" for v in videos if (n := count_outside_frame(v))]
+    never_visible = [f"{video.name}: {count}" for video in videos if (count := int(video.occluded.all(1).sum()))]
+    outside = [f"{video.name}: {count}" for video in videos if (count := count_outside_frame(video))]
     return [
         _count("videos", "test", len(videos), official.get("videos")),
-        _count("frames", "test", sum(len(v.frames) for v in videos), None),
-        _count("tracks", "test", sum(len(v.points) for v in videos), None),
-        _tell("videos with tracks that are never visible", "test", unseen),
-        _tell("videos with visible points outside the frame", "test", stray),
+        _count("frames", "test", sum(len(video.frames) for video in videos), None),
+        _count("tracks", "test", sum(len(video.points) for video in videos), None),
+        _tell("videos with tracks that are never visible", "test", never_visible),
+        _tell("videos with visible points outside the frame", "test", outside),
     ]
 
 
-def _count(what: str, where: str, found: int, official: int | None, tolerance: float = 0) -> VerificationCheck:
+def _count(what: str, where: str, count: int, official: int | None, tolerance: float = 0) -> VerificationCheck:
     if official is None:
-        return VerificationCheck(what, where, found, None, NOTE if what in UNWANTED and found else OK)
-    right = abs(found - official) <= tolerance * official
-    return VerificationCheck(what, where, found, official, OK if right else DIFFERS)
+        return VerificationCheck(what, where, count, None, NOTE if what in UNWANTED and count else OK)
+    is_right = abs(count - official) <= tolerance * official
+    return VerificationCheck(what, where, count, official, OK if is_right else DIFFERS)
 
 
 def _tell(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
@@ -217,7 +221,7 @@ def _shared(pair: PairRecord) -> int:
 
 
 def _header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
-    if image.upright:  # EXIF is applied, so nothing is to be told of it
+    if image.upright:  # EXIF is applied, so there is nothing to report
         return measure_picture(image.path).size, None
     with open_image(image.path, "Unpack it again.") as file:
         return stored_size(file), file.getexif().get(EXIF_ORIENTATION)
