@@ -49,8 +49,8 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
     """
     require_root(root, "AP-10K", f"{PREPARE}, or give data.root=DIR.")
     released = (root / "PairAnnotation").is_dir()
-    names = _released_names(root, split) if released else _own_names(root, split)
-    image = cache(_released_images(root) if released else _own_images(root))
+    names = _read_released_pair_names(root, split) if released else _read_pair_names(root, split)
+    image = cache(_released_image_reader(root) if released else _image_reader(root))
     groups, flip = symmetry_groups("ap10k", "*"), flip_permutation("ap10k", "*")
     pairs = []
     for name in names:
@@ -67,25 +67,25 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
     return pairs
 
 
-def _own_names(root: Path, split: str) -> list[str]:
+def _read_pair_names(root: Path, split: str) -> list[str]:
     path = root / "pairs" / f"{split}.txt"
     if not path.is_file():
         raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE}, which makes them.")
     return read_lines(path, PREPARE + ".")
 
 
-def _own_images(root: Path) -> Callable[[int], ImageRecord]:
+def _image_reader(root: Path) -> Callable[[int], ImageRecord]:
     animals = {a.id: a for a in read_animals([root / file for file in ANNOTATIONS])}
 
     def image(key: int) -> ImageRecord:
         if key not in animals:
             raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE} again.")
-        return _record(animals[key], root / "data" / animals[key].file, root / "annotations")
+        return _build_record(animals[key], root / "data" / animals[key].file, root / "annotations")
 
     return image
 
 
-def _released_names(root: Path, split: str) -> list[str]:
+def _read_released_pair_names(root: Path, split: str) -> list[str]:
     """Parse the pairs from file names, which carry all that the files hold: two ids and the shared label."""
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
@@ -95,17 +95,19 @@ def _released_names(root: Path, split: str) -> list[str]:
     return [f"{source}-{target}:{label}" for label, source, target in pairs]
 
 
-def _released_images(root: Path) -> Callable[[int], ImageRecord]:
+def _released_image_reader(root: Path) -> Callable[[int], ImageRecord]:
     paths = {int(path.stem): path for path in (root / "ImageAnnotation").glob("*/*/*.json")}
 
     def image(key: int) -> ImageRecord:
         if key not in paths:
             raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
         below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
-        return _record(read_animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
+        return _build_record(
+            read_animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key]
+        )
 
     return image
 
 
-def _record(a: Animal, picture: Path, source: Path) -> ImageRecord:
+def _build_record(a: Animal, picture: Path, source: Path) -> ImageRecord:
     return build_image_record(a.name, picture, a.size, a.keypoints, a.box, source)

@@ -139,7 +139,7 @@ def _intra_species(split: str, images: Mapping[str, Sequence[Animal]]) -> list[P
     pairs = []
     for species, animals in images.items():
         cap = TRAIN_PAIRS * len(animals) if split == "train" else None
-        pairs += _choose(combinations(animals, 2), cap, split, species)
+        pairs += _choose_pairs(combinations(animals, 2), cap, split, species)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
 
@@ -147,7 +147,7 @@ def _cross_species(split: str, families: Mapping[str, Mapping[str, Sequence[Anim
     pairs = []
     for family in sorted(families):
         candidates = (p for first, second in combinations(families[family].values(), 2) for p in product(first, second))
-        pairs += _choose(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
+        pairs += _choose_pairs(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
 
@@ -156,12 +156,12 @@ def _cross_family(split: str, families: Mapping[str, Mapping[str, Sequence[Anima
     pairs = []
     for first, second in combinations(sorted(members), 2):
         candidates = product(members[first], members[second])
-        chosen_pairs = _choose(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{first}/{second}")
+        chosen_pairs = _choose_pairs(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{first}/{second}")
         pairs += [(source, target, "all") for source, target, _ in chosen_pairs]
     return sorted(pairs)
 
 
-def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
+def _choose_pairs(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
     """Choose the `count` pairs of smallest hash that share enough keypoints; one more bit sets the direction."""
     ranked = []
     for a, b in candidates:

@@ -79,7 +79,7 @@ class Augmentation:
     def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
         """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
         colours = [self.colours(chance) for _ in views]
-        geometries, transformed = self._carried(views, permutation, chance)
+        geometries, transformed = self._draw_geometries(views, permutation, chance)
         return [
             view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
             for view, colour, geometry in zip(transformed, colours, geometries, strict=True)
@@ -114,7 +114,7 @@ class Augmentation:
             bool(chance.random() < self.grey),
         )
 
-    def _carried(
+    def _draw_geometries(
         self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
     ) -> tuple[list[GeometricChange], list[View]]:
         """Draw until a keypoint is visible in two images; return the images unchanged if none is."""

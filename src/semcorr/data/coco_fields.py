@@ -105,11 +105,11 @@ def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[
             f"each, which are {3 * len(names)} numbers. Correct it."
         )
     triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
-    points = [_point(*triple_and_name, where) for triple_and_name in zip(triples, names, strict=True)]
+    points = [_read_point(*triple_and_name, where) for triple_and_name in zip(triples, names, strict=True)]
     return points, sum(triple[2] == -1 for triple in triples)
 
 
-def _point(triple: list[Any], name: str, where: str) -> Point:
+def _read_point(triple: list[Any], name: str, where: str) -> Point:
     (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(

@@ -103,15 +103,18 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} and no object. {REMEDY}")
     notes: Notes = {}
-    images = _images(_require(content, "images", str(path), list | dict), folder, path, option, notes)
-    categories = _categories(_require(content, "categories", str(path), list), path, notes)
+    images = _read_images(_require(content, "images", str(path), list | dict), folder, path, option, notes)
+    categories = _read_categories(_require(content, "categories", str(path), list), path, notes)
     entries = _require(content, "annotations", str(path), list)
-    ids = _annotation_ids(entries, path)
+    ids = _assign_annotation_ids(entries, path)
     named: set[Id] = set()
     annotations: list[CocoAnnotation] = []
     for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
         where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote_json(key)}"
-        image, category = _owner(entry, "image_id", images, where), _owner(entry, "category_id", categories, where)
+        image, category = (
+            _find_owner(entry, "image_id", images, where),
+            _find_owner(entry, "category_id", categories, where),
+        )
         where += f" of {quote_json(image.file_name)}"
         if read_flag(entry, "iscrowd", where):
             notes.setdefault("annotations of crowds are left out", []).append(str(key))
@@ -119,7 +122,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
             _require_none(entry, category, where)
             notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
         else:
-            annotation = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
+            annotation = _read_annotation(key, entry, image, category, where, (layout, layout_option), notes)
             if not annotation.annotated and annotation.flat is not None and not any(annotation.flat):
                 notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
                 continue  # begun and left: of its image nothing is said
@@ -128,7 +131,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     _require_pixels(annotations, path)
     _check_boxes(annotations, layout, layout_option, path, notes)
     warn_notes(path, notes)
-    return CocoFile(images, _distinct(categories), annotations, named)
+    return CocoFile(images, _unique_categories(categories), annotations, named)
 
 
 def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
@@ -148,7 +151,7 @@ def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
     return entry[key]
 
 
-def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
+def _read_images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
     """Return the images by id."""
     if isinstance(entries, Mapping):  # AnimalPose's: id to name
         integer_ids = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
@@ -169,7 +172,7 @@ def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -
     return images
 
 
-def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
+def _read_categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
     """Return the categories by id; those of the same name are one."""
     categories: dict[Id, CocoCategory] = {}
     by_name: dict[str, CocoCategory] = {}
@@ -182,7 +185,7 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
             raise UserError(f"{where}: `name` is {quote_json(name)}; it must be a text. Correct it.")
         if key in categories:
             raise UserError(f"{path}: two categories have the id {quote_json(key)}. Give each its own.")
-        categories[key] = CocoCategory(key, name, _names(entry.get("keypoints"), where), entry)
+        categories[key] = CocoCategory(key, name, _keypoint_names(entry.get("keypoints"), where), entry)
         if not categories[key].keypoints:
             continue
         first = by_name.setdefault(name, categories[key])
@@ -199,7 +202,7 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
     return categories
 
 
-def _names(names: Any, where: str) -> tuple[str, ...]:
+def _keypoint_names(names: Any, where: str) -> tuple[str, ...]:
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -212,11 +215,11 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _distinct(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
+def _unique_categories(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
     return list({category.id: category for category in categories.values()}.values())
 
 
-def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
+def _assign_annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
     """Return each annotation's id; without one in the file its position, or the next free number."""
     ids: list[Id | None] = []
     unique_ids: set[Id] = set()
@@ -235,7 +238,7 @@ def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
     ]
 
 
-def _owner(entry: Mapping[str, Any], key: str, entries_by_id: Mapping[Id, Any], where: str) -> Any:
+def _find_owner(entry: Mapping[str, Any], key: str, entries_by_id: Mapping[Id, Any], where: str) -> Any:
     """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
@@ -253,7 +256,7 @@ def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) 
         )
 
 
-def _annotation(
+def _read_annotation(
     key: Id, entry: Mapping[str, Any], image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
     notes: Notes,
 ) -> CocoAnnotation:  # fmt: skip
@@ -291,7 +294,7 @@ def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str
     An xyxy box read as xywh still holds its keypoints, but reaches outside the image where the object is to the right
     or below; an xywh box read as xyxy misses them. Hardly any correct box makes sense as both.
     """
-    sizes = cache(lambda image: image.size or _measure(image.path))
+    sizes = cache(lambda image: image.size or _measure_image(image.path))
     boxed = [
         (annotation, annotation.box, size)
         for annotation in annotations
@@ -317,7 +320,7 @@ def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str
         notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
 
 
-def _measure(path: Path) -> tuple[int, int] | None:
+def _measure_image(path: Path) -> tuple[int, int] | None:
     """Return the size of an image where the file gives none; its reader refuses or leaves out unreadable ones."""
     with suppress(UserError), warn_about_frames(None):
         return measure_picture(path).size

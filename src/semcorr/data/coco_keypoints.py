@@ -139,7 +139,7 @@ def read_images(
     warn_stored_orientation(
         str(path), [content.images[key].name for key, picture_size in measured.items() if not picture_size.upright]
     )
-    alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
+    alone = {name: _keep_single_objects(images, f"{path} {name}") for name, images in records.items()}
     return alone, {
         category.name: list(category.keypoints)
         for category in content.categories
@@ -187,7 +187,7 @@ def choose_coco_pairs(
     return [fit[i] for i in sampled]
 
 
-def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:
+def _keep_single_objects(images: list[ImageRecord], what: str) -> list[ImageRecord]:
     """Keep images with one object of the category: two cats in one picture make "the same point" ill-defined."""
     names = Counter(image.name for image in images)
     alone = [image for image in images if names[image.name] == 1]

@@ -109,7 +109,7 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
         raise UserError(f"`{name}`: an array must be (H W), (H W 3) or (H W 4), with pixels, got {array.shape}")
-    return Image.fromarray(_bytes(array, name))
+    return Image.fromarray(_to_bytes(array, name))
 
 
 def are_unit_values(values: np.ndarray) -> bool:
@@ -117,7 +117,7 @@ def are_unit_values(values: np.ndarray) -> bool:
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 
-def _bytes(array: np.ndarray, name: str) -> np.ndarray:
+def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     """Convert values to 8 bits."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)

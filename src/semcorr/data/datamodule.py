@@ -97,10 +97,10 @@ class PairDataModule(LightningDataModule, ABC):
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
-        self.pairs = cache(self._checked)  # one reading per split
+        self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.galleries = cache(lambda: images_by_category(self.pairs("train")))
-        self._need(split)
+        self._require_split(split)
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """Return the pair list, for a benchmark whose list is a file separate from the annotations."""
@@ -133,7 +133,7 @@ class PairDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
-        stream, workers = self.stream(), self._decoders() if self.train_pixels else 0  # the rest takes 3 ms
+        stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
         loader_options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
@@ -154,11 +154,11 @@ class PairDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """Return the loader of this process's share of the validation pairs."""
-        return self._evaluation("val")
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[PairBatch]:
         """Return the loader of this process's share of the pairs of `split`."""
-        return self._evaluation(self.split)
+        return self._evaluation_loader(self.split)
 
     def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
         """Return the images of the first `batches` batches of all processes' shares, by name.
@@ -166,7 +166,7 @@ class PairDataModule(LightningDataModule, ABC):
         The order of all processes' work follows from the list: `batches` must be the same on all.
         """
         _, world = self._place()
-        ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
+        ahead = batches_by_target(self.pairs(split), self._target_batch_size())[: batches * world]
         return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
     def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
@@ -192,26 +192,26 @@ class PairDataModule(LightningDataModule, ABC):
         """Return the names of the categories of a split, sorted."""
         return sorted({pair.category for pair in self.pairs(split)})
 
-    def _checked(self, split: str) -> Sequence[PairRecord]:
-        self._need(split)
+    def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
+        self._require_split(split)
         return check_pairs(self.records(split), f"{self.name} {split}", self._images)
 
-    def _need(self, split: str) -> None:
+    def _require_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"`{self.name}` has no split {split!r}; it has {', '.join(self.splits)}")
 
-    def _evaluation(self, split: str) -> DataLoader[PairBatch]:
+    def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
         if self.pixels:
-            return self._loader(dataset, batch_sampler=self._share(split))
-        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._share(split), num_workers=0)
+            return self._loader(dataset, batch_sampler=self._sharded_batches(split))
+        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._sharded_batches(split), num_workers=0)
 
-    def _share(self, split: str) -> list[list[int]]:
-        batches, (rank, world) = batches_by_target(self.pairs(split), self._at_most()), self._place()
+    def _sharded_batches(self, split: str) -> list[list[int]]:
+        batches, (rank, world) = batches_by_target(self.pairs(split), self._target_batch_size()), self._place()
         require_enough_batches(batches, world)
         return shard(batches, rank, world)
 
-    def _at_most(self) -> int:
+    def _target_batch_size(self) -> int:
         return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
 
     def _place(self) -> tuple[int, int]:
@@ -223,11 +223,11 @@ class PairDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
 
     def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        loader_options = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
+        loader_options = {"num_workers": self._num_workers(), "pin_memory": self._on_gpu()} | options
         require_shared_memory(loader_options["num_workers"], self.encoding_batch, self.size)
         return DataLoader(dataset, **loader_options)
 
-    def _decoders(self) -> int:
+    def _num_workers(self) -> int:
         return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])
 
     def _on_gpu(self) -> bool:

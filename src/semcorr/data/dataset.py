@@ -63,12 +63,12 @@ class PairBatches(Dataset[PairBatch]):
 
     def __getitem__(self, indices: list[int]) -> PairBatch:
         records = [self.pairs.pairs[index] for index in indices]
-        source, target = (self._rows(view_indices) for view_indices in self.pairs.ends[indices].T)
+        source, target = (self._select_images(view_indices) for view_indices in self.pairs.ends[indices].T)
         twins = source.visible & target.visible & self.twins[self.twin_rows[indices]]
         categories, names = [pair.category for pair in records], [pair.name for pair in records]
         return PairBatch(source, target, twins, self.extents[indices], categories, names)
 
-    def _rows(self, indices: Tensor) -> View:
+    def _select_images(self, indices: Tensor) -> View:
         *columns, names = self.images
         return View._make([*(column[indices] for column in columns), [names[index] for index in indices.tolist()]])
 

@@ -26,19 +26,19 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
         The name for each of the given paths.
     """
     spellings = {file: posixpath.normpath(file) for file in files}
-    owner = {file: _identity(folder / file) for file in spellings}
+    owner = {file: _file_identity(folder / file) for file in spellings}
     full_paths: dict[object, str] = {}  # of each file, the first of its spellings
     for file in sorted(spellings, key=lambda file: spellings[file]):
         full_paths.setdefault(owner[file], spellings[file])
     names = {key: Path(path).with_suffix("").as_posix() for key, path in full_paths.items()}
-    while clashing := _clashing(names, full_paths):
+    while clashing := _find_clashes(names, full_paths):
         names |= {
             key: full_paths[key] if len(names[key]) < len(full_paths[key]) else f"{names[key]}." for key in clashing
         }
     return {file: names[owner[file]] for file in spellings}
 
 
-def _clashing(names: dict[object, str], full_paths: dict[object, str]) -> list[object]:
+def _find_clashes(names: dict[object, str], full_paths: dict[object, str]) -> list[object]:
     """Return the files whose names are not unique; of two, one that has its whole path keeps it."""
     counts = Counter(names.values())
     variant_like = [key for key, name in names.items() if VARIANT.fullmatch(name)]
@@ -47,7 +47,7 @@ def _clashing(names: dict[object, str], full_paths: dict[object, str]) -> list[o
     return variant_like + [key for key in short or shared if key not in variant_like]
 
 
-def _identity(path: Path) -> object:
+def _file_identity(path: Path) -> object:
     """Return a key that is the same for all paths of one file."""
     try:
         status = os.stat(path)

@@ -28,7 +28,7 @@ def keypoint_names(benchmark: str, category: str) -> dict[int, str]:
     >>> keypoint_names("spair71k", "cat")[3]
     'left ear-tip'
     """
-    return {int(i): name for i, name in _entry(benchmark, category)["names"].items()}
+    return {int(i): name for i, name in _category_entry(benchmark, category)["names"].items()}
 
 
 def symmetry_groups(benchmark: str, category: str) -> Groups:
@@ -39,7 +39,7 @@ def symmetry_groups(benchmark: str, category: str) -> Groups:
     >>> symmetry_groups("spair71k", "cat")  # the ear tips, the four feet
     ((2, 3), (9, 10, 11, 12))
     """
-    return tuple(tuple(ids) for ids in _entry(benchmark, category)["groups"].values())
+    return tuple(tuple(ids) for ids in _category_entry(benchmark, category)["groups"].values())
 
 
 def flip_permutation(benchmark: str, category: str) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def flip_permutation(benchmark: str, category: str) -> tuple[int, ...]:
     >>> flip_permutation("ap10k", "any species")[:5]  # left and right eye change places
     (1, 0, 2, 3, 4)
     """
-    return tuple(_entry(benchmark, category)["flip"])
+    return tuple(_category_entry(benchmark, category)["flip"])
 
 
 def geometry_aware_mask(
@@ -81,8 +81,8 @@ def groups_from_names(names: Sequence[str]) -> Groups:
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        stem = _without(name, ("left", "right", "front", "back", "hind"))
-        if _sided(name) and not {"eye", "nostril"} & set(_words(name)):
+        stem = _remove_words(name, ("left", "right", "front", "back", "hind"))
+        if _is_sided(name) and not {"eye", "nostril"} & set(_split_words(name)):
             groups.setdefault(stem, []).append(i)
     return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
 
@@ -94,8 +94,8 @@ def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
     (1, 0, 2)
     """
     swap = {"left": "right", "right": "left"}
-    index = {"_".join(_words(name)): i for i, name in enumerate(names)}
-    mirrored = ["_".join(swap.get(word, word) for word in _words(name)) for name in names]
+    index = {"_".join(_split_words(name)): i for i, name in enumerate(names)}
+    mirrored = ["_".join(swap.get(word, word) for word in _split_words(name)) for name in names]
     return tuple(index.get(mirror, i) for i, mirror in enumerate(mirrored))
 
 
@@ -106,7 +106,7 @@ def benchmark_metadata(benchmark: str) -> dict[str, Any]:
     return table
 
 
-def _entry(benchmark: str, category: str) -> dict[str, Any]:
+def _category_entry(benchmark: str, category: str) -> dict[str, Any]:
     categories = benchmark_metadata(benchmark)["categories"]
     entry = categories.get(category, categories.get("*"))  # "*": one table for every species
     if entry is None:
@@ -114,14 +114,14 @@ def _entry(benchmark: str, category: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     """Split a keypoint name into words; AnimalPose's `L_F_Paw` is left, front, paw."""
     return [ABBREVIATIONS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower())]
 
 
-def _without(name: str, words: Iterable[str]) -> str:
-    return "_".join(word for word in _words(name) if word not in words)
+def _remove_words(name: str, words: Iterable[str]) -> str:
+    return "_".join(word for word in _split_words(name) if word not in words)
 
 
-def _sided(name: str) -> bool:
-    return bool({"left", "right"} & set(_words(name)))
+def _is_sided(name: str) -> bool:
+    return bool({"left", "right"} & set(_split_words(name)))

@@ -34,7 +34,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
             content = file.read(LARGEST + 1)
         _require_bounded(content)
         arrays = loadmat(BytesIO(content), variable_names=list(names))
-        return [_numbers(arrays[name], name) for name in names]
+        return [_require_numbers(arrays[name], name) for name in names]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. {remedy}") from None
     except UserError:
@@ -44,7 +44,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
         raise UserError(f"{path} is not a PF-PASCAL annotation ({reason}). {remedy}") from None
 
 
-def _numbers(value: object, name: str) -> np.ndarray:
+def _require_numbers(value: object, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.ndim != 2:
         raise ValueError(f"`{name}` is no matrix of numbers")
     return value.astype(np.float64)

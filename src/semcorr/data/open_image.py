@@ -95,7 +95,7 @@ def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iter
         raise UserError(f"{path} is damaged or not an image ({reason}). {remedy}") from None
     for warning in caught:
         if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            _tell(path, str(warning.message))
+            _warn(path, str(warning.message))
 
 
 def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
@@ -103,7 +103,7 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
     try:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError:
-        kind = _kind(file)
+        kind = _guess_kind(file)
         if kind in IMAGES:
             remedy = UNREAD
         raise UserError(
@@ -112,7 +112,7 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
         ) from None
 
 
-def _kind(file: BinaryIO) -> str:
+def _guess_kind(file: BinaryIO) -> str:
     """Guess from its first bytes what a file is that is no image."""
     file.seek(0)
     start = file.read(512)
@@ -138,7 +138,7 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
             f"{path} has {width} x {height} pixels, and a {kind} is decoded whole: at most {most / 1e6:.0f} "
             "million are. Reduce it, or save it as JPEG, which need not be"
         )
-    if image.info.get("progressive") and (scans := _count(file, b"\xff\xda")) * width * height > MOST_SCANS:
+    if image.info.get("progressive") and (scans := _count_markers(file, b"\xff\xda")) * width * height > MOST_SCANS:
         raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
     if kind == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
             raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it anew")
 
 
-def _count(file: BinaryIO, marker: bytes) -> int:
+def _count_markers(file: BinaryIO, marker: bytes) -> int:
     position = file.tell()
     file.seek(0)
     count = file.read().count(marker)
@@ -161,6 +161,6 @@ def _count(file: BinaryIO, marker: bytes) -> int:
 
 
 @cache
-def _tell(path: Path, message: str) -> None:
+def _warn(path: Path, message: str) -> None:
     """Warn once for each file: it is opened in every epoch."""
     log.warning("%s: %s. The image is used all the same", path, message.strip().rstrip("."))

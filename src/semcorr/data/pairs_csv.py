@@ -114,14 +114,14 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     table = _read(path)
     if table.others:
         log.warning("%s: the columns %s are not read", path, ", ".join(map(quote_value, table.others[:5])))
-    files = _files(root, table, path)
+    files = _find_files(root, table, path)
     all_files = set(files.values())
     for other_file in others:
         with suppress(UserError):  # what is wrong there is said when it is read
-            all_files |= set(_files(root, _read(root / other_file), root / other_file).values())
+            all_files |= set(_find_files(root, _read(root / other_file), root / other_file).values())
     images = _Images(root, name_images(root, all_files), files, table.encoding, cache(measure_picture), path)
     with warn_about_frames(path):
-        pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
+        pairs = [_build_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
     if outside := [
         pair.name for pair in pairs if extent == "box" and box_overhang(pair.target.box, pair.target.size) > 1
@@ -134,7 +134,7 @@ def _read(path: Path) -> Spreadsheet:
     return read_spreadsheet(path, COLUMNS, OPTIONAL, "Correct the file.")
 
 
-def _files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
+def _find_files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
     """Return the path below the root of every image, by its text in the table."""
     files: dict[str, str] = {}
     for line, row in table.rows:
@@ -147,35 +147,35 @@ def _files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
     return files
 
 
-def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
+def _build_pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
     if broken := next((column for column, cell in row.items() if "\n" in cell or "\r" in cell), None):
         raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote, or write it in one.")
-    sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
+    sides = {"source": _parse_points(row, "A", where), "target": _parse_points(row, "B", where)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
             f"{where}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
             "Give as many, empty where one is not visible."
         )
-    box = _box(row, where)
+    box = _parse_box(row, where)
     if box is None and extent == "box":
         lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"
         raise UserError(f"{where}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
     source, target = (
-        images.record(row, side, points, (side == "target" and box) or _around(points), where)
+        images.record(row, side, points, (side == "target" and box) or _bounding_box(points), where)
         for side, points in sides.items()
     )
     lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
-               "keypoints": lambda: longer_side(_around(sides["target"]))}  # fmt: skip
+               "keypoints": lambda: longer_side(_bounding_box(sides["target"]))}  # fmt: skip
     category = row.get("category", "").strip() or "object"
     return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
 
 
-def _around(points: Sequence[Point]) -> Sequence[float]:
+def _bounding_box(points: Sequence[Point]) -> Sequence[float]:
     return keypoint_bounding_box(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
 
 
-def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
-    columns = [_numbers(row[f"{axis}{side}"], f"{axis}{side}", where) for axis in "XY"]
+def _parse_points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
+    columns = [_parse_numbers(row[f"{axis}{side}"], f"{axis}{side}", where) for axis in "XY"]
     if len(columns[0]) != len(columns[1]):
         raise UserError(f"{where}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
     points: list[Point] = []
@@ -195,7 +195,7 @@ def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
     return points
 
 
-def _numbers(cell: str, column: str, where: str) -> list[float | None]:
+def _parse_numbers(cell: str, column: str, where: str) -> list[float | None]:
     """Return the numbers of a cell, separated by `;`; None where there is none."""
     numbers: list[float | None] = []
     parts = cell.split(";")
@@ -217,11 +217,11 @@ def _numbers(cell: str, column: str, where: str) -> list[float | None]:
     return numbers
 
 
-def _box(row: Mapping[str, str], where: str) -> list[float] | None:
+def _parse_box(row: Mapping[str, str], where: str) -> list[float] | None:
     cell = row.get("box", "")
     if cell.strip().lower() in NOTHING:
         return None
-    numbers = [number for number in _numbers(cell, "box", where) if number is not None]
+    numbers = [number for number in _parse_numbers(cell, "box", where) if number is not None]
     if len(numbers) != 4 or cell.count(";") != 3 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
         raise UserError(
             f"{where}: box is {quote_value(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it."

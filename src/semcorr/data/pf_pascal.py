@@ -102,7 +102,7 @@ def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[Pai
         tried = ", ".join(str(root / name / "JPEGImages") for name in FOLDERS)
         raise UserError(f"PF-PASCAL's images are at none of {tried}. Unpack PF-dataset-PASCAL.zip into {root}.")
     size, annotation = cache(image_size), cache(read_pascal_annotation)
-    pairs = [_pair(folder, path, i, row, extent, size, annotation) for i, row in rows]
+    pairs = [_build_pair(folder, path, i, row, extent, size, annotation) for i, row in rows]
     images = {image.path: max(image.size) for pair in pairs for image in (pair.source, pair.target)}
     if larger := sum(side > FRAME for side in images.values()):
         log.warning("%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
@@ -142,11 +142,13 @@ def read_pascal_annotation(path: Path) -> Annotation:
     return [None if any(map(math.isnan, row)) else (row[0], row[1]) for row in points], box.ravel().tolist()
 
 
-def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size, annotation) -> PairRecord:  # type: ignore[no-untyped-def]
+def _build_pair(
+    folder: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size, annotation
+) -> PairRecord:  # type: ignore[no-untyped-def]
     where = f"{path}, line {line}"
     category, mirrored = _category(row["class"], where), row.get("flip") == "1"
     stems = [Path(row[f"{side}_image"]).stem for side in ("source", "target")]
-    listed = [_points(row, side, where) for side in "AB"] if "XA" in row else None
+    listed = [_parse_points(row, side, where) for side in "AB"] if "XA" in row else None
     records = []
     for i, stem in enumerate(stems):
         if listed and extent == "image":  # all that the test list has
@@ -154,14 +156,14 @@ def _pair(folder: Path, path: Path, line: int, row: Mapping[str, str], extent: s
         else:
             points, box = annotation(folder / "Annotations" / category / f"{stem}.mat")
         picture = folder / "JPEGImages" / f"{stem}.jpg"
-        records.append(_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path))
+        records.append(_build_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path))
     source, target = records
     target_extent = float(max(target.size)) if extent == "image" else longer_side(target.box)
     name = f"{line - 1:04d}-{source.name}-{target.name}"
     return PairRecord(name, category, source, target, target_extent)
 
 
-def _image(
+def _build_image(
     stem: str, picture: Path, size: tuple[int, int], points: Sequence[Point], box: Sequence[float], mirrored: bool,
     path: Path,
 ) -> ImageRecord:  # fmt: skip
@@ -178,7 +180,7 @@ def _image(
     return build_image_record(f"{stem}~mirrored", picture, size, points, box, path)._replace(mirrored=True)
 
 
-def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
+def _parse_points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
     try:
         x, y = ([float(value) for value in row[f"{axis}{side}"].split(";")] for axis in "XY")
         return list(zip(x, y, strict=True))

@@ -68,14 +68,14 @@ def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord
                 f"{path}, line {line}: {quote_value(name)} is not PF-dataset/CLASS/FILE. Restore the official list."
             )
         points = list(zip(numbers[start : start + POINTS], numbers[start + POINTS : start + 2 * POINTS], strict=True))
-        records.append(_image(root, path, name, points, size))
+        records.append(_build_image(root, path, name, points, size))
     source, target = records
     category = Path(row[0]).parts[1]
     name = f"{source.name}-{target.name}"
     return PairRecord(name, category, source, target, longer_side(target.box))
 
 
-def _image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size) -> ImageRecord:  # type: ignore[no-untyped-def]
+def _build_image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size) -> ImageRecord:  # type: ignore[no-untyped-def]
     """Build the record of an image. Its box is that of the keypoints: nothing else is annotated."""
     picture = root / name
     xs, ys = zip(*points, strict=True)

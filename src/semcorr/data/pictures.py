@@ -83,7 +83,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
     if isinstance(source, str | Path):
         return read_picture(Path(source))
     if isinstance(source, Image.Image):
-        return _decoded(source, str(getattr(source, "filename", "") or name))
+        return _decode(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
         source = to_channels_last(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
@@ -99,20 +99,20 @@ def read_picture(path: Path) -> Picture:
     """Read a file, upright; a huge JPEG at a fraction of its sides."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         _note_frames(path, image)
-        return _decoded(image, str(path), reduced=_reduced(image))
+        return _decode(image, str(path), reduced=_draft_huge_jpeg(image))
 
 
 def read_annotated(path: Path, annotated: tuple[int, int] | None) -> tuple[Picture, bool]:
     """Read a file in the orientation of its annotated size (`measure_picture`); return also if upright."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
-        upright = _measured(image, path, annotated).upright
-        return _decoded(image, str(path), upright, _reduced(image)), upright
+        upright = _measure_size(image, path, annotated).upright
+        return _decode(image, str(path), upright, _draft_huge_jpeg(image)), upright
 
 
 def read_whole(path: Path, upright: bool) -> Image.Image:
     """Read a benchmark's picture at full size, however large: RGB, upright or as stored."""
     with open_image(path) as image:
-        return _decoded(image, str(path), upright).image
+        return _decode(image, str(path), upright).image
 
 
 def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> PictureSize:
@@ -128,12 +128,12 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Pic
         UserError: It is no image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path) as image:
-        return _measured(image, path, annotated)
+        return _measure_size(image, path, annotated)
 
 
-def _measured(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> PictureSize:
+def _measure_size(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> PictureSize:
     _note_frames(path, image)
-    turn, stored = _turn(image, str(path)), stored_size(image)
+    turn, stored = _upright_transpose(image, str(path)), stored_size(image)
     upright = stored[::-1] if turn in SWAPPING else stored
     if annotated is None or tuple(annotated) == upright:
         return PictureSize(upright, True)
@@ -157,7 +157,7 @@ def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
     if names:
         log.warning(
             "%s: the annotated width and height of %d images (%s) fit their pixels as stored, and not as viewers show "
-            "them: their EXIF orientation is not applied", where, len(names), _some(names),
+            "them: their EXIF orientation is not applied", where, len(names), _format_examples(names),
         )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
     """
     try:
         with open_image(path) as image:
-            turn, tiff = _turn(image, str(path)), image.format == "TIFF"
+            turn, tiff = _upright_transpose(image, str(path)), image.format == "TIFF"
             differences = ["turned"] * (turn is not None and tiff != upright) + ["converted"] * is_converted(image)
     except UserError:  # whoever decodes it says so
         return ""
@@ -226,7 +226,11 @@ def list_image_files(folder: Path, below: bool = False, besides: Collection[Path
     if others:
         unread = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in sorted(others)]
         log.warning(
-            "%s: %d not read as images: %s. Read are %s", folder, len(unread), _some(unread), ", ".join(suffixes)
+            "%s: %d not read as images: %s. Read are %s",
+            folder,
+            len(unread),
+            _format_examples(unread),
+            ", ".join(suffixes),
         )
     return sorted(files)
 
@@ -247,7 +251,7 @@ def warn_about_frames(where: Path | None) -> Iterator[None]:
     if files and where is not None:
         log.warning(
             "%s: %d images (%s) hold several frames or pages, of which the first is read",
-            where, len(files), _some([path.name for path in files]),
+            where, len(files), _format_examples([path.name for path in files]),
         )  # fmt: skip
 
 
@@ -257,18 +261,18 @@ def _note_frames(path: Path, image: Image.Image) -> None:
         return
     files = COUNTED.get()
     if files is None:
-        _tell_frames(path)
+        _warn_frames(path)
     else:
         files[path] = None
 
 
 @cache
-def _tell_frames(path: Path) -> None:
+def _warn_frames(path: Path) -> None:
     """Warn of several frames, once for each file."""
     log.warning("%s holds several frames or pages, of which the first is read", path)
 
 
-def _reduced(image: Image.Image) -> tuple[int, int] | None:
+def _draft_huge_jpeg(image: Image.Image) -> tuple[int, int] | None:
     """Have a huge JPEG, unless it is a strip, decoded at a fraction of its sides; return its true size then."""
     size = width, height = image.size
     if image.format not in ("JPEG", "MPO") or width * height <= REDUCED:
@@ -278,8 +282,8 @@ def _reduced(image: Image.Image) -> tuple[int, int] | None:
     return size
 
 
-def _decoded(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
-    size_before, turn = image.size, _turn(image, name) if upright or image.format == "TIFF" else None
+def _decode(image: Image.Image, name: str, upright: bool = True, reduced: tuple[int, int] | None = None) -> Picture:
+    size_before, turn = image.size, _upright_transpose(image, name) if upright or image.format == "TIFF" else None
     _scale_key(image)
     image.load()
     size = reduced or image.size
@@ -298,9 +302,9 @@ def _scale_key(image: Image.Image) -> None:
         image.info["transparency"] = key * STEPS.get(tiles[0][3], 1)
 
 
-def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
+def _upright_transpose(image: Image.Image, name: str) -> Image.Transpose | None:
     """Return what turns the stored pixels upright; decode only if the EXIF may come after them."""
-    if image.format == "PNG" and "exif" not in image.info and not _is_late(image):
+    if image.format == "PNG" and "exif" not in image.info and not _has_late_orientation(image):
         exif = Image.Image.getexif  # PngImageFile's own decodes first
     else:
         exif = type(image).getexif
@@ -309,30 +313,30 @@ def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
     except UserError:
         raise
     except DAMAGE as error:
-        _tell_exif(name, str(error))
+        _warn_exif(name, str(error))
         return None
     if isinstance(value, bytes) and len(value) == 1:  # written as a byte, where EXIF has a short number
         value = value[0]
     if isinstance(value, int):
         return TURNS.get(value)
     if value is not None:
-        _tell_exif(name, f"its orientation is {value!r}, and no number")
+        _warn_exif(name, f"its orientation is {value!r}, and no number")
     return None
 
 
-def _is_late(image: Image.Image) -> bool:
+def _has_late_orientation(image: Image.Image) -> bool:
     """Return whether a PNG has a chunk after its pixels that may hold an orientation."""
     file = getattr(image, "fp", None)
     if file is None:  # decoded already
         return True
     position = file.tell()
     try:
-        return any(_late_chunks(file))
+        return any(_iterate_late_chunks(file))
     finally:
         file.seek(position)
 
 
-def _late_chunks(file: BinaryIO) -> Iterator[bool]:
+def _iterate_late_chunks(file: BinaryIO) -> Iterator[bool]:
     after = False
     file.seek(8)
     while len(head := file.read(8)) == 8:
@@ -345,7 +349,7 @@ def _late_chunks(file: BinaryIO) -> Iterator[bool]:
 
 
 @cache
-def _tell_exif(name: str, error: str) -> None:
+def _warn_exif(name: str, error: str) -> None:
     """Warn of unreadable EXIF, once for each file."""
     log.warning("%s: its EXIF cannot be read (%s), so it is not turned", name, error.strip() or "damaged")
 
@@ -354,6 +358,6 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be listed ({error.strerror}). Give a folder that you may read")
 
 
-def _some(names: Sequence[str]) -> str:
+def _format_examples(names: Sequence[str]) -> str:
     ellipsis = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(escape_controls, names[:SHOWN])) + ellipsis

@@ -22,7 +22,7 @@ class PixelCache:
 
     def __init__(self, images: int, side: int, gigabytes: float) -> None:
         slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
-        _require_room(slots * 3 * side * side)
+        _require_memory(slots * 3 * side * side)
         self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
         self.there = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
@@ -36,7 +36,7 @@ class PixelCache:
         return self.squares[slot]
 
 
-def _require_room(needed: int) -> None:
+def _require_memory(needed: int) -> None:
     """Require enough free memory: a lack of it would end the process by a bus error, much later."""
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
     if needed > free:

@@ -91,12 +91,13 @@ def build_image_record(
         raise UserError(f"{source}: names the image {path}, which does not exist. Restore it or drop the entry.")
     if not _is_box(box):
         raise UserError(
-            f"{source}: box {_listed(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
+            f"{source}: box {_quote_values(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
         )
     for i, point in enumerate(keypoints):
         if point is not None and not _is_point(point):
             raise UserError(
-                f"{source}: keypoint {i} of {name} is {_listed(point)}; it must be two finite numbers. Correct it."
+                f"{source}: keypoint {i} of {name} is {_quote_values(point)}; it must be two finite numbers. "
+                "Correct it."
             )
     points = torch.tensor([[0.0, 0.0] if p is None else list(map(float, p)) for p in keypoints], dtype=torch.float32)
     visible = torch.tensor([p is not None for p in keypoints])
@@ -109,7 +110,7 @@ def _is_box(box: Any) -> bool:
     return is_four_numbers and box[2] > box[0] and box[3] > box[1]
 
 
-def _listed(values: Any) -> str:
+def _quote_values(values: Any) -> str:
     return quote_value(list(values) if isinstance(values, tuple) else values)
 
 
@@ -129,10 +130,12 @@ def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
     Only `visible` distinguishes rows: no value of the padding ever enters a score.
     """
     slots = max((len(image.visible) for pair in pairs for image in (pair.source, pair.target)), default=0)
-    return [pair._replace(source=_padded(pair.source, slots), target=_padded(pair.target, slots)) for pair in pairs]
+    return [
+        pair._replace(source=_pad_record(pair.source, slots), target=_pad_record(pair.target, slots)) for pair in pairs
+    ]
 
 
-def _padded(record: ImageRecord, slots: int) -> ImageRecord:
+def _pad_record(record: ImageRecord, slots: int) -> ImageRecord:
     padding = slots - len(record.visible)
     keypoints, visible = pad(record.keypoints, (0, 0, 0, padding)), pad(record.visible, (0, padding))
     return record._replace(keypoints=keypoints, visible=visible)
@@ -196,7 +199,7 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
     """Require that a name belongs to one image or pair: features and results are stored by names."""
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
         first = images.setdefault(image.name, image)
-        if not _is_same(first, image):
+        if not _is_same_file(first, image):
             raise UserError(
                 f"{benchmark}: two images are called {quote_value(image.name)}: {first.path} and {image.path}, or one "
                 "of them mirrored or turned. Rename one of them, and what refers to it."
@@ -212,7 +215,7 @@ def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[st
             )
 
 
-def _is_same(first: ImageRecord, second: ImageRecord) -> bool:
+def _is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
     """Return whether two records show the same pixels; a file may have several paths."""
     if (first.mirrored, first.upright) != (second.mirrored, second.upright):
         return False

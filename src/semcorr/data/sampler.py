@@ -81,14 +81,14 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
     def batch(self, number: int) -> list[SampleIndex]:
         """Return batch `number`, a slice of its pass."""
         pass_number, i = divmod(number, self.per_pass)
-        indices = _shuffled(self.length, self.seed * 1_000_003 + pass_number)[
+        indices = _shuffled_indices(self.length, self.seed * 1_000_003 + pass_number)[
             i * self.batch_size : (i + 1) * self.batch_size
         ]
         return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
 
 
 @lru_cache(maxsize=2)  # a pass is requested batch by batch
-def _shuffled(length: int, seed: int) -> tuple[int, ...]:
+def _shuffled_indices(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
 
 

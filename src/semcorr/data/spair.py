@@ -71,7 +71,7 @@ class SPair(PairDataModule):
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """Return the pair list, which names images and category."""
         tree = self.tree()
-        parts = [_parts(name, tree.layout) for name in read_pair_names(tree, FOLDERS[split])]
+        parts = [_parse_pair_name(name, tree.layout) for name in read_pair_names(tree, FOLDERS[split])]
         return [
             PairListEntry(f"{category}/{source}", f"{category}/{target}", category)
             for source, target, category in parts
@@ -115,7 +115,8 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
     names = read_pair_names(tree, folder)
     with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
         return [
-            _pair(tree, folder, name, image, complain) for name in bar.track(names, description=f"Reading {folder}")
+            _build_pair(tree, folder, name, image, complain)
+            for name in bar.track(names, description=f"Reading {folder}")
         ]
 
 
@@ -152,10 +153,10 @@ def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
         f"{category}/{stem}", picture, size, keypoints, require_field(entry, "bndbox", path), path
     )
     azimuth = None if entry.get("azimuth_id") is None else require_whole_number(entry, "azimuth_id", path)
-    return record._replace(azimuth=azimuth, segmentation=_segmentation(tree, category, stem))
+    return record._replace(azimuth=azimuth, segmentation=_find_segmentation(tree, category, stem))
 
 
-def _segmentation(tree: SPairTree, category: str, stem: str) -> Segmentation | None:
+def _find_segmentation(tree: SPairTree, category: str, stem: str) -> Segmentation | None:
     """Return an image's segmentation; its pixels are numbered as VOC's 20 classes, not as SPair-71k's own 18."""
     path = tree.masks / category / f"{stem}.png" if tree.masks else None
     if path is None or not path.is_file() or tree.facts is None:
@@ -163,12 +164,12 @@ def _segmentation(tree: SPairTree, category: str, stem: str) -> Segmentation | N
     return Segmentation(path, benchmark_metadata(tree.facts)["categories"][category]["voc_class_id"])
 
 
-def _pair(tree: SPairTree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
-    source_stem, target_stem, category = _parts(name, tree.layout / f"{folder}.txt")
+def _build_pair(tree: SPairTree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
+    source_stem, target_stem, category = _parse_pair_name(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"
     entry = read_annotation(path)
-    if (contradiction := _contradiction(entry, source, target, path)) is not None:
+    if (contradiction := _find_contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
     details["azimuth_difference"] = azimuth_difference(source.azimuth, target.azimuth)
@@ -189,7 +190,7 @@ def azimuth_difference(source: int | None, target: int | None) -> int | None:
     return min(difference, 8 - difference)
 
 
-def _parts(name: str, layout: Path) -> tuple[str, str, str]:
+def _parse_pair_name(name: str, layout: Path) -> tuple[str, str, str]:
     try:  # 000001-2008_001546-2008_004704:aeroplane
         stems, category = name.rsplit(":", 1)
         _, source, target = stems.split("-")
@@ -202,7 +203,7 @@ def _parts(name: str, layout: Path) -> tuple[str, str, str]:
     return source, target, category
 
 
-def _contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
+def _find_contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
     """Return how a PairAnnotation differs from its ImageAnnotations, or None.
 
     It lists the keypoints visible in both images, in the order of their ids.

@@ -85,7 +85,7 @@ def _write(root: Path, manifest: Mapping[str, Any]) -> None:
         for split, category, index in bar.track(jobs, description="Drawing creatures"):
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
             photo = render_photo(category, index % 8, manifest["size"], rng)
-            annotations[split, category].append(_write_shot(root, photo, category, f"{split}_{index:06d}", index % 8))
+            annotations[split, category].append(_write_photo(root, photo, category, f"{split}_{index:06d}", index % 8))
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
         chosen_pairs: list[tuple[Annotation, Annotation]] = []
@@ -96,7 +96,7 @@ def _write(root: Path, manifest: Mapping[str, Any]) -> None:
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shot(root: Path, photo: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
+def _write_photo(root: Path, photo: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
     annotation = annotate_image(photo, category, stem, azimuth_id)
     voc = benchmark_metadata("spair71k")["categories"][category]["voc_class_id"]
     photo.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
@@ -120,7 +120,7 @@ def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
         raise UserError(f"`categories` may be {', '.join(CATEGORIES)}, got {', '.join(sorted(unknown))}")
 
 
-def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
+def _is_complete(root: Path, manifest: Mapping[str, Any]) -> bool:
     """Return whether `root` is this benchmark (True) or free (False); anything else is an error."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -160,7 +160,7 @@ def write_synthetic(
         "format": FORMAT, "seed": seed, "images": dict(images), "pairs_per_category": pairs_per_category,
         "categories": list(categories), "size": size,
     }  # fmt: skip
-    if _holds(root, manifest):
+    if _is_complete(root, manifest):
         return root
     require_writable(root, "data.root")
     try:
@@ -177,5 +177,5 @@ def _rename(staging: Path, root: Path, manifest: Mapping[str, Any]) -> None:
     try:
         staging.rename(root)
     except OSError:  # another writer was faster
-        if not _holds(root, manifest):
+        if not _is_complete(root, manifest):
             raise

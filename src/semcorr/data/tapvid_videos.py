@@ -48,7 +48,7 @@ def read_videos(path: Path) -> dict[str, TapVidVideo]:
     content = load_arrays(path)
     if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: must be a dictionary from names to videos. Restore the official file.")
-    videos = {name: _video(content[name], name, path) for name in sorted(content)}
+    videos = {name: _read_video(content[name], name, path) for name in sorted(content)}
     outside = {name: count for name, video in videos.items() if (count := count_outside_frame(video))}
     if outside:
         log.warning(
@@ -74,17 +74,17 @@ class FrameDataset(Dataset[Tensor]):
         return render_image(image, self.size, fit_to_square(image.size, self.size, self.resize))
 
 
-def _video(entry: Any, name: str, path: Path) -> TapVidVideo:
-    frames = _array(entry, "video", np.uint8, (None, None, None, 3), name, path)
-    points = _array(entry, "points", np.floating, (None, len(frames), 2), name, path)
-    occluded = _array(entry, "occluded", np.bool_, points.shape[:2], name, path)
+def _read_video(entry: Any, name: str, path: Path) -> TapVidVideo:
+    frames = _read_array(entry, "video", np.uint8, (None, None, None, 3), name, path)
+    points = _read_array(entry, "points", np.floating, (None, len(frames), 2), name, path)
+    occluded = _read_array(entry, "occluded", np.bool_, points.shape[:2], name, path)
     if not np.isfinite(points[~occluded]).all():
         raise UserError(f"{path}: video {name}: `points` is not finite where visible. Restore the official file.")
     coordinates = torch.tensor(points.astype(np.float32)) * SIDE  # an exact power of two
     return TapVidVideo(name, frames, coordinates, torch.tensor(occluded))
 
 
-def _array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
+def _read_array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
     """Return a field of a video, checked for kind and shape; None in a shape is any length but zero."""
     if not isinstance(entry, Mapping) or field not in entry:
         raise UserError(f"{path}: video {name} has no field `{field}`. Restore the official file.")

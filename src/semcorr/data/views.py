@@ -60,9 +60,9 @@ class ViewCache:
     def __getitem__(self, index: int) -> View:
         if index not in self.bare:
             self.bare[index] = make_view(self.records[index], self.side, self.resize, pixels=False)
-        return self.bare[index]._replace(image=self._image(index)) if self.pixels else self.bare[index]
+        return self.bare[index]._replace(image=self._read_pixels(index)) if self.pixels else self.bare[index]
 
-    def _image(self, index: int) -> Tensor:
+    def _read_pixels(self, index: int) -> Tensor:
         def render() -> Tensor:
             return render_view(self.records[index], self.side, self.resize)
 

@@ -31,7 +31,7 @@ class ImageWarp(NamedTuple):
 def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Map points of the result to the points of the original seen there."""
     bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
-    return _apply(warp.affine, bent)
+    return _apply_affine(warp.affine, bent)
 
 
 def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -40,7 +40,7 @@ def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Ten
     A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate`): nothing folds,
     and p is the limit of p <- bent - d(p).
     """
-    bent = _apply(torch.linalg.inv(warp.affine), points)
+    bent = _apply_affine(torch.linalg.inv(warp.affine), points)
     points_of_result = bent
     for _ in range(ROUNDS if warp.spline is not None else 0):
         points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2
 
     It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
     """
-    coefficients = _solver() @ offsets.double()
+    coefficients = _thin_plate_solver() @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
     lattice = thin_plate_displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
     along_x, along_y = lattice.diff(dim=0)[:, :-1], lattice.diff(dim=1)[:-1]
@@ -89,28 +89,30 @@ def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Te
 
     Beyond the square it stays what it is at the border, and so is bounded.
     """
-    centres, weights = _centres().to(points.dtype), coefficients.to(points.dtype)
-    chunks = [_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)]  # fits the cache
+    centres, weights = _control_points().to(points.dtype), coefficients.to(points.dtype)
+    chunks = [
+        _thin_plate_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)
+    ]  # fits the cache
     return torch.cat(chunks)
 
 
 def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, "3 s s"]:
     """Sample once, bilinearly. What lies outside is black: a reflection would show parts twice."""
     side = image.shape[-1]
-    points = _lattice(side, side)
-    bent = points if warp.spline is None else points + _everywhere(warp.spline, side)
-    grid = _apply(warp.affine.float(), bent).unflatten(0, (side, side))
+    points = _pixel_lattice(side, side)
+    bent = points if warp.spline is None else points + _dense_displacement(warp.spline, side)
+    grid = _apply_affine(warp.affine.float(), bent).unflatten(0, (side, side))
     return grid_sample(image[None], grid[None], padding_mode="zeros", align_corners=False)[0]
 
 
-def _everywhere(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
+def _dense_displacement(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
     """Return the displacement at every pixel, row by row; interpolated from at most FINEST x FINEST, for speed."""
     count = min(side, FINEST)
-    coarse = thin_plate_displacement(coefficients, _lattice(count, side)).T.reshape(1, 2, count, count)
+    coarse = thin_plate_displacement(coefficients, _pixel_lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T
 
 
-def _lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
+def _pixel_lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
     """Return count x count points from the first pixel to the last, row by row, in unit coordinates."""
     line = torch.linspace(0, side - 1, count)
     return to_unit(torch.cartesian_prod(line, line).flip(-1), side)
@@ -129,17 +131,17 @@ def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"
     return torch.cat([a + t * (b - a) for a, b in zip(corners, corners.roll(-1, 0), strict=True)])
 
 
-def _apply(matrix: Float[Tensor, "3 3"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def _apply_affine(matrix: Float[Tensor, "3 3"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 @cache
-def _centres() -> Float[Tensor, "c 2"]:
+def _control_points() -> Float[Tensor, "c 2"]:
     line = torch.linspace(-1, 1, CONTROLS, dtype=torch.float64)
     return torch.cartesian_prod(line, line)
 
 
-def _kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
+def _thin_plate_kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
     """Return r^2 log r^2 to every control point, and the plane: x, y, 1."""
     squared = (points[:, :1] - centres[:, 0]).square_() + (points[:, 1:] - centres[:, 1]).square_()
     bending = squared * squared.clamp(min=1e-30).log_()
@@ -147,9 +149,9 @@ def _kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Floa
 
 
 @cache
-def _solver() -> Float[Tensor, "k c"]:
+def _thin_plate_solver() -> Float[Tensor, "k c"]:
     """Return the matrix from values at the control points to coefficients."""
-    kernel = _kernel(_centres(), _centres())
+    kernel = _thin_plate_kernel(_control_points(), _control_points())
     count = len(kernel)
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
     system[:count], system[count:, :count] = kernel, kernel[:, count:].T

@@ -49,10 +49,10 @@ def open_archive(path: Path) -> Iterator[Opened]:
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             _check_count(archive)
-            yield [_of_zip(info) for info in archive.infolist()], archive.open
+            yield [_convert_zip_member(info) for info in archive.infolist()], archive.open
     else:
-        with _plain_tar(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
-            members = [_of_tar(info) for info in islice(tar, MOST + 1)]
+        with _open_tar_stream(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
+            members = [_convert_tar_member(info) for info in islice(tar, MOST + 1)]
             _require_count(len(members))
             _check_end(tar)
             yield members, tar.extractfile
@@ -74,7 +74,7 @@ class _Bounded:
 
 
 @contextmanager
-def _plain_tar(path: Path) -> Iterator[Any]:
+def _open_tar_stream(path: Path) -> Iterator[Any]:
     """Open the archive itself: as it is, or inflated as it is read."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -91,7 +91,7 @@ def _require_count(count: int) -> None:
         raise tarfile.ReadError(f"it has more than {MOST} members")
 
 
-def _of_zip(info: zipfile.ZipInfo) -> ArchiveMember:
+def _convert_zip_member(info: zipfile.ZipInfo) -> ArchiveMember:
     """Convert a member of a zip.
 
     A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none.
@@ -104,7 +104,7 @@ def _of_zip(info: zipfile.ZipInfo) -> ArchiveMember:
     return ArchiveMember(info.filename, kind, info.file_size, info)
 
 
-def _of_tar(info: tarfile.TarInfo) -> ArchiveMember:
+def _convert_tar_member(info: tarfile.TarInfo) -> ArchiveMember:
     other_kind = "symbolic link" if info.issym() else "hard link" if info.islnk() else "special file"
     kind = "file" if info.isreg() else "folder" if info.isdir() else other_kind
     return ArchiveMember(info.name, kind, info.size, info)

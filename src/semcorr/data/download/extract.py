@@ -38,20 +38,20 @@ def extract(path: Path, into: Path, name: str) -> None:
         UserError: A member is unsafe, or the disk lacks space.
     """
     if not name.endswith(ARCHIVES):
-        _make_room(path, path.stat().st_size, into)
+        _require_space(path, path.stat().st_size, into)
         with path.open("rb") as file:
-            _write(file, into / name)
+            _write_file(file, into / name)
         return
     try:
         with open_archive(path) as (members, open_member):
             plan = extraction_plan(path, members)
             _refuse_bomb(path, sum(member.size for member in plan.values()))
             _refuse_to_overwrite(path, plan, into)
-            _make_room(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
+            _require_space(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
             with Progress(transient=True) as bar:
                 for parts, member in bar.track(plan.items(), description=f"Unpacking {name}"):
                     with open_member(member.entry) as source:
-                        _write(source, into.joinpath(*parts))
+                        _write_file(source, into.joinpath(*parts))
     except UserError:
         raise
     except (*DAMAGE, OSError) as error:
@@ -107,7 +107,7 @@ def _refuse_bomb(path: Path, total: int) -> None:
         )
 
 
-def _make_room(path: Path, needed: int, into: Path) -> None:
+def _require_space(path: Path, needed: int, into: Path) -> None:
     free = shutil.disk_usage(into).free
     if needed > free:
         raise UserError(
@@ -116,14 +116,14 @@ def _make_room(path: Path, needed: int, into: Path) -> None:
         )
 
 
-def _write(source: Any, target: Path) -> None:
+def _write_file(source: Any, target: Path) -> None:
     """Write a new file, never through an existing one, and with our own permissions less the umask's."""
-    _make_folder(target.parent)
+    _create_folder(target.parent)
     with open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
         shutil.copyfileobj(source, file, CHUNK)
 
 
-def _make_folder(path: Path) -> None:
+def _create_folder(path: Path) -> None:
     if not path.is_dir():
-        _make_folder(path.parent)
+        _create_folder(path.parent)
         path.mkdir(mode=0o755)

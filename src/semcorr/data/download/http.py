@@ -35,7 +35,7 @@ def remote_size(url: str) -> int | None:
         response = requests.head(url, headers=PLAIN, timeout=TIMEOUT, allow_redirects=True)
     except requests.RequestException:
         return None
-    return _length(response) if response.ok else None
+    return _content_length(response) if response.ok else None
 
 
 def file_sha256(path: Path) -> str:
@@ -54,12 +54,12 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
     for attempt in range(1, TRIES + 1):
         if done.is_file():
             return done
-        previous_size = _size(part)
+        previous_size = _file_size(part)
         try:
             _fetch(archive, part)
         except BROKEN as error:
-            if attempt == TRIES or _size(part) <= previous_size:
-                raise UserError(_unreachable(archive, part, error)) from None
+            if attempt == TRIES or _file_size(part) <= previous_size:
+                raise UserError(_connection_message(archive, part, error)) from None
             time.sleep(PAUSE)
         else:
             _finish(archive, part, done)
@@ -68,9 +68,9 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
 
 def _fetch(archive: ArchiveInfo, part: Path) -> None:
     """Append the rest of the file to `part` in one connection, or write it from the start."""
-    if _size(part) and _size(part) == _ticket(part).get("length"):
+    if _file_size(part) and _file_size(part) == _read_ticket(part).get("length"):
         return  # cut off between the last byte and its new name
-    with _answer(archive, part) as response:
+    with _request(archive, part) as response:
         if response.status_code not in (200, 206):
             raise UserError(
                 f"{archive.url} answers {response.status_code} {response.reason}. "
@@ -78,24 +78,24 @@ def _fetch(archive: ArchiveInfo, part: Path) -> None:
             )
         if response.status_code == 200:
             part.unlink(missing_ok=True)  # first the old bytes, then their ticket: never new words for old bytes
-            ticket = {"url": archive.url, "validator": _validator(response), "length": _length(response)}
-            _beside(part).write_text(json.dumps(ticket))
-        _receive(response, part, _ticket(part).get("length"), archive.file)
+            ticket = {"url": archive.url, "validator": _validator(response), "length": _content_length(response)}
+            _ticket_path(part).write_text(json.dumps(ticket))
+        _receive(response, part, _read_ticket(part).get("length"), archive.file)
 
 
-def _answer(archive: ArchiveInfo, part: Path) -> Response:
+def _request(archive: ArchiveInfo, part: Path) -> Response:
     """Return the server's response: 206 with exactly the missing rest, or the whole file, or an error."""
-    offset, ticket = _size(part), _ticket(part)
+    offset, ticket = _file_size(part), _read_ticket(part)
     if offset and ticket.get("validator") and ticket.get("url") == archive.url:
         range_headers = {"Range": f"bytes={offset}-", "If-Range": ticket["validator"]}
         response = requests.get(archive.url, headers=PLAIN | range_headers, timeout=TIMEOUT, stream=True)
-        if response.status_code not in (206, 416) or _continues(response, offset, ticket):
+        if response.status_code not in (206, 416) or _is_continuation(response, offset, ticket):
             return response
         response.close()
     return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
 
 
-def _continues(response: Response, offset: int, ticket: Mapping[str, Any]) -> bool:
+def _is_continuation(response: Response, offset: int, ticket: Mapping[str, Any]) -> bool:
     """Return whether a 206 is the rest of the same file. A server may ignore If-Range or send another range."""
     content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not content_range or int(content_range[1]) != offset:
@@ -116,7 +116,7 @@ def _receive(response: Response, part: Path, length: int | None, label: str) -> 
 
 def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
     """Give the whole file its name, unless it is a web page or of the wrong length."""
-    length, size = _ticket(part).get("length"), _size(part)
+    length, size = _read_ticket(part).get("length"), _file_size(part)
     with part.open("rb") as file:
         is_web_page = file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
     if is_web_page or (length is not None and size != length):
@@ -126,11 +126,11 @@ def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:
             f"{archive.url} sent {content}. Fetch the file with a browser and give --archive {archive.file}"
         )
     part.replace(done)
-    _beside(part).unlink(missing_ok=True)
+    _ticket_path(part).unlink(missing_ok=True)
 
 
-def _unreachable(archive: ArchiveInfo, part: Path, error: Exception) -> str:
-    if size := _size(part):
+def _connection_message(archive: ArchiveInfo, part: Path, error: Exception) -> str:
+    if size := _file_size(part):
         return f"{archive.url}: the connection broke after {decimal(size)}. Run the same line again to go on from there"
     reason = "it does not answer in time" if isinstance(error, requests.Timeout) else "no connection"
     return (
@@ -139,19 +139,19 @@ def _unreachable(archive: ArchiveInfo, part: Path, error: Exception) -> str:
     )
 
 
-def _ticket(part: Path) -> dict[str, Any]:
+def _read_ticket(part: Path) -> dict[str, Any]:
     """Return what is known of the bytes in `part`; nothing if the note is absent or half-written."""
     try:
-        return dict(json.loads(_beside(part).read_text()))
+        return dict(json.loads(_ticket_path(part).read_text()))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _beside(part: Path) -> Path:
+def _ticket_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _size(part: Path) -> int:
+def _file_size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
@@ -161,6 +161,6 @@ def _validator(response: Response) -> str | None:
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _length(response: Response) -> int | None:
+def _content_length(response: Response) -> int | None:
     header = response.headers.get("Content-Length", "")
     return int(header) if header.isdigit() else None

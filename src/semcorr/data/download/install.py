@@ -57,10 +57,10 @@ def install_dataset(
     root = root.resolve()  # of a link, its end: a rename stays on one disk
     try:
         sources = archive_sources(name, recipe, given)
-        if is_complete(name, recipe, root, check) and not any(path.exists() for path in _beside(root)):
+        if is_complete(name, recipe, root, check) and not any(path.exists() for path in _temporary_paths(root)):
             return None
         require_writable(root, "--root")
-        with _alone(root):
+        with _lock_root(root):
             if is_complete(
                 name, recipe, root, check
             ):  # another process was faster, or ours was killed while tidying up
@@ -77,25 +77,25 @@ def install_dataset(
         ) from None
 
 
-def _beside(root: Path) -> tuple[Path, Path, Path]:
+def _temporary_paths(root: Path) -> tuple[Path, Path, Path]:
     """Return the folders for extraction and for downloads, and the lock."""
     preparing, downloads, lock = (root.with_name(f".{root.name}.{use}") for use in ("preparing", "downloads", "lock"))
     return preparing, downloads, lock
 
 
 def _tidy(root: Path, given: Sequence[Path]) -> None:
-    staging, downloads, _ = _beside(root)
+    staging, downloads, _ = _temporary_paths(root)
     shutil.rmtree(staging, ignore_errors=True)
     if not any(path.resolve().is_relative_to(downloads) for path in given):
         shutil.rmtree(downloads, ignore_errors=True)
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _lock_root(root: Path) -> Iterator[None]:
     """Lock `root` against other processes; folders made for the lock are removed if nothing was installed."""
     created = [folder for folder in root.parents if not folder.exists()]
     root.parent.mkdir(parents=True, exist_ok=True)
-    lock = _beside(root)[2]
+    lock = _temporary_paths(root)[2]
     try:
         with FileLock(lock, timeout=0):
             try:
@@ -111,7 +111,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _build(name: str, recipe: DownloadRecipe, root: Path, sources: Sequence[ArchiveSource], check: Check) -> TreeReport:
-    staging, downloads, _ = _beside(root)
+    staging, downloads, _ = _temporary_paths(root)
     shutil.rmtree(staging, ignore_errors=True)
     try:
         paths = [fetch_archive(source, downloads) for source in sources]

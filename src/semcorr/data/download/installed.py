@@ -41,7 +41,7 @@ def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> 
     if (root / PREPARED).is_file():
         return True
     try:
-        failed = _counted(recipe, root, check).failed
+        failed = _check_counts(recipe, root, check).failed
     except UserError as error:
         raise UserError(f"{root} is not a whole {name} tree: {error} {remedy}") from None
     if failed:
@@ -49,7 +49,7 @@ def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> 
     return True
 
 
-def _counted(recipe: DownloadRecipe, root: Path, check: Check) -> TreeReport:
+def _check_counts(recipe: DownloadRecipe, root: Path, check: Check) -> TreeReport:
     """Check a tree unpacked by hand, which may lack only what we add to the official files."""
     try:
         return check(root)

@@ -64,7 +64,7 @@ def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
     """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
     checksum, expected = fetch.file_sha256(path), source.archive.sha256
     if expected and checksum != expected:
-        remedy = _discarded(source, path)
+        remedy = _discard(source, path)
         raise UserError(f"{path} is not the official file: its sha256 is {checksum}, expected {expected}. {remedy}")
     address = None if source.given else source.archive.url
     return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": checksum}
@@ -75,10 +75,10 @@ def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
     try:
         extract(path, staging, source.archive.file)
     except DamagedError as error:
-        raise UserError(f"{error}. {_discarded(source, path)}") from None
+        raise UserError(f"{error}. {_discard(source, path)}") from None
 
 
-def _discarded(source: ArchiveSource, path: Path) -> str:
+def _discard(source: ArchiveSource, path: Path) -> str:
     """Discard a useless download, so that it is not used again; the user's own file is left alone."""
     if source.given:
         return f"Get it anew from {source.archive.url}"

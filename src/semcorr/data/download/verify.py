@@ -111,7 +111,9 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
         except UserError as error:
             checks.append(VerificationCheck("annotations", split, "unreadable", None, DIFFERS, (str(error),)))
         else:
-            checks.append(_tell("pairs with one keypoint", split, [pair.name for pair in pairs if _shared(pair) == 1]))
+            checks.append(
+                _note("pairs with one keypoint", split, [pair.name for pair in pairs if _count_shared(pair) == 1])
+            )
             images |= {image.name: image for image in unique_images(pairs)}
     if images:
         checks += check_images(images.values())
@@ -127,35 +129,39 @@ def check_lists(
     checks = []
     official_counts, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
     for split, entries in rows.items():
-        checks.append(_count("pairs", split, len(entries), official_counts.get(split), tolerance))
+        checks.append(_compare_count("pairs", split, len(entries), official_counts.get(split), tolerance))
     pictures = {
         split: {name for row in entries for name in (row.source, row.target)} for split, entries in rows.items()
     }
     official_counts = official.get("images", {})
     for split, names in pictures.items():
-        checks.append(_count("images", split, len(names), official_counts.get(split)))
+        checks.append(_compare_count("images", split, len(names), official_counts.get(split)))
     if "all" in official_counts:
-        checks.append(_count("images", "all", len(set().union(*pictures.values())), official_counts["all"]))
+        checks.append(_compare_count("images", "all", len(set().union(*pictures.values())), official_counts["all"]))
     for split, expected in official.get("pairs_per_category", {}).items():
         if split in rows:
             wrong = {c: categories[split].get(c, 0) for c in expected if categories[split].get(c, 0) != expected[c]}
             examples = tuple(f"{c}: {count} pairs, official {expected[c]}" for c, count in wrong.items())
             num_right = len(expected) - len(wrong)
             checks.append(
-                _count("categories as published", split, num_right, len(expected))._replace(examples=examples)
+                _compare_count("categories as published", split, num_right, len(expected))._replace(examples=examples)
             )
     for split, entries in rows.items():
         repeated = [row for row, times in Counter(entries).items() if times > 1]
         examples = tuple(f"{row.source} -> {row.target}" for row in repeated)
         expected = official.get("duplicates", {}).get(split)
         checks.append(
-            _count("exact duplicates", split, len(entries) - len(set(entries)), expected)._replace(examples=examples)
+            _compare_count("exact duplicates", split, len(entries) - len(set(entries)), expected)._replace(
+                examples=examples
+            )
         )
     for first, second in combinations([split for split in rows if "_cross_" not in split], 2):
         shared = sorted(pictures[first] & pictures[second])
         split_pair = f"{first} & {second}"
         expected = official.get("shared_images", {}).get(split_pair)
-        checks.append(_count("images in both", split_pair, len(shared), expected)._replace(examples=tuple(shared)))
+        checks.append(
+            _compare_count("images in both", split_pair, len(shared), expected)._replace(examples=tuple(shared))
+        )
     return checks
 
 
@@ -163,7 +169,7 @@ def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int
     """Check whether annotations that state the same thing twice agree."""
     if contradictions is None:
         return []
-    check = _count("pair and image annotations agree", split, pairs - len(contradictions), pairs)
+    check = _compare_count("pair and image annotations agree", split, pairs - len(contradictions), pairs)
     return [check._replace(examples=tuple(contradictions))]
 
 
@@ -173,21 +179,21 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
     images = sorted(images, key=lambda image: image.name)
     with Progress(transient=True) as bar:
         for image in bar.track(images, description="Checking images"):
-            size, orientation = _header(image)
+            size, orientation = _read_header(image)
             if size != image.size:
                 wrong.append(f"{image.name}: file {size[0]} x {size[1]}, annotation {image.size[0]} x {image.size[1]}")
             if orientation not in UPRIGHT:
                 turned.append(f"{image.name}: orientation {orientation}")
             if count := count_outside_image(image):
                 outside.append(f"{image.name}: {count}")
-            if count := _outside_box(image):
+            if count := _count_outside_box(image):
                 unboxed.append(f"{image.name}: {count}")
-    sizes = _count("file sizes as annotated", "all", len(images) - len(wrong), len(images))
+    sizes = _compare_count("file sizes as annotated", "all", len(images) - len(wrong), len(images))
     return [
         sizes._replace(examples=tuple(wrong)),
-        _tell("images that EXIF would turn (it is not applied)", "all", turned),
-        _tell("images with keypoints outside", "all", outside),
-        _tell("images with keypoints outside the box", "all", unboxed),
+        _note("images that EXIF would turn (it is not applied)", "all", turned),
+        _note("images with keypoints outside", "all", outside),
+        _note("images with keypoints outside the box", "all", unboxed),
     ]
 
 
@@ -197,37 +203,37 @@ def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> 
     never_visible = [f"{video.name}: {count}" for video in videos if (count := int(video.occluded.all(1).sum()))]
     outside = [f"{video.name}: {count}" for video in videos if (count := count_outside_frame(video))]
     return [
-        _count("videos", "test", len(videos), official.get("videos")),
-        _count("frames", "test", sum(len(video.frames) for video in videos), None),
-        _count("tracks", "test", sum(len(video.points) for video in videos), None),
-        _tell("videos with tracks that are never visible", "test", never_visible),
-        _tell("videos with visible points outside the frame", "test", outside),
+        _compare_count("videos", "test", len(videos), official.get("videos")),
+        _compare_count("frames", "test", sum(len(video.frames) for video in videos), None),
+        _compare_count("tracks", "test", sum(len(video.points) for video in videos), None),
+        _note("videos with tracks that are never visible", "test", never_visible),
+        _note("videos with visible points outside the frame", "test", outside),
     ]
 
 
-def _count(what: str, where: str, count: int, official: int | None, tolerance: float = 0) -> VerificationCheck:
+def _compare_count(what: str, where: str, count: int, official: int | None, tolerance: float = 0) -> VerificationCheck:
     if official is None:
         return VerificationCheck(what, where, count, None, NOTE if what in UNWANTED and count else OK)
     is_right = abs(count - official) <= tolerance * official
     return VerificationCheck(what, where, count, official, OK if is_right else DIFFERS)
 
 
-def _tell(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
+def _note(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
     return VerificationCheck(what, where, len(examples), None, NOTE if examples else OK, tuple(examples))
 
 
-def _shared(pair: PairRecord) -> int:
+def _count_shared(pair: PairRecord) -> int:
     return int((pair.source.visible & pair.target.visible).sum())
 
 
-def _header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
+def _read_header(image: ImageRecord) -> tuple[tuple[int, int], int | None]:
     if image.upright:  # EXIF is applied, so there is nothing to report
         return measure_picture(image.path).size, None
     with open_image(image.path, "Unpack it again.") as file:
         return stored_size(file), file.getexif().get(EXIF_ORIENTATION)
 
 
-def _outside_box(image: ImageRecord) -> int:
+def _count_outside_box(image: ImageRecord) -> int:
     points = image.keypoints[image.visible]
     x1, y1, x2, y2 = image.box
     low, high = torch.tensor([x1, y1]), torch.tensor([x2, y2])
