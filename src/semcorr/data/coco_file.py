@@ -91,7 +91,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 
     Args:
         path: COCO: images, annotations, categories. AnimalPose's dialect is understood, too.
-        folder: Where the images are, with those in its subfolders.
+        folder: The folder of the images, subfolders included.
         option: The option that gives the folder, for messages.
         layout: Layout of the boxes: `xywh` or `xyxy`.
         layout_option: The option that gives the layout, for messages.

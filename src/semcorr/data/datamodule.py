@@ -47,7 +47,7 @@ class PairDataModule(LightningDataModule, ABC):
     Args:
         root: The benchmark's folder.
         size: Side of the square that images are resized to, in pixels; the backbone's.
-        split: What `evaluate` scores: one of `splits`.
+        split: The split that `evaluate` scores: one of `splits`.
         resize: `squash`, `letterbox` or `corner`.
         batch_size: Training pairs per process and step.
         all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
@@ -67,7 +67,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     name = ""
     recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
-    official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
+    official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/download/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
     @check_arguments("data")

@@ -51,6 +51,6 @@ def _file_identity(path: Path) -> object:
     """Return a key that is the same for all paths of one file."""
     try:
         status = os.stat(path)
-    except OSError:  # who reads it says so
+    except OSError:  # the reader of the file reports it
         return os.path.realpath(path)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)

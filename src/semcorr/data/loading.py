@@ -8,7 +8,7 @@ from typing import Any
 from semcorr.core.errors import UserError
 
 SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
-AHEAD = 2  # batches that a loader process makes before they are asked for
+AHEAD = 2  # batches that a loader process makes before they are requested
 MOST = 128  # loader processes that are of use on any machine, at least
 
 
@@ -43,7 +43,7 @@ def require_workers(workers: Any) -> None:
         workers: The number of loader processes; None: chosen by the machine.
 
     Raises:
-        UserError: It is no whole number, negative, or beyond all reason.
+        UserError: The number is not whole, negative, or beyond all reason.
     """
     most = max(MOST, 4 * count_cores())
     if workers is None or (type(workers) is int and 0 <= workers <= most):
@@ -63,7 +63,7 @@ def require_shared_memory(workers: int, images: int, side: int) -> None:
         side: Side of their squares, in pixels.
 
     Raises:
-        UserError: What all of them make ahead needs more than is free.
+        UserError: The batches made ahead need more memory than is free.
     """
     if not workers or not SHARED.is_dir():
         return

@@ -25,7 +25,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:
-        UserError: It is no such file, inflates beyond all bounds, or a variable is missing or no matrix of numbers.
+        UserError: The file is no MATLAB file, inflates too far, or a variable is missing or no matrix of numbers.
     """
     from scipy.io import loadmat
 

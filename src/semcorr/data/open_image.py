@@ -75,7 +75,7 @@ def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iter
         absent: What to do about an absent file; ends the message.
 
     Raises:
-        UserError: It is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
+        UserError: The file is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
     """
     try:
         with open_plain(path) as file, warnings.catch_warnings(record=True) as caught:

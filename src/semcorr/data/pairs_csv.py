@@ -49,7 +49,7 @@ class PairsCSV(PairDataModule):
         test: The file of the test pairs; null for none.
         val: The file of the validation pairs; null for none.
         train: The file of the training pairs; null for none.
-        extent: What alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
+        extent: The length that alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
             the box around its `keypoints`.
         **options: As for every benchmark.
     """
@@ -104,7 +104,7 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     Args:
         root: The folder of the file; the images are below it.
         file: Name of the file.
-        extent: What alpha is a fraction of.
+        extent: The length that alpha is a fraction of.
         others: Files of the other splits: images have one name in all of them.
     """
     require_root(root, "Your set of pairs", "Give data.root=DIR.")

@@ -49,7 +49,7 @@ class PFPascal(PairDataModule):
     """`root` holds the pair lists and PF-dataset-PASCAL/{JPEGImages,Annotations}.
 
     Args:
-        extent: What alpha is a fraction of: the longer side of the target `image` (as published), or
+        extent: The length that alpha is a fraction of: the longer side of the target `image` (as published), or
             of its `box`, which only the .mat annotations have.
         **options: As for every benchmark.
     """

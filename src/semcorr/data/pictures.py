@@ -75,7 +75,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
 
     Args:
         source: The picture.
-        name: For messages, where the source has no name.
+        name: Name for messages, where the source has none.
 
     Raises:
         UserError: The source is no image, or damaged, or too large to be decoded.
@@ -125,7 +125,7 @@ def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> Pic
         annotated: Width and height that the annotations give; None: they give none.
 
     Raises:
-        UserError: It is no image, or its size is not the annotated one, upright or as stored.
+        UserError: The file is no image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path) as image:
         return _measure_size(image, path, annotated)
@@ -177,7 +177,7 @@ def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
         with open_image(path) as image:
             turn, tiff = _upright_transpose(image, str(path)), image.format == "TIFF"
             differences = ["turned"] * (turn is not None and tiff != upright) + ["converted"] * is_converted(image)
-    except UserError:  # whoever decodes it says so
+    except UserError:  # the decoder reports it
         return ""
     return "".join(f" {word}" for word in differences)
 

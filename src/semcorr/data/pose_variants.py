@@ -113,5 +113,5 @@ def image_weights(
         if target != SOURCE:
             block += part.transpose(1, 2)
         else:
-            block.diagonal(dim1=0, dim2=2).add_(part.sum(1).T)  # all targets ask the same of it
+            block.diagonal(dim1=0, dim2=2).add_(part.sum(1).T)  # the same for all targets
     return query_weights

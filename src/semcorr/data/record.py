@@ -46,7 +46,7 @@ class ImageRecord(NamedTuple):
     visible: Tensor  # (n) bool
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
-    azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
+    azimuth: int | None = None  # viewpoint in steps of 45 degrees, 0 to 7; None: not known
     segmentation: Segmentation | None = None
     upright: bool = False  # coordinates of the picture as viewers show it; False: as stored, EXIF not applied
 
@@ -58,7 +58,7 @@ class PairRecord(NamedTuple):
     category: str
     source: ImageRecord
     target: ImageRecord
-    extent: float  # what alpha is a fraction of, in target pixels
+    extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
     details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
@@ -221,7 +221,7 @@ def _is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
         return False
     try:
         return first.path == second.path or os.path.samefile(first.path, second.path)
-    except OSError:  # whoever opens it says so
+    except OSError:  # the reader of the file reports it
         return False
 
 

@@ -77,7 +77,7 @@ class TapVid(LightningDataModule):
     """The official pickle, `tapvid_davis.pkl`, in `root` or its sub-folder `tapvid_davis`.
 
     Args:
-        root: Where the pickle is.
+        root: The folder of the pickle.
         size: Side of the square the backbone sees, in pixels.
         split: There is only `test`.
         resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.

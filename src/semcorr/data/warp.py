@@ -1,7 +1,7 @@
 """Warps of a square image: where each pixel of the result comes from, and where a point goes.
 
 Coordinates are `coords.to_unit`'s, [-1, 1] from corner to corner. A warp is stated backward, result to
-original, because that is the direction pixels are sampled in; `forward` is its inverse, for keypoints.
+original, because that is the direction pixels are sampled in; `original_to_warp` is its inverse, for keypoints.
 """
 
 import math
@@ -25,7 +25,7 @@ class ImageWarp(NamedTuple):
     """A warp from result to original: bend, then the affine map."""
 
     affine: Float[Tensor, "3 3"]  # on (x, y, 1)
-    spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate`
+    spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate_coefficients`
 
 
 def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -37,7 +37,7 @@ def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Ten
 def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Map points of the original to where the result shows them.
 
-    A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate`): nothing folds,
+    A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate_coefficients`): nothing folds,
     and p is the limit of p <- bent - d(p).
     """
     bent = _apply_affine(torch.linalg.inv(warp.affine), points)

@@ -101,7 +101,7 @@ def _lock_root(root: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)  # while we hold it: who opened this one looks again
+                lock.unlink(missing_ok=True)  # while it is locked: a process that has opened it tries again
     except Timeout:
         raise UserError(f"{root} is being prepared by another process. Wait for it to end") from None
     finally:
