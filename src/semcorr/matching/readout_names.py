@@ -94,14 +94,14 @@ def readout_shorthand(rule: Rule) -> str:
     >>> readout_shorthand(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
     'kernel_7 at 0.04'
     """
-    function, arguments = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
     default_temperatures = {window_soft_argmax: 0.02, kernel_soft_argmax: 0.03, soft_argmax: 0.02}
     names = {
-        window_soft_argmax: f"window_{arguments.get('window', 15)}{'_zero' if arguments.get('outside') == 'zero' else ''}",
-        kernel_soft_argmax: f"kernel_{arguments.get('sigma', 7.0):g}",
+        window_soft_argmax: f"window_{options.get('window', 15)}{'_zero' if options.get('outside') == 'zero' else ''}",
+        kernel_soft_argmax: f"kernel_{options.get('sigma', 7.0):g}",
         soft_argmax: "soft",
     }
     if function not in names:
         return function.__name__
-    temperature = arguments.get("temperature", default_temperatures[function])
+    temperature = options.get("temperature", default_temperatures[function])
     return names[function] + ("" if temperature == default_temperatures[function] else f" at {temperature:g}")

@@ -91,7 +91,9 @@ def _blend_with_zeros(
     rows: Int[Tensor, "b n k"],
     size: tuple[int, int],
 ) -> Float[Tensor, "b n 2"]:
-    """Average the cells of the window with all other cells at a logit of 0, whose sum is that of the map less the window's.
+    """Average the cells of the window with all other cells at a logit of 0.
+
+    The sum of the other cells is that of the map less the window's.
 
     `expected` is the expectation within the window; the map is not read a second time.
     """

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, normalize
 def upsampled_cosine(
     descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"], size: tuple[int, int]
 ) -> Float[Tensor, "1 n height width"]:
-    """Compute the cosine of descriptors with features that were bilinearly upsampled to `size` (width, height), as DIFT's.
+    """Compute the cosine of descriptors with features bilinearly upsampled to `size` (width, height), as in DIFT.
 
     A dot product with an interpolated vector is the interpolated dot product. So the products are upsampled, n
     numbers per pixel and not c, and divided by the lengths of the upsampled features, which `upsampled_lengths`
@@ -38,7 +38,7 @@ def upsampled_argmax(
     y, x = (index // w)[:, None] + shifts[:, 0], (index % w)[:, None] + shifts[:, 1]
     y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
     (left, right, across), (above, below, down) = (
-        [values[coordinates] for values in _axis_neighbours(features.shape[-1 - axis], size[axis], index.device)]
+        [cells[coordinates] for cells in _axis_neighbours(features.shape[-1 - axis], size[axis], index.device)]
         for axis, coordinates in ((0, x), (1, y))
     )
     query = torch.arange(len(index), device=index.device)[:, None]
@@ -99,7 +99,7 @@ def upsampled_lengths(features: Float[Tensor, "1 c h w"], size: tuple[int, int])
 def _axis_neighbours(
     length: int, pixels: int, device: torch.device
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Tensor]:
-    """Return the cells on both sides of every pixel of an axis, and its fraction of the way from the first to the second."""
+    """Return the cells on both sides of every pixel of an axis, and its distance from the first in cells."""
     coordinate = ((torch.arange(pixels, device=device) + 0.5) * (length / pixels) - 0.5).clamp(0, length - 1)
     low = coordinate.floor().clamp(max=max(length - 2, 0)).long()
     return low, (low + 1).clamp(max=length - 1), coordinate - low
