@@ -74,6 +74,6 @@ def subset_proportions(rows: Predictions) -> dict[str, float]:
 
 
 def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints with at most each."""
+    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each."""
     values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
     return values, np.cumsum(counts) / max(counts.sum(), 1)

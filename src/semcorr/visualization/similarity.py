@@ -41,7 +41,7 @@ def plot_similarity_page(module: Any, data: Any, pairs: Mapping[str, PairRecord]
 
 
 def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
-    """Choose rows to draw, each of another target: geometry-aware with large errors, then the most accurate of the rest."""
+    """Choose rows to draw, each of another target: geometry-aware with large errors, then accurate ones of the rest."""
     chosen: list[tuple[int, str]] = []
     used_targets: set[int] = set()
     for mask, sign, kind in ((rows.ambiguous, -1, "far off"), (~rows.ambiguous, 1, "found")):
