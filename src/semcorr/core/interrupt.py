@@ -1,4 +1,4 @@
-"""End a command from outside: in a sentence, with the signal's exit code, and with nothing of it left running.
+"""Ending a command from outside: with a sentence, the signal's exit code, and no process of it left running.
 
 Only commands come here, by `semcorr.cli.hydra_app`: a library leaves the signals to whoever uses it. A signal raises
 `Interrupted` in the main thread, which unwinds as any error does. A thread of its own sees to it that this takes
@@ -29,10 +29,10 @@ PLACES = ("in ", "while ")  # how advice begins that says where the command was
 
 
 class Interrupted(BaseException):
-    """Stop for a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others take.
+    """Stop by a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others catch.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,7 +41,7 @@ class Interrupted(BaseException):
 
 
 class Guard:
-    """Signals of this process while a command runs.
+    """Handling of the signals of this process while a command runs.
 
     Attributes:
         number: Of the signal that came; None before.
@@ -186,7 +186,7 @@ class Guard:
         self.force(self.say())
 
     def _received(self, until: float | None) -> int | None:
-        """Return the number of the next signal of ours; None if the time is over, or the guard has been removed."""
+        """Return the number of the next signal; None if the time is over, or the guard has been removed."""
         while True:
             wait = None if until is None else max(0.0, until - time.monotonic())
             if not select.select([self._reading], [], [], wait)[0]:
@@ -199,7 +199,7 @@ class Guard:
 
 
 def written() -> str:
-    """Say what a command has left, where nothing better is known: no file, or those that are in their places."""
+    """Say what a command has left, where nothing more specific is known: no file, or complete files."""
     there = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
     if not there:
         return "Nothing was written. Run the same line again"
@@ -270,7 +270,7 @@ def end_children(patience: float = 2.0) -> None:
     """End every process that this one has started, and theirs: asked first, then killed.
 
     Args:
-        patience: Seconds they have after they were asked.
+        patience: Seconds that processes have to end before they are killed.
     """
     import psutil
 
@@ -290,7 +290,7 @@ def end_children(patience: float = 2.0) -> None:
 
 
 def _print(text: str) -> None:
-    """To the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
+    """Print to the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
     shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError, ValueError):
         os.write(2, f"{shown}{text}\n".encode())

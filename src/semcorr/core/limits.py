@@ -1,4 +1,4 @@
-"""Limits of the machine, in a sentence: files open at once, memory, shared memory, disks and permissions."""
+"""Messages for limits of the machine: open files, memory, shared memory, disks and permissions."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def explain_limit(error: BaseException) -> str | None:
     """Return the sentence for an error of the machine's, not of the program's; None for any other.
 
     Args:
-        error: What was raised. What it was raised from on purpose counts, too.
+        error: Error that was raised; its explicit causes count, too.
     """
     for cause in _causes(error):
         if (said := _explain_text(cause) or _explain_number(cause)) is not None:
@@ -58,7 +58,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain_text(error: BaseException) -> str | None:
-    """PyTorch and loader processes hand on the text alone."""
+    """Explain an error by its text, which is all that PyTorch and loader processes pass on."""
     kind, text = type(error).__name__, str(error).lower()
     if kind in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text:
         return f"the GPU has run out of memory. {MEMORY}"

@@ -1,4 +1,4 @@
-"""What a command writes into a folder: under names of its own, over nothing that it read, all of it or nothing."""
+"""Output folders of commands: distinct names, no input overwritten, and all files or none."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from semcorr.core.files import move_files, require_writable, temporary_folder, w
 
 @contextmanager
 def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
-    """A folder whose files move to `out` in the end; after a failure nothing is there that was not.
+    """Yield a folder whose files move to `out` in the end; after a failure `out` is as it was before.
 
     It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk. What killed
     processes left of theirs there goes first.
 
     Args:
-        out: May be missing.
-        option: What the user gave it by.
+        out: Folder of the results; may be missing.
+        option: Option that names the folder.
     """
     home = require_output_dir(out, option)
     try:
@@ -43,7 +43,7 @@ def require_output_dir(out: Path, option: str = "--out") -> Path:
 
 
 def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
-    """Before anything is computed: what is to be written there must be nothing that is read."""
+    """Refuse, before anything is computed, outputs that would overwrite an input."""
     known = {path.resolve() for path in read}
     for path in (folder / file for file in files):
         if path.resolve() in known:
@@ -53,13 +53,13 @@ def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path]
 
 
 def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
-    """For each the first of the names it may have whose files no other has; with a number, if there is none.
+    """Choose for each the first of its possible names whose files no other has; with a number, if there is none.
 
     A and a are the same, as they are on some disks, and so are two spellings of ä.
 
     Args:
-        wished: Each one's names, at least one.
-        endings: Of the files that are written by a name.
+        wished: Possible names of each, at least one.
+        endings: Endings of the files that are written under a name.
 
     >>> unique_names([["a"], ["a", "b"], ["A"]])
     ['a', 'b', 'A-2']

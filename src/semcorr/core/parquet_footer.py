@@ -1,4 +1,4 @@
-"""Look at the footer of a Parquet file before Arrow does: some of what may stand there ends the whole process.
+"""Checks of a Parquet file's footer before Arrow reads it: some footers would end the whole process.
 
 The footer is a structure in Thrift's compact protocol. It is read as numbers of fields and their values.
 """
@@ -16,15 +16,15 @@ WHOLE = (4, 5, 6)  # of 16, 32 and 64 bits
 
 
 class FooterError(ValueError):
-    """A footer that is none of a table of ours."""
+    """A footer that does not belong to a table of ours."""
 
 
 def require_footer(file: BinaryIO, size: int) -> None:
     """Refuse a footer that cannot be read, or that asks for what our tables have no need of.
 
     Args:
-        file: Open at any place.
-        size: Of the file, in bytes.
+        file: Open file, at any position.
+        size: Size of the file, in bytes.
 
     Raises:
         FooterError: It is damaged; values lie in another file; or they are compressed in another way than ours.
@@ -52,7 +52,7 @@ class _Reader:
         self.content, self.place = content, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Fields by their numbers."""
+        """Read the fields of a structure by their numbers."""
         if depth > DEEPEST:
             raise FooterError("its footer is nested too deeply")
         fields: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Names and files that come from a file: nothing of them leads out of its folder, or makes a reader wait."""
+"""Names and files that come from a file: none may lead out of its folder, or block a reader."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
 
 
 def _spellings(root: Path, name: str) -> list[str]:
-    """The name itself, then what may be meant by it."""
+    """Return the name itself, then what may be meant by it."""
     slashed = name.replace("\\", "/")
     folders = Path(os.path.abspath(root)).parts[1:]
     spelt = [name]
@@ -88,7 +88,7 @@ def _spellings(root: Path, name: str) -> list[str]:
 
 
 def _find_alike(root: Path, name: str) -> str | None:
-    """The one path below the root that is this but for case, the form of its characters and blanks around its parts."""
+    """Find the one path below the root that equals this up to case, Unicode form and blanks around its parts."""
     found: list[str] = []
     for part in (part for part in name.split("/") if part not in ("", ".")):
         place = root.joinpath(*found)
@@ -106,7 +106,7 @@ def _find_alike(root: Path, name: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
-    """What is in a folder, by what its names have in common; `changed` is for the cache."""
+    """Group the names in a folder by what they have in common; `changed` is for the cache."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         names.setdefault(_fold(name), []).append(name)
@@ -114,7 +114,7 @@ def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
 
 
 def _fold(name: str) -> str:
-    """The same for names that some systems and tools take for one.
+    """Map names to one form that some systems and tools take for the same.
 
     >>> _fold("Z\u00fcrich.JPG ") == _fold("zu\u0308rich.jpg"), _fold("a.jpg") == _fold("a.jpeg")
     (True, False)
@@ -165,7 +165,7 @@ def require_plain(path: Path, where: str | None = None) -> None:
 
     Args:
         path: The file; it need not exist.
-        where: What names it, if not the user.
+        where: File that names it, if not the user.
     """
     try:
         mode = os.stat(path).st_mode
@@ -194,7 +194,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def quote_value(value: object) -> str:
-    """Quote a value of somebody's file for a message: on one line, and not at any length."""
+    """Quote a value from a user's file for a message: on one line, and of limited length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -1,4 +1,4 @@
-"""Read YAML of unknown origin as plain values: within limits, and without what could build anything else."""
+"""Reading of YAML of unknown origin as plain values: within limits, and without tags that build objects."""
 
 import math
 import re
@@ -24,7 +24,7 @@ Place = tuple[str | int, ...]
 
 
 class PlainDocument(NamedTuple):
-    """A document and where its parts stand.
+    """A document and the lines of its parts.
 
     Attributes:
         values: Mappings with text for keys, lists, text, finite numbers, true, false and null.
@@ -71,7 +71,7 @@ def read_plain_mapping(path: Path) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """A reason and its line."""
+    """A reason for a refusal, and its line."""
 
 
 def _text(path: Path) -> str:
@@ -88,7 +88,7 @@ def _text(path: Path) -> str:
 
 
 class _Reader:
-    """Events to values, as they come: what is refused has not been read any further."""
+    """Reader of YAML events as values, which stops at the first that is refused."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.lines = loader, dict[Place, int]()

@@ -27,15 +27,15 @@ DIGITS = 60  # characters of a value that a message shows
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number must lie.
+    """Range in which a number must lie.
 
     Args:
-        least: The smallest it may be,
-        most: and the largest.
-        above: What it must be more than,
-        below: and less than.
-        off: The smallest number switches something off.
-        odd: It must be odd.
+        least: Smallest number that is allowed.
+        most: Largest number that is allowed.
+        above: Number that it must exceed.
+        below: Number that it must stay below.
+        off: Whether the smallest number switches something off.
+        odd: Whether it must be odd.
     """
 
     least: float | None = None
@@ -46,7 +46,7 @@ class Range:
     odd: bool = False
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number lies there; it must not be absurd either, see `LARGEST`."""
+        """Tell whether a number lies in the range; it must not be absurd either, see `LARGEST`."""
         return (
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -82,7 +82,7 @@ class Range:
 
 
 class OptionsOf(NamedTuple):
-    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+    """Marker of `**options` that are passed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
 
     Attributes:
         target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
@@ -96,11 +96,11 @@ class OptionsOf(NamedTuple):
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a text must be spelled.
+    """Pattern that a text must match.
 
     Args:
-        pattern: What all of it must match.
-        words: The same, as after "must be".
+        pattern: Regular expression that the whole text must match.
+        words: Description of the pattern, as after "must be".
     """
 
     pattern: str
@@ -125,9 +125,9 @@ def require(option: str, value: Any, hint: Any) -> None:
     """Refuse a value that an annotation does not allow.
 
     Args:
-        option: Its name, as a user types it.
-        value: What was given.
-        hint: A type, with a `Within` where it is a number; unions, lists and null included. What is no type of plain
+        option: Name of the option, as a user types it.
+        value: Value that was given.
+        hint: Type, with a `Range` where it is a number; unions, lists and null included. What is no type of plain
             values (a class of ours, a callable) allows everything but those.
 
     Raises:
@@ -145,7 +145,7 @@ def require(option: str, value: Any, hint: Any) -> None:
 
 
 def require_kind(option: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type than other people's annotation says, as far as it can be told.
+    """Refuse a value of another type than a third-party annotation says, as far as it can be checked.
 
     Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
     plain values may be made of any.
@@ -190,7 +190,7 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function or a constructor: its arguments must be what its annotations say.
 
     Args:
-        group: What its options are typed under, as `loss`.
+        group: Group of its options, as `loss`.
     """
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
@@ -213,13 +213,13 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def require_fields(options: Any, group: str) -> None:
-    """The same for a dataclass, as the first line of its `__post_init__`."""
+    """Check the fields of a dataclass, as the first line of its `__post_init__`."""
     for each in fields(options):
         require(f"{group}.{each.name}", getattr(options, each.name), each.type)
 
 
 def _problem(value: Any, hint: Any) -> str | None:
-    """What an annotation allows, in words, if not this; None: it does."""
+    """Return what an annotation allows, in words, if it does not allow this; else None."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     refused = [_refused(value, member) for member in members]
     if None in refused:
@@ -281,7 +281,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether it says anything of what a user types: a number, text, ..."""
+    """Tell whether an annotation describes what a user types: a number, text, ..."""
     if get_origin(hint) in (Union, UnionType):
         return any(_is_plain(each) for each in get_args(hint) if each is not NoneType)
     if get_origin(hint) in (Annotated, Sequence, list, tuple):
@@ -290,7 +290,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _plain(number: float | None) -> str:
-    """All digits of a whole number, a few of any other."""
+    """Format all digits of an integer, a few of any other number."""
     return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
 
 

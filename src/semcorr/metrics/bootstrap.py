@@ -68,7 +68,8 @@ def resample_ratio(
         whole: Per-image PCK: 1 where the pair has any keypoint, else 0. Per-point PCK: the number of its keypoints.
         shared: Images of the pairs.
         draws: Number of resamples.
-        seed: Seed of the draws, which are the same every time, so that two runs on the same pairs can be compared draw by draw.
+        seed: Seed of the draws, which are the same every time, so that two runs on the same pairs can be
+            compared draw by draw.
     """
     if len(shared.stratum) < FEWEST or not whole.any(axis=1).all():
         return None

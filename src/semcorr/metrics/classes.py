@@ -60,9 +60,9 @@ def sensitivity(classes: Mapping[str, Any], names: Sequence[str], by: str = "ima
     return result
 
 
-def _select_rows(rows: Predictions, selected: Bool[np.ndarray, " m"]) -> Predictions:
+def _select_rows(rows: Predictions, keep: Bool[np.ndarray, " m"]) -> Predictions:
     """Select some rows of the predictions."""
     return rows._replace(
-        pair=rows.pair[selected], keypoint=rows.keypoint[selected], predicted=rows.predicted[selected], target=rows.target[selected],
-        extent=rows.extent[selected], ambiguous=rows.ambiguous[selected], error=rows.error[selected],
+        pair=rows.pair[keep], keypoint=rows.keypoint[keep], predicted=rows.predicted[keep], target=rows.target[keep],
+        extent=rows.extent[keep], ambiguous=rows.ambiguous[keep], error=rows.error[keep],
     )  # fmt: skip

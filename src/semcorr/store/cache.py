@@ -59,7 +59,7 @@ class FeatureCache:
         return self.entries[name]
 
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """Add a batch of images, first axis first; refuse values that are not finite, on a GPU perhaps some batches later."""
+        """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
         cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
         self.watch.see(names, cast)
         if self.place == "auto":

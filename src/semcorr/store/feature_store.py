@@ -74,7 +74,7 @@ class FeatureStore:
         path = self._path(entry)
         try:
             values = read_entry(path, check=entry not in self._checked)
-        except FileNotFoundError:  # never there, or evicted by another process
+        except FileNotFoundError:  # never stored, or evicted by another process
             self._forget(entry)
             return None
         except DamagedEntryError as damage:
@@ -172,7 +172,7 @@ class FeatureStore:
             if not (self.folder / KEY).exists():
                 raise FileNotFoundError
             write_packed(path, packed)
-        except FileNotFoundError:  # pruned away under us
+        except FileNotFoundError:  # pruned meanwhile
             self._open()
             write_packed(path, packed)
 
@@ -197,7 +197,7 @@ class FeatureStore:
         return False
 
     def _use(self, entry: str) -> None:
-        """Once per process and entry: it is the most recently used."""
+        """Mark an entry as most recently used, once per process and entry."""
         if entry not in self._used:
             self._used.add(entry)
             with suppress(OSError):  # gone, or another user's
