@@ -134,8 +134,8 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
     """
     try:
         home = _nearest(folder)
-        about = os.statvfs(home)
-        if about.f_bavail * about.f_frsize < size:
+        disk = os.statvfs(home)
+        if disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         probe = part_path(home / "probe")
         try:
@@ -174,12 +174,12 @@ def _nearest(folder: Path) -> Path:
     """Return the folder itself, or the nearest above it that there is, if what is missing can be made in it."""
     if "\0" in str(folder):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    place = folder.absolute()
-    home = next(above for above in (place, *place.parents) if os.path.lexists(above))
+    absolute = folder.absolute()
+    home = next(parent for parent in (absolute, *absolute.parents) if os.path.lexists(parent))
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    longest = max((len(os.fsencode(part)) for part in place.relative_to(home).parts), default=0)
-    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(place)) >= os.pathconf(home, "PC_PATH_MAX"):
+    longest = max((len(os.fsencode(part)) for part in absolute.relative_to(home).parts), default=0)
+    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(absolute)) >= os.pathconf(home, "PC_PATH_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     return home
 

@@ -65,7 +65,7 @@ class FiniteWatch:
 
     def see(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
         """Check a batch: at once where nothing has to be waited for, else together with later ones."""
-        flags = [are_finite(each.detach()) for each in values.values()]
+        flags = [are_finite(value.detach()) for value in values.values()]
         if flags:
             self._flags.append((names, torch.stack(flags).all(0)))
             if flags[0].device.type == "cpu" or len(self._flags) >= BEHIND:

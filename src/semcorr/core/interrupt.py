@@ -200,11 +200,11 @@ class Guard:
 
 def written() -> str:
     """Say what a command has left, where nothing more specific is known: no file, or complete files."""
-    there = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
-    if not there:
+    existing = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
+    if not existing:
         return "Nothing was written. Run the same line again"
-    others = f" and {len(there) - 1} other files are" if len(there) > 1 else " is"
-    return f"{escape_controls(str(there[-1]))}{others} written. Run the same line again for what is not"
+    others = f" and {len(existing) - 1} other files are" if len(existing) > 1 else " is"
+    return f"{escape_controls(str(existing[-1]))}{others} written. Run the same line again for what is not"
 
 
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
@@ -267,7 +267,7 @@ def leave_within_seconds(code: int) -> None:
 
 
 def end_children(patience: float = 2.0) -> None:
-    """End every process that this one has started, and theirs: asked first, then killed.
+    """End every process that this one has started, and their children: terminated first, then killed.
 
     Args:
         patience: Seconds that processes have to end before they are killed.
@@ -279,7 +279,7 @@ def end_children(patience: float = 2.0) -> None:
             return "resource_tracker" in " ".join(process.cmdline())
         return False
 
-    children = [each for each in psutil.Process().children(recursive=True) if not cleans(each)]
+    children = [child for child in psutil.Process().children(recursive=True) if not cleans(child)]
     for process in children:
         with suppress(psutil.Error):
             process.terminate() if patience else process.kill()
@@ -291,6 +291,6 @@ def end_children(patience: float = 2.0) -> None:
 
 def _print(text: str) -> None:
     """Print to the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
-    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
+    show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError, ValueError):
-        os.write(2, f"{shown}{text}\n".encode())
+        os.write(2, f"{show_cursor}{text}\n".encode())

@@ -46,8 +46,8 @@ def explain_limit(error: BaseException) -> str | None:
         error: Error that was raised; its explicit causes count, too.
     """
     for cause in _causes(error):
-        if (said := _explain_text(cause) or _explain_number(cause)) is not None:
-            return said
+        if (message := _explain_text(cause) or _explain_number(cause)) is not None:
+            return message
     return None
 
 
@@ -83,16 +83,16 @@ def _explain_number(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     number, name, reason = error.errno, error.filename2 or error.filename, error.strerror
-    if number is None and (told := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
-        number, reason, name = int(told[1]), told[2], told[3]  # from a loader process
+    if number is None and (match := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
+        number, reason, name = int(match[1]), match[2], match[3]  # from a loader process
     if number not in REASONS - ABSENT:
         return None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{name or 'a file'} cannot be written ({reason}). Free some space, or choose another place"
     if name is None:
         return None
-    place = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
-    return f"{place}: {reason}. See to its permissions, or choose another place"
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
+    return f"{path}: {reason}. See to its permissions, or choose another place"
 
 
 def _allowed() -> str:

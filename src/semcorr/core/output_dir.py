@@ -33,7 +33,7 @@ def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
 def require_output_dir(out: Path, option: str = "--out") -> Path:
     """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists."""
     try:
-        home = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+        home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     except OSError as error:  # a name that is too long, links in a circle
         raise UserError(write_error(out, error, option)) from None
     if not home.is_dir():
@@ -44,9 +44,9 @@ def require_output_dir(out: Path, option: str = "--out") -> Path:
 
 def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
     """Refuse, before anything is computed, outputs that would overwrite an input."""
-    known = {path.resolve() for path in read}
+    inputs = {path.resolve() for path in read}
     for path in (folder / file for file in files):
-        if path.resolve() in known:
+        if path.resolve() in inputs:
             raise UserError(
                 f"{option}: {path} is one of the pictures that are read, and would be replaced. Choose another place"
             )
@@ -66,7 +66,7 @@ def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)
     >>> unique_names([["b"], ["b_warped", "b_warped.jpg"]], endings=["", "_warped"])
     ['b', 'b_warped.jpg']
     """
-    found: list[str] = []
+    chosen: list[str] = []
     taken: set[str] = set()
 
     def files(name: str) -> set[str]:
@@ -74,6 +74,6 @@ def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)
 
     for names in wished:
         numbered = (f"{names[-1]}-{i}" for i in count(2))
-        found.append(next(name for name in chain(names, numbered) if not files(name) & taken))
-        taken |= files(found[-1])
-    return found
+        chosen.append(next(name for name in chain(names, numbered) if not files(name) & taken))
+        taken |= files(chosen[-1])
+    return chosen

@@ -82,8 +82,8 @@ def column_checksum(column: pa.ChunkedArray, name: str) -> str:
 
 
 def _read(file: Any, schema: pa.Schema, optional: Collection[str]) -> Any:
-    there = pq.read_schema(file).names
-    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
+    columns = pq.read_schema(file).names
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in columns]
     source = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
     names = _require_columns(source.schema_arrow, schema, optional)
     _require_bounded(source.metadata, file.size())
@@ -141,6 +141,6 @@ def _compare(table: pa.Table, notes: dict[bytes, bytes], schema: pa.Schema) -> N
     sums = json.loads(notes[CHECKSUMS])
     if absent := [name for name in schema.names if name in sums and name not in table.schema.names]:
         raise DamagedTableError(f"its column {absent[0]} is not there")
-    odd = [name for name in table.schema.names if sums.get(name) != column_checksum(table[name], name)]
-    if odd:
-        raise DamagedTableError(f"the checksum of column {odd[0]} does not fit its content")
+    damaged = [name for name in table.schema.names if sums.get(name) != column_checksum(table[name], name)]
+    if damaged:
+        raise DamagedTableError(f"the checksum of column {damaged[0]} does not fit its content")

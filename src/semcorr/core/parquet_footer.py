@@ -43,8 +43,8 @@ def require_footer(file: BinaryIO, size: int) -> None:
         raise FooterError("its footer cannot be read") from error
     if elsewhere:
         raise FooterError("it names another file as the place of its values")
-    if odd := codecs - CODECS.keys():
-        raise FooterError(f"it is compressed by codec {min(odd)}; only {', '.join(CODECS.values())} are read")
+    if unknown := codecs - CODECS.keys():
+        raise FooterError(f"it is compressed by codec {min(unknown)}; only {', '.join(CODECS.values())} are read")
 
 
 class _Reader:
@@ -86,8 +86,8 @@ class _Reader:
             length = self.unsigned()
         if length > len(self.content) - self.place:  # each takes a byte at the least
             raise FooterError("its footer cannot be read")
-        one = self.byte if kind in (TRUE, FALSE) else lambda: self.value(kind, depth)
-        return [one() for _ in range(length)]
+        read_item = self.byte if kind in (TRUE, FALSE) else lambda: self.value(kind, depth)
+        return [read_item() for _ in range(length)]
 
     def byte(self) -> int:
         self.place += 1

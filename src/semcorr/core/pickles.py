@@ -62,8 +62,8 @@ def require_torch_file(path: Path, crc: bool = False) -> None:
             for member in archive.infolist():
                 if member.filename.endswith("/data.pkl"):
                     require_bounded_pickle(BytesIO(read_member(archive, member.filename)), member.file_size)
-            if crc and (odd := archive.testzip()):
-                raise zipfile.BadZipFile(f"the checksum of {odd} in it does not fit")
+            if crc and (damaged := archive.testzip()):
+                raise zipfile.BadZipFile(f"the checksum of {damaged} in it does not fit")
 
 
 def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:

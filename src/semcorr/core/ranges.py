@@ -178,8 +178,8 @@ def _other_kind(value: Any, hint: Any) -> str | None:
     if kind in (list, tuple, Sequence) or get_origin(kind) in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
             return None if isinstance(value, str) and get_args(kind)[:1] == (str,) else "a list"
-        inside = [each for each in get_args(kind) if each is not Ellipsis]
-        refused_each = [_other_kind(each, inside[0]) for each in value] if len({*inside}) == 1 else []
+        inside = [item for item in get_args(kind) if item is not Ellipsis]
+        refused_each = [_other_kind(item, inside[0]) for item in value] if len({*inside}) == 1 else []
         return next((f"a list, each entry {words}" for words in refused_each if words), None)
     if kind in (dict, Mapping) or get_origin(kind) in (dict, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
@@ -195,16 +195,20 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        stated = {key: one.annotation for key, one in signature.parameters.items() if _is_plain(one.annotation)}
+        hints = {
+            key: parameter.annotation
+            for key, parameter in signature.parameters.items()
+            if _is_plain(parameter.annotation)
+        }
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind_partial(*args, **kwargs).arguments
+                arguments = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
                 return function(*args, **kwargs)  # Python says best what is wrong
-            for key in given.keys() & stated.keys():
-                require(f"{group}.{key}", given[key], stated[key])
+            for key in arguments.keys() & hints.keys():
+                require(f"{group}.{key}", arguments[key], hints[key])
             return function(*args, **kwargs)
 
         return checked
@@ -214,8 +218,8 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def require_fields(options: Any, group: str) -> None:
     """Check the fields of a dataclass, as the first line of its `__post_init__`."""
-    for each in fields(options):
-        require(f"{group}.{each.name}", getattr(options, each.name), each.type)
+    for option in fields(options):
+        require(f"{group}.{option.name}", getattr(options, option.name), option.type)
 
 
 def _problem(value: Any, hint: Any) -> str | None:
@@ -224,13 +228,13 @@ def _problem(value: Any, hint: Any) -> str | None:
     refused = [_refused(value, member) for member in members]
     if None in refused:
         return None
-    words = [each for each in refused if each is not None and each not in ("null", BUILT)] or [BUILT]
-    join = ", or " if any("," in each for each in words) else " or "
+    words = [text for text in refused if text is not None and text not in ("null", BUILT)] or [BUILT]
+    join = ", or " if any("," in text for text in words) else " or "
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
 
 def _refused(value: Any, hint: Any) -> str | None:
-    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Range)), None)
+    range_ = next((item for item in get_args(hint)[1:] if isinstance(item, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
         return None
@@ -241,7 +245,7 @@ def _refused(value: Any, hint: Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
-        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Pattern)), Pattern("(?s).*", "text"))
+        spelled = next((item for item in get_args(hint)[1:] if isinstance(item, Pattern)), Pattern("(?s).*", "text"))
         return None if isinstance(value, str) and re.fullmatch(spelled.pattern, value) else spelled.words
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
@@ -254,11 +258,11 @@ def _refused(value: Any, hint: Any) -> str | None:
 
 
 def _refused_number(value: Any, kind: type, range_: Range) -> str | None:
-    whole, words = kind is int, range_.words()
-    if not _is_number(value) or (whole and not isinstance(value, numbers.Integral)):
+    is_integer, words = kind is int, range_.words()
+    if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
-            return "a whole number" if whole else "a finite number"
-        return f"{'a whole number' if whole else 'a number'}, {words}"
+            return "a whole number" if is_integer else "a finite number"
+        return f"{'a whole number' if is_integer else 'a number'}, {words}"
     if isinstance(value, float) and not math.isfinite(value):
         return words
     if range_.is_absurd(value):
@@ -272,7 +276,7 @@ def _refused_list(value: Any, of: Any) -> str | None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return "a list"
-    refused = next((words for each in value if (words := _problem(each, of))), None)
+    refused = next((words for item in value if (words := _problem(item, of))), None)
     return refused and f"a list, each entry {refused}"
 
 
@@ -283,7 +287,7 @@ def _is_number(value: Any) -> bool:
 def _is_plain(hint: Any) -> bool:
     """Tell whether an annotation describes what a user types: a number, text, ..."""
     if get_origin(hint) in (Union, UnionType):
-        return any(_is_plain(each) for each in get_args(hint) if each is not NoneType)
+        return any(_is_plain(member) for member in get_args(hint) if member is not NoneType)
     if get_origin(hint) in (Annotated, Sequence, list, tuple):
         return _is_plain(get_args(hint)[0])
     return hint in (int, float, bool, str)

@@ -74,9 +74,9 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
     """
     content = read_content(path, remedy)
     text, encoding = _decoded(content, path)
-    known = {name.casefold(): name for name in (*columns, *optional)}
+    names_by_key = {name.casefold(): name for name in (*columns, *optional)}
     try:
-        start, lines, separator = _separator(require_text(text, path, SAVE), columns, known, path, remedy)
+        start, lines, separator = _separator(require_text(text, path, SAVE), columns, names_by_key, path, remedy)
     except UserError:
         if encoding == "utf-8":
             raise
@@ -87,11 +87,11 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
     if encoding != "utf-8":
         log.warning("%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _line_of(content), SAVE)
     rows = list(_filled(_split(text[start:], path, remedy, separator, lines)))
-    header = _header(rows[0].cells, known)
+    header = _header(rows[0].cells, names_by_key)
     names = _require_columns(header, columns, path, remedy)
     rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
     return Spreadsheet(
-        _named(names, rows, path), [name for name in names if name and name not in known.values()], encoding
+        _named(names, rows, path), [name for name in names if name and name not in names_by_key.values()], encoding
     )
 
 
@@ -125,19 +125,21 @@ def _separator(
     text: str, columns: Sequence[str], known: dict[str, str], path: Path, remedy: str
 ) -> tuple[int, int, str]:
     """Find where the header begins, the lines before it, and the separator of its cells, which splits the columns."""
-    said = SEPARATOR_LINE.match(text)
-    start, lines = (said.end(), 1) if said else (0, 0)
-    if said and said[1] not in SEPARATORS:
-        raise UserError(f"{path}, line 1: sep={said[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}")
+    separator_line = SEPARATOR_LINE.match(text)
+    start, lines = (separator_line.end(), 1) if separator_line else (0, 0)
+    if separator_line and separator_line[1] not in SEPARATORS:
+        raise UserError(
+            f"{path}, line 1: sep={separator_line[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}"
+        )
     headers: dict[str, list[str]] = {}
-    for separator in (said[1],) if said else SEPARATORS:
+    for separator in (separator_line[1],) if separator_line else SEPARATORS:
         first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), TableRow(1, []))
         headers[separator] = _header(first.cells, known)
     fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
     if len(fitting) > 1:
         kinds = " or ".join(SEPARATORS[separator] for separator in fitting)
         raise UserError(f"{path}: its header has the columns with {kinds} between them. Use one. {remedy}")
-    if not fitting and (line := _line_of_header(text, columns, known, said[1] if said else None)):
+    if not fitting and (line := _line_of_header(text, columns, known, separator_line[1] if separator_line else None)):
         raise UserError(f"{path}: its header is in line {line}. Delete the lines before it.")
     best = max(headers.values(), key=lambda names: len(set(columns) & set(names)))
     _require_columns(best if fitting else [name for name in best if name in columns], columns, path, remedy)
@@ -147,8 +149,8 @@ def _separator(
 def _line_of_header(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
     """Find which of the first lines is the header, where it is not the first that is filled."""
     for number, line in enumerate(text.splitlines()[:LOOKED_AT], 1):
-        for each in (separator,) if separator else SEPARATORS:
-            if set(columns) <= set(_header(next(csv.reader([line], delimiter=each), []), known)):
+        for candidate in (separator,) if separator else SEPARATORS:
+            if set(columns) <= set(_header(next(csv.reader([line], delimiter=candidate), []), known)):
                 return number
     return None
 

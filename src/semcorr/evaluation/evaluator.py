@@ -157,9 +157,9 @@ class Evaluator:
         Args:
             with_tables: Gather the rows as well.
         """
-        each = [pck.compute() for pck in self.pck]
+        metrics = [pck.compute() for pck in self.pck]
         tables = self.gather_tables() if with_tables else {}
-        return EvaluationResult(self.specs, each, metrics_dict(self.specs, each), tables, self.grid, self.seconds)
+        return EvaluationResult(self.specs, metrics, metrics_dict(self.specs, metrics), tables, self.grid, self.seconds)
 
     def gather_tables(self) -> dict[str, pa.Table]:
         """Gather all processes' rows: keypoints, and poses and detections where they are computed."""

@@ -113,15 +113,15 @@ PRESETS = (
 
 def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
     """Return a published protocol, or with some axes changed; then its name says which."""
-    known = {item.name: item for item in PRESETS}
-    if name not in known:
-        raise UserError(f"`protocol` must be one of {', '.join(known)}, got {name!r}")
+    presets = {item.name: item for item in PRESETS}
+    if name not in presets:
+        raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
     unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)})
     if unknown:
         raise UserError(
             f"`protocol.{unknown[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
         )
-    preset = known[name]
+    preset = presets[name]
     differences = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(preset, axis)]
     return replace(preset, **changed, name=f"{name} ({', '.join(differences)})" if differences else name)
 

@@ -34,10 +34,10 @@ def pck_from_predictions(
         np.add.at(pairs[s], (rows.category, n), 1)
         np.add.at(correct[s].transpose(0, 2, 1), (rows.category, n), pair_correct.T)
     counts = torch.from_numpy(correct), torch.from_numpy(pairs)
-    each = {
+    by_category = {
         name: pck_from_counts(counts[0][:, i], counts[1][:, i], alphas) for i, name in enumerate(rows.categories)
     }  # fmt: skip
-    return {"pck": pck_from_counts(counts[0].sum(1), counts[1].sum(1), alphas), "category": each}
+    return {"pck": pck_from_counts(counts[0].sum(1), counts[1].sum(1), alphas), "category": by_category}
 
 
 def category_mean(category: dict[str, Scores]) -> dict[str, Any]:

@@ -48,8 +48,10 @@ def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) 
     )
     has_twin = (twin != rows.keypoint) & np.isfinite(distance[row, twin])
     wrong = has_twin & (distance[row, twin] < distance[row, rows.keypoint])
-    each = {name: _share(wrong[category == c], has_twin[category == c]) for c, name in enumerate(rows.categories)}
-    return {**_share(wrong, has_twin), "category": each}
+    by_category = {
+        name: _share(wrong[category == c], has_twin[category == c]) for c, name in enumerate(rows.categories)
+    }
+    return {**_share(wrong, has_twin), "category": by_category}
 
 
 def keypoint_confusion(

@@ -92,8 +92,10 @@ def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bo
     pair = np.concatenate((pair[visible], pair))
     order = np.argsort(pair, kind="stable")
     ends = np.flatnonzero(np.diff(pair[order])) + 1
-    each = [average_precision(score[rows], positive[rows]) for rows in np.split(order, ends)] if len(order) else []
-    defined = [value for value in each if value is not None]
+    precisions = (
+        [average_precision(score[rows], positive[rows]) for rows in np.split(order, ends)] if len(order) else []
+    )
+    defined = [value for value in precisions if value is not None]
     return {
         "image": float(np.mean(defined)) if defined else None,
         "point": average_precision(score, positive),

@@ -162,14 +162,14 @@ class PCK(Metric):
         The headline is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
         no keypoint at all.
         """
-        each = {
+        by_category = {
             name: pck_from_counts(self.correct[:, i], self.pairs[:, i], self.alphas)
             for i, name in enumerate(self.categories)
         }
         pooled = pck_from_counts(self.correct.sum(1), self.pairs.sum(1), self.alphas)
-        return {"pck": pooled, "category": each, "headline": self._headline(pooled, each)}
+        return {"pck": pooled, "category": by_category, "headline": self._headline(pooled, by_category)}
 
-    def _headline(self, pooled: Scores, each: dict[str, Scores]) -> dict[str, float | None]:
+    def _headline(self, pooled: Scores, by_category: dict[str, Scores]) -> dict[str, float | None]:
         """Pool all shared keypoints as this protocol's authors do."""
         if self.pooling in ("image", "point"):
             return pooled["all"][self.pooling]
@@ -177,7 +177,7 @@ class PCK(Metric):
         counts = (pairs if self.pooling == "category_by_pairs" else (pairs > 0).long()).tolist()
         headline: dict[str, float | None] = {}
         for alpha in pooled["all"]["point"]:
-            terms = zip(counts, (each[name]["all"]["point"][alpha] for name in self.categories), strict=True)
+            terms = zip(counts, (by_category[name]["all"]["point"][alpha] for name in self.categories), strict=True)
             total = math.fsum(count * value for count, value in terms if value is not None)
             headline[alpha] = total / sum(counts) if sum(counts) else None
         return headline

@@ -192,8 +192,8 @@ class PoseAligner:
         keypoints, visible = source.keypoints, source.visible
         if variant.mirrored:
             assert record.flip is not None, "AdaptivePose.check comes first"
-            shown = batch.shared[i] if self.options.twins == "shared" else visible
-            keypoints, visible = mirror_twins(keypoints, visible, shown, record.flip)
+            usable = batch.shared[i] if self.options.twins == "shared" else visible
+            keypoints, visible = mirror_twins(keypoints, visible, usable, record.flip)
         points = variant.points(keypoints, (source.image.shape[-1],) * 2)
         return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
 
