@@ -121,25 +121,25 @@ class _Reader:
         return self.sequence(at) if isinstance(event, yaml.SequenceStartEvent) else self.scalar(event, line)
 
     def mapping(self, at: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         while not self.loader.check_event(yaml.MappingEndEvent):
             event = self.loader.peek_event()
             line = event.start_mark.line + 1
             key = self.value((*at, "")) if isinstance(event, yaml.ScalarEvent | yaml.AliasEvent) else None
             if not isinstance(key, str):
                 raise _RefusedError("a key must be text", line)
-            if key in found:
+            if key in values:
                 raise _RefusedError(f"the key {key[:40]!r} is there twice", line)
-            found[key] = self.value((*at, key))
+            values[key] = self.value((*at, key))
         self.loader.get_event()
-        return found
+        return values
 
     def sequence(self, at: Place) -> list[Any]:
-        found: list[Any] = []
+        values: list[Any] = []
         while not self.loader.check_event(yaml.SequenceEndEvent):
-            found.append(self.value((*at, len(found))))
+            values.append(self.value((*at, len(values))))
         self.loader.get_event()
-        return found
+        return values
 
     def scalar(self, event: Any, line: int) -> Any:
         tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)

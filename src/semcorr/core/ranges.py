@@ -164,11 +164,11 @@ def _other_kind(value: Any, hint: Any) -> str | None:
         refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
         return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is int:
-        return None if whole else "a whole number"
+        return None if is_integer else "a whole number"
     if kind is float:
         return None if _is_number(value) and not math.isnan(value) else "a number"
     if kind in (str, Path):

@@ -219,8 +219,8 @@ class Evaluator:
             for members in passes.values():
                 protocol = self.specs[members[0]].protocol
                 if protocol.query not in points_by_query:
-                    query_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
-                    points_by_query[protocol.query] = query_points[shared].split(counts)
+                    batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
+                    points_by_query[protocol.query] = batch_points[shared].split(counts)
                 points = [points_by_query[protocol.query][i] for i in pairs]
                 matches = self._match_target(batch, protocol, target, sources, points, pairs, members)
                 self._write_matches(predictions, members, matches, shared, pairs)

@@ -36,5 +36,5 @@ def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     (array([[ True,  True]]), array([ True, False]))
     """
     distance = landmark_distances(rows, shared_landmarks(rows))
-    own = distance[np.arange(len(distance)), rows.keypoint]
-    return own <= distance.min(axis=1, initial=np.inf)
+    true_distance = distance[np.arange(len(distance)), rows.keypoint]
+    return true_distance <= distance.min(axis=1, initial=np.inf)
