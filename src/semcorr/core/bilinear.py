@@ -1,4 +1,4 @@
-"""Bilinear interpolation: which four cells, with which weights."""
+"""Bilinear interpolation: the four cells around a point, and their weights."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 def bilinear_neighbours(
     cells: Float[Tensor, "b n 2"], grid: int
 ) -> tuple[Float[Tensor, "b n 4 2"], Float[Tensor, "b n 4"]]:
-    """The four cells around a place between them, and their bilinear weights.
+    """Return the four cells around a point between them, and their bilinear weights.
 
     >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), grid=3)[1]
     tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read: what was given, what is allowed, what to do.
+"""The error for users: what was given, what is allowed, what to do.
 
 The entry points print its text without a traceback and exit with code 2. Everything else that
 is raised is a defect of ours and keeps its traceback.

@@ -1,4 +1,4 @@
-"""Write files that are whole or not there: beside, flushed to the disk, then renamed into place.
+"""Writing of files that are complete or absent: written to a temporary file, flushed, then renamed into place.
 
 What is unfinished carries the process and the machine that it is of in its name. It goes when that process does; where
 a process was killed, the next that writes to the same place removes it.
@@ -39,7 +39,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
 
     Args:
         path: The file; its folder must exist.
-        option: What the user gave it by, as `run_dir`; named in the error.
+        option: Option that names the file, as `run_dir`; named in the error.
 
     Raises:
         UserError: The disk is full, the folder cannot be written, ...
@@ -77,8 +77,8 @@ def temporary_folder(home: Path, name: str = "semcorr") -> Iterator[Path]:
     """Yield a folder in `home` that is gone in the end; remove what killed processes left of theirs there.
 
     Args:
-        home: Where; must exist.
-        name: What it is of, for who sees it.
+        home: Parent folder; must exist.
+        name: Readable part of the folder's name.
     """
     remove_parts(home)
     folder = part_path(home / name)
@@ -93,9 +93,9 @@ def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
     """Move all files of a folder to another on the same disk, flushed; nothing, where one of them cannot go.
 
     Args:
-        folder: Where they are.
-        out: Where they go; is made if it is missing.
-        last: The name of the file that says that the others are there.
+        folder: Folder of the files.
+        out: Folder to move them to; made if it is missing.
+        last: Name of the file that is moved last, as the sign that the others are complete.
 
     Raises:
         OSError: There is no room, or a folder has the name of a file.
@@ -125,17 +125,17 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
     """Refuse, before any work, a folder that nothing can be written to. The folder need not exist yet.
 
     Args:
-        folder: Where results will go.
-        option: What the user gave it by.
-        size: Bytes that will be written at the least.
+        folder: Folder of the results.
+        option: Option that names the folder.
+        size: Least number of bytes that will be written.
 
     Raises:
         UserError: It or the folder above it is a file, is read-only, or its disk is full.
     """
     try:
         home = _nearest(folder)
-        about = os.statvfs(home)
-        if about.f_bavail * about.f_frsize < size:
+        disk = os.statvfs(home)
+        if disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         probe = part_path(home / "probe")
         try:
@@ -154,8 +154,8 @@ def require_writable_file(path: Path, option: str, size: int = 0) -> None:
 
     Args:
         path: The file.
-        option: What the user gave it by.
-        size: Bytes that will be written at the least.
+        option: Option that names the file.
+        size: Least number of bytes that will be written.
 
     Raises:
         UserError: It is a folder or a device; its folder is missing or cannot be written.
@@ -174,12 +174,12 @@ def _nearest(folder: Path) -> Path:
     """Return the folder itself, or the nearest above it that there is, if what is missing can be made in it."""
     if "\0" in str(folder):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    place = folder.absolute()
-    home = next(above for above in (place, *place.parents) if os.path.lexists(above))
+    absolute = folder.absolute()
+    home = next(parent for parent in (absolute, *absolute.parents) if os.path.lexists(parent))
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    longest = max((len(os.fsencode(part)) for part in place.relative_to(home).parts), default=0)
-    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(place)) >= os.pathconf(home, "PC_PATH_MAX"):
+    longest = max((len(os.fsencode(part)) for part in absolute.relative_to(home).parts), default=0)
+    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(absolute)) >= os.pathconf(home, "PC_PATH_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     return home
 

@@ -1,4 +1,4 @@
-"""What backbones, heads and benchmarks promise each other."""
+"""Interfaces of backbones, heads and benchmarks."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -10,30 +10,30 @@ from semcorr.core.types import BackboneState, FeatureMap
 
 
 class Head(Protocol):
-    """Features of both images and points of the source, in pixels, to similarity; an `nn.Module`."""
+    """Similarity of source points and target cells from features of both images; an `nn.Module`."""
 
     def __call__(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
-        """Similarity of every point to every target cell."""
+        """Compute the similarity of every point to every target cell."""
 
 
 @runtime_checkable
 class SiameseHead(Protocol):
-    """A head that looks at one image at a time until the very end: `compare(describe(adapt(a), points), adapt(b))`.
+    """A head that takes one image at a time until the end: `compare(describe(adapt(a), points), adapt(b))`.
 
     Its queries into one target are matched in one product, whichever images they come from, and each
     image is adapted once, whatever number of pairs it is in.
     """
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """What the head makes of the features of images, each by itself. The grid may become finer."""
+        """Adapt the features of images, each by itself. The grid may become finer."""
 
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
-        """Descriptors of points, in source pixels; `source` is adapted."""
+        """Compute descriptors of points, in source pixels; `source` is adapted."""
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
-        """Similarity of descriptors to every target cell; `target` is adapted."""
+        """Compute the similarity of descriptors to every target cell; `target` is adapted."""
 
 
 @runtime_checkable
@@ -57,10 +57,10 @@ class Backbone(Protocol):
     pairwise: bool  # whether an image's features depend on the other image of its pair
 
     def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """Features of a batch of images."""
+        """Compute the features of a batch of images."""
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """The embedding and the first `depth` blocks: what is frozen and need not be computed twice."""
+        """Compute the embedding and the first `depth` blocks: if frozen, they need not be computed twice."""
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """The rest: `suffix(prefix(x, d), d) == backbone(x)`."""
+        """Compute the remaining blocks: `suffix(prefix(x, d), d) == backbone(x)`."""

@@ -1,4 +1,4 @@
-"""End a command from outside: in a sentence, with the signal's exit code, and with nothing of it left running.
+"""Ending a command from outside: with a sentence, the signal's exit code, and no process of it left running.
 
 Only commands come here, by `semcorr.cli.hydra_app`: a library leaves the signals to whoever uses it. A signal raises
 `Interrupted` in the main thread, which unwinds as any error does. A thread of its own sees to it that this takes
@@ -29,10 +29,10 @@ PLACES = ("in ", "while ")  # how advice begins that says where the command was
 
 
 class Interrupted(BaseException):
-    """Stop for a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others take.
+    """Stop by a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others catch.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,7 +41,7 @@ class Interrupted(BaseException):
 
 
 class Guard:
-    """Signals of this process while a command runs.
+    """Handling of the signals of this process while a command runs.
 
     Attributes:
         number: Of the signal that came; None before.
@@ -186,7 +186,7 @@ class Guard:
         self.force(self.say())
 
     def _received(self, until: float | None) -> int | None:
-        """Return the number of the next signal of ours; None if the time is over, or the guard has been removed."""
+        """Return the number of the next signal; None if the time is over, or the guard has been removed."""
         while True:
             wait = None if until is None else max(0.0, until - time.monotonic())
             if not select.select([self._reading], [], [], wait)[0]:
@@ -199,12 +199,12 @@ class Guard:
 
 
 def written() -> str:
-    """Say what a command has left, where nothing better is known: no file, or those that are in their places."""
-    there = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
-    if not there:
+    """Say what a command has left, where nothing more specific is known: no file, or complete files."""
+    existing = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
+    if not existing:
         return "Nothing was written. Run the same line again"
-    others = f" and {len(there) - 1} other files are" if len(there) > 1 else " is"
-    return f"{escape_controls(str(there[-1]))}{others} written. Run the same line again for what is not"
+    others = f" and {len(existing) - 1} other files are" if len(existing) > 1 else " is"
+    return f"{escape_controls(str(existing[-1]))}{others} written. Run the same line again for what is not"
 
 
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
@@ -267,10 +267,10 @@ def leave_within_seconds(code: int) -> None:
 
 
 def end_children(patience: float = 2.0) -> None:
-    """End every process that this one has started, and theirs: asked first, then killed.
+    """End every process that this one has started, and their children: terminated first, then killed.
 
     Args:
-        patience: Seconds they have after they were asked.
+        patience: Seconds that processes have to end before they are killed.
     """
     import psutil
 
@@ -279,7 +279,7 @@ def end_children(patience: float = 2.0) -> None:
             return "resource_tracker" in " ".join(process.cmdline())
         return False
 
-    children = [each for each in psutil.Process().children(recursive=True) if not cleans(each)]
+    children = [child for child in psutil.Process().children(recursive=True) if not cleans(child)]
     for process in children:
         with suppress(psutil.Error):
             process.terminate() if patience else process.kill()
@@ -290,7 +290,7 @@ def end_children(patience: float = 2.0) -> None:
 
 
 def _print(text: str) -> None:
-    """To the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
-    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
+    """Print to the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
+    show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError, ValueError):
-        os.write(2, f"{shown}{text}\n".encode())
+        os.write(2, f"{show_cursor}{text}\n".encode())

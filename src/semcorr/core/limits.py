@@ -1,4 +1,4 @@
-"""Limits of the machine, in a sentence: files open at once, memory, shared memory, disks and permissions."""
+"""Messages for limits of the machine: open files, memory, shared memory, disks and permissions."""
 
 import errno
 import os
@@ -43,11 +43,11 @@ def explain_limit(error: BaseException) -> str | None:
     """Return the sentence for an error of the machine's, not of the program's; None for any other.
 
     Args:
-        error: What was raised. What it was raised from on purpose counts, too.
+        error: Error that was raised; its explicit causes count, too.
     """
     for cause in _causes(error):
-        if (said := _explain_text(cause) or _explain_number(cause)) is not None:
-            return said
+        if (message := _explain_text(cause) or _explain_number(cause)) is not None:
+            return message
     return None
 
 
@@ -58,7 +58,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain_text(error: BaseException) -> str | None:
-    """PyTorch and loader processes hand on the text alone."""
+    """Explain an error by its text, which is all that PyTorch and loader processes pass on."""
     kind, text = type(error).__name__, str(error).lower()
     if kind in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text:
         return f"the GPU has run out of memory. {MEMORY}"
@@ -83,16 +83,16 @@ def _explain_number(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     number, name, reason = error.errno, error.filename2 or error.filename, error.strerror
-    if number is None and (told := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
-        number, reason, name = int(told[1]), told[2], told[3]  # from a loader process
+    if number is None and (match := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
+        number, reason, name = int(match[1]), match[2], match[3]  # from a loader process
     if number not in REASONS - ABSENT:
         return None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{name or 'a file'} cannot be written ({reason}). Free some space, or choose another place"
     if name is None:
         return None
-    place = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
-    return f"{place}: {reason}. See to its permissions, or choose another place"
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
+    return f"{path}: {reason}. See to its permissions, or choose another place"
 
 
 def _allowed() -> str:

@@ -1,4 +1,4 @@
-"""What a command writes into a folder: under names of its own, over nothing that it read, all of it or nothing."""
+"""Output folders of commands: distinct names, no input overwritten, and all files or none."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from semcorr.core.files import move_files, require_writable, temporary_folder, w
 
 @contextmanager
 def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
-    """A folder whose files move to `out` in the end; after a failure nothing is there that was not.
+    """Yield a folder whose files move to `out` in the end; after a failure `out` is as it was before.
 
     It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk. What killed
     processes left of theirs there goes first.
 
     Args:
-        out: May be missing.
-        option: What the user gave it by.
+        out: Folder of the results; may be missing.
+        option: Option that names the folder.
     """
     home = require_output_dir(out, option)
     try:
@@ -33,7 +33,7 @@ def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
 def require_output_dir(out: Path, option: str = "--out") -> Path:
     """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists."""
     try:
-        home = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+        home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     except OSError as error:  # a name that is too long, links in a circle
         raise UserError(write_error(out, error, option)) from None
     if not home.is_dir():
@@ -43,30 +43,30 @@ def require_output_dir(out: Path, option: str = "--out") -> Path:
 
 
 def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
-    """Before anything is computed: what is to be written there must be nothing that is read."""
-    known = {path.resolve() for path in read}
+    """Refuse, before anything is computed, outputs that would overwrite an input."""
+    inputs = {path.resolve() for path in read}
     for path in (folder / file for file in files):
-        if path.resolve() in known:
+        if path.resolve() in inputs:
             raise UserError(
                 f"{option}: {path} is one of the pictures that are read, and would be replaced. Choose another place"
             )
 
 
 def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
-    """For each the first of the names it may have whose files no other has; with a number, if there is none.
+    """Choose for each the first of its possible names whose files no other has; with a number, if there is none.
 
     A and a are the same, as they are on some disks, and so are two spellings of ä.
 
     Args:
-        wished: Each one's names, at least one.
-        endings: Of the files that are written by a name.
+        wished: Possible names of each, at least one.
+        endings: Endings of the files that are written under a name.
 
     >>> unique_names([["a"], ["a", "b"], ["A"]])
     ['a', 'b', 'A-2']
     >>> unique_names([["b"], ["b_warped", "b_warped.jpg"]], endings=["", "_warped"])
     ['b', 'b_warped.jpg']
     """
-    found: list[str] = []
+    chosen: list[str] = []
     taken: set[str] = set()
 
     def files(name: str) -> set[str]:
@@ -74,6 +74,6 @@ def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)
 
     for names in wished:
         numbered = (f"{names[-1]}-{i}" for i in count(2))
-        found.append(next(name for name in chain(names, numbered) if not files(name) & taken))
-        taken |= files(found[-1])
-    return found
+        chosen.append(next(name for name in chain(names, numbered) if not files(name) & taken))
+        taken |= files(chosen[-1])
+    return chosen

@@ -1,4 +1,4 @@
-"""Write tables to Parquet and read them again: each column with a checksum, and within bounds.
+"""Parquet tables, written with a checksum for each column, and read within bounds.
 
 Parquet's own checksums cover the data of pages and nothing else: not their headers, and not the footer, which says
 where a column lies, what it is called and how many rows there are. So the footer carries one more of each column's
@@ -27,7 +27,7 @@ ROWS, TEXT, SHARE = 100_000, 64 << 20, 200  # rows, and bytes of text, that any 
 
 
 class DamagedTableError(ValueError):
-    """What was read is not what was written."""
+    """A table that is not what was written."""
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -38,12 +38,12 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def read_parquet(path: Path, schema: pa.Schema, optional: Collection[str] = (), remedy: str = "Evaluate again") -> Any:
-    """Read the columns of a schema; a table of before there were checksums is read without.
+    """Read the columns of a schema; an older table without checksums is read without checking them.
 
     Args:
         path: The file.
-        schema: Names and types, of whatever width. What else is in the file is not read.
-        optional: Names that need not be there.
+        schema: Names and types, of whatever width. Other columns of the file are not read.
+        optional: Names of columns that may be missing.
         remedy: What to do about a file that cannot be read; ends the message.
 
     Returns:
@@ -82,8 +82,8 @@ def column_checksum(column: pa.ChunkedArray, name: str) -> str:
 
 
 def _read(file: Any, schema: pa.Schema, optional: Collection[str]) -> Any:
-    there = pq.read_schema(file).names
-    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
+    columns = pq.read_schema(file).names
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in columns]
     source = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
     names = _require_columns(source.schema_arrow, schema, optional)
     _require_bounded(source.metadata, file.size())
@@ -108,20 +108,20 @@ def _require_columns(found: pa.Schema, schema: pa.Schema, optional: Collection[s
 
 
 def _is_kin(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether both are texts, truth values, whole or real numbers, of whatever width."""
+    """Tell whether both are texts, truth values, integers or real numbers, of whatever width."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     kinds = pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating
     return any(is_kind(plain) and is_kind(wanted) for is_kind in kinds)
 
 
 def _require_bounded(about: Any, size: int) -> None:
-    """A row takes a byte at the least."""
+    """Refuse more rows than the file has bytes: a row takes a byte at least."""
     if not 0 <= about.num_rows <= max(ROWS, size):
         raise DamagedTableError(f"it claims {about.num_rows} rows in {size} bytes")
 
 
 def _decode(column: Any, size: int) -> Any:
-    """Spell out texts, of which the file holds each only once."""
+    """Decode texts, each of which the file holds only once."""
     if not pa.types.is_dictionary(column.type):
         return column
     total = 0
@@ -141,6 +141,6 @@ def _compare(table: pa.Table, notes: dict[bytes, bytes], schema: pa.Schema) -> N
     sums = json.loads(notes[CHECKSUMS])
     if absent := [name for name in schema.names if name in sums and name not in table.schema.names]:
         raise DamagedTableError(f"its column {absent[0]} is not there")
-    odd = [name for name in table.schema.names if sums.get(name) != column_checksum(table[name], name)]
-    if odd:
-        raise DamagedTableError(f"the checksum of column {odd[0]} does not fit its content")
+    damaged = [name for name in table.schema.names if sums.get(name) != column_checksum(table[name], name)]
+    if damaged:
+        raise DamagedTableError(f"the checksum of column {damaged[0]} does not fit its content")

@@ -1,4 +1,4 @@
-"""Look at the footer of a Parquet file before Arrow does: some of what may stand there ends the whole process.
+"""Checks of a Parquet file's footer before Arrow reads it: some footers would end the whole process.
 
 The footer is a structure in Thrift's compact protocol. It is read as numbers of fields and their values.
 """
@@ -16,15 +16,15 @@ WHOLE = (4, 5, 6)  # of 16, 32 and 64 bits
 
 
 class FooterError(ValueError):
-    """A footer that is none of a table of ours."""
+    """A footer that does not belong to a table of ours."""
 
 
 def require_footer(file: BinaryIO, size: int) -> None:
     """Refuse a footer that cannot be read, or that asks for what our tables have no need of.
 
     Args:
-        file: Open at any place.
-        size: Of the file, in bytes.
+        file: Open file, at any position.
+        size: Size of the file, in bytes.
 
     Raises:
         FooterError: It is damaged; values lie in another file; or they are compressed in another way than ours.
@@ -43,8 +43,8 @@ def require_footer(file: BinaryIO, size: int) -> None:
         raise FooterError("its footer cannot be read") from error
     if elsewhere:
         raise FooterError("it names another file as the place of its values")
-    if odd := codecs - CODECS.keys():
-        raise FooterError(f"it is compressed by codec {min(odd)}; only {', '.join(CODECS.values())} are read")
+    if unknown := codecs - CODECS.keys():
+        raise FooterError(f"it is compressed by codec {min(unknown)}; only {', '.join(CODECS.values())} are read")
 
 
 class _Reader:
@@ -52,7 +52,7 @@ class _Reader:
         self.content, self.place = content, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Fields by their numbers."""
+        """Read the fields of a structure by their numbers."""
         if depth > DEEPEST:
             raise FooterError("its footer is nested too deeply")
         fields: dict[int, Any] = {}
@@ -86,8 +86,8 @@ class _Reader:
             length = self.unsigned()
         if length > len(self.content) - self.place:  # each takes a byte at the least
             raise FooterError("its footer cannot be read")
-        one = self.byte if kind in (TRUE, FALSE) else lambda: self.value(kind, depth)
-        return [one() for _ in range(length)]
+        read_item = self.byte if kind in (TRUE, FALSE) else lambda: self.value(kind, depth)
+        return [read_item() for _ in range(length)]
 
     def byte(self) -> int:
         self.place += 1

@@ -1,4 +1,4 @@
-"""Names and files that come from a file: nothing of them leads out of its folder, or makes a reader wait."""
+"""Names and files that come from a file: none may lead out of its folder, or block a reader."""
 
 import os
 import re
@@ -75,38 +75,38 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
 
 
 def _spellings(root: Path, name: str) -> list[str]:
-    """The name itself, then what may be meant by it."""
+    """Return the name itself, then what may be meant by it."""
     slashed = name.replace("\\", "/")
     folders = Path(os.path.abspath(root)).parts[1:]
-    spelt = [name]
+    candidates = [name]
     for spelling in dict.fromkeys((name, slashed, unquote(name), unquote(slashed))):
         parts = [part for part in spelling.split("/") if part not in ("", ".")]
         least = len(folders) if spelling.startswith("/") else 0  # of an absolute path the whole folder is left out
-        given = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
-        spelt += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + given]
-    return list(dict.fromkeys(spelt))
+        below_root = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
+        candidates += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + below_root]
+    return list(dict.fromkeys(candidates))
 
 
 def _find_alike(root: Path, name: str) -> str | None:
-    """The one path below the root that is this but for case, the form of its characters and blanks around its parts."""
-    found: list[str] = []
+    """Find the one path below the root that equals this up to case, Unicode form and blanks around its parts."""
+    parts: list[str] = []
     for part in (part for part in name.split("/") if part not in ("", ".")):
-        place = root.joinpath(*found)
-        if not os.path.lexists(place / part):
+        folder = root.joinpath(*parts)
+        if not os.path.lexists(folder / part):
             try:
-                alike = _names_alike(place, os.stat(place).st_mtime_ns).get(_fold(part), [])
+                matches = _names_alike(folder, os.stat(folder).st_mtime_ns).get(_fold(part), [])
             except OSError:  # no folder, or not to be listed
                 return None
-            if len(alike) != 1:
+            if len(matches) != 1:
                 return None
-            part = alike[0]
-        found.append(part)
-    return "/".join(found)
+            part = matches[0]
+        parts.append(part)
+    return "/".join(parts)
 
 
 @lru_cache(maxsize=64)
 def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
-    """What is in a folder, by what its names have in common; `changed` is for the cache."""
+    """Group the names in a folder by what they have in common; `changed` is for the cache."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         names.setdefault(_fold(name), []).append(name)
@@ -114,7 +114,7 @@ def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
 
 
 def _fold(name: str) -> str:
-    """The same for names that some systems and tools take for one.
+    """Map names to one form that some systems and tools take for the same.
 
     >>> _fold("Z\u00fcrich.JPG ") == _fold("zu\u0308rich.jpg"), _fold("a.jpg") == _fold("a.jpeg")
     (True, False)
@@ -144,10 +144,10 @@ def name_fault(name: object, folders: bool) -> str | None:
     if not isinstance(name, str):
         return "is no text"
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    odd = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    control = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     faults = {
         "names no file": not parts or name.endswith(("/", "/.")),
-        f"holds the control character {odd!r}": odd is not None,
+        f"holds the control character {control!r}": control is not None,
         "is a URL, and files must be on disk": re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name),
         "is an absolute path": name.startswith("/"),
         "names a drive": re.match(r"[A-Za-z]:", name),
@@ -155,7 +155,7 @@ def name_fault(name: object, folders: bool) -> str | None:
         "holds a backslash": "\\" in name,
         "begins with ~, a home folder": name.startswith("~"),
         "names a folder": len(parts) > 1 and not folders,
-        f"is longer than the {NAME_BYTES} bytes of a file's name": odd is None and _too_long(name, parts),
+        f"is longer than the {NAME_BYTES} bytes of a file's name": control is None and _too_long(name, parts),
     }
     return next((reason for reason, applies in faults.items() if applies), None)
 
@@ -165,7 +165,7 @@ def require_plain(path: Path, where: str | None = None) -> None:
 
     Args:
         path: The file; it need not exist.
-        where: What names it, if not the user.
+        where: File that names it, if not the user.
     """
     try:
         mode = os.stat(path).st_mode
@@ -194,7 +194,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def quote_value(value: object) -> str:
-    """Quote a value of somebody's file for a message: on one line, and not at any length."""
+    """Quote a value from a user's file for a message: on one line, and of limited length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -1,4 +1,4 @@
-"""Look at a pickle, or at a PyTorch file, before it is read: nothing in it may take gigabytes, or for ever.
+"""Checks of a pickle or a PyTorch file before it is read: it may not take gigabytes, nor endless time.
 
 Reading with a list of allowed names keeps code from being run. It does not keep a file of 3 MB from inflating to 3 GB,
 or an instruction of five bytes from asking for a table of four billion entries.
@@ -33,7 +33,7 @@ COUNTED = {  # bytes of the length that stands before an argument
 
 
 class BombError(ValueError):
-    """What would take more memory or time than anything of its kind needs."""
+    """An input that would take more memory or time than anything of its kind needs."""
 
 
 def require_torch_file(path: Path, crc: bool = False) -> None:
@@ -62,16 +62,16 @@ def require_torch_file(path: Path, crc: bool = False) -> None:
             for member in archive.infolist():
                 if member.filename.endswith("/data.pkl"):
                     require_bounded_pickle(BytesIO(read_member(archive, member.filename)), member.file_size)
-            if crc and (odd := archive.testzip()):
-                raise zipfile.BadZipFile(f"the checksum of {odd} in it does not fit")
+            if crc and (damaged := archive.testzip()):
+                raise zipfile.BadZipFile(f"the checksum of {damaged} in it does not fit")
 
 
 def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive whose members overlap, or inflate far beyond its size.
 
     Args:
-        archive: Of PyTorch: begins with its first member.
-        size: Of the file, in bytes.
+        archive: Archive of PyTorch; begins with its first member.
+        size: Size of the file, in bytes.
     """
     members = archive.infolist()
     if len(members) > MEMBERS:
@@ -97,11 +97,11 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
-    """Walk through the instructions of one pickle, and refuse what would take more memory than it has bytes.
+    """Walk through the instructions of one pickle, and refuse one that would take more memory than it has bytes.
 
     Args:
-        file: At the pickle's start; stands at its end afterwards.
-        size: At which the file ends.
+        file: File, positioned at the pickle's start, and at its end afterwards.
+        size: Size of the file, in bytes.
 
     Raises:
         BombError: It has too many instructions, or one claims more than follows.
@@ -123,7 +123,7 @@ def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
 
 
 def _skip_argument(file: BinaryIO | BufferedIOBase, opcode: pickletools.OpcodeInfo, size: int) -> str:
-    """Pass over an argument; return it as text where it is a number."""
+    """Skip an argument; return it as text where it is a number."""
     if opcode.arg is None:
         return ""
     width = opcode.arg.n

@@ -1,4 +1,4 @@
-"""Read YAML of unknown origin as plain values: within limits, and without what could build anything else."""
+"""Reading of YAML of unknown origin as plain values: within limits, and without tags that build objects."""
 
 import math
 import re
@@ -24,7 +24,7 @@ Place = tuple[str | int, ...]
 
 
 class PlainDocument(NamedTuple):
-    """A document and where its parts stand.
+    """A document and the lines of its parts.
 
     Attributes:
         values: Mappings with text for keys, lists, text, finite numbers, true, false and null.
@@ -71,7 +71,7 @@ def read_plain_mapping(path: Path) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """A reason and its line."""
+    """A reason for a refusal, and its line."""
 
 
 def _text(path: Path) -> str:
@@ -88,7 +88,7 @@ def _text(path: Path) -> str:
 
 
 class _Reader:
-    """Events to values, as they come: what is refused has not been read any further."""
+    """Reader of YAML events as values, which stops at the first that is refused."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.lines = loader, dict[Place, int]()
@@ -121,25 +121,25 @@ class _Reader:
         return self.sequence(at) if isinstance(event, yaml.SequenceStartEvent) else self.scalar(event, line)
 
     def mapping(self, at: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         while not self.loader.check_event(yaml.MappingEndEvent):
             event = self.loader.peek_event()
             line = event.start_mark.line + 1
             key = self.value((*at, "")) if isinstance(event, yaml.ScalarEvent | yaml.AliasEvent) else None
             if not isinstance(key, str):
                 raise _RefusedError("a key must be text", line)
-            if key in found:
+            if key in values:
                 raise _RefusedError(f"the key {key[:40]!r} is there twice", line)
-            found[key] = self.value((*at, key))
+            values[key] = self.value((*at, key))
         self.loader.get_event()
-        return found
+        return values
 
     def sequence(self, at: Place) -> list[Any]:
-        found: list[Any] = []
+        values: list[Any] = []
         while not self.loader.check_event(yaml.SequenceEndEvent):
-            found.append(self.value((*at, len(found))))
+            values.append(self.value((*at, len(values))))
         self.loader.get_event()
-        return found
+        return values
 
     def scalar(self, event: Any, line: int) -> Any:
         tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)

@@ -27,15 +27,15 @@ DIGITS = 60  # characters of a value that a message shows
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number must lie.
+    """Range in which a number must lie.
 
     Args:
-        least: The smallest it may be,
-        most: and the largest.
-        above: What it must be more than,
-        below: and less than.
-        off: The smallest number switches something off.
-        odd: It must be odd.
+        least: Smallest number that is allowed.
+        most: Largest number that is allowed.
+        above: Number that it must exceed.
+        below: Number that it must stay below.
+        off: Whether the smallest number switches something off.
+        odd: Whether it must be odd.
     """
 
     least: float | None = None
@@ -46,7 +46,7 @@ class Range:
     odd: bool = False
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number lies there; it must not be absurd either, see `LARGEST`."""
+        """Tell whether a number lies in the range; it must not be absurd either, see `LARGEST`."""
         return (
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -82,7 +82,7 @@ class Range:
 
 
 class OptionsOf(NamedTuple):
-    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+    """Marker of `**options` that are passed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
 
     Attributes:
         target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
@@ -96,11 +96,11 @@ class OptionsOf(NamedTuple):
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a text must be spelled.
+    """Pattern that a text must match.
 
     Args:
-        pattern: What all of it must match.
-        words: The same, as after "must be".
+        pattern: Regular expression that the whole text must match.
+        words: Description of the pattern, as after "must be".
     """
 
     pattern: str
@@ -125,9 +125,9 @@ def require(option: str, value: Any, hint: Any) -> None:
     """Refuse a value that an annotation does not allow.
 
     Args:
-        option: Its name, as a user types it.
-        value: What was given.
-        hint: A type, with a `Within` where it is a number; unions, lists and null included. What is no type of plain
+        option: Name of the option, as a user types it.
+        value: Value that was given.
+        hint: Type, with a `Range` where it is a number; unions, lists and null included. What is no type of plain
             values (a class of ours, a callable) allows everything but those.
 
     Raises:
@@ -145,7 +145,7 @@ def require(option: str, value: Any, hint: Any) -> None:
 
 
 def require_kind(option: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type than other people's annotation says, as far as it can be told.
+    """Refuse a value of another type than a third-party annotation says, as far as it can be checked.
 
     Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
     plain values may be made of any.
@@ -164,11 +164,11 @@ def _other_kind(value: Any, hint: Any) -> str | None:
         refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
         return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is int:
-        return None if whole else "a whole number"
+        return None if is_integer else "a whole number"
     if kind is float:
         return None if _is_number(value) and not math.isnan(value) else "a number"
     if kind in (str, Path):
@@ -178,8 +178,8 @@ def _other_kind(value: Any, hint: Any) -> str | None:
     if kind in (list, tuple, Sequence) or get_origin(kind) in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
             return None if isinstance(value, str) and get_args(kind)[:1] == (str,) else "a list"
-        inside = [each for each in get_args(kind) if each is not Ellipsis]
-        refused_each = [_other_kind(each, inside[0]) for each in value] if len({*inside}) == 1 else []
+        inside = [item for item in get_args(kind) if item is not Ellipsis]
+        refused_each = [_other_kind(item, inside[0]) for item in value] if len({*inside}) == 1 else []
         return next((f"a list, each entry {words}" for words in refused_each if words), None)
     if kind in (dict, Mapping) or get_origin(kind) in (dict, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
@@ -190,21 +190,25 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function or a constructor: its arguments must be what its annotations say.
 
     Args:
-        group: What its options are typed under, as `loss`.
+        group: Group of its options, as `loss`.
     """
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        stated = {key: one.annotation for key, one in signature.parameters.items() if _is_plain(one.annotation)}
+        hints = {
+            key: parameter.annotation
+            for key, parameter in signature.parameters.items()
+            if _is_plain(parameter.annotation)
+        }
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind_partial(*args, **kwargs).arguments
+                arguments = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
                 return function(*args, **kwargs)  # Python says best what is wrong
-            for key in given.keys() & stated.keys():
-                require(f"{group}.{key}", given[key], stated[key])
+            for key in arguments.keys() & hints.keys():
+                require(f"{group}.{key}", arguments[key], hints[key])
             return function(*args, **kwargs)
 
         return checked
@@ -213,24 +217,24 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def require_fields(options: Any, group: str) -> None:
-    """The same for a dataclass, as the first line of its `__post_init__`."""
-    for each in fields(options):
-        require(f"{group}.{each.name}", getattr(options, each.name), each.type)
+    """Check the fields of a dataclass, as the first line of its `__post_init__`."""
+    for option in fields(options):
+        require(f"{group}.{option.name}", getattr(options, option.name), option.type)
 
 
 def _problem(value: Any, hint: Any) -> str | None:
-    """What an annotation allows, in words, if not this; None: it does."""
+    """Return what an annotation allows, in words, if it does not allow this; else None."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     refused = [_refused(value, member) for member in members]
     if None in refused:
         return None
-    words = [each for each in refused if each is not None and each not in ("null", BUILT)] or [BUILT]
-    join = ", or " if any("," in each for each in words) else " or "
+    words = [text for text in refused if text is not None and text not in ("null", BUILT)] or [BUILT]
+    join = ", or " if any("," in text for text in words) else " or "
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
 
 def _refused(value: Any, hint: Any) -> str | None:
-    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Range)), None)
+    range_ = next((item for item in get_args(hint)[1:] if isinstance(item, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
         return None
@@ -241,7 +245,7 @@ def _refused(value: Any, hint: Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
-        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Pattern)), Pattern("(?s).*", "text"))
+        spelled = next((item for item in get_args(hint)[1:] if isinstance(item, Pattern)), Pattern("(?s).*", "text"))
         return None if isinstance(value, str) and re.fullmatch(spelled.pattern, value) else spelled.words
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
@@ -254,11 +258,11 @@ def _refused(value: Any, hint: Any) -> str | None:
 
 
 def _refused_number(value: Any, kind: type, range_: Range) -> str | None:
-    whole, words = kind is int, range_.words()
-    if not _is_number(value) or (whole and not isinstance(value, numbers.Integral)):
+    is_integer, words = kind is int, range_.words()
+    if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
-            return "a whole number" if whole else "a finite number"
-        return f"{'a whole number' if whole else 'a number'}, {words}"
+            return "a whole number" if is_integer else "a finite number"
+        return f"{'a whole number' if is_integer else 'a number'}, {words}"
     if isinstance(value, float) and not math.isfinite(value):
         return words
     if range_.is_absurd(value):
@@ -272,7 +276,7 @@ def _refused_list(value: Any, of: Any) -> str | None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return "a list"
-    refused = next((words for each in value if (words := _problem(each, of))), None)
+    refused = next((words for item in value if (words := _problem(item, of))), None)
     return refused and f"a list, each entry {refused}"
 
 
@@ -281,16 +285,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether it says anything of what a user types: a number, text, ..."""
+    """Tell whether an annotation describes what a user types: a number, text, ..."""
     if get_origin(hint) in (Union, UnionType):
-        return any(_is_plain(each) for each in get_args(hint) if each is not NoneType)
+        return any(_is_plain(member) for member in get_args(hint) if member is not NoneType)
     if get_origin(hint) in (Annotated, Sequence, list, tuple):
         return _is_plain(get_args(hint)[0])
     return hint in (int, float, bool, str)
 
 
 def _plain(number: float | None) -> str:
-    """All digits of a whole number, a few of any other."""
+    """Format all digits of an integer, a few of any other number."""
     return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
 
 

@@ -1,4 +1,4 @@
-"""The processes that compute one run together: when one of them goes, the others end within seconds.
+"""Processes that compute one run together: when one of them ends early, the others end within seconds.
 
 Collectives wait for each other: a process whose sibling was killed, or has raised, may wait for half an hour. The
 first process started the others and sees how they ended; they see whether it is still their parent.
@@ -19,11 +19,11 @@ FAREWELL = 30.0  # seconds the others have to end once all work is done
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run has gone.
+    """Error for another process of the run that has ended.
 
     Args:
-        text: Which, and how; nothing where it has said so itself.
-        code: What this process ends with.
+        text: Which process, and how it ended; empty where it has reported that itself.
+        code: Exit code of this process.
     """
 
     def __init__(self, text: str, code: int = 1) -> None:
@@ -32,12 +32,12 @@ class LostProcessError(RuntimeError):
 
 
 class ProcessWatch(threading.Thread):
-    """Look after the processes of a run from one of them.
+    """Watch over the processes of a run from one of them.
 
     Args:
-        children: Those that this process has started, in the order of their ranks, which begin with 1.
-        end: Ends this process with a sentence and an exit code, whatever its main thread does.
-        parent: The process that has started this one; None if the run does not depend on it.
+        children: Processes that this one has started, in the order of their ranks, which begin with 1.
+        end: Function that ends this process with a sentence and an exit code, whatever its main thread does.
+        parent: Process that has started this one; None if the run does not depend on it.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ def is_of_collective(error: BaseException) -> bool:
 
 
 def process_number() -> int:
-    """Return the number of this process among those of a run, as torchrun, SLURM or Lightning have told it."""
+    """Return the number of this process among those of a run, from torchrun, SLURM or Lightning."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
@@ -139,7 +139,7 @@ def is_speaker() -> bool:
 
 
 def _text_of_parent() -> str:
-    """One of those that are left says it."""
+    """Return the message for a lost parent in the one process that reports it."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if int(os.environ.get("LOCAL_RANK", 0)) != (0 if launched else 1):
         return ""

@@ -31,7 +31,7 @@ def escape_controls(text: str, keep: str = "") -> str:
 
 
 class Terminal(Console):
-    """A console that takes every string, cells of tables included, for text: no markup, no control characters."""
+    """A console that prints every string, cells of tables included, as text: no markup, no control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make text of a string."""

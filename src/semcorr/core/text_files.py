@@ -1,4 +1,4 @@
-"""Read what people bring as text or JSON: within bounds of memory and time, or a sentence."""
+"""Reading of users' text and JSON files: within bounds of memory and time, or with a message."""
 
 import codecs
 import json
@@ -123,7 +123,7 @@ def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> dict
 
 
 class _KeyTwiceError(Exception):
-    """A key that stands twice in an object."""
+    """An object with the same key twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _NumberError(Exception):
-    """A number that nothing can be computed with."""
+    """A number that cannot be computed with."""
 
 
 def _whole(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What flows along the arrows: a view, a batch of pairs or images, a feature map.
+"""Types that pass between the parts: a view, a batch of pairs or images, a feature map.
 
 NamedTuples, because PyTorch's collate, pinned memory and Lightning's device transfer all carry
 nested ones as they are.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class View(NamedTuple):
-    """One image of a pair, in the pixels the backbone sees.
+    """One image of a pair, in the pixels of the backbone's input.
 
     ``image`` holds RGB in [0, 1]; a backbone applies its own mean and standard deviation. Where images
     are encoded once, ahead of the pairs, pairs travel without pixels: with an image of zero height and
@@ -29,7 +29,7 @@ class View(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Pairs of one benchmark: transfer the source's keypoints to the target."""
+    """Pairs of one benchmark, whose source keypoints are transferred to the target."""
 
     source: View
     target: View
@@ -42,12 +42,12 @@ class PairBatch(NamedTuple):
 
     @property
     def shared(self) -> Bool[Tensor, "*b n"]:
-        """Keypoints visible in both images: the ones there is something to say about."""
+        """Keypoints visible in both images, which are the ones that are scored."""
         return self.source.visible & self.target.visible
 
 
 class ImageBatch(NamedTuple):
-    """Images of one category: every ordered pair of them is trained on."""
+    """Images of one category, of which every ordered pair is trained on."""
 
     view: View
     category: str
@@ -65,7 +65,7 @@ class FeatureMap(NamedTuple):
 
 
 class BackboneState(NamedTuple):
-    """A backbone's work up to a depth: all that the rest of it needs."""
+    """Backbone values up to a depth: all that the remaining blocks need."""
 
     values: dict[str, Tensor]  # each batch first, so that they can be stored image by image
     size: tuple[int, int]  # height and width of the images in pixels

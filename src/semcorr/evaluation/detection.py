@@ -1,4 +1,4 @@
-"""Every keypoint that the source shows, whether or not the target does: from similarities to detections."""
+"""Detections of every keypoint that the source shows, whether or not the target shows it, from similarities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,14 @@ from semcorr.metrics.predictions_table import gather_tables
 def detect_keypoints(
     head: Any, target: FeatureMap, sources: Sequence[FeatureMap], batch: PairBatch, pairs: Sequence[int]
 ) -> pa.Table:
-    """The detections of pairs that look into one target, at every alpha of KAP; one product per pair.
+    """Detect the keypoints of pairs with the same target, at every alpha of KAP, with one product per pair.
 
     Args:
-        head: Features and points to similarity.
-        target: Of one image; adapted, if the head is separable, as
-        sources: of one image each.
-        batch: What the pairs are of.
-        pairs: Their places in it, one per source.
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; adapted, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; adapted as the target.
+        batch: Batch that the pairs are part of.
+        pairs: Indices of the pairs in the batch, one per source.
     """
     tables = []
     for i, source in zip(pairs, sources, strict=True):
@@ -37,37 +37,38 @@ def detect_keypoints(
         if not bool(are_finite(similarity).all()):
             raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
         view = batch.target.scale[i][None], batch.target.offset[i][None]
-        centres = from_view(_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *view)[0]
+        centres = from_view(_cell_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *view)[0]
         truth = from_view(batch.target.keypoints[i, keypoint][None], *view)[0]
         for alpha in KAP_ALPHAS:
             reach = alpha * float(batch.extent[i])
-            found = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, reach)
+            scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, reach)
             columns: dict[str, Any] = {
                 "pair": [batch.pair[i]] * len(keypoint),
                 "category": [batch.category[i]] * len(keypoint),
                 "keypoint": keypoint.tolist(),
                 "visible": batch.target.visible[i, keypoint].tolist(),
                 "alpha": [alpha] * len(keypoint),
-                **{name: values.tolist() for name, values in zip(("inside", "outside"), found, strict=True)},
+                **{name: values.tolist() for name, values in zip(("inside", "outside"), scores, strict=True)},
             }
             tables.append(pa.table(columns, schema=SCHEMA))
     return pa.concat_tables(tables)
 
 
 def gather_detections(tables: Sequence[pa.Table]) -> pa.Table:
-    """All processes' detections on every process."""
+    """Gather the detections of all processes on every process."""
     return gather_tables(tables, SCHEMA, ("pair", "alpha", "keypoint"))
 
 
 def _similarity(
     head: Any, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "n 2"]
 ) -> Float[Tensor, "n h w"]:
+    """Compute the similarity of the points of a source with the cells of the target."""
     if isinstance(head, SiameseHead):
         return head.compare(head.describe(source, points[None]), target)[0]
     return head(source, target, points[None])[0]  # type: ignore[no-any-return]
 
 
-def _centres(similarity: Float[Tensor, "n h w"], stride: float) -> Float[Tensor, "h w 2"]:
-    """Of the cells, in view pixels."""
+def _cell_centres(similarity: Float[Tensor, "n h w"], stride: float) -> Float[Tensor, "h w 2"]:
+    """Return the centres of the cells, in view pixels."""
     y, x = (torch.arange(n, dtype=torch.float, device=similarity.device) for n in similarity.shape[-2:])
     return to_image(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1), stride)

@@ -1,4 +1,4 @@
-"""One pass over a split: every image encoded once, every target matched once, every pair scored by every reading."""
+"""One pass over a split: encode every image once, match every target once, score every pair by every specification."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +28,20 @@ from semcorr.store.encode import ProcessGroup
 
 
 class BatchPredictions(NamedTuple):
-    """A batch by one reading; only shared keypoints are filled in."""
+    """Predictions of one specification for a batch; only shared keypoints are filled in."""
 
     cells: Float[Tensor, "b n 2"]
     score: Float[Tensor, "b n"]  # similarity of the best cell
 
 
 class EvaluationResult(NamedTuple):
-    """Scores of a split, the same on every process, and the rows that they follow from.
+    """Scores of a split, the same on every process, and the rows that they are computed from.
 
     Attributes:
         specs: Protocols and read-outs; the first is the one reported.
-        each: Scores of each of them.
+        each: Scores of each specification.
         scores: Scores as metrics.json has them.
-        tables: Rows by name: `predictions`, and `poses` and `detections` where they were asked for; none for a
+        tables: Rows by name: `predictions`, and `poses` and `detections` where they are computed; none for a
             validation.
         grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
         seconds: Time by stage.
@@ -59,15 +59,15 @@ class Evaluator:
     """Encode every image of a split once, match every target once, and score every pair by every specification.
 
     Args:
-        module: Its backbone and head.
+        module: Module with the backbone and the head.
         data: The benchmark.
-        split: Of it.
-        group: Who shares the work.
-        context: The precision that features are computed in.
+        split: Name of its split.
+        group: Processes that share the work.
+        context: Context of the precision that features are computed in.
         specs: Protocols and read-outs; all of them see the same features.
-        keeps_rows: Keep a row per keypoint and reading, and not the scores alone.
-        pose: Poses that sources are tried in.
-        kap: Ask also after keypoints that the target does not show.
+        keeps_rows: Store a row per keypoint and specification, and not the scores alone.
+        pose: Poses in which sources are tried.
+        kap: Detect also the keypoints that the target does not show.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Evaluator:
         self.specs, self.keeps_rows, self.kap = list(specs), keeps_rows, kap
         check_scoring_specs(self.specs, module.head)
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
-        self.foreign = not all(reading.protocol.exact for reading in self.specs)
+        self.foreign = not all(spec.protocol.exact for spec in self.specs)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
-            PCK(data.categories(split), keypoints, strict=one.protocol.strict, pooling=one.protocol.pooling).to(
+            PCK(data.categories(split), keypoints, strict=spec.protocol.strict, pooling=spec.protocol.pooling).to(
                 group.device
             )
-            for one in self.specs
+            for spec in self.specs
         ]
         self.image_features = ImageFeatures(module, data, group, context)
         self.align = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
@@ -104,50 +104,50 @@ class Evaluator:
 
     @torch.no_grad()
     def encode(self, batches: int, reuse: bool) -> None:
-        """Every image that the pairs ahead look at, once; none where pairs must be seen whole.
+        """Encode every image of the pairs once; none where the backbone takes pairs.
 
         Args:
-            batches: How many of the split's, on each process.
-            reuse: Go on from what the frozen blocks made of them, and keep that for the next time.
+            batches: Number of the split's batches on each process.
+            reuse: Start from the cached features of the frozen blocks, and cache them for the next time.
         """
         start = time.perf_counter()
         if not self.module.backbone.pairwise:
-            shown = self.data.images_to_evaluate(self.split, batches)
-            self.image_features.encode(self.align.shown(shown) if self.align else shown, reuse)
+            images = self.data.images_to_evaluate(self.split, batches)
+            self.image_features.encode(self.align.shown(images) if self.align else images, reuse)
         self.seconds["encode"] += time.perf_counter() - start
 
     def update(self, batch: PairBatch) -> list[BatchPredictions]:
-        """Score a batch of pairs, and keep the rows of its keypoints.
+        """Score a batch of pairs, and store the rows of its keypoints.
 
         Returns:
             The predictions of every specification, in their order.
         """
         start = time.perf_counter()
         source, target = batch[:2]
-        known = self._annotated(batch, [self.records[name] for name in batch.pair])
+        annotations = self._ground_truth(batch, [self.records[name] for name in batch.pair])
         truth = from_view(target.keypoints, target.scale, target.offset)
         queries = from_view(source.keypoints, source.scale, source.offset)
         names = self.pck[0].categories
         category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
         table = None
-        predictions = self._predict(batch, known)
-        for pck, reading, read in zip(self.pck, self.specs, predictions, strict=True):
-            predicted, errors = self._scored(batch, known, reading.protocol, read.cells, truth)
-            require_finite_predictions(batch, predicted, read.score, reading.localise)
+        predictions = self._predict(batch, annotations)
+        for pck, spec, batch_predictions in zip(self.pck, self.specs, predictions, strict=True):
+            predicted, errors = self._score(batch, annotations, spec.protocol, batch_predictions.cells, truth)
+            require_finite_predictions(batch, predicted, batch_predictions.score, spec.localise)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
             if not self.keeps_rows:
                 continue
-            said: dict[str, Any] = {"localise": reading.localise, "protocol": reading.protocol.name, "error": errors}
-            said |= {"score": read.score, "shared": batch.shared}
-            table = with_predictions(table, predicted=predicted, **said) if table is not None else build_rows(
+            columns: dict[str, Any] = {"localise": spec.localise, "protocol": spec.protocol.name, "error": errors}
+            columns |= {"score": batch_predictions.score, "shared": batch.shared}
+            table = with_predictions(table, predicted=predicted, **columns) if table is not None else build_rows(
                 pair=batch.pair, source=source.name, target=target.name, category=batch.category,
                 points=torch.cat((queries, truth, predicted), dim=-1), extent=batch.extent, ambiguous=batch.ambiguous,
-                **said,
+                **columns,
             )  # fmt: skip
             self.tables.append(table)
         if self.kap:
-            for pairs, seen, sources in self._by_target(batch):
-                self.detections.append(detection.detect_keypoints(self.module.head, seen, sources, batch, pairs))
+            for pairs, features, sources in self._group_by_target(batch):
+                self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
         return predictions
 
@@ -157,121 +157,124 @@ class Evaluator:
         Args:
             with_tables: Gather the rows as well.
         """
-        each = [pck.compute() for pck in self.pck]
+        metrics = [pck.compute() for pck in self.pck]
         tables = self.gather_tables() if with_tables else {}
-        return EvaluationResult(self.specs, each, metrics_dict(self.specs, each), tables, self.grid, self.seconds)
+        return EvaluationResult(self.specs, metrics, metrics_dict(self.specs, metrics), tables, self.grid, self.seconds)
 
     def gather_tables(self) -> dict[str, pa.Table]:
-        """Return all processes' rows: of the keypoints, of the poses tried, of what was detected; those there are."""
-        found = {"predictions": gather_tables(self.tables)}
+        """Gather all processes' rows: keypoints, and poses and detections where they are computed."""
+        tables = {"predictions": gather_tables(self.tables)}
         if self.align:
-            found["poses"] = gather_tables(self.align.tables, adaptive.SCHEMA, adaptive.ORDER)
+            tables["poses"] = gather_tables(self.align.tables, adaptive.SCHEMA, adaptive.ORDER)
         if self.kap:
-            found["detections"] = detection.gather_detections(self.detections)
-        return found
+            tables["detections"] = detection.gather_detections(self.detections)
+        return tables
 
-    def _annotated(self, batch: PairBatch, records: Sequence[PairRecord]) -> GroundTruth | None:
-        """For published protocols: ours needs no more than the batch."""
+    def _ground_truth(self, batch: PairBatch, records: Sequence[PairRecord]) -> GroundTruth | None:
+        """Return the ground truth of published protocols, or None where the batch itself is enough."""
         side = batch.target.image.shape[-1]
         return ground_truth(records, side, self.data.resize, batch.extent.device) if self.foreign else None
 
-    def _scored(
+    def _score(
         self,
         batch: PairBatch,
-        known: GroundTruth | None,
+        annotations: GroundTruth | None,
         protocol: Protocol,
         cells: Float[Tensor, "b n 2"],
         truth: Float[Tensor, "b n 2"],
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
-        """Predictions in original target pixels, and their errors."""
-        if known is None or protocol.exact:
+        """Compute predictions in original target pixels, and their errors."""
+        if annotations is None or protocol.exact:
             predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
             return predicted, normalised_error(predicted, truth, batch.extent)
-        grid = round(known.target_at.side / self.stride)
-        predicted, errors = score_predictions(known, protocol, cells, grid)
+        grid = round(annotations.target_at.side / self.stride)
+        predicted, errors = score_predictions(annotations, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
-    def _predict(self, batch: PairBatch, known: GroundTruth | None) -> list[BatchPredictions]:
-        """The answers of every reading, in their order; each pair's from its best pose, where poses are tried."""
+    def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
+        """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
         if self.align is None:
-            return self._matched(batch, known)
+            return self._match(batch, annotations)
         empty = torch.zeros_like(batch.source.keypoints)
-        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         for pairs, part, records in self.align.parts(batch, self.image_features):
-            for into, found in zip(reads, self._matched(part, self._annotated(part, records)), strict=True):
-                into.cells[pairs] += found.cells  # parts do not overlap, and are zero where they say nothing
-                into.score[pairs] += found.score
-        return reads
+            for merged, part_predictions in zip(
+                predictions, self._match(part, self._ground_truth(part, records)), strict=True
+            ):
+                merged.cells[pairs] += part_predictions.cells  # parts do not overlap, and are zero elsewhere
+                merged.score[pairs] += part_predictions.score
+        return predictions
 
-    def _matched(self, batch: PairBatch, known: GroundTruth | None) -> list[BatchPredictions]:
-        """As the batch is. One pass per place the source is read at."""
+    def _match(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
+        """Match the batch as it is, in one pass per set of query points."""
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
-        reads = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         passes: dict[tuple[Any, ...], list[int]] = {}
-        for i, reading in enumerate(self.specs):
-            passes.setdefault(reading.source, []).append(i)
-        looked: dict[tuple[Any, ...], Sequence[Tensor]] = {}
-        for pairs, target, sources in self._by_target(batch):
+        for i, spec in enumerate(self.specs):
+            passes.setdefault(spec.source, []).append(i)
+        points_by_query: dict[tuple[Any, ...], Sequence[Tensor]] = {}
+        for pairs, target, sources in self._group_by_target(batch):
             for members in passes.values():
                 protocol = self.specs[members[0]].protocol
-                if protocol.query not in looked:
-                    where = self._asked(batch, known, protocol, sources[0].values.shape[-1])
-                    looked[protocol.query] = where[shared].split(counts)
-                points = [looked[protocol.query][i] for i in pairs]
-                found = self._found(batch, protocol, target, sources, points, pairs, members)
-                self._place(reads, members, found, shared, pairs)
-        return reads
+                if protocol.query not in points_by_query:
+                    batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
+                    points_by_query[protocol.query] = batch_points[shared].split(counts)
+                points = [points_by_query[protocol.query][i] for i in pairs]
+                matches = self._match_target(batch, protocol, target, sources, points, pairs, members)
+                self._write_matches(predictions, members, matches, shared, pairs)
+        return predictions
 
-    def _place(
+    def _write_matches(
         self,
-        reads: list[BatchPredictions],
+        predictions: list[BatchPredictions],
         members: list[int],
-        found: TargetMatches,
+        matches: TargetMatches,
         shared: Bool[Tensor, "b n"],
         pairs: list[int],
     ) -> None:
-        """Answers, in the order of the pairs' shared keypoints, to their rows."""
+        """Write the matches, in the order of the pairs' shared keypoints, into the predictions."""
         mask = torch.zeros_like(shared)
         mask[pairs] = shared[pairs]
-        cells = dict(zip(self._rules(members), found.cells, strict=True))
+        cells = dict(zip(self._rules(members), matches.cells, strict=True))
         for i in members:
-            reads[i].cells[mask], reads[i].score[mask] = cells[self.specs[i].localise], found.score
+            predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
 
     def _rules(self, members: Sequence[int]) -> dict[str, Any]:
+        """Return the read-outs of some specifications by name."""
         return {self.specs[i].localise: self.specs[i].rule for i in members}
 
-    def _asked(
-        self, batch: PairBatch, known: GroundTruth | None, protocol: Protocol, grid: int
+    def _query_points(
+        self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int
     ) -> Float[Tensor, "b n 2"]:
-        """Where the source's features are read, in pixels."""
-        if known is None or protocol.query == Protocol().query:
+        """Return the points at which the source's features are read, in pixels."""
+        if annotations is None or protocol.query == Protocol().query:
             return batch.source.keypoints
-        return query_points(known, protocol, grid)
+        return query_points(annotations, protocol, grid)
 
-    def _found(
+    def _match_target(
         self, batch: PairBatch, protocol: Protocol, target: FeatureMap, sources: list[FeatureMap],
         points: list[Tensor], pairs: list[int], members: list[int],
     ) -> TargetMatches:  # fmt: skip
-        """Queries of some pairs into their one target."""
+        """Match the queries of some pairs to the target that they have in common."""
         rules = list(self._rules(members).values())
         if protocol.decode == "native":
             size = self.records[batch.pair[pairs[0]]].target.size
             return match_at_full_resolution(self.module.head, target, sources, points, rules, size)
-        found = match_to_target(self.module.head, target, sources, points, rules)
-        h, w = (round(cells * target.stride / found.stride) for cells in target.values.shape[-2:])
-        self.stride, self.grid = found.stride, (w, h)
-        return found
+        matches = match_to_target(self.module.head, target, sources, points, rules)
+        h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
+        self.stride, self.grid = matches.stride, (w, h)
+        return matches
 
-    def _by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
-        """Pairs that look into the same features, those, and the features of their sources."""
+    def _group_by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
+        """Yield the pairs of each target, the target's features, and the features of their sources."""
         if self.module.backbone.pairwise:
             sources, targets = map(self.image_features.adapted, self.module.pair_features(batch.source, batch.target))
             for view, maps in ((batch.source, sources), (batch.target, targets)):
                 require_finite(adapted_feature_origin(self.module), view.name, {"maps": maps.values})
             for i in range(len(batch.pair)):
-                yield [i], _one(targets, i), [_one(sources, i)]
+                yield [i], _select_image(targets, i), [_select_image(sources, i)]
             return
         groups: dict[str, list[int]] = {}
         for i, name in enumerate(batch.target.name):
@@ -286,13 +289,13 @@ def require_finite_predictions(
     """Refuse predictions and similarities that are not finite: compared with a threshold, NaN would only be wrong.
 
     Args:
-        batch: Of pairs; only keypoints that both images show are looked at.
-        predicted: In pixels.
+        batch: Batch of pairs; only keypoints that both images show are checked.
+        predicted: Predictions in pixels.
         score: Similarity of the best cell.
         localise: The read-out's name.
 
     Raises:
-        UserError: It names the first pair and keypoint.
+        UserError: A value is not finite; the message names the first pair and keypoint.
     """
     wrong = batch.shared & ~(predicted.isfinite().all(-1) & score.isfinite())
     if bool(wrong.any()):
@@ -303,5 +306,6 @@ def require_finite_predictions(
         )
 
 
-def _one(maps: FeatureMap, i: int) -> FeatureMap:
+def _select_image(maps: FeatureMap, i: int) -> FeatureMap:
+    """Return the features of image `i` alone."""
     return FeatureMap(maps.values[i : i + 1], maps.stride)

@@ -1,4 +1,4 @@
-"""A batch of pairs under a protocol: where the source is asked, and from cells to errors."""
+"""Ground truth of a batch under a protocol: the query points in the source, and errors from cells of the target."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from semcorr.metrics.pck import normalised_error
 
 
 class GroundTruth(NamedTuple):
-    """What the benchmark says of a batch, in original pixels and double precision."""
+    """Annotations of a batch, in original pixels and double precision."""
 
     source: Float[Tensor, "b n 2"]
     target: Float[Tensor, "b n 2"]
@@ -37,9 +37,10 @@ class GroundTruth(NamedTuple):
 
 
 def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: torch.device) -> GroundTruth:
-    """From the benchmark's own records, which know what the geometry of the views has rounded."""
+    """Read the annotations from the benchmark's records, which are exact where the geometry of the views is rounded."""
 
     def points(images: Sequence[ImageRecord]) -> Tensor:
+        """Stack the keypoints of images."""
         return torch.stack([image.keypoints for image in images]).double().to(device)
 
     sources, targets = [pair.source for pair in records], [pair.target for pair in records]
@@ -55,15 +56,15 @@ def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: 
 
 
 def view_geometry(images: Sequence[ImageRecord], side: int, resize: str, device: torch.device) -> ResizeGeometry:
-    """How images land in their squares."""
+    """Compute the geometry of images in their square views."""
     fits = [fit_to_square(image.size, side, resize) for image in images]
-    sizes = ([image.size for image in images], [one.size for one in fits], [one.offset for one in fits])
-    size, inside, offset = (torch.tensor(each, dtype=torch.double, device=device) for each in sizes)
+    sizes = ([image.size for image in images], [fit.size for fit in fits], [fit.offset for fit in fits])
+    size, inside, offset = (torch.tensor(values, dtype=torch.double, device=device) for values in sizes)
     return resize_geometry(size, inside, offset, side)
 
 
 def extent_is_of_image(pair: PairRecord) -> bool:
-    """Whether a pair's extent is a side of its target image, or of its box. Conventions scale them differently."""
+    """Tell whether a pair's extent is a side of its target image, or of its box. Conventions scale them differently."""
     if pair.extent == longer_side(pair.target.box):
         return False
     if pair.extent == max(pair.target.size):
@@ -75,7 +76,7 @@ def extent_is_of_image(pair: PairRecord) -> bool:
 
 
 def query_points(pairs: GroundTruth, protocol: Protocol, grid: int) -> Float[Tensor, "b n 2"]:
-    """Pixels of the view, in our own convention, where a source map of grid x grid cells is read."""
+    """Return the view pixels, in our own convention, where a source map of grid x grid cells is read."""
     side = pairs.source_at.side
     view = original_to_view(pairs.source, pairs.source_at, protocol.scaling, protocol.clamp)
     return to_image(view_to_source_cell(view, side, grid, protocol.lookup), side / grid).float()
@@ -84,26 +85,26 @@ def query_points(pairs: GroundTruth, protocol: Protocol, grid: int) -> Float[Ten
 def score_predictions(
     pairs: GroundTruth, protocol: Protocol, cells: Float[Tensor, "b n 2"], grid: int
 ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
-    """Predictions in original target pixels, and their distance from the truth over the extent.
+    """Compute predictions in original target pixels, and their distance from the truth over the extent.
 
     Args:
-        pairs: Annotations.
-        protocol: By which.
-        cells: Of the target's map, or its original pixels where the protocol reads it natively.
+        pairs: Annotations of the pairs.
+        protocol: Protocol that defines the error.
+        cells: Predicted cells of the target's map, or its original pixels where the protocol decodes natively.
         grid: Cells along a side of the map.
     """
-    at = pairs.target_at
+    geometry = pairs.target_at
     if protocol.decode == "native":
         original = cells.double()
-        view = original_to_view(original, at, protocol.scaling)
+        view = original_to_view(original, geometry, protocol.scaling)
     else:
-        view = target_cell_to_view(cells.double(), at.side, grid, protocol.decode)
-        original = view_to_original(view, at, protocol.scaling)
+        view = target_cell_to_view(cells.double(), geometry.side, grid, protocol.decode)
+        original = view_to_original(view, geometry, protocol.scaling)
     if protocol.frame == "original":
         return original, normalised_error(original, pairs.target, pairs.extent)
-    truth = original_to_view(pairs.target, at, protocol.scaling, protocol.clamp)
+    truth = original_to_view(pairs.target, geometry, protocol.scaling, protocol.clamp)
     if protocol.frame == "view":
-        boxes = box_extent(pairs.box, at, protocol.scaling)
-        return original, normalised_error(view, truth, torch.where(pairs.by_image, float(at.side), boxes))
-    unit = torch.where(pairs.by_image, 1.0, (pairs.box[:, 2:] - pairs.box[:, :2]).amax(-1) / at.size.amax(-1))
-    return original, normalised_error(view / at.side, truth / at.side, unit)
+        boxes = box_extent(pairs.box, geometry, protocol.scaling)
+        return original, normalised_error(view, truth, torch.where(pairs.by_image, float(geometry.side), boxes))
+    unit = torch.where(pairs.by_image, 1.0, (pairs.box[:, 2:] - pairs.box[:, :2]).amax(-1) / geometry.size.amax(-1))
+    return original, normalised_error(view / geometry.side, truth / geometry.side, unit)

@@ -1,4 +1,4 @@
-"""A protocol: everything between a similarity map and a published number, as data, with the published ones by name.
+"""Protocols: everything between a similarity map and a published number, as data; the published ones by name.
 
 The axes are those on which evaluators were found to differ (docs/protocols.md says where each was read). A protocol
 is a view: the same features are scored by any of them, as long as they share the pixels that features are computed of.
@@ -28,10 +28,10 @@ AXES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number is defined; the formulas are in `conventions`.
+    """Definition of a published number; the formulas are in `conventions`.
 
     Args:
-        name: For tables.
+        name: Name in tables.
         resize: The image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
             black (GeoAware, sd-dino), or `corner`, padded to the right and below (probe3d).
         scaling: Original to view pixels: `exact`, pixel centres at integers and corners on corners (ours);
@@ -42,7 +42,7 @@ class Protocol:
             `containing`, the cell the point falls in (GeoAware, sd-dino); bilinear with corner cells on corner
             pixels, `aligned` (SD4Match, Visual-AI) or nearly, `aligned_fraction` (probe3d); `fraction`, bilinear half
             a cell off (MARCO).
-        read_out: Of the published number; what is typed as `localise=` takes its place.
+        read_out: Read-out of the published number; what is typed as `localise=` replaces it.
         decode: Cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's 14 k + 7),
             `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or `native`: the
             read-out sees cosines with features upsampled to every original pixel (DIFT).
@@ -69,23 +69,23 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for axis, allowed in AXES.items():
-            if (given := getattr(self, axis)) not in allowed:
-                raise UserError(f"`protocol.{axis}` must be one of {', '.join(allowed)}, got {given!r}")
+            if (value := getattr(self, axis)) not in allowed:
+                raise UserError(f"`protocol.{axis}` must be one of {', '.join(allowed)}, got {value!r}")
 
     @property
     def exact(self) -> bool:
-        """Points, cells and distances are ours: in any image geometry the same definition."""
+        """Whether points, cells and distances are ours: the same definition in any image geometry."""
         return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
             "exact", False, "centre", "centre", "original",
         )  # fmt: skip
 
     @property
     def query(self) -> tuple[str, bool, str]:
-        """What decides where the source is read: protocols that agree in it share a similarity."""
+        """Options that decide where the source is read: protocols that agree in them share a similarity."""
         return self.scaling, self.clamp, self.lookup
 
     def shown(self, resize: str) -> "Protocol":
-        """As it is in a run whose images were resized so; its name says what is not as published."""
+        """Return the protocol as it is in a run with this `resize`; its name says what is not as published."""
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
         if resize == self.resize or self.exact:
@@ -112,31 +112,33 @@ PRESETS = (
 
 
 def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
-    """A published protocol, or with some of its axes otherwise; then its name says which."""
-    known = {one.name: one for one in PRESETS}
-    if name not in known:
-        raise UserError(f"`protocol` must be one of {', '.join(known)}, got {name!r}")
-    odd = sorted(changed.keys() - {one.name for one in fields(Protocol)})
-    if odd:
-        raise UserError(f"`protocol.{odd[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict")
-    own = known[name]
-    differ = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(own, axis)]
-    return replace(own, **changed, name=f"{name} ({', '.join(differ)})" if differ else name)
+    """Return a published protocol, or with some axes changed; then its name says which."""
+    presets = {item.name: item for item in PRESETS}
+    if name not in presets:
+        raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
+    unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)})
+    if unknown:
+        raise UserError(
+            f"`protocol.{unknown[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
+        )
+    preset = presets[name]
+    differences = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(preset, axis)]
+    return replace(preset, **changed, name=f"{name} ({', '.join(differences)})" if differences else name)
 
 
 def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
-    """Protocols to be scored side by side; all that are defined on these pixels if none is named."""
+    """Return protocols to be scored side by side; all that are defined on these pixels if none is named."""
     if names is None:
-        return [one.shown(resize) for one in PRESETS if one.exact or one.resize == resize]
+        return [preset.shown(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
     if not names or len(set(names)) < len(names):
         raise UserError(f"`protocol` must name one protocol or several different ones, got {list(names)}")
     return [protocol_preset(name).shown(resize) for name in names]
 
 
 def shared_resize(names: Sequence[str]) -> str:
-    """The image geometry that protocols have in common. A run has one: others need other pixels."""
-    needed = {one.resize: one.name for one in map(protocol_preset, names) if not one.exact}
+    """Return the image geometry that protocols share. A run has one: others need other pixels."""
+    needed = {preset.resize: preset.name for preset in map(protocol_preset, names) if not preset.exact}
     if len(needed) > 1:
-        told = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())
-        raise UserError(f"`protocol`: {told}, and a run has one image geometry. Score them in runs of their own.")
+        message = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())
+        raise UserError(f"`protocol`: {message}, and a run has one image geometry. Score them in runs of their own.")
     return next(iter(needed), SEMCORR.resize)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, predictions.parquet, matches.png, and a table to read."""
+"""Results of an evaluation: metrics.json, predictions.parquet, matches.png, and tables for the terminal."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from semcorr.visualization import predictions as draw
 
 log = logging.getLogger(__name__)
 
-# Tables beside the predictions: what metrics.json says of them, and under which key.
+# Tables beside the predictions: the key in metrics.json, and the function that summarises them.
 BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "poses": ("pose", pose_summary),
     "detections": ("kap", kap_summary),
@@ -34,18 +34,19 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics.json, predictions.parquet and matches.png, and return the metrics.
 
-    metrics.json is the last of what a finished run has. The picture comes after it: a run does not depend on it.
+    metrics.json is the last file that a finished run needs. The picture is written after it, since a run does not
+    depend on it.
 
     Args:
-        result: Of the evaluation.
+        result: Result of the evaluation.
         data: The benchmark.
-        run_dir: Where to.
-        trained_parameters: How many numbers training moved.
+        run_dir: Folder of the run.
+        trained_parameters: Number of parameters that were trained.
     """
     predictions, first = result.tables["predictions"], result.specs[0]
     table = predictions
-    own = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
-    table = table.filter(own)
+    is_first = pc.and_(pc.equal(table["localise"], first.localise), pc.equal(table["protocol"], first.protocol.name))
+    table = table.filter(is_first)
     metrics = {
         **result.scores,
         "pairs": len(set(table["pair"].to_pylist())),
@@ -66,8 +67,8 @@ def write_results(
     write_predictions(predictions, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")
     scored = set(table["pair"].to_pylist())
-    shown = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored])
-    write_picture(run_dir / "matches.png", lambda: draw.plot_predictions(shown, table))
+    displayed = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored])
+    write_picture(run_dir / "matches.png", lambda: draw.plot_predictions(displayed, table))
     return metrics
 
 
@@ -76,7 +77,7 @@ def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
 
     Args:
         path: The file.
-        make: Draws it.
+        make: Function that draws the picture.
     """
     try:
         draw.save_plot(make(), path)
@@ -86,7 +87,7 @@ def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
 
 
 def print_scores(metrics: Mapping[str, Any], title: str) -> None:
-    """Rows all/geo/std, columns alpha, per image and per point, in percent."""
+    """Print rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
         title=title,
@@ -108,7 +109,7 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
 
 
 def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
-    """One row per protocol and read-out: the same features, and what each would report of them."""
+    """Print one row per protocol and read-out, all from the same features."""
     alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
     table = Table(
         title="Protocols", caption=f"PCK in percent at alpha = ..., each as it is pooled there; {pairs} pairs"
@@ -116,14 +117,14 @@ def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
     for header in ("", "read-out", "pooled by", *alphas):
         table.add_column(header, justify="right" if header in alphas else "left")
     for name, rules in scores.items():
-        for rule, found in rules.items():
-            values = ("-" if v is None else f"{100 * v:.1f}" for v in found["headline"].values())
-            table.add_row(name, rule, found["pooling"], *values)
+        for rule, metrics in rules.items():
+            values = ("-" if v is None else f"{100 * v:.1f}" for v in metrics["headline"].values())
+            table.add_row(name, rule, metrics["pooling"], *values)
     Terminal().print(table)
 
 
 def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:
-    """One row per read-out, from the same similarities."""
+    """Print one row per read-out, all from the same similarities."""
     table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
     for header in ("", *SUBSETS):
         table.add_column(header, justify="right" if header else "left")

@@ -1,4 +1,4 @@
-"""What a run is scored by: protocols, each with the read-outs of its similarity."""
+"""Scoring specifications of a run: protocols, each with the read-outs of its similarity."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,34 +10,34 @@ from semcorr.models.heads.cosine import Cosine
 
 
 class ScoringSpec(NamedTuple):
-    """A number: a protocol and a read-out."""
+    """A protocol and a read-out, which define a number."""
 
     protocol: Protocol
     rule: Rule
 
     @property
     def localise(self) -> str:
-        """The read-out's name in tables."""
+        """Name of the read-out in tables."""
         return readout_label(self.rule)
 
     @property
     def source(self) -> tuple[Any, ...]:
-        """Readings that agree in it see the same similarity."""
+        """Key of the similarity: specifications that agree in it see the same one."""
         return (*self.protocol.query, self.protocol.decode == "native")
 
 
 def build_scoring_specs(protocols: Sequence[Protocol], localise: Any) -> tuple[list[ScoringSpec], Any]:
-    """Every protocol with every read-out, or with its own where those published are asked for; and what to localise by.
+    """Pair every protocol with every read-out, or with its own for `ProtocolReadout`; return what to localise by, too.
 
-    That is the first protocol's own then.
+    For `ProtocolReadout` that is the first protocol's own read-out.
     """
     if isinstance(localise, ProtocolReadout):
-        return [ScoringSpec(one, one.read_out) for one in protocols], protocols[0].read_out
-    return [ScoringSpec(one, rule) for one in protocols for rule in list_readouts(localise)], localise
+        return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
+    return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
 
 
 def check_scoring_specs(chosen: Sequence[ScoringSpec], head: Any) -> None:
-    """Refuse what cannot be scored."""
+    """Refuse specifications that the head does not support."""
     for protocol, _ in chosen:
         if protocol.decode == "native" and not isinstance(head, Cosine):
             raise UserError(
@@ -47,22 +47,23 @@ def check_scoring_specs(chosen: Sequence[ScoringSpec], head: Any) -> None:
 
 
 def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics.json says: of the first reading, and of the others beside it where there are more.
+    """Return the scores of metrics.json: of the first specification, and of the others beside it if there are any.
 
     `headline` is what the protocol's authors report, at each alpha.
     """
-    scores: dict[str, Any] = each[0] | _definition(chosen[0])
-    names = list(dict.fromkeys(one.protocol.name for one in chosen))
+    scores: dict[str, Any] = each[0] | _protocol_options(chosen[0])
+    names = list(dict.fromkeys(spec.protocol.name for spec in chosen))
     by_protocol: dict[str, Any] = {name: {} for name in names}
-    for reading, found in zip(chosen, each, strict=True):
-        view = {"pck": found["pck"], "headline": found["headline"], **_definition(reading)}
-        by_protocol[reading.protocol.name][reading.localise] = view
+    for spec, metrics in zip(chosen, each, strict=True):
+        view = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
+        by_protocol[spec.protocol.name][spec.localise] = view
     first = by_protocol[names[0]]
     if len(first) > 1:
         scores["read_outs"] = {rule: view["pck"] for rule, view in first.items()}
     return scores | ({"protocols": by_protocol} if len(names) > 1 else {})
 
 
-def _definition(reading: ScoringSpec) -> dict[str, Any]:
-    protocol = reading.protocol
+def _protocol_options(spec: ScoringSpec) -> dict[str, Any]:
+    """Return the options of a specification's protocol that metrics.json repeats."""
+    protocol = spec.protocol
     return {"pooling": protocol.pooling, "strict": protocol.strict}

@@ -1,4 +1,4 @@
-"""What a run says beside its PCK: everything that its table, its grid and the benchmark's annotations give away."""
+"""Summary of a run beside its PCK: what follows from its table, its grid and the benchmark's annotations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,25 +25,25 @@ SHOWN = 0.1  # the alpha of intervals and classes
 def summarise_predictions(
     table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, strict: bool = False
 ) -> dict[str, Any]:
-    """Beside `pck`, all from the rows of one read-out under one protocol; JSON's types.
+    """Summarise the rows of one read-out under one protocol, beside `pck`, in JSON's types.
 
     Args:
-        table: Those rows.
-        data: What they were predicted of.
-        grid: Columns and rows of the similarities; None: there were none.
-        strict: Of the protocol.
+        table: Rows of the predictions.
+        data: The benchmark.
+        grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
+        strict: Whether the protocol counts only errors below alpha, not equal to it.
     """
     rows = load_predictions(table)
     records = {pair.name: pair for pair in data.pairs(data.split)}
     pairs = [records[name] for name in rows.pairs]
-    hits = is_correct(rows, ALPHAS, strict)
-    known = {pair.category: pair.flip for pair in pairs if pair.flip is not None}
+    correct = is_correct(rows, ALPHAS, strict)
+    flips = {pair.category: pair.flip for pair in pairs if pair.flip is not None}
     return {
-        "intervals": pck_intervals(rows, hits[[ALPHAS.index(SHOWN)]], [SHOWN]),
-        "category_mean": category_mean(pck_from_predictions(rows, ALPHAS, hits)["category"]),
-        "dagger": pck_from_predictions(rows, ALPHAS, hits & own_is_nearest(rows))["pck"],
+        "intervals": pck_intervals(rows, correct[[ALPHAS.index(SHOWN)]], [SHOWN]),
+        "category_mean": category_mean(pck_from_predictions(rows, ALPHAS, correct)["category"]),
+        "dagger": pck_from_predictions(rows, ALPHAS, correct & own_is_nearest(rows))["pck"],
         "geometry_aware": subset_proportions(rows),
-        "left_right": left_right_confusion(rows, target_landmarks(rows, pairs), known),
+        "left_right": left_right_confusion(rows, target_landmarks(rows, pairs), flips),
         "ceiling": None if grid is None else quantisation_ceiling(rows, pairs, data.size, data.resize, grid),
         "classes": pck_by_classes(rows, pairs, strict),
     }
@@ -52,30 +52,30 @@ def summarise_predictions(
 def quantisation_ceiling(
     rows: Predictions, pairs: Sequence[PairRecord], side: int, resize: str, grid: tuple[int, int]
 ) -> dict[str, Any]:
-    """PCK of the best cell centre for every keypoint, under our own protocol."""
-    how = [fit_to_square(pair.target.size, side, resize) for pair in pairs]
-    scale = torch.tensor([one.scale for one in how], dtype=torch.double)[rows.pair]
-    offset = torch.tensor([one.offset for one in how], dtype=torch.double)[rows.pair]
+    """Compute the PCK of the best cell centre for every keypoint, under our own protocol."""
+    fits = [fit_to_square(pair.target.size, side, resize) for pair in pairs]
+    scale = torch.tensor([fit.scale for fit in fits], dtype=torch.double)[rows.pair]
+    offset = torch.tensor([fit.offset for fit in fits], dtype=torch.double)[rows.pair]
     truth = torch.from_numpy(rows.target)[:, None]
     best = nearest_centres(truth, scale, offset, grid, side / grid[0])
-    away = normalised_error(best, truth, torch.from_numpy(rows.extent))[:, 0].numpy()
-    return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=away))["pck"]  # type: ignore[no-any-return]
+    error = normalised_error(best, truth, torch.from_numpy(rows.extent))[:, 0].numpy()
+    return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=error))["pck"]  # type: ignore[no-any-return]
 
 
 def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool = False) -> dict[str, Any]:
-    """PCK by each kind of class that at least one pair's annotation knows; sensitivity to the azimuth."""
-    found: dict[str, Any] = {}
+    """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth."""
+    metrics: dict[str, Any] = {}
     for kind, names in LABELS.items():
         labels = {pair.name: pair.details.get(kind) for pair in pairs}
         if any(value is not None for value in labels.values()):
-            found[kind] = pck_by_class(rows, labels, names, [SHOWN], is_correct(rows, [SHOWN], strict))
-    if "azimuth_difference" in found:
-        found["azimuth_sensitivity"] = sensitivity(found["azimuth_difference"], LABELS["azimuth_difference"])
-    return found
+            metrics[kind] = pck_by_class(rows, labels, names, [SHOWN], is_correct(rows, [SHOWN], strict))
+    if "azimuth_difference" in metrics:
+        metrics["azimuth_sensitivity"] = sensitivity(metrics["azimuth_difference"], LABELS["azimuth_difference"])
+    return metrics
 
 
 def kap_summary(detections: pa.Table) -> dict[str, Any]:
-    """KAP at every alpha, by its definition and as released."""
+    """Compute KAP at every alpha, by its definition and as released."""
     return {
         name: {f"{alpha:g}": keypoint_average_precision(detections, alpha, released) for alpha in KAP_ALPHAS}
         for name, released in (("definition", False), ("released", True))
@@ -83,10 +83,10 @@ def kap_summary(detections: pa.Table) -> dict[str, Any]:
 
 
 def format_intervals(metrics: Mapping[str, Any]) -> str:
-    """One line: the intervals of the three subsets, per image."""
+    """Format the intervals of the three subsets, per image, in one line."""
     alpha = f"{SHOWN:g}"
     ends = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}
     if not any(ends.values()):
         return "no intervals: too few images"
-    said = (f"{subset} {100 * end[0]:.1f} to {100 * end[1]:.1f}" for subset, end in ends.items() if end)
-    return f"per image at {alpha}, 95 % over images: {', '.join(said)}"
+    parts = (f"{subset} {100 * end[0]:.1f} to {100 * end[1]:.1f}" for subset, end in ends.items() if end)
+    return f"per image at {alpha}, 95 % over images: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Similarity to cells: where in the target each query point lies.
+"""Read-outs: from similarities to the cells of the target where the query points lie.
 
 Every rule takes similarity (b n h w) and returns cells (b n 2), (x, y) with cell centres at
 integers; `coords.to_image` turns them into pixels. `temperature` divides the similarity before a
@@ -21,21 +21,21 @@ Best = tuple[Tensor, Tensor]  # column and row of the most similar cell, (b n) e
 
 
 def argmax(similarity: Float[Tensor, "b n h w"], best: Best | None = None) -> Float[Tensor, "b n 2"]:
-    """The most similar cell.
+    """Return the most similar cell.
 
     >>> argmax(torch.tensor([[[[0.1, 0.9, 0.2]]]]))
     tensor([[[1., 0.]]])
     """
-    similarity = _precise(similarity)
-    return torch.stack(best or _best(similarity), dim=-1).to(similarity.dtype)
+    similarity = _to_single(similarity)
+    return torch.stack(best or _best_cell(similarity), dim=-1).to(similarity.dtype)
 
 
 def bilinear_nn(
     similarity: Float[Tensor, "b n 4 h w"], weights: Float[Tensor, "b n 4"], best: Best | None = None
 ) -> Float[Tensor, "b n 2"]:
-    """The best cells of the four source cells around a point, blended as the point lies between them (NC-Net).
+    """Blend the best cells of the four source cells around a point by its bilinear weights (NC-Net).
 
-    It asks the source four times: see `matching.blended`.
+    It needs four queries per point: see `matching.batched.match_bilinear`.
 
     >>> similarity = torch.zeros(1, 1, 4, 1, 9)
     >>> similarity[0, 0, [0, 1, 2, 3], 0, [2, 2, 6, 6]] = 1
@@ -48,11 +48,11 @@ def bilinear_nn(
 
 @check_arguments("localise")
 def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: Temperature = 0.02) -> Float[Tensor, "b n 2"]:
-    """Expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
+    """Return the expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
 
-    A second, far mode pulls the answer off both; hence the two rules below.
+    A second, distant mode pulls the result away from both; hence the two rules below.
     """
-    return _expectation(_precise(similarity) / temperature)
+    return _expectation(_to_single(similarity) / temperature)
 
 
 @check_arguments("localise")
@@ -63,7 +63,7 @@ def window_soft_argmax(
     outside: str = "none",
     best: Best | None = None,
 ) -> Float[Tensor, "b n 2"]:
-    """Soft-argmax over a window x window square around the best cell ("Telling Left from Right", 4.3).
+    """Apply soft-argmax to a window x window square around the best cell ("Telling Left from Right", 4.3).
 
     The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
     a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
@@ -71,39 +71,43 @@ def window_soft_argmax(
     if outside not in ("none", "zero"):
         raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
     h, w = similarity.shape[-2:]
-    x, y = best or _best(similarity)
-    columns, rows = (_reach(best, window // 2, length) for best, length in ((x, w), (y, h)))  # (b n k), (b n l)
+    x, y = best or _best_cell(similarity)
+    columns, rows = (
+        _window_positions(best, window // 2, length) for best, length in ((x, w), (y, h))
+    )  # (b n k), (b n l)
     cells = rows.clamp(0, h - 1)[..., None] * w + columns.clamp(0, w - 1)[..., None, :]
-    near = similarity.flatten(2).gather(-1, cells.flatten(2)).view(cells.shape)
+    values = similarity.flatten(2).gather(-1, cells.flatten(2)).view(cells.shape)
     inside = ((rows >= 0) & (rows < h))[..., None] & ((columns >= 0) & (columns < w))[..., None, :]
-    logits = (_precise(near) / temperature).masked_fill(~inside, -torch.inf)
-    found = _expectation(logits) + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
-    return found if outside == "none" else _beside_zeros(found, logits, inside, columns, rows, (w, h))
+    logits = (_to_single(values) / temperature).masked_fill(~inside, -torch.inf)
+    expected = _expectation(logits) + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, columns, rows, (w, h))
 
 
-def _beside_zeros(
-    found: Float[Tensor, "b n 2"],
+def _blend_with_zeros(
+    expected: Float[Tensor, "b n 2"],
     logits: Float[Tensor, "b n k l"],
     inside: Bool[Tensor, "b n k l"],
     columns: Int[Tensor, "b n l"],
     rows: Int[Tensor, "b n k"],
     size: tuple[int, int],
 ) -> Float[Tensor, "b n 2"]:
-    """The mean of the window, and of all other cells at a logit of 0: their sum is that of the map less the window's.
+    """Average the cells of the window with all other cells at a logit of 0.
 
-    `found` is the expectation within the window; no map is looked at again.
+    The sum of the other cells is that of the map less the window's.
+
+    `expected` is the expectation within the window; the map is not read a second time.
     """
     w, h = size
     total = logits.flatten(2).logsumexp(-1)
-    many = inside.flatten(2).sum(-1)
-    window = torch.stack(
+    window_count = inside.flatten(2).sum(-1)
+    window_sum = torch.stack(
         [(inside * (columns[..., None, :])).flatten(2).sum(-1), (inside * rows[..., None]).flatten(2).sum(-1)], dim=-1
     )
-    everything = torch.tensor([h * w * (w - 1) / 2, h * w * (h - 1) / 2], device=found.device)
-    count = (h * w - many).to(found)
-    rest = (everything - window) / count.clamp_min(1)[..., None]  # the mean cell outside
-    share = torch.sigmoid(count.log() - total)[..., None].to(found)  # of the weight that lies outside
-    return found * (1 - share) + rest * share
+    map_sum = torch.tensor([h * w * (w - 1) / 2, h * w * (h - 1) / 2], device=expected.device)
+    count = (h * w - window_count).to(expected)
+    outside_mean = (map_sum - window_sum) / count.clamp_min(1)[..., None]  # the mean cell outside
+    share = torch.sigmoid(count.log() - total)[..., None].to(expected)  # of the weight that lies outside
+    return expected * (1 - share) + outside_mean * share
 
 
 @check_arguments("localise")
@@ -113,14 +117,14 @@ def kernel_soft_argmax(
     temperature: Temperature = 0.03,
     best: Best | None = None,
 ) -> Float[Tensor, "b n 2"]:
-    """Soft-argmax of the map times a Gaussian around the best cell (SFNet).
+    """Apply soft-argmax to the map times a Gaussian around the best cell (SFNet).
 
     `sigma` is in cells; 7 and 0.03 as in the unified benchmark's code.
     """
-    similarity = _precise(similarity)
+    similarity = _to_single(similarity)
     along_x, along_y = (
-        torch.exp(-((torch.arange(length, device=at.device) - at[..., None]) ** 2) / (2 * sigma**2))
-        for at, length in zip(best or _best(similarity), similarity.shape[:-3:-1], strict=True)
+        torch.exp(-((torch.arange(length, device=centre.device) - centre[..., None]) ** 2) / (2 * sigma**2))
+        for centre, length in zip(best or _best_cell(similarity), similarity.shape[:-3:-1], strict=True)
     )  # the Gaussian is their product
     return _expectation((similarity * along_x[..., None, :]).mul_((along_y / temperature)[..., None]))
 
@@ -131,42 +135,43 @@ AROUND = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin wi
 def apply_readouts(
     similarity: Float[Tensor, "b n h w"], rules: Sequence[Any]
 ) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
-    """What every rule says, and the best similarity. The best cell is looked for once.
+    """Apply every rule to a similarity, and return its maximum too. The best cell is searched for once.
 
     >>> rules = [argmax, partial(soft_argmax, temperature=1e-3)]
     >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), rules)
     >>> cells[0].tolist() == cells[1].tolist() == [[[1.0, 0.0]]], score
     (True, tensor([[0.9000]]))
     """
-    score, place = similarity.flatten(2).max(-1)
+    score, index = similarity.flatten(2).max(-1)
     w = similarity.shape[-1]
-    best = (place % w, place // w)
-    known = [(rule.func if isinstance(rule, partial) else rule) in AROUND for rule in rules]
+    best = (index % w, index // w)
+    takes_best = [(rule.func if isinstance(rule, partial) else rule) in AROUND for rule in rules]
     return [
-        rule(similarity, best=best) if one else rule(similarity) for rule, one in zip(rules, known, strict=True)
+        rule(similarity, best=best) if with_best else rule(similarity)
+        for rule, with_best in zip(rules, takes_best, strict=True)
     ], score
 
 
-def _precise(values: Tensor) -> Tensor:
+def _to_single(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _expectation(logits: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
-    """Mean cell under softmax(logits)."""
+    """Return the mean cell under softmax(logits)."""
     h, w = logits.shape[-2:]
     weights = logits.flatten(2).softmax(-1).unflatten(-1, (h, w))
     columns, rows = (torch.arange(length, dtype=weights.dtype, device=weights.device) for length in (w, h))
     return torch.stack(((weights.sum(-2) * columns).sum(-1), (weights.sum(-1) * rows).sum(-1)), dim=-1)
 
 
-def _best(similarity: Float[Tensor, "b n h w"]) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
-    """Column and row of the best cell, the first of equals."""
+def _best_cell(similarity: Float[Tensor, "b n h w"]) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Return column and row of the best cell, the first of equals."""
     best = similarity.detach().flatten(2).max(-1).indices  # `argmax` takes three times as long on a CPU
     w = similarity.shape[-1]
     return best % w, best // w
 
 
-def _reach(best: Int[Tensor, "b n"], reach: int, length: int) -> Int[Tensor, "b n k"]:
-    """Positions up to `reach` to either side, none further than a map of `length` is long."""
+def _window_positions(best: Int[Tensor, "b n"], reach: int, length: int) -> Int[Tensor, "b n k"]:
+    """Return the positions up to `reach` cells to either side; `reach` is cut to the `length` of the map."""
     reach = min(reach, length - 1)
     return best[..., None] + torch.arange(-reach, reach + 1, device=best.device)

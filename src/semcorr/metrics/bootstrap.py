@@ -1,10 +1,10 @@
-"""How far a mean over pairs would move with other images: 95 % intervals by resampling images.
+"""Bootstrap intervals (95 %) of a mean over pairs, by resampling images.
 
-Pairs share images, so they are not 12,234 independent things; images are drawn, with replacement and
-within their stratum, and a pair counts the product of how often its two images are. That moves as an
-image does, but takes what is a pair's own three times over: the variance of the draws is, over pairs
+Pairs share images, so 12,234 pairs are not 12,234 independent samples; images are drawn, with replacement and
+within their stratum, and a pair counts the product of how often its two images are drawn. That has the
+variance of images, but counts what is a pair's own three times: the variance of the draws is, over pairs
 p, q and their residuals d, sum d_p d_q (1 if they share one image, 3 if both), and the truth is the
-same with 1 for both. So the draws keep their shape and get that spread ("dyadic-robust", Aronow, Samii
+same with 1 for both. So the draws keep their shape and are rescaled to that spread ("dyadic-robust", Aronow, Samii
 and Assenova 2015), made unbiased for few images.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import norm, t
 
-FEWEST = 10  # images in a stratum, or the strata are one; and in all, or there is no interval
+FEWEST = 10  # images: with less in a stratum, all strata are one; with less in all, there is no interval
 AT_ONCE = 100  # draws
 
 
 class ImageOverlap(NamedTuple):
-    """Which images each pair is of, and which images are drawn together."""
+    """Images of each pair, and the images that are drawn together."""
 
     source: Int[np.ndarray, " p"]
     target: Int[np.ndarray, " p"]
@@ -28,7 +28,7 @@ class ImageOverlap(NamedTuple):
 
 
 class BootstrapDraws(NamedTuple):
-    """Statistics of the data, and of each resample of it."""
+    """Statistics of the data and of each resample of it."""
 
     value: Float[np.ndarray, " k"]
     draws: Float[np.ndarray, "b k"]
@@ -37,7 +37,7 @@ class BootstrapDraws(NamedTuple):
 def image_overlap(
     source: Int[np.ndarray, " p"], target: Int[np.ndarray, " p"], category: Int[np.ndarray, " p"], images: int
 ) -> ImageOverlap:
-    """Strata are categories, joined where they share images; one for all where any has few images.
+    """Group images into strata: categories, joined where they share images; one for all where any has few images.
 
     A benchmark's categories are fixed, its images are a sample of theirs. Joined strata vary more, never less.
     """
@@ -61,35 +61,38 @@ def resample_ratio(
     draws: int = 2000,
     seed: int = 0,
 ) -> BootstrapDraws | None:
-    """Draws of the ratios `sum part / sum whole`; None where there are too few images to say.
+    """Draw the ratios `sum part / sum whole`; None where there are too few images.
 
     Args:
-        part: Per-image PCK: the share of the pair's keypoints that is right. Per-point: their number.
-        whole: 1 where the pair has any, else 0. Per-point: how many it has.
+        part: Per-image PCK: the share of the pair's keypoints that is correct. Per-point PCK: their number.
+        whole: Per-image PCK: 1 where the pair has any keypoint, else 0. Per-point PCK: the number of its keypoints.
         shared: Images of the pairs.
-        draws: Resamples.
-        seed: The same draws every time, so that two runs on the same pairs can be compared draw by draw.
+        draws: Number of resamples.
+        seed: Seed of the draws, which are the same every time, so that two runs on the same pairs can be
+            compared draw by draw.
     """
     if len(shared.stratum) < FEWEST or not whole.any(axis=1).all():
         return None
     value = part.sum(1) / whole.sum(1)
-    drawn = np.concatenate([_ratios(part, whole, shared, *some) for some in _counts(shared, draws, seed)])
+    samples = np.concatenate(
+        [_resampled_ratios(part, whole, shared, *chunk) for chunk in _count_draws(shared, draws, seed)]
+    )
     residual = (part - value[:, None] * whole) / whole.sum(1)[:, None]
-    spread, true = drawn.std(axis=0), np.sqrt(_variance(residual, shared)) * _student(shared)
-    if not np.isfinite(drawn).all() or not np.isfinite(true).all():
+    spread, target_spread = samples.std(axis=0), np.sqrt(_variance(residual, shared)) * _student_factor(shared)
+    if not np.isfinite(samples).all() or not np.isfinite(target_spread).all():
         return None  # a resample without a pair to score, or no two pairs of different images
-    factor = np.divide(true, spread, out=np.zeros_like(true), where=spread > 0)
-    return BootstrapDraws(value, value + (drawn - drawn.mean(axis=0)) * factor)
+    factor = np.divide(target_spread, spread, out=np.zeros_like(target_spread), where=spread > 0)
+    return BootstrapDraws(value, value + (samples - samples.mean(axis=0)) * factor)
 
 
 def percentile_interval(draws: BootstrapDraws, level: float = 0.95) -> Float[np.ndarray, "k 2"]:
-    """Percentiles of the draws."""
+    """Return the percentiles of the draws that enclose the level."""
     outside = (1 - level) / 2
     return np.quantile(draws.draws, [outside, 1 - outside], axis=0).T
 
 
-def _counts(shared: ImageOverlap, draws: int, seed: int) -> Sequence[tuple[Int[np.ndarray, "b i"]]]:
-    """How often each image is drawn, some draws at a time."""
+def _count_draws(shared: ImageOverlap, draws: int, seed: int) -> Sequence[tuple[Int[np.ndarray, "b i"]]]:
+    """Count how often each image is drawn, in chunks of draws."""
     random = np.random.default_rng(seed)
     counts = np.zeros((draws, len(shared.stratum)), np.int64)
     for stratum in range(shared.stratum.max() + 1):
@@ -98,12 +101,13 @@ def _counts(shared: ImageOverlap, draws: int, seed: int) -> Sequence[tuple[Int[n
     return [(counts[i : i + AT_ONCE],) for i in range(0, draws, AT_ONCE)]
 
 
-def _ratios(
+def _resampled_ratios(
     part: Float[np.ndarray, "k p"],
     whole: Float[np.ndarray, "k p"],
     shared: ImageOverlap,
     counts: Int[np.ndarray, "b i"],
 ) -> Float[np.ndarray, "b k"]:
+    """Compute the ratios of some draws; NaN where no pair is drawn."""
     source, target = counts[:, shared.source], counts[:, shared.target]
     weight = np.where(shared.source == shared.target, source, source * target).astype(float)
     below = weight @ whole.T
@@ -111,7 +115,7 @@ def _ratios(
 
 
 def _variance(residual: Float[np.ndarray, "k p"], shared: ImageOverlap) -> Float[np.ndarray, " k"]:
-    """Of the statistics, from residuals that add up to nothing.
+    """Estimate the variance of the statistics, from residuals that add up to 0.
 
     Per stratum of P pairs, S of whose P^2 pairs of pairs share an image: the sum of d_p d_q over those
     S, over 1 - S / P^2 (what centring takes away), and at least what independent pairs would have.
@@ -121,27 +125,33 @@ def _variance(residual: Float[np.ndarray, "k p"], shared: ImageOverlap) -> Float
     low, high = np.minimum(shared.source, shared.target), np.maximum(shared.source, shared.target)
     _, dyad = np.unique(low * len(shared.stratum) + high, return_inverse=True)
     for s in np.unique(stratum):
-        mine = stratum == s
-        d = residual[:, mine]
+        members = stratum == s
+        d = residual[:, members]
         d = d - d.mean(axis=1, keepdims=True)
-        alone = low[mine] == high[mine]  # an image paired with itself is one image, and its own dyad
-        ends = np.concatenate((low[mine], high[mine][~alone]))
-        each = np.concatenate((d, d[:, ~alone]), axis=1)
-        twice = dyad[mine][~alone]
-        together = (_squares(each, ends) - _squares(d[:, ~alone], twice), _squares(np.ones((1, len(ends))), ends))
-        pairs, sharing = mine.sum(), together[1][0] - _squares(np.ones((1, len(twice))), twice)[0]
+        is_self_pair = low[members] == high[members]  # an image paired with itself is one image, and its own dyad
+        ends = np.concatenate((low[members], high[members][~is_self_pair]))
+        image_residuals = np.concatenate((d, d[:, ~is_self_pair]), axis=1)
+        image_dyad = dyad[members][~is_self_pair]
+        image_sums = (
+            _sum_group_squares(image_residuals, ends) - _sum_group_squares(d[:, ~is_self_pair], image_dyad),
+            _sum_group_squares(np.ones((1, len(ends))), ends),
+        )
+        pairs, shared_pairs = (
+            members.sum(),
+            image_sums[1][0] - _sum_group_squares(np.ones((1, len(image_dyad))), image_dyad)[0],
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             independent = (d * d).sum(axis=1) * pairs / (pairs - 1)
-            total += np.maximum(together[0] / (1 - sharing / pairs**2), independent)
+            total += np.maximum(image_sums[0] / (1 - shared_pairs / pairs**2), independent)
     return total
 
 
-def _student(shared: ImageOverlap) -> float:
-    """A spread estimated from few images is uncertain itself: by how much Student's t is wider than the normal."""
+def _student_factor(shared: ImageOverlap) -> float:
+    """Return by how much Student's t is wider than the normal: a spread from few images is uncertain itself."""
     free = len(shared.stratum) - len(np.unique(shared.stratum))
     return float(t.ppf(0.975, free) / norm.ppf(0.975))
 
 
-def _squares(values: Float[np.ndarray, "k n"], group: Int[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
-    """The sum over groups of the square of each group's sum."""
+def _sum_group_squares(values: Float[np.ndarray, "k n"], group: Int[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+    """Return the sum over groups of the square of each group's sum."""
     return np.stack([(np.bincount(group, row) ** 2).sum() if len(row) else 0.0 for row in values])

@@ -1,4 +1,4 @@
-"""The quantisation ceiling: where a read-out that can only name cell centres would be at its best."""
+"""Quantisation ceiling: the best predictions of a read-out that can only return cell centres."""
 
 import torch
 from jaxtyping import Float
@@ -14,14 +14,14 @@ def nearest_centres(
     cells: tuple[int, int],
     stride: float,
 ) -> Float[Tensor, "b n 2"]:
-    """The cell centre nearest to each point, in original pixels.
+    """Return the cell centre nearest to each point, in original pixels.
 
     `from_view(to_image(clamp(round(to_grid(to_view(p))), 0, cells - 1)))`: a resize is a scale per axis, and a distance
     in original pixels is least where both axes are. Rules that end between centres (soft-argmax and its windows) can
     be better than this.
 
     Args:
-        points: In original pixels.
+        points: Points in original pixels.
         scale: View pixels per original pixel.
         offset: Padding of the view.
         cells: Columns and rows of the grid.

@@ -1,4 +1,4 @@
-"""PCK by what the benchmark says of a pair: azimuths apart, viewpoint, scale, truncation, occlusion."""
+"""PCK by the benchmark's annotation of a pair: difference of azimuths, viewpoint, scale, truncation, occlusion."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,43 +23,46 @@ def pck_by_class(
     rows: Predictions, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
     hits: Bool[np.ndarray, "a m"] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """PCK of each class of pairs, with how many pairs it is of; and how many pairs are of none.
+    """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
 
     Args:
-        rows: Of one read-out and protocol.
-        labels: Of pairs by name; None, or not there, where it is not known.
-        names: Of the classes 0, 1, 2 ...
+        rows: Predictions of one read-out and protocol.
+        labels: Classes of pairs by name; None or absent where unknown.
+        names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances.
-        hits: As in `pck_of`.
+        hits: As in `pck_from_predictions`.
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([-1 if value is None else value for value in values])
     classes: dict[str, Any] = {"unknown": int((label < 0).sum())}
     for i, name in enumerate(names):
-        kept = (label == i)[rows.pair]
-        scores: Scores = pck_from_predictions(_only(rows, kept), alphas, None if hits is None else hits[:, kept])["pck"]
+        in_class = (label == i)[rows.pair]
+        scores: Scores = pck_from_predictions(
+            _select_rows(rows, in_class), alphas, None if hits is None else hits[:, in_class]
+        )["pck"]
         classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
     return classes
 
 
 def sensitivity(classes: Mapping[str, Any], names: Sequence[str], by: str = "image") -> dict[str, float | None]:
-    """(best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
+    """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 
-    None where a class has no pairs, or none of them is ever right: it would be another quantity.
+    None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
 
     >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
     >>> sensitivity(five, "01234")
     {'0.1': 0.5}
     """
-    found: dict[str, float | None] = {}
+    result: dict[str, float | None] = {}
     for alpha in classes[names[0]][by]:
         values = [classes[name][by][alpha] for name in names]
-        found[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
-    return found
+        result[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
+    return result
 
 
-def _only(rows: Predictions, kept: Bool[np.ndarray, " m"]) -> Predictions:
+def _select_rows(rows: Predictions, keep: Bool[np.ndarray, " m"]) -> Predictions:
+    """Select some rows of the predictions."""
     return rows._replace(
-        pair=rows.pair[kept], keypoint=rows.keypoint[kept], predicted=rows.predicted[kept], target=rows.target[kept],
-        extent=rows.extent[kept], ambiguous=rows.ambiguous[kept], error=rows.error[kept],
+        pair=rows.pair[keep], keypoint=rows.keypoint[keep], predicted=rows.predicted[keep], target=rows.target[keep],
+        extent=rows.extent[keep], ambiguous=rows.ambiguous[keep], error=rows.error[keep],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""PCK-dagger: a right keypoint must also be nearer to its own point than to any other of the pair."""
+"""PCK-dagger: a correct keypoint must also be nearer to its own point than to any other of the pair."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,20 +9,20 @@ Landmarks = Float[np.ndarray, "p n 2"]  # of every pair's target in its original
 
 
 def shared_landmarks(rows: Predictions) -> Landmarks:
-    """The keypoints visible in both images: those that have a row."""
+    """Return the keypoints visible in both images: those that have a row."""
     points = np.full((len(rows.pairs), int(rows.keypoint.max(initial=-1)) + 1, 2), np.nan)
     points[rows.pair, rows.keypoint] = rows.target
     return points
 
 
 def landmark_distances(rows: Predictions, landmarks: Landmarks) -> Float[np.ndarray, "m n"]:
-    """From every prediction to every keypoint of its target; infinite where there is none."""
-    away = np.linalg.norm(rows.predicted[:, None] - landmarks[rows.pair], axis=-1)
-    return np.where(np.isnan(away), np.inf, away)
+    """Compute the distance of every prediction to every keypoint of its target; infinite where there is none."""
+    distance = np.linalg.norm(rows.predicted[:, None] - landmarks[rows.pair], axis=-1)
+    return np.where(np.isnan(distance), np.inf, distance)
 
 
 def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
-    """Whether no other keypoint visible in both images is nearer to the prediction than its own.
+    """Tell whether no other keypoint visible in both images is nearer to the prediction than its own.
 
     "Demystifying" (Aygun and Mac Aodha 2022), as Jamais Vu's PCKD. In original target pixels. Published code takes an
     argmin; a keypoint that lies exactly where another does is no confusion, so a tie is right here.
@@ -35,6 +35,6 @@ def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     >>> right(found, [0.1]), own_is_nearest(found)
     (array([[ True,  True]]), array([ True, False]))
     """
-    away = landmark_distances(rows, shared_landmarks(rows))
-    own = away[np.arange(len(away)), rows.keypoint]
-    return own <= away.min(axis=1, initial=np.inf)
+    distance = landmark_distances(rows, shared_landmarks(rows))
+    true_distance = distance[np.arange(len(distance)), rows.keypoint]
+    return true_distance <= distance.min(axis=1, initial=np.inf)

@@ -1,4 +1,4 @@
-"""The predictions table as arrays: what every view of it starts from."""
+"""The predictions table as arrays, from which every breakdown is computed."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ class Predictions(NamedTuple):
 
     pair: Int[np.ndarray, " m"]
     keypoint: Int[np.ndarray, " m"]  # original id
-    predicted: Float[np.ndarray, "m 2"]  # original target pixels, as
+    predicted: Float[np.ndarray, "m 2"]  # original target pixels
     target: Float[np.ndarray, "m 2"]
     extent: Float[np.ndarray, " m"]
     ambiguous: Bool[np.ndarray, " m"]
     error: Float[np.ndarray, " m"]  # distance over extent, in the frame of the protocol
-    category: Int[np.ndarray, " p"]  # of every pair, as
+    category: Int[np.ndarray, " p"]  # of every pair
     source_image: Int[np.ndarray, " p"]
     target_image: Int[np.ndarray, " p"]
     pairs: Sequence[str]
@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
 
 
 def load_predictions(table: pa.Table) -> Predictions:
-    """Arrays of a table, whatever the order of its rows.
+    """Read the arrays of a table, whatever the order of its rows.
 
     Raises:
         UserError: A keypoint of a pair has two rows: there are several read-outs or protocols, choose one.
@@ -56,7 +56,7 @@ def load_predictions(table: pa.Table) -> Predictions:
 
 
 def error_column(table: pa.Table) -> Float[np.ndarray, " m"]:
-    """The column `error`; of a table of before, `metrics.pck.error` of its coordinates."""
+    """Return the column `error`; for an older table without it, `metrics.pck.normalised_error` of its coordinates."""
     if "error" in table.schema.names:
         return table["error"].to_numpy().astype(float)
     points = [torch.tensor(np.stack([table[f"{w}_{a}"].to_numpy() for a in "xy"], -1)) for w in ("predicted", "target")]
@@ -66,32 +66,32 @@ def error_column(table: pa.Table) -> Float[np.ndarray, " m"]:
 
 
 def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    """The rows of every (protocol, read-out) of a table. One of before the column `protocol` is our own protocol's."""
+    """Split a table by (protocol, read-out). An older table without the column `protocol` is our own protocol's."""
     if "protocol" not in table.schema.names:
         table = table.append_column("protocol", pa.array(["semcorr"] * table.num_rows, pa.string()))
-    found: dict[tuple[str, str], pa.Table] = {}
+    tables: dict[tuple[str, str], pa.Table] = {}
     for protocol in sorted(table["protocol"].unique().to_pylist()):
-        under = table.filter(pc.equal(table["protocol"], protocol))
-        for rule in sorted(under["localise"].unique().to_pylist()):
-            found[protocol, rule] = under.filter(pc.equal(under["localise"], rule))
-    return found
+        protocol_rows = table.filter(pc.equal(table["protocol"], protocol))
+        for rule in sorted(protocol_rows["localise"].unique().to_pylist()):
+            tables[protocol, rule] = protocol_rows.filter(pc.equal(protocol_rows["localise"], rule))
+    return tables
 
 
 def is_correct(rows: Predictions, alphas: Sequence[float], strict: bool = False) -> Bool[np.ndarray, "a m"]:
-    """Whether each keypoint is right at each alpha: error <= alpha, or < alpha where the protocol is strict."""
+    """Tell whether each keypoint is correct at each alpha: error <= alpha, or < alpha where the protocol is strict."""
     compare: Any = np.less if strict else np.less_equal
     return compare(rows.error, np.asarray(alphas, float)[:, None])
 
 
 def subset_masks(rows: Predictions) -> dict[str, Bool[np.ndarray, " m"]]:
-    """Which rows are of `all`, `geo` and `std`."""
+    """Return masks of the rows of `all`, `geo` and `std`."""
     return {"all": np.ones_like(rows.ambiguous), "geo": rows.ambiguous, "std": ~rows.ambiguous}
 
 
 def correct_per_pair(
     rows: Predictions, hits: Bool[np.ndarray, "a m"], mask: Bool[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, "a p"], Int[np.ndarray, " p"]]:
-    """How many of each pair's keypoints in `mask` are right, and how many there are."""
+    """Count each pair's correct keypoints in `mask`, and all its keypoints in `mask`."""
     count = len(rows.pairs)
     correct = [np.bincount(rows.pair[mask & hit], minlength=count) for hit in hits]
     return np.stack(correct), np.bincount(rows.pair[mask], minlength=count)

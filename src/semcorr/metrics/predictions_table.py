@@ -1,4 +1,4 @@
-"""The predictions table: one row per matched keypoint, from which every number can be had again."""
+"""The predictions table: one row per matched keypoint, from which every number can be computed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
 )  # fmt: skip
-OPTIONAL = ("source_x", "source_y", "score", "protocol", "error")  # columns that a table of before may lack
+OPTIONAL = ("source_x", "source_y", "score", "protocol", "error")  # columns that an older table may lack
 ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 
 
@@ -50,20 +50,20 @@ def build_rows(
     protocol: str,
     error: Float[Tensor, "b n"],
 ) -> pa.Table:
-    """The shared keypoints of a batch; `points` are source, target and predicted (x, y)."""
-    which, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
+    """Build the rows of a batch's shared keypoints; `points` are source, target and predicted (x, y)."""
+    pair_index, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
     extents = extent.tolist()
     columns: dict[str, Any] = {
-        "pair": [pair[i] for i in which],
-        "source": [source[i] for i in which],
-        "target": [target[i] for i in which],
-        "category": [category[i] for i in which],
+        "pair": [pair[i] for i in pair_index],
+        "source": [source[i] for i in pair_index],
+        "target": [target[i] for i in pair_index],
+        "category": [category[i] for i in pair_index],
         "keypoint": keypoint,
-        "extent": [extents[i] for i in which],
+        "extent": [extents[i] for i in pair_index],
         "ambiguous": ambiguous[shared].tolist(),
         "score": score[shared].tolist(),
-        "localise": [localise] * len(which),
-        "protocol": [protocol] * len(which),
+        "localise": [localise] * len(pair_index),
+        "protocol": [protocol] * len(pair_index),
         "error": error[shared].tolist(),
     }
     names = [f"{what}_{axis}" for what in ("source", "target", "predicted") for axis in "xy"]
@@ -81,7 +81,7 @@ def with_predictions(
     protocol: str,
     error: Float[Tensor, "b n"],
 ) -> pa.Table:
-    """The rows of the same keypoints by another reading: what they have in common is not written again."""
+    """Return the rows of the same keypoints by another specification; columns in common are reused."""
     x, y = predicted[shared].cpu().unbind(-1)
     changed = {"predicted_x": x, "predicted_y": y, "score": score[shared].cpu(), "error": error[shared].cpu()}
     columns = {name: pa.array(values.numpy(), SCHEMA.field(name).type) for name, values in changed.items()}
@@ -90,28 +90,28 @@ def with_predictions(
 
 
 def gather_tables(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
-    """All processes' rows on every process, sorted."""
-    mine = pa.concat_tables([schema.empty_table(), *tables])
-    parts: list[Any] = [mine]
+    """Gather all processes' rows on every process, sorted."""
+    local_table = pa.concat_tables([schema.empty_table(), *tables])
+    parts: list[Any] = [local_table]
     if dist.is_available() and dist.is_initialized():
         parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, mine)
+        dist.all_gather_object(parts, local_table)
     return pa.concat_tables(parts).sort_by([(column, "ascending") for column in order])
 
 
 def write_predictions(table: pa.Table, path: Path) -> None:
-    """As Parquet; never a half-written file under the final name."""
-    with replace_file(path) as beside:
-        write_parquet(table, beside)
+    """Write a table as Parquet; never a half-written file under the final name."""
+    with replace_file(path) as temporary:
+        write_parquet(table, temporary)
 
 
 def read_predictions(path: Path) -> pa.Table:
     """Read a predictions table that a run left.
 
     Raises:
-        UserError: It is absent, damaged, or none.
+        UserError: It is missing, damaged, or no predictions table.
     """
     table = read_parquet(path, SCHEMA, OPTIONAL)
-    if odd := [name for name in table.schema.names if table[name].null_count]:
-        raise UserError(f"{path}: column {odd[0]} has rows without a value. Evaluate again")
+    if incomplete := [name for name in table.schema.names if table[name].null_count]:
+        raise UserError(f"{path}: column {incomplete[0]} has rows without a value. Evaluate again")
     return table

@@ -1,4 +1,4 @@
-"""Point tracks to numbers: how near, how often rightly called hidden, and both at once.
+"""Scores of point tracks: position accuracy, occlusion accuracy, and both at once.
 
 All definitions are those of TAP-Vid (Doersch et al. 2022) and its released evaluation: pixels of a
 256 x 256 frame, strictly nearer than the threshold, per video over all its queries, then the plain
@@ -24,18 +24,18 @@ def tapvid_metrics(
     occluded: Bool[Tensor, "n t"],
     evaluated: Bool[Tensor, "n t"],
 ) -> Scores:
-    """TAP-Vid's scores of one video: delta_avg, OA (occlusion accuracy) and AJ (average Jaccard), in [0, 1].
+    """Compute TAP-Vid's scores of one video: delta_avg, OA (occlusion accuracy), AJ (average Jaccard), in [0, 1].
 
-    delta at a threshold: of the truly visible points, those within it, whatever was said of their
-    occlusion. Jaccard: within and called visible, over the truly visible plus those wrongly called
+    delta at a threshold: of the truly visible points, those within it, whatever the predicted
+    occlusion. Jaccard: within and predicted visible, over the truly visible plus those wrongly predicted
     visible (hidden in truth, or not within). None where there is nothing to divide by.
 
     Args:
         predicted: (x, y) of every query in every frame, pixels of the 256 x 256 frame.
-        predicted_occluded: What the tracker calls hidden.
-        truth: As `predicted`. Of no account where `occluded`.
-        occluded: What is hidden in truth.
-        evaluated: The frames of each query that count; never its own.
+        predicted_occluded: Whether the tracker predicts occlusion.
+        truth: True points as `predicted`; ignored where `occluded`.
+        occluded: Whether the point is truly occluded.
+        evaluated: Evaluated frames of each query; never its own.
 
     Example:
         >>> import torch
@@ -51,17 +51,19 @@ def tapvid_metrics(
         >>> scores["delta_avg"], scores["AJ"], scores["OA"]
         (0.8, 0.5, 0.6666666666666666)
     """
-    seen, called = ~occluded & evaluated, ~predicted_occluded & evaluated
+    visible, predicted_visible = ~occluded & evaluated, ~predicted_occluded & evaluated
     squared = (predicted.double() - truth.double()).square().sum(-1)  # double: ties are the same everywhere
     delta, jaccard = {}, {}
     for threshold in THRESHOLDS:
-        within = (squared < threshold**2) & seen
-        delta[str(threshold)] = _ratio(within.sum(), seen.sum())
-        jaccard[str(threshold)] = _ratio((within & called).sum(), seen.sum() + (called & ~within).sum())
-    agreed = (predicted_occluded == occluded) & evaluated
+        within = (squared < threshold**2) & visible
+        delta[str(threshold)] = _ratio(within.sum(), visible.sum())
+        jaccard[str(threshold)] = _ratio(
+            (within & predicted_visible).sum(), visible.sum() + (predicted_visible & ~within).sum()
+        )
+    agreement = (predicted_occluded == occluded) & evaluated
     return {
         "delta_avg": _mean(delta.values()),
-        "OA": _ratio(agreed.sum(), evaluated.sum()),
+        "OA": _ratio(agreement.sum(), evaluated.sum()),
         "AJ": _mean(jaccard.values()),
         "delta": delta,
         "jaccard": jaccard,
@@ -69,24 +71,25 @@ def tapvid_metrics(
 
 
 def mean_over_videos(videos: Mapping[str, Scores]) -> Scores:
-    """The plain mean of every score; a video where it is None is left out of that score.
+    """Average every score over videos; a video where it is None is left out of that score.
 
     >>> mean_over_videos({"a": {"OA": 1.0, "delta": {"1": 0.5}}, "b": {"OA": None, "delta": {"1": 0.0}}})
     {'OA': 1.0, 'delta': {'1': 0.25}}
     """
     means: Scores = {}
     for key, first in next(iter(videos.values())).items():
-        each = {name: scores[key] for name, scores in videos.items()}
-        known = [value for value in each.values() if value is not None]
-        means[key] = mean_over_videos(each) if isinstance(first, Mapping) else _mean(known or [None])
+        values_by_video = {name: scores[key] for name, scores in videos.items()}
+        defined = [value for value in values_by_video.values() if value is not None]
+        means[key] = mean_over_videos(values_by_video) if isinstance(first, Mapping) else _mean(defined or [None])
     return means
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float | None:
+    """Divide two counts; None where the divisor is 0."""
     return int(part) / int(whole) if whole else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """None where one of them is: there was nothing to divide by. `fsum`: in any order the same digits."""
-    known = list(values)
-    return None if None in known else math.fsum(known) / len(known)  # type: ignore[arg-type]
+    """Average values; None where one of them is. `fsum`: in any order the same digits."""
+    terms = list(values)
+    return None if None in terms else math.fsum(terms) / len(terms)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The table of tracks: one row per query point and evaluated frame, and its scores."""
+"""Table of tracks: one row per query point and evaluated frame; and its scores."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SCHEMA = pa.schema(
     [
         ("video", pa.string()),
         ("query", pa.int32()),  # counts the video's query points
-        ("track", pa.int32()),  # the official row of the point that is asked for
+        ("track", pa.int32()),  # the official row of the query point
         ("query_frame", pa.int32()), ("frame", pa.int32()),
         ("query_x", pa.float32()), ("query_y", pa.float32()),  # the official 256 x 256 frame: pixel k is [k, k + 1]
         ("true_x", pa.float32()), ("true_y", pa.float32()),
@@ -28,9 +28,9 @@ ORDER = ("video", "query", "frame")  # of the table's rows
 
 
 def video_scores(table: pa.Table) -> dict[str, Scores]:
-    """Every video's scores, from its rows alone: any number of processes, the same digits."""
+    """Compute every video's scores from its rows alone: the same digits with any number of processes."""
     return {
-        name: _of_rows(table.filter(pc.equal(table["video"], name)))
+        name: _score_rows(table.filter(pc.equal(table["video"], name)))
         for name in sorted(table["video"].unique().to_pylist())
     }
 
@@ -49,24 +49,24 @@ def build_track_rows(
     score: Float[Tensor, "n t"],
     localise: str,
 ) -> pa.Table:
-    """One row per query and evaluated frame; points in the official 256 x 256 frame."""
-    which, frame = evaluated.nonzero(as_tuple=True)
-    points = torch.cat((query[:, None].expand_as(truth), truth, predicted), dim=-1)[which, frame]
+    """Build one row per query and evaluated frame; points in the official 256 x 256 frame."""
+    query_index, frame = evaluated.nonzero(as_tuple=True)
+    points = torch.cat((query[:, None].expand_as(truth), truth, predicted), dim=-1)[query_index, frame]
     names = [f"{what}_{axis}" for what in ("query", "true", "predicted") for axis in "xy"]
     tensors = {
-        "query": which, "track": track[which], "query_frame": query_frame[which], "frame": frame,
+        "query": query_index, "track": track[query_index], "query_frame": query_frame[query_index], "frame": frame,
         **dict(zip(names, points.unbind(-1), strict=True)),
         "true_occluded": occluded[evaluated], "predicted_occluded": predicted_occluded[evaluated],
         "score": score[evaluated],
     }  # fmt: skip
     columns: dict[str, Any] = {name: values.cpu().numpy() for name, values in tensors.items()}
-    same = {"video": [video] * len(which), "localise": [localise] * len(which)}
-    return pa.table({name: pa.array((columns | same)[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+    constants = {"video": [video] * len(query_index), "localise": [localise] * len(query_index)}
+    return pa.table({name: pa.array((columns | constants)[name], SCHEMA.field(name).type) for name in SCHEMA.names})
 
 
-def _of_rows(table: pa.Table) -> Scores:
-    """All the rows of a video as one long track: only sums over them are asked for."""
+def _score_rows(table: pa.Table) -> Scores:
+    """Score all the rows of a video as one long track: only sums over them are needed."""
     column = {name: torch.tensor(table[name].to_numpy()) for name in SCHEMA.names if name[:4] in ("true", "pred")}
     truth, predicted = (torch.stack((column[f"{w}_x"], column[f"{w}_y"]), -1)[None] for w in ("true", "predicted"))
-    occluded, called = column["true_occluded"][None], column["predicted_occluded"][None]
-    return tapvid_metrics(predicted, called, truth, occluded, torch.ones_like(occluded))
+    occluded, predicted_occluded = column["true_occluded"][None], column["predicted_occluded"][None]
+    return tapvid_metrics(predicted, predicted_occluded, truth, occluded, torch.ones_like(occluded))

@@ -1,4 +1,4 @@
-"""python -m semcorr.store."""
+"""Entry point of `python -m semcorr.store`."""
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import run_app

@@ -1,4 +1,4 @@
-"""What was computed of many images, by name, where there is room: on the device, in memory, or mapped from a disk."""
+"""Cache of features of many images by name: on the device, in memory, or mapped from a disk."""
 
 import hashlib
 import logging
@@ -25,17 +25,17 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 class FeatureCache:
-    """Values of images, as one dictionary of tensors per image.
+    """Features of images, as one dictionary of tensors per image.
 
-    Where they go is decided when the first arrive, from how much all of them will need.
+    The place is decided at the first values, from the memory that all images will need.
 
     Args:
-        count: How many images there will be.
-        device: Where they are used.
+        count: Number of images in the end.
+        device: Device on which the values are used.
         place: One of `PLACES`; `auto` is the first of the others with room.
-        dtype: What floating point values are kept as; as they come if None.
-        processes: How many processes of this machine hold the same.
-        origin: What computes them; named where they are not finite.
+        dtype: Type of cached floating point values; None leaves it unchanged.
+        processes: Number of processes of this machine that cache the same.
+        origin: Origin of the values; named where they are not finite.
     """
 
     def __init__(
@@ -59,37 +59,37 @@ class FeatureCache:
         return self.entries[name]
 
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """A batch of images, first axis first; refused if they are not finite, on a GPU perhaps some batches later."""
-        kept = {key: cast_floating(value, self.dtype) for key, value in values.items()}
-        self.watch.see(names, kept)
+        """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
+        cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
+        self.watch.see(names, cast)
         if self.place == "auto":
-            self.place = self._roomy(sum(value[0].nbytes for value in kept.values()))
-        kept = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in kept.items()}
+            self.place = self._choose_place(sum(value[0].nbytes for value in cast.values()))
+        cast = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in cast.items()}
         for i, name in enumerate(names):
-            one = {key: value[i] for key, value in kept.items()}
-            self.entries[name] = self._mapped(name, one) if self.place == "disk" else one
+            image_values = {key: value[i] for key, value in cast.items()}
+            self.entries[name] = self._map_to_disk(name, image_values) if self.place == "disk" else image_values
 
     def put(self, name: str, values: Mapping[str, Tensor]) -> None:
-        """One image's, where it is; on the device if all of them fit there."""
+        """Add one image's values where they are; on the device if all images fit there."""
         if self.place == "auto" and self.device.type == "cuda":
-            self.place = self._roomy(sum(value.nbytes for value in values.values()))
+            self.place = self._choose_place(sum(value.nbytes for value in values.values()))
         device = self.device if self.place == "gpu" else torch.device("cpu")
         self.entries[name] = {key: value.to(device) for key, value in values.items()}
 
     def stack(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """A batch of images."""
+        """Stack the values of a batch of images."""
         entries = [self.entries[name] for name in names]
-        return {key: torch.stack([one[key] for one in entries]).to(device, non_blocking=True) for key in entries[0]}
+        return {key: torch.stack([entry[key] for entry in entries]).to(device, non_blocking=True) for key in entries[0]}
 
-    def _roomy(self, each: int) -> str:
-        """The first place with room for all of them."""
-        needed = self.count * each
+    def _choose_place(self, size: int) -> str:
+        """Return the first place with room for all images."""
+        needed = self.count * size
         if self.device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return "gpu"
         return "memory" if needed * self.processes <= SHARE * free_memory() else "disk"
 
-    def _mapped(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Written to a folder that goes with this object, and read where it lies."""
+    def _map_to_disk(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Write values to a folder that is removed with this object, and map them from there."""
         if self._disk is None:
             home = Path(tempfile.gettempdir())
             remove_parts(home)  # of runs that were killed
@@ -104,7 +104,7 @@ class FeatureCache:
 
 @cache
 def warn_spilling_to_disk(parent: Path) -> None:
-    """Once per process."""
+    """Warn once per process that features go to a temporary folder."""
     log.warning(
         "features of all images do not fit in memory: they are in %s until the run ends. "
         "store.dtype=float16 halves them, store.root=DIR keeps them for other runs", parent,
@@ -112,17 +112,17 @@ def warn_spilling_to_disk(parent: Path) -> None:
 
 
 def cast_floating(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A floating point tensor in `dtype`; any other, and any if None, as it is."""
+    """Cast a floating point tensor to `dtype`; return any other as it is, and all if `dtype` is None."""
     return value if dtype is None or not value.is_floating_point() else value.to(dtype)
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process may still take: of the machine's, and of its container's."""
+    """Return the bytes of memory that this process may still take, of the machine's and of its container's."""
     free = int(psutil.virtual_memory().available)
     try:  # a container's limit, of which the machine's figure knows nothing; page cache counts as used there
-        most = (CGROUP / "memory.max").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         used = int((CGROUP / "memory.current").read_text()) - int(stat["file"])
     except (OSError, KeyError, ValueError):
         return free
-    return free if most == "max" else min(free, int(most) - used)
+    return free if limit == "max" else min(free, int(limit) - used)

@@ -1,4 +1,4 @@
-"""Images to what is kept of them, each computed once: by one process, by all of a run, or by an earlier run."""
+"""Encoding of images into a cache, each computed once: by one process, by all of a run, or by an earlier run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from semcorr.store import FeatureStore
 from semcorr.store.cache import FeatureCache, cast_floating
 
 Values = dict[str, Tensor]  # of a batch of images, first axis first
-TRIES = 3  # walks through a store whose entries vanish while they are read
+TRIES = 3  # attempts at a store whose entries are evicted while they are read
 
 
 class ProcessGroup(NamedTuple):
-    """This process, and how many share the work."""
+    """Rank of this process, number of processes that share the work, and device."""
 
     rank: int
     size: int
@@ -38,20 +38,21 @@ def encode_images(
     image's features are, to the last bit, does not depend on the number of processes.
 
     Args:
-        cache: Where the values go, by name.
-        shown: The same on every process.
+        cache: Cache of the values, by name.
+        shown: Images, the same on every process.
         data: Decodes images: `encoding(shown, chunks)`, `at_once` images at once.
-        compute: A batch of images to values.
-        group: Who shares the work.
+        compute: Function from a batch of images to values.
+        group: Processes that share the work.
     """
-    missing = [one for one in shown if one.name not in cache]
+    missing = [image for image in shown if image.name not in cache]
     chunks = split_into_chunks(range(len(missing)), data.encoding_batch)
-    mine = chunks[group.rank :: group.size]
+    local_chunks = chunks[group.rank :: group.size]
     if not missing:
         return
 
     def computed() -> Iterator[tuple[Sequence[str], Values]]:
-        for view in data.encoding(missing, mine):
+        """Yield the names and values of this process's chunks."""
+        for view in data.encoding(missing, local_chunks):
             yield view.name, compute(view.image.to(group.device, non_blocking=True))
 
     with Progress(transient=True, disable=group.rank > 0) as bar:
@@ -69,86 +70,91 @@ def encode_through_store(
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
-    """The same, by way of a store on disk, which other processes may be filling, too.
+    """Fill `cache` by way of a store on disk, which other processes may be filling, too.
 
     What cannot be stored stays in memory. An entry that was damaged, or that another process has
-    thrown out, is computed again.
+    evicted, is computed again.
     """
     for _ in range(TRIES):
-        lacking = {content_hash(one): one for one in shown if one.name not in cache}
-        if not lacking:
+        missing = {content_hash(image): image for image in shown if image.name not in cache}
+        if not missing:
             return
-        _compute_missing(cache, store, lacking, data, compute, group)
-        for entry, one in lacking.items():
-            if one.name not in cache and (values := store.get(entry)) is not None:
+        _compute_missing(cache, store, missing, data, compute, group)
+        for entry, image in missing.items():
+            if image.name not in cache and (values := store.get(entry)) is not None:
                 batch = {key: value[None] for key, value in values.items()}
-                require_finite(f"`store.root`: {store.folder}", [one.name], batch, f"Remove {store.folder}, run again")
-                cache.put(one.name, values)
-        twins = {content_hash(one): one.name for one in shown if one.name in cache}
-        for one in shown:  # files with the same content have one entry
-            if one.name not in cache and content_hash(one) in twins:
-                cache.put(one.name, cache[twins[content_hash(one)]])
+                require_finite(
+                    f"`store.root`: {store.folder}", [image.name], batch, f"Remove {store.folder}, run again"
+                )
+                cache.put(image.name, values)
+        names_by_content = {content_hash(image): image.name for image in shown if image.name in cache}
+        for image in shown:  # files with the same content have one entry
+            if image.name not in cache and content_hash(image) in names_by_content:
+                cache.put(image.name, cache[names_by_content[content_hash(image)]])
     encode_images(cache, shown, data, compute, group._replace(rank=0, size=1))
 
 
 def _compute_missing(
     cache: FeatureCache,
     store: FeatureStore,
-    lacking: Mapping[str, ImageVariant],
+    missing: Mapping[str, ImageVariant],
     data: Any,
     compute: Any,
     group: ProcessGroup,
 ) -> None:
-    entries, images = list(lacking), list(lacking.values())
-    place = {entry: i for i, entry in enumerate(entries)}
-    named = {one.name: entry for entry, one in lacking.items()}
+    """Compute the missing entries that no other process is computing, and store them."""
+    entries, images = list(missing), list(missing.values())
+    index = {entry: i for i, entry in enumerate(entries)}
+    entry_by_name = {image.name: entry for entry, image in missing.items()}
     chunks = split_into_chunks(entries, data.encoding_batch)
     with Progress(transient=True, disable=group.rank > 0) as bar:
         task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
         busy = True
-        while busy:  # a loader asks ahead, and while it does nobody waits for other processes
+        while busy:  # a loader prefetches, and meanwhile no process waits for others
             busy = False
-            claims = ([place[entry] for entry in some] for some in store.claims(chunks))
+            claims = ([index[entry] for entry in chunk] for chunk in store.claims(chunks))
             for view in data.encoding(images, claims):
                 busy = True
                 values = compute(view.image.to(group.device, non_blocking=True))
-                _put(cache, store, view.name, [named[name] for name in view.name], values)
+                _put(cache, store, view.name, [entry_by_name[name] for name in view.name], values)
                 bar.advance(task, len(view.name))
 
 
 def _put(
     cache: FeatureCache, store: FeatureStore, names: Sequence[str], entries: Sequence[str], values: Values
 ) -> None:
-    """A batch into the store; into memory where that refuses."""
+    """Put a batch into the store, or into memory where the store refuses."""
     values = {key: cast_floating(value, cache.dtype).cpu() for key, value in values.items()}
     require_finite(cache.watch.origin, names, values)
     for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
-        one = {key: value[i] for key, value in values.items()}
-        if not store.put(entry, one, name):
-            cache.put(name, one)
+        image_values = {key: value[i] for key, value in values.items()}
+        if not store.put(entry, image_values, name):
+            cache.put(name, image_values)
     store.release(entries)
 
 
 def broadcast_chunks(
     mine: Iterable[tuple[Sequence[str], Values]], count: int, group: ProcessGroup
 ) -> Iterator[tuple[Sequence[str], Values]]:
-    """All processes' chunks on every process, in order; process r computes every n-th of `count`."""
-    own = iter(mine)
+    """Yield all processes' chunks on every process, in order; process r computes every n-th of `count`."""
+    local_chunks = iter(mine)
     for start in range(0, count, group.size):
-        last = next(own, None)  # before anything is sent: all compute at once
+        local_chunk = next(local_chunks, None)  # before anything is sent: all compute at once
         for owner in range(min(group.size, count - start)):
-            yield _sent(last if owner == group.rank else None, owner, group)
+            yield _broadcast_chunk(local_chunk if owner == group.rank else None, owner, group)
 
 
-def _sent(chunk: tuple[Sequence[str], Values] | None, owner: int, group: ProcessGroup) -> tuple[Sequence[str], Values]:
-    """`owner`'s chunk, on every process."""
+def _broadcast_chunk(
+    chunk: tuple[Sequence[str], Values] | None, owner: int, group: ProcessGroup
+) -> tuple[Sequence[str], Values]:
+    """Broadcast `owner`'s chunk to every process."""
     if group.size == 1:
         assert chunk is not None
         return chunk
     shapes = {key: (value.shape, value.dtype) for key, value in chunk[1].items()} if chunk else None
-    told: list[Any] = [chunk and list(chunk[0]), shapes]
-    dist.broadcast_object_list(told, src=owner, device=group.device)
-    names, shapes = told
+    message: list[Any] = [chunk and list(chunk[0]), shapes]
+    dist.broadcast_object_list(message, src=owner, device=group.device)
+    names, shapes = message
     values = {key: torch.empty(shape, dtype=dtype, device=group.device) for key, (shape, dtype) in shapes.items()}
     if chunk:
         values = {key: value.contiguous() for key, value in chunk[1].items()}

@@ -1,4 +1,4 @@
-"""One image's features to a file and back: checked, and mapped rather than read."""
+"""Files of one image's features: written with a checksum, and mapped rather than read."""
 
 import stat
 from collections.abc import Iterator, Mapping
@@ -42,21 +42,21 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class PackedEntry(NamedTuple):
-    """A file's content before it is written."""
+    """Content of a file before it is written."""
 
     head: bytes
-    parts: list[memoryview]  # of the tensors themselves, not copied
+    parts: list[memoryview]  # bytes of the tensors, not copied
     size: int  # of the file, in bytes
 
 
 def pack_entry(values: Mapping[str, Tensor], name: str, place: EntryKey) -> PackedEntry:
-    """What the file at `place` will hold. Tensors that lie contiguously in the CPU's memory are not copied."""
-    # Those of the widest numbers first: every tensor begins at a multiple of its number's width.
-    chosen = sorted(values.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    """Pack the content of the file of an entry. Tensors that are contiguous in the CPU's memory are not copied."""
+    # Widest numbers first, so that every tensor begins at a multiple of its number's width.
+    ordered = sorted(values.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: Header = {METADATA: header_metadata(name, place)}
     parts: list[memoryview] = []
     end = 0
-    for key, value in chosen:
+    for key, value in ordered:
         start, end = end, end + value.numel() * value.element_size()
         header[key] = {"dtype": NAMES[value.dtype], "shape": [*value.shape], "data_offsets": [start, end]}
         parts.append(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
@@ -67,67 +67,68 @@ def pack_entry(values: Mapping[str, Tensor], name: str, place: EntryKey) -> Pack
 def write_entry(path: Path, values: Mapping[str, Tensor], name: str) -> None:
     """Store one image's tensors (no batch axis) under its readable name.
 
-    Written beside and renamed: who opens `path` finds all of it or nothing, however this process ends.
+    Written to a temporary file and renamed: `path` is complete or missing, however this process ends.
     Nothing waits for the disk. A power cut can leave a file whose bytes never arrived; its checksum
-    says so, and it is computed again.
+    shows it, and it is computed again.
     """
     write_packed(path, pack_entry(values, name, entry_key_of(path)))
 
 
 def write_packed(path: Path, packed: PackedEntry) -> None:
-    """The same of what is packed already."""
-    beside = part_path(path)
+    """Write a packed entry, as `write_entry` does."""
+    temporary = part_path(path)
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(packed.head)
             for part in packed.parts:
                 file.write(part)
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def read_entry(path: Path, check: bool = True) -> dict[str, Tensor]:
-    """What was stored at `path`, mapped: the tensors are the file's pages, shared by all who read it.
+    """Map the tensors stored at `path`: they are the file's pages, shared by all processes that read it.
 
-    Writing to them changes no file. Without `check`, only the header is looked at.
+    Writing to them changes no file. Without `check`, only the header is checked.
 
     Raises:
-        FileNotFoundError: It is not there.
-        Damaged: It is not what was stored there.
+        FileNotFoundError: The file does not exist.
+        DamagedEntryError: The file is not what was stored there.
     """
-    content = _mapped(path)
+    content = _map_file(path)
     header, begin = read_header(content.numpy().data, entry_key_of(path), check)
     try:
-        return dict(_tensors(content[begin:], header))
-    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError):  # it has changed since it was checked
+        return dict(_view_tensors(content[begin:], header))
+    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError):  # changed since the check
         raise DamagedEntryError("its header does not fit its content") from None
 
 
-def _tensors(data: Tensor, header: Header) -> Iterator[tuple[str, Tensor]]:
-    for key, about in header.items():
+def _view_tensors(data: Tensor, header: Header) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file by name."""
+    for key, info in header.items():
         if key != METADATA:
-            start, end = about["data_offsets"]
-            yield key, data[start:end].view(DTYPES[about["dtype"]]).view(about["shape"])
+            start, end = info["data_offsets"]
+            yield key, data[start:end].view(DTYPES[info["dtype"]]).view(info["shape"])
 
 
-def _mapped(path: Path) -> Tensor:
-    """The file's bytes. Private to this process once written to, and no file descriptor stays open."""
+def _map_file(path: Path) -> Tensor:
+    """Map the file's bytes; private to this process once written to, and no file descriptor stays open."""
     try:
-        about = path.stat()
+        info = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except OSError as error:
         raise DamagedEntryError(str(error.strerror)) from None
-    if not stat.S_ISREG(about.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         raise DamagedEntryError("it is no file")
-    size = about.st_size
+    size = info.st_size
     if size == 0:
         raise DamagedEntryError("it is empty")
     try:
         return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     except RuntimeError as error:
-        if not path.exists():  # evicted since we looked
+        if not path.exists():  # evicted since the check
             raise FileNotFoundError(path) from None
         raise DamagedEntryError(str(error)) from None

@@ -1,4 +1,4 @@
-"""FeatureStore: a network's work on images that no process does twice."""
+"""FeatureStore: features of images on disk, computed by no process twice."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from semcorr.store.locks import EntryLocks
 
 log = logging.getLogger(__name__)
 
-POLL = 0.05  # seconds between two looks at what others are computing
+POLL = 0.05  # seconds between two checks of what other processes are computing
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -32,10 +32,10 @@ class FeatureStore:
     """Features of images under one key, in a folder of `root`.
 
     Args:
-        root: Of all keys.
+        root: Folder of all keys.
         key: Everything that the features depend on, but the image: backbone, sha256 of its weights,
             layers, size, resize, depth, dtype, ... What JSON can hold.
-        max_gb: What all keys together may take, in GB of 10^9 bytes. None: whatever the disk has.
+        max_gb: Limit on the size of all keys together, in GB of 10^9 bytes; None for no limit.
 
     Entries are named by the caller, safely for a file: a hash of the image's content.
     """
@@ -48,7 +48,7 @@ class FeatureStore:
         self.folder = self.root / folder_name(key)
         self._claims = EntryLocks(self.folder / CLAIMS)
         self._room = None if max_gb is None else StoreBudget(self.root, round(max_gb * 1e9))
-        self._used: set[str] = set()  # by this process: ours to keep
+        self._used: set[str] = set()  # by this process: not to be evicted
         self._checked: set[str] = set()
         self._unstorable: set[str] = set()
         self._met_outdated = False
@@ -66,7 +66,7 @@ class FeatureStore:
         return self._path(entry).exists()
 
     def get(self, entry: str) -> dict[str, Tensor] | None:
-        """The entry's tensors, mapped; None if there are none.
+        """Return the entry's tensors, mapped; None if it does not exist.
 
         Checked when this process reads them for the first time. What is damaged goes, and is reported; so does
         what was stored for another key or image. Of another version's entries it is reported once that they go.
@@ -74,7 +74,7 @@ class FeatureStore:
         path = self._path(entry)
         try:
             values = read_entry(path, check=entry not in self._checked)
-        except FileNotFoundError:  # never there, or evicted by another process
+        except FileNotFoundError:  # never stored, or evicted by another process
             self._forget(entry)
             return None
         except DamagedEntryError as damage:
@@ -90,7 +90,7 @@ class FeatureStore:
     def put(self, entry: str, values: Mapping[str, Tensor], name: str) -> bool:
         """Store an image's tensors (no batch axis) under its readable name; False if there is no room.
 
-        Then it is told once, and the caller keeps them in memory. Nothing half-written stays.
+        Without room, a warning is logged once, and the caller keeps them in memory. Nothing half-written stays.
         """
         if entry not in self:
             packed = pack_entry(values, name, entry_key_of(self._path(entry)))
@@ -108,7 +108,7 @@ class FeatureStore:
         return True
 
     def claims(self, chunks: Iterable[Sequence[str]]) -> Iterator[list[str]]:
-        """What the caller is to compute, put and release, chunk by chunk; nobody else is given the same.
+        """Yield what the caller is to compute, put and release, chunk by chunk; no other process gets the same.
 
         Of each chunk, what is not stored yet: all of it, or nothing yet if another process is busy with
         a part. Such chunks come last, when each entry has been stored or its process has died or could
@@ -122,25 +122,25 @@ class FeatureStore:
         while True:
             busy = []
             for chunk in chunks:
-                ours = self._take(chunk)
-                if ours is None:
+                claimed = self._take(chunk)
+                if claimed is None:
                     busy.append(chunk)
-                elif ours:
-                    yield ours
+                elif claimed:
+                    yield claimed
             if not busy or self._claims:
                 return
             time.sleep(POLL)
             chunks = busy
 
     def release(self, entries: Iterable[str]) -> None:
-        """They are put, or cannot be: others need not wait any longer."""
+        """Release entries that are put or cannot be, so that other processes stop waiting."""
         self._claims.release(entries)
 
     def _take(self, chunk: Sequence[str]) -> list[str] | None:
-        """What is left to do of `chunk`, now ours; None if a part of it is somebody else's."""
-        # What this process holds is on its way, what it has put is done, what it could not put is in its memory.
+        """Claim what is left to do of `chunk`; None if another process has claimed a part of it."""
+        # Claimed entries are being computed, used ones are stored, unstorable ones are in this process's memory.
         settled = (self._claims, self._used, self._unstorable)
-        wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in each for each in (*settled, self))]
+        wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in entries for entries in (*settled, self))]
         try:
             if not self._claims.take(wanted):
                 self._claims.clear(entry for entry in wanted if entry in self)  # since we looked
@@ -154,23 +154,25 @@ class FeatureStore:
         return [entry for entry in wanted if entry not in done]
 
     def _open(self) -> None:
-        """The folder and what it is about, made if need be."""
+        """Make the folder and its key file where they are missing."""
         self._claims.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        about = self.folder / KEY
-        known = about.read_bytes() if about.exists() else None
-        if known != self._key.encode():
-            if known is not None:
-                log.warning("%s does not hold the key of its folder: it is damaged, or another's. Written anew", about)
-            write_packed(about, PackedEntry(self._key.encode(), [], len(self._key)))
+        key_file = self.folder / KEY
+        content = key_file.read_bytes() if key_file.exists() else None
+        if content != self._key.encode():
+            if content is not None:
+                log.warning(
+                    "%s does not hold the key of its folder: it is damaged, or another's. Written anew", key_file
+                )
+            write_packed(key_file, PackedEntry(self._key.encode(), [], len(self._key)))
 
     def _write(self, path: Path, packed: PackedEntry) -> None:
         try:
             if not (self.folder / KEY).exists():
                 raise FileNotFoundError
             write_packed(path, packed)
-        except FileNotFoundError:  # pruned away under us
+        except FileNotFoundError:  # pruned meanwhile
             self._open()
             write_packed(path, packed)
 
@@ -195,7 +197,7 @@ class FeatureStore:
         return False
 
     def _use(self, entry: str) -> None:
-        """Once per process and entry: it is the most recently used."""
+        """Mark an entry as most recently used, once per process and entry."""
         if entry not in self._used:
             self._used.add(entry)
             with suppress(OSError):  # gone, or another user's

@@ -1,4 +1,4 @@
-"""What does not move of a backbone: where it ends, and what it makes of images, kept for as long as it is of use."""
+"""Frozen blocks of a backbone: where they end, and their features of images, cached as long as they are needed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,12 +23,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 @dataclass(frozen=True)
 class FeatureCacheConfig:
-    """Where features are kept, and as what (conf/store).
+    """Place and type of cached features (conf/store).
 
     Args:
-        root: A folder that outlives the run, shared with all others; None keeps nothing.
-        dtype: float16, bfloat16 or float32; as computed if None.
-        max_gb: The most that `root` may hold; the least recently used go first.
+        root: Folder that outlives the run, shared with all others; None stores nothing.
+        dtype: Type of the cached values: float16, bfloat16 or float32; as computed if None.
+        max_gb: Limit on the size of `root` in GB; the least recently used go first.
         place: `gpu`, `memory` or `disk`; `auto`, the first of them with room; `off` computes frozen blocks at
             every training step.
     """
@@ -47,22 +47,22 @@ class FeatureCacheConfig:
 
     @property
     def type(self) -> torch.dtype | None:
-        """What values are converted to, if to anything."""
+        """Type that values are converted to, if any."""
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
     def where(self) -> str:
-        """For what is kept in any case."""
+        """Place of what is cached in any case."""
         return "auto" if self.place == "off" else self.place
 
 
 class FrozenPrefix:
-    """The first blocks of a backbone, none of which move; or the whole of it.
+    """The first blocks of a backbone, if they are frozen; or the whole of it.
 
     Args:
-        backbone: As tuned.
-        cache_config: Where the values go.
-        key: What else than weights, depth and type the values depend on: the key of a store on disk.
+        backbone: Backbone, with its trainable parameters chosen.
+        cache_config: Place and type of the cached values.
+        key: What the values depend on besides weights, depth and type; part of the key of a store on disk.
     """
 
     def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: Mapping[str, Any]) -> None:
@@ -72,27 +72,27 @@ class FrozenPrefix:
 
     @property
     def is_whole_backbone(self) -> bool:
-        """Whether nothing moves."""
+        """Whether the whole backbone is frozen."""
         return self.depth is None
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether there is anything to keep: blocks that do not move, of one image at a time."""
+        """Whether there is anything to cache: frozen blocks, of one image at a time."""
         return self.depth != 0 and not self.backbone.pairwise
 
     @property
     def origin(self) -> str:
-        """What computes the values, for messages."""
+        """Origin of the values, for messages."""
         return feature_origin(self.backbone) + (f", after block {self.depth}" if self.depth else "")
 
     def compute(self, image: Tensor) -> Values:
-        """What is kept of a batch of images."""
+        """Compute the values to cache of a batch of images."""
         if self.depth is None:
             return to_channels_last(self.backbone(image))
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
-        """The backbone's output for images that are held, in the order of their names."""
+        """Compute the backbone's output for cached images, in the order of their names."""
         assert self.cache is not None
         values = self.cache.stack(names, device)
         if self.depth is None:
@@ -108,7 +108,7 @@ class FrozenPrefix:
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """Compute what is not held yet. `context` is the precision it is computed in."""
+        """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
         if self.cache is None:
             self.cache = FeatureCache(
                 len(shown), group.device, self.cache_config.where, self.cache_config.type, group.size, self.origin
@@ -128,44 +128,46 @@ class FrozenPrefix:
                 encode_through_store(self.cache, store, shown, data, compute, group)
 
     def clear(self) -> None:
-        """Free what is held."""
+        """Free the cached values."""
         self.cache = None
 
     def _key(self, data: Any) -> dict[str, Any]:
         depth = "all" if self.depth is None else self.depth
-        shown = {"size": self.backbone.size, "resize": data.resize}
+        geometry = {"size": self.backbone.size, "resize": data.resize}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
-        return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **shown, **self.key}
+        return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **geometry, **self.key}
 
 
 def feature_origin(backbone: Any, head: Any = None) -> str:
-    """Name what features come from: the network, its layers, and the head where one has changed them."""
+    """Name the origin of features: the network, its layers, and the head where one has changed them."""
     layers = getattr(backbone, "layers", None)
-    shown = f", layers {list(layers)}" if layers is not None else ""
-    return f"`backbone`: {backbone.name}{shown}" + (f", through head {type(head).__name__}" if head is not None else "")
+    layer_text = f", layers {list(layers)}" if layers is not None else ""
+    return f"`backbone`: {backbone.name}{layer_text}" + (
+        f", through head {type(head).__name__}" if head is not None else ""
+    )
 
 
 def to_channels_last(maps: FeatureMap) -> Values:
-    """How finished features are kept: a cell's channels side by side, so that a point reads four runs of memory."""
+    """Lay out features for the cache: a cell's channels side by side, so that a point reads four runs of memory."""
     return {"cells": maps.values.permute(0, 2, 3, 1).contiguous()}
 
 
 def from_channels_last(values: Values, stride: float) -> FeatureMap:
-    """Back; nothing is moved."""
+    """Convert cached features to a feature map, without copying."""
     return FeatureMap(values["cells"].permute(0, 3, 1, 2), stride)
 
 
 def frozen_depth(backbone: Backbone) -> int | None:
-    """How many of the first blocks do not move, nor anything that they depend on; None: nothing moves at all.
+    """Count the first blocks that are frozen with all that they depend on; None: the whole backbone is frozen.
 
-    What moves outside the blocks and the norm after them may change what the first block sees.
+    What is trained outside the blocks and the norm after them may change the input of the first block.
     """
     network: Any = backbone
-    moving = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
-    if not moving:
+    trainable = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    if not trainable:
         return None
-    inside = [{id(parameter) for parameter in block.parameters()} for block in backbone.blocks]
+    block_parameters = [{id(parameter) for parameter in block.parameters()} for block in backbone.blocks]
     after = [*backbone.norm.parameters()] if backbone.norm is not None else []
-    if moving.difference(*inside, map(id, after)):
+    if trainable.difference(*block_parameters, map(id, after)):
         return 0
-    return next((i for i, block in enumerate(inside) if block & moving), len(inside))
+    return next((i for i, block in enumerate(block_parameters) if block & trainable), len(block_parameters))

@@ -1,4 +1,4 @@
-"""What lies in a store: its folders, their entries, and what killed processes left. Needs no torch."""
+"""Index of a store: its folders, their entries, and what killed processes left. Needs no torch."""
 
 import json
 import os
@@ -17,21 +17,21 @@ from semcorr.core.files import part_path, remove_parts
 from semcorr.store.integrity import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
-UNFINISHED = ".tmp"  # of versions that named no process
+UNFINISHED = ".tmp"  # of older versions, which named no process
 ABANDONED = 60.0  # seconds since anything was written to such a file; one took well under a second
 LARGEST_KEY = 1 << 20  # bytes
 
 
 class StoreEntry(NamedTuple):
-    """One image's features."""
+    """Stored features of one image."""
 
     path: Path
     size: int  # bytes
-    used: float  # when last, in seconds of the clock
+    used: float  # time of the last use, in seconds since the epoch
 
 
 class StoreFolder(NamedTuple):
-    """All features of one key."""
+    """Stored features of one key."""
 
     path: Path
     key: dict[str, Any]
@@ -39,12 +39,12 @@ class StoreFolder(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of all entries."""
+        """Size of all entries in bytes."""
         return sum(entry.size for entry in self.entries)
 
     @property
     def used(self) -> float | None:
-        """When an entry was, last."""
+        """Time at which an entry was last used."""
         return max((entry.used for entry in self.entries), default=None)
 
 
@@ -58,67 +58,69 @@ def key_damage(folder: Path) -> str | None:
     """Return what is wrong with a folder's key.json; None if nothing is, or if there is none."""
     if not (folder / KEY).exists():
         return None
-    key = _key(folder)
+    key = _read_key(folder)
     if not key and folder.name != folder_name({}):
         return "it cannot be read"
     return None if folder_name(key) == folder.name else "it is the key of another folder"
 
 
 def list_store_folders(root: Path) -> list[StoreFolder]:
-    """Those of `root` that a store made. Whatever else lies there is none of our business."""
-    ours = [path for path in sorted(root.iterdir()) if re.fullmatch("[0-9a-f]{16}", path.name)]
+    """List the folders of `root` that a store made; anything else in it is ignored."""
+    folders = [path for path in sorted(root.iterdir()) if re.fullmatch("[0-9a-f]{16}", path.name)]
     return [
-        StoreFolder(path, _key(path), _entries(path))
-        for path in ours
+        StoreFolder(path, _read_key(path), _list_entries(path))
+        for path in folders
         if (path / CLAIMS).is_dir() or (path / KEY).is_file()
     ]
 
 
 def sort_by_use(found: Iterable[StoreFolder]) -> list[StoreEntry]:
-    """Their entries, the one not used for longest first."""
+    """Sort the entries of folders, the least recently used first."""
     return sorted((entry for folder in found for entry in folder.entries), key=lambda entry: entry.used)
 
 
 def remove_entries(entries: Iterable[StoreEntry]) -> list[StoreEntry]:
-    """Those that are gone by our doing. Who has one mapped keeps it (POSIX)."""
-    gone = []
+    """Remove entries, and return those that were removed. A process that has one mapped keeps it (POSIX)."""
+    removed = []
     for entry in entries:
         with suppress(FileNotFoundError):
             entry.path.unlink()
-            gone.append(entry)
-    return gone
+            removed.append(entry)
+    return removed
 
 
 def remove_orphans(folder: Path) -> int:
-    """Remove what killed processes left in `folder`, and itself if it is empty then. How many files went."""
-    now, gone = time.time(), len(remove_parts(folder))
+    """Remove what killed processes left in `folder`, and the folder if it is empty then; return the number of files."""
+    now, removed = time.time(), len(remove_parts(folder))
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(FileNotFoundError):
             if now - path.stat().st_mtime > ABANDONED:
                 path.unlink()
-                gone += 1
+                removed += 1
     for path in (folder / CLAIMS).glob(f"*{LOCK}"):
-        with suppress(Timeout, FileNotFoundError), FileLock(path, blocking=False):  # nobody alive holds it
+        with suppress(Timeout, FileNotFoundError), FileLock(path, blocking=False):  # no running process holds it
             path.unlink()
-            gone += 1
+            removed += 1
     if not {path.name for path in folder.iterdir()} - {KEY, CLAIMS} and not any((folder / CLAIMS).iterdir()):
-        # In one step: a run that is about to use it finds all of it or nothing, and makes it anew.
+        # In one step: a run that is about to use it finds all of it or nothing, and makes it again.
         shutil.rmtree(folder.rename(part_path(folder)))
-    return gone
+    return removed
 
 
-def _entries(folder: Path) -> list[StoreEntry]:
-    found = []
+def _list_entries(folder: Path) -> list[StoreEntry]:
+    """List the entries of a folder."""
+    entries = []
     with suppress(FileNotFoundError), os.scandir(folder) as files:  # three times as fast as Path.glob
         for file in files:
             if file.name.endswith(SUFFIX):
                 with suppress(FileNotFoundError):  # evicted meanwhile
-                    about = file.stat()
-                    found.append(StoreEntry(Path(file.path), about.st_size, about.st_mtime))
-    return found
+                    info = file.stat()
+                    entries.append(StoreEntry(Path(file.path), info.st_size, info.st_mtime))
+    return entries
 
 
-def _key(folder: Path) -> dict[str, Any]:
+def _read_key(folder: Path) -> dict[str, Any]:
+    """Read the key of a folder; empty if it cannot be read."""
     try:
         with (folder / KEY).open("rb") as file:
             return dict(json.loads(file.read(LARGEST_KEY)))

@@ -1,9 +1,9 @@
-"""Whether a stored file is whole, told by itself and without torch.
+"""Integrity of a stored file, checked by its header and without torch.
 
 A safetensors file is eight bytes of length, a JSON header padded with spaces, and the tensors' bytes.
-Ours carries in its header the image's name, the format, the key and the id that the entry belongs to, and a checksum
-over the rest of the header, types and shapes included, and all bytes. What lies in another place than it was written
-for is no entry, however whole it is.
+Ours has in its header the image's name, the format, the key and the id that the entry belongs to, and a checksum
+over the rest of the header, types and shapes included, and all bytes. A file in another place than it was written
+for is no entry, even if it is complete.
 """
 
 import json
@@ -24,7 +24,7 @@ Header = dict[str, Any]
 
 
 class DamagedEntryError(Exception):
-    """A file that is not what was stored; says what is wrong with it."""
+    """A file that is not what was stored; the message says what is wrong with it."""
 
 
 class OutdatedEntryError(DamagedEntryError):
@@ -32,24 +32,24 @@ class OutdatedEntryError(DamagedEntryError):
 
 
 class EntryKey(NamedTuple):
-    """Where an entry belongs: to which key, and under which id."""
+    """Key and id that an entry belongs to."""
 
     key: str  # the name of the key's folder: a hash of all that its features depend on
     entry: str
 
 
 def entry_key_of(path: Path) -> EntryKey:
-    """Return the place that an entry at `path` must have been written for."""
+    """Return the key and id that an entry at `path` must have been written for."""
     return EntryKey(path.parent.name, path.name.removesuffix(SUFFIX))
 
 
 def header_metadata(name: str, place: EntryKey) -> dict[str, str]:
-    """Return what the header says besides the tensors, but for the checksum."""
+    """Return the metadata of the header, but for the checksum."""
     return {NAME: name, FORMAT_KEY: FORMAT, **place._asdict()}
 
 
 def entry_checksum(header: Mapping[str, Any], data: Iterable[Any]) -> str:
-    """Of names, dtypes, shapes and places in `header`, and the bytes in `data` one after the other."""
+    """Compute the checksum of names, dtypes, shapes and offsets in `header`, and of the bytes in `data`, in order."""
     state = xxhash.xxh3_128(json.dumps(header, sort_keys=True).encode())
     for part in data:
         state.update(part)
@@ -57,7 +57,7 @@ def entry_checksum(header: Mapping[str, Any], data: Iterable[Any]) -> str:
 
 
 def write_header(header: Mapping[str, Any], digest: str) -> bytes:
-    """What stands before the tensors: the header with its checksum, and its length."""
+    """Return what precedes the tensors: the length of the header, and the header with its checksum."""
     sealed = {**header, METADATA: {**header[METADATA], CHECKSUM: digest}}
     text = json.dumps(sealed, separators=(",", ":")).encode()
     text += b" " * (-(LENGTH.size + len(text)) % ALIGN)
@@ -65,43 +65,44 @@ def write_header(header: Mapping[str, Any], digest: str) -> bytes:
 
 
 def read_header(content: memoryview, place: EntryKey, check: bool = True) -> tuple[Header, int]:
-    """The header, less the checksum, and where the tensors begin, if `content` is whole and belongs to `place`.
+    """Return the header, less the checksum, and the tensors' offset, if `content` is valid and belongs to `place`.
 
     Without `check` the checksum is not computed: for what this process has checked before.
 
     Raises:
-        Outdated: It is of another version of the format.
-        Damaged: It is not whole, or was written for another place.
+        OutdatedEntryError: The file is of another version of the format.
+        DamagedEntryError: The file is incomplete, or was written for another entry.
     """
-    header, begin = _header(content)
-    about = header[METADATA]
-    told = about.pop(CHECKSUM, None)
-    if told is None:
+    header, begin = _parse_header(content)
+    metadata = header[METADATA]
+    checksum = metadata.pop(CHECKSUM, None)
+    if checksum is None:
         raise DamagedEntryError("it carries no checksum of ours")
-    if check and told != entry_checksum(header, [content[begin:]]):
+    if check and checksum != entry_checksum(header, [content[begin:]]):
         raise DamagedEntryError("its checksum does not fit its content")
-    if about.get(FORMAT_KEY) != FORMAT:
-        raise OutdatedEntryError(f"it is of format {about.get(FORMAT_KEY, 1)}, this version writes {FORMAT}")
-    written = EntryKey(*(str(about.get(field)) for field in EntryKey._fields))
+    if metadata.get(FORMAT_KEY) != FORMAT:
+        raise OutdatedEntryError(f"it is of format {metadata.get(FORMAT_KEY, 1)}, this version writes {FORMAT}")
+    written = EntryKey(*(str(metadata.get(field)) for field in EntryKey._fields))
     if written != place:
         raise DamagedEntryError(f"it was stored as {written.key}/{written.entry}")
     return header, begin
 
 
 def stored_image_name(path: Path) -> str:
-    """The name of the image whose features these are, as far as the file can be read."""
-    if not path.is_file():  # who opens a pipe waits for its writer
+    """Return the name of the image whose features a file holds, as far as the file can be read."""
+    if not path.is_file():  # opening a pipe waits for its writer
         return "unknown image"
     try:
         with path.open("rb") as file:
             head = file.read(LENGTH.size)
             head += file.read(min(LENGTH.unpack(head)[0], 1 << 20))
-        return str(_header(memoryview(head))[0][METADATA][NAME])
+        return str(_parse_header(memoryview(head))[0][METADATA][NAME])
     except (OSError, DamagedEntryError, KeyError, struct.error):
         return "unknown image"
 
 
-def _header(content: memoryview) -> tuple[Header, int]:
+def _parse_header(content: memoryview) -> tuple[Header, int]:
+    """Parse the header, and return it with the offset of the tensors."""
     if len(content) < LENGTH.size:
         raise DamagedEntryError(f"it has {len(content)} bytes")
     begin = LENGTH.size + LENGTH.unpack(content[: LENGTH.size])[0]

@@ -1,4 +1,4 @@
-"""Which process computes what: one lock a claim, gone with its process however that ends."""
+"""Locks on entries, so that each is computed by one process; a lock ends with its process, however that ends."""
 
 import os
 import weakref
@@ -13,13 +13,13 @@ from semcorr.store.index import LOCK
 
 
 class EntryLocks:
-    """Locks on entries that this process holds. Nothing here ever waits for a lock.
+    """Locks on entries that this process holds. No method ever waits for a lock.
 
     A lock's file goes when its entry is there (or cannot be stored by anybody), or with this process. Somebody
     who opened the file before may then lock what has no name any more, while a third locks a new file of that
     name: two hold "the" lock. It does no harm because whoever gets a lock looks for the entry afterwards, and
     finds it. Where it could not be stored each process computes its own in any case. And nobody sleeps on
-    the lost file: a lock is had at once or not at all. (A filelock of 2026 refuses lost files by itself.)
+    the lost file: a lock is taken at once or not at all. (A filelock of 2026 refuses lost files by itself.)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class EntryLocks:
         self._remove_at_exit()
 
     def take(self, entries: Iterable[str]) -> bool:
-        """All of them or none."""
+        """Lock all entries or none; tell whether they are locked."""
         taken: dict[str, FileLock] = {}
         try:
             # In one order for all processes: of two that want the same ones, the first does not fail.
@@ -50,7 +50,7 @@ class EntryLocks:
                 taken[entry].acquire()
             self._held |= taken
         except Timeout:
-            taken.popitem()  # somebody else's
+            taken.popitem()  # locked by another process
             _drop(self.folder, taken)
             return False
         except BaseException:
@@ -59,27 +59,29 @@ class EntryLocks:
         return True
 
     def release(self, entries: Iterable[str]) -> None:
-        """Those of them that are held."""
+        """Release those of the entries that this process has locked."""
         for entry in entries:
             if lock := self._held.pop(entry, None):
                 self.clear([entry])
                 lock.release()
 
     def clear(self, entries: Iterable[str]) -> None:
-        """Remove files of locks that are of no more use: their entries are there."""
+        """Remove the files of locks that are no longer needed, since their entries exist."""
         for entry in entries:
             self._path(entry).unlink(missing_ok=True)
 
     def _remove_at_exit(self) -> None:
-        """Leave no files of locks behind a process that is interrupted while it computes."""
+        """Remove the files of locks when a process ends that is interrupted while it computes."""
         weakref.finalize(self, _drop_own, os.getpid(), self.folder, self._held)
 
     def _path(self, entry: str) -> Path:
+        """Return the path of an entry's lock."""
         return _path(self.folder, entry)
 
 
 def _drop_own(process: int, folder: Path, locks: dict[str, FileLock]) -> None:
-    if os.getpid() == process:  # not in a loader's, which was forked from it
+    """Drop the locks, if this is the process that took them."""
+    if os.getpid() == process:  # not in a loader's process, which was forked from it
         _drop(folder, locks)
 
 

@@ -1,4 +1,4 @@
-"""Features of the last test, for the next job of a sweep: one that changes a read-out alone computes none."""
+"""Features of the last test, for the next job of a sweep: a job that changes a read-out alone computes none."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from semcorr.store.cache import FeatureCache
 
 
 class SweepFeatureCache:
-    """Room for the features of one test. Closed, it keeps nothing: a run by itself frees what it has used."""
+    """Cache of the features of one test. Closed, it keeps nothing: a run by itself frees its memory."""
 
     def __init__(self) -> None:
         self.open = False
@@ -16,39 +16,39 @@ class SweepFeatureCache:
         self._held: FeatureCache | None = None
 
     def __call__(self, key: str, shown: Sequence[ImageVariant], make: Callable[[], FeatureCache]) -> FeatureCache:
-        """What is there, if it was made with the same key of the same images; else `make()`, kept if it is open.
+        """Return the cached features if key and images are the same; else `make()`, which is cached if this is open.
 
         Args:
-            key: All that features depend on but the image.
-            shown: The images.
-            make: Computes them.
+            key: Everything that features depend on but the image.
+            shown: Images of the features.
+            make: Function that computes the features.
         """
-        images = [_identity(one) for one in shown]
+        images = [_identity(image) for image in shown]
         if self._held is not None and self._key == key and self._images == images:
             return self._held
-        self.clear()  # before there are new ones: there may not be room for both
-        held = make()
+        self.clear()  # first, since there may not be room for both
+        features = make()
         if self.open:
-            self._key, self._images, self._held = key, images, held
-        return held
+            self._key, self._images, self._held = key, images, features
+        return features
 
     def close(self) -> None:
-        """The sweep is over."""
+        """End the sweep: cache nothing from now on."""
         self.open = False
         self.clear()
 
     def clear(self) -> None:
-        """Free it."""
+        """Free the cached features."""
         self._key, self._images, self._held = None, [], None
 
 
 def _identity(shown: ImageVariant) -> tuple[object, ...]:
-    """What an image's features are of: a name alone may be another file's by the time of the next job."""
+    """Identify the content of an image: by the next job, its name alone may belong to another file."""
     record = shown.record
     try:
-        now = record.path.stat()
-        state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
-    except OSError:  # who opens it says so
+        status = record.path.stat()
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:  # opening the file raises the error
         state = None
     return shown.name, record.path, record.upright, record.mirrored, state
 

@@ -1,1 +1,1 @@
-"""Pictures of predictions."""
+"""Visualization of predictions."""

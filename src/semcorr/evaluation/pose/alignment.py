@@ -1,4 +1,4 @@
-"""Adaptive pose alignment: each pair's source is read in the pose that comes closest to the target's.
+"""Adaptive pose alignment: each pair's source is matched in the pose that is closest to the target's.
 
 "Telling Left from Right", 4.1 and supplement. Nothing is trained. docs/pose.md says what paper and code leave open.
 """
@@ -37,16 +37,16 @@ CHOICES = {"reduce": ("mean", "sum"), "mask": MASKS, "twins": ("source", "shared
 
 @dataclass(frozen=True)
 class AdaptivePose:
-    """In which poses the source of a pair is tried, and how they are compared. Without any, pairs are left as they are.
+    """Poses in which the source of a pair is tried, and their comparison. Without any, pairs stay as they are.
 
     Args:
         mirror: Try the mirror image.
-        rotations: By category, degrees anticlockwise to turn it by.
+        rotations: Degrees anticlockwise to turn the image by, for each category.
         mask: Whose cells are compared: `auto` is the benchmark's segmentation if it has one of every image, else
             the box; `segmentation`, `box`; `sam`, Segment Anything prompted with the box; `none`, all cells.
         reduce: `mean` (released code) or `sum` (paper) of the cells' distances.
-        mutual: Only of cells that are each other's nearest.
-        grid: Cells a side that maps are brought to first: 64 in the released code; null, their own.
+        mutual: Compare only cells that are each other's nearest.
+        grid: Cells along a side to which maps are resized first: 64 in the released code; null, their own.
         twins: Which keypoints are read in a mirror image: `source`, all whose twin the source shows;
             `shared`, only where the target shows it, too, as the released code does.
         sam_weights: The authors' checkpoint, for `sam`.
@@ -75,15 +75,15 @@ class AdaptivePose:
             require_weights_file(self.sam_weights, "pose.sam_weights")  # it is read when images have been encoded
 
     def __bool__(self) -> bool:
-        """Whether there is any pose to try."""
+        """Tell whether there is any pose to try."""
         return self.mirror or any(map(len, self.rotations.values()))
 
     def candidates(self, category: str) -> list[PoseTransform]:
-        """The image as it is first."""
+        """List the poses to try for a category, the image as it is first."""
         return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
 
     def check(self, backbone: Any, data: Any) -> None:
-        """Refuse what cannot be aligned, before anything is trained or encoded."""
+        """Refuse data and backbones that cannot be aligned, before anything is trained or encoded."""
         if not self:
             return
         if not hasattr(data, "pairs"):
@@ -96,7 +96,7 @@ class AdaptivePose:
 
 
 class PosePart(NamedTuple):
-    """Some pairs of a batch, with the keypoints that are read from one view of their source."""
+    """Pairs of a batch, with the keypoints that are matched from one view of their source."""
 
     pairs: list[int]
     batch: PairBatch
@@ -104,13 +104,13 @@ class PosePart(NamedTuple):
 
 
 class PoseAligner:
-    """What is known while a split's pairs are aligned.
+    """Alignment of the pairs of a split.
 
     Args:
-        options: Which poses, and how they are compared.
+        options: Poses, and how they are compared.
         data: The benchmark.
-        split: Of it.
-        device: Where masks are made.
+        split: Name of its split.
+        device: Device on which masks are made.
     """
 
     def __init__(self, options: AdaptivePose, data: Any, split: str, device: torch.device) -> None:
@@ -120,60 +120,71 @@ class PoseAligner:
         self.tables: list[pa.Table] = []
 
     def shown(self, images: Sequence[ImageVariant]) -> list[ImageVariant]:
-        """These images, and their variants where they are the source of a pair; in the order of their names."""
-        every = {one.name: one for one in images}
+        """Return images, and their variants where they are the source of a pair, in the order of their names."""
+        variants = {image.name: image for image in images}
         for pair in self.records.values():
-            if ImageVariant(pair.source).name in every:
-                also = [variant.of(pair.source) for variant in self.options.candidates(pair.category)]
-                every |= {one.name: one for one in also if one.name not in every}
-        return [every[name] for name in sorted(every)]
+            if ImageVariant(pair.source).name in variants:
+                candidates = [variant.of(pair.source) for variant in self.options.candidates(pair.category)]
+                variants |= {image.name: image for image in candidates if image.name not in variants}
+        return [variants[name] for name in sorted(variants)]
 
     def parts(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[PosePart]:
-        """The batch as it is to be matched: every shared keypoint of it is in one part.
+        """Split the batch into the parts to match: every shared keypoint of it is in one part.
 
         Args:
-            batch: Of pairs without pixels.
-            held: The features of an image, or of a variant of it, by name.
+            batch: Batch of pairs without pixels.
+            held: Function that returns the features of an image, or of a variant of it, by name.
         """
-        variants = self._choices(batch, held)
-        turned = [self._seen(batch, i, variant) for i, variant in enumerate(variants)]
-        names = [view.name for view in turned]
-        stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in turned), strict=True)]
-        moved = View._make([*stacked, names])
-        rest = batch.source._replace(visible=batch.source.visible & ~moved.visible)
+        variants = self._choose_variants(batch, held)
+        posed = [self._pose_source(batch, i, variant) for i, variant in enumerate(variants)]
+        names = [view.name for view in posed]
+        stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in posed), strict=True)]
+        posed_view = View._make([*stacked, names])
+        original_view = batch.source._replace(visible=batch.source.visible & ~posed_view.visible)
         records = [self.records[name] for name in batch.pair]
-        seen = [apply_variant(record, variant) for record, variant in zip(records, variants, strict=True)]
-        views = ((moved, seen), (rest, records))
-        return [part for view, told in views if (part := _part(batch._replace(source=view), told)).pairs]
+        posed_records = [apply_variant(record, variant) for record, variant in zip(records, variants, strict=True)]
+        views = ((posed_view, posed_records), (original_view, records))
+        return [
+            part
+            for view, view_records in views
+            if (part := _select_matched(batch._replace(source=view), view_records)).pairs
+        ]
 
-    def _choices(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[PoseTransform]:
-        """Of each pair the variant that is closest to the target; of equals the first, which is the image as it is."""
+    def _choose_variants(self, batch: PairBatch, features: Callable[[str], FeatureMap]) -> list[PoseTransform]:
+        """Choose for each pair the variant closest to the target; of equals the first, which is the image as it is."""
         chosen, rows = [], []
         targets: dict[tuple[Any, ...], ObjectCells] = {}  # pairs of a batch look into few images
         for name in batch.pair:
             record = self.records[name]
             key = (record.target.name, record.target.box)
             if key not in targets:
-                targets[key] = self._cells(record.target, PLAIN, held)
-            tried = self.options.candidates(record.category)
-            distances = [self._distance(self._cells(record.source, one, held), targets[key]) for one in tried]
+                targets[key] = self._object_cells(record.target, PLAIN, features)
+            candidates = self.options.candidates(record.category)
+            distances = [
+                self._distance(self._object_cells(record.source, candidate, features), targets[key])
+                for candidate in candidates
+            ]
             best = distances.index(min(distances))
-            told = (name, record.source.name, record.target.name, record.category, self.masks.kind)
-            rows += [(*told, str(tried[k]), distances[k], k == best) for k in range(len(tried))]
-            chosen.append(tried[best])
+            columns = (name, record.source.name, record.target.name, record.category, self.masks.kind)
+            rows += [(*columns, str(candidates[k]), distances[k], k == best) for k in range(len(candidates))]
+            chosen.append(candidates[best])
         self.tables.append(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
         return chosen
 
-    def _cells(self, record: ImageRecord, variant: PoseTransform, held: Callable[[str], FeatureMap]) -> ObjectCells:
-        maps = held(variant.of(record).name)
+    def _object_cells(
+        self, record: ImageRecord, variant: PoseTransform, features: Callable[[str], FeatureMap]
+    ) -> ObjectCells:
+        """Return the object's cells of an image in a pose."""
+        maps = features(variant.of(record).name)
         mask = self.masks(record, maps)
         return cells_of_object(maps, None if mask is None else variant.pixels(mask), self.options.grid)
 
     def _distance(self, source: ObjectCells, target: ObjectCells) -> float:
+        """Compute the distance of two objects, as the options say."""
         return float(instance_distance(source, target, self.options.reduce, self.options.mutual))
 
-    def _seen(self, batch: PairBatch, i: int, variant: PoseTransform) -> View:
-        """The source in a pose, with those keypoints that are read there."""
+    def _pose_source(self, batch: PairBatch, i: int, variant: PoseTransform) -> View:
+        """Return the source in a pose, with those keypoints that are matched there."""
         record = self.records[batch.pair[i]]
         source = View._make(column[i] for column in batch.source)
         if variant == PLAIN:
@@ -181,14 +192,14 @@ class PoseAligner:
         keypoints, visible = source.keypoints, source.visible
         if variant.mirrored:
             assert record.flip is not None, "AdaptivePose.check comes first"
-            shown = batch.shared[i] if self.options.twins == "shared" else visible
-            keypoints, visible = mirror_twins(keypoints, visible, shown, record.flip)
+            usable = batch.shared[i] if self.options.twins == "shared" else visible
+            keypoints, visible = mirror_twins(keypoints, visible, usable, record.flip)
         points = variant.points(keypoints, (source.image.shape[-1],) * 2)
         return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
 
 
 def pose_summary(table: pa.Table) -> dict[str, Any]:
-    """For metrics.json: the masks, and how many pairs each variant was chosen for."""
+    """Summarise poses for metrics.json: the masks, and how many pairs each variant was chosen for."""
     counts = Counter(row["variant"] for row in table.to_pylist() if row["chosen"])
     return {"mask": table["mask"][0].as_py(), "chosen": dict(sorted(counts.items()))}
 
@@ -196,7 +207,7 @@ def pose_summary(table: pa.Table) -> dict[str, Any]:
 def mirror_twins(
     keypoints: Float[Tensor, "n 2"], visible: Bool[Tensor, " n"], shown: Bool[Tensor, " n"], flip: Sequence[int]
 ) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """Where keypoints of the mirror image are in the image itself, and which of those asked for are known.
+    """Return where keypoints of the mirror image are in the image itself, and which of those in `shown` are visible.
 
     A mirrored left ear is a right ear: the mirror image's keypoint i is where the image's keypoint flip[i] is.
 
@@ -205,14 +216,14 @@ def mirror_twins(
     >>> mirror_twins(points, seen, seen, (1, 0, 2))[1]  # whose left ear is where the right one was?
     tensor([False, False,  True])
     """
-    order = _order(flip, len(keypoints))
+    order = _pad_flip(flip, len(keypoints))
     return keypoints[order], visible & shown[order]
 
 
 def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
-    """The pair, had its source been photographed so: original pixels, every keypoint that the image then shows."""
+    """Transform a pair as if its source had been photographed in a pose: original pixels, all keypoints then shown."""
     source = record.source
-    order = _order(record.flip or () if variant.mirrored else (), len(source.keypoints))
+    order = _pad_flip(record.flip or () if variant.mirrored else (), len(source.keypoints))
     points = variant.points(source.keypoints[order], source.size)
     corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
     x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
@@ -221,20 +232,20 @@ def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
     return record._replace(source=changed)
 
 
-def _order(flip: Sequence[int], rows: int) -> list[int]:
-    """A benchmark's widest category may have more rows than this one."""
+def _pad_flip(flip: Sequence[int], rows: int) -> list[int]:
+    """Extend a flip to all rows: a benchmark's widest category may have more rows than this one."""
     return [*flip, *range(len(flip), rows)]
 
 
-def _part(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart:
-    """Those pairs that have a keypoint to match."""
+def _select_matched(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart:
+    """Select those pairs that have a keypoint to match."""
     pairs = batch.shared.any(-1).nonzero().flatten().tolist()
-    some = PairBatch._make([*(_rows(column, pairs) for column in batch[:-1]), ()])
-    return PosePart(pairs, some, [records[i] for i in pairs])
+    selected = PairBatch._make([*(_select_rows(column, pairs) for column in batch[:-1]), ()])
+    return PosePart(pairs, selected, [records[i] for i in pairs])
 
 
-def _rows(column: Any, index: list[int]) -> Any:
-    """Of a tensor, a list of names or a view."""
+def _select_rows(column: Any, index: list[int]) -> Any:
+    """Select rows of a tensor, a list of names or a view."""
     if isinstance(column, View):
-        return View._make(_rows(one, index) for one in column)
+        return View._make(_select_rows(values, index) for values in column)
     return column[index] if isinstance(column, Tensor) else [column[i] for i in index]

@@ -1,6 +1,6 @@
-"""Instance matching distance: how far the cells of one object are from their nearest cells of another.
+"""Instance matching distance: the distance of the cells of one object from their nearest cells of another.
 
-"Telling Left from Right" (Zhang et al. 2024), equation 1. Where its released code differs from it, both can be had.
+"Telling Left from Right" (Zhang et al. 2024), equation 1. Where its released code differs from it, both are available.
 """
 
 from typing import NamedTuple
@@ -12,23 +12,23 @@ from torch.nn.functional import interpolate, normalize
 
 from semcorr.core.types import FeatureMap
 
-VALUES = 2**24  # squared distances held at once: 64 MiB
+VALUES = 2**24  # squared distances in memory at once: 64 MiB
 
 
 class ObjectCells(NamedTuple):
-    """The cells of one image that are compared."""
+    """Cells of one image that are compared."""
 
     values: Float[Tensor, "s c"]
     inside: Bool[Tensor, " s"]  # of the object
 
 
 def cells_of_object(maps: FeatureMap, mask: Bool[Tensor, "h w"] | None, grid: int | None = None) -> ObjectCells:
-    """Unit descriptors of one image's cells, row by row.
+    """Return unit descriptors of one image's cells, row by row.
 
     Args:
-        maps: Of one image.
+        maps: Features of one image.
         mask: The object's cells; None, all of them.
-        grid: Bring map and mask to so many cells a side first, bilinearly and to the nearest: 64 in the released
+        grid: Resize map (bilinearly) and mask (to the nearest) to so many cells along a side first: 64 in the released
             code. Descriptors between cells are shorter than 1 there, and stay so.
     """
     values = normalize(maps.values.float(), dim=1)
@@ -42,40 +42,42 @@ def cells_of_object(maps: FeatureMap, mask: Bool[Tensor, "h w"] | None, grid: in
 def instance_distance(
     source: ObjectCells, target: ObjectCells, reduce: str = "mean", mutual: bool = False, values: int = VALUES
 ) -> Float[Tensor, ""]:
-    """Distance of the source's object to the target's; not symmetric. Infinite where there is nothing to compare.
+    """Compute the distance of the source's object to the target's; not symmetric. Infinite where either has no cell.
 
     The paper sums over the object's cells, its code takes their mean; between turned and mirrored images, which have
     as many cells, both choose the same. The target may be any cell in the paper, one of its object in the code: give
     a target all of whose cells are inside for the first.
 
     Args:
-        source: Its cells inside are matched,
-        target: each with the nearest one inside.
+        source: Cells of the source; those inside are matched.
+        target: Cells of the target; only those inside can be matched.
         reduce: `mean` or `sum` of the distances.
         mutual: Count only cells that are each other's nearest (the code's variant without masks).
-        values: How many squared distances are held at once.
+        values: Largest number of squared distances in memory at once.
 
     >>> corner, half = torch.eye(2), torch.tensor([[0.6, 0.8]])
     >>> both = torch.tensor([True, True])
     >>> instance_distance(ObjectCells(corner, both), ObjectCells(half, both[:1]), "sum")  # 0.8944 and 0.6325
     tensor(1.5269)
     """
-    here, there = source.values[source.inside], target.values[target.inside]
-    if not len(here) or not len(there):
-        return here.new_tensor(torch.inf)
-    index = nearest_cells(here, there, values)
+    source_cells, target_cells = source.values[source.inside], target.values[target.inside]
+    if not len(source_cells) or not len(target_cells):
+        return source_cells.new_tensor(torch.inf)
+    index = nearest_cells(source_cells, target_cells, values)
     if mutual:
-        kept = nearest_cells(there, here, values)[index] == torch.arange(len(here), device=index.device)
-        here, index = here[kept], index[kept]
-        if not len(here):  # rounding can undo the pair that is closest of all
-            return here.new_tensor(torch.inf)
-    distances = (here - there[index]).norm(dim=-1)  # of the pairs found: of equal cells exactly 0
+        is_mutual = nearest_cells(target_cells, source_cells, values)[index] == torch.arange(
+            len(source_cells), device=index.device
+        )
+        source_cells, index = source_cells[is_mutual], index[is_mutual]
+        if not len(source_cells):  # rounding can undo the pair that is closest of all
+            return source_cells.new_tensor(torch.inf)
+    distances = (source_cells - target_cells[index]).norm(dim=-1)  # of the matched pairs: of equal cells exactly 0
     return {"mean": distances.mean, "sum": distances.sum}[reduce]()
 
 
 def nearest_cells(here: Float[Tensor, "s c"], there: Float[Tensor, "t c"], values: int = VALUES) -> Int[Tensor, " s"]:
-    """Which cell is nearest to each, by one matrix product per chunk of them."""
+    """Find the nearest target cell of each source cell, by one matrix product per chunk."""
     lengths = there.square().sum(-1)
     with torch.autocast(here.device.type, enabled=False):
         chunks = here.split(max(1, values // len(there)))
-        return torch.cat([torch.argmin(lengths - 2 * some @ there.T, dim=-1) for some in chunks])
+        return torch.cat([torch.argmin(lengths - 2 * chunk @ there.T, dim=-1) for chunk in chunks])

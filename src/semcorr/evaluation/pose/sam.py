@@ -1,4 +1,4 @@
-"""Masks from Segment Anything, prompted with the object's box: what the released code of the paper did with ViT-H."""
+"""Masks from Segment Anything, prompted with the object's box, as in the released code of the paper with ViT-H."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the enc
 
 
 class BoxPromptedSAM:
-    """Records to masks, by the whole model of the package `segment-anything`.
+    """Segment Anything as a function of image records, by the model of the package `segment-anything`.
 
     Args:
         predictor: The package's `SamPredictor`.
@@ -30,7 +30,7 @@ class BoxPromptedSAM:
         self.predictor = predictor
 
     def __call__(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
-        """The object in the record's box. The image is seen at the model's own size, whatever the backbone's."""
+        """Segment the object in the record's box, at the model's own image size, whatever the backbone's."""
         image = load_image(record.path, record.upright)
         self.predictor.set_image(np.array(ImageOps.mirror(image) if record.mirrored else image))
         masks, _, _ = self.predictor.predict(box=np.array(record.box), multimask_output=False)
@@ -40,7 +40,7 @@ class BoxPromptedSAM:
 
 
 def load_box_prompted_sam(weights: str, device: torch.device) -> BoxPromptedSAM:
-    """From the authors' checkpoint, whose width says which model it is."""
+    """Load the model from the authors' checkpoint, whose width says which model it is."""
     from segment_anything import SamPredictor, sam_model_registry
 
     state = read_weights(weights, "pose.sam_weights")

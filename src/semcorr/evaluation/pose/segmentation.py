@@ -1,4 +1,4 @@
-"""Which cells of a feature map are an object's: from its box, or from the benchmark's segmentation."""
+"""Cells of a feature map that belong to an object: from its box, or from the benchmark's segmentation."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from semcorr.data.transforms import fit_to_square
 
 
 def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
-    """Cells of the box.
+    """Return the cells of the box.
 
     >>> from pathlib import Path
     >>> record = ImageRecord("", Path(), (8, 8), torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 4.0, 7.0))
@@ -23,8 +23,8 @@ def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Te
     tensor([[1, 0],
             [1, 0]], dtype=torch.int32)
     """
-    how = fit_to_square(record.size, side, resize)
-    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
+    fit = fit_to_square(record.size, side, resize)
+    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
     outer = torch.tensor(record.box) + torch.tensor([-0.5, -0.5, 0.5, 0.5])  # from pixels' centres to their edges
     edges = (to_view(outer.reshape(2, 2), scale, offset) + 0.5) * grid / side  # in cells, the square's corner at 0
     start = torch.arange(grid)[:, None]
@@ -33,22 +33,22 @@ def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Te
 
 
 def mask_cells(mask: Bool[Tensor, "h w"], side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
-    """Cells of a mask of the original's pixels."""
-    how = fit_to_square((mask.shape[1], mask.shape[0]), side, resize)
+    """Return the cells of a mask of the original's pixels."""
+    fit = fit_to_square((mask.shape[1], mask.shape[0]), side, resize)
     square = torch.zeros(side, side)
-    x, y = how.offset
-    resized = Image.fromarray(mask.numpy()).resize(how.size, Image.Resampling.NEAREST)
-    square[y : y + how.size[1], x : x + how.size[0]] = torch.from_numpy(np.array(resized)).float()
+    x, y = fit.offset
+    resized = Image.fromarray(mask.numpy()).resize(fit.size, Image.Resampling.NEAREST)
+    square[y : y + fit.size[1], x : x + fit.size[0]] = torch.from_numpy(np.array(resized)).float()
     return cover_half(adaptive_avg_pool2d(square[None], grid)[0])
 
 
 def cover_half(share: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    """Cells that lie half inside at least; of an object smaller than that, those that are most of it."""
+    """Return the cells of which at least half is inside; for a smaller object, those with the largest share of it."""
     return (share >= 0.5) | ((share == share.max()) & (share > 0))
 
 
 def segmentation_mask(record: ImageRecord) -> Bool[Tensor, "h w"]:
-    """The pixels of the object's class within its box: others of the class may be in the image, too."""
+    """Return the pixels of the object's class within its box: others of the class may be in the image, too."""
     assert record.segmentation is not None, "Masks.check comes first"
     path, value = record.segmentation
     remedy = "Restore it, or set pose.mask=box."

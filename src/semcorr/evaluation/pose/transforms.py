@@ -1,4 +1,4 @@
-"""An image in other poses: its mirror image and its quarter turns. All are exact, and map points, pixels and cells."""
+"""Poses of an image: its mirror image and its quarter turns, exact maps of points, pixels and cells."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class PoseTransform(NamedTuple):
     turned: int = 0  # degrees anticlockwise: 0, 90, 180 or 270
 
     def __str__(self) -> str:
-        """For tables.
+        """Format the pose for tables.
 
         >>> print(PoseTransform(), PoseTransform(mirrored=True), PoseTransform(turned=90), sep=", ")
         plain, mirrored, turned 90
@@ -27,11 +27,11 @@ class PoseTransform(NamedTuple):
         return " ".join(words) or "plain"
 
     def of(self, record: ImageRecord) -> ImageVariant:
-        """What the backbone is shown, and the key of its features."""
+        """Return the variant of an image in this pose: the backbone's input, and the key of its features."""
         return ImageVariant(record, *self)
 
     def points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
-        """Where pixels of an image of this width and height go.
+        """Transform pixels of an image of this width and height.
 
         >>> PoseTransform(turned=90).points(torch.tensor([3.0, 0.0]), size=(4, 2))  # upper right, now upper left
         tensor([0., 0.])
@@ -44,7 +44,7 @@ class PoseTransform(NamedTuple):
         return torch.stack((x, y), dim=-1)
 
     def pixels(self, values: Shaped[Tensor, "*c s s"]) -> Shaped[Tensor, "*c s s"]:
-        """The image itself, or anything on its grid."""
+        """Transform the image itself, or anything on its grid."""
         values = values.flip(-1) if self.mirrored else values
         return values.rot90(self.turned // 90, (-2, -1))
 
@@ -53,5 +53,5 @@ PLAIN = PoseTransform()
 
 
 def list_pose_transforms(mirror: bool, turns: Sequence[int]) -> list[PoseTransform]:
-    """The image itself first; mirrored and turned, but not both at once (the paper's supplement)."""
+    """List the image itself first, then mirrored and turned, but not both at once (the paper's supplement)."""
     return [PLAIN, *([PoseTransform(mirrored=True)] if mirror else []), *(PoseTransform(turned=turn) for turn in turns)]
