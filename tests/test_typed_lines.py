@@ -48,6 +48,7 @@ WRONG = [
     ("+backbon=dinov2", "nothing reads `backbon`. Did you mean backbone?"),
     ("~head", "a run needs `head`"),
     ("loss=null", "`loss` is chosen by name"),
+    ("callbacks=[1]", "`callbacks` is chosen by name"),
     ("data.root=", "`data.root=` has no value"),
     ("seed==3", "Give seed=3"),
     ("seed", "`seed` has no value. Give seed=VALUE."),

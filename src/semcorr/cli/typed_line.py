@@ -166,7 +166,8 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
     value = override.value()
     if key in groups and value is None and (f"{key}@{package}" if package else key) in OPTIONAL:
         raise UserError(f"`{text}`: nothing is chosen for `{key}` unless it is named. Leave it out.")
-    if key in groups and not isinstance(value, str | list):
+    names = value if isinstance(value, list) else [value]
+    if key in groups and not all(isinstance(name, str) for name in names):
         raise UserError(f"`{text}`: `{key}` is chosen by name, {key}=NAME, as the files of conf/{key} are named.")
     if key in PATHS and (value is None or isinstance(value, list | dict | bool)):
         raise UserError(f"`{text}`: `{key}` must be text, the path of a folder. Give {key}=DIR.")

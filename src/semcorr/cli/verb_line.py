@@ -274,8 +274,8 @@ def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: st
         except (typer.Abort, EOFError):  # at a question
             raise KeyboardInterrupt from None
         except Exception as error:
-            if isinstance(error, typer.BadParameter.__mro__[2]):  # any that `check_words` has not foreseen
-                told = getattr(error, "format_message", error.__str__)()
-                raise UserError(" ".join(told.split())) from None
-            raise
+            text = getattr(error, "format_message", None)  # Click's, installed or Typer's copy of it
+            if text is None:
+                raise
+            raise UserError(" ".join(text().split())) from None  # which `check_words` has not foreseen
         sys.exit(code if isinstance(code, int) else 0)
