@@ -1,7 +1,7 @@
 """Interfaces of backbones, heads and benchmarks."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,31 +36,60 @@ class SiameseHead(Protocol):
         """Compute the similarity of descriptors to every target cell; `target` is adapted."""
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """A dense feature extractor; an `nn.Module` with these attributes.
+class Backbone(nn.Module):
+    """A dense feature extractor: images to a feature map, with its weights in blocks.
 
     It takes RGB in [0, 1] and normalises by its own statistics. Image sides must be multiples of its
-    largest stride. Where `pairwise` is true it also has `pair(source, target)`, which gives the
-    features of two images that are seen together.
+    largest stride.
+
+    Attributes:
+        name: Name in tables, messages and keys of cached features.
+        size: Side of the square that it is evaluated at by default, in pixels.
+        channels: Channels of its map.
+        widths: Channels of the maps that it lays side by side, in their order; their sum is `channels`.
+        stride: Image pixels per cell.
+        blocks: Trainable units, first to last, none beyond the last layer read.
+        norm: Applied after the last block, and trained with it; None where there is none.
+        sha256: Hash of the weights that it was built with.
+        lora_targets: Endings of the names, inside a block, of the modules that LoRA goes to by default.
+        pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
     """
 
     name: str
-    size: int  # side of the square it is evaluated at unless told otherwise, in pixels
+    size: int
     channels: int
-    widths: Sequence[int]  # channels of the maps it lays side by side, in their order; their sum is `channels`
-    stride: int  # image pixels per cell
-    blocks: Sequence[nn.Module]  # trainable units, first to last, none beyond the last layer read
-    norm: nn.Module | None  # applied after the last block, and trained with it
-    sha256: str  # of the weights it was built with
-    lora_targets: Sequence[str]  # endings of the names, inside a block, of the modules that LoRA goes to by default
-    pairwise: bool  # whether an image's features depend on the other image of its pair
+    widths: Sequence[int]
+    stride: int
+    sha256: str
+    lora_targets: Sequence[str]
 
-    def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """Compute the features of a batch of images."""
+    if TYPE_CHECKING:  # attributes or properties
+
+        @property
+        def blocks(self) -> Sequence[nn.Module]:
+            """Trainable units."""
+
+        @property
+        def norm(self) -> nn.Module | None:
+            """The last layer that is trained with the blocks."""
+
+        @property
+        def pairwise(self) -> bool:
+            """Whether images are seen in pairs."""
+
+        def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+            """Compute the features of a batch of images, by `forward`."""
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks: if frozen, they need not be computed twice."""
+        raise NotImplementedError(f"{type(self).__name__} has no prefix")
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the remaining blocks: `suffix(prefix(x, d), d) == backbone(x)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no suffix")
+
+    def pair(
+        self, source: Float[Tensor, "b 3 height width"], target: Float[Tensor, "b 3 height width"]
+    ) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two images that are seen together."""
+        raise NotImplementedError(f"{type(self).__name__} sees one image at a time")

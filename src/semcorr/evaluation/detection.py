@@ -1,12 +1,11 @@
 """Detections of every keypoint that the source shows, whether or not the target shows it, from similarities."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.coords import from_view, to_image
 from semcorr.core.errors import UserError
@@ -19,7 +18,7 @@ from semcorr.metrics.predictions_table import gather_tables
 
 
 def detect_keypoints(
-    head: Any, target: FeatureMap, sources: Sequence[FeatureMap], batch: PairBatch, pairs: Sequence[int]
+    head: nn.Module, target: FeatureMap, sources: Sequence[FeatureMap], batch: PairBatch, pairs: Sequence[int]
 ) -> pa.Table:
     """Detect the keypoints of pairs with the same target, at every alpha of KAP, with one product per pair.
 
@@ -60,7 +59,7 @@ def gather_detections(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _similarity(
-    head: Any, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "n 2"]
+    head: nn.Module, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "n 2"]
 ) -> Float[Tensor, "n h w"]:
     """Compute the similarity of the points of a source with the cells of the target."""
     if isinstance(head, SiameseHead):

@@ -4,11 +4,11 @@ Both give what the head gives when it is called pair by pair.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
@@ -35,7 +35,7 @@ class TargetMatches(NamedTuple):
 
 
 def match_to_target(
-    head: Any,
+    head: nn.Module,
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
@@ -75,7 +75,7 @@ def match_to_target(
 
 
 def match_bilinear(
-    head: Any,
+    head: nn.Module,
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
@@ -128,7 +128,7 @@ def match_at_full_resolution(
 
 
 def query_similarities(
-    head: Any, target: FeatureMap, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], at_once: int
+    head: nn.Module, target: FeatureMap, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], at_once: int
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Yield the similarities of all queries in their order, at most `at_once` queries at a time."""
     if isinstance(head, SiameseHead):
@@ -147,7 +147,7 @@ def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
 
 
 def all_pairs_similarity(
-    head: Any, maps: FeatureMap, points: Float[Tensor, "m n 2"], queries: Int[Tensor, "r 3"]
+    head: nn.Module, maps: FeatureMap, points: Float[Tensor, "m n 2"], queries: Int[Tensor, "r 3"]
 ) -> Float[Tensor, "r h w"]:
     """Compute the similarity of the queries (source image, keypoint, target image) among the images of one batch.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.diffusion_networks import DiffusionNetworks, load_diffusion_networks
@@ -34,7 +35,7 @@ class FixedPrompt(nn.Module):
         return self.hidden
 
 
-class StableDiffusion(nn.Module):
+class StableDiffusion(Backbone):
     """Dense features of Stable Diffusion's UNet: DIFT (Tang et al. 2023), sd-dino (Zhang et al. 2023) and between.
 
     An image's latent, the mean (and mode) of what the autoencoder thinks of it, is noised to `timestep`

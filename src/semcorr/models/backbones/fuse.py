@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.diffusion import StableDiffusion
@@ -19,7 +20,7 @@ from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.timm_model import TimmModel
 
 
-class FusedBackbone(nn.Module):
+class FusedBackbone(Backbone):
     """Features of several backbones, each of unit length, weighted and concatenated.
 
     The image comes at the largest of the parts' sizes, and is resized for each of the others in

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.layers import concatenate_layers
 
@@ -45,7 +46,7 @@ class CellGrid(NamedTuple):
         )
 
 
-class SequentialBackbone(nn.Module, ABC):
+class SequentialBackbone(Backbone, ABC):
     """What backbones share whose network calls each of its blocks once, in order, the output of one to the next.
 
     A cut needs no knowledge of the network's code. Up to it, what the blocks put out is recorded and

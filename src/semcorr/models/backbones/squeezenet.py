@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.checkpoints import read_weights
@@ -24,7 +25,7 @@ STRIDES = (4, 4, 8, 8, 16, 16, 16, 16)
 CHANNELS = (128, 128, 256, 256, 384, 384, 512, 512)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Backbone):
     """The convolutional part of torchvision's `squeezenet1_1`.
 
     Nothing in this network pads, so a cell of stride s sees the pixels around s - 1 and not around its
