@@ -75,21 +75,21 @@ def test_segmentation_is_the_objects_class_within_its_box(cats):
 
 
 def test_auto_is_segmentation_where_every_image_has_one_and_the_box_elsewhere(cats):
-    assert ObjectMasks(AdaptivePose(), cats, "test").kind == "segmentation"
+    assert ObjectMasks("auto", cats, "test").kind == "segmentation"
     (cats.root / "Segmentation/cat/two.png").unlink()
-    assert ObjectMasks(AdaptivePose(), SPair(root=str(cats.root), size=80), "test").kind == "box"
+    assert ObjectMasks("auto", SPair(root=str(cats.root), size=80), "test").kind == "box"
 
 
 def test_masks_differ_by_how_they_were_asked_for(cats):
     image, maps = cats.pairs("test")[0].source, FeatureMap(torch.zeros(1, 1, 10, 10), 8.0)
     box, segmentation = (
-        ObjectMasks(AdaptivePose(mask=kind), cats, "test")(image, maps) for kind in ("box", "segmentation")
+        ObjectMasks(kind, cats, "test")(image, maps) for kind in ("box", "segmentation")
     )
 
     assert torch.equal(box, box_cells(image, 80, "squash", 10))
     assert torch.equal(segmentation, mask_cells(segmentation_mask(image), 80, "squash", 10))
     assert bool((box & ~segmentation).any())
-    assert ObjectMasks(AdaptivePose(mask="none"), cats, "test")(image, maps) is None
+    assert ObjectMasks("none", cats, "test")(image, maps) is None
 
 
 def test_a_segmentation_without_the_object_is_refused(cats):

@@ -1,16 +1,16 @@
 """python -m semcorr.evaluate: score a backbone, or a training run, on a benchmark."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from semcorr.cli.hydra_app import hydra_main
 from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.text_files import JsonObject
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
+def evaluate(cfg: DictConfig) -> JsonObject:
     """Score `cfg.data`'s split and leave the results in `cfg.run_dir`.
 
     Returns:
@@ -46,7 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return score_and_save(cfg, trainer, module, data)
 
 
-def _evaluate(cfg: DictConfig) -> dict[str, Any]:
+def _evaluate(cfg: DictConfig) -> JsonObject:
     kept = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
     with advise_on_interrupt(lambda: f"No scores were written.{kept} Run the same line again"):
         return evaluate(cfg)

@@ -8,9 +8,10 @@ from omegaconf import DictConfig
 from semcorr.cli.hydra_app import hydra_main
 from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.text_files import JsonObject
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig) -> JsonObject:
     """Train, keep the best by `val/all/pck@0.1`, score it on the test split.
 
     With `cfg.checkpoint` the run is continued from its last epoch. A frozen backbone under a head without
@@ -53,7 +54,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return score_and_save(cfg, trainer, module, scored)
 
 
-def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
+def _built(cfg: DictConfig) -> tuple[object, object, object]:
     """The module, what it is trained on and what it is scored on."""
     from hydra.utils import instantiate
 

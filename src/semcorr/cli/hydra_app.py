@@ -49,7 +49,7 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
 
     has_dir = False
 
-    def job(cfg: DictConfig) -> Any:
+    def job(cfg: DictConfig) -> object:
         nonlocal has_dir
         has_dir = True
         context = HydraConfig.get()
@@ -130,7 +130,7 @@ def _contents(folder: Path) -> set[Path]:
 
 
 @contextmanager
-def lock_run(cfg: DictConfig, context: Any, name: str) -> Iterator[None]:
+def lock_run(cfg: DictConfig, context: object, name: str) -> Iterator[None]:
     """Have the run directory for this command alone; one that nobody has named is new.
 
     Args:
@@ -171,7 +171,7 @@ def _resumed(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mappin
     return complete
 
 
-def _sources(context: Any) -> Sequence[Mapping[str, str]]:
+def _sources(context: object) -> Sequence[Mapping[str, str]]:
     """The trees of a Hydra run, with those of --config-dir and hydra.searchpath."""
     sources: Sequence[Mapping[str, str]] = context.runtime.config_sources
     return sources

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
+from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # the commands that are Hydra's do without
     import typer
@@ -81,7 +82,7 @@ PRECISION = OneOf(("32", "bf16", "16"))
 DEVICE = Pattern(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", "cpu or cuda")
 
 
-def check_words(command: Any, words: Sequence[str]) -> list[str]:
+def check_words(command: object, words: Sequence[str]) -> list[str]:
     """Refuse a line that cannot be meant, and return it with `~/` as the home that it is.
 
     Args:
@@ -93,7 +94,7 @@ def check_words(command: Any, words: Sequence[str]) -> list[str]:
     """
     if "--help" in words:
         return [*words]
-    subs: Mapping[str, Any] = getattr(command, "commands", {})
+    subs: JsonObject = getattr(command, "commands", {})
     if subs:
         _check_sub(words, subs)
         return [words[0], *check_words(subs[words[0]], words[1:])]
@@ -116,7 +117,7 @@ def check_words(command: Any, words: Sequence[str]) -> list[str]:
     return [*flags, "--", *paths] if paths else flags
 
 
-def _check_sub(words: Sequence[str], subs: Mapping[str, Any]) -> None:
+def _check_sub(words: Sequence[str], subs: JsonObject) -> None:
     if not words:
         raise UserError(f"no command is given. Give one of {', '.join(subs)}; --help says more.")
     if words[0] not in subs:
@@ -125,7 +126,7 @@ def _check_sub(words: Sequence[str], subs: Mapping[str, Any]) -> None:
         raise UserError(f"there is no command `{words[0]}`. {suggest_near(words[0], subs)}")
 
 
-def suggest_near(word: str, known: Sequence[str] | Mapping[str, Any], most: int = 12) -> str:
+def suggest_near(word: str, known: Sequence[str] | JsonObject, most: int = 12) -> str:
     """Say which of the known words is near, or all there are.
 
     >>> suggest_near("prnue", ["ls", "verify", "prune"]), suggest_near("x", ["ls", "verify"])
@@ -204,7 +205,7 @@ def _paired(loose: Sequence[str], arguments: Sequence[Parameter]) -> list[tuple[
     return [(word, arguments[min(i, len(arguments) - 1)]) for i, word in enumerate(loose)]
 
 
-def _check_value(flag: str, text: str, hint: Any) -> None:
+def _check_value(flag: str, text: str, hint: object) -> None:
     kinds, marks = _parts(hint)
     for mark in marks:
         if isinstance(mark, OneOf):
@@ -219,7 +220,7 @@ def _check_value(flag: str, text: str, hint: Any) -> None:
             require(flag, _number(text, kind), Annotated[kind, range_])
 
 
-def _number(text: str, kind: type) -> Any:
+def _number(text: str, kind: type) -> object:
     """Of a text; the text itself, if it is none. Typer takes no digits of other scripts."""
     try:
         return kind(text) if text.isascii() else text
@@ -227,7 +228,7 @@ def _number(text: str, kind: type) -> Any:
         return text
 
 
-def _parts(hint: Any) -> tuple[set[Any], list[Any]]:
+def _parts(hint: object) -> tuple[set[object], list[object]]:
     """The plain types in an annotation, and its marks."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
@@ -240,7 +241,7 @@ def _parts(hint: Any) -> tuple[set[Any], list[Any]]:
     return kinds, marks
 
 
-def _check_others(name: str, flag: str, given: Mapping[str, str], hint: Any, flags: Mapping[str, str]) -> None:
+def _check_others(name: str, flag: str, given: Mapping[str, str], hint: object, flags: Mapping[str, str]) -> None:
     """What goes with it, and what does not."""
     for mark in _parts(hint)[1]:
         if isinstance(mark, Without) and (beside := [given[other] for other in mark.names if other in given]):
@@ -249,7 +250,7 @@ def _check_others(name: str, flag: str, given: Mapping[str, str], hint: Any, fla
             raise UserError(f"`{flag}` has no effect without {flags[mark.name]}. Give both, or leave it out.")
 
 
-def _at_home(text: str, hint: Any) -> str:
+def _at_home(text: str, hint: object) -> str:
     """A path below `~`, which a shell leaves as it is in `--out=~/x`."""
     is_path = Path in _parts(hint)[0]
     return os.path.expanduser(text) if is_path and (text == "~" or text.startswith("~/")) else text

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 
@@ -67,7 +66,7 @@ def write_text(path: Path, text: str, option: str | None = None) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any, option: str | None = None) -> None:
+def write_json(path: Path, content: object, option: str | None = None) -> None:
     """Write a JSON file, as `replace_file` does; NaN, for which JSON has no word, is an error of ours."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", option)
 

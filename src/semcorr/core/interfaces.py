@@ -60,8 +60,6 @@ class Backbone(nn.Module):
     channels: int
     widths: Sequence[int]
     stride: int
-    sha256: str
-    lora_targets: Sequence[str]
 
     if TYPE_CHECKING:  # attributes or properties
 
@@ -72,6 +70,14 @@ class Backbone(nn.Module):
         @property
         def norm(self) -> nn.Module | None:
             """The last layer that is trained with the blocks."""
+
+        @property
+        def sha256(self) -> str:
+            """Hash of the weights."""
+
+        @property
+        def lora_targets(self) -> Sequence[str]:
+            """Endings of names of modules."""
 
         @property
         def pairwise(self) -> bool:

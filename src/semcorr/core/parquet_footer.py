@@ -62,7 +62,7 @@ class _Reader:
             fields[number] = self.value(head & 15, depth)
         return fields
 
-    def value(self, kind: int, depth: int) -> Any:
+    def value(self, kind: int, depth: int) -> object:
         if kind in (TRUE, FALSE):
             return kind == TRUE
         if kind == BYTE:
@@ -79,7 +79,7 @@ class _Reader:
             return self.struct(depth + 1)
         raise FooterError("its footer cannot be read")
 
-    def list(self, depth: int) -> list[Any]:
+    def list(self, depth: int) -> list[object]:
         head = self.byte()
         length, kind = head >> 4, head & 15
         if length == 15:

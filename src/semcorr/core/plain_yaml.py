@@ -10,6 +10,7 @@ import yaml
 from omegaconf._utils import get_yaml_loader
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 
 BYTES = 2**20
 DEPTH = 32
@@ -60,7 +61,7 @@ def read_plain_yaml(path: Path) -> PlainDocument:
     raise UserError(f"{path} cannot be read ({where}{' '.join(reason.split())}). Give a file as semcorr wrote it.")
 
 
-def read_plain_mapping(path: Path) -> dict[str, Any]:
+def read_plain_mapping(path: Path) -> JsonObject:
     """Read a YAML document that must hold a mapping, as `read_plain_yaml` does."""
     values = read_plain_yaml(path).values
     if not isinstance(values, dict):
@@ -90,7 +91,7 @@ def _text(path: Path) -> str:
 class _Reader:
     """Reader of YAML events as values, which stops at the first that is refused."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: object) -> None:
         self.loader, self.lines = loader, dict[Place, int]()
 
     def document(self) -> PlainDocument:
@@ -104,7 +105,7 @@ class _Reader:
             raise _RefusedError("it has more than one document", self.loader.peek_event().start_mark.line + 1)
         return PlainDocument(values, self.lines)
 
-    def value(self, at: Place) -> Any:
+    def value(self, at: Place) -> object:
         event = self.loader.get_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -120,8 +121,8 @@ class _Reader:
             return self.mapping(at)
         return self.sequence(at) if isinstance(event, yaml.SequenceStartEvent) else self.scalar(event, line)
 
-    def mapping(self, at: Place) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def mapping(self, at: Place) -> JsonObject:
+        values: JsonObject = {}
         while not self.loader.check_event(yaml.MappingEndEvent):
             event = self.loader.peek_event()
             line = event.start_mark.line + 1
@@ -134,14 +135,14 @@ class _Reader:
         self.loader.get_event()
         return values
 
-    def sequence(self, at: Place) -> list[Any]:
-        values: list[Any] = []
+    def sequence(self, at: Place) -> list[object]:
+        values: list[object] = []
         while not self.loader.check_event(yaml.SequenceEndEvent):
             values.append(self.value((*at, len(values))))
         self.loader.get_event()
         return values
 
-    def scalar(self, event: Any, line: int) -> Any:
+    def scalar(self, event: object, line: int) -> object:
         tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         kind = tag.rpartition(":")[2]
         if kind not in KINDS:

@@ -121,7 +121,7 @@ Window = Annotated[int, Range(least=1, odd=True)]
 NotEmpty = Annotated[str, Pattern(r"(?s).*\S.*", "text, not empty")]
 
 
-def require(option: str, value: Any, hint: Any) -> None:
+def require(option: str, value: object, hint: object) -> None:
     """Refuse a value that an annotation does not allow.
 
     Args:
@@ -144,7 +144,7 @@ def require(option: str, value: Any, hint: Any) -> None:
         raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
 
 
-def require_kind(option: str, value: Any, hint: Any) -> None:
+def require_kind(option: str, value: object, hint: object) -> None:
     """Refuse a value of another type than a third-party annotation says, as far as it can be checked.
 
     Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
@@ -159,7 +159,7 @@ def require_kind(option: str, value: Any, hint: Any) -> None:
         raise UserError(f"`{option}` must be {words}, got {_shown(value)}")
 
 
-def _other_kind(value: Any, hint: Any) -> str | None:
+def _other_kind(value: object, hint: object) -> str | None:
     if get_origin(hint) in (Union, UnionType):
         refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
         return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
@@ -216,13 +216,13 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorated
 
 
-def require_fields(options: Any, group: str) -> None:
+def require_fields(options: object, group: str) -> None:
     """Check the fields of a dataclass, as the first line of its `__post_init__`."""
     for option in fields(options):
         require(f"{group}.{option.name}", getattr(options, option.name), option.type)
 
 
-def _problem(value: Any, hint: Any) -> str | None:
+def _problem(value: object, hint: object) -> str | None:
     """Return what an annotation allows, in words, if it does not allow this; else None."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     refused = [_refused(value, member) for member in members]
@@ -233,7 +233,7 @@ def _problem(value: Any, hint: Any) -> str | None:
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
 
-def _refused(value: Any, hint: Any) -> str | None:
+def _refused(value: object, hint: object) -> str | None:
     range_ = next((item for item in get_args(hint)[1:] if isinstance(item, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
@@ -257,7 +257,7 @@ def _refused(value: Any, hint: Any) -> str | None:
     return BUILT if plain else None
 
 
-def _refused_number(value: Any, kind: type, range_: Range) -> str | None:
+def _refused_number(value: object, kind: type, range_: Range) -> str | None:
     is_integer, words = kind is int, range_.words()
     if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
@@ -271,7 +271,7 @@ def _refused_number(value: Any, kind: type, range_: Range) -> str | None:
     return None if range_.holds(value) else words
 
 
-def _refused_list(value: Any, of: Any) -> str | None:
+def _refused_list(value: object, of: object) -> str | None:
     if of is str and isinstance(value, str):
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -280,11 +280,11 @@ def _refused_list(value: Any, of: Any) -> str | None:
     return refused and f"a list, each entry {refused}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_plain(hint: Any) -> bool:
+def _is_plain(hint: object) -> bool:
     """Tell whether an annotation describes what a user types: a number, text, ..."""
     if get_origin(hint) in (Union, UnionType):
         return any(_is_plain(member) for member in get_args(hint) if member is not NoneType)
@@ -298,7 +298,7 @@ def _plain(number: float | None) -> str:
     return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 64:

@@ -1,7 +1,6 @@
 """Text that comes from files, made safe to print: it can neither move the cursor nor pass for another line."""
 
 import unicodedata
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -33,6 +32,6 @@ def escape_controls(text: str, keep: str = "") -> str:
 class Terminal(Console):
     """A console that prints every string, cells of tables included, as text: no markup, no control characters."""
 
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: object) -> Text:
         """Make text of a string."""
         return super().render_str(escape_controls(text, keep="\n"), **options | {"markup": False, "emoji": False})

@@ -10,6 +10,9 @@ from typing import Any
 from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain, quote_value
 
+# An object of a JSON file: what is in it is checked where it is read.
+JsonObject = dict[str, Any]
+
 MEGABYTE = 1 << 20
 ANNOTATIONS = 1024 * MEGABYTE  # bytes of a benchmark's file, at most: COCO's largest has 450 MB
 REPORTS = 64 * MEGABYTE  # and of one about a run, a folder or a model
@@ -81,7 +84,7 @@ def read_lines(path: Path, remedy: str = REMEDY) -> list[str]:
     return [line.strip() for line in read_text(path, remedy).splitlines() if line.strip()]
 
 
-def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> Any:
+def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> object:
     """Read a JSON file. NaN may stand in it, as in our own metrics.json: who reads a field refuses it there.
 
     Args:
@@ -97,7 +100,7 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
     if not text.strip():
         raise UserError(f"{path} is empty. {remedy}")
     suspicious = any(suspect.search(text) for suspect in SUSPECTS)
-    hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
+    hooks: JsonObject = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
     if unique:
         hooks["object_pairs_hook"] = _unique
     try:
@@ -114,7 +117,7 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
         raise UserError(f"{path} is not valid JSON ({error}). {remedy}") from None
 
 
-def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> dict[str, Any]:
+def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> JsonObject:
     """Read a JSON file that must hold an object."""
     content = read_json(path, remedy, limit)
     if not isinstance(content, dict):
@@ -126,7 +129,7 @@ class _KeyTwiceError(Exception):
     """An object with the same key twice."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()

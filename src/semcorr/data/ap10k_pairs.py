@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import temporary_folder
 from semcorr.core.paths import quote_value, require_file_name
+from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import read_annotation, require_field, require_whole_number
 
@@ -69,7 +70,7 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     return [animals[key] for key in sorted(animals)]
 
 
-def read_animal(entry: Mapping[str, Any], path: Path) -> Animal:
+def read_animal(entry: JsonObject, path: Path) -> Animal:
     """Merge an annotation with its image and its category, as GeoAware-SC stores it and COCO splits it.
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
@@ -187,7 +188,7 @@ def format_pair_list(pairs: Iterable[Pair]) -> str:
     return "".join(f"{source}-{target}:{label}\n" for source, target, label in pairs)
 
 
-def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> JsonObject:
     """Build the manifest: counts, and a hash that is equal for equal builds."""
     digests = {split: hashlib.sha256(format_pair_list(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
     total_digest = hashlib.sha256(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import SHOWN
+from semcorr.core.text_files import JsonObject
 from semcorr.data.record import LARGEST, Point, is_number
 
 Id = int | str
@@ -35,7 +36,7 @@ def quote_json(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
+def require_id(entry: JsonObject, key: str, where: str) -> Id:
     """Return an id: a whole number, or a text."""
     value = entry[key]
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
@@ -45,7 +46,7 @@ def require_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
     return value
 
 
-def look_up(known: Mapping[Id, Any], key: Id) -> Any:
+def look_up(known: Mapping[Id, Any], key: Id) -> object:
     """Return the entry of an id. 7 and "7" are the same, unless there are both.
 
     >>> look_up({7: "a"}, "7"), look_up({7: "a", "7": "b"}, "7"), look_up({7: "a"}, "07")
@@ -57,7 +58,7 @@ def look_up(known: Mapping[Id, Any], key: Id) -> Any:
     return known.get(other_type) if other_type is not None else None
 
 
-def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
+def read_flag(entry: JsonObject, key: str, where: str) -> bool:
     """Return a field that is 0 or 1; absent, it is 0."""
     value = entry.get(key)
     if value is None:
@@ -68,7 +69,7 @@ def read_flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
     return FLAGS[text]
 
 
-def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+def read_size(entry: JsonObject, where: str) -> tuple[int, int] | None:
     """Return width and height, if they are given: 0 and null count as absent, and one alone is refused."""
     sides: dict[str, int] = {}
     for key in ("width", "height"):
@@ -85,7 +86,7 @@ def read_size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     return (sides["width"], sides["height"]) if sides else None
 
 
-def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[Point], int]:
+def read_keypoints(values: object, names: Sequence[str], where: str) -> tuple[list[Point], int]:
     """Return a point for each name, and how many of them have v = -1.
 
     They are x, y, v one after the other, or in rows. v is 0 where a keypoint is not annotated, and DeepLabCut's -1
@@ -109,7 +110,7 @@ def read_keypoints(values: Any, names: Sequence[str], where: str) -> tuple[list[
     return points, sum(triple[2] == -1 for triple in triples)
 
 
-def _read_point(triple: list[Any], name: str, where: str) -> Point:
+def _read_point(triple: list[object], name: str, where: str) -> Point:
     (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(
@@ -126,7 +127,7 @@ def _read_point(triple: list[Any], name: str, where: str) -> Point:
     return (float(x), float(y)) if v > 0 else None
 
 
-def read_box(values: Any, layout: str, where: str, option: str) -> CocoBox | None:
+def read_box(values: object, layout: str, where: str, option: str) -> CocoBox | None:
     """Return a box, or None where there is none, or it has no area.
 
     Args:

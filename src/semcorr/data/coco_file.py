@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
-from semcorr.core.text_files import read_json
+from semcorr.core.text_files import JsonObject, read_json
 from semcorr.data.coco_fields import (
     LAYOUTS,
     CocoBox,
@@ -57,7 +57,7 @@ class CocoCategory(NamedTuple):
     id: Id
     name: str
     keypoints: tuple[str, ...]
-    entry: Mapping[str, Any]  # as in the file
+    entry: JsonObject  # as in the file
 
 
 class CocoAnnotation(NamedTuple):
@@ -68,7 +68,7 @@ class CocoAnnotation(NamedTuple):
     image: CocoImage
     category: CocoCategory
     box: CocoBox | None  # None: none, or none with an area
-    flat: Any  # the one without area, as in the file; None: there is none such
+    flat: object  # the one without area, as in the file; None: there is none such
     points: list[Point]
 
     @property
@@ -141,7 +141,7 @@ def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
         log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:SHOWN]), ellipsis)
 
 
-def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
+def _require(entry: object, key: str, where: str, kind: object = object) -> object:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is {quote_json(entry)} and no object. {REMEDY}")
     if key not in entry:
@@ -151,7 +151,7 @@ def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
     return entry[key]
 
 
-def _read_images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
+def _read_images(entries: object, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
     """Return the images by id."""
     if isinstance(entries, Mapping):  # AnimalPose's: id to name
         integer_ids = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
@@ -172,7 +172,7 @@ def _read_images(entries: Any, folder: Path, path: Path, option: str, notes: Not
     return images
 
 
-def _read_categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
+def _read_categories(entries: object, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
     """Return the categories by id; those of the same name are one."""
     categories: dict[Id, CocoCategory] = {}
     by_name: dict[str, CocoCategory] = {}
@@ -202,7 +202,7 @@ def _read_categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCat
     return categories
 
 
-def _keypoint_names(names: Any, where: str) -> tuple[str, ...]:
+def _keypoint_names(names: object, where: str) -> tuple[str, ...]:
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -219,7 +219,7 @@ def _unique_categories(categories: Mapping[Id, CocoCategory]) -> list[CocoCatego
     return list({category.id: category for category in categories.values()}.values())
 
 
-def _assign_annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
+def _assign_annotation_ids(entries: Iterable[object], path: Path) -> list[Id]:
     """Return each annotation's id; without one in the file its position, or the next free number."""
     ids: list[Id | None] = []
     unique_ids: set[Id] = set()
@@ -238,7 +238,7 @@ def _assign_annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
     ]
 
 
-def _find_owner(entry: Mapping[str, Any], key: str, entries_by_id: Mapping[Id, Any], where: str) -> Any:
+def _find_owner(entry: JsonObject, key: str, entries_by_id: Mapping[Id, Any], where: str) -> object:
     """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
@@ -247,7 +247,7 @@ def _find_owner(entry: Mapping[str, Any], key: str, entries_by_id: Mapping[Id, A
     return owner
 
 
-def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) -> None:
+def _require_none(entry: JsonObject, category: CocoCategory, where: str) -> None:
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
@@ -257,7 +257,7 @@ def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) 
 
 
 def _read_annotation(
-    key: Id, entry: Mapping[str, Any], image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
+    key: Id, entry: JsonObject, image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
     notes: Notes,
 ) -> CocoAnnotation:  # fmt: skip
     points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, where)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Share, check_arguments
@@ -64,7 +63,7 @@ class COCOKeypoints(PairDataModule):
         min_shared: Count = 3,
         pairs_per_category: Count = 2000,
         pairs_seed: int = 0,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(**options)
         if box not in LAYOUTS:

@@ -59,7 +59,7 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
     """Convert grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
     values = np.asarray(image).astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    tags: Any = getattr(image, "tag_v2", {})
+    tags: object = getattr(image, "tag_v2", {})
     if image.mode == "I" and 0 <= low < high <= 255 and tags.get(BITS, (32,))[0] > 16:
         raise UserError(
             f"{name} holds numbers from {low} to {high} of 32 bits, of which it cannot be told whether 255 or 65535 is "

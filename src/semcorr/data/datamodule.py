@@ -1,17 +1,18 @@
 """Splits and data loaders for any benchmark: a subclass only lists its records."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
@@ -67,7 +68,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     name = ""
     recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
-    official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/download/verify.py
+    official: JsonObject = MappingProxyType({})  # published counts; see data/download/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
     @check_arguments("data")
@@ -134,7 +135,7 @@ class PairDataModule(LightningDataModule, ABC):
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
         stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
-        loader_options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader_options: JsonObject = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
                 self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb,

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -100,13 +100,13 @@ def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
 
 
 @cache
-def benchmark_metadata(benchmark: str) -> dict[str, Any]:
+def benchmark_metadata(benchmark: str) -> JsonObject:
     """Return a benchmark's table as shipped with the package."""
-    table: dict[str, Any] = json.loads((files("semcorr.data") / f"facts/{benchmark}.json").read_text())
+    table: JsonObject = json.loads((files("semcorr.data") / f"facts/{benchmark}.json").read_text())
     return table
 
 
-def _category_entry(benchmark: str, category: str) -> dict[str, Any]:
+def _category_entry(benchmark: str, category: str) -> JsonObject:
     categories = benchmark_metadata(benchmark)["categories"]
     entry = categories.get(category, categories.get("*"))  # "*": one table for every species
     if entry is None:

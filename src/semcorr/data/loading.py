@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 
@@ -36,7 +35,7 @@ def num_loader_workers(asked: int | None, on_gpu: bool, processes: int = 1) -> i
     return min(16, count_cores() // processes) if on_gpu else count_cores() // processes // 4
 
 
-def require_workers(workers: Any) -> None:
+def require_workers(workers: object) -> None:
     """Refuse a number of loader processes that no machine can start.
 
     Args:

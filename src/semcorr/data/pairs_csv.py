@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
@@ -58,7 +58,7 @@ class PairsCSV(PairDataModule):
 
     def __init__(
         self, *, test: str | None = "pairs.csv", val: str | None = None, train: str | None = None,
-        extent: str = "image", **options: Any,
+        extent: str = "image", **options: object,
     ) -> None:  # fmt: skip
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
@@ -83,7 +83,7 @@ class _Images(NamedTuple):
     measure: Callable[[Path], PictureSize]
     path: Path  # of the list
 
-    def record(self, row: Mapping[str, str], side: str, points: list[Point], box: Any, where: str) -> ImageRecord:
+    def record(self, row: Mapping[str, str], side: str, points: list[Point], box: object, where: str) -> ImageRecord:
         column = f"{side}_image"
         file = self.files[row[column]]
         path = self.root / file

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
@@ -68,7 +67,7 @@ class PFPascal(PairDataModule):
         landmark="PF-dataset-PASCAL/JPEGImages",
     )  # fmt: skip
 
-    def __init__(self, *, extent: str = "image", **options: Any) -> None:
+    def __init__(self, *, extent: str = "image", **options: object) -> None:
         super().__init__(**options)
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.core.text_files import read_json
+from semcorr.core.text_files import JsonObject, read_json
 from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
@@ -61,7 +61,7 @@ class PairRecord(NamedTuple):
     extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
-    details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
+    details: JsonObject = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
 def build_image_record(
@@ -105,21 +105,21 @@ def build_image_record(
     return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2), upright=upright)
 
 
-def _is_box(box: Any) -> bool:
+def _is_box(box: object) -> bool:
     is_four_numbers = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
     return is_four_numbers and box[2] > box[0] and box[3] > box[1]
 
 
-def _quote_values(values: Any) -> str:
+def _quote_values(values: object) -> str:
     return quote_value(list(values) if isinstance(values, tuple) else values)
 
 
-def _is_point(point: Any) -> bool:
+def _is_point(point: object) -> bool:
     is_pair = isinstance(point, list | tuple) and len(point) == 2
     return is_pair and all(is_number(value) and math.isfinite(value) for value in point)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value of a JSON file is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -234,19 +234,19 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
         )
 
 
-def read_annotation(path: Path) -> Any:
+def read_annotation(path: Path) -> object:
     """Read a JSON file of a benchmark; an error names the file."""
     return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
 
 
-def require_field(entry: Any, key: str, path: Path) -> Any:
+def require_field(entry: object, key: str, path: Path) -> object:
     """Return a field of an annotation; an error names the file and the field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
     return entry[key]
 
 
-def require_whole_number(entry: Any, key: str, path: Path) -> int:
+def require_whole_number(entry: object, key: str, path: Path) -> int:
     """Return a field that is a whole number; an error names the file and the field."""
     value = require_field(entry, key, path)
     if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):

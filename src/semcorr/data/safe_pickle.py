@@ -17,7 +17,7 @@ from semcorr.core.paths import open_plain
 from semcorr.core.pickles import require_bounded_pickle
 
 
-def load_arrays(path: Path) -> Any:
+def load_arrays(path: Path) -> object:
     """Load a pickle of NumPy arrays in built-in containers.
 
     Raises:
@@ -62,7 +62,7 @@ class _Arrays(pickle.Unpickler):
         super().__init__(file)
         self.path = path
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return a class of the list above; refuse any other."""
         if (module, name) not in _MAKERS:
             raise UserError(

@@ -7,13 +7,13 @@ subset needs those of the target that the source does not share); PairAnnotation
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
-from semcorr.core.text_files import read_lines
+from semcorr.core.text_files import JsonObject, read_lines
 from semcorr.data.datamodule import PairDataModule, PairListEntry
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
@@ -164,7 +164,7 @@ def _find_segmentation(tree: SPairTree, category: str, stem: str) -> Segmentatio
     return Segmentation(path, benchmark_metadata(tree.facts)["categories"][category]["voc_class_id"])
 
 
-def _build_pair(tree: SPairTree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
+def _build_pair(tree: SPairTree, folder: str, name: str, image: object, complain: Callable[[str], None]) -> PairRecord:
     source_stem, target_stem, category = _parse_pair_name(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"
@@ -203,7 +203,7 @@ def _parse_pair_name(name: str, layout: Path) -> tuple[str, str, str]:
     return source, target, category
 
 
-def _find_contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
+def _find_contradiction(entry: JsonObject, source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
     """Return how a PairAnnotation differs from its ImageAnnotations, or None.
 
     It lists the keypoints visible in both images, in the order of their ids.

@@ -6,7 +6,6 @@ zip unpacks to a tree of its own; the authors' loader reads the same files out o
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
@@ -33,7 +32,7 @@ class SPairU(SPair):
         landmark="PairAnnotation/test",
     )  # fmt: skip
 
-    def __init__(self, *, spair: str, **options: Any) -> None:
+    def __init__(self, *, spair: str, **options: object) -> None:
         super().__init__(**options)
         self.spair = Path(spair)
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class FrameDataset(Dataset[Tensor]):
         return render_image(image, self.size, fit_to_square(image.size, self.size, self.resize))
 
 
-def _read_video(entry: Any, name: str, path: Path) -> TapVidVideo:
+def _read_video(entry: object, name: str, path: Path) -> TapVidVideo:
     frames = _read_array(entry, "video", np.uint8, (None, None, None, 3), name, path)
     points = _read_array(entry, "points", np.floating, (None, len(frames), 2), name, path)
     occluded = _read_array(entry, "occluded", np.bool_, points.shape[:2], name, path)
@@ -84,7 +84,9 @@ def _read_video(entry: Any, name: str, path: Path) -> TapVidVideo:
     return TapVidVideo(name, frames, coordinates, torch.tensor(occluded))
 
 
-def _read_array(entry: Any, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path) -> np.ndarray:
+def _read_array(
+    entry: object, field: str, kind: type, shape: tuple[int | None, ...], name: str, path: Path
+) -> np.ndarray:
     """Return a field of a video, checked for kind and shape; None in a shape is any length but zero."""
     if not isinstance(entry, Mapping) or field not in entry:
         raise UserError(f"{path}: video {name} has no field `{field}`. Restore the official file.")

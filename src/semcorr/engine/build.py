@@ -20,6 +20,7 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
+from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine import wandb_pages as dashboard
@@ -42,7 +43,7 @@ from semcorr.models.backbones.checkpoints import require_weights_file
 from semcorr.models.backbones.weights import require_finite_weights, weights_sha256
 from semcorr.store.sweep_cache import SHELF
 
-PROFILERS: dict[str, Callable[..., Any]] = {
+PROFILERS: dict[str, Callable[..., object]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler
 }  # fmt: skip
 
@@ -82,7 +83,7 @@ def check_config(cfg: DictConfig) -> None:
             _check_weights(part, to_plain_types(cfg[part]))
 
 
-def _check_weights(key: str, value: Any) -> None:
+def _check_weights(key: str, value: object) -> None:
     """Look at the files that are given as `weights` anywhere in a part: data may be drawn before they are read."""
     if key.endswith("weights") and isinstance(value, str):
         require_weights_file(value, key)
@@ -90,14 +91,14 @@ def _check_weights(key: str, value: Any) -> None:
         _check_weights(f"{key}.{name}", each)
 
 
-def to_plain_types(cfg: DictConfig) -> dict[str, Any]:
+def to_plain_types(cfg: DictConfig) -> JsonObject:
     """A node of a configuration, in Python's own types."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
-def build_module(cfg: DictConfig, **training: Any) -> CorrespondenceModule:
+def build_module(cfg: DictConfig, **training: object) -> CorrespondenceModule:
     """Backbone, head and localiser of a configuration, tuned as it says."""
     backbone = build_backbone(cfg)
     return CorrespondenceModule(
@@ -160,20 +161,20 @@ def require_compile_backend(backend: str) -> None:
         raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
 
 
-def compile_blocks(backbone: Any, backend: str) -> None:
+def compile_blocks(backbone: object, backend: str) -> None:
     """Each block by itself: wherever the chain is cut, what is compiled is the same.
 
     The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
     uncompiled. A block is compiled anew for what moves of it, with gradients and without, and for sizes of batches.
     """
     require_compile_backend(backend)
-    limits: Any = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
+    limits: object = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
     limits.cache_size_limit = max(limits.cache_size_limit, 8 * len(backbone.blocks))
     for block in backbone.blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
 
-def features_key(cfg: DictConfig) -> dict[str, Any]:
+def features_key(cfg: DictConfig) -> JsonObject:
     """What features depend on besides the weights, whose hash is known, and the size, which the backbone knows."""
     backbone = OmegaConf.to_container(cfg.backbone, resolve=True)
     assert isinstance(backbone, dict)
@@ -193,7 +194,7 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     module.uses_cached_features, data.train_pixels = True, False
 
 
-def build_backbone(cfg: DictConfig, **changed: Any) -> Any:
+def build_backbone(cfg: DictConfig, **changed: object) -> object:
     """The backbone before any tuning. The seed comes right before: random weights depend on nothing else."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     backbone = instantiate(cfg.backbone, **changed)
@@ -203,9 +204,9 @@ def build_backbone(cfg: DictConfig, **changed: Any) -> Any:
     return backbone
 
 
-def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
+def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> object:
     """The benchmark of `cfg[key]`, read for `stages`. Its loaders come later, with the size of the backbone built."""
-    data: Any = instantiate(cfg[key], size=cfg.backbone.size or 0)
+    data: object = instantiate(cfg[key], size=cfg.backbone.size or 0)
     data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
     data.pose_variant = build_pose_variant(cfg) or None
     for stage in stages:
@@ -213,7 +214,7 @@ def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Any:
     return data
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **options: Any) -> Trainer:
+def build_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **options: object) -> Trainer:
     """Lightning's Trainer with our loggers, progress bars and checkpoints; logs of an earlier run go."""
     check_precision(cfg.trainer.precision)
     if "loss" in cfg:
@@ -262,7 +263,7 @@ def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
 
 def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """CSV always, first; and those of the group `logger`. They are told the configuration."""
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: object = OmegaConf.to_container(cfg, resolve=True)
     made: list[Logger] = [CSVScalarLogger(run_dir)]
     for key, node in logger_nodes(resolved["logger"]).items():
         taken = accepted_options(node["_target_"], node)
@@ -279,9 +280,9 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
 def score_and_save(
     cfg: DictConfig,
     trainer: Trainer,
-    module: Any,
-    data: Any,
-) -> dict[str, Any]:
+    module: object,
+    data: object,
+) -> JsonObject:
     """Test, then leave the results in `cfg.run_dir` and print them; on the first process only.
 
     Returns:
@@ -327,7 +328,7 @@ def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
             logger.path = path
 
 
-def begin_run(cfg: DictConfig, module: Any, run_dir: Path, goes_on: bool) -> None:
+def begin_run(cfg: DictConfig, module: object, run_dir: Path, goes_on: bool) -> None:
     """Save the configuration of a run that begins or goes on; results of another configuration go first.
 
     Scalars of a run that goes on stay: they are carried on.
@@ -339,12 +340,12 @@ def begin_run(cfg: DictConfig, module: Any, run_dir: Path, goes_on: bool) -> Non
     write_text(path, text, "run_dir")
 
 
-def save_config(cfg: DictConfig, module: Any, run_dir: Path) -> None:
+def save_config(cfg: DictConfig, module: object, run_dir: Path) -> None:
     """config.yaml."""
     write_text(run_dir / CONFIG, config_text(cfg, module), "run_dir")
 
 
-def config_text(cfg: DictConfig, module: Any) -> str:
+def config_text(cfg: DictConfig, module: object) -> str:
     """The resolved configuration, and what else a number depends on."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)

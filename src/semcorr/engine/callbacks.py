@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch
 
 MONITOR = "val/all/pck@0.1"
@@ -23,7 +23,7 @@ def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
     An epoch ends where the training stream can be taken up again exactly (sampler.py), so these are
     all the checkpoints a run needs to be killed at any moment.
     """
-    common: dict[str, Any] = {
+    common: JsonObject = {
         "dirpath": run_dir / "checkpoints",
         "save_on_train_epoch_end": True,
         "enable_version_counter": False,
@@ -39,16 +39,16 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
     It has the same name, by which Lightning finds its state in a checkpoint.
     """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Return the state with the names of files alone."""
         return self._placed(super().state_dict(), "")
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JsonObject) -> None:
         """Take a state over, for files of the own folder."""
         super().load_state_dict(self._placed(state_dict, str(self.dirpath)))
         self.current_score = state_dict["current_score"]  # which Lightning forgets
 
-    def _placed(self, state: dict[str, Any], folder: str) -> dict[str, Any]:
+    def _placed(self, state: JsonObject, folder: str) -> JsonObject:
         def place(path: str) -> str:
             return str(Path(folder) / Path(path).name) if path else ""
 
@@ -62,9 +62,9 @@ class TrainingProgressBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(leave=False)
-        self._read: dict[str, Any] = {}
+        self._read: JsonObject = {}
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> JsonObject:
         """The last ones read."""
         if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
             self._read = super().get_metrics(trainer, pl_module)
@@ -79,7 +79,7 @@ class ThroughputMonitor(Callback):
         self.start, self.images = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, i: int
     ) -> None:
         """Two images a pair."""
         self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)

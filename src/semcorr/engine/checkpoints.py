@@ -7,7 +7,6 @@ A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -17,6 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.plain_yaml import read_plain_mapping
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
 from semcorr.models.backbones.checkpoints import format_reason
@@ -45,10 +45,10 @@ class CheckpointFiles(TorchCheckpointIO):
         settings: What the weights are trained by, as `settings_of` gives it; is written beside them.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: JsonObject) -> None:
         self.settings = dict(settings)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: JsonObject, path: object, storage_options: object = None) -> None:
         """Write a checkpoint beside `path`, and let it take its place when it is on the disk.
 
         Raises:
@@ -60,16 +60,18 @@ class CheckpointFiles(TorchCheckpointIO):
             with beside.open("wb") as file:
                 _write(_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: object, map_location: object = None, weights_only: bool | None = None
+    ) -> JsonObject:
         """Read a checkpoint onto the CPU, without running code from it."""
         return load_checkpoint(Path(path))
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: object) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
 
-def _write(content: Mapping[str, Any], file: Any) -> None:
+def _write(content: JsonObject, file: object) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:  # its own writer's, after the file's error
@@ -79,7 +81,7 @@ def _write(content: Mapping[str, Any], file: Any) -> None:
         raise cause or error from None
 
 
-def _unshared(value: Any, texts: dict[str, str]) -> Any:
+def _unshared(value: object, texts: dict[str, str]) -> object:
     """Copy a tree so that equal ones have equal bytes: a pickle says which of its parts are one object in memory."""
     if type(value) is dict:
         return {_unshared(key, texts): _unshared(each, texts) for key, each in value.items()}
@@ -90,7 +92,7 @@ def _unshared(value: Any, texts: dict[str, str]) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def weight_settings(cfg: Mapping[Any, Any]) -> dict[str, Any]:
+def weight_settings(cfg: Mapping[object, object]) -> JsonObject:
     """What trained weights depend on in a configuration, by its keys; nothing that may be elsewhere, or faster, later.
 
     >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
@@ -100,7 +102,7 @@ def weight_settings(cfg: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in PLACES}
 
 
-def read_checkpoint(run: Path, which: str = "best") -> dict[str, Any]:
+def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
     """Read a checkpoint of a run, onto the CPU, without running code from it.
 
     Args:
@@ -121,7 +123,7 @@ def checkpoint_path(run: Path, which: str = "best") -> Path:
     return run / "checkpoints" / f"{which}.ckpt"
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> JsonObject:
     """Read a checkpoint's file, as `read_checkpoint` does."""
     try:
         if told := describe_other(path):
@@ -164,7 +166,7 @@ def checkpoint_error(path: Path, reason: str) -> UserError:
     return UserError(f"`checkpoint`: {path} is damaged ({reason:.200}). {REMEDY}.")
 
 
-def require_weights(path: Path, content: Any) -> None:
+def require_weights(path: Path, content: object) -> None:
     """Refuse what is not a checkpoint of ours: named weights that are numbers, and what they moved away from."""
     if not isinstance(content, dict):
         raise checkpoint_error(path, f"it holds a {type(content).__name__}, not a dictionary")
@@ -181,7 +183,7 @@ def require_weights(path: Path, content: Any) -> None:
     require_finite_weights(weights, f"`checkpoint`: {path}")
 
 
-def load_trained(module: Any, run: Path, which: str = "best") -> None:
+def load_trained(module: object, run: Path, which: str = "best") -> None:
     """Give a module the weights that a run trained.
 
     Raises:
@@ -200,7 +202,7 @@ def load_trained(module: Any, run: Path, which: str = "best") -> None:
     module.load_state_dict(content["state_dict"], strict=False)
 
 
-def require_fit(module: Any, content: Mapping[str, Any], path: Path) -> None:
+def require_fit(module: object, content: JsonObject, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's."""
     module.on_load_checkpoint(content)
     own = module.state_dict()
@@ -212,7 +214,7 @@ def require_fit(module: Any, content: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def find_changed_setting(content: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+def find_changed_setting(content: JsonObject, settings: JsonObject) -> str | None:
     """Name the first setting that weights were trained by and that is another now; checkpoints of before say nothing.
 
     >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})

@@ -7,6 +7,7 @@ from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import Place, PlainDocument
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS, KnownGroup, KnownTargets, call_controls
 
 CALLED = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")  # sections that every run has had
@@ -84,7 +85,7 @@ class _Checked:
     def __init__(self, path: Path, lines: Mapping[Place, int], known: KnownTargets, replaced: frozenset[str]) -> None:
         self.path, self.lines, self.known, self.replaced = path, lines, known, replaced
 
-    def text(self, at: Place, value: Any) -> None:
+    def text(self, at: Place, value: object) -> None:
         """Nothing is looked up elsewhere, and nothing is left open."""
         if isinstance(value, str) and INTERPOLATION.search(value):
             raise self.refused(at, "is an interpolation, and a saved configuration has none")
@@ -95,7 +96,7 @@ class _Checked:
                 raise self.refused((*at, key), "is an interpolation, and a saved configuration has none")
             self.text((*at, key), each)
 
-    def kinds(self, values: Mapping[str, Any]) -> None:
+    def kinds(self, values: JsonObject) -> None:
         """What is no section's own business."""
         for at, (kinds, said) in KINDS.items():
             section = values if len(at) == 1 else values.get(str(at[0]))
@@ -109,13 +110,13 @@ class _Checked:
         if not 0 <= values["seed"] < SEEDS:
             raise self.refused(("seed",), f"must be from 0 to {SEEDS - 1}, got {values['seed']}")
 
-    def section(self, name: str, node: Any) -> None:
+    def section(self, name: str, node: object) -> None:
         """A section is a call."""
         if not isinstance(node, dict) or "_target_" not in node:
             raise self.refused((name,), "must be a section with a `_target_`")
         self.call((name,), node, self.known.group(GROUPS.get(name, name)) or KnownGroup())
 
-    def several(self, name: str, node: Any) -> None:
+    def several(self, name: str, node: object) -> None:
         """Calls by their names; the section of the loggers may be one itself."""
         if not isinstance(node, dict):
             raise self.refused((name,), "must be a section")
@@ -128,7 +129,7 @@ class _Checked:
         for key, each in inner.items():
             self.call((name, key), each, known)
 
-    def call(self, at: Place, node: dict[str, Any], known: KnownGroup) -> None:
+    def call(self, at: Place, node: JsonObject, known: KnownGroup) -> None:
         """A node that Hydra makes a call of."""
         group, target = GROUPS.get(str(at[0]), at[0]), node["_target_"]
         own = _dotted((*at, "_target_")) in self.replaced
@@ -146,7 +147,7 @@ class _Checked:
             if key not in CONTROLS:
                 self.option((*at, key), key, value, known)
 
-    def option(self, at: Place, key: str, value: Any, known: KnownGroup) -> None:
+    def option(self, at: Place, key: str, value: object, known: KnownGroup) -> None:
         """An argument of a call, or a part of one."""
         replaced = _dotted(at) in self.replaced
         if isinstance(value, dict):
@@ -165,14 +166,14 @@ class _Checked:
             self.option((*at, name), key, each, known)
         return None
 
-    def uncalled(self, at: Place, value: Any) -> None:
+    def uncalled(self, at: Place, value: object) -> None:
         """What is not handed to any constructor."""
         if isinstance(value, dict):
             self.bare(at, value)
         for name, each in _parts(value):
             self.uncalled((*at, name), each)
 
-    def bare(self, at: Place, node: dict[str, Any]) -> None:
+    def bare(self, at: Place, node: JsonObject) -> None:
         """A mapping that is no call."""
         if odd := next((key for key in CONTROLS if key in node), None):
             raise self.refused((*at, odd), "stands where nothing is called")
@@ -190,12 +191,12 @@ class _Checked:
         )
 
 
-def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
     """As isinstance, for which true is a number."""
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
-def _parts(value: Any) -> Iterator[tuple[str | int, Any]]:
+def _parts(value: object) -> Iterator[tuple[str | int, Any]]:
     if isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, list):
@@ -206,7 +207,7 @@ def _dotted(at: Place) -> str:
     return ".".join(map(str, at))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value of the file, short and on one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"

@@ -6,7 +6,6 @@ import re
 import warnings
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +21,7 @@ from semcorr.engine.build import build_backbone
 from semcorr.models.finetune.merge import merge_adapters
 
 
-def export_merged(backbone: Any, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def export_merged(backbone: object, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
     """Fold what tuning added into the network and write all of it. How much the features change on the way."""
     _, network = unwrapped_network(backbone)
     if "weights" not in cfg.backbone:
@@ -30,7 +29,7 @@ def export_merged(backbone: Any, cfg: DictConfig, path: Path, facts: dict[str, s
     expected = compute_features(backbone)
     merge_adapters(backbone)
     _save(network.state_dict(), path, facts)
-    config: Any = getattr(network, "config", None)
+    config: object = getattr(network, "config", None)
     if config is not None:  # the transformers library looks beside the weights for how to build and normalise
         config.save_pretrained(str(path.parent))
         statistics = {"image_mean": backbone.mean.flatten().tolist(), "image_std": backbone.std.flatten().tolist()}
@@ -49,7 +48,7 @@ def export_adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict
     weights = get_peft_model_state_dict(backbone, save_embedding_layers=False)
     own = {f"base_model.model.{name.removeprefix(prefix)}": value for name, value in weights.items()}
     _save(own, path.with_name("adapter_model.safetensors"), facts)
-    config: Any = deepcopy(backbone.peft_config["default"])  # type: ignore[index]
+    config: object = deepcopy(backbone.peft_config["default"])  # type: ignore[index]
     config.target_modules = sorted(
         name.removeprefix(prefix) for name in tuned
     )  # peft's own are shortened to this network
@@ -83,7 +82,7 @@ def unwrapped_network(backbone: nn.Module) -> tuple[str, nn.Module]:
 
 
 @torch.no_grad()
-def compute_features(backbone: Any, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
+def compute_features(backbone: object, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
     """Of an image of noise unless told otherwise."""
     if image is None:
         image = noise_image((backbone.size, backbone.size))

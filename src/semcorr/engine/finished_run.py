@@ -1,11 +1,10 @@
 """What a finished evaluation left: its metrics, and the rows that they follow from."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.metrics.predictions import Predictions
@@ -17,7 +16,7 @@ class EvaluatedRun(NamedTuple):
     """A finished evaluation: what it reports and the rows that follow from."""
 
     name: str
-    metrics: Mapping[str, Any]
+    metrics: JsonObject
     rows: "Predictions"
 
 
@@ -69,7 +68,7 @@ def require_same_pairs(first: EvaluatedRun, second: EvaluatedRun) -> None:
         )
 
 
-def _alike(mine: Any, theirs: Any) -> bool:
+def _alike(mine: object, theirs: object) -> bool:
     """Equal; points, in pixels, but for the rounding of views of other sizes, which they have been through."""
     import numpy as np
 

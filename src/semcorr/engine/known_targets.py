@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
+
+from semcorr.core.text_files import JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # Hydra's, of a call
 # Called by what the program itself puts into a configuration, for the short names of read-outs.
@@ -46,7 +47,7 @@ class KnownGroup:
     nested: set[tuple[str, ...]] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
 
-    def add(self, node: Mapping[str, Any], place: tuple[str, ...] = ()) -> None:
+    def add(self, node: JsonObject, place: tuple[str, ...] = ()) -> None:
         """Take in a node of a file, and those inside it."""
         if "_target_" in node:
             self.targets.setdefault(str(node["_target_"]), set()).add(call_controls(node))
@@ -55,7 +56,7 @@ class KnownGroup:
                 self.options.add(key)
                 self._add_value(key, value, (*place, key))
 
-    def _add_value(self, key: str, value: Any, place: tuple[str, ...]) -> None:
+    def _add_value(self, key: str, value: object, place: tuple[str, ...]) -> None:
         if isinstance(value, list):
             for each in value:
                 self._add_value(key, each, (*place, "*"))
@@ -68,7 +69,7 @@ class KnownGroup:
                 self._add_value(key, each, (*place, str(name)))
 
 
-def call_controls(node: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+def call_controls(node: JsonObject) -> frozenset[tuple[str, str]]:
     """Hydra's controls of a call but for its target, with their values.
 
     >>> sorted(call_controls({"_target_": "f", "_partial_": True, "rank": 8}))
@@ -104,10 +105,10 @@ class KnownTargets:
         return self.groups[name]
 
     @cached_property
-    def _experiments(self) -> list[dict[str, Any]]:
+    def _experiments(self) -> list[JsonObject]:
         return list(self._files("experiment"))
 
-    def _files(self, group: str) -> Iterator[dict[str, Any]]:
+    def _files(self, group: str) -> Iterator[JsonObject]:
         for name in self.repository.get_group_options(group, ObjectType.CONFIG):
             loaded = self.repository.load_config(f"{group}/{name}")
             if loaded is not None and isinstance(loaded.config, DictConfig):

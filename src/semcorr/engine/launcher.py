@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -17,7 +16,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     Lightning looks every five seconds and then kills all of them, itself included, without a word.
     """
 
-    def launch(self, function: Any, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+    def launch(self, function: object, *args: object, trainer: Trainer | None = None, **kwargs: object) -> object:
         """Run `function`, in all processes. What it raises because another one has gone says so."""
         try:
             return super().launch(function, *args, trainer=trainer, **kwargs)
@@ -43,15 +42,15 @@ class KeepSignals(Callback):
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM) if interrupt.current_guard() else None
 
-    def on_sanity_check_start(self, *args: Any) -> None:
+    def on_sanity_check_start(self, *args: object) -> None:
         """Before training begins."""
         self._keep()
 
-    def on_train_start(self, *args: Any) -> None:
+    def on_train_start(self, *args: object) -> None:
         """As it begins."""
         self._keep()
 
-    def on_test_start(self, *args: Any) -> None:
+    def on_test_start(self, *args: object) -> None:
         """As scoring does."""
         self._keep()
 
@@ -62,7 +61,7 @@ class KeepSignals(Callback):
 
 def watch_processes(trainer: Trainer) -> None:
     """Let a trainer that will start other processes do it by our launcher. Under torchrun others start them."""
-    strategy: Any = trainer.strategy
+    strategy: object = trainer.strategy
     launcher = strategy.launcher
     if type(launcher) is _SubprocessScriptLauncher:
         strategy._launcher = WatchedLauncher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)

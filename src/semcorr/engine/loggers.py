@@ -20,12 +20,13 @@ from semcorr.core.files import replace_file, write_text
 from semcorr.core.ranges import OptionsOf, Pattern, check_arguments
 from semcorr.core.tables import read_table
 from semcorr.core.terminal import escape_controls
+from semcorr.core.text_files import JsonObject
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def warn_once_on_failure(logger: Any) -> Iterator[None]:
+def warn_once_on_failure(logger: object) -> Iterator[None]:
     """Let the run go on where a log cannot be written; warn of it the first time."""
     try:
         yield
@@ -41,12 +42,12 @@ def warn_once_on_failure(logger: Any) -> Iterator[None]:
 class SideLoggerMixin:
     """What a logger writes, as `side_file` does."""
 
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+    def log_metrics(self, *args: object, **kwargs: object) -> None:
         """Log scalars."""
         with warn_once_on_failure(self):
             super().log_metrics(*args, **kwargs)  # type: ignore[misc]
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Log the configuration."""
         with warn_once_on_failure(self):
             super().log_hyperparams(*args, **kwargs)  # type: ignore[misc]
@@ -92,7 +93,7 @@ class CSVScalarLogger(Logger):
     name, version = "csv", ""  # type: ignore[assignment]
 
     @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """They are in config.yaml."""
 
     @rank_zero_only
@@ -133,7 +134,7 @@ class CSVScalarLogger(Logger):
                 writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
 
 
-def _of_wandb(mode: Any) -> list[Any]:
+def _of_wandb(mode: object) -> list[object]:
     """Who takes what else W&B is given."""
     import wandb as client
 
@@ -177,7 +178,7 @@ def _identity(run_dir: Path) -> str:
     return note.read_text()
 
 
-def logger_nodes(node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def logger_nodes(node: JsonObject) -> dict[str, JsonObject]:
     """The loggers of the section `logger`, by their keys: itself where it is one, and those in it.
 
     >>> both = {"_target_": "a", "group": None, "second": {"_target_": "b"}}

@@ -1,7 +1,6 @@
 """What a training step asks: batches and features of their images to what a loss is told."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +16,9 @@ from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_
 from semcorr.models.losses import Descriptors, Loss, LossInputs, reads_descriptors, reads_whole_cells
 
 
-def validate_training_options(backbone: Any, head: Any, loss: Loss | None, variants: PoseVariant, share: float) -> None:
+def validate_training_options(
+    backbone: object, head: object, loss: Loss | None, variants: PoseVariant, share: float
+) -> None:
     """Refuse, before anything is computed, what cannot be asked."""
     if not 0 <= share < 1:
         raise UserError(f"`feature_dropout` must be at least 0, which is off, and less than 1, got {share}")
@@ -33,7 +34,7 @@ def validate_training_options(backbone: Any, head: Any, loss: Loss | None, varia
         )
 
 
-def batch_features(module: Any, batch: PairBatch | ImageBatch) -> FeatureMap:
+def batch_features(module: object, batch: PairBatch | ImageBatch) -> FeatureMap:
     """Features of all images of a batch, then of their mirror images."""
     if not module.backbone.pairwise:
         return module.features(*batch_views(batch))  # type: ignore[no-any-return]
@@ -64,7 +65,7 @@ def feature_dropout(maps: FeatureMap, share: float) -> FeatureMap:
 
 
 def build_loss_inputs(
-    head: Any, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: object, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
     """All that a loss may know of a batch.
 
@@ -84,7 +85,7 @@ def build_loss_inputs(
 
 
 def _of_pairs(
-    head: Any, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: object, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
     """The pairs, row by row; then their variants. Images are counted as in `pose_variant`."""
     views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
@@ -107,7 +108,7 @@ def _of_pairs(
 
 
 def _compared(
-    head: Any, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
+    head: object, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
 ) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
     """Similarity of all terms, and the descriptors of both ends if asked for."""
     if not isinstance(head, SiameseHead):
@@ -121,7 +122,7 @@ def _compared(
 
 
 def _of_images(
-    head: Any, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: object, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
     """All ordered pairs of a few images, and their variants, as one pair with very many keypoints.
 

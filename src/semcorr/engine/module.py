@@ -1,8 +1,7 @@
 """The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import (
@@ -77,11 +77,11 @@ class CorrespondenceModule(LightningModule):
         localise: Callable[..., Tensor] | ProtocolReadout,
         finetune: Callable[[Backbone], None],
         loss: Loss | None = None,
-        optimizer: Callable[..., Any] | None = None,
-        scheduler: Callable[..., Any] | None = None,
+        optimizer: Callable[..., object] | None = None,
+        scheduler: Callable[..., object] | None = None,
         seed: int = 42,
         cache_config: FeatureCacheConfig | None = None,
-        key: Mapping[str, Any] | None = None,
+        key: JsonObject | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
         protocols: Sequence[Protocol] = (SEMCORR,),
@@ -145,7 +145,7 @@ class CorrespondenceModule(LightningModule):
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
         if self.uses_cached_features:
-            trainer: Any = self.trainer
+            trainer: object = self.trainer
             ahead = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
             validated = trainer.num_val_batches
             scored = self._data.images_to_evaluate("val", self._most(validated)) if validated else []
@@ -157,7 +157,7 @@ class CorrespondenceModule(LightningModule):
         self.train()
         self.steps = StepWatch(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, optimizer: object) -> None:
         """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             self.steps.see_gradients(self.global_step, self.named_parameters())
@@ -171,11 +171,11 @@ class CorrespondenceModule(LightningModule):
 
         The step would not do: with `accumulate_grad_batches` several batches belong to one.
         """
-        trainer: Any = self.trainer
+        trainer: object = self.trainer
         place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> object:
         """Separate rates for head and backbone; the schedule moves every step."""
         head, backbone = self.trainable_parameters()
         if not head and not backbone:
@@ -185,7 +185,7 @@ class CorrespondenceModule(LightningModule):
         optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self, steps: int) -> tuple[Any, Any]:
+    def make_optimizer(self, steps: int) -> tuple[object, object]:
         """Make the optimiser of what moves, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
@@ -194,7 +194,7 @@ class CorrespondenceModule(LightningModule):
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
-        parts: tuple[Any, ...] = (self.head, self.backbone)
+        parts: tuple[object, ...] = (self.head, self.backbone)
         head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
         return head, backbone
 
@@ -226,7 +226,7 @@ class CorrespondenceModule(LightningModule):
         self.frozen.clear()
 
     def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
-        everything: dict[str, Any] = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
+        everything: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
         asked_for = everything if self.trainer.testing else {"specs": self.specs[:1]}
         self.evaluator = Evaluator(
             self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **asked_for
@@ -247,7 +247,7 @@ class CorrespondenceModule(LightningModule):
                     self.log(f"{stage}/{subset}/pck@{alpha}", value)
 
     @property
-    def _data(self) -> Any:
+    def _data(self) -> object:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
@@ -255,7 +255,7 @@ class CorrespondenceModule(LightningModule):
         return ProcessGroup(self.global_rank, self.trainer.world_size, self.device)
 
     @property
-    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+    def _precision(self) -> Callable[[], AbstractContextManager[object]]:
         return self.trainer.precision_plugin.forward_context
 
     # -- checkpoints --
@@ -265,7 +265,7 @@ class CorrespondenceModule(LightningModule):
         state = self.state_dict()
         return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: JsonObject) -> None:
         """Save what moves, and what it moved away from; nothing that is not finite replaces what was good."""
         self.steps.settle()
         trained = self.trainable_state_dict()
@@ -273,7 +273,7 @@ class CorrespondenceModule(LightningModule):
         checkpoint["state_dict"] = trained
         checkpoint["base"] = base_weights_id(self.backbone)
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
         """Refuse weights that were trained on another base, or other parts of it."""
         require_same_base(checkpoint["base"], base_weights_id(self.backbone))
         names = set(checkpoint["state_dict"])

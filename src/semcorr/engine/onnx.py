@@ -9,7 +9,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.export import compute_features, noise_image, relative_difference
 
 
-def export_onnx(backbone: Any, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
+def export_onnx(backbone: object, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
     """Write the graph for images of `sides`, height and width.
 
     Returns:
@@ -54,7 +53,7 @@ def export_onnx(backbone: Any, path: Path, sides: tuple[int, int], facts: dict[s
     return relative_difference(torch.from_numpy(_run(path, image)), compute_features(backbone, image))
 
 
-def parse_sides(backbone: Any, size: str | None) -> tuple[int, int]:
+def parse_sides(backbone: object, size: str | None) -> tuple[int, int]:
     """Height and width of the image, from `448`, `448x672`, or the backbone itself."""
     given = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
     height, width = (int(given[1]), int(given[2] or given[1])) if given else (0, 0)
@@ -67,7 +66,7 @@ def parse_sides(backbone: Any, size: str | None) -> tuple[int, int]:
 class _Values(nn.Module):
     """A backbone without its stride."""
 
-    def __init__(self, backbone: Callable[..., Any]) -> None:
+    def __init__(self, backbone: Callable[..., object]) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -83,7 +82,7 @@ class _PlainAttention(TorchFunctionMode):
     stand for it, whose layout is another.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: object, types: object, args: object = (), kwargs: object = None) -> object:
         kwargs = kwargs or {}
         mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
         if func is not scaled_dot_product_attention or mask is None or mask.dtype is torch.bool:
@@ -93,7 +92,7 @@ class _PlainAttention(TorchFunctionMode):
         return (query * scale @ key.mT + mask).softmax(dim=-1) @ value
 
 
-def _run(path: Path, image: Tensor) -> Any:
+def _run(path: Path, image: Tensor) -> object:
     import onnxruntime
 
     try:

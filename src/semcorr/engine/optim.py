@@ -1,8 +1,8 @@
 """Optimiser and learning-rate schedule as plain constructors, and how many steps a schedule is laid out for."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated
 
 from torch.nn import Parameter
 from torch.optim import AdamW
@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
+from semcorr.core.text_files import JsonObject
 
 
 @check_arguments("optimizer")
@@ -42,7 +43,7 @@ def constant_rate(optimizer: AdamW, steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def count_steps(trainer: Any, data: Any) -> int:
+def count_steps(trainer: object, data: object) -> int:
     """Optimiser steps of the whole run.
 
     Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
@@ -51,7 +52,7 @@ def count_steps(trainer: Any, data: Any) -> int:
     return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 
 
-def refuse_longer(checkpoint: Mapping[str, Any], steps: int) -> None:
+def refuse_longer(checkpoint: JsonObject, steps: int) -> None:
     """A schedule that has an end cannot go on beyond it: `steps` must not be more than it was laid out for."""
     laid_out = [state["total_steps"] for state in checkpoint["lr_schedulers"] if "total_steps" in state]
     if laid_out and steps > min(laid_out):

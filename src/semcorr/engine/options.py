@@ -13,9 +13,10 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, require, require_kind
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS
 
-TOP: dict[str, Any] = {  # options that go to no constructor
+TOP: JsonObject = {  # options that go to no constructor
     "seed": Seed,
     "feature_dropout": Annotated[float, Range(least=0, below=1, off=True)],
     "kap": bool,
@@ -57,13 +58,13 @@ class AcceptedOptions(NamedTuple):
         required: What has no default.
     """
 
-    stated: dict[str, Any]
+    stated: JsonObject
     is_open: bool
     is_ours: bool
     required: Sequence[str] = ()
 
 
-def _check(key: str, node: Any) -> None:
+def _check(key: str, node: object) -> None:
     """A node and all below it."""
     inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, Mapping) and "_target_" in node:
@@ -76,7 +77,7 @@ def _check(key: str, node: Any) -> None:
         _check(f"{key}.{name}", value)
 
 
-def _check_call(key: str, node: Mapping[str, Any]) -> None:
+def _check_call(key: str, node: JsonObject) -> None:
     """The options of one call."""
     if not isinstance(node["_target_"], str):
         raise UserError(f"`{key}._target_` must be text, the path of a class or function, got {node['_target_']!r:.60}")
@@ -105,7 +106,7 @@ def _check_call(key: str, node: Mapping[str, Any]) -> None:
 def _refuse_absent(key: str, target: str) -> None:
     """Refuse what is not there, unless it is ours: then something is to be installed, which its own error says."""
     try:
-        located: Any = _locate(target)
+        located: object = _locate(target)
         reason = f"a {type(located).__name__} is nothing that can be called"
     except ImportError as error:
         reason = " ".join(str(error).split())
@@ -115,7 +116,7 @@ def _refuse_absent(key: str, target: str) -> None:
 
 def _require_callback(key: str, target: str) -> None:
     """Of a function nobody knows what it makes before it is called."""
-    located: Any = _locate(target)
+    located: object = _locate(target)
     if inspect.isclass(located) and not issubclass(located, Callback):
         raise UserError(f"`{key}` must be a callback of Lightning, and {target} is none.")
 
@@ -131,7 +132,7 @@ def _unknown(key: str, name: str, names: list[str]) -> str:
     return f"`{key}.{name}` is no option of `{key}`. {hint}"
 
 
-def accepted_options(target: str, node: Mapping[str, Any]) -> AcceptedOptions | None:
+def accepted_options(target: str, node: JsonObject) -> AcceptedOptions | None:
     """What a target takes; None of one that is not there, which is said when it is to be called.
 
     Args:
@@ -145,7 +146,7 @@ def accepted_options(target: str, node: Mapping[str, Any]) -> AcceptedOptions | 
     return _accepted(located, node) if callable(located) else None
 
 
-def _accepted(target: Any, node: Mapping[str, Any]) -> AcceptedOptions:
+def _accepted(target: object, node: JsonObject) -> AcceptedOptions:
     ours = str(getattr(target, "__module__", "")).startswith(("semcorr", "hydra_plugins."))
     stated, is_open = dict[str, Any](), False
     functions = [*_called(target)] or [target]
@@ -173,7 +174,7 @@ def _accepted(target: Any, node: Mapping[str, Any]) -> AcceptedOptions:
 
 
 @cache
-def _signature(function: Any) -> inspect.Signature:
+def _signature(function: object) -> inspect.Signature:
     """With annotations in place of their texts, as far as they can be looked up."""
     signature = inspect.signature(function)
     if not any(isinstance(one.annotation, str) for one in signature.parameters.values()):
@@ -188,29 +189,29 @@ def _signature(function: Any) -> inspect.Signature:
     return signature.replace(parameters=plain)
 
 
-def _handed(annotation: Any) -> OptionsOf | None:
+def _handed(annotation: object) -> OptionsOf | None:
     if get_origin(annotation) is not Annotated:
         return None
     return next((each for each in get_args(annotation) if isinstance(each, OptionsOf)), None)
 
 
-def _targets(handed: OptionsOf, node: Mapping[str, Any]) -> list[Any]:
+def _targets(handed: OptionsOf, node: JsonObject) -> list[object]:
     """To whom `**options` are handed on."""
     return list(handed.target(node.get(handed.by))) if handed.by else [handed.target]
 
 
-def _is_fitted(key: str, name: Any) -> bool:
+def _is_fitted(key: str, name: object) -> bool:
     return key == "head" and name in FITTED
 
 
-def _is_built(value: Any) -> bool:
+def _is_built(value: object) -> bool:
     """A node with a target, or a list with one in it."""
     if isinstance(value, list):
         return any(map(_is_built, value))
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def stated_parameters(target: Any) -> dict[str, Any]:
+def stated_parameters(target: object) -> JsonObject:
     """Names and annotations of everything that a target of ours takes, what it hands on included.
 
     Of other people's, whose annotations are not written to be checked, nothing.
@@ -223,7 +224,7 @@ def _nothing() -> None:
     """Take no arguments."""
 
 
-def _called(target: Any) -> Iterator[Any]:
+def _called(target: object) -> Iterator[object]:
     """A function; of a class its constructor, and those above as far as **options go on."""
     if not inspect.isclass(target):
         yield target

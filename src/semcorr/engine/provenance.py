@@ -3,12 +3,13 @@
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from semcorr.core.text_files import JsonObject
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
 
 
-def code_versions() -> dict[str, Any]:
+def code_versions() -> JsonObject:
     """Versions of the packages that numbers come from, and of our own code."""
     return {"packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision()}
 

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -88,7 +87,7 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
     return cfg
 
 
-def rebuild_scored_module(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
+def rebuild_scored_module(run: Path, cfg: "DictConfig") -> tuple[object, object]:
     """The module as it was scored, and the data."""
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.build import build_datamodule_and_module

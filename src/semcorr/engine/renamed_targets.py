@@ -1,7 +1,5 @@
 """Targets of configurations under the names that they had when a run was saved."""
 
-from typing import Any
-
 RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the package
     "semcorr.backbones.diffusion.StableDiffusion": "semcorr.models.backbones.diffusion.StableDiffusion",
     "semcorr.backbones.efficientnet_lite0.EfficientNetLite0": (
@@ -61,7 +59,7 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
 }
 
 
-def update_targets(value: Any) -> Any:
+def update_targets(value: object) -> object:
     """Return a configuration whose `_target_`s have today's names.
 
     >>> update_targets({"head": {"_target_": "semcorr.heads.cosine.Cosine"}})

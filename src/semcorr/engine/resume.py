@@ -1,9 +1,7 @@
 """Going on with a training run: whether its last checkpoint is whole, and is of the configuration given."""
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -11,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import (
     TO_GO_ON,
     TRAINED_AS,
@@ -25,7 +24,7 @@ from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.optim import count_steps, refuse_longer
 
 
-def resume_training(cfg: DictConfig, module: Any, trainer: Trainer, data: Any) -> str | None:
+def resume_training(cfg: DictConfig, module: object, trainer: Trainer, data: object) -> str | None:
     """Return the last checkpoint of a run directory, if it has one, and carry its scalars on.
 
     Raises:
@@ -49,7 +48,7 @@ def resume_training(cfg: DictConfig, module: Any, trainer: Trainer, data: Any) -
     return str(path)
 
 
-def require_same_settings(content: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
+def require_same_settings(content: JsonObject, cfg: DictConfig, path: Path) -> None:
     """Refuse to go on by other settings: half of the run would be of these and half of those."""
     settings = weight_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     if key := find_changed_setting(content, settings):
@@ -59,7 +58,7 @@ def require_same_settings(content: Mapping[str, Any], cfg: DictConfig, path: Pat
         )
 
 
-def require_state(content: Mapping[str, Any], trainer: Trainer, path: Path) -> None:
+def require_state(content: JsonObject, trainer: Trainer, path: Path) -> None:
     """Refuse a checkpoint that lacks what Lightning goes on from.
 
     What a newer or older Lightning has written is brought up to date by Lightning itself.
@@ -84,7 +83,7 @@ def require_state(content: Mapping[str, Any], trainer: Trainer, path: Path) -> N
             raise checkpoint_error(path, f"its {odd}")
 
 
-def find_state_difference(expected: Any, found: Any, name: str) -> str | None:
+def find_state_difference(expected: object, found: object, name: str) -> str | None:
     """Say where a state is not made as expected: a key is missing, or a count is none.
 
     >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
@@ -102,7 +101,7 @@ def find_state_difference(expected: Any, found: Any, name: str) -> str | None:
     return f"{name} is {found!r:.40}" if counts and (type(found) is not type(expected) or found < 0) else None
 
 
-def require_optimizer(content: Mapping[str, Any], module: Any, steps: int, path: Path) -> None:
+def require_optimizer(content: JsonObject, module: object, steps: int, path: Path) -> None:
     """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
     optimizer, schedule = module.make_optimizer(steps)
     try:
@@ -120,7 +119,7 @@ def require_optimizer(content: Mapping[str, Any], module: Any, steps: int, path:
         )
 
 
-def _is_wrong(value: Any, weights: Tensor) -> bool:
+def _is_wrong(value: object, weights: Tensor) -> bool:
     if not isinstance(value, Tensor):
         return True
     return (value.ndim > 0 and value.shape != weights.shape) or not bool(torch.isfinite(value).all())

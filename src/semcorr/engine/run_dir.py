@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,7 +14,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 
 METRICS = "metrics.json"  # is written last: a run is finished when it is there
 RESULTS = (
@@ -104,7 +103,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
         )
     if not (run_dir / METRICS).is_file():
         return
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: object = OmegaConf.to_container(cfg, resolve=True)
     own, other = _scored_by(resolved), _scored_by(saved)
     for key in sorted(own.keys() | other.keys()):
         if (key in FILLED and not filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
@@ -116,7 +115,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
             )
 
 
-def _scored_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def _scored_by(cfg: JsonObject) -> JsonObject:
     """What scores depend on in a configuration, by its keys; paths as they are from anywhere."""
     flat = flatten_config({key: value for key, value in cfg.items() if key not in BESIDE})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADING}
@@ -142,7 +141,7 @@ def remove_logs(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_scores(path: Path, remedy: str = "Evaluate again") -> dict[str, Any]:
+def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
     """Read a metrics.json; `remedy` ends the message of one that is damaged.
 
     Raises:
@@ -159,19 +158,19 @@ def read_scores(path: Path, remedy: str = "Evaluate again") -> dict[str, Any]:
     return content
 
 
-def flatten_config(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(tree: Mapping[object, object], prefix: str = "") -> JsonObject:
     """Return the leaves of a configuration by their keys.
 
     >>> flatten_config({"backbone": {"size": 64, "layers": [-1]}})
     {'backbone.size': 64, 'backbone.layers': [-1]}
     """
-    leaves: dict[str, Any] = {}
+    leaves: JsonObject = {}
     for key, value in tree.items():
         leaves |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves
 
 
-def _is_score(value: Any) -> bool:
+def _is_score(value: object) -> bool:
     """Tell a share of keypoints from a number that is none; null: there were no keypoints."""
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
@@ -189,7 +188,7 @@ def config_hash(cfg: DictConfig, *without: str) -> str:
     >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
     (True, False)
     """
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: object = OmegaConf.to_container(cfg, resolve=True)
     content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
     if not content.get("callbacks"):  # as in sweeps of before
         content.pop("callbacks", None)

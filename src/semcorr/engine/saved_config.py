@@ -7,7 +7,6 @@ docs/sharing.md says what is refused.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_yaml
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.config_check import check_config
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
 from semcorr.engine.renamed_targets import update_targets
@@ -80,7 +80,7 @@ def read_run_config(
     return OmegaConf.create(values)
 
 
-def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] = frozenset()) -> dict[str, Any]:
+def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] = frozenset()) -> JsonObject:
     """Read a saved configuration as plain values, or refuse it.
 
     Args:
@@ -91,7 +91,7 @@ def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] 
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
     check_config(path, plain, known, replaced)
-    values: dict[str, Any] = plain.values
+    values: JsonObject = plain.values
     return values
 
 
@@ -113,14 +113,14 @@ def _leaves(override: str) -> Iterator[str]:
     yield from _keys(key, value)
 
 
-def _keys(key: str, value: Any) -> Iterator[str]:
+def _keys(key: str, value: object) -> Iterator[str]:
     if not isinstance(value, dict):
         yield key
     for name, each in value.items() if isinstance(value, dict) else ():
         yield from _keys(f"{key}.{name}", each)
 
 
-def escape_interpolations(value: Any) -> Any:
+def escape_interpolations(value: object) -> object:
     r"""Return values of a configuration as they are written, so that a `${` in a path is read back as it is.
 
     >>> print(escape_interpolations({"run_dir": "runs/${x}"})["run_dir"])

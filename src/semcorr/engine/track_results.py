@@ -1,13 +1,12 @@
 """What an evaluation of point tracking leaves behind."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 from semcorr.data.tapvid import TapVid
 from semcorr.engine.tracking import TrackingResult
 from semcorr.evaluation.results import write_picture
@@ -18,7 +17,7 @@ from semcorr.visualization import tracks as draw_tracks
 SHOWN = 6  # videos in the picture
 
 
-def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> dict[str, Any]:
+def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObject:
     """Write metrics.json, predictions.parquet and tracks.png, and return the metrics."""
     table, videos = result.table, {name: data.videos()[name].frames for name in result.videos}
     cycle = f"cycle(threshold={data.cycle_threshold:g})"
@@ -43,7 +42,7 @@ def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> dict[st
     return metrics
 
 
-def print_tracks(metrics: Mapping[str, Any], title: str) -> None:
+def print_tracks(metrics: JsonObject, title: str) -> None:
     """The three scores, and what delta_avg and AJ are the means of, in percent."""
     scores = metrics["tracking"]
     table = Table(

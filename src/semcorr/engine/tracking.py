@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TrackQueries, VideoTracks
 from semcorr.engine.module import CorrespondenceModule
@@ -46,8 +47,8 @@ class TrackingResult(NamedTuple):
         seconds: Time by stage.
     """
 
-    scores: dict[str, Any]
-    videos: dict[str, Any]
+    scores: JsonObject
+    videos: JsonObject
     table: pa.Table
     localise: str
     seconds: dict[str, float]
@@ -73,7 +74,7 @@ class TrackingModule(LightningModule):
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @property
-    def backbone(self) -> Any:
+    def backbone(self) -> object:
         """The matcher's."""
         return self.matcher.backbone
 

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from hydra._internal.utils import _locate
@@ -18,13 +18,14 @@ from omegaconf import DictConfig, ListConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
+from semcorr.core.text_files import JsonObject
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PROCESSES = 8  # that may share a CPU, however few cores it has
 SHORT = ("32", "bf16", "16")  # Lightning's other names for them
 MISTAKES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)  # of Lightning
 
-OPTIONS: dict[str, Any] = {  # what may be given by number; Lightning's own checks leave NaN, 1e30 and text to crash
+OPTIONS: JsonObject = {  # what may be given by number; Lightning's own checks leave NaN, 1e30 and text to crash
     "devices": Annotated[int, Range(least=-1)] | str | Sequence[Whole],
     "num_nodes": Count,
     "max_epochs": int | None,
@@ -71,7 +72,7 @@ REFUSED = {  # what a run settles itself, unless it is null or off, and what to 
 }
 
 
-def check_numbers(trainer: Mapping[str, Any]) -> None:
+def check_numbers(trainer: JsonObject) -> None:
     """Every option of the Trainer that is given is of a type, and in a range, that it can work with.
 
     Args:
@@ -122,7 +123,7 @@ def check_trainer(cfg: DictConfig) -> None:
         raise
 
 
-def _check_plugins(plugins: Any) -> None:
+def _check_plugins(plugins: object) -> None:
     """Of plugins, those that a run has itself are refused: they would be replaced."""
     for node in [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]:
         if not _is_built(node):
@@ -137,7 +138,7 @@ def _check_plugins(plugins: Any) -> None:
             raise UserError("`trainer.plugins`: precision is given by trainer.precision. Leave the plugin out.")
 
 
-def _is_built(node: Any) -> bool:
+def _is_built(node: object) -> bool:
     return isinstance(node, Mapping) and "_target_" in node
 
 
@@ -197,7 +198,7 @@ def check_processes(trainer: DictConfig) -> None:
     _check_devices(trainer.get("devices", "auto"), _is_on_gpu(str(trainer.get("accelerator", "auto"))), nodes)
 
 
-def _check_devices(devices: Any, on_gpu: bool, nodes: int) -> None:
+def _check_devices(devices: object, on_gpu: bool, nodes: int) -> None:
     if devices == "auto" or (on_gpu and str(devices) == "-1"):
         return
     there = torch.cuda.device_count() if on_gpu else max(PROCESSES, os.cpu_count() or 1)
@@ -221,7 +222,7 @@ def _is_on_gpu(accelerator: str) -> bool:
     return accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
 
 
-def _numbers(devices: Any) -> list[int] | None:
+def _numbers(devices: object) -> list[int] | None:
     """`2`, `"2"`, `[0, 1]` and `"0,1"` as numbers; None if they are none."""
     parts = list(devices) if isinstance(devices, ListConfig) else str(devices).split(",")
     texts = [str(part).strip() for part in parts if str(part).strip()]

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.loggers import warn_once_on_failure
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.predictions import load_predictions
@@ -29,7 +29,7 @@ class WandbPagesCallback(Callback):
         board = find_wandb_run(trainer.loggers)
         if board is None or trainer.sanity_checking:
             return
-        module: Any = pl_module
+        module: object = pl_module
         table, data = module.evaluator.gather_tables()["predictions"], module.trainer.datamodule
         if not trainer.is_global_zero:
             return
@@ -47,14 +47,14 @@ def find_wandb_run(loggers: Iterable[Logger]) -> WandbLogger | None:
     return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def log_image(board: WandbLogger, key: str, image: Any, caption: str, step: int) -> None:
+def log_image(board: WandbLogger, key: str, image: object, caption: str, step: int) -> None:
     """A picture."""
     import wandb
 
     board.experiment.log({key: wandb.Image(image, caption=caption), "trainer/global_step": step})
 
 
-def log_page(board: WandbLogger, stage: str, categories: Mapping[str, Any], page: Any, step: int) -> None:
+def log_page(board: WandbLogger, stage: str, categories: JsonObject, page: object, step: int) -> None:
     """A table of PCK by category, and a picture."""
     import wandb
 
@@ -68,7 +68,7 @@ def log_page(board: WandbLogger, stage: str, categories: Mapping[str, Any], page
     )
 
 
-def category_pck(categories: Mapping[str, Any]) -> list[list[Any]]:
+def category_pck(categories: JsonObject) -> list[list[object]]:
     """PCK@0.1 per image, in percent; None where a category has no such keypoints.
 
     >>> category_pck({"cat": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std")}})
@@ -83,7 +83,7 @@ def category_pck(categories: Mapping[str, Any]) -> list[list[Any]]:
     ]
 
 
-def log_summary(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: Path, step: int) -> None:
+def log_summary(loggers: Sequence[Logger], metrics: JsonObject, run_dir: Path, step: int) -> None:
     """The run's summary: every number of metrics.json; its curves, its categories and its page."""
     board = find_wandb_run(loggers)
     if board is None or "pck" not in metrics:
@@ -92,7 +92,7 @@ def log_summary(loggers: Sequence[Logger], metrics: Mapping[str, Any], run_dir: 
         _conclude(board, metrics, run_dir, step)
 
 
-def _conclude(board: WandbLogger, metrics: Mapping[str, Any], run_dir: Path, step: int) -> None:
+def _conclude(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int) -> None:
     import wandb
 
     from semcorr.data.open_image import open_image
@@ -109,13 +109,13 @@ def _conclude(board: WandbLogger, metrics: Mapping[str, Any], run_dir: Path, ste
         log_page(board, "test", metrics["category"], page.copy(), step)
 
 
-def flatten_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_metrics(tree: JsonObject, prefix: str = "") -> JsonObject:
     """Leaves by their paths.
 
     >>> flatten_metrics({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})
     {'pck/all/0.1': 0.5, 'pairs': 3}
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, value in tree.items():
         found |= flatten_metrics(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found

@@ -11,6 +11,7 @@ from semcorr.core.coords import from_view, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.finite import are_finite
 from semcorr.core.interfaces import SiameseHead
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.matching.batched import cell_stride
 from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, inside_outside
@@ -41,7 +42,7 @@ def detect_keypoints(
         for alpha in KAP_ALPHAS:
             reach = alpha * float(batch.extent[i])
             scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, reach)
-            columns: dict[str, Any] = {
+            columns: JsonObject = {
                 "pair": [batch.pair[i]] * len(keypoint),
                 "category": [batch.category[i]] * len(keypoint),
                 "keypoint": keypoint.tolist(),

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor
 from semcorr.core.coords import from_view, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, PairBatch
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
 from semcorr.evaluation.ground_truth import GroundTruth, ground_truth, query_points, score_predictions
-from semcorr.evaluation.image_features import ImageFeatures, adapted_feature_origin
+from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import Protocol
 from semcorr.evaluation.scoring_specs import ScoringSpec, check_scoring_specs, metrics_dict
@@ -48,8 +51,8 @@ class EvaluationResult(NamedTuple):
     """
 
     specs: Sequence[ScoringSpec]
-    each: list[dict[str, Any]]
-    scores: dict[str, Any]
+    each: list[JsonObject]
+    scores: JsonObject
     tables: dict[str, pa.Table]
     grid: tuple[int, int] | None
     seconds: dict[str, float]
@@ -72,11 +75,11 @@ class Evaluator:
 
     def __init__(
         self,
-        module: Any,
-        data: Any,
+        module: CorrespondenceModel,
+        data: PairDataModule,
         split: str,
         group: ProcessGroup,
-        context: Callable[[], AbstractContextManager[Any]],
+        context: Callable[[], AbstractContextManager[object]],
         specs: Sequence[ScoringSpec],
         keeps_rows: bool = True,
         pose: adaptive.AdaptivePose | None = None,
@@ -137,7 +140,7 @@ class Evaluator:
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
             if not self.keeps_rows:
                 continue
-            columns: dict[str, Any] = {"localise": spec.localise, "protocol": spec.protocol.name, "error": errors}
+            columns: JsonObject = {"localise": spec.localise, "protocol": spec.protocol.name, "error": errors}
             columns |= {"score": batch_predictions.score, "shared": batch.shared}
             table = with_predictions(table, predicted=predicted, **columns) if table is not None else build_rows(
                 pair=batch.pair, source=source.name, target=target.name, category=batch.category,
@@ -211,10 +214,10 @@ class Evaluator:
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
-        passes: dict[tuple[Any, ...], list[int]] = {}
+        passes: dict[tuple[object, ...], list[int]] = {}
         for i, spec in enumerate(self.specs):
             passes.setdefault(spec.source, []).append(i)
-        points_by_query: dict[tuple[Any, ...], Sequence[Tensor]] = {}
+        points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
         for pairs, target, sources in self._group_by_target(batch):
             for members in passes.values():
                 protocol = self.specs[members[0]].protocol
@@ -241,7 +244,7 @@ class Evaluator:
         for i in members:
             predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
 
-    def _rules(self, members: Sequence[int]) -> dict[str, Any]:
+    def _rules(self, members: Sequence[int]) -> JsonObject:
         """Return the read-outs of some specifications by name."""
         return {self.specs[i].localise: self.specs[i].rule for i in members}
 
@@ -260,8 +263,9 @@ class Evaluator:
         """Match the queries of some pairs to the target that they have in common."""
         rules = list(self._rules(members).values())
         if protocol.decode == "native":
-            size = self.records[batch.pair[pairs[0]]].target.size
-            return match_at_full_resolution(self.module.head, target, sources, points, rules, size)
+            size, head = self.records[batch.pair[pairs[0]]].target.size, self.module.head
+            assert isinstance(head, SiameseHead), "check_scoring_specs comes first"
+            return match_at_full_resolution(head, target, sources, points, rules, size)
         matches = match_to_target(self.module.head, target, sources, points, rules)
         h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
         self.stride, self.grid = matches.stride, (w, h)

@@ -2,22 +2,44 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from semcorr.core.interfaces import SiameseHead
-from semcorr.core.types import FeatureMap
+from semcorr.core.interfaces import Backbone, SiameseHead
+from semcorr.core.types import FeatureMap, View
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
-from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix, feature_origin, from_channels_last, to_channels_last
+from semcorr.store.frozen import FrozenPrefix, feature_origin, from_channels_last, to_channels_last
 
 
-def adapted_feature_origin(module: Any) -> str:
+@runtime_checkable
+class CorrespondenceModel(Protocol):
+    """A backbone with a head, as the evaluator sees it.
+
+    Attributes:
+        backbone: Images to features.
+        head: Features and query points to similarity.
+        frozen: The frozen blocks of the backbone.
+        sweep_cache: Cache of the features of images for the jobs of a sweep: the images, and what computes their
+            features where they are not cached, to features. None outside a sweep.
+    """
+
+    backbone: Backbone
+    head: nn.Module
+    frozen: FrozenPrefix
+    sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None
+
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two batches of images, from their pixels."""
+
+
+def adapted_feature_origin(module: CorrespondenceModel) -> str:
     """Name the origin of features that a head has adapted."""
-    head: Any = module.head
-    changes = isinstance(head, SiameseHead) and any(True for _ in head.parameters())  # type: ignore[attr-defined]
+    head = module.head
+    changes = isinstance(head, SiameseHead) and any(True for _ in head.parameters())
     return feature_origin(module.backbone, head if changes else None)
 
 
@@ -32,7 +54,11 @@ class ImageFeatures:
     """
 
     def __init__(
-        self, module: Any, data: Any, group: ProcessGroup, context: Callable[[], AbstractContextManager[Any]]
+        self,
+        module: CorrespondenceModel,
+        data: PairDataModule,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.module, self.data, self.group, self.context = module, data, group, context
         self.cache = FeatureCache(0, group.device)
@@ -58,7 +84,7 @@ class ImageFeatures:
             """Encode the images into a new cache."""
             return self._encode_cached(shown) if reuse else self._encode_pixels(shown)
 
-        sweep_cache: Callable[..., FeatureCache] | None = self.module.sweep_cache if self.group.size == 1 else None
+        sweep_cache = self.module.sweep_cache if self.group.size == 1 else None
         self.cache = make() if sweep_cache is None else sweep_cache(shown, make)
 
     def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
@@ -69,7 +95,7 @@ class ImageFeatures:
             with self.context():
                 return to_channels_last(self.adapted(self.module.backbone(image)))
 
-        cache_config: FeatureCacheConfig = self.module.frozen.cache_config
+        cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
             len(images), self.group.device, cache_config.where, cache_config.type, self.group.size, self._origin
         )
@@ -78,7 +104,7 @@ class ImageFeatures:
 
     def _encode_cached(self, images: list[ImageVariant]) -> FeatureCache:
         """Encode images from the features of the frozen blocks; each process computes the rest for its share."""
-        frozen: FrozenPrefix = self.module.frozen
+        frozen = self.module.frozen
         frozen.fill(images, self.data, self.group, self.context)
         size, device = (self.module.backbone.size,) * 2, self.group.device
         first = frozen.features([images[0].name], size, device) if frozen.is_whole_backbone else None
@@ -96,7 +122,7 @@ class ImageFeatures:
         cache = FeatureCache(
             len(images), device, frozen.cache_config.where, frozen.cache_config.type, self.group.size, self._origin
         )
-        for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
+        for chunk, values in broadcast_chunks(computed(), len(chunks), self.group):
             cache.add(chunk, values)
         cache.watch.settle()
         return cache

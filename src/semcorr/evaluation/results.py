@@ -1,7 +1,7 @@
 """Results of an evaluation: metrics.json, predictions.parquet, matches.png, and tables for the terminal."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal, escape_controls
+from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.evaluation.evaluator import EvaluationResult
 from semcorr.evaluation.pose.alignment import pose_summary
@@ -29,9 +30,7 @@ BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def write_results(
-    result: EvaluationResult, data: PairDataModule, run_dir: Path, trained_parameters: int
-) -> dict[str, Any]:
+def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path, trained_parameters: int) -> JsonObject:
     """Write metrics.json, predictions.parquet and matches.png, and return the metrics.
 
     metrics.json is the last file that a finished run needs. The picture is written after it, since a run does not
@@ -86,7 +85,7 @@ def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
         log.warning("%s is not drawn (%s). All else of the run is there", path.name, escape_controls(reason))
 
 
-def print_scores(metrics: Mapping[str, Any], title: str) -> None:
+def print_scores(metrics: JsonObject, title: str) -> None:
     """Print rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
@@ -108,7 +107,7 @@ def print_scores(metrics: Mapping[str, Any], title: str) -> None:
         print_read_outs(metrics["read_outs"], metrics["pairs"])
 
 
-def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
+def print_protocols(scores: JsonObject, pairs: int) -> None:
     """Print one row per protocol and read-out, all from the same features."""
     alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
     table = Table(
@@ -123,7 +122,7 @@ def print_protocols(scores: Mapping[str, Any], pairs: int) -> None:
     Terminal().print(table)
 
 
-def print_read_outs(scores: Mapping[str, Any], pairs: int, alpha: str = "0.1") -> None:
+def print_read_outs(scores: JsonObject, pairs: int, alpha: str = "0.1") -> None:
     """Print one row per read-out, all from the same similarities."""
     table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
     for header in ("", *SUBSETS):

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.evaluation.protocols import Protocol
 from semcorr.matching.readout_names import ProtocolReadout, Rule, list_readouts, readout_label
 from semcorr.models.heads.cosine import Cosine
@@ -21,12 +24,12 @@ class ScoringSpec(NamedTuple):
         return readout_label(self.rule)
 
     @property
-    def source(self) -> tuple[Any, ...]:
+    def source(self) -> tuple[object, ...]:
         """Key of the similarity: specifications that agree in it see the same one."""
         return (*self.protocol.query, self.protocol.decode == "native")
 
 
-def build_scoring_specs(protocols: Sequence[Protocol], localise: Any) -> tuple[list[ScoringSpec], Any]:
+def build_scoring_specs(protocols: Sequence[Protocol], localise: object) -> tuple[list[ScoringSpec], Any]:
     """Pair every protocol with every read-out, or with its own for `ProtocolReadout`; return what to localise by, too.
 
     For `ProtocolReadout` that is the first protocol's own read-out.
@@ -36,7 +39,7 @@ def build_scoring_specs(protocols: Sequence[Protocol], localise: Any) -> tuple[l
     return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
 
 
-def check_scoring_specs(chosen: Sequence[ScoringSpec], head: Any) -> None:
+def check_scoring_specs(chosen: Sequence[ScoringSpec], head: nn.Module) -> None:
     """Refuse specifications that the head does not support."""
     for protocol, _ in chosen:
         if protocol.decode == "native" and not isinstance(head, Cosine):
@@ -46,14 +49,14 @@ def check_scoring_specs(chosen: Sequence[ScoringSpec], head: Any) -> None:
             )
 
 
-def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[JsonObject]) -> JsonObject:
     """Return the scores of metrics.json: of the first specification, and of the others beside it if there are any.
 
     `headline` is what the protocol's authors report, at each alpha.
     """
-    scores: dict[str, Any] = each[0] | _protocol_options(chosen[0])
+    scores: JsonObject = each[0] | _protocol_options(chosen[0])
     names = list(dict.fromkeys(spec.protocol.name for spec in chosen))
-    by_protocol: dict[str, Any] = {name: {} for name in names}
+    by_protocol: JsonObject = {name: {} for name in names}
     for spec, metrics in zip(chosen, each, strict=True):
         view = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
         by_protocol[spec.protocol.name][spec.localise] = view
@@ -63,7 +66,7 @@ def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[dict[str, Any]]) 
     return scores | ({"protocols": by_protocol} if len(names) > 1 else {})
 
 
-def _protocol_options(spec: ScoringSpec) -> dict[str, Any]:
+def _protocol_options(spec: ScoringSpec) -> JsonObject:
     """Return the options of a specification's protocol that metrics.json repeats."""
     protocol = spec.protocol
     return {"pooling": protocol.pooling, "strict": protocol.strict}

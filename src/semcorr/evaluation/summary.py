@@ -1,11 +1,11 @@
 """Summary of a run beside its PCK: what follows from its table, its grid and the benchmark's annotations."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord
 from semcorr.data.transforms import fit_to_square
@@ -24,7 +24,7 @@ SHOWN = 0.1  # the alpha of intervals and classes
 
 def summarise_predictions(
     table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, strict: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """Summarise the rows of one read-out under one protocol, beside `pck`, in JSON's types.
 
     Args:
@@ -51,7 +51,7 @@ def summarise_predictions(
 
 def quantisation_ceiling(
     rows: Predictions, pairs: Sequence[PairRecord], side: int, resize: str, grid: tuple[int, int]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compute the PCK of the best cell centre for every keypoint, under our own protocol."""
     fits = [fit_to_square(pair.target.size, side, resize) for pair in pairs]
     scale = torch.tensor([fit.scale for fit in fits], dtype=torch.double)[rows.pair]
@@ -62,9 +62,9 @@ def quantisation_ceiling(
     return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=error))["pck"]  # type: ignore[no-any-return]
 
 
-def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool = False) -> dict[str, Any]:
+def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool = False) -> JsonObject:
     """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth."""
-    metrics: dict[str, Any] = {}
+    metrics: JsonObject = {}
     for kind, names in LABELS.items():
         labels = {pair.name: pair.details.get(kind) for pair in pairs}
         if any(value is not None for value in labels.values()):
@@ -74,7 +74,7 @@ def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool 
     return metrics
 
 
-def kap_summary(detections: pa.Table) -> dict[str, Any]:
+def kap_summary(detections: pa.Table) -> JsonObject:
     """Compute KAP at every alpha, by its definition and as released."""
     return {
         name: {f"{alpha:g}": keypoint_average_precision(detections, alpha, released) for alpha in KAP_ALPHAS}
@@ -82,7 +82,7 @@ def kap_summary(detections: pa.Table) -> dict[str, Any]:
     }
 
 
-def format_intervals(metrics: Mapping[str, Any]) -> str:
+def format_intervals(metrics: JsonObject) -> str:
     """Format the intervals of the three subsets, per image, in one line."""
     alpha = f"{SHOWN:g}"
     ends = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}

@@ -128,7 +128,11 @@ def match_at_full_resolution(
 
 
 def query_similarities(
-    head: nn.Module, target: FeatureMap, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], at_once: int
+    head: nn.Module,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    at_once: int,
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Yield the similarities of all queries in their order, at most `at_once` queries at a time."""
     if isinstance(head, SiameseHead):

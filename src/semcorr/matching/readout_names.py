@@ -1,16 +1,16 @@
 """Lists of read-outs of one similarity, scored side by side; their names on the command line and in tables."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.matching.readouts import argmax, bilinear_nn, kernel_soft_argmax, soft_argmax, window_soft_argmax
+from semcorr.matching.readouts import Readout, argmax, bilinear_nn, kernel_soft_argmax, soft_argmax, window_soft_argmax
 
-Rule = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)
+Rule = Readout
 SPELLED = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), window_15_zero, kernel_7 (any sigma)"
 
 

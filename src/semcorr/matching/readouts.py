@@ -6,9 +6,8 @@ softmax: small is sharp. Cells are computed in single precision at least, and wi
 bfloat16 has 8 bits, and so has what autocast multiplies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -129,11 +128,12 @@ def kernel_soft_argmax(
     return _expectation((similarity * along_x[..., None, :]).mul_((along_y / temperature)[..., None]))
 
 
+Readout = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)
 AROUND = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
 
 
 def apply_readouts(
-    similarity: Float[Tensor, "b n h w"], rules: Sequence[Any]
+    similarity: Float[Tensor, "b n h w"], rules: Sequence[Readout]
 ) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
     """Apply every rule to a similarity, and return its maximum too. The best cell is searched for once.
 

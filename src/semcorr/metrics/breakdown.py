@@ -5,19 +5,19 @@ All of it follows from which keypoints are correct (`predictions.is_correct`, or
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.pck import ALPHAS, SUBSETS, Scores, pck_from_counts
 from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, subset_masks
 
 
 def pck_from_predictions(
     rows: Predictions, alphas: Sequence[float] = ALPHAS, hits: Bool[np.ndarray, "a m"] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit.
 
     Args:
@@ -40,14 +40,14 @@ def pck_from_predictions(
     return {"pck": pck_from_counts(counts[0].sum(1), counts[1].sum(1), alphas), "category": by_category}
 
 
-def category_mean(category: dict[str, Scores]) -> dict[str, Any]:
+def category_mean(category: dict[str, Scores]) -> JsonObject:
     """Average over categories, with equal weight, and count those with a value: `point` is probe3d's macro recall.
 
     >>> one = {"all": {"image": {"0.1": 0.5}}}
     >>> category_mean({"cat": one, "dog": {"all": {"image": {"0.1": 1.0}}}, "bus": {"all": {"image": {"0.1": None}}}})
     {'all': {'image': {'0.1': 0.75}, 'categories': 2}}
     """
-    mean: dict[str, Any] = {}
+    mean: JsonObject = {}
     for subset, ways in next(iter(category.values()), {}).items():
         mean[subset] = {by: {} for by in ways}
         for by, values in ways.items():

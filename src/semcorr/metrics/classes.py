@@ -1,11 +1,11 @@
 """PCK by the benchmark's annotation of a pair: difference of azimuths, viewpoint, scale, truncation, occlusion."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.breakdown import pck_from_predictions
 from semcorr.metrics.pck import Scores
 from semcorr.metrics.predictions import Predictions
@@ -22,7 +22,7 @@ LABELS: Mapping[str, Sequence[str]] = {
 def pck_by_class(
     rows: Predictions, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
     hits: Bool[np.ndarray, "a m"] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> JsonObject:  # fmt: skip
     """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
 
     Args:
@@ -34,7 +34,7 @@ def pck_by_class(
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([-1 if value is None else value for value in values])
-    classes: dict[str, Any] = {"unknown": int((label < 0).sum())}
+    classes: JsonObject = {"unknown": int((label < 0).sum())}
     for i, name in enumerate(names):
         in_class = (label == i)[rows.pair]
         scores: Scores = pck_from_predictions(
@@ -44,7 +44,7 @@ def pck_by_class(
     return classes
 
 
-def sensitivity(classes: Mapping[str, Any], names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+def sensitivity(classes: JsonObject, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
     """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 
     None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.

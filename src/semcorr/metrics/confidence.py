@@ -1,12 +1,13 @@
 """Confidence intervals of a run's PCK, and differences of two runs on the same pairs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.bootstrap import BootstrapDraws, image_overlap, percentile_interval, resample_ratio
 from semcorr.metrics.predictions import Predictions, correct_per_pair, subset_masks
 
@@ -66,7 +67,7 @@ def pck_intervals(
 def pck_differences(
     rows: Predictions, first: Bool[np.ndarray, "a m"], second: Bool[np.ndarray, "a m"], alphas: Sequence[float],
     draws: int = 2000, seed: int = 0,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[JsonObject]:  # fmt: skip
     """Compute second minus first, on the same keypoints: the same images are drawn for both.
 
     Every entry has subset, by, alpha, first, second, difference, interval and p. `p` is two-sided: twice

@@ -1,18 +1,46 @@
 """Confusion of keypoints: with the mirror twin, or with any other visible keypoint of the target."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
+from torch import Tensor
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.pck_dagger import Landmarks, landmark_distances
 from semcorr.metrics.predictions import Predictions
 
 Flips = Mapping[str, Sequence[int]]  # category to its left-right permutation of ids
 
 
-def target_landmarks(rows: Predictions, pairs: Sequence[Any]) -> Landmarks:
+@runtime_checkable
+class AnnotatedImage(Protocol):
+    """An image with keypoints."""
+
+    @property
+    def keypoints(self) -> Tensor:
+        """Coordinates in pixels, (n, 2)."""
+
+    @property
+    def visible(self) -> Tensor:
+        """Which of them are visible, (n)."""
+
+
+@runtime_checkable
+class AnnotatedPair(Protocol):
+    """A pair of images, of which the target's keypoints matter."""
+
+    @property
+    def name(self) -> str:
+        """Name of the pair."""
+
+    @property
+    def target(self) -> AnnotatedImage:
+        """The target image."""
+
+
+def target_landmarks(rows: Predictions, pairs: Sequence[AnnotatedPair]) -> Landmarks:
     """Return all keypoints visible in the targets, whether or not the source shows them.
 
     Args:
@@ -28,7 +56,7 @@ def target_landmarks(rows: Predictions, pairs: Sequence[Any]) -> Landmarks:
     return points
 
 
-def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) -> dict[str, Any]:
+def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) -> JsonObject:
     """Compute how often a keypoint whose twin the target shows is predicted nearer to the twin than to itself.
 
     Every category counts its `asked` keypoints; None where there are none. The distance does not matter otherwise:
@@ -73,7 +101,7 @@ def keypoint_confusion(
     return dict(zip(rows.categories, matrices, strict=True))
 
 
-def _share(wrong: Any, has_twin: Any) -> dict[str, Any]:
+def _share(wrong: Bool[np.ndarray, " m"], has_twin: Bool[np.ndarray, " m"]) -> JsonObject:
     """Compute the share of confused keypoints and their number."""
     count = int(has_twin.sum())
     return {"confused": int(wrong.sum()) / count if count else None, "asked": count}

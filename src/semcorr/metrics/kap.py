@@ -4,13 +4,13 @@ Every keypoint visible in the source makes one guess within reach of its target 
 best similarities of both are ranked together, and their average precision is the score.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from semcorr.core.text_files import JsonObject
 
 KAP_ALPHAS = (0.01, 0.05, 0.1)
 SCHEMA = pa.schema(
@@ -71,7 +71,7 @@ def average_precision(score: Float[np.ndarray, " k"], positive: Bool[np.ndarray,
     return float((precision * true).sum() / positive.sum())
 
 
-def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bool = False) -> dict[str, Any]:
+def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bool = False) -> JsonObject:
     """Compute KAP of a table of detections: the mean over pairs, and that of all scores pooled.
 
     Args:

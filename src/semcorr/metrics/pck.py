@@ -6,13 +6,14 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
+
+from semcorr.core.text_files import JsonObject
 
 SUBSETS = ("all", "geo", "std")
 ALPHAS = (0.01, 0.05, 0.1, 0.15, 0.2)
@@ -154,7 +155,7 @@ class PCK(Metric):
             correct_of_n = (is_correct & mask[:, None]).sum(-1)  # (b alphas)
             self.correct[s].transpose(1, 2).index_put_((category, n), correct_of_n, accumulate=True)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> JsonObject:
         """Return `{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: ...}, "headline": {...}}`.
 
         The scores of a category are as those of `pck`.

@@ -1,7 +1,7 @@
 """The predictions table as arrays, from which every breakdown is computed."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +79,7 @@ def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
 
 def is_correct(rows: Predictions, alphas: Sequence[float], strict: bool = False) -> Bool[np.ndarray, "a m"]:
     """Tell whether each keypoint is correct at each alpha: error <= alpha, or < alpha where the protocol is strict."""
-    compare: Any = np.less if strict else np.less_equal
+    compare = np.less if strict else np.less_equal
     return compare(rows.error, np.asarray(alphas, float)[:, None])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.parquet import read_parquet, write_parquet
+from semcorr.core.text_files import JsonObject
 
 SCHEMA = pa.schema(
     [
@@ -53,7 +53,7 @@ def build_rows(
     """Build the rows of a batch's shared keypoints; `points` are source, target and predicted (x, y)."""
     pair_index, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
     extents = extent.tolist()
-    columns: dict[str, Any] = {
+    columns: JsonObject = {
         "pair": [pair[i] for i in pair_index],
         "source": [source[i] for i in pair_index],
         "target": [target[i] for i in pair_index],
@@ -92,7 +92,7 @@ def with_predictions(
 def gather_tables(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
     """Gather all processes' rows on every process, sorted."""
     local_table = pa.concat_tables([schema.empty_table(), *tables])
-    parts: list[Any] = [local_table]
+    parts: list[pa.Table | None] = [local_table]
     if dist.is_available() and dist.is_initialized():
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, local_table)

@@ -1,13 +1,12 @@
 """Table of tracks: one row per query point and evaluated frame; and its scores."""
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.tracking import Scores, tapvid_metrics
 
 SCHEMA = pa.schema(
@@ -59,7 +58,7 @@ def build_track_rows(
         "true_occluded": occluded[evaluated], "predicted_occluded": predicted_occluded[evaluated],
         "score": score[evaluated],
     }  # fmt: skip
-    columns: dict[str, Any] = {name: values.cpu().numpy() for name, values in tensors.items()}
+    columns: JsonObject = {name: values.cpu().numpy() for name, values in tensors.items()}
     constants = {"video": [video] * len(query_index), "localise": [localise] * len(query_index)}
     return pa.table({name: pa.array((columns | constants)[name], SCHEMA.field(name).type) for name in SCHEMA.names})
 

@@ -22,7 +22,7 @@ def default_root() -> Path:
     return Path(os.environ.get("SEMCORR_STORE") or "~/.cache/semcorr/features").expanduser()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import `FeatureStore` at its first use."""
     if name == "FeatureStore":  # imports torch, which the command does not need
         from semcorr.store.feature_store import FeatureStore

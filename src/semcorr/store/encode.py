@@ -1,7 +1,7 @@
 """Encoding of images into a cache, each computed once: by one process, by all of a run, or by an earlier run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -9,11 +9,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from semcorr.core.finite import require_finite
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant, content_hash
 from semcorr.store import FeatureStore
 from semcorr.store.cache import FeatureCache, cast_floating
 
 Values = dict[str, Tensor]  # of a batch of images, first axis first
+Item = TypeVar("Item")
 TRIES = 3  # attempts at a store whose entries are evicted while they are read
 
 
@@ -28,7 +30,7 @@ class ProcessGroup(NamedTuple):
 def encode_images(
     cache: FeatureCache,
     shown: Sequence[ImageVariant],
-    data: Any,
+    data: PairDataModule,
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
@@ -40,7 +42,7 @@ def encode_images(
     Args:
         cache: Cache of the values, by name.
         shown: Images, the same on every process.
-        data: Decodes images: `encoding(shown, chunks)`, `at_once` images at once.
+        data: The benchmark, which decodes images.
         compute: Function from a batch of images to values.
         group: Processes that share the work.
     """
@@ -66,7 +68,7 @@ def encode_through_store(
     cache: FeatureCache,
     store: FeatureStore,
     shown: Sequence[ImageVariant],
-    data: Any,
+    data: PairDataModule,
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
@@ -98,8 +100,8 @@ def _compute_missing(
     cache: FeatureCache,
     store: FeatureStore,
     missing: Mapping[str, ImageVariant],
-    data: Any,
-    compute: Any,
+    data: PairDataModule,
+    compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
     """Compute the missing entries that no other process is computing, and store them."""
@@ -152,7 +154,7 @@ def _broadcast_chunk(
         assert chunk is not None
         return chunk
     shapes = {key: (value.shape, value.dtype) for key, value in chunk[1].items()} if chunk else None
-    message: list[Any] = [chunk and list(chunk[0]), shapes]
+    message: list = [chunk and list(chunk[0]), shapes]
     dist.broadcast_object_list(message, src=owner, device=group.device)
     names, shapes = message
     values = {key: torch.empty(shape, dtype=dtype, device=group.device) for key, (shape, dtype) in shapes.items()}
@@ -163,7 +165,7 @@ def _broadcast_chunk(
     return names, values
 
 
-def split_into_chunks(items: Sequence[Any], size: int) -> list[list[Any]]:
+def split_into_chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
     """Consecutive chunks.
 
     >>> split_into_chunks("abcde", 2)

@@ -1,18 +1,19 @@
 """Frozen blocks of a backbone: where they end, and their features of images, cached as long as they are needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store import FeatureStore
 from semcorr.store.cache import PLACES, FeatureCache
@@ -65,7 +66,7 @@ class FrozenPrefix:
         key: What the values depend on besides weights, depth and type; part of the key of a store on disk.
     """
 
-    def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: Mapping[str, Any]) -> None:
+    def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: JsonObject) -> None:
         self.backbone, self.cache_config, self.key = backbone, cache_config, key
         self.depth = frozen_depth(backbone)
         self.cache: FeatureCache | None = None
@@ -104,9 +105,9 @@ class FrozenPrefix:
     def fill(
         self,
         shown: Sequence[ImageVariant],
-        data: Any,
+        data: PairDataModule,
         group: ProcessGroup,
-        context: Callable[[], AbstractContextManager[Any]],
+        context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
         if self.cache is None:
@@ -131,14 +132,14 @@ class FrozenPrefix:
         """Free the cached values."""
         self.cache = None
 
-    def _key(self, data: Any) -> dict[str, Any]:
+    def _key(self, data: PairDataModule) -> JsonObject:
         depth = "all" if self.depth is None else self.depth
         geometry = {"size": self.backbone.size, "resize": data.resize}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
         return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **geometry, **self.key}
 
 
-def feature_origin(backbone: Any, head: Any = None) -> str:
+def feature_origin(backbone: Backbone, head: nn.Module | None = None) -> str:
     """Name the origin of features: the network, its layers, and the head where one has changed them."""
     layers = getattr(backbone, "layers", None)
     layer_text = f", layers {list(layers)}" if layers is not None else ""
@@ -162,8 +163,7 @@ def frozen_depth(backbone: Backbone) -> int | None:
 
     What is trained outside the blocks and the norm after them may change the input of the first block.
     """
-    network: Any = backbone
-    trainable = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    trainable = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
     if not trainable:
         return None
     block_parameters = [{id(parameter) for parameter in block.parameters()} for block in backbone.blocks]

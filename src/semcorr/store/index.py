@@ -5,15 +5,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 from filelock import FileLock, Timeout
 
 from semcorr.core.files import part_path, remove_parts
+from semcorr.core.text_files import JsonObject
 from semcorr.store.integrity import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
@@ -34,7 +35,7 @@ class StoreFolder(NamedTuple):
     """Stored features of one key."""
 
     path: Path
-    key: dict[str, Any]
+    key: JsonObject
     entries: list[StoreEntry]
 
     @property
@@ -48,7 +49,7 @@ class StoreFolder(NamedTuple):
         return max((entry.used for entry in self.entries), default=None)
 
 
-def folder_name(key: Mapping[str, Any]) -> str:
+def folder_name(key: JsonObject) -> str:
     """Return the name of the folder for a key: a hash of all of it."""
     canonical = json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(canonical.encode())
@@ -119,7 +120,7 @@ def _list_entries(folder: Path) -> list[StoreEntry]:
     return entries
 
 
-def _read_key(folder: Path) -> dict[str, Any]:
+def _read_key(folder: Path) -> JsonObject:
     """Read the key of a folder; empty if it cannot be read."""
     try:
         with (folder / KEY).open("rb") as file:

@@ -5,10 +5,10 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from semcorr.core.text_files import JsonObject
 from semcorr.store.index import LOCK
 
 
@@ -33,10 +33,10 @@ class EntryLocks:
     def __len__(self) -> int:
         return len(self._held)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         return {"folder": self.folder}  # locks stay with the process that took them
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         self.folder, self._held = state["folder"], {}
         self._remove_at_exit()
 

@@ -1,11 +1,11 @@
 """Pictures of similarity maps: where the features of the target resemble the marked point of the source."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from semcorr.core.coords import to_view
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import PairDataset
 from semcorr.data.record import PairRecord
 from semcorr.metrics.predictions import Predictions
@@ -28,7 +29,9 @@ LEGEND = (
 )
 
 
-def plot_similarity_page(module: Any, data: Any, pairs: Mapping[str, PairRecord], rows: Predictions) -> Image.Image:
+def plot_similarity_page(
+    module: LightningModule, data: PairDataModule, pairs: Mapping[str, PairRecord], rows: Predictions
+) -> Image.Image:
     """Draw the maps of some rows, below one another; see `choose_queries` and `plot_similarity`."""
     tiles = [
         plot_similarity(module, data, pairs[rows.pairs[rows.pair[row]]], int(rows.keypoint[row]), rows.predicted[row])
@@ -58,7 +61,7 @@ def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
 
 @torch.no_grad()
 def plot_similarity(
-    module: Any, data: Any, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]
+    module: LightningModule, data: PairDataModule, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]
 ) -> Image.Image:
     """Draw both images, the target under its map.
 

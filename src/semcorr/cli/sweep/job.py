@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -99,7 +98,7 @@ def _leave_group() -> None:
 
 
 def _finish_wandb() -> None:
-    client: Any = sys.modules.get("wandb")
+    client: object = sys.modules.get("wandb")
     if client is not None and client.run is not None:  # the job failed; one that did not has finished it
         client.finish(exit_code=1)
 

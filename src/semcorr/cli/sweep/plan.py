@@ -6,17 +6,17 @@ a job whose `metrics.json` is there is done. So the same line with the same `run
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
@@ -112,9 +112,9 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     return ""
 
 
-def _other(cfg: DictConfig, saved: Mapping[str, Any]) -> str | None:
+def _other(cfg: DictConfig, saved: JsonObject) -> str | None:
     """Name a key that a saved configuration has otherwise than the job; what a run fills in is not compared."""
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: object = OmegaConf.to_container(cfg, resolve=True)
     own = flatten_config({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})
     compared = (key for key in own if key not in FILLED and own[key] is not None and key in saved)
     return next((key for key in compared if own[key] != saved[key]), None)
@@ -127,6 +127,6 @@ def is_done(job: SweepJob) -> bool:
     return False
 
 
-def read_job_metrics(job: SweepJob) -> Mapping[str, Any]:
+def read_job_metrics(job: SweepJob) -> JsonObject:
     """Its scores."""
     return read_scores(job.folder / METRICS, "Its job is done again")

@@ -3,13 +3,14 @@
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 
 from semcorr.cli.sweep.plan import JobOutcome, is_done, read_job_metrics
 from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.pck import SUBSETS
 
 ALPHA = "0.1"
@@ -23,7 +24,7 @@ class SweepRow(NamedTuple):
 
     number: str
     typed: Mapping[str, str]
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[JsonObject]
 
 
 def print_summary(outcomes: Sequence[JobOutcome]) -> int:
@@ -73,14 +74,14 @@ def build_table(outcomes: Sequence[JobOutcome]) -> Table:
     return made
 
 
-def group_seeds(jobs: Iterable[tuple[str, Sequence[str], Mapping[str, Any]]]) -> list[SweepRow]:
+def group_seeds(jobs: Iterable[tuple[str, Sequence[str], JsonObject]]) -> list[SweepRow]:
     """Jobs that differ in nothing but their seed, together.
 
     >>> jobs = [("0", ["seed=1"], {}), ("1", ["seed=2"], {}), ("2", ["seed=1", "a=b"], {})]
     >>> [row.number for row in group_seeds(jobs)]
     ['0, 1', '2']
     """
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[str, JsonObject]]] = {}
     for number, overrides, metrics in jobs:
         typed = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
         typed.pop(SEED, None)
@@ -112,7 +113,7 @@ def _code(failed: Sequence[JobOutcome]) -> int:
     return 0 if not failed else 2 if all(outcome.fault == 2 for outcome in failed) else 1
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+def _scores(metrics: JsonObject) -> dict[str, float | None]:
     if PAIRS not in metrics:
         return {key: metrics[TRACKING][key] for key in TRACKS}
     return {subset: metrics[PAIRS][subset]["image"][ALPHA] for subset in SUBSETS}

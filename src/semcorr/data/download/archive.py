@@ -35,7 +35,7 @@ class ArchiveMember(NamedTuple):
     name: str
     kind: str  # "file", "folder", or what it is that we do not take
     size: int
-    entry: Any  # the archive's own
+    entry: object  # the archive's own
 
 
 Opened = tuple[Sequence[ArchiveMember], Callable[[Any], Any]]  # and how one is read
@@ -61,7 +61,7 @@ def open_archive(path: Path) -> Iterator[Opened]:
 class _Bounded:
     """A file that no header can make read gigabytes at once."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: object) -> None:
         self.file = file
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
@@ -74,7 +74,7 @@ class _Bounded:
 
 
 @contextmanager
-def _open_tar_stream(path: Path) -> Iterator[Any]:
+def _open_tar_stream(path: Path) -> Iterator[object]:
     """Open the archive itself: as it is, or inflated as it is read."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -112,7 +112,7 @@ def _convert_tar_member(info: tarfile.TarInfo) -> ArchiveMember:
 
 def _check_count(archive: zipfile.ZipFile) -> None:
     """Require as many members as the end of the file states: a length altered in the list hides those after it."""
-    file: Any = archive.fp
+    file: object = archive.fp
     file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
@@ -130,7 +130,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tarfile stops at the first header that makes no sense, as if the archive ended there; it does end
     there only if nothing but zeros follows. And gzip compares its checksum at the end, not before.
     """
-    file: Any = tar.fileobj
+    file: object = tar.fileobj
     file.seek(tar.offset)
     zeros = 0
     while block := file.read(CHUNK):

@@ -10,7 +10,6 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.filesize import decimal
 from rich.progress import Progress
@@ -116,7 +115,7 @@ def _require_space(path: Path, needed: int, into: Path) -> None:
         )
 
 
-def _write_file(source: Any, target: Path) -> None:
+def _write_file(source: object, target: Path) -> None:
     """Write a new file, never through an existing one, and with our own permissions less the umask's."""
     _create_folder(target.parent)
     with open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:

@@ -8,9 +8,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import requests
 from requests import Response
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from urllib3.exceptions import HTTPError
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.data.download.recipe import ArchiveInfo
 
 TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
@@ -95,7 +94,7 @@ def _request(archive: ArchiveInfo, part: Path) -> Response:
     return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
 
 
-def _is_continuation(response: Response, offset: int, ticket: Mapping[str, Any]) -> bool:
+def _is_continuation(response: Response, offset: int, ticket: JsonObject) -> bool:
     """Return whether a 206 is the rest of the same file. A server may ignore If-Range or send another range."""
     content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not content_range or int(content_range[1]) != offset:
@@ -139,7 +138,7 @@ def _connection_message(archive: ArchiveInfo, part: Path, error: Exception) -> s
     )
 
 
-def _read_ticket(part: Path) -> dict[str, Any]:
+def _read_ticket(part: Path) -> JsonObject:
     """Return what is known of the bytes in `part`; nothing if the note is absent or half-written."""
     try:
         return dict(json.loads(_ticket_path(part).read_text()))

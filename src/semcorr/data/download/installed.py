@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.data.download.recipe import DownloadRecipe
 
 PREPARED, VERIFIED = "prepared.json", "verify.json"
@@ -21,9 +21,9 @@ class TreeReport(Protocol):
     @property
     def failed(self) -> bool: ...  # noqa: D102
 
-    def table(self) -> Any: ...  # noqa: D102
+    def table(self) -> object: ...  # noqa: D102
 
-    def as_json(self) -> dict[str, Any]: ...  # noqa: D102
+    def as_json(self) -> JsonObject: ...  # noqa: D102
 
 
 Check = Callable[[Path], TreeReport]  # raises a UserError if the tree cannot be read
@@ -94,6 +94,6 @@ def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path,
         raise UserError(f"the archives do not make a whole {name} tree: {message}") from None
 
 
-def write_note(path: Path, content: Mapping[str, Any]) -> None:
+def write_note(path: Path, content: JsonObject) -> None:
     """Write a JSON file for people and programs."""
     write_text(path, json.dumps(content, indent=1) + "\n")

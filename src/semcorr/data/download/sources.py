@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.filesize import decimal
 from rich.panel import Panel
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.data.download import http as fetch
 from semcorr.data.download.extract import DamagedError, extract
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
@@ -60,7 +61,7 @@ def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
     return fetch.download_archive(source.archive, downloads)
 
 
-def archive_info(source: ArchiveSource, path: Path) -> dict[str, Any]:
+def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
     """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
     checksum, expected = fetch.file_sha256(path), source.archive.sha256
     if expected and checksum != expected:

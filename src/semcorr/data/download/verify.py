@@ -7,7 +7,7 @@ counts decide is `ok` or `differs`; what nobody published is a `note`, reported 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.progress import Progress
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
+from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule, PairListEntry
 from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import open_image
@@ -73,7 +74,7 @@ class VerificationReport(NamedTuple):
                 table.add_row(Text(f"  and {len(check.examples) - SHOWN:,} more", "dim"))
         return table
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Format the report for verify.json."""
         return {
             "benchmark": self.benchmark,
@@ -123,7 +124,7 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
 def check_lists(
     rows: Mapping[str, Sequence[PairListEntry]],
     categories: Mapping[str, Mapping[str, int]],
-    official: Mapping[str, Any],
+    official: JsonObject,
 ) -> list[VerificationCheck]:
     """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
     checks = []

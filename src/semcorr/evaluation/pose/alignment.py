@@ -4,19 +4,23 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
+from lightning import LightningDataModule
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, require_fields
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.data.augment import require_flips
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, instance_distance
@@ -53,7 +57,7 @@ class AdaptivePose:
     """
 
     mirror: bool = False
-    rotations: Mapping[str, Any] = field(default_factory=dict)
+    rotations: JsonObject = field(default_factory=dict)
     mask: str = "auto"
     reduce: str = "mean"
     mutual: bool = False
@@ -82,17 +86,19 @@ class AdaptivePose:
         """List the poses to try for a category, the image as it is first."""
         return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
 
-    def check(self, backbone: Any, data: Any) -> None:
+    def check(self, backbone: Backbone, data: LightningDataModule) -> None:
         """Refuse data and backbones that cannot be aligned, before anything is trained or encoded."""
         if not self:
             return
-        if not hasattr(data, "pairs"):
-            raise UserError(f"`pose`: {data.name} has no pairs, so there is nothing to align. Set pose=none")
+        if not isinstance(data, PairDataModule):
+            raise UserError(
+                f"`pose`: {getattr(data, 'name', 'the benchmark')} has no pairs, so there is nothing to align. Set pose=none"
+            )
         if backbone.pairwise:
             raise UserError(f"`pose`: {backbone.name} sees both images at once and none alone. Set pose=none")
         if self.mirror:
             require_flips(data.pairs(data.split), data.name, "pose.mirror", "pose=none")
-        ObjectMasks(self, data, data.split)
+        ObjectMasks(self.mask, data, data.split)
 
 
 class PosePart(NamedTuple):
@@ -113,10 +119,10 @@ class PoseAligner:
         device: Device on which masks are made.
     """
 
-    def __init__(self, options: AdaptivePose, data: Any, split: str, device: torch.device) -> None:
+    def __init__(self, options: AdaptivePose, data: PairDataModule, split: str, device: torch.device) -> None:
         self.options = options
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
-        self.masks = ObjectMasks(options, data, split, device)
+        self.masks = ObjectMasks(options.mask, data, split, device, options.sam_weights)
         self.tables: list[pa.Table] = []
 
     def shown(self, images: Sequence[ImageVariant]) -> list[ImageVariant]:
@@ -153,7 +159,7 @@ class PoseAligner:
     def _choose_variants(self, batch: PairBatch, features: Callable[[str], FeatureMap]) -> list[PoseTransform]:
         """Choose for each pair the variant closest to the target; of equals the first, which is the image as it is."""
         chosen, rows = [], []
-        targets: dict[tuple[Any, ...], ObjectCells] = {}  # pairs of a batch look into few images
+        targets: dict[tuple[object, ...], ObjectCells] = {}  # pairs of a batch look into few images
         for name in batch.pair:
             record = self.records[name]
             key = (record.target.name, record.target.box)
@@ -198,7 +204,7 @@ class PoseAligner:
         return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
 
 
-def pose_summary(table: pa.Table) -> dict[str, Any]:
+def pose_summary(table: pa.Table) -> JsonObject:
     """Summarise poses for metrics.json: the masks, and how many pairs each variant was chosen for."""
     counts = Counter(row["variant"] for row in table.to_pylist() if row["chosen"])
     return {"mask": table["mask"][0].as_py(), "chosen": dict(sorted(counts.items()))}
@@ -244,8 +250,11 @@ def _select_matched(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart
     return PosePart(pairs, selected, [records[i] for i in pairs])
 
 
-def _select_rows(column: Any, index: list[int]) -> Any:
+def _select_rows(column: object, index: list[int]) -> object:
     """Select rows of a tensor, a list of names or a view."""
     if isinstance(column, View):
         return View._make(_select_rows(values, index) for values in column)
-    return column[index] if isinstance(column, Tensor) else [column[i] for i in index]
+    if isinstance(column, Tensor):
+        return column[index]
+    assert isinstance(column, Sequence)
+    return [column[i] for i in index]

@@ -1,13 +1,12 @@
 """Masks of the object's cells of every image, made once for each image."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord
 from semcorr.evaluation.pose.sam import BoxPromptedSAM, load_box_prompted_sam
@@ -20,17 +19,25 @@ class ObjectMasks:
     """Masks on the grid of an image's features.
 
     Args:
-        options: Options of the alignment: `mask`, `sam_weights`.
+        kind: One of `MASKS`.
         data: The benchmark; its `resize` is how images become squares.
         split: Split of which all images must have a segmentation for `auto` to use it.
         device: Device on which Segment Anything runs.
+        sam_weights: Its checkpoint, for `sam`.
 
     Attributes:
         kind: Kind of mask in use, after `auto` is resolved.
     """
 
-    def __init__(self, options: Any, data: Any, split: str, device: torch.device | None = None) -> None:
-        self.options, self.data, self.kind = options, data, options.mask
+    def __init__(
+        self,
+        kind: str,
+        data: PairDataModule,
+        split: str,
+        device: torch.device | None = None,
+        sam_weights: str | None = None,
+    ) -> None:
+        self.kind, self.data, self.sam_weights = kind, data, sam_weights
         self.device = device or torch.device("cpu")
         missing = [image.name for image in unique_images(data.pairs(split)) if image.segmentation is None]
         if self.kind == "auto":
@@ -40,7 +47,7 @@ class ObjectMasks:
                 f"`pose.mask`: {len(missing)} images of {data.name} {split} have no segmentation ({missing[0]}, ...). "
                 "Restore its folder Segmentation, or set pose.mask=box."
             )
-        self._known: dict[tuple[Any, ...], Bool[Tensor, "h w"]] = {}
+        self._known: dict[tuple[object, ...], Bool[Tensor, "h w"]] = {}
         self._sam: BoxPromptedSAM | None = None
 
     def __call__(self, record: ImageRecord, maps: FeatureMap) -> Bool[Tensor, "h w"] | None:
@@ -63,5 +70,6 @@ class ObjectMasks:
     def _segment_with_sam(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
         """Segment the object with Segment Anything, which is loaded at the first call."""
         if self._sam is None:
-            self._sam = load_box_prompted_sam(self.options.sam_weights, self.device)
+            assert self.sam_weights is not None, "AdaptivePose requires them"
+            self._sam = load_box_prompted_sam(self.sam_weights, self.device)
         return self._sam(record)

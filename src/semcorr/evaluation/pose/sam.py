@@ -1,7 +1,7 @@
 """Masks from Segment Anything, prompted with the object's box, as in the released code of the paper with ViT-H."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.weight_kinds import recognise_weights
 from semcorr.models.backbones.weights import load_weights
 
+if TYPE_CHECKING:
+    from segment_anything import SamPredictor
+
 MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the encoder
 
 
@@ -26,7 +29,7 @@ class BoxPromptedSAM:
         predictor: The package's `SamPredictor`.
     """
 
-    def __init__(self, predictor: Any) -> None:
+    def __init__(self, predictor: "SamPredictor") -> None:
         self.predictor = predictor
 
     def __call__(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
