@@ -44,7 +44,7 @@ Root = Annotated[
     typer.Option(
         "--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."
     ),
-]  # fmt: skip
+]
 
 
 @app.callback()

@@ -65,7 +65,7 @@ def _similarity(
     """Compute the similarity of the points of a source with the cells of the target."""
     if isinstance(head, SiameseHead):
         return head.compare(head.describe(source, points[None]), target)[0]
-    return head(source, target, points[None])[0]  # type: ignore[no-any-return]
+    return head(source, target, points[None])[0]
 
 
 def _cell_centres(similarity: Float[Tensor, "n h w"], stride: float) -> Float[Tensor, "h w 2"]:

@@ -25,6 +25,7 @@ from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import Protocol
 from semcorr.evaluation.scoring_specs import ScoringSpec, check_scoring_specs, metrics_dict
 from semcorr.matching.batched import TargetMatches, match_at_full_resolution, match_to_target
+from semcorr.matching.readouts import Readout
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions_table import build_rows, gather_tables, with_predictions
 from semcorr.store.encode import ProcessGroup
@@ -142,11 +143,19 @@ class Evaluator:
                 continue
             columns: JsonObject = {"localise": spec.localise, "protocol": spec.protocol.name, "error": errors}
             columns |= {"score": batch_predictions.score, "shared": batch.shared}
-            table = with_predictions(table, predicted=predicted, **columns) if table is not None else build_rows(
-                pair=batch.pair, source=source.name, target=target.name, category=batch.category,
-                points=torch.cat((queries, truth, predicted), dim=-1), extent=batch.extent, ambiguous=batch.ambiguous,
-                **columns,
-            )  # fmt: skip
+            if table is None:
+                table = build_rows(
+                    pair=batch.pair,
+                    source=source.name,
+                    target=target.name,
+                    category=batch.category,
+                    points=torch.cat((queries, truth, predicted), dim=-1),
+                    extent=batch.extent,
+                    ambiguous=batch.ambiguous,
+                    **columns,
+                )
+            else:
+                table = with_predictions(table, predicted=predicted, **columns)
             self.tables.append(table)
         if self.kap:
             for pairs, features, sources in self._group_by_target(batch):
@@ -244,7 +253,7 @@ class Evaluator:
         for i in members:
             predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
 
-    def _rules(self, members: Sequence[int]) -> JsonObject:
+    def _rules(self, members: Sequence[int]) -> dict[str, Readout]:
         """Return the read-outs of some specifications by name."""
         return {self.specs[i].localise: self.specs[i].rule for i in members}
 
@@ -257,9 +266,15 @@ class Evaluator:
         return query_points(annotations, protocol, grid)
 
     def _match_target(
-        self, batch: PairBatch, protocol: Protocol, target: FeatureMap, sources: list[FeatureMap],
-        points: list[Tensor], pairs: list[int], members: list[int],
-    ) -> TargetMatches:  # fmt: skip
+        self,
+        batch: PairBatch,
+        protocol: Protocol,
+        target: FeatureMap,
+        sources: list[FeatureMap],
+        points: list[Tensor],
+        pairs: list[int],
+        members: list[int],
+    ) -> TargetMatches:
         """Match the queries of some pairs to the target that they have in common."""
         rules = list(self._rules(members).values())
         if protocol.decode == "native":

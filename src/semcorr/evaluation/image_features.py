@@ -113,7 +113,7 @@ class ImageFeatures:
             return frozen.cache
         chunks = split_into_chunks([image.name for image in images], self.data.encoding_batch)
 
-        def computed() -> Iterator[tuple[list[str], Values]]:
+        def compute_chunks() -> Iterator[tuple[list[str], Values]]:
             """Yield the names and features of this process's chunks."""
             for chunk in chunks[self.group.rank :: self.group.size]:
                 with self.context():
@@ -122,7 +122,7 @@ class ImageFeatures:
         cache = FeatureCache(
             len(images), device, frozen.cache_config.where, frozen.cache_config.type, self.group.size, self._origin
         )
-        for chunk, values in broadcast_chunks(computed(), len(chunks), self.group):
+        for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
             cache.add(chunk, values)
         cache.watch.settle()
         return cache

@@ -4,18 +4,15 @@ The axes are those on which evaluators were found to differ (docs/protocols.md s
 is a view: the same features are scored by any of them, as long as they share the pixels that features are computed of.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf
-from semcorr.matching.readouts import argmax, kernel_soft_argmax, window_soft_argmax
+from semcorr.matching.readouts import Readout, argmax, kernel_soft_argmax, window_soft_argmax
 
-Rule = Callable[..., Tensor]
 AXES = {
     "resize": ("squash", "letterbox", "corner"),
     "scaling": ("exact", "ratio", "whole", "aligned"),
@@ -61,7 +58,7 @@ class Protocol:
     scaling: str = "exact"
     clamp: bool = False
     lookup: str = "centre"
-    read_out: Rule = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
+    read_out: Readout = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
     decode: str = "centre"
     frame: str = "original"
     strict: bool = False
@@ -76,8 +73,12 @@ class Protocol:
     def exact(self) -> bool:
         """Whether points, cells and distances are ours: the same definition in any image geometry."""
         return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
-            "exact", False, "centre", "centre", "original",
-        )  # fmt: skip
+            "exact",
+            False,
+            "centre",
+            "centre",
+            "original",
+        )
 
     @property
     def query(self) -> tuple[str, bool, str]:

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 from rich.table import Table
@@ -24,7 +24,7 @@ from semcorr.visualization import predictions as draw
 log = logging.getLogger(__name__)
 
 # Tables beside the predictions: the key in metrics.json, and the function that summarises them.
-BESIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+BESIDE: dict[str, tuple[str, Callable[[pa.Table], JsonObject]]] = {
     "poses": ("pose", pose_summary),
     "detections": ("kap", kap_summary),
 }

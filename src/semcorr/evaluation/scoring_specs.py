@@ -1,14 +1,15 @@
 """Scoring specifications of a run: protocols, each with the read-outs of its similarity."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.evaluation.protocols import Protocol
-from semcorr.matching.readout_names import ProtocolReadout, Rule, list_readouts, readout_label
+from semcorr.matching.readout_names import ProtocolReadout, list_readouts, readout_label
+from semcorr.matching.readouts import Readout
 from semcorr.models.heads.cosine import Cosine
 
 
@@ -16,7 +17,7 @@ class ScoringSpec(NamedTuple):
     """A protocol and a read-out, which define a number."""
 
     protocol: Protocol
-    rule: Rule
+    rule: Readout
 
     @property
     def localise(self) -> str:
@@ -29,7 +30,9 @@ class ScoringSpec(NamedTuple):
         return (*self.protocol.query, self.protocol.decode == "native")
 
 
-def build_scoring_specs(protocols: Sequence[Protocol], localise: object) -> tuple[list[ScoringSpec], Any]:
+def build_scoring_specs(
+    protocols: Sequence[Protocol], localise: Readout | ProtocolReadout
+) -> tuple[list[ScoringSpec], Readout]:
     """Pair every protocol with every read-out, or with its own for `ProtocolReadout`; return what to localise by, too.
 
     For `ProtocolReadout` that is the first protocol's own read-out.

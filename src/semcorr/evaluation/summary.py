@@ -59,7 +59,7 @@ def quantisation_ceiling(
     truth = torch.from_numpy(rows.target)[:, None]
     best = nearest_centres(truth, scale, offset, grid, side / grid[0])
     error = normalised_error(best, truth, torch.from_numpy(rows.extent))[:, 0].numpy()
-    return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=error))["pck"]  # type: ignore[no-any-return]
+    return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=error))["pck"]
 
 
 def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool = False) -> JsonObject:

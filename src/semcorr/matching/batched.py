@@ -14,8 +14,8 @@ from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
-from semcorr.matching.readout_names import Rule, needs_four_queries
-from semcorr.matching.readouts import apply_readouts, argmax
+from semcorr.matching.readout_names import needs_four_queries
+from semcorr.matching.readouts import Readout, apply_readouts, argmax
 from semcorr.matching.upsampled import upsampled_argmax, upsampled_cosine
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
@@ -39,7 +39,7 @@ def match_to_target(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Rule],
+    rules: Sequence[Readout],
     values: int = VALUES,
 ) -> TargetMatches:
     """Match the query points of several sources to one target image.
@@ -79,7 +79,7 @@ def match_bilinear(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Rule],
+    rules: Sequence[Readout],
     at_once: int,
 ) -> list[Float[Tensor, "q 2"]]:
     """Match the four source cells around each point, and blend the four matches by bilinear weights."""
@@ -104,7 +104,7 @@ def match_at_full_resolution(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Rule],
+    rules: Sequence[Readout],
     size: tuple[int, int],
     values: int = VALUES,
 ) -> TargetMatches:

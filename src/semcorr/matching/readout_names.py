@@ -21,7 +21,7 @@ class ReadoutList:
         rules: Read-outs, each as `localise` takes it; or their names, as in `localise=[argmax,window_5,kernel_7]`.
     """
 
-    def __init__(self, rules: Sequence[Rule | str]) -> None:
+    def __init__(self, rules: Sequence[Readout | str]) -> None:
         if not rules:
             raise UserError("`localise.rules` must name at least one read-out, got none")
         self.rules = [parse_readout(rule) if isinstance(rule, str) else rule for rule in rules]
@@ -38,13 +38,13 @@ class ProtocolReadout:
     """Stand-in for `localise` that `run` replaces with each protocol's own read-out."""
 
 
-def parse_readout(name: str) -> Rule:
+def parse_readout(name: str) -> Readout:
     """Return the read-out of a short name.
 
     >>> readout_label(parse_readout("window_5")), readout_label(parse_readout("kernel_2.5"))
     ('window_soft_argmax(window=5)', 'kernel_soft_argmax(sigma=2.5)')
     """
-    plain: dict[str, Rule] = {
+    plain: dict[str, Readout] = {
         "argmax": argmax,
         "bilinear_nn": bilinear_nn,
         "soft": soft_argmax,
@@ -63,17 +63,17 @@ def parse_readout(name: str) -> Rule:
     return partial(kernel_soft_argmax, sigma=float(kernel[1]))
 
 
-def list_readouts(localise: Rule) -> list[Rule]:
+def list_readouts(localise: Readout) -> list[Readout]:
     """Return the read-outs of `localise`, which is one or a `ReadoutList`."""
     return localise.rules if isinstance(localise, ReadoutList) else [localise]
 
 
-def needs_four_queries(rule: Rule) -> bool:
+def needs_four_queries(rule: Readout) -> bool:
     """Tell whether a read-out needs the similarities of the four source cells around each point."""
     return (rule.func if isinstance(rule, partial) else rule) is bilinear_nn
 
 
-def readout_label(localise: Rule) -> str:
+def readout_label(localise: Readout) -> str:
     """Return a read-out with its arguments, as tables name it; of several, the first.
 
     >>> readout_label(partial(window_soft_argmax, window=9))
@@ -86,7 +86,7 @@ def readout_label(localise: Rule) -> str:
     return f"{rule.func.__name__}({arguments})" if arguments else rule.func.__name__
 
 
-def readout_shorthand(rule: Rule) -> str:
+def readout_shorthand(rule: Readout) -> str:
     """Return a read-out as it is typed, and its temperature where it is not that of the short name.
 
     >>> readout_shorthand(parse_readout("window_15_zero"))

@@ -36,7 +36,7 @@ def pck_from_predictions(
     counts = torch.from_numpy(correct), torch.from_numpy(pairs)
     by_category = {
         name: pck_from_counts(counts[0][:, i], counts[1][:, i], alphas) for i, name in enumerate(rows.categories)
-    }  # fmt: skip
+    }
     return {"pck": pck_from_counts(counts[0].sum(1), counts[1].sum(1), alphas), "category": by_category}
 
 

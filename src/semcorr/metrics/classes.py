@@ -20,9 +20,12 @@ LABELS: Mapping[str, Sequence[str]] = {
 
 
 def pck_by_class(
-    rows: Predictions, labels: Mapping[str, int | None], names: Sequence[str], alphas: Sequence[float],
+    rows: Predictions,
+    labels: Mapping[str, int | None],
+    names: Sequence[str],
+    alphas: Sequence[float],
     hits: Bool[np.ndarray, "a m"] | None = None,
-) -> JsonObject:  # fmt: skip
+) -> JsonObject:
     """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
 
     Args:
@@ -63,6 +66,11 @@ def sensitivity(classes: JsonObject, names: Sequence[str], by: str = "image") ->
 def _select_rows(rows: Predictions, keep: Bool[np.ndarray, " m"]) -> Predictions:
     """Select some rows of the predictions."""
     return rows._replace(
-        pair=rows.pair[keep], keypoint=rows.keypoint[keep], predicted=rows.predicted[keep], target=rows.target[keep],
-        extent=rows.extent[keep], ambiguous=rows.ambiguous[keep], error=rows.error[keep],
-    )  # fmt: skip
+        pair=rows.pair[keep],
+        keypoint=rows.keypoint[keep],
+        predicted=rows.predicted[keep],
+        target=rows.target[keep],
+        extent=rows.extent[keep],
+        ambiguous=rows.ambiguous[keep],
+        error=rows.error[keep],
+    )

@@ -65,9 +65,13 @@ def pck_intervals(
 
 
 def pck_differences(
-    rows: Predictions, first: Bool[np.ndarray, "a m"], second: Bool[np.ndarray, "a m"], alphas: Sequence[float],
-    draws: int = 2000, seed: int = 0,
-) -> list[JsonObject]:  # fmt: skip
+    rows: Predictions,
+    first: Bool[np.ndarray, "a m"],
+    second: Bool[np.ndarray, "a m"],
+    alphas: Sequence[float],
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[JsonObject]:
     """Compute second minus first, on the same keypoints: the same images are drawn for both.
 
     Every entry has subset, by, alpha, first, second, difference, interval and p. `p` is two-sided: twice
@@ -81,9 +85,17 @@ def pck_differences(
         ends = None if samples is None else percentile_interval(samples)[0].tolist()
         p = None if samples is None else _two_sided_p(samples.draws[:, 0])
         differences.append(
-            {"subset": a.subset, "by": a.by, "alpha": a.alpha, "first": float(values[0]), "second": float(values[1]),
-             "difference": float(values[1] - values[0]), "interval": ends, "p": p}
-        )  # fmt: skip
+            {
+                "subset": a.subset,
+                "by": a.by,
+                "alpha": a.alpha,
+                "first": float(values[0]),
+                "second": float(values[1]),
+                "difference": float(values[1] - values[0]),
+                "interval": ends,
+                "p": p,
+            }
+        )
     return differences
 
 
@@ -93,7 +105,7 @@ def mcnemar(first: Bool[np.ndarray, " m"], second: Bool[np.ndarray, " m"]) -> Mc
     It assumes independent keypoints, which those of one pair and of one image are not: its p is too small.
 
     >>> mcnemar(np.array([True] * 5 + [False] * 3), np.array([False] * 4 + [True] * 4))  # 4 against 3
-    Discordant(only_first=4, only_second=3, p=1.0)
+    McNemarResult(only_first=4, only_second=3, p=1.0)
     """
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
     return McNemarResult(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)

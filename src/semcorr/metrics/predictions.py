@@ -48,11 +48,20 @@ def load_predictions(table: pa.Table) -> Predictions:
     categories, category = np.unique(column["category"][first].astype(str), return_inverse=True)
     predicted, target = (np.stack([column[f"{what}_{axis}"] for axis in "xy"], -1) for what in ("predicted", "target"))
     return Predictions(
-        pair=pair, keypoint=keypoint, predicted=predicted.astype(float), target=target.astype(float),
-        extent=column["extent"].astype(float), ambiguous=column["ambiguous"].astype(bool), error=error_column(table),
-        category=category, source_image=image[: len(pairs)], target_image=image[len(pairs) :],
-        pairs=pairs.tolist(), images=images.tolist(), categories=categories.tolist(),
-    )  # fmt: skip
+        pair=pair,
+        keypoint=keypoint,
+        predicted=predicted.astype(float),
+        target=target.astype(float),
+        extent=column["extent"].astype(float),
+        ambiguous=column["ambiguous"].astype(bool),
+        error=error_column(table),
+        category=category,
+        source_image=image[: len(pairs)],
+        target_image=image[len(pairs) :],
+        pairs=pairs.tolist(),
+        images=images.tolist(),
+        categories=categories.tolist(),
+    )
 
 
 def error_column(table: pa.Table) -> Float[np.ndarray, " m"]:

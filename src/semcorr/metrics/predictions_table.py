@@ -20,9 +20,12 @@ SCHEMA = pa.schema(
         ("target", pa.string()),
         ("category", pa.string()),
         ("keypoint", pa.int32()),  # original id
-        ("source_x", pa.float32()), ("source_y", pa.float32()),  # original source pixels
-        ("target_x", pa.float32()), ("target_y", pa.float32()),  # original target pixels, as predicted_*
-        ("predicted_x", pa.float32()), ("predicted_y", pa.float32()),
+        ("source_x", pa.float32()),
+        ("source_y", pa.float32()),  # original source pixels
+        ("target_x", pa.float32()),
+        ("target_y", pa.float32()),  # original target pixels, as predicted_*
+        ("predicted_x", pa.float32()),
+        ("predicted_y", pa.float32()),
         ("extent", pa.float32()),
         ("ambiguous", pa.bool_()),
         ("score", pa.float32()),  # similarity of the best cell
@@ -30,7 +33,7 @@ SCHEMA = pa.schema(
         ("protocol", pa.string()),
         ("error", pa.float64()),  # distance / extent, in the protocol's frame: right if at most alpha (or less)
     ]
-)  # fmt: skip
+)
 OPTIONAL = ("source_x", "source_y", "score", "protocol", "error")  # columns that an older table may lack
 ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 

@@ -7,14 +7,15 @@ mean over videos.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.text_files import JsonObject
+
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels of the 256 x 256 frame
 
-Scores = dict[str, Any]  # {"delta_avg", "OA", "AJ": value, "delta", "jaccard": {threshold: value}}
+Scores = JsonObject  # {"delta_avg", "OA", "AJ": value, "delta", "jaccard": {threshold: value}}
 
 
 def tapvid_metrics(
@@ -92,4 +93,5 @@ def _ratio(part: Tensor, whole: Tensor) -> float | None:
 def _mean(values: Iterable[float | None]) -> float | None:
     """Average values; None where one of them is. `fsum`: in any order the same digits."""
     terms = list(values)
-    return None if None in terms else math.fsum(terms) / len(terms)  # type: ignore[arg-type]
+    defined = [value for value in terms if value is not None]
+    return math.fsum(defined) / len(terms) if len(defined) == len(terms) else None

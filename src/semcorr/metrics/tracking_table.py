@@ -14,15 +14,20 @@ SCHEMA = pa.schema(
         ("video", pa.string()),
         ("query", pa.int32()),  # counts the video's query points
         ("track", pa.int32()),  # the official row of the query point
-        ("query_frame", pa.int32()), ("frame", pa.int32()),
-        ("query_x", pa.float32()), ("query_y", pa.float32()),  # the official 256 x 256 frame: pixel k is [k, k + 1]
-        ("true_x", pa.float32()), ("true_y", pa.float32()),
-        ("predicted_x", pa.float32()), ("predicted_y", pa.float32()),
-        ("true_occluded", pa.bool_()), ("predicted_occluded", pa.bool_()),
+        ("query_frame", pa.int32()),
+        ("frame", pa.int32()),
+        ("query_x", pa.float32()),
+        ("query_y", pa.float32()),  # the official 256 x 256 frame: pixel k is [k, k + 1]
+        ("true_x", pa.float32()),
+        ("true_y", pa.float32()),
+        ("predicted_x", pa.float32()),
+        ("predicted_y", pa.float32()),
+        ("true_occluded", pa.bool_()),
+        ("predicted_occluded", pa.bool_()),
         ("score", pa.float32()),  # similarity of the best cell
         ("localise", pa.string()),
     ]
-)  # fmt: skip
+)
 ORDER = ("video", "query", "frame")  # of the table's rows
 
 
@@ -53,11 +58,15 @@ def build_track_rows(
     points = torch.cat((query[:, None].expand_as(truth), truth, predicted), dim=-1)[query_index, frame]
     names = [f"{what}_{axis}" for what in ("query", "true", "predicted") for axis in "xy"]
     tensors = {
-        "query": query_index, "track": track[query_index], "query_frame": query_frame[query_index], "frame": frame,
+        "query": query_index,
+        "track": track[query_index],
+        "query_frame": query_frame[query_index],
+        "frame": frame,
         **dict(zip(names, points.unbind(-1), strict=True)),
-        "true_occluded": occluded[evaluated], "predicted_occluded": predicted_occluded[evaluated],
+        "true_occluded": occluded[evaluated],
+        "predicted_occluded": predicted_occluded[evaluated],
         "score": score[evaluated],
-    }  # fmt: skip
+    }
     columns: JsonObject = {name: values.cpu().numpy() for name, values in tensors.items()}
     constants = {"video": [video] * len(query_index), "localise": [localise] * len(query_index)}
     return pa.table({name: pa.array((columns | constants)[name], SCHEMA.field(name).type) for name in SCHEMA.names})

@@ -9,7 +9,7 @@ ROOT/<16 hex digits of the key>/key.json              key that all features in t
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from semcorr.store.feature_store import FeatureStore

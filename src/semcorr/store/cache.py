@@ -107,8 +107,9 @@ def warn_spilling_to_disk(parent: Path) -> None:
     """Warn once per process that features go to a temporary folder."""
     log.warning(
         "features of all images do not fit in memory: they are in %s until the run ends. "
-        "store.dtype=float16 halves them, store.root=DIR keeps them for other runs", parent,
-    )  # fmt: skip
+        "store.dtype=float16 halves them, store.root=DIR keeps them for other runs",
+        parent,
+    )
 
 
 def cast_floating(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -166,7 +166,7 @@ def _broadcast_chunk(
 
 
 def split_into_chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Consecutive chunks.
+    """Split items into consecutive chunks.
 
     >>> split_into_chunks("abcde", 2)
     [['a', 'b'], ['c', 'd'], ['e']]

@@ -20,7 +20,7 @@ from semcorr.store.integrity import (
     header_metadata,
     read_header,
     write_header,
-)  # fmt: skip
+)
 
 __all__ = [
     "DamagedEntryError",

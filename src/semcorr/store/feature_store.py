@@ -184,15 +184,18 @@ class FeatureStore:
             self._met_outdated = True
             log.warning(
                 "%s holds features of another version of semcorr (%s); they are computed again",
-                self.folder, escape_controls(str(damage)),
-            )  # fmt: skip
+                self.folder,
+                escape_controls(str(damage)),
+            )
 
     def _refuse(self, entry: str, size: int, reason: str) -> bool:
         if not self._unstorable:
             log.warning(
                 "%s takes no more features (%s): %s would be needed for the next image. They stay in memory",
-                self.root, reason, decimal(size),
-            )  # fmt: skip
+                self.root,
+                reason,
+                decimal(size),
+            )
         self._unstorable.add(entry)
         return False
 

@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
@@ -22,7 +22,7 @@ SUFFIX = ".safetensors"
 LENGTH = struct.Struct("<Q")
 ALIGN = 64  # bytes, of the first tensor: a cache line
 
-Header = dict[str, Any]
+Header = JsonObject  # names of the tensors, each with dtype, shape and offsets; and the metadata
 
 
 class DamagedEntryError(Exception):

@@ -3,20 +3,18 @@
 import colorsys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.tapvid_videos import SIDE
 
 HEIGHT, GAP = 200, 8  # pixels of every frame in the page, and between them
 ZOOM = 3  # drawn larger and reduced, for smooth lines
 COLUMNS, POINTS = 4, 24  # frames of a video, points of a frame
-
-Row = Mapping[str, Any]
 
 
 def plot_tracks(videos: Mapping[str, np.ndarray], table: pa.Table) -> Image.Image:
@@ -58,7 +56,7 @@ def _draw_line(frames: np.ndarray, table: pa.Table) -> Image.Image:
 
 
 def _draw_query_tile(
-    frame: np.ndarray, rows: Iterable[Row], colours: Mapping[int, tuple[int, int, int]]
+    frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, tuple[int, int, int]]
 ) -> Image.Image:
     """Draw the queries in their frame."""
     canvas = _make_canvas(frame)
@@ -67,7 +65,9 @@ def _draw_query_tile(
     return _reduce_canvas(canvas)
 
 
-def _draw_tile(frame: np.ndarray, rows: Iterable[Row], colours: Mapping[int, tuple[int, int, int]]) -> Image.Image:
+def _draw_tile(
+    frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, tuple[int, int, int]]
+) -> Image.Image:
     """Draw the predictions in a frame."""
     canvas = _make_canvas(frame)
     for row in rows:
@@ -88,7 +88,7 @@ def _draw_dot(canvas: Image.Image, centre: tuple[float, float], colour: tuple[in
         draw.ellipse(box, fill=colour, outline="white", width=ZOOM // 2)
 
 
-def _canvas_point(canvas: Image.Image, row: Row, what: str) -> tuple[float, float]:
+def _canvas_point(canvas: Image.Image, row: JsonObject, what: str) -> tuple[float, float]:
     """Convert from the official frame, whose corner is at 0, to the canvas."""
     return row[f"{what}_x"] * canvas.width / SIDE, row[f"{what}_y"] * canvas.height / SIDE
 

@@ -4,9 +4,9 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -30,11 +30,16 @@ from semcorr.models.backbones.checkpoints import require_weights_file
 
 SCHEMA = pa.schema(
     [
-        ("pair", pa.string()), ("source", pa.string()), ("target", pa.string()), ("category", pa.string()),
+        ("pair", pa.string()),
+        ("source", pa.string()),
+        ("target", pa.string()),
+        ("category", pa.string()),
         ("mask", pa.string()),  # whose cells were compared
-        ("variant", pa.string()), ("distance", pa.float32()), ("chosen", pa.bool_()),
+        ("variant", pa.string()),
+        ("distance", pa.float32()),
+        ("chosen", pa.bool_()),
     ]
-)  # fmt: skip
+)
 ORDER = ("pair", "variant")
 CHOICES = {"reduce": ("mean", "sum"), "mask": MASKS, "twins": ("source", "shared")}
 
@@ -57,7 +62,7 @@ class AdaptivePose:
     """
 
     mirror: bool = False
-    rotations: JsonObject = field(default_factory=dict)
+    rotations: Mapping[str, Any] = field(default_factory=dict)
     mask: str = "auto"
     reduce: str = "mean"
     mutual: bool = False
@@ -91,9 +96,8 @@ class AdaptivePose:
         if not self:
             return
         if not isinstance(data, PairDataModule):
-            raise UserError(
-                f"`pose`: {getattr(data, 'name', 'the benchmark')} has no pairs, so there is nothing to align. Set pose=none"
-            )
+            name = getattr(data, "name", "the benchmark")
+            raise UserError(f"`pose`: {name} has no pairs, so there is nothing to align. Set pose=none")
         if backbone.pairwise:
             raise UserError(f"`pose`: {backbone.name} sees both images at once and none alone. Set pose=none")
         if self.mirror:
