@@ -1,4 +1,4 @@
-"""From overrides to a configuration, also of runs that bring their own."""
+"""Configurations from overrides, and from runs whose configuration is inherited."""
 
 import os
 import re
@@ -30,7 +30,7 @@ SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of t
 
 
 def compose_config(name: str, line: Sequence[str]) -> DictConfig:
-    """The configuration of a command line that was typed elsewhere, as in Python."""
+    """Compose the configuration of a command line that is given as a list, as in Python."""
     register_readouts(line)
     overrides = expand_list_overrides(line)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -39,17 +39,19 @@ def compose_config(name: str, line: Sequence[str]) -> DictConfig:
 
 
 def register_readouts(overrides: Sequence[str]) -> None:
-    """Let Hydra choose read-outs by their short names, as in a sweep over localise=window_5,window_9."""
+    """Register short names of read-outs with Hydra, as in a sweep over localise=window_5,window_9."""
     for override in overrides:
         key, _, value = override.partition("=")
-        for one in value.split(",") if key == "localise" and "[" not in value else ():
-            if re.fullmatch(SHORT, one):
-                node = {"_target_": "semcorr.matching.readout_names.parse_readout", "name": one}
-                ConfigStore.instance().store(group="localise", name=one, node=node, provider="semcorr")
+        for name in value.split(",") if key == "localise" and "[" not in value else ():
+            if re.fullmatch(SHORT, name):
+                node = {"_target_": "semcorr.matching.readout_names.parse_readout", "name": name}
+                ConfigStore.instance().store(group="localise", name=name, node=node, provider="semcorr")
 
 
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
-    """Lists of read-outs, protocols and loggers, short names of read-outs, options of the Trainer, as Hydra knows them.
+    """Expand overrides that Hydra does not know to those that it knows.
+
+    They are lists of read-outs, protocols and loggers, short names of read-outs, and options of the Trainer.
 
     >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
@@ -60,23 +62,23 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     >>> expand_list_overrides(["trainer.enable_progress_bar=false", "trainer.max_epochs=3"])
     ['++trainer.enable_progress_bar=false', 'trainer.max_epochs=3']
     """
-    found = []
+    expanded = []
     for override in overrides:
         key, _, value = override.partition("=")
         short = key == "localise" and re.fullmatch(SHORT, value)
         if key in LISTS and (short or re.fullmatch(r"\[[^\[\]]*\]", value)):
-            found += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
-        elif key == "logger" and (names := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
-            each = dict.fromkeys(re.split(r"\s*,\s*", names[1]))
-            found += ["logger=several", *(f"+logger@logger.{name}={name}" for name in each)]
-        elif key.startswith("trainer.") and _is_left_out(key.split(".")[1]):
-            found.append(f"++{override}")
+            expanded += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
+        elif key == "logger" and (match := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
+            names = dict.fromkeys(re.split(r"\s*,\s*", match[1]))
+            expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
+        elif key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1]):
+            expanded.append(f"++{override}")
         else:
-            found.append(override)
-    return found
+            expanded.append(override)
+    return expanded
 
 
-def _is_left_out(option: str) -> bool:
+def _is_unlisted_option(option: str) -> bool:
     """Tell whether Lightning's Trainer has an option that our files do not list."""
     if option in OmegaConf.load(conf_dir() / "trainer" / "auto.yaml"):
         return False
@@ -88,52 +90,58 @@ def _is_left_out(option: str) -> bool:
 def merge_checkpoint_config(
     cfg: DictConfig, overrides: Sequence[str], search: tuple[str, ...] | None = None
 ) -> DictConfig:
-    """`checkpoint=RUN_DIR` brings that run's configuration; what was typed on the line still wins.
+    """Merge the configuration of the run that `checkpoint=RUN_DIR` names; what was typed on the line still wins.
 
-    Training goes on in RUN_DIR itself; evaluation writes to its own run directory. Where either writes, and which
-    logger and store it has, is never the run's to say. `search` is that of `saved_config.read_run_config`.
+    Training continues in RUN_DIR itself; evaluation writes to its own run directory. Neither inherits the run
+    directory, the logger or the store.
+
+    Args:
+        cfg: Composed configuration of train or evaluate; it is changed.
+        overrides: Overrides of the command line.
+        search: Search path for groups, as in `saved_config.read_run_config`.
     """
     if cfg.checkpoint is None:
         return cfg
     require("checkpoint", cfg.checkpoint, NotEmpty)
-    saved = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", goes_on="loss" in cfg)
-    if "loss" in cfg and "loss" not in saved:
+    saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", goes_on="loss" in cfg)
+    if "loss" in cfg and "loss" not in saved_cfg:
         raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
-    typed = _typed(overrides)
-    added = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
-    known = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
-    known -= set() if "loss" in cfg else {"callbacks"}  # of a training
-    ours = [key for key in BROUGHT if key in known and key in saved]  # a run of before has no `augment`
-    brought = [key for key in ours if key not in typed and "experiment" not in typed]
-    if "protocol" in typed:  # it brings its own read-out, and the pixels it is defined on
-        brought = [key for key in brought if key != "localise"]
-        saved.data.resize = cfg.data.resize
-    elif "data" in typed and not {"data.resize", "experiment"} & {*typed}:
-        cfg.data.resize = saved.data.resize  # another benchmark, as the weights saw theirs
+    typed_keys = _typed(overrides)
+    added_keys = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
+    allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
+    allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
+    available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
+    inherited = [key for key in available if key not in typed_keys and "experiment" not in typed_keys]
+    if "protocol" in typed_keys:  # it has its own read-out, and the pixels it is defined on
+        inherited = [key for key in inherited if key != "localise"]
+        saved_cfg.data.resize = cfg.data.resize
+    elif "data" in typed_keys and not {"data.resize", "experiment"} & {*typed_keys}:
+        cfg.data.resize = saved_cfg.data.resize  # another benchmark, in the geometry that the weights were trained on
     with open_dict(cfg):
-        for key in brought:
-            chosen = {k: OmegaConf.select(cfg, k) for k in typed if k.startswith(f"{key}.")}
-            cfg[key] = saved[key]
+        for key in inherited:
+            typed_values = {k: OmegaConf.select(cfg, k) for k in typed_keys if k.startswith(f"{key}.")}
+            cfg[key] = saved_cfg[key]
             OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
-            for override, value in chosen.items():
-                OmegaConf.update(cfg, override, value, force_add=override in added)
+            for option, value in typed_values.items():
+                OmegaConf.update(cfg, option, value, force_add=option in added_keys)
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
 
 
 def _typed(overrides: Sequence[str]) -> list[str]:
+    """Return the keys of overrides, without the sign before them."""
     return [override.lstrip("+").partition("=")[0] for override in overrides]
 
 
 def compose_chosen_groups(name: str) -> DictConfig:
     """Compose the configuration of a verb with what the command line chose of each group, and nothing else of it."""
-    typed = (override.partition(",")[0] for override in sys.argv[1:])
+    overrides = (override.partition(",")[0] for override in sys.argv[1:])
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    chosen = [each for each in typed if each.partition("=")[0] in groups and not each.endswith("=")]
+    choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            return compose(name, chosen)
-        except HydraException:  # a choice that there is not
+            return compose(name, choices)
+        except HydraException:  # an unknown choice
             return compose(name)

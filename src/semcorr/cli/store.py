@@ -41,9 +41,7 @@ DAY = 86400.0  # seconds
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Root = Annotated[
     Path | None,
-    typer.Option(
-        "--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."
-    ),
+    typer.Option("--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."),
 ]
 
 
