@@ -1,4 +1,4 @@
-"""From a command line to a configuration: Hydra, our error messages, and runs that bring their own.
+"""Commands of Hydra: from a command line to a configuration, with our error messages and inherited configurations.
 
 The only module that knows Hydra's command line. A user's mistake ends in one sentence and exit code 2.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,15 +34,11 @@ from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_drawing
 
-if TYPE_CHECKING:  # the commands that are Hydra's do without
-    pass
-
-
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
 SWEEP = "multirun.yaml"  # is written by Hydra before the first job is composed
 
 
-def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
+def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
     """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -50,28 +46,29 @@ def hydra_main(task: Callable[[DictConfig], Any], name: str) -> None:
     has_dir = False
 
     def job(cfg: DictConfig) -> object:
+        """Check a configuration, lock its run directory and run the task."""
         nonlocal has_dir
         has_dir = True
-        context = HydraConfig.get()
-        own_dir = Path(context.runtime.output_dir)
-        cfg.run_dir = str(own_dir)
+        context = cast("DictConfig", HydraConfig.get())  # Hydra declares the dataclass of its schema
+        output_dir = Path(context.runtime.output_dir)
+        cfg.run_dir = str(output_dir)
         try:
             with report_user_errors(name):
-                cfg = _resumed(cfg, list(context.overrides.task), _sources(context))
+                cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
                 check_run(cfg)
                 with lock_run(cfg, context, name):
                     return task(cfg)
         finally:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
-                own_dir.rmdir()
+                output_dir.rmdir()
 
     sweep.OUTCOMES.clear()
     raise_open_files()
-    with report_user_errors(name), _no_empty_folders(name):
+    with report_user_errors(name), _remove_empty_folders(name):
         sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
         register_readouts(sys.argv[1:])
         sys.argv[1:] = expand_list_overrides(sys.argv[1:])
-        if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # of several, which others have started
+        if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
             guard.watch(ProcessWatch([], guard.end, os.getppid()))
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
@@ -89,30 +86,30 @@ def check_run(cfg: DictConfig) -> None:
     """Refuse what is wrong with a configuration, before anything is locked, drawn, encoded or written.
 
     Args:
-        cfg: Of train or evaluate; it stays as it is.
+        cfg: Configuration of train or evaluate; it is not changed.
     """
     from hydra.utils import instantiate
 
     from semcorr.engine.build import check_config
     from semcorr.engine.trainer_options import check_trainer
 
-    copied = cfg.copy()
-    check_config(copied)
-    check_trainer(copied)
+    copy = cfg.copy()
+    check_config(copy)
+    check_trainer(copy)
     for key in CHEAP:
-        if key in copied:
-            instantiate(copied[key])
+        if key in copy:
+            instantiate(copy[key])
 
 
 @contextmanager
-def _no_empty_folders(name: str) -> Iterator[None]:
-    """Take away the folders that Hydra made for a run that was refused."""
-    place, absent = find_run_place(sys.argv[1:], name), list_absent_folders(find_run_place(sys.argv[1:], name))
-    before = _contents(place)
+def _remove_empty_folders(name: str) -> Iterator[None]:
+    """Remove the folders that Hydra made for a run that was refused."""
+    run_place, absent = find_run_place(sys.argv[1:], name), list_absent_folders(find_run_place(sys.argv[1:], name))
+    before = _list_folder(run_place)
     try:
         yield
     finally:
-        for folder in (_contents(place) - before) | {*absent[:1]}:
+        for folder in (_list_folder(run_place) - before) | {*absent[:1]}:
             with suppress(OSError):
                 if os.listdir(folder) == [SWEEP]:
                     (folder / SWEEP).unlink()
@@ -122,24 +119,24 @@ def _no_empty_folders(name: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _contents(folder: Path) -> set[Path]:
-    """What is in a folder; nothing where there is none, or none to be seen."""
+def _list_folder(folder: Path) -> set[Path]:
+    """List what is in a folder; nothing if it does not exist or cannot be read."""
     with suppress(OSError):
         return {*folder.iterdir()}
     return set()
 
 
 @contextmanager
-def lock_run(cfg: DictConfig, context: object, name: str) -> Iterator[None]:
-    """Have the run directory for this command alone; one that nobody has named is new.
+def lock_run(cfg: DictConfig, context: DictConfig, name: str) -> Iterator[None]:
+    """Lock the run directory for this command alone; a new one is made where none was named.
 
     Args:
-        cfg: Its `run_dir` is replaced by the directory that it got.
+        cfg: Configuration, whose `run_dir` is replaced by the directory that is locked.
         context: Hydra's own configuration, by which Lightning starts the other processes of the run.
-        name: Of the command.
+        name: Name of the command.
     """
-    typed = [override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra)]
-    is_default = cfg.run_dir == context.runtime.output_dir and not {"run_dir", "hydra.run.dir"} & {*typed}
+    keys = [override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra)]
+    is_default = cfg.run_dir == context.runtime.output_dir and not {"run_dir", "hydra.run.dir"} & {*keys}
     with (lock_new_folder if is_default else lock_folder)(Path(cfg.run_dir), name) as folder:
         if is_default:
             cfg.run_dir = str(folder)
@@ -149,8 +146,8 @@ def lock_run(cfg: DictConfig, context: object, name: str) -> Iterator[None]:
 
 
 def compose_sweep_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
-    """What was typed for a job of a sweep, and its configuration without Hydra's own part."""
-    overrides, sources = list(cfg.hydra.overrides.task), _sources(cfg.hydra)
+    """Return the overrides of a job of a sweep, and its configuration without Hydra's own part."""
+    overrides, sources = list(cfg.hydra.overrides.task), _config_sources(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]
     if verb == "train" and cfg.checkpoint is not None:
@@ -158,20 +155,20 @@ def compose_sweep_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig
             "`checkpoint` goes on with one training run, and a sweep has many. Leave it out: the same line with the "
             "same run_dir goes on with all that are half done."
         )
-    complete = _resumed(cfg, overrides, sources)
+    complete = _complete_config(cfg, overrides, sources)
     check_run(complete)
     return overrides, complete
 
 
-def _resumed(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
-    """As `with_checkpoint`, in a Hydra run; nothing is drawn where only the saved configuration says."""
+def _complete_config(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
+    """Merge the configuration of `checkpoint`; refuse to draw a benchmark that only the saved configuration names."""
     complete = merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir()), sources))
     if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*_typed(overrides)}:
         refuse_drawing(complete.data)
     return complete
 
 
-def _sources(context: object) -> Sequence[Mapping[str, str]]:
-    """The trees of a Hydra run, with those of --config-dir and hydra.searchpath."""
+def _config_sources(context: DictConfig) -> Sequence[Mapping[str, str]]:
+    """Return the folders of configurations of a Hydra run, with those of --config-dir and hydra.searchpath."""
     sources: Sequence[Mapping[str, str]] = context.runtime.config_sources
     return sources

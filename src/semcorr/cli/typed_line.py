@@ -1,4 +1,4 @@
-"""A command line as it was typed, before Hydra composes anything of it: what cannot be meant is refused by its text.
+"""Checks of a command line as it was typed, before Hydra composes anything: mistakes are refused by their text.
 
 Hydra's grammar is a language of its own, in which a path with a blank, a comma or a bracket is something else. Its
 errors say where a parser stood; these say what to type.
@@ -35,56 +35,59 @@ def check_line(line: Sequence[str], name: str, tree: Path) -> list[str]:
     """Refuse a command line that cannot be meant, and return it with Hydra's flags first, as Hydra wants it.
 
     Args:
-        line: As the program was given it.
-        name: Of the configuration, as `train`.
-        tree: Its folder.
+        line: Arguments of the program.
+        name: Name of the configuration, such as `train`.
+        tree: Folder of the configurations.
 
     Raises:
-        UserError: It names the argument, and says what to type instead.
+        UserError: An argument cannot be meant; the message names it, and says what to type instead.
     """
-    typed, sweep, flags = _settings(line)
-    overrides = [_parsed(each) for each in typed]
+    settings, is_sweep, flags = _split_line(line)
+    overrides = [_parse_setting(text) for text in settings]
     groups = {path.relative_to(tree).as_posix() for path in tree.glob("*") if path.is_dir()}
     sections = read_sections(tree / f"{name}.yaml")
-    for text, override in zip(typed, overrides, strict=True):
-        _check(text, override, groups, sections, sweep)
-    _check_twice(typed, overrides)
-    return [*flags, *typed]
+    for text, override in zip(settings, overrides, strict=True):
+        _check_setting(text, override, groups, sections, is_sweep)
+    _warn_of_duplicates(settings, overrides)
+    return [*flags, *settings]
 
 
 def read_sections(path: Path) -> set[str]:
     """Return the keys at the top of the configuration of a verb, those of its groups included."""
     content = load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
-    groups = [next(iter(each)) for each in content["defaults"] if isinstance(each, dict)]
-    named = (group.rpartition("@")[2] for group in groups if not group.startswith("override "))
-    return {*named, *content, "hydra"} - {"defaults"}
+    groups = [next(iter(entry)) for entry in content["defaults"] if isinstance(entry, dict)]
+    sections = (group.rpartition("@")[2] for group in groups if not group.startswith("override "))
+    return {*sections, *content, "hydra"} - {"defaults"}
 
 
 class _Parser(ArgumentParser):
+    """A parser of Hydra's flags that raises a user's error."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise the error that argparse would print."""
         raise UserError(f"{message}. --hydra-help lists the flags.")
 
 
-def _settings(line: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """What is no flag, whether it is a sweep, and the flags."""
+def _split_line(line: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Split a line into its settings and its flags; return, between them, whether it is a sweep."""
     parser = get_args_parser()
     parser.__class__ = _Parser  # argparse would print its usage and leave
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     if {"--version"} & {*line}:
         return [], False, [*line]  # prints and ends, in Hydra
-    given, unknown = parser.parse_known_intermixed_args([*line])
+    arguments, unknown = parser.parse_known_intermixed_args([*line])
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(flags)}; settings are key=value."
         raise UserError(f"unknown flag `{unknown[0]}`. {hint}")
     rest = [*line]
-    for each in given.overrides:
-        rest.remove(each)
-    return list(given.overrides), bool(given.multirun), rest
+    for setting in arguments.overrides:
+        rest.remove(setting)
+    return list(arguments.overrides), bool(arguments.multirun), rest
 
 
-def _parsed(text: str) -> Override:
-    """A setting by Hydra's grammar, or what it should have been."""
+def _parse_setting(text: str) -> Override:
+    """Parse a setting by Hydra's grammar, or say what it should have been."""
     try:
         override = OverridesParser.create().parse_override(text)
         if override.key_or_group:
@@ -116,6 +119,7 @@ def _parsed(text: str) -> Override:
 
 
 def _is_setting(text: str) -> bool:
+    """Tell whether Hydra's grammar can read a text."""
     try:
         OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):
@@ -124,6 +128,7 @@ def _is_setting(text: str) -> bool:
 
 
 def _require_quotes(text: str, key: str, value: str, reason: str) -> NoReturn:
+    """Refuse a setting whose value must be in quotes, and say how to type it."""
     remedy = quote_setting(key, value)
     if not _is_setting(remedy):
         raise UserError(f"`{text}` is no setting: its key cannot be read. Settings are key=value, as seed=1.")
@@ -131,7 +136,7 @@ def _require_quotes(text: str, key: str, value: str, reason: str) -> NoReturn:
 
 
 def quote_setting(key: str, value: str) -> str:
-    r"""A setting whose value Hydra takes as it is, in quotes where it must be.
+    r"""Return a setting whose value Hydra takes as it is, in quotes where it must be.
 
     >>> print(quote_setting("run_dir", "a b, (1)"))
     run_dir='a b, (1)'
@@ -140,14 +145,14 @@ def quote_setting(key: str, value: str) -> str:
     """
     plain = f"{key}={value}"
     if value and _is_setting(plain):
-        parsed = OverridesParser.create().parse_override(plain)
-        if not parsed.is_sweep_override() and isinstance(parsed.value(), str | int | float):
+        override = OverridesParser.create().parse_override(plain)
+        if not override.is_sweep_override() and isinstance(override.value(), str | int | float):
             return plain
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-def _check(text: str, override: Override, groups: set[str], sections: set[str], sweep: bool) -> None:
-    """One setting that can be read."""
+def _check_setting(text: str, override: Override, groups: set[str], sections: set[str], is_sweep: bool) -> None:
+    """Refuse a setting that Hydra can read, and that cannot be meant."""
     key, package = override.key_or_group, override.package
     top = (package or key).split(".")[0] if package != "" else key
     if key.startswith(("hydra.", "hydra/")) and key not in PATHS:
@@ -156,11 +161,11 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
         _refuse_deletion(text, key, sections)
         return
     if override.is_sweep_override():
-        if not sweep:
-            given = text.partition("=")[2]
+        if not is_sweep:
+            values = text.partition("=")[2]
             raise UserError(
                 f"`{text}` is several values, and this is no sweep. Add -m for a sweep over them; as one text give "
-                f"{shlex.quote(_forced(key, given))}, as a list {shlex.quote(f'{key}=[{given}]')}"
+                f"{shlex.quote(_quote_always(key, values))}, as a list {shlex.quote(f'{key}=[{values}]')}"
             )
         return
     value = override.value()
@@ -179,12 +184,13 @@ def _check(text: str, override: Override, groups: set[str], sections: set[str], 
         raise UserError(f"`{text}`: nothing reads `{top}`. {hint}")
 
 
-def _forced(key: str, value: str) -> str:
-    """In quotes whether it needs them or not."""
+def _quote_always(key: str, value: str) -> str:
+    """Return a setting with its value in quotes, whether it needs them or not."""
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _refuse_deletion(text: str, key: str, sections: set[str]) -> None:
+    """Refuse a setting that takes out what a run needs."""
     parts = key.split(".")
     if key in OPTIONAL or len(parts) > 2 or parts[0] == "callbacks":
         return
@@ -196,10 +202,10 @@ def _refuse_deletion(text: str, key: str, sections: set[str]) -> None:
     raise UserError(f"`{text}`: an option is not taken out but given, as {key}=VALUE.")
 
 
-def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
-    """Say which of two values of a key counts."""
+def _warn_of_duplicates(settings: Sequence[str], overrides: Sequence[Override]) -> None:
+    """Warn which of two values of a key counts."""
     last: dict[str, tuple[str, str]] = {}
-    for text, override in zip(typed, overrides, strict=True):
+    for text, override in zip(settings, overrides, strict=True):
         key = f"{override.key_or_group}@{override.package or ''}".rstrip("@")
         value = text.partition("=")[2]
         if key in last and last[key][1] != value and is_first_process():
@@ -211,13 +217,18 @@ def _check_twice(typed: Sequence[str], overrides: Sequence[Override]) -> None:
 
 
 def find_run_place(typed: Sequence[str], name: str) -> Path:
-    """The run directory of a line, or the folder that a run without one gets its own in."""
-    names = [each.removeprefix("name=") for each in typed if each.startswith("name=")]
+    """Return the run directory of a line, or the folder in which a run without one gets its own.
+
+    Args:
+        typed: Arguments of the program.
+        name: Name of the configuration, such as `train`.
+    """
+    names = [text.removeprefix("name=") for text in typed if text.startswith("name=")]
     folder = {"null": "None"}.get(names[-1], names[-1]) if names else name
-    given = [each.partition("=")[2] for each in typed if each.startswith(("run_dir=", "hydra.run.dir="))]
-    return Path((given[-1] if given else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
+    run_dirs = [text.partition("=")[2] for text in typed if text.startswith(("run_dir=", "hydra.run.dir="))]
+    return Path((run_dirs[-1] if run_dirs else f"runs/{folder}").strip("'\"").partition("${")[0] or ".")
 
 
 def list_absent_folders(place: Path) -> list[Path]:
-    """The folders that do not exist yet on the way to a place, the innermost first."""
-    return [each for each in (place, *place.parents) if not os.path.lexists(each)]
+    """List the folders that do not exist yet on the way to a place, the innermost first."""
+    return [folder for folder in (place, *place.parents) if not os.path.lexists(folder)]
