@@ -1,9 +1,9 @@
-"""python -m semcorr.store ls|verify|prune: what lies in the feature store, whether it is whole, less of it."""
+"""Command `python -m semcorr.store ls|verify|prune`: list, check and remove what is in the feature store."""
 
 import logging
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -47,49 +47,49 @@ Root = Annotated[
 
 @app.callback()
 def about() -> None:
-    """Features that were computed once and are kept on disk."""
+    """Manage features that were computed once and are kept on disk."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("ls")
 def list_store(root: Root = None) -> None:
-    """What is stored: a line for everything that features can depend on but the image."""
-    with _telling():
-        root, found = _opened(root)
-        Terminal().print(_table(root, found))
+    """List what is stored: a line for everything that features can depend on but the image."""
+    with _report_errors():
+        root, folders = _opened(root)
+        Terminal().print(_build_table(root, folders))
 
 
 @app.command("verify")
 def verify_store(
     root: Root = None,
-    remove_damaged: Annotated[bool, typer.Option("--remove_entries", help="Remove what is damaged.")] = False,
+    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
     damaged: list[StoreEntry] = []
-    with _telling(), advise_on_interrupt(lambda: _removed(damaged)):
-        root, found = _opened(root)
-        entries = sort_by_use(found)
+    with _report_errors(), advise_on_interrupt(lambda: _removed(damaged)):
+        root, folders = _opened(root)
+        entries = sort_by_use(folders)
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
-            if why := _damage(entry.path):
+            if damage := _find_damage(entry.path):
                 name = escape_controls(stored_image_name(entry.path))
-                print(f"{name}: {entry.path} is damaged ({escape_controls(why)})")
+                print(f"{name}: {entry.path} is damaged ({escape_controls(damage)})")
                 damaged.append(entry)
-        keys = _damaged_keys(found)
+        keys = _report_damaged_keys(folders)
         if remove_damaged:
             remove_entries(damaged)
             for path in keys:
-                path.unlink(missing_ok=True)  # who uses the folder next writes it anew
-    went = "; removed, they are computed again" if damaged and remove_damaged else ""
-    print(f"{len(damaged)} of {len(entries)} images' features are damaged{went}")
+                path.unlink(missing_ok=True)  # it is written again when the folder is used next
+    outcome = "; removed, they are computed again" if damaged and remove_damaged else ""
+    print(f"{len(damaged)} of {len(entries)} images' features are damaged{outcome}")
     raise typer.Exit(1 if damaged or keys else 0)
 
 
-def _damaged_keys(found: list[StoreFolder]) -> list[Path]:
+def _report_damaged_keys(folders: list[StoreFolder]) -> list[Path]:
     """Print which key.json are damaged, and why; return them."""
     damaged = []
-    for folder in found:
-        if why := key_damage(folder.path):
-            print(f"{folder.path / KEY} is damaged ({why})")
+    for folder in folders:
+        if damage := key_damage(folder.path):
+            print(f"{folder.path / KEY} is damaged ({damage})")
             damaged.append(folder.path / KEY)
     return damaged
 
@@ -119,53 +119,56 @@ def prune_store(
     --key with --older-than or --max-gb removes only within that key; alone, all of it. Without any
     option only what killed processes left goes. A run that is using the features goes on with them.
     """
-    going: list[StoreEntry] = []
-    with _telling(), advise_on_interrupt(lambda: _removed(going)):
-        root, found = _opened(root)
-        chosen = found if key is None else [_called(key, root, found)]
-        whole = everything or (key is not None and older_than is None and max_gb is None)
-        going += sort_by_use(chosen) if whole else _too_much(sort_by_use(chosen), older_than, max_gb)
-        gone = remove_entries(going)
-        litter = sum(remove_orphans(folder.path) for folder in found) + len(remove_parts(root))
-    left = f", and {litter} files that killed processes had left" if litter else ""
-    print(f"{len(gone)} images' features, {_size(gone)}, are removed from {root}{left}")
+    unneeded: list[StoreEntry] = []
+    with _report_errors(), advise_on_interrupt(lambda: _removed(unneeded)):
+        root, folders = _opened(root)
+        candidates = sort_by_use(folders if key is None else [_find_folder(key, root, folders)])
+        removes_all = everything or (key is not None and older_than is None and max_gb is None)
+        unneeded += candidates if removes_all else _select_excess(candidates, older_than, max_gb)
+        entries = remove_entries(unneeded)
+        orphans = sum(remove_orphans(folder.path) for folder in folders) + len(remove_parts(root))
+    suffix = f", and {orphans} files that killed processes had left" if orphans else ""
+    print(f"{len(entries)} images' features, {_format_size(entries)}, are removed from {root}{suffix}")
 
 
-def _removed(going: Sequence[StoreEntry]) -> str:
-    """What an interruption left of what was to go."""
-    gone = sum(not entry.path.exists() for entry in going)
-    told = f"{gone} of {len(going)} images' features that were to go are removed" if gone else "Nothing was removed"
-    return f"{told}. Run the same line again"
+def _removed(entries: Sequence[StoreEntry]) -> str:
+    """Say how many of the entries to remove were removed before an interruption."""
+    count = sum(not entry.path.exists() for entry in entries)
+    message = f"{count} of {len(entries)} images' features that were to go are removed"
+    return f"{message if count else 'Nothing was removed'}. Run the same line again"
 
 
-def _too_much(entries: list[StoreEntry], older_than: float | None, max_gb: float | None) -> list[StoreEntry]:
-    """Of entries in the order of their use those that are too old, or more than fits."""
-    old = sum(older_than is not None and time.time() - entry.used > older_than * DAY for entry in entries)
-    size = sum(entry.size for entry in entries[old:])
+def _select_excess(entries: list[StoreEntry], older_than: float | None, max_gb: float | None) -> list[StoreEntry]:
+    """Select, of entries in the order of their use, those that are too old or more than fit."""
+    count = sum(older_than is not None and time.time() - entry.used > older_than * DAY for entry in entries)
+    size = sum(entry.size for entry in entries[count:])
     while max_gb is not None and size > max_gb * 1e9:
-        size -= entries[old].size
-        old += 1
-    return entries[:old]
+        size -= entries[count].size
+        count += 1
+    return entries[:count]
 
 
-def _called(key: str, root: Path, found: list[StoreFolder]) -> StoreFolder:
-    named = [folder for folder in found if folder.path.name.startswith(key)]
-    if len(named) != 1:
-        known = ", ".join(folder.path.name for folder in named or found) or "none"
+def _find_folder(key: str, root: Path, folders: list[StoreFolder]) -> StoreFolder:
+    """Find the folder whose name begins with a key."""
+    matches = [folder for folder in folders if folder.path.name.startswith(key)]
+    if len(matches) != 1:
+        known = ", ".join(folder.path.name for folder in matches or folders) or "none"
         raise UserError(
-            f"--key {key}: {'several keys begin' if named else 'no key begins'} so in {root}. There: {known}"
+            f"--key {key}: {'several keys begin' if matches else 'no key begins'} so in {root}. There: {known}"
         )
-    return named[0]
+    return matches[0]
 
 
 def _opened(root: Path | None) -> tuple[Path, list[StoreFolder]]:
+    """Return the root of the store, by default the user's, and its folders."""
     root = (root or default_root()).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no store at {root}. Give --root DIR, or set SEMCORR_STORE=DIR")
     return root, list_store_folders(root)
 
 
-def _damage(path: Path) -> str | None:
+def _find_damage(path: Path) -> str | None:
+    """Say what is wrong with the file of an entry; None if nothing is."""
     try:
         with suppress(FileNotFoundError):  # evicted meanwhile
             if not stat.S_ISREG(path.stat().st_mode):
@@ -176,35 +179,39 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _table(root: Path, found: list[StoreFolder]) -> Table:
+def _build_table(root: Path, folders: list[StoreFolder]) -> Table:
+    """Build a table with one row per folder, the last used first."""
     table = Table(title=str(root), title_justify="left", show_footer=True)
     for column, total in zip(("key", *COLUMNS), ("total", *[""] * len(COLUMNS)), strict=True):
         table.add_column(column, total, overflow="fold")
-    table.add_column("images", f"{sum(len(folder.entries) for folder in found)}", justify="right")
-    table.add_column("GB", _gb(folder.size for folder in found), justify="right")
+    table.add_column("images", f"{sum(len(folder.entries) for folder in folders)}", justify="right")
+    table.add_column("GB", _format_gb(folder.size for folder in folders), justify="right")
     table.add_column("last use")
-    for folder in sorted(found, key=lambda folder: folder.used or 0.0, reverse=True):
-        about = (_text(folder.key.get(column)) for column in COLUMNS)
+    for folder in sorted(folders, key=lambda folder: folder.used or 0.0, reverse=True):
+        cells = (_format_cell(folder.key.get(column)) for column in COLUMNS)
         used = f"{datetime.fromtimestamp(folder.used):%Y-%m-%d %H:%M}" if folder.used else ""
-        table.add_row(folder.path.name, *about, f"{len(folder.entries)}", _gb([folder.size]), used)
+        table.add_row(folder.path.name, *cells, f"{len(folder.entries)}", _format_gb([folder.size]), used)
     return table
 
 
-def _text(value: object) -> str:
+def _format_cell(value: object) -> str:
+    """Format a value of a key; empty if the key has none."""
     return "" if value is None else str(value)
 
 
-def _gb(sizes: "Iterator[int] | list[int]") -> str:
+def _format_gb(sizes: Iterable[int]) -> str:
+    """Format the sum of sizes, in GB."""
     return f"{sum(sizes) / 1e9:.3f}"
 
 
-def _size(entries: list[StoreEntry]) -> str:
+def _format_size(entries: list[StoreEntry]) -> str:
+    """Format the size of entries, in a fitting unit."""
     return decimal(sum(entry.size for entry in entries))
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
-    """Mistakes, and disks and permissions that do not go along, in a sentence."""
+def _report_errors() -> Iterator[None]:
+    """Report users' mistakes, and errors of disks and permissions, in a sentence."""
     with report_user_errors("evaluate"):
         try:
             yield

@@ -1,7 +1,7 @@
-"""A sweep: which of its jobs are done, half done or missing, and the rest of them run, whatever becomes of each.
+"""Plan of a sweep: its jobs with their directories, and which of them are done.
 
-A sweep directory has a directory per job. Its `job.json` says by a hash of the resolved configuration whose it is;
-a job whose `metrics.json` is there is done. So the same line with the same `run_dir` does only what is missing.
+A sweep directory has a directory per job. Its `job.json` says by a hash of the resolved configuration which job that
+is; a job whose `metrics.json` exists is done. So the same line with the same `run_dir` does only what is missing.
 """
 
 import logging
@@ -20,7 +20,7 @@ from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
-MANY = 1000  # more than a sweep has jobs: numbers of those whose own is taken
+MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
 log = logging.getLogger(__name__)
 
 
@@ -32,11 +32,11 @@ class SweepJob(NamedTuple):
     cfg: DictConfig
     identity: str
     folder: Path
-    problem: str = ""  # with what its folder holds, for which it is not run
+    problem: str = ""  # of what its folder holds, for which it is not run
 
 
 class JobOutcome(NamedTuple):
-    """What became of a job. `fault` is ours (1) or the user's (2), as in exit codes; 0: it is done."""
+    """Outcome of a job. `fault` is ours (1) or the user's (2), as in exit codes; 0: it is done."""
 
     job: SweepJob
     fault: int = 0
@@ -47,34 +47,39 @@ OUTCOMES: list[JobOutcome] = []  # of this process's sweep: Hydra hands nothing 
 
 
 def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
-    """Every configuration once, each with its directory: the one it had, else that of its own number, if free.
+    """Plan every configuration once, with its directory: the one it had, else that of its own number, if free.
 
-    Depends on nothing but what is there, so that all processes of a job plan alike.
+    The plan depends only on the configurations and on what is in the folder, so that all processes plan the same.
+
+    Args:
+        verb: Command of the jobs, `train` or `evaluate`.
+        composed: Overrides and configuration of each job.
+        folder: Directory of the sweep.
     """
     claims, damaged = read_job_folders(folder)
-    of = {identity: folders[0] for identity, folders in claims.items()}
+    folder_by_job = {identity: folders[0] for identity, folders in claims.items()}
     taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
     jobs: dict[str, SweepJob] = {}
     for number, (overrides, cfg) in enumerate(composed):
         identity = config_hash(cfg)
         if identity in jobs:
             continue
-        if identity not in of and (wrong := damaged.pop(folder / str(number), None)):
-            jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder / str(number), wrong)
+        if identity not in folder_by_job and (problem := damaged.pop(folder / str(number), None)):
+            jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder / str(number), problem)
             continue
-        own = [folder / str(number)] + [folder / str(other) for other in range(len(composed), MANY + len(taken))]
-        of.setdefault(identity, next(path for path in own if path not in taken))
-        taken.add(of[identity])
-        wrong = find_mixed_folder(cfg, claims.get(identity, []))
-        jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, of[identity], wrong)
+        numbers = (number, *range(len(composed), MANY + len(taken)))
+        folder_by_job.setdefault(identity, next(path for n in numbers if (path := folder / str(n)) not in taken))
+        taken.add(folder_by_job[identity])
+        problem = find_mixed_folder(cfg, claims.get(identity, []))
+        jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder_by_job[identity], problem)
     if is_first_process():
-        for wrong in damaged.values():
-            log.warning("%s", wrong)
+        for problem in damaged.values():
+            log.warning("%s", problem)
     return list(jobs.values())
 
 
 def read_job_folders(folder: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
-    """Read every job.json: the folders of each hash, and a sentence for each folder whose note cannot be read."""
+    """Read every job.json; return the folders of each hash, and a sentence for each folder whose file is damaged."""
     claims: dict[str, list[Path]] = {}
     damaged = {}
     for path in sorted(folder.glob(f"*/{NOTE}")):
@@ -93,8 +98,8 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     """Say that the folders of a job hold something else, if they do: scores are never taken for another job's.
 
     Args:
-        cfg: The job's configuration.
-        folders: Those whose job.json has its hash.
+        cfg: Configuration of the job.
+        folders: Folders whose job.json has the job's hash.
     """
     if len(folders) > 1:
         return f"{' and '.join(map(str, folders))} claim the same job by their {NOTE}. Move all but one of them away"
@@ -104,7 +109,7 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
                 saved = flatten_config(read_plain_mapping(path))
             except UserError as error:
                 return f"{error}. Move {path.parent} away to have its job done again"
-            if key := _other(cfg, saved):
+            if key := _find_difference(cfg, saved):
                 return (
                     f"{path} says {key}={saved[key]}, which is not of the job that {path.parent / NOTE} names. Move "
                     f"{path.parent} away to have its job done again"
@@ -112,21 +117,22 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     return ""
 
 
-def _other(cfg: DictConfig, saved: JsonObject) -> str | None:
-    """Name a key that a saved configuration has otherwise than the job; what a run fills in is not compared."""
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
-    own = flatten_config({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})
-    compared = (key for key in own if key not in FILLED and own[key] is not None and key in saved)
-    return next((key for key in compared if own[key] != saved[key]), None)
+def _find_difference(cfg: DictConfig, saved: JsonObject) -> str | None:
+    """Find a key whose value differs in a saved configuration; what a run fills in is not compared."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    options = flatten_config({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})
+    comparable = (key for key in options if key not in FILLED and options[key] is not None and key in saved)
+    return next((key for key in comparable if options[key] != saved[key]), None)
 
 
 def is_done(job: SweepJob) -> bool:
-    """Its scores are there; they are written last. What cannot be read is not there."""
+    """Tell whether the scores of a job exist and can be read; they are written last."""
     with suppress(UserError):
         return bool(read_job_metrics(job))
     return False
 
 
 def read_job_metrics(job: SweepJob) -> JsonObject:
-    """Its scores."""
+    """Read the scores of a job."""
     return read_scores(job.folder / METRICS, "Its job is done again")

@@ -1,4 +1,4 @@
-"""Run what a sweep lacks: its jobs one after the other, here or on other machines, whatever becomes of each."""
+"""Run of a sweep: its missing jobs one after the other, here or on other machines; one that fails stops no other."""
 
 import json
 import logging
@@ -28,27 +28,27 @@ def run_jobs(
     launch: Callable[[Run, Sequence[SweepJob]], Iterator[JobOutcome]],
     elsewhere: str = "",
 ) -> list[JobOutcome]:
-    """Run what is missing. One that fails is told and does not stop the others.
+    """Run the jobs that are not done, and return the outcomes of all; one that fails does not stop the others.
 
     Args:
-        jobs: As planned.
-        folder: The sweep's.
-        launch: A function over jobs, to outcomes in any order; here, or on other machines.
-        elsewhere: What becomes of jobs that do not end with this process, should it be interrupted.
+        jobs: Jobs as planned.
+        folder: Directory of the sweep.
+        launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
+        elsewhere: Sentence on jobs that go on when this process is interrupted.
     """
     from semcorr.cli.sweep.job import run_job
     from semcorr.store.sweep_cache import SHELF
 
     with lock_folder(folder, "the sweep"):
         for job in jobs:
-            _claim(job)
+            _claim_folder(job)
         waiting = [job for job in jobs if not is_done(job) and not job.problem]
-        begun = sum((job.folder / "checkpoints").is_dir() for job in waiting)
-        before = sum(is_done(job) and not job.problem for job in jobs)
+        half_done = sum((job.folder / "checkpoints").is_dir() for job in waiting)
+        done = sum(is_done(job) and not job.problem for job in jobs)
         if is_first_process():
             print(
-                f"Sweep of {len(jobs)} jobs in {folder}: {before} done before, {begun} half done, "
-                f"{len(waiting) - begun} to do. Once interrupted, the same line with run_dir={folder} goes on.",
+                f"Sweep of {len(jobs)} jobs in {folder}: {done} done before, {half_done} half done, "
+                f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
         try:
@@ -60,27 +60,28 @@ def run_jobs(
 
 
 def _outcome(job: SweepJob) -> JobOutcome:
-    """Of a job that was not run."""
+    """Return the outcome of a job that was not run, or whose worker was lost."""
     if job.problem:
         return JobOutcome(job, 2, job.problem)
     return JobOutcome(job) if is_done(job) else JobOutcome(job, 1, LOST)
 
 
 def _advice(jobs: Sequence[SweepJob], folder: Path, elsewhere: str) -> str:
-    """Say what an interrupted sweep has, and how it goes on."""
+    """Say how many jobs of an interrupted sweep are done, and how to continue."""
     done = sum(map(is_done, jobs))
     return f"{done} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
 
 
 def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """Those that see the same features one after another, so that they are computed once."""
+    """Order jobs so that those with the same features follow each other: these are then computed once."""
     groups: dict[str, list[SweepJob]] = {}
     for job in jobs:
         groups.setdefault(config_hash(job.cfg, *LATE), []).append(job)
     return [job for group in groups.values() for job in group]
 
 
-def _claim(job: SweepJob) -> None:
+def _claim_folder(job: SweepJob) -> None:
+    """Write the job.json of a job where it is missing, and warn of scores that cannot be read."""
     if not is_first_process() or job.problem:
         return
     if not (job.folder / NOTE).is_file():
