@@ -7,11 +7,11 @@ Hydra looks for launchers in this package. Those published for it run whatever t
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -20,6 +20,12 @@ from omegaconf import DictConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Whole, check_arguments, require
+
+if TYPE_CHECKING:
+    from semcorr.cli.sweep.plan import JobOutcome, SweepJob
+    from semcorr.store.sweep_cache import SweepFeatureCache
+
+    RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
 
 Number = Annotated[float, Range(least=0)]
 SLURM = {
@@ -37,11 +43,12 @@ class Here(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's part of the constructor."""
         self.hydra_context, self.config = hydra_context, config
+        self.outcomes: list["JobOutcome"] = vars(task_function).get("outcomes", [])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, run what is missing, and remember what became of them."""
         from semcorr.cli.hydra_app import compose_sweep_job
-        from semcorr.cli.sweep.plan import OUTCOMES, plan_jobs
+        from semcorr.cli.sweep.plan import plan_jobs
         from semcorr.cli.sweep.run import run_jobs
 
         setup_globals()
@@ -49,12 +56,15 @@ class Here(Launcher):
         composed = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
         outcomes = run_jobs(plan_jobs(verb, composed, folder), folder, self.over, self.elsewhere)
-        OUTCOMES.extend(outcomes)
+        self.outcomes.extend(outcomes)
         return [_job_return(outcome) for outcome in outcomes]
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        """`function` of every job."""
-        return map(function, jobs)
+    def over(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
+        """Call `function` on every job; each is handed the features of the one before."""
+        from semcorr.store.sweep_cache import SweepFeatureCache
+
+        features = SweepFeatureCache()
+        return (function(job, features) for job in jobs)
 
 
 class Joblib(Here):
@@ -70,7 +80,7 @@ class Joblib(Here):
             raise UserError("`hydra.launcher.n_jobs` must be at least 1, or -1 for as many as there are cores, got 0")
         self.n_jobs = n_jobs
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+    def over(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Each worker computes with as many threads as this process would, for the same digits."""
         joblib = _needed("joblib")
         _one_process_each(jobs)
@@ -97,7 +107,7 @@ class Ray(Here):
         self.num_cpus, self.address = num_cpus, address
         self.num_gpus = float(torch.cuda.is_available()) if num_gpus is None else num_gpus
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+    def over(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Outcomes as they come. A cluster on another machine must see the same files."""
         ray = _needed("ray")
         _one_process_each(jobs)
@@ -131,7 +141,7 @@ class Slurm(Here):
         if cluster == "slurm":
             self.elsewhere = "Those that SLURM has go on by themselves (scancel ends them). "
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+    def over(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Outcomes as they come."""
         submitit = _needed("submitit")
         folder = Path(self.folder or self.config.hydra.sweep.dir) / ".submitit"
@@ -142,7 +152,7 @@ class Slurm(Here):
         return (_result(partial(_worst, sent), job) for sent, job in left)
 
 
-def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
+def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
     """A job in a process that knows nothing yet.
 
     Args:
@@ -161,15 +171,23 @@ def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who started this one ends it
     if threads is not None:
         torch.set_num_threads(threads)
-    return function(job)
+    return function(job, worker_cache())
 
 
-def _worst(sent: Any) -> Any:
+@cache
+def worker_cache() -> "SweepFeatureCache":
+    """Return the cache of this worker process, which serves one sweep: the features of the last job that it ran."""
+    from semcorr.store.sweep_cache import SweepFeatureCache
+
+    return SweepFeatureCache()
+
+
+def _worst(sent: Any) -> "JobOutcome":
     """Of a job's processes, one per GPU, the one to be told of: they have one outcome, or some failed."""
     return max(sent.results(), key=lambda outcome: outcome.fault)
 
 
-def _result(get: Any, job: Any) -> Any:
+def _result(get: "Callable[[], JobOutcome]", job: "SweepJob") -> "JobOutcome":
     """What became of a job whose worker may have gone: killed for memory, out of time, cancelled."""
     from semcorr.cli.sweep.plan import JobOutcome
 
@@ -179,7 +197,7 @@ def _result(get: Any, job: Any) -> Any:
         return JobOutcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
 
 
-def _one_process_each(jobs: Sequence[Any]) -> None:
+def _one_process_each(jobs: "Sequence[SweepJob]") -> None:
     from semcorr.core.errors import UserError
 
     if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
@@ -208,7 +226,7 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _job_return(outcome: Any) -> JobReturn:
+def _job_return(outcome: "JobOutcome") -> JobReturn:
     from semcorr.cli.sweep.plan import is_done, read_job_metrics
 
     done = not outcome.fault and is_done(outcome.job)

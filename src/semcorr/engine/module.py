@@ -6,12 +6,15 @@ from contextlib import AbstractContextManager
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import (
     batch_features,
@@ -94,21 +97,19 @@ class CorrespondenceModule(LightningModule):
         self.variants, self.dropout = variants or PoseVariant(), dropout
         validate_training_options(backbone, head, loss, self.variants, dropout)
         self.strict_loading = False  # checkpoints hold the moving weights only
-        buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
+        buffers = [name for name, _ in backbone.named_buffers()]
         finetune(backbone)
         freeze_unused(backbone)
-        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}  # type: ignore[arg-type]
+        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
-        self.sweep_cache: Callable[..., FeatureCache] | None = (
-            None  # of a sweep: features that a job before has computed
-        )
+        self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
         self.steps = StepWatch()
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Frozen parts stay in eval mode."""
         super().train(mode)
-        keep_frozen_in_eval(self.backbone)  # type: ignore[arg-type]
+        keep_frozen_in_eval(self.backbone)
         return self
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
@@ -118,8 +119,7 @@ class CorrespondenceModule(LightningModule):
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Features of both images."""
         if self.backbone.pairwise:
-            pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
-            return pair
+            return self.backbone.pair(source.image, target.image)
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
@@ -145,7 +145,8 @@ class CorrespondenceModule(LightningModule):
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
         if self.uses_cached_features:
-            trainer: object = self.trainer
+            trainer = self.trainer
+            assert trainer.max_epochs is not None, "our configurations set it"
             ahead = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
             validated = trainer.num_val_batches
             scored = self._data.images_to_evaluate("val", self._most(validated)) if validated else []
@@ -171,11 +172,11 @@ class CorrespondenceModule(LightningModule):
 
         The step would not do: with `accumulate_grad_batches` several batches belong to one.
         """
-        trainer: object = self.trainer
+        trainer = self.trainer
         place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
 
-    def configure_optimizers(self) -> object:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Separate rates for head and backbone; the schedule moves every step."""
         head, backbone = self.trainable_parameters()
         if not head and not backbone:
@@ -247,8 +248,10 @@ class CorrespondenceModule(LightningModule):
                     self.log(f"{stage}/{subset}/pck@{alpha}", value)
 
     @property
-    def _data(self) -> object:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> PairDataModule:
+        data = getattr(self.trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
+        assert isinstance(data, PairDataModule)
+        return data
 
     @property
     def _group(self) -> ProcessGroup:

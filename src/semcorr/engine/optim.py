@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable
 from typing import Annotated
 
+from lightning import Trainer
 from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
+from semcorr.data.datamodule import PairDataModule
 from semcorr.core.text_files import JsonObject
 
 
@@ -43,7 +45,7 @@ def constant_rate(optimizer: AdamW, steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def count_steps(trainer: object, data: object) -> int:
+def count_steps(trainer: Trainer, data: PairDataModule) -> int:
     """Optimiser steps of the whole run.
 
     Lightning's own estimate starts the training loader, before a resumed run knows its epoch.

@@ -14,6 +14,7 @@ from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
 from semcorr.core.text_files import JsonObject
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TrackQueries, VideoTracks
 from semcorr.engine.module import CorrespondenceModule
@@ -74,7 +75,7 @@ class TrackingModule(LightningModule):
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @property
-    def backbone(self) -> object:
+    def backbone(self) -> Backbone:
         """The matcher's."""
         return self.matcher.backbone
 

@@ -16,12 +16,18 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.run_lock import lock_folder
+from semcorr.store.sweep_cache import SweepFeatureCache
 
 ERROR = "error.txt"
 
 
-def run_job(job: SweepJob) -> JobOutcome:
-    """Run it; an error becomes part of the outcome, and `error.txt` of the job's directory."""
+def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome:
+    """Run a job; an error becomes part of the outcome, and `error.txt` of the job's directory.
+
+    Args:
+        job: The job.
+        cache: Features of the last job that this process has run.
+    """
     from semcorr.cli.errors import user_message
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
@@ -39,7 +45,7 @@ def run_job(job: SweepJob) -> JobOutcome:
         with lock_folder(job.folder, "the job"), _by_itself(job, half):  # a lost worker may not be as lost as it seemed
             if is_first_process():
                 error.unlink(missing_ok=True)
-            task(cfg)
+            task(cfg, cache)
     except Exception as cause:
         guard = interrupt.current_guard()
         if guard is not None and guard.number is not None:  # a library has made another error of the signal
@@ -56,12 +62,9 @@ def run_job(job: SweepJob) -> JobOutcome:
 @contextmanager
 def _by_itself(job: SweepJob, half: bool) -> Iterator[None]:
     """The command line of this one job, which Lightning repeats for the other processes of its machine."""
-    from semcorr.store.sweep_cache import SHELF
-
     argv, environment, guard = sys.argv, dict(os.environ), interrupt.current_guard()
     same = [each for each in job.overrides if not each.startswith(("run_dir=", "checkpoint=" if half else "run_dir="))]
     sys.argv = [argv[0], *same, f"run_dir={job.folder}", *([f"checkpoint={job.folder}"] if half else [])]
-    SHELF.open = True
     try:
         yield
     except BaseException:

@@ -43,8 +43,6 @@ class JobOutcome(NamedTuple):
     error: str = ""
 
 
-OUTCOMES: list[JobOutcome] = []  # of this process's sweep: Hydra hands nothing back from a multirun
-
 
 def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
     """Every configuration once, each with its directory: the one it had, else that of its own number, if free.
