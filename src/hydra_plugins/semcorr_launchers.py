@@ -43,7 +43,7 @@ class Here(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's part of the constructor."""
         self.hydra_context, self.config = hydra_context, config
-        self.outcomes: list["JobOutcome"] = vars(task_function).get("outcomes", [])
+        self.outcomes: list[JobOutcome] = vars(task_function).get("outcomes", [])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, run what is missing, and remember what became of them."""

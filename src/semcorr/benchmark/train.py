@@ -8,7 +8,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import instantiate
 from lightning import Callback
 
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
@@ -74,13 +73,17 @@ def count_pairs(batch: Any) -> int:
 
 def run_steps(run: RunSpec) -> dict[str, Any]:
     """Seconds of a step, of what is computed ahead, the losses, and what a step consists of."""
-    from semcorr.engine.build import build_datamodule_and_module, build_trainer, use_cached_features
+    from semcorr.engine.build import (
+        build_datamodule_and_module,
+        build_trainer,
+        build_training_parts,
+        use_cached_features,
+    )
 
     with compose_run("train", run) as cfg:
-        module, data = build_datamodule_and_module(
-            cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-        )
-        use_cached_features(module, data)  # type: ignore[arg-type]
+        module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
+        assert isinstance(data, PairDataModule)
+        use_cached_features(module, data)
         clock, fill, filling = StepTimer(run.device), module.frozen.fill, [0.0]
 
         def timed(*args: Any) -> None:

@@ -64,7 +64,7 @@ def list_store(root: Root = None) -> None:
 @app.command("verify")
 def verify_store(
     root: Root = None,
-    remove_damaged: Annotated[bool, typer.Option("--remove_entries", help="Remove what is damaged.")] = False,
+    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
     damaged: list[StoreEntry] = []

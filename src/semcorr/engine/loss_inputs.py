@@ -79,7 +79,12 @@ def feature_dropout(maps: FeatureMap, share: float) -> FeatureMap:
 
 
 def build_loss_inputs(
-    head: nn.Module, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: nn.Module,
+    maps: FeatureMap,
+    batch: PairBatch | ImageBatch,
+    variants: PoseVariant,
+    step: int,
+    loss: Loss | None,
 ) -> LossInputs:
     """All that a loss may know of a batch.
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
@@ -80,8 +82,8 @@ class CorrespondenceModule(LightningModule):
         localise: Callable[..., Tensor] | ProtocolReadout,
         finetune: Callable[[Backbone], None],
         loss: Loss | None = None,
-        optimizer: Callable[..., object] | None = None,
-        scheduler: Callable[..., object] | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         seed: int = 42,
         cache_config: FeatureCacheConfig | None = None,
         key: JsonObject | None = None,
@@ -136,7 +138,8 @@ class CorrespondenceModule(LightningModule):
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
         maps = feature_dropout(batch_features(self, batch), self.dropout)
         step = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
-        terms = loss_terms(self.loss, step)  # type: ignore[arg-type]
+        assert self.loss is not None, "only training has steps"
+        terms = loss_terms(self.loss, step)
         self.steps.see(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
@@ -156,7 +159,7 @@ class CorrespondenceModule(LightningModule):
     def on_fit_start(self) -> None:
         """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
         self.train()
-        self.steps = StepWatch(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self.steps = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
@@ -186,16 +189,17 @@ class CorrespondenceModule(LightningModule):
         optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self, steps: int) -> tuple[object, object]:
+    def make_optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
         """Make the optimiser of what moves, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
-        optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
-        return optimizer, self.scheduler(optimizer, steps)  # type: ignore[misc]
+        assert self.optimizer is not None and self.scheduler is not None, "only training makes an optimiser"
+        optimizer = self.optimizer([*head, *loss], backbone)
+        return optimizer, self.scheduler(optimizer, steps)
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
-        parts: tuple[object, ...] = (self.head, self.backbone)
+        parts = (self.head, self.backbone)
         head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
         return head, backbone
 
@@ -249,7 +253,7 @@ class CorrespondenceModule(LightningModule):
 
     @property
     def _data(self) -> PairDataModule:
-        data = getattr(self.trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
+        data = getattr(self.trainer, "datamodule", None)
         assert isinstance(data, PairDataModule)
         return data
 

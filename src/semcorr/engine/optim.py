@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
-from semcorr.data.datamodule import PairDataModule
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
 
 
 @check_arguments("optimizer")
