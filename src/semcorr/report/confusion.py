@@ -40,12 +40,12 @@ def _build_left_right_table(entries: Sequence[Configuration]) -> ReportTable:
     rows = []
     for entry in entries:
         counts = [run.metrics.get("left_right", {}) for run in entry.runs]
-        asked_count = counts[0].get("asked")
+        query_count = counts[0].get("asked")
         rows.append(
             [
                 entry.label,
                 format_spread(seed_statistics([run_counts.get("confused") for run_counts in counts])),
-                f"{asked_count:,}" if asked_count else NONE,
+                f"{query_count:,}" if query_count else NONE,
             ]
         )
     caption = (
