@@ -1,4 +1,4 @@
-"""The command python -m semcorr.compare RUN_A RUN_B: by how much two runs on the same pairs differ, and a paired test."""
+"""The command python -m semcorr.compare RUN_A RUN_B: how much two runs on the same pairs differ, and a paired test."""
 
 import logging
 from collections.abc import Mapping
