@@ -147,7 +147,7 @@ def _collect_provenance(module: "CorrespondenceModule", options: ExportOptions) 
 def _write_files(
     module: "CorrespondenceModule", cfg: DictConfig, options: ExportOptions, path: Path, provenance: dict[str, str]
 ) -> float | None:
-    """Write the files into the folder of `path`, and return how far their features differ, if that is known."""
+    """Write the files into the folder of `path`; return by how much their features differ, None if unknown."""
     from semcorr.engine.export import export_adapter, export_head, export_merged
 
     backbone: Any = module.backbone
