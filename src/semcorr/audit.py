@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich import box
@@ -19,7 +19,7 @@ from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import REPORTS, read_json
+from semcorr.core.text_files import REPORTS, JsonObject, read_json
 from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
     return steps
 
 
-def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> JsonObject:
     """Walk to every protocol that is defined on the run's pixels, and write audit.json into the run.
 
     Returns:
@@ -82,7 +82,7 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
         return _audit_locked(run, cfg)
 
 
-def _audit_locked(run: Path, cfg: "DictConfig") -> dict[str, Any]:
+def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     from semcorr.engine.build import build_trainer
     from semcorr.evaluation.protocols import PRESETS, SEMCORR
     from semcorr.evaluation.scoring_specs import ScoringSpec
@@ -101,7 +101,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([result["headline"] for result in module.result.each])
-    content: dict[str, Any] = {
+    content: JsonObject = {
         "split": f"{data.name} {data.split}",
         "backbone": module.backbone.name,
         "start": {
@@ -120,7 +120,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> dict[str, Any]:
     return {**content, "resize": data.resize}
 
 
-def _read_audit(path: Path) -> dict[str, Any]:
+def _read_audit(path: Path) -> JsonObject:
     """Read audit.json, which may hold audits of other image geometries; empty if there is none."""
     content = read_json(path, "Move it away.", REPORTS) if path.exists() else {}
     if not isinstance(content, dict):
@@ -128,7 +128,7 @@ def _read_audit(path: Path) -> dict[str, Any]:
     return content
 
 
-def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines: Any) -> dict[str, Any]:
+def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines: object) -> JsonObject:
     """Format the steps as dictionaries: scores, what each step moved them by, and the axis of the largest move."""
     formatted, previous = [], start
     for step in steps:
@@ -141,7 +141,7 @@ def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines
     return {"steps": formatted, "most": largest["axis"], "moved": total}
 
 
-def print_steps(found: dict[str, Any]) -> None:
+def print_steps(found: JsonObject) -> None:
     """Print a table per protocol."""
     alphas = list(found["start"]["headline"])
     console = Terminal()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,7 @@ from semcorr.cli.verb_line import run_app
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.finished_run import EvaluatedRun, read_evaluated_run, require_same_pairs
 
 if TYPE_CHECKING:  # this imports torch, which --help does not need
@@ -50,7 +51,7 @@ def compare_runs(
 
 
 def print_comparison(
-    entries: list[dict[str, Any]], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
+    entries: list[JsonObject], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
 ) -> None:
     """Print a row per subset, pooling and alpha, and McNemar's test below."""
     table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from omegaconf import DictConfig
@@ -150,7 +150,7 @@ def _write_files(
     """Write the files into the folder of `path`; return by how much their features differ, None if unknown."""
     from semcorr.engine.export import export_adapter, export_head, export_merged
 
-    backbone: Any = module.backbone
+    backbone: object = module.backbone
     export_head(module.head, path.with_name("head.safetensors"), provenance)
     if options.format == "onnx":
         from semcorr.engine.onnx import export_onnx, parse_sides

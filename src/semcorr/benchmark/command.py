@@ -1,15 +1,16 @@
 """The command python -m semcorr.benchmark SUB. Each sub-command imports what it needs when it begins."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import Needs, OneOf, Without
 from semcorr.core.ranges import Count, Range, Whole, Window
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def startup(
     _run_benchmark("startup", work, out, locals())
 
 
-def _run_benchmark(name: str, work: "Callable[[], BenchmarkResult]", out: Path, arguments: Mapping[str, Any]) -> None:
+def _run_benchmark(name: str, work: "Callable[[], BenchmarkResult]", out: Path, arguments: JsonObject) -> None:
     with report_user_errors("evaluate"):
         from semcorr.benchmark.report import publish_result, read_benchmark_file
 

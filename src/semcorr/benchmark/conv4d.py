@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch.nn.functional import conv3d
 from semcorr.benchmark.measurement import Machine, Measurement, best_time, measure, measure_machine, peak_resident_bytes
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.models.heads.conv4d import conv4d as ours
 
 AGREED = 1e-4  # largest difference, in standard deviations of the result
@@ -88,7 +89,7 @@ def benchmark_conv4d(
     return _build_result(volumes, measurements, limits)
 
 
-def run_convolution(volume: ConvolvedVolume, way: str) -> dict[str, Any]:
+def run_convolution(volume: ConvolvedVolume, way: str) -> JsonObject:
     """Measure the seconds, and the peak of bytes beyond the input and what the process needs anyway."""
     _build_work(volume._replace(side=4), way)()  # so that loading code is not measured
     run_once = _build_work(volume, way)

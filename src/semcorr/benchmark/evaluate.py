@@ -16,6 +16,7 @@ from semcorr.benchmark.naive import LOOPS
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.data.image_variants import unique_images
 
 ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
@@ -41,7 +42,7 @@ def benchmark_evaluation(run: RunSpec, part: SplitPart, apart: bool = True) -> B
 
 
 @torch.no_grad()
-def run_naive_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
+def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     """Measure the seconds per pair of the naive loop."""
     from semcorr.data.dataset import PairDataset
     from semcorr.engine.build import build_datamodule_and_module
@@ -51,7 +52,7 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         module, data = build_datamodule_and_module(cfg)
         pairs = _select_pairs(data, part)[: part.naive_pairs]
         dataset = PairDataset(pairs, data.size, data.resize, pixels=True)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
         _require_single_image(backbone)
         loop = LOOPS["full correlation"]
 
@@ -68,7 +69,7 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         return {"seconds": (synchronised_time(run.device) - start) / len(pairs), "pairs": len(pairs)}
 
 
-def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
+def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     """Measure the seconds by stage, and what encoding alone takes."""
     from semcorr.engine.build import build_datamodule, build_module, build_trainer
 
@@ -83,7 +84,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         data.pairs = lambda split: pairs
         trainer.test(module, datamodule=data, verbose=False)
         end = synchronised_time(run.device)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
         _require_single_image(backbone)
         rows = module.result.tables["predictions"].num_rows
         results = {
@@ -95,7 +96,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _measure_encoding(backbone: Any, batch: int, device: str) -> dict[str, float]:
+def _measure_encoding(backbone: object, batch: int, device: str) -> dict[str, float]:
     """Measure one image: seconds in a batch as evaluated, operations, channels and cells."""
     image = torch.rand(batch, 3, backbone.size, backbone.size, device=device)
     counter = FlopCounterMode(display=False)
@@ -106,11 +107,11 @@ def _measure_encoding(backbone: Any, batch: int, device: str) -> dict[str, float
             "cells": values.shape[2] * values.shape[3]}  # fmt: skip
 
 
-def _select_pairs(data: Any, part: SplitPart) -> Any:
+def _select_pairs(data: object, part: SplitPart) -> object:
     return data.pairs(data.split)[: part.pairs]
 
 
-def _require_single_image(backbone: Any) -> None:
+def _require_single_image(backbone: object) -> None:
     if backbone.pairwise:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"

@@ -2,7 +2,7 @@
 
 from functools import partial
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from semcorr.benchmark.naive import KERNEL, LOOPS, SIGMA, SOFT
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.matching.batched import match_to_target
 from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
@@ -76,7 +77,7 @@ def build_task(shape: MatchingShape) -> MatchingTask:
 
 
 @torch.no_grad()
-def run_naive_matching(shape: MatchingShape, name: str) -> dict[str, Any]:
+def run_naive_matching(shape: MatchingShape, name: str) -> JsonObject:
     """Measure the seconds per pair of a naive loop, and return its matches."""
     maps, pairs, points = build_task(shape)
     loop, matches = LOOPS[name], []
@@ -90,7 +91,7 @@ def run_naive_matching(shape: MatchingShape, name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def run_matching(shape: MatchingShape) -> dict[str, Any]:
+def run_matching(shape: MatchingShape) -> JsonObject:
     """Measure our seconds per pair, and return the matches, also those of cell centres, which need no interpolation."""
     task = build_task(shape)
     task = task._replace(maps=task.maps.to(memory_format=torch.channels_last))  # the layout that evaluation uses
@@ -135,7 +136,7 @@ def _list_by_rule(cells: list[list[Tensor]]) -> list[list[list[float]]]:
     return [torch.cat([pair[i] for pair in cells]).tolist() for i in range(len(RULES))]
 
 
-def _agreement(naive: dict[str, Any], ours: dict[str, Any], name: str) -> dict[str, float]:
+def _agreement(naive: JsonObject, ours: JsonObject, name: str) -> dict[str, float]:
     """Compute the share of points on the same cell, and the largest distance between soft read-outs, in cells."""
     cells = ours["centred" if name == "full correlation" else "cells"]
     distances = {

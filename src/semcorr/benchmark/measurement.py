@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -46,7 +47,7 @@ class Machine(NamedTuple):
         """Return the fewest seconds for so many operations and bytes read or written, both at the same time."""
         return max(operations / self.flops, moved / self.copied)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Format the limits for benchmark.json."""
         return {"device": self.device, "threads": self.threads, "gflops": self.flops / 1e9, "gb_s": self.copied / 1e9}
 
@@ -99,7 +100,7 @@ def synchronised_time(device: str = "cpu") -> float:
     return time.perf_counter()
 
 
-def best_time(work: Callable[[], Any], device: str = "cpu", times: int = 3) -> float:
+def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -> float:
     """Return the seconds of the fastest of some runs, after one that does not count."""
     work()
     seconds = []
@@ -110,7 +111,7 @@ def best_time(work: Callable[[], Any], device: str = "cpu", times: int = 3) -> f
     return min(seconds)
 
 
-def measure(work: Callable[..., Any], *args: Any, apart: bool = True) -> Measurement:
+def measure(work: Callable[..., object], *args: object, apart: bool = True) -> Measurement:
     """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
 
     Both must be picklable, and the result should be small.
@@ -133,7 +134,7 @@ def measure(work: Callable[..., Any], *args: Any, apart: bool = True) -> Measure
     return Measurement(*message)
 
 
-def _send_result(sender: Connection, work: Callable[..., Any], args: Any, method: str) -> None:
+def _send_result(sender: Connection, work: Callable[..., object], args: object, method: str) -> None:
     multiprocessing.set_start_method(method, force=True)  # for loaders: a spawned process would spawn its own
     try:
         sender.send((work(*args), *_peak_memory()))

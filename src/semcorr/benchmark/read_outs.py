@@ -5,12 +5,12 @@ counts imports or loading the weights.
 """
 
 from pathlib import Path
-from typing import Any
 
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.matching.readout_names import ReadoutList
 
 ONE = "window_15"
@@ -34,12 +34,12 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, apart: bool = True)
     return _build_result(run, measurement, many["seconds"]["all"] / one["seconds"]["all"], limits)
 
 
-def run_both(run: RunSpec, tries: int) -> list[dict[str, Any]]:
+def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
     """Measure the fastest run of each, by stage; both run in turn, so that other load of the machine affects both."""
     from semcorr.engine.build import build_module, build_protocols
     from semcorr.evaluation.scoring_specs import build_scoring_specs
 
-    runs: list[list[dict[str, Any]]] = [[], []]
+    runs: list[list[JsonObject]] = [[], []]
     with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
         module = build_module(cfg)
         for _ in range(tries):
@@ -49,7 +49,7 @@ def run_both(run: RunSpec, tries: int) -> list[dict[str, Any]]:
     return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 
 
-def _run_evaluation(run: RunSpec, cfg: Any, module: Any) -> dict[str, Any]:
+def _run_evaluation(run: RunSpec, cfg: object, module: object) -> JsonObject:
     """Run an evaluation, from the annotations to its files."""
     from semcorr.engine.build import build_datamodule, build_trainer
     from semcorr.evaluation.results import write_results

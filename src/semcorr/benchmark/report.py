@@ -2,15 +2,16 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
 
@@ -34,7 +35,7 @@ class BenchmarkResult(NamedTuple):
     title: str
     rows: Sequence[BenchmarkRow]
     caption: str
-    content: Mapping[str, Any]
+    content: JsonObject
 
 
 def format_ratio(ratio: float) -> str:
@@ -55,7 +56,7 @@ def format_rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def read_benchmark_file(out: Path) -> dict[str, Any]:
+def read_benchmark_file(out: Path) -> JsonObject:
     """Read benchmark.json as it is so far, before anything is measured: it may be another file, or not be writable."""
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
@@ -71,7 +72,7 @@ def read_benchmark_file(out: Path) -> dict[str, Any]:
     return content
 
 
-def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: Mapping[str, Any]) -> None:
+def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonObject) -> None:
     """Print the table, and write the rest to `out` in place of an earlier result of the same name."""
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in HEADERS:

@@ -77,7 +77,7 @@ def time_encoding(entries: StoredFeatures) -> float:
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
     with compose_run("evaluate", RunSpec("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
-        backbone: Any = build_backbone(cfg).to(entries.device).eval()
+        backbone: object = build_backbone(cfg).to(entries.device).eval()
         image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
         return best_time(lambda: backbone(image), entries.device, times=1)
 

@@ -8,7 +8,6 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from semcorr.benchmark.spair_shape import (
 )
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder
+from semcorr.core.text_files import JsonObject
 from semcorr.data.creatures.annotation import Annotation, annotate_pair
 from semcorr.data.keypoints import benchmark_metadata, keypoint_names
 
@@ -126,7 +126,7 @@ def _write_pairs(root: Path, split: str, pairs: Sequence[Annotation]) -> None:
     layout.write_text("".join(f"{pair['filename']}\n" for pair in pairs))
 
 
-def _is_written(root: Path, manifest: Mapping[str, Any]) -> bool:
+def _is_written(root: Path, manifest: JsonObject) -> bool:
     """Tell whether `root` is this tree (True) or does not exist (False); raise `UserError` for anything else."""
     if not root.exists():
         return False

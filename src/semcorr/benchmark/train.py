@@ -6,7 +6,7 @@ time to fill the cache is reported separately.
 
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning import Callback
 
@@ -14,6 +14,7 @@ from semcorr.benchmark.measurement import Machine, Measurement, measure, measure
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
 WARM = 2  # steps that are not timed: loaders start and memory is allocated
@@ -57,21 +58,23 @@ class StepTimer(Callback):
         self.losses: list[float] = []
         self.pairs: list[int] = []
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: object, module: object, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Record when the step ended, its loss and its number of pairs."""
         self.ends.append(synchronised_time(self.device))
         self.losses.append(float(outputs["loss"]))
         self.pairs.append(count_pairs(batch))
 
 
-def count_pairs(batch: Any) -> int:
+def count_pairs(batch: object) -> int:
     """Count the pairs of a batch; of a batch of images, the ordered pairs that have something to train on."""
     if hasattr(batch, "pair"):
         return len(batch.pair)
     return len(batch.queries[:, [0, 2]].unique(dim=0))
 
 
-def run_steps(run: RunSpec) -> dict[str, Any]:
+def run_steps(run: RunSpec) -> JsonObject:
     """Measure the seconds of a step and of filling the cache, the losses, the pairs of a step and the depth."""
     from semcorr.engine.build import (
         build_datamodule_and_module,
@@ -86,7 +89,7 @@ def run_steps(run: RunSpec) -> dict[str, Any]:
         use_cached_features(module, data)
         timer, fill_cache, fill_seconds = StepTimer(run.device), module.frozen.fill, [0.0]
 
-        def timed_fill(*args: Any) -> None:
+        def timed_fill(*args: object) -> None:
             start = synchronised_time(run.device)
             fill_cache(*args)
             fill_seconds[0] += synchronised_time(run.device) - start

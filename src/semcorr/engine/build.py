@@ -81,7 +81,9 @@ def build_datamodule_and_module(
     module = build_module(cfg, training)
     if cfg.compile is not None:
         compile_blocks(module.backbone, cfg.compile)
-    data.size, data.pixels = module.backbone.size, module.backbone.pairwise
+    data.size = module.backbone.size
+    if isinstance(data, PairDataModule):
+        data.pixels = module.backbone.pairwise
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given: what config.yaml then holds
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
@@ -414,4 +416,6 @@ def config_text(cfg: DictConfig, module: CorrespondenceModule | TrackingModule) 
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    return OmegaConf.to_yaml(OmegaConf.create(escape_interpolations(resolved)))
+    escaped = escape_interpolations(resolved)
+    assert isinstance(escaped, dict)
+    return OmegaConf.to_yaml(OmegaConf.create(escaped))

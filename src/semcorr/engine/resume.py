@@ -102,8 +102,10 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
             return f"{name}.{min(missing)} is missing"
         odd = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
         return next((each for each in odd if each), None)
-    counts = isinstance(expected, int)  # a bool is one too
-    return f"{name} is {found!r:.40}" if counts and (type(found) is not type(expected) or found < 0) else None
+    if not isinstance(expected, int):  # a bool is one too
+        return None
+    is_same_kind = isinstance(found, int) and type(found) is type(expected)
+    return None if is_same_kind and found >= 0 else f"{name} is {found!r:.40}"
 
 
 def require_optimizer(content: JsonObject, module: CorrespondenceModule, steps: int, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Scores by category, geometry-aware against the rest, and what a change of viewpoint costs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from semcorr.core.text_files import JsonObject
 from semcorr.metrics.classes import LABELS
 from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
@@ -127,6 +127,6 @@ def _format_sensitivity(entry: Configuration) -> str:
     return NONE if None in values else format_spread(seed_statistics(values))
 
 
-def _read_classes(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    classes: Mapping[str, Any] = metrics["classes"]
+def _read_classes(metrics: JsonObject) -> JsonObject:
+    classes: JsonObject = metrics["classes"]
     return classes

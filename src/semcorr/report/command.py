@@ -45,9 +45,7 @@ def write_report(
         list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
     ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
-    root: Annotated[
-        Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
     seconds: Annotated[
         bool, typer.Option(help="Seconds and memory; without, two reports of equal runs are equal.")
     ] = True,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.report.runs import FinishedRun
@@ -116,7 +116,7 @@ def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     return labels
 
 
-def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: Any) -> set[str]:
+def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: object) -> set[str]:
     """Return the wanted keys that several configurations have, with more than one value."""
     keys = {key for settings in each for key in settings if wanted(key)}
     return {key for key in keys if len({str(settings[key]) for settings in each if key in settings}) > 1}
@@ -145,7 +145,7 @@ def _seed(run: FinishedRun) -> str:
     return str(run.cfg.get("seed"))
 
 
-def _get_nested(node: Any, *keys: str) -> Any:
+def _get_nested(node: object, *keys: str) -> object:
     for key in keys:
         node = node.get(key) if isinstance(node, Mapping) else None
     return None if isinstance(node, float) and math.isnan(node) else node

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from PIL import Image
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.record import PairRecord
 from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, split_by_spec
 from semcorr.metrics.predictions_table import read_predictions
@@ -112,7 +112,7 @@ def load_run_predictions(run: FinishedRun) -> pa.Table:
 
 
 def _render_panel(table: pa.Table, pair: PairRecord, text: str) -> str:
-    rows: list[dict[str, Any]] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
+    rows: list[JsonObject] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
     names = f"{pair.source.name} to {pair.target.name}"
     return f"{embed_image(draw.plot_pair(pair, rows, ALPHA), names)}\n<p>{escape(text)}<br>{escape(names)}</p>"
 

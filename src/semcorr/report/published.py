@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 
@@ -72,7 +73,7 @@ def protocol_by_name(name: str) -> Protocol:
     if preset is None:
         return Protocol(name)
     axes = dict(part.split("=", 1) for part in changed.split(", ")) if changed else {}
-    values: dict[str, Any] = {k: v == "True" if v in ("True", "False") else v for k, v in axes.items()}
+    values: JsonObject = {k: v == "True" if v in ("True", "False") else v for k, v in axes.items()}
     return replace(preset, **values)
 
 
@@ -98,8 +99,8 @@ def _format_axis(protocol: Protocol, axis: str) -> str:
 
 
 @cache
-def _read_published() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(
+def _read_published() -> JsonObject:
+    content: JsonObject = json.loads(
         (files("semcorr.report") / "published.json").read_text(encoding="utf-8")
     )  # fmt: skip
     return content

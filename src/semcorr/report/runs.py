@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.finished_run import EvaluatedRun as Evaluated
 from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
 from semcorr.engine.rebuild import read_scored_config
@@ -30,7 +31,7 @@ class FinishedRun(NamedTuple):
     history: Sequence[Mapping[str, float]]  # rows of metrics.csv
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> JsonObject:
         """The content of metrics.json."""
         return self.evaluated.metrics
 

@@ -84,7 +84,7 @@ def _benchmark_settings(flat: dict[str, Setting], key: str) -> dict[str, Setting
     return {name: value for name, value in inside.items() if name not in OF_DATA}
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Setting]:
+def _flatten(node: object, prefix: str = "") -> dict[str, Setting]:
     """Flatten a configuration to its leaves by dotted keys; lists stay whole, for their items have no names."""
     if not isinstance(node, dict):
         return {prefix.removesuffix("."): node}
