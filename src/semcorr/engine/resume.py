@@ -104,8 +104,9 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
         return next((each for each in odd if each), None)
     if not isinstance(expected, int):  # a bool is one too
         return None
-    is_same_kind = isinstance(found, int) and type(found) is type(expected)
-    return None if is_same_kind and found >= 0 else f"{name} is {found!r:.40}"
+    if isinstance(found, int) and type(found) is type(expected) and found >= 0:
+        return None
+    return f"{name} is {found!r:.40}"
 
 
 def require_optimizer(content: JsonObject, module: CorrespondenceModule, steps: int, path: Path) -> None:

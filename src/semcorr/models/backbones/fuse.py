@@ -72,7 +72,7 @@ class FusedBackbone(Backbone):
         return list(dict.fromkeys(target for part in self._parts for target in part.lora_targets))
 
     @property
-    def sha256(self) -> str:
+    def sha256(self) -> str:  # type: ignore[override]  # that of its parts, which tuning may change
         """Of the parts' hashes."""
         return hashlib.sha256(" ".join(part.sha256 for part in self._parts).encode()).hexdigest()
 
