@@ -107,9 +107,7 @@ def open_source(
     width, height = whole.size
     limit = torch.tensor([width, height]) - 0.5
     shown = thing.points[thing.shown]
-    if bool(
-        ((shown < -1.5) | (shown > limit + 1)).any()
-    ):  # with a pixel of tolerance: conventions of the origin differ
+    if bool(((shown < -1.5) | (shown > limit + 1)).any()):  # a pixel of tolerance: conventions of the origin differ
         raise UserError(
             f"The annotation {thing.id} of {thing.photo.name} has keypoints outside the image, which is "
             f"{width} x {height} pixels. Correct them"
