@@ -67,17 +67,17 @@ def interpolate_matches(
 
 
 def _interpolate_strip(
-    found: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, apart: float
+    matches: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, limit: float
 ) -> Float[Tensor, "h w 2"]:
     near_x, near_y = (
-        coordinate.round().clamp(0, n - 1).long() for coordinate, n in ((x, found.shape[1]), (y, found.shape[0]))
+        coordinate.round().clamp(0, n - 1).long() for coordinate, n in ((x, matches.shape[1]), (y, matches.shape[0]))
     )
-    nearest = found[near_y][:, near_x]
+    nearest = matches[near_y][:, near_x]
     offset = torch.stack(torch.meshgrid(x - near_x, y - near_y, indexing="xy"), dim=-1) * stride
-    columns, rows = (_neighbours(coordinate, n) for coordinate, n in ((x, found.shape[1]), (y, found.shape[0])))
-    corners = [found[row][:, column] for row in rows for column in columns]
-    together = torch.stack([(corner - nearest).norm(dim=-1) <= apart for corner in corners]).all(0)
-    return torch.where(together[..., None], sample_bilinear(found, x, y), nearest + offset)
+    columns, rows = (_neighbours(coordinate, n) for coordinate, n in ((x, matches.shape[1]), (y, matches.shape[0])))
+    corners = [matches[row][:, column] for row in rows for column in columns]
+    together = torch.stack([(corner - nearest).norm(dim=-1) <= limit for corner in corners]).all(0)
+    return torch.where(together[..., None], sample_bilinear(matches, x, y), nearest + offset)
 
 
 def _neighbours(coordinate: Float[Tensor, " n"], length: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:

@@ -70,8 +70,8 @@ def foreground_grid(image: EncodedPicture, maps: FeatureMap, most: int = 30) -> 
     """
     h, w = maps.values.shape[-2:]
     centres = cell_centres(maps)
-    shown = image.placed.shows(centres).view(h, w)
-    inside = foreground_cells(maps, shown) if bool(shown.any()) else cells_in_picture(image, maps)
+    visible = image.placed.shows(centres).view(h, w)
+    inside = foreground_cells(maps, visible) if bool(visible.any()) else cells_in_picture(image, maps)
     step = max(1.0, (int(inside.sum()) / most) ** 0.5)
     rows, columns = (_spaced_indices(inside.any(axis), step) for axis in (1, 0))
     selected = [row * w + column for row in rows for column in columns if inside[row, column]]
@@ -84,9 +84,9 @@ def cells_in_picture(image: EncodedPicture, maps: FeatureMap) -> Bool[Tensor, "h
     return image.placed.covers(torch.arange(w).float(), torch.arange(h).float(), maps.stride)
 
 
-def _spaced_indices(taken: Bool[Tensor, " n"], step: float) -> list[int]:
-    """Return indices a step apart from the first that is taken to the last, with equal margins at both ends."""
-    first, last = int(taken.nonzero()[0]), int(taken.nonzero()[-1])
+def _spaced_indices(mask: Bool[Tensor, " n"], step: float) -> list[int]:
+    """Return indices a step apart from the first cell of a mask to the last, with equal margins at both ends."""
+    first, last = int(mask.nonzero()[0]), int(mask.nonzero()[-1])
     count = int((last - first) / step)
     start = (first + last - count * step) / 2
     return sorted({round(start + i * step) for i in range(count + 1)})

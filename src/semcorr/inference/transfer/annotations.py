@@ -101,64 +101,70 @@ def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferIm
     return TransferImage(image.id, image.name, image.path, image.size)
 
 
-def _unannotated_images(photos: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
+def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
     """Return images without annotation: of the file, and those of the folder that it does not name, with new ids."""
-    paths = {i: photo.path.resolve() for i, photo in photos.items()}
+    paths = {i: image.path.resolve() for i, image in images.items()}
     annotated = {paths[i] for i in named}  # an image may have two entries, so paths are compared
-    free_ids = count(1 + max((int(i) for i in photos if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
+    free_ids = count(1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
     known_paths = set(paths.values())
     unnamed = list_image_files(folder, below=True, besides=known_paths)
-    return [photo for i, photo in photos.items() if paths[i] not in annotated] + [
+    return [image for i, image in images.items() if paths[i] not in annotated] + [
         TransferImage(next(free_ids), file.relative_to(folder).as_posix(), file, None) for file in unnamed
     ]
 
 
-def _to_object(annotation: CocoAnnotation, photo: TransferImage, layout: str) -> AnnotatedObject:
+def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) -> AnnotatedObject:
     if annotation.flat is not None and not annotation.annotated:
         raise UserError(
             f"{annotation.where}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
             "--box says otherwise"
         )
-    shown = torch.tensor([point is not None for point in annotation.points])
+    annotated = torch.tensor([point is not None for point in annotation.points])
     points = torch.tensor([point or (0.0, 0.0) for point in annotation.points])
     return AnnotatedObject(
-        annotation.id, photo, annotation.category.id, annotation.box.xywh if annotation.box else None, points, shown
+        annotation.id, image, annotation.category.id, annotation.box.xywh if annotation.box else None, points, annotated
     )
 
 
 def _whole_image_objects(
-    photos: Sequence[TransferImage],
-    kinds: Mapping[Any, Any],
+    images: Sequence[TransferImage],
+    categories: Mapping[Any, Any],
     sources: Mapping[Any, Any],
     category: str | None,
     path: Path,
 ) -> list[AnnotatedObject]:
     """Return one object for each image without annotation, as large as the image."""
-    if category is None and len(sources) > 1 and photos:
+    if category is None and len(sources) > 1 and images:
         raise UserError(
-            f"{len(photos)} images, such as {photos[0].name}, have no annotation, and {path} has {len(sources)} "
+            f"{len(images)} images, such as {images[0].name}, have no annotation, and {path} has {len(sources)} "
             "annotated categories. Name theirs with --category, or give each an annotation with its category_id"
         )
-    category_ids = [i for i, entry in kinds.items() if entry.get("name") == category]
+    category_ids = [i for i, entry in categories.items() if entry.get("name") == category]
     if category is not None and not category_ids:
-        available = ", ".join(category_name(entry) for entry in kinds.values())
+        available = ", ".join(category_name(entry) for entry in categories.values())
         raise UserError(f"--category: {path} has no category {category!r}; it has {available}")
-    if category is not None and not photos:
+    if category is not None and not images:
         log.warning("--category %s has no effect: every image has an annotation", category)
     category_id = category_ids[0] if category_ids else next(iter(sources))
-    number = len(kinds[category_id].get("keypoints") or [])
+    number = len(categories[category_id].get("keypoints") or [])
     return [
-        AnnotatedObject(None, photo, category_id, None, torch.zeros(number, 2), torch.zeros(number).bool())
-        for photo in photos
+        AnnotatedObject(None, image, category_id, None, torch.zeros(number, 2), torch.zeros(number).bool())
+        for image in images
     ]
 
 
 def _check_targets(
-    targets: Sequence[AnnotatedObject], sources: Mapping[Any, Any], kinds: Mapping[Any, Any], path: Path, folder: Path
+    targets: Sequence[AnnotatedObject],
+    sources: Mapping[Any, Any],
+    categories: Mapping[Any, Any],
+    path: Path,
+    folder: Path,
 ) -> None:
     if not targets:
         raise UserError(f"Every image of {folder} is annotated in {path}: there is none to be labelled. Add some")
-    unsourced = Counter(category_name(kinds[target.category]) for target in targets if target.category not in sources)
+    unsourced = Counter(
+        category_name(categories[target.category]) for target in targets if target.category not in sources
+    )
     for name, number in unsourced.items():
         raise UserError(f"{path} has no annotated image of {name}, which {number} are to be labelled as. Annotate one")
 

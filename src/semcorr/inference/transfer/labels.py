@@ -67,7 +67,9 @@ def _image_entry(photo: TransferImage, size: tuple[int, int]) -> dict[str, Any]:
 
 def _annotation_entry(label: KeypointLabel, annotation_id: Any) -> dict[str, Any]:
     rows = zip(label.points.tolist(), label.found.tolist(), strict=True)
-    flat = [value for (x, y), found in rows for value in ((round(x, 2), round(y, 2), FOUND) if found else (0, 0, 0))]
+    flat = [
+        value for (x, y), is_found in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_found else (0, 0, 0))
+    ]
     x, y, w, h = label.thing.box or _enclosing_box(label)
     return {
         "id": annotation_id,
@@ -108,11 +110,11 @@ def draw_label_picture(
     draw = ImageDraw.Draw(image)
     scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
     positions = ((points + 0.5) * scale).tolist()
-    found, colours = label.found.tolist(), [bright_colour(i / len(positions)) for i in range(len(positions))]
+    found_flags, colours = label.found.tolist(), [bright_colour(i / len(positions)) for i in range(len(positions))]
     for i, j in skeleton:
-        if found[i] and found[j]:
+        if found_flags[i] and found_flags[j]:
             draw.line((*positions[i], *positions[j]), fill=colours[i], width=2 * ZOOM)
-    for (x, y), score, colour, is_found in zip(positions, label.scores.tolist(), colours, found, strict=True):
+    for (x, y), score, colour, is_found in zip(positions, label.scores.tolist(), colours, found_flags, strict=True):
         r = (4 + 6 * score**0.5) * ZOOM
         if is_found:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)

@@ -73,20 +73,20 @@ def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
 
 def _encode_sources(
     matcher: Matcher,
-    things: Sequence[AnnotatedObject],
-    kind: Mapping[str, Any],
+    objects: Sequence[AnnotatedObject],
+    category: Mapping[str, Any],
     flip: bool,
     skipped: list[dict[str, str]] | None,
     stored: list[str],
 ) -> list[LabelledSource]:
     """Encode all sources whose images can be read."""
     sources: list[LabelledSource] = []
-    for item in things:
+    for item in objects:
         if (picture := _open_or_skip(item, skipped, stored)) is not None:
-            sources += open_source(matcher, item, kind, flip, picture)
+            sources += open_source(matcher, item, category, flip, picture)
     if not sources:
         raise UserError(
-            f"None of the annotated images of {category_name(kind)} can be read. Restore one of them, at least"
+            f"None of the annotated images of {category_name(category)} can be read. Restore one of them, at least"
         )
     return sources
 
@@ -106,8 +106,9 @@ def open_source(
     whole = whole or open_object_image(thing)
     width, height = whole.size
     limit = torch.tensor([width, height]) - 0.5
-    shown = thing.points[thing.shown]
-    if bool(((shown < -1.5) | (shown > limit + 1)).any()):  # a pixel of tolerance: conventions of the origin differ
+    annotated_points = thing.points[thing.shown]
+    # A pixel of tolerance: conventions of the origin differ.
+    if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):
         raise UserError(
             f"The annotation {thing.id} of {thing.photo.name} has keypoints outside the image, which is "
             f"{width} x {height} pixels. Correct them"
@@ -123,14 +124,14 @@ def _label_chunk(
     matcher: Matcher,
     sources: Sequence[LabelledSource],
     targets: Sequence[tuple[AnnotatedObject, str]],
-    kind: Mapping[str, Any],
+    category: Mapping[str, Any],
     options: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
     stored: list[str],
     folder: Path | None,
 ) -> Iterator[KeypointLabel]:
     """Label the targets that are encoded at once."""
-    use, min_score, place = options
+    use, min_score, prior_weight = options
     items = [
         (item, name, picture) for item, name in targets if (picture := _open_or_skip(item, skipped, stored)) is not None
     ]
@@ -138,12 +139,14 @@ def _label_chunk(
     for (item, name, picture), crop, target in zip(
         items, crops, matcher.encoded([crop.picture for crop in crops]), strict=True
     ):
-        keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else place)
+        keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else prior_weight)
         points, scores = crop.out_of(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
         contributions = contributing_sources(sources, keypoints.weights)
         label = KeypointLabel(item, picture.size, points, scores, scores > min_score, contributions)
         if folder is not None:
-            save_plot(draw_label_picture(crop.picture, keypoints.points, label, skeleton_edges(kind)), folder / name)
+            save_plot(
+                draw_label_picture(crop.picture, keypoints.points, label, skeleton_edges(category)), folder / name
+            )
         yield label
 
 
@@ -160,12 +163,13 @@ def open_object_image(thing: AnnotatedObject, stored: list[str] | None = None) -
     return picture
 
 
-def _open_or_skip(thing: AnnotatedObject, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
+def _open_or_skip(item: AnnotatedObject, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
     try:
-        return open_object_image(thing, stored)
+        return open_object_image(item, stored)
     except UserError as error:
         if skipped is None:
             raise UserError(f"{error}. With --skip-broken it is left out") from None
-        if (note := {"file_name": thing.photo.name, "reason": str(error)}) not in skipped:  # by another of its objects
+        # Another object of the image may have added it already.
+        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped:
             skipped.append(note)
         return None

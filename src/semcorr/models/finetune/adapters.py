@@ -106,7 +106,7 @@ def _branch_end(children: dict[str, nn.Module], branch: str, number: int) -> nn.
 
 
 def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
-    """Make the adapter a child of a module; of a sequence, which would run it, a child of its last member."""
+    """Make the adapter a child of a module; for a sequence, which would run it, of its last member."""
     while isinstance(module, nn.Sequential):
         module = module[-1]
     if hasattr(module, "adapter"):

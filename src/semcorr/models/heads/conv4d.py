@@ -1,4 +1,4 @@
-"""A 4-D convolution of correlations by matrix products accumulated in the output, with a backward as lean.
+"""A 4-D convolution of correlations by matrix products accumulated in the output, with an equally frugal backward.
 
 Over the last two axes (the target's) the input is unfolded, a few cells of the first two (the source's) at a
 time; every tap of the kernel over the first two axes is then one product with the unfolded chunk, added to the
