@@ -18,6 +18,7 @@ from semcorr.core.files import write_json
 from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.data.pictures import Picture
@@ -96,7 +97,7 @@ def match_pictures(
 
 def draw_targets(
     matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: MatchOptions, folder: Path
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """Draw every target's matches into the folder, and yield each one's entry of the JSON file."""
     from semcorr.data.pictures import load_picture
     from semcorr.inference.encoded import parse_points
@@ -146,7 +147,7 @@ def draw_outputs(
         yield "_features", draw_matches.plot_features(*pictures, encoded, matcher.features(*encoded))
 
 
-def match_to_dict(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
+def match_to_dict(target: "Picture", found: "Match", image: str) -> JsonObject:
     """Return the entry of a target in the JSON file."""
     rows = zip(*(x.tolist() for x in found[:4]), strict=True)
     return {
@@ -166,7 +167,7 @@ def match_to_dict(target: "Picture", found: "Match", image: str) -> dict[str, An
     }
 
 
-def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
+def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[JsonObject]) -> None:
     """Write the matches of all targets to a JSON file."""
     from semcorr.inference.load import format_overrides
 
@@ -180,7 +181,7 @@ def write_matches(path: Path, source: "Picture", model: str | None, said: Sequen
     write_json(path, content, "--out")
 
 
-def print_matches(said: dict[str, Any]) -> None:
+def print_matches(said: JsonObject) -> None:
     """Print the matches of one target, one a line."""
     for match in said["matches"]:
         (x, y), (u, v) = match["source"], match["target"]

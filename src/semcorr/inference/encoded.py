@@ -1,7 +1,7 @@
 """A picture encoded for matching: its features, and the geometry from its pixels to the network's square and back."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def _find_ends(rows: np.ndarray) -> tuple[int, int]:
     return first, next(i for i in range(len(rows), 0, -1) if not is_plain(rows[i - 1]))
 
 
-def parse_points(points: Any, of: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
+def parse_points(points: object, of: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
     """Convert points of a picture, given in any form, to a tensor.
 
     Raises:

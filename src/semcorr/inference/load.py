@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -135,7 +135,7 @@ def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     module = build_module(cfg)
     if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
-    resize: Any = cfg.data.resize
+    resize: object = cfg.data.resize
     return module.eval().requires_grad_(False), resize
 
 

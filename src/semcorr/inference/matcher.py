@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class Matcher:
         self.rule = list_readouts(module.localise)[0]  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *overrides: str, **options: Any) -> "Matcher":
+    def load(cls, model: str | Path | None = None, *overrides: str, **options: object) -> "Matcher":
         """Load a matcher by the name of its model.
 
         Args:
@@ -115,7 +115,7 @@ class Matcher:
     @torch.no_grad()
     def _encode(self, images: Sequence[Source | Picture], name: str) -> list[EncodedPicture]:
         pictures = [image if isinstance(image, Picture) else load_picture(image, name) for image in images]
-        backbone: Any = self.module.backbone
+        backbone: object = self.module.backbone
         rendered = [place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures]
         named = list(zip(rendered, [picture.name for picture in pictures], strict=True))
         if backbone.pairwise:
@@ -136,10 +136,10 @@ class Matcher:
     # -- points --
 
     @overload
-    def match(self, a: Image, b: Image, points: Any) -> Match: ...
+    def match(self, a: Image, b: Image, points: object) -> Match: ...
     @overload
-    def match(self, a: Image, b: list[Image], points: Any) -> list[Match]: ...
-    def match(self, a: Image, b: Image | list[Image], points: Any) -> Match | list[Match]:
+    def match(self, a: Image, b: list[Image], points: object) -> list[Match]: ...
+    def match(self, a: Image, b: Image | list[Image], points: object) -> Match | list[Match]:
         """Match points of `a` to `b`.
 
         Args:
@@ -150,7 +150,7 @@ class Matcher:
         matches = list(self.matches(a, b if isinstance(b, list) else [b], points))
         return matches if isinstance(b, list) else matches[0]
 
-    def matches(self, a: Image, b: Iterable[Image], points: Any) -> Iterator[Match]:
+    def matches(self, a: Image, b: Iterable[Image], points: object) -> Iterator[Match]:
         """Match points of `a` to many targets, one after the other; the source is encoded once."""
         source = self.encode(a, "a")
         query_points = parse_points(points, source)
@@ -207,7 +207,9 @@ class Matcher:
         return Flow(flow, sample_bilinear(confidence.cpu(), *cells)[..., 0].clamp(0, 1) * visible)
 
     @torch.no_grad()
-    def similarity(self, a: Image, b: Image, point: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:
+    def similarity(
+        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "h w"]:
         """Compute a map of the similarity of a point of `a` with every position of `b`.
 
         Args:
@@ -274,7 +276,7 @@ class Matcher:
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
-        backbone: Any = self.module.backbone
+        backbone: object = self.module.backbone
         with self.computing():
             first, second = backbone.pair(source.pixels, target.pixels)
             maps = self._adapt_features(first), self._adapt_features(second)
@@ -285,6 +287,6 @@ class Matcher:
     def _adapt_features(self, maps: FeatureMap) -> FeatureMap:
         return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
 
-    def computing(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[object]:
         """Return the context of this matcher's precision."""
         return torch.autocast(self.device.type, dtype=self.precision) if self.precision else nullcontext()

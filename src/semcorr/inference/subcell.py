@@ -1,7 +1,5 @@
 """Transfer of points between two images by their features, also between the cells of the source."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +15,7 @@ APART = 2.0  # cells of the target within which matches of neighbouring source c
 
 
 def transfer_points(
-    head: Any,
+    head: object,
     source: FeatureMap,
     target: FeatureMap,
     points: Float[Tensor, "n 2"],
@@ -55,7 +53,7 @@ def transfer_points(
 
 
 def transfer_with_cycle_check(
-    head: Any,
+    head: object,
     maps: tuple[FeatureMap, FeatureMap],
     place: PicturePlacement,
     points: Float[Tensor, "n 2"],

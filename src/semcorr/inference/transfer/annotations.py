@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files
@@ -35,7 +36,7 @@ class AnnotatedObject(NamedTuple):
 
     id: Any
     photo: TransferImage
-    category: Any  # id of the category
+    category: object  # id of the category
     box: Box | None
     points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
     shown: Bool[Tensor, " k"]  # keypoints that are annotated
@@ -44,7 +45,7 @@ class AnnotatedObject(NamedTuple):
 class CocoAnnotations(NamedTuple):
     """The content of an annotation file: categories, sources and targets."""
 
-    categories: list[Mapping[str, Any]]  # as in the file
+    categories: list[JsonObject]  # as in the file
     sources: dict[Any, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 
@@ -80,7 +81,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
 
 def read_objects(
     path: Path, folder: Path, layout: str
-) -> tuple[dict[Any, Any], list[AnnotatedObject], list[TransferImage]]:
+) -> tuple[dict[object, object], list[AnnotatedObject], list[TransferImage]]:
     """Read categories by their ids, objects, and images without annotation."""
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -128,8 +129,8 @@ def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) ->
 
 def _whole_image_objects(
     images: Sequence[TransferImage],
-    categories: Mapping[Any, Any],
-    sources: Mapping[Any, Any],
+    categories: Mapping[object, object],
+    sources: Mapping[object, object],
     category: str | None,
     path: Path,
 ) -> list[AnnotatedObject]:
@@ -155,8 +156,8 @@ def _whole_image_objects(
 
 def _check_targets(
     targets: Sequence[AnnotatedObject],
-    sources: Mapping[Any, Any],
-    categories: Mapping[Any, Any],
+    sources: Mapping[object, object],
+    categories: Mapping[object, object],
     path: Path,
     folder: Path,
 ) -> None:
@@ -174,6 +175,6 @@ def list_objects(sheet: CocoAnnotations) -> list[AnnotatedObject]:
     return [*sheet.targets, *(source for sources in sheet.sources.values() for source in sources)]
 
 
-def category_name(kind: Mapping[str, Any]) -> str:
+def category_name(kind: JsonObject) -> str:
     """Return a category's name, or its id if it has none."""
     return str(kind.get("name", kind.get("id")))

@@ -1,13 +1,14 @@
 """Transferred keypoints as COCO annotations and as pictures."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.pictures import Picture
 from semcorr.inference.plots import bright_colour, displayed_size
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
@@ -25,10 +26,10 @@ class KeypointLabel(NamedTuple):
     points: Float[Tensor, "k 2"]  # (x, y), original pixels
     scores: Float[Tensor, " k"]
     found: Bool[Tensor, " k"]
-    sources: list[dict[str, Any]]
+    sources: list[JsonObject]
 
 
-def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"]) -> list[dict[str, Any]]:
+def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"]) -> list[JsonObject]:
     """List the sources with their share of the weight of all keypoints, largest first, without shares of 0."""
     shares = (weights.sum(1) / weights.sum().clamp_min(1e-12)).tolist()
     contributions = [
@@ -41,7 +42,7 @@ def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tenso
 
 def labels_to_coco(
     sheet: CocoAnnotations, labels: Sequence[KeypointLabel], skipped: Sequence[Mapping[str, str]], said: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the content of a COCO file: labelled images, their annotations, and all categories as in the input."""
     photos = {label.thing.photo.id: (label.thing.photo, label.size) for label in labels}
     used_ids = {str(item.id) for item in list_objects(sheet)}  # "7" and 7 are the same
@@ -61,11 +62,11 @@ def labels_to_coco(
     }
 
 
-def _image_entry(photo: TransferImage, size: tuple[int, int]) -> dict[str, Any]:
+def _image_entry(photo: TransferImage, size: tuple[int, int]) -> JsonObject:
     return {"id": photo.id, "file_name": photo.name, "width": size[0], "height": size[1]}
 
 
-def _annotation_entry(label: KeypointLabel, annotation_id: Any) -> dict[str, Any]:
+def _annotation_entry(label: KeypointLabel, annotation_id: object) -> JsonObject:
     rows = zip(label.points.tolist(), label.found.tolist(), strict=True)
     flat = [
         value for (x, y), is_found in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_found else (0, 0, 0))
@@ -121,7 +122,7 @@ def draw_label_picture(
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def skeleton_edges(category: Mapping[str, Any]) -> list[tuple[int, int]]:
+def skeleton_edges(category: JsonObject) -> list[tuple[int, int]]:
     """Return a category's skeleton counted from 0: COCO counts from 1, AnimalPose from 0, and some files use names.
 
     Other entries are ignored.

@@ -1,15 +1,15 @@
 """The pipeline of label transfer: targets are opened, cropped, encoded, and labelled by sources of their category."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import unique_names
+from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
@@ -74,7 +74,7 @@ def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
 def _encode_sources(
     matcher: Matcher,
     objects: Sequence[AnnotatedObject],
-    category: Mapping[str, Any],
+    category: JsonObject,
     flip: bool,
     skipped: list[dict[str, str]] | None,
     stored: list[str],
@@ -92,7 +92,7 @@ def _encode_sources(
 
 
 def open_source(
-    matcher: Matcher, thing: AnnotatedObject, kind: Mapping[str, Any], flip: bool, whole: Picture | None = None
+    matcher: Matcher, thing: AnnotatedObject, kind: JsonObject, flip: bool, whole: Picture | None = None
 ) -> list[LabelledSource]:
     """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
 
@@ -124,7 +124,7 @@ def _label_chunk(
     matcher: Matcher,
     sources: Sequence[LabelledSource],
     targets: Sequence[tuple[AnnotatedObject, str]],
-    category: Mapping[str, Any],
+    category: JsonObject,
     options: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
     stored: list[str],

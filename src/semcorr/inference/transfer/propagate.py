@@ -1,7 +1,7 @@
 """Transfer of keypoints from annotated sources to a target: their similarities are summed and localised."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,7 +32,7 @@ class LabelledSource(NamedTuple):
     encoded: EncodedPicture
     points: Float[Tensor, "k 2"]  # on the features' device
     shown: Bool[Tensor, " k"]  # keypoints that are annotated
-    name: Any  # id of its annotation
+    name: object  # id of its annotation
     mirrored: bool = False
     boxed: bool = False  # whether it was cropped to its box
 
@@ -42,7 +42,7 @@ def encode_source(
     one: Crop,
     points: Float[Tensor, "k 2"],
     shown: Bool[Tensor, " k"],
-    name: Any,
+    name: object,
     flip: Sequence[int] | None = None,
     boxed: bool = False,
 ) -> list[LabelledSource]:

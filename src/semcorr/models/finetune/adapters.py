@@ -9,7 +9,7 @@ on a block would then run on features that were already adapted.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,9 @@ def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
     return module
 
 
-def _forward_serial(adapter: AdapterBottleneck, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward_serial(
+    adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
+) -> object:
     output = forward(*args, **kwargs)
     if not isinstance(output, tuple):
         return output + adapter(output)
@@ -123,12 +125,14 @@ def _forward_serial(adapter: AdapterBottleneck, forward: Callable[..., Any], *ar
     return output._make(changed) if hasattr(output, "_make") else changed
 
 
-def _remember_input(adapter: AdapterBottleneck, forward: Callable[..., Any], x: Tensor) -> Any:
+def _remember_input(adapter: AdapterBottleneck, forward: Callable[..., object], x: Tensor) -> object:
     adapter.seen = x
     return forward(x)
 
 
-def _forward_parallel(adapter: AdapterBottleneck, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+def _forward_parallel(
+    adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
+) -> Tensor:
     x, adapter.seen = adapter.seen, None  # released at once: it holds a graph
     assert isinstance(x, torch.Tensor)
     return forward(*args, **kwargs) + adapter(x)

@@ -1,7 +1,7 @@
 """Fine-tuning by any tuner of huggingface/peft that adapts layers and needs no training loop of its own."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.models.finetune.targets import adaptable_layers, target_layers
 
 PROMPTS = "it learns prompts of a language model"
@@ -31,7 +32,7 @@ REFUSED = {
     **dict.fromkeys(("prefix_tuning", "prompt_tuning"), PROMPTS),
     **dict.fromkeys(("frod", "psoft"), BASIS),
 }
-START: dict[str, dict[str, Any]] = {  # to start from the pretrained features, if peft's default is random or missing
+START: dict[str, JsonObject] = {  # to start from the pretrained features, if peft's default is random or missing
     "c3a": {"init_weights": True},
     "fourierft": {"init_weights": True},
     "ia3": {"feedforward_modules": ()},  # all scale their outputs; layers named here would scale their inputs
@@ -41,7 +42,7 @@ OURS = {field.name for field in fields(PeftConfig)} | {
 }  # fmt: skip
 
 
-def list_tuner_configs(tuner: Any) -> list[Any]:
+def list_tuner_configs(tuner: object) -> list[object]:
     """List the configuration class in peft of a tuner; empty for an unknown one."""
     return [config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == tuner]
 
@@ -88,7 +89,7 @@ def peft_tuner(
     backbone.train(backbone.training)  # also sets the mode of the new modules
 
 
-def build_tuner_config(tuner: str, options: Mapping[str, Any]) -> Callable[..., PeftConfig]:
+def build_tuner_config(tuner: str, options: JsonObject) -> Callable[..., PeftConfig]:
     """Return the tuner's configuration in peft, to be called with its layers; an unknown tuner or option is refused."""
     configs = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if tuner in REFUSED:

@@ -1,7 +1,7 @@
 """Fastformer's additive attention among very many small tokens, processed one part at a time."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class FastformerLayer(nn.Module):
         return linear_over_second_axis(linear, values).unflatten(1, (self.heads, 2, 2))
 
 
-def checkpointed(work: Callable[..., Any], *args: Any) -> Any:
+def checkpointed(work: Callable[..., object], *args: object) -> object:
     """Call `work`; in training, keep only its inputs and outputs, and repeat it in backward."""
     if not torch.is_grad_enabled():
         return work(*args)

@@ -1,7 +1,7 @@
 """Cross-entropy with a Gaussian around the true cell."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Share, Sigma, Temperature, Whole, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
 from semcorr.models.losses.temperature import build_temperature
 
@@ -126,7 +127,7 @@ class GaussianCrossEntropy(nn.Module):
         self.temperature = temperature if learn is None else build_temperature(learn, temperature)
         self.sigma, self.sigma_end = sigma, sigma if sigma_end is None else sigma_end
         self.warmup, self.until = warmup, until
-        self.fixed: dict[str, Any] = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
+        self.fixed: JsonObject = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss with the width and the temperature of this step."""
