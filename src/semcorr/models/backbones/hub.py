@@ -12,7 +12,7 @@ RANDOM = "backbone.pretrained=false for random weights."
 def download_error(error: BaseException, name: str, repo: str | None = None, file: str | None = None) -> UserError:
     """Build the error for weights that could not be downloaded.
 
-    The weights `name` were to come from the Hugging Face repository `repo`, by default `name`, or from the address `file`.
+    The weights `name` are in the Hugging Face repository `repo`, by default `name`, or at the address `file`.
 
     >>> print(download_error(OSError("no route to host"), "some_model", "timm/some_model"))
     ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
