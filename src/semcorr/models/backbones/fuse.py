@@ -36,7 +36,7 @@ class FusedBackbone(Backbone):
     """
 
     @check_arguments("backbone")
-    def __init__(self, parts: Sequence[Any], balance: Sequence[float] | None = None) -> None:
+    def __init__(self, parts: Sequence[object], balance: Sequence[float] | None = None) -> None:
         super().__init__()
         balance = [1.0] * len(parts) if balance is None else list(balance)
         if not parts or len(balance) != len(parts) or min(balance) < 0 or sum(balance) <= 0:
@@ -72,13 +72,8 @@ class FusedBackbone(Backbone):
         return list(dict.fromkeys(target for part in self._parts for target in part.lora_targets))
 
     @property
-<<<<<<< HEAD
     def sha256(self) -> str:  # type: ignore[override]  # that of its parts, which tuning may change
-        """Of the parts' hashes."""
-=======
-    def sha256(self) -> str:
         """The hash of the parts' hashes."""
->>>>>>> i19_a
         return hashlib.sha256(" ".join(part.sha256 for part in self._parts).encode()).hexdigest()
 
     @property
@@ -128,7 +123,7 @@ class FusedBackbone(Backbone):
         return self._concatenate_maps(maps)
 
     @property
-    def _parts(self) -> list[Any]:
+    def _parts(self) -> list[object]:
         return list(self.parts)
 
     def _part_depths(self, depth: int) -> list[int]:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.layers import normalise_layer_indices
@@ -25,7 +26,7 @@ from semcorr.models.backbones.weights import load_weights, weights_sha256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
 ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 SHARED = {"mlp_ratio": 4, "patch_size": 16, "img_size": 1024, "window_size": 14, "out_chans": 256}
-ENCODERS: dict[str, dict[str, Any]] = {
+ENCODERS: dict[str, JsonObject] = {
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": (5, 11, 17, 23)},
     "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
@@ -49,7 +50,7 @@ class HeadwiseAttention(Attention):
         """Compute attention as the package's class does."""
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
-        attend: Any = (
+        attend: object = (
             partial(checkpoint, self._attend, use_reentrant=False) if torch.is_grad_enabled() else self._attend
         )
         heads = torch.cat([attend(*head, (h, w)) for head in zip(*(part.split(1) for part in qkv), strict=True)])
@@ -113,7 +114,7 @@ class SegmentAnything(SequentialBackbone):
             load_weights(
                 encoder, image_encoder_state(state), source, spare=full.keys(), of=recognise_weights(state, full)
             )
-        self.model: Any = encoder
+        self.model: object = encoder
         self.widths = [config["out_chans"]] if neck else [config["embed_dim"]] * len(self.layers)
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(encoder)

@@ -46,13 +46,8 @@ class CellGrid(NamedTuple):
         )
 
 
-<<<<<<< HEAD
 class SequentialBackbone(Backbone, ABC):
-    """What backbones share whose network calls each of its blocks once, in order, the output of one to the next.
-=======
-class SequentialBackbone(nn.Module, ABC):
     """A backbone whose network calls each of its blocks once, in order, each on the output of the one before.
->>>>>>> i19_a
 
     A cut needs no knowledge of the network's code. Up to it, the outputs of the blocks are recorded and
     the rest is not run. After it, the network runs on an empty image of the same size, with its first
@@ -115,7 +110,7 @@ class SequentialBackbone(nn.Module, ABC):
         """Compute the embedding and the first `depth` blocks."""
         values: dict[str, Tensor] = {}
 
-        def step(i: int, block_forward: Step, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
             if i == 0:
                 record(0, x)
             x = block_forward(x, *args, **kwargs)
@@ -138,7 +133,7 @@ class SequentialBackbone(nn.Module, ABC):
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
 
-        def step(i: int, block_forward: Step, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
             if i == 0:
                 x = state.values.get("0", x)
             return block_forward(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)

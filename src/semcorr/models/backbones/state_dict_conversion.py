@@ -7,7 +7,6 @@ module brings everything else to a layout that timm knows, before timm's convert
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +164,7 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def _remove_zero_biases(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+def _remove_zero_biases(state: dict[str, Tensor], model: object) -> dict[str, Tensor]:
     """Remove DINOv3's query and value biases, which are zero in most of its networks, if `model` has none.
 
     timm removes them without looking at them. The biases of keys are masked, and in the file still as initialised.

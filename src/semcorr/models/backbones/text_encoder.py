@@ -1,7 +1,5 @@
 """CLIP's text encoder, for a prompt or for vectors in the place of its words."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from tokenizers.pre_tokenizers import ByteLevel
@@ -16,7 +14,7 @@ class TextEncoder(nn.Module):
         tokenizer: CLIPTokenizer that belongs to `model`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: object, tokenizer: object) -> None:
         super().__init__()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.length: int = model.config.max_position_embeddings  # 77
@@ -45,7 +43,7 @@ class TextEncoder(nn.Module):
         """
         ids = self.frame(words.shape[1]).expand(len(words), -1)
 
-        def insert_words(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
+        def insert_words(_: nn.Module, __: object, embedded: Tensor) -> Tensor:
             return torch.cat((embedded[:, :1], words.to(embedded), embedded[:, 1 + words.shape[1] :]), dim=1)
 
         # The encoder's own forward with other embeddings: it knows its mask better than we do.
@@ -61,7 +59,7 @@ def token_embeddings(model: nn.Module) -> nn.Module:
     return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "embeddings")
 
 
-def build_byte_tokenizer(size: int) -> Any:
+def build_byte_tokenizer(size: int) -> object:
     """Build CLIP's tokenizer without what it learned from text: each byte is a word, the last two ids start and end.
 
     The published vocabulary begins with these bytes, but needs a download.

@@ -27,7 +27,7 @@ SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
 MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
 
 
-def list_option_targets(name: Any) -> list[Any]:
+def list_option_targets(name: object) -> list[object]:
     """List what takes the options of a timm model: timm's function and the networks of its module; [] if none does."""
     plain = name.partition(".")[0] if isinstance(name, str) else ""
     if not timm.is_model(plain):
@@ -74,7 +74,7 @@ class TimmModel(SequentialBackbone):
             elif isinstance(value, int | float):
                 require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
         state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
-        model: Any = create_timm_model(name, pretrained and weights is None, **options)
+        model: object = create_timm_model(name, pretrained and weights is None, **options)
         layers = normalise_layer_indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
         lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
@@ -86,7 +86,7 @@ class TimmModel(SequentialBackbone):
         full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
-        self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
+        self.model: object = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
             load_weights(model, content, weights, spare=full_state.keys(), of=recognise_weights(state, full_state))
         self.sha256 = weights_sha256(model)
@@ -116,7 +116,7 @@ class TimmModel(SequentialBackbone):
             return self._run(image)
         tokens: dict[int, Tensor] = {}
 
-        def record(i: int, block_forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def record(i: int, block_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
             tokens[i] = x
             return block_forward(x, *args, **kwargs)
 
@@ -148,7 +148,7 @@ class TimmModel(SequentialBackbone):
             )
 
 
-def create_timm_model(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Module:
     """Build a timm model for any image size, or raise an error that says why it cannot be built."""
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
@@ -189,7 +189,7 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     return [child for index, child in siblings if index <= int(number[0])]
 
 
-def _create_model(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def _create_model(name: str, pretrained: bool, **options: object) -> nn.Module:
     try:  # transformers: position embeddings for any image size
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional networks take any size as they are

@@ -57,7 +57,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 class _Module(dict[str, Any]):
     """A scripted module's attributes; its methods stay text in the archive."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.update(state if isinstance(state, dict) else {})
 
 
@@ -78,7 +78,7 @@ def _build_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Seq
     return storage.as_strided(size, stride, offset)
 
 
-def _return_value(value: Any, *_: object) -> Any:
+def _return_value(value: object, *_: object) -> object:
     return value
 
 
@@ -89,7 +89,7 @@ class _Tensors(pickle.Unpickler):
         self.folder = pickled.removesuffix("data.pkl")
         super().__init__(BytesIO(read_member(archive, pickled)))
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return something inert for a name in the pickle, or raise an error."""
         if module == "__torch__" or module.startswith("__torch__."):
             return _Module
@@ -106,7 +106,7 @@ class _Tensors(pickle.Unpickler):
             "Give a safetensors file or a plain PyTorch state dict."
         )
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: object) -> Tensor:
         """Load a storage, given as ("storage", dtype, file, device, length)."""
         _, dtype, key, _, length = pid
         content = read_member(self.archive, f"{self.folder}data/{key}")

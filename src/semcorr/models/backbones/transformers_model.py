@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Positive, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.facets import check_facet, tokens_to_maps
 from semcorr.models.backbones.layers import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone, intercept_blocks
@@ -53,12 +53,12 @@ class TransformersModel(SequentialBackbone):
         mean: Sequence[float] | None = None,
         std: Sequence[Positive] | None = None,
         model_type: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         check_facet(facet)
         model, missing, of = load_image_encoder(name, pretrained, weights, model_type, options)
         self.path = _find_block_list(name, model)
-        units: Any = model.get_submodule(self.path)
+        units: object = model.get_submodule(self.path)
         self.convolutional = not hasattr(model.config, "num_hidden_layers") or hasattr(model.config, "depths")
         layer_indices = normalise_layer_indices(layers, len(units))
         sides, widths = (
@@ -79,7 +79,7 @@ class TransformersModel(SequentialBackbone):
             if hasattr(model.config, key):
                 setattr(model.config, key, None)
         require_complete(model, missing, weights or name, of)
-        self.model: Any = model
+        self.model: object = model
         self.sha256 = weights_sha256(model)
         if facet != "token":
             self._require_facet()
@@ -103,7 +103,7 @@ class TransformersModel(SequentialBackbone):
         """Compute one map per layer from normalised images."""
         blocks, outputs = self.blocks, dict[int, Tensor]()
 
-        def record(i: int, block_forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def record(i: int, block_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
             out = block_forward(x, *args, **kwargs)
             if not isinstance(out, Tensor):
                 raise UserError(f"The blocks of {self.name} do not hand on one tensor. Choose another backbone.")
@@ -121,12 +121,10 @@ class TransformersModel(SequentialBackbone):
         rows, columns = image.shape[-2] // self.stride, image.shape[-1] // self.stride
         return tokens_to_maps(outputs, outputs[self.layers[0]].shape[1] - rows * columns, rows)
 
-    def _build_arguments(self, image: Tensor) -> dict[str, Any]:
+    def _build_arguments(self, image: Tensor) -> JsonObject:
         """Build the arguments with which a family takes any image size, and leaves all patches in their places."""
         parameters = inspect.signature(self.model.forward).parameters
-        arguments: dict[str, Any] = (
-            {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
-        )
+        arguments: JsonObject = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
         if "noise" in parameters:  # masked autoencoders shuffle by it
             self.model.config.mask_ratio = 0.0
             cells = (image.shape[-2] // self.stride) * (image.shape[-1] // self.stride)
@@ -143,7 +141,7 @@ class TransformersModel(SequentialBackbone):
             )
 
 
-def _find_block_list(name: str, model: Any) -> str:
+def _find_block_list(name: str, model: object) -> str:
     """Find the name of the list of blocks or stages."""
     depth = len(getattr(model.config, "depths", [])) or getattr(model.config, "num_hidden_layers", 0)
     lists = ((key, module) for key, module in model.named_modules() if isinstance(module, nn.ModuleList))
@@ -153,17 +151,17 @@ def _find_block_list(name: str, model: Any) -> str:
     return path
 
 
-def _list_block_sizes(config: Any, depth: int) -> tuple[list[int], list[int]]:
+def _list_block_sizes(config: object, depth: int) -> tuple[list[int], list[int]]:
     """List stride and width of every block of a transformer."""
     patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     return [patch] * depth, [config.hidden_size] * depth
 
 
-def _measure_stage_sizes(model: Any, units: nn.ModuleList, side: int = 64) -> tuple[list[int], list[int]]:
+def _measure_stage_sizes(model: object, units: nn.ModuleList, side: int = 64) -> tuple[list[int], list[int]]:
     """Measure stride and width of every stage of a convolutional network by a run on a small image."""
     shapes: list[torch.Size] = []
 
-    def record_shape(_: int, stage_forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def record_shape(_: int, stage_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
         out = stage_forward(x, *args, **kwargs)
         shapes.append(out.shape if isinstance(out, Tensor) else torch.Size())
         return out

@@ -1,9 +1,8 @@
 """Image encoders of the transformers library, loaded from the hub, a folder or a file, or built from a config."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, ImageProcessingMi
 from transformers.utils import logging
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.weight_kinds import recognise_weights
@@ -23,7 +22,7 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weigh
 
 
 def load_image_encoder(
-    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject
 ) -> tuple[nn.Module, list[str], str]:
     """Load an image encoder with its weights, or build one with random weights.
 
@@ -34,12 +33,12 @@ def load_image_encoder(
     state = None if weights is None else read_weights(weights)
     config = _config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
-    family: Any = MODEL_MAPPING.get(type(config), None)
+    family: object = MODEL_MAPPING.get(type(config), None)
     if getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     if weights is None and not pretrained:
         return AutoModel.from_config(config, trust_remote_code=False), [], ""
-    source: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    source: JsonObject = {"pretrained_model_name_or_path": name}
     if state is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
@@ -95,9 +94,7 @@ def pixel_statistics(
         ) from error
 
 
-def _config(
-    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: Mapping[str, Any]
-) -> Any:
+def _config(name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject) -> object:
     if model_type is not None:
         return _build_config(model_type, options)
     if options:
@@ -117,7 +114,7 @@ def _config(
         ) from error
 
 
-def _read_config(path: Path) -> Any:
+def _read_config(path: Path) -> object:
     require_json(path, "backbone.weights")
     read_mapping(path, "Take another copy of the folder.")
     try:
@@ -129,7 +126,7 @@ def _read_config(path: Path) -> Any:
         ) from error
 
 
-def _build_config(model_type: str, options: Mapping[str, Any]) -> Any:
+def _build_config(model_type: str, options: JsonObject) -> object:
     try:
         default = AutoConfig.for_model(model_type)
     except ValueError:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FREEU: dict[str, Any] = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # GeoAware-SC's factors
+from semcorr.core.text_files import JsonObject
+
+FREEU: JsonObject = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # GeoAware-SC's factors
 STAGES = ("blocks", "channels")  # what FreeU's two stages are told apart by
 Filter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -32,7 +34,7 @@ class DecoderStep(NamedTuple):
     factor: int  # latent cells per cell of its output
 
 
-def list_decoder_steps(unet: Any) -> list[DecoderStep]:
+def list_decoder_steps(unet: object) -> list[DecoderStep]:
     """List every step of the decoder, first to last."""
     factor, steps = coarsest_stride(unet), []
     for i, block in enumerate(unet.up_blocks):
@@ -43,7 +45,7 @@ def list_decoder_steps(unet: Any) -> list[DecoderStep]:
     return steps
 
 
-def coarsest_stride(unet: Any) -> int:
+def coarsest_stride(unet: object) -> int:
     """Return the latent cells per cell of the middle block: latents' sides must be multiples of it."""
     return 2 ** sum(block.downsamplers is not None for block in unet.down_blocks)
 
@@ -90,7 +92,7 @@ class DecoderBlock(nn.Module):
         freeu: FreeU (Si et al. 2024), to apply to the step's input and skip; None to leave both as they are.
     """
 
-    def __init__(self, block: Any, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
+    def __init__(self, block: object, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
         super().__init__()
         attentions = getattr(block, "attentions", None)
         ends = step.resnet == len(block.resnets) - 1
@@ -112,7 +114,7 @@ class DecoderBlock(nn.Module):
         return UNetState(hidden, {number: value for number, value in walk.skips.items() if number != self.skip})
 
 
-def list_unet_blocks(unet: Any, last: int, freeu: str | None) -> list[nn.Module]:
+def list_unet_blocks(unet: object, last: int, freeu: str | None) -> list[nn.Module]:
     """List the UNet's units up to decoder step `last`, in the order they run.
 
     The last skips are used first: the first ones, which only steps after `last` would read, are dropped.
@@ -151,5 +153,5 @@ def _select_freeu(decoder: Sequence[DecoderStep], number: int, freeu: str | None
     return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
 
 
-def _build_attention_arguments(block: Any, text: Tensor) -> dict[str, Tensor]:
+def _build_attention_arguments(block: object, text: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
