@@ -172,9 +172,9 @@ class Harness:
             counts["finished first"] += 1
         elif ended.code != EXIT[name]:
             self.fault(what, f"exit code {ended.code}, not {EXIT[name]}: {ended.stderr[-300:]}")
-        left = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
-        if name != "KILL" and (left or any(self.temporary.iterdir())):
-            self.fault(what, f"left {sorted(left)} {[path.name for path in self.temporary.iterdir()]}")
+        leftovers = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
+        if name != "KILL" and (leftovers or any(self.temporary.iterdir())):
+            self.fault(what, f"left {sorted(leftovers)} {[path.name for path in self.temporary.iterdir()]}")
         if "Traceback" in ended.stderr:
             self.fault(what, f"a traceback: {ended.stderr[-600:]}")
         self.check_after(what, command, ended, code, reference, counts)
@@ -202,9 +202,9 @@ class Harness:
             messages = ended.stderr.count("Error: ")  # a sweep prints one for each job
             if ended.code not in (2, code) or (ended.code == 2 and not 1 <= messages <= command.jobs):
                 self.fault(what, f"exit code {ended.code}: {ended.stderr[-600:]}")
-            left = {name for name in snapshot(disk, command.timed) if Path(name).name not in command.notes}
-            if left := left - before - set(reference):
-                self.fault(what, f"left {sorted(left)}")
+            leftovers = {name for name in snapshot(disk, command.timed) if Path(name).name not in command.notes}
+            if leftovers := leftovers - before - set(reference):
+                self.fault(what, f"left {sorted(leftovers)}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             self.check_after(what, command, ended, code, reference, counts)
 
@@ -235,9 +235,9 @@ class Harness:
             self.fault(what, f"after going on ({again.code}) these differ: {differing} {again.stderr[-300:]}")
         elif again.code != code:
             self.fault(what, f"going on ended with {again.code}: {again.stderr[-300:]}")
-        left = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
-        if left:
-            self.fault(what, f"left in TMPDIR after going on: {left}")
+        leftovers = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
+        if leftovers:
+            self.fault(what, f"left in TMPDIR after going on: {leftovers}")
 
     def try_pairs(self) -> dict[str, int]:
         """Start two commands at once in one directory."""
