@@ -59,7 +59,7 @@ class AccessRules(NamedTuple):
         """The cookie's name; it holds the port, since ports share cookies and two pages must not mix theirs up."""
         return f"semcorr_{self.port}"
 
-    def hosts(self, server: Any) -> set[str]:
+    def hosts(self, server: object) -> set[str]:
         """List the allowed values of a Host header, in lower case.
 
         Args:

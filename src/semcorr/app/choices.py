@@ -6,7 +6,6 @@ A name that a visitor sends is looked up in this list, and never becomes a part 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.engine.known_targets import conf_dir
@@ -34,7 +33,7 @@ class ModelChoices:
         command_line = [] if self.model in backbones else [self.model]
         return [*command_line, *backbones, *(f"{RUN}{name}" for name in find_runs(self.runs))]
 
-    def line(self, name: Any) -> str:
+    def line(self, name: object) -> str:
         """Return the argument of `Matcher.load` for a name.
 
         Raises:

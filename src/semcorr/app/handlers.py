@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from semcorr.app import render as pictures
 from semcorr.app import session
@@ -41,7 +40,7 @@ class PageEvents:
         self.examples = pictures.draw_examples()
         self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
 
-    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[Any, ...]:
+    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[object, ...]:
         """Return the session's key, its model, both pictures, the hint, the table and PCK."""
         answer = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
         return (
@@ -51,7 +50,7 @@ class PageEvents:
             pictures.format_accuracy(state, answer, BOXES[of]),
         )  # fmt: skip
 
-    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[Any, ...]]:
+    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[object, ...]]:
         """Make the handler of an event that changes the session; a user's mistake shows a message and changes nothing.
 
         Args:
@@ -60,7 +59,7 @@ class PageEvents:
         """
 
         @wraps(change)  # gradio inspects the signature
-        def handle(key: str | None, opacity: float, of: str, *others: Any) -> tuple[Any, ...]:
+        def handle(key: str | None, opacity: float, of: str, *others: object) -> tuple[object, ...]:
             import gradio as gr
 
             if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
@@ -91,7 +90,7 @@ class PageEvents:
         """Open a pair of the examples."""
         return session.open_pictures(state, *self.examples[name])
 
-    def uploaded(self, path: Any) -> Picture:
+    def uploaded(self, path: object) -> Picture:
         """Load an uploaded picture, reduced, under its file name; its `size` remains that of the file.
 
         Raises:
@@ -104,7 +103,7 @@ class PageEvents:
         except UserError as error:
             raise UserError(str(error).replace(path, Path(path).name)) from None
 
-    def choose(self, state: Session, name: Any) -> Session:
+    def choose(self, state: Session, name: object) -> Session:
         """Choose another model, unless the field was emptied."""
         return state._replace(model=self.choices.line(name)) if name else state
 

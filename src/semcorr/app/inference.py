@@ -2,7 +2,7 @@
 
 from functools import partial
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semcorr.app.bounded import MIB, BoundedCache
 from semcorr.app.session import Point, Session, picture_bytes
+from semcorr.core.text_files import JsonObject
 from semcorr.data.pictures import Picture
 from semcorr.engine.provenance import code_versions
 from semcorr.inference import Matcher
@@ -156,7 +157,7 @@ def score_points(session: Session, match: Match | None, of: str) -> PointScores:
     return PointScores(len(annotated), extent, {f"{a:g}": float(pck(predicted, truth[None], size, a)) for a in ALPHAS})
 
 
-def session_to_dict(session: Session, answer: Answer, of: str) -> dict[str, Any]:
+def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
     """Return the session, its matches and their PCK as a dictionary for JSON."""
     assert session.a is not None
     assert session.b is not None
@@ -182,6 +183,6 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _rounded(point: Any) -> list[float]:
+def _rounded(point: object) -> list[float]:
     """Round coordinates to two digits."""
     return [round(value, 2) for value in point]

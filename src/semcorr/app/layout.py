@@ -11,8 +11,9 @@ from semcorr.app import session
 from semcorr.app.bounded import IDLE
 from semcorr.app.handlers import BOXES, PageEvents
 from semcorr.app.session import Session
+from semcorr.core.text_files import JsonObject
 
-ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
+ONE: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
 }"""
@@ -32,13 +33,13 @@ class PageComponents(NamedTuple):
     opacity: Any
     of: Any
     file: Any
-    open: tuple[Any, Any]  # left, right
-    edit: tuple[Any, Any, Any]  # mirror, undo, clear
-    save: tuple[Any, Any]  # JSON, PNG
-    pairs: dict[str, Any]  # examples
+    open: tuple[object, object]  # left, right
+    edit: tuple[object, object, object]  # mirror, undo, clear
+    save: tuple[object, object]  # JSON, PNG
+    pairs: JsonObject  # examples
 
 
-def build_page(page: PageEvents) -> Any:
+def build_page(page: PageEvents) -> object:
     """Build the page."""
     import gradio as gr
 
@@ -81,7 +82,7 @@ def build_components(page: PageEvents) -> PageComponents:
     return PageComponents(state, model, a, b, hint, table, pck, opacity, of, file, (left, right), edit, save, pairs)
 
 
-def connect_events(page: PageEvents, on: PageComponents, blocks: Any) -> None:
+def connect_events(page: PageEvents, on: PageComponents, blocks: object) -> None:
     """Connect the events of the components to their handlers."""
     connect = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
     connect.load(blocks.load)
@@ -106,42 +107,46 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: Any) -> None:
 class _Wires:
     """Connects gradio's events to handlers of the page, each with the settings as inputs and the displayed outputs."""
 
-    def __init__(self, page: PageEvents, inputs: list[Any], outputs: list[Any]) -> None:
+    def __init__(self, page: PageEvents, inputs: list[object], outputs: list[object]) -> None:
         self.page, self.given, self.seen = page, inputs, outputs
 
-    def __call__(self, trigger: Any, change: Callable[..., Session], *others: Any, progress: str = "minimal") -> None:
+    def __call__(
+        self, trigger: object, change: Callable[..., Session], *others: object, progress: str = "minimal"
+    ) -> None:
         handler = self.page.event(change)
 
-        def handle(state: Any, opacity: float, of: str, *values: Any) -> tuple[Any, ...]:
+        def handle(state: object, opacity: float, of: str, *values: object) -> tuple[object, ...]:
             return handler(state, opacity, of, *values)
 
         self._connect(trigger, handle, others, progress)
 
-    def load(self, trigger: Any) -> None:
+    def load(self, trigger: object) -> None:
         """Connect the loading of the page, which also lists the models that exist now."""
         import gradio as gr
 
         handler = self.page.event(lambda old: old, begin=True)
 
-        def handle(state: Any, opacity: float, of: str) -> tuple[Any, ...]:
+        def handle(state: object, opacity: float, of: str) -> tuple[object, ...]:
             key, model, *others = handler(state, opacity, of)
             return key, gr.update(choices=self.page.choices.names(), value=model), *others
 
         self._connect(trigger, handle, (), "minimal")
 
-    def clicks(self, trigger: Any, change: Callable[..., Session]) -> None:
+    def clicks(self, trigger: object, change: Callable[..., Session]) -> None:
         """Connect clicks on a picture, whose position is passed to `change`."""
         import gradio as gr
 
         handler = self.page.event(change)
 
-        def handle(state: Any, opacity: float, of: str, at: gr.SelectData) -> tuple[Any, ...]:
+        def handle(state: object, opacity: float, of: str, at: gr.SelectData) -> tuple[object, ...]:
             return handler(state, opacity, of, at.index)
 
         handle.__annotations__["at"] = gr.SelectData
         self._connect(trigger, handle, (), "minimal")
 
-    def _connect(self, trigger: Any, handler: Callable[..., Any], others: tuple[Any, ...], progress: str) -> None:
+    def _connect(
+        self, trigger: object, handler: Callable[..., object], others: tuple[object, ...], progress: str
+    ) -> None:
         trigger(
             handler, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
             api_visibility="private", **ONE,

@@ -4,7 +4,6 @@ import colorsys
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ def displayed_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def click_to_pixel(index: Any, size: tuple[int, int]) -> Point:
+def click_to_pixel(index: object, size: tuple[int, int]) -> Point:
     """Convert a click, in pixels from the corner of the displayed picture, to original pixels.
 
     >>> click_to_pixel((450, 0), (100, 50))

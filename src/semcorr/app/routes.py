@@ -8,9 +8,9 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from semcorr.app.access import App, Message, Receive, Refusal, Scope, Send, list_header_values, refuse
+from semcorr.core.text_files import JsonObject
 
 API = "/gradio_api"
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
@@ -94,7 +94,7 @@ def content_length(scope: Scope) -> int | None:
     return int(lengths[0]) if len(lengths[0]) <= 20 else None
 
 
-def is_inside(path: Any, folder: Path) -> bool:
+def is_inside(path: object, folder: Path) -> bool:
     """Tell whether a path is a file in a folder, after following symbolic links.
 
     >>> is_inside("/etc/passwd", Path("/tmp")), is_inside(3, Path("/tmp"))
@@ -116,7 +116,7 @@ def _rewrite_event(body: bytes, folder: Path) -> bytes:
     return json.dumps(event).encode()
 
 
-def _iterate_objects(value: Any) -> Iterator[dict[str, Any]]:
+def _iterate_objects(value: object) -> Iterator[JsonObject]:
     """Yield every object in a parsed JSON value, at any depth."""
     stack = [value]
     while stack:

@@ -6,7 +6,6 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from semcorr.app.access import LOOPBACK, WILDCARDS, Access, AccessRules, App, format_host
 from semcorr.app.choices import ModelChoices
@@ -16,6 +15,7 @@ from semcorr.app.inference import LoadedModel
 from semcorr.app.layout import FONTS, build_page
 from semcorr.app.routes import LARGEST, AllowedRoutes
 from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.text_files import JsonObject
 
 CONNECTIONS = 256  # at the same time
 WAITING = 64  # events in the queue
@@ -73,7 +73,7 @@ def build_application(page: PageEvents, folder: Path) -> App:
     blocks = build_page(page)
     blocks.queue(max_size=WAITING, api_open=False)
     blocks.state_session_capacity = SESSIONS
-    unused: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    unused: JsonObject = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = gr.mount_gradio_app(
         FastAPI(**unused), blocks, path="/", app_kwargs=unused, show_error=False, footer_links=[], run_history=False,
         max_file_size=LARGEST, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=theme,
