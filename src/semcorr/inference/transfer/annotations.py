@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files
@@ -45,7 +45,7 @@ class AnnotatedObject(NamedTuple):
 class CocoAnnotations(NamedTuple):
     """The content of an annotation file: categories, sources and targets."""
 
-    categories: list[JsonObject]  # as in the file
+    categories: list[JsonMapping]  # as in the file
     sources: dict[Any, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 
@@ -175,6 +175,6 @@ def list_objects(sheet: CocoAnnotations) -> list[AnnotatedObject]:
     return [*sheet.targets, *(source for sources in sheet.sources.values() for source in sources)]
 
 
-def category_name(kind: JsonObject) -> str:
+def category_name(kind: JsonMapping) -> str:
     """Return a category's name, or its id if it has none."""
     return str(kind.get("name", kind.get("id")))

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import unique_names
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
@@ -92,7 +92,7 @@ def _encode_sources(
 
 
 def open_source(
-    matcher: Matcher, thing: AnnotatedObject, kind: JsonObject, flip: bool, whole: Picture | None = None
+    matcher: Matcher, thing: AnnotatedObject, kind: JsonMapping, flip: bool, whole: Picture | None = None
 ) -> list[LabelledSource]:
     """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
 

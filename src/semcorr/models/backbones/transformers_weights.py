@@ -10,7 +10,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, ImageProcessingMi
 from transformers.utils import logging
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.weight_kinds import recognise_weights
@@ -22,7 +22,7 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weigh
 
 
 def load_image_encoder(
-    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping
 ) -> tuple[nn.Module, list[str], str]:
     """Load an image encoder with its weights, or build one with random weights.
 
@@ -94,7 +94,7 @@ def pixel_statistics(
         ) from error
 
 
-def _config(name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject) -> object:
+def _config(name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping) -> object:
     if model_type is not None:
         return _build_config(model_type, options)
     if options:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch  # noqa: F401, of the examples
 from torch import Tensor
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 
 # Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
 NESTS = ("teacher", "target_encoder", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema",
@@ -27,7 +27,7 @@ ANCHOR = re.compile(
 LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of official files, read by backbones
 
 
-def unwrap_checkpoint(content: JsonObject) -> dict[str, Tensor]:
+def unwrap_checkpoint(content: JsonMapping) -> dict[str, Tensor]:
     """Return the network's own tensors in a checkpoint; of a network with heads beside `backbone.`, the backbone's.
 
     >>> teacher = {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}

@@ -13,7 +13,7 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.models.finetune.targets import adaptable_layers, target_layers
 
 PROMPTS = "it learns prompts of a language model"
@@ -89,7 +89,7 @@ def peft_tuner(
     backbone.train(backbone.training)  # also sets the mode of the new modules
 
 
-def build_tuner_config(tuner: str, options: JsonObject) -> Callable[..., PeftConfig]:
+def build_tuner_config(tuner: str, options: JsonMapping) -> Callable[..., PeftConfig]:
     """Return the tuner's configuration in peft, to be called with its layers; an unknown tuner or option is refused."""
     configs = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if tuner in REFUSED:
