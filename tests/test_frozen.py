@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from semcorr.core.files import part_path
-from semcorr.engine.build import build_datamodule_and_module, use_cached_features
+from semcorr.engine.build import build_datamodule_and_module, build_training_parts, use_cached_features
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.store import cache as held
@@ -232,7 +232,4 @@ def _again(config, run: Path, *line: str):
 
 
 def training(cfg):
-    from hydra.utils import instantiate
-
-    parts = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-    return build_datamodule_and_module(cfg, ("fit", "test"), **parts)
+    return build_datamodule_and_module(cfg, ("fit", "test"), build_training_parts(cfg))

@@ -12,7 +12,6 @@ from semcorr.core.types import FeatureMap
 from semcorr.data.record import ImageRecord, Segmentation
 from semcorr.data.spair import SPair
 from semcorr.evaluation.pose import sam
-from semcorr.evaluation.pose.alignment import AdaptivePose
 from semcorr.evaluation.pose.masks import ObjectMasks
 from semcorr.evaluation.pose.segmentation import box_cells, mask_cells, segmentation_mask
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hydra.utils import instantiate
 from lightning import Trainer
 
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.build import build_datamodule_and_module, build_training_parts
 from semcorr.evaluate import evaluate
 from semcorr.train import train
 
@@ -46,7 +45,7 @@ def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
 def test_frozen_weights_and_statistics_do_not_change_in_a_step(config, tiny, backbone):
     """Nor do the running means of the batch norms, in moving blocks or frozen ones."""
     cfg = config("train", *tiny, *QUICK, f"backbone={backbone}", "backbone.pretrained=false", "backbone.size=64")
-    module, data = build_datamodule_and_module(cfg, **_training(cfg))
+    module, data = build_datamodule_and_module(cfg, training=build_training_parts(cfg))
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
     _step(module, data)
@@ -171,10 +170,6 @@ def test_config_yaml_says_what_the_number_depends_on(config, tiny, tmp_path):
     assert saved["seed"] == 42
     assert set(saved["provenance"]) == {"packages", "git", "backbone", "weights_sha256"}
     assert saved["provenance"]["packages"]["torch"] == version("torch")
-
-
-def _training(cfg):
-    return {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
 
 
 def _step(module, data) -> None:

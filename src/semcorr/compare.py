@@ -1,9 +1,9 @@
-"""python -m semcorr.compare RUN_A RUN_B: by how much two runs on the same pairs differ, and whether that is chance."""
+"""The command python -m semcorr.compare RUN_A RUN_B: how much two runs on the same pairs differ, and a paired test."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,9 +13,10 @@ from semcorr.cli.verb_line import run_app
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.finished_run import EvaluatedRun, read_evaluated_run, require_same_pairs
 
-if TYPE_CHECKING:  # they bring torch, which --help can do without
+if TYPE_CHECKING:  # this imports torch, which --help does not need
     from semcorr.metrics.confidence import McNemarResult
 
 
@@ -32,45 +33,45 @@ def compare_runs(
     ] = 2000,
     seed: Annotated[Seed, typer.Option("--seed", help="Of the resamples.")] = 0,
 ) -> None:
-    """RUN_B minus RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
+    """Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         from semcorr.metrics.confidence import mcnemar, pck_differences
         from semcorr.metrics.predictions import is_correct
 
-        tolerances = _tolerances(alphas)
+        tolerances = _parse_tolerances(alphas)
         if first.resolve() == second.resolve():
             raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
         runs = read_evaluated_run(first), read_evaluated_run(second)
         require_same_pairs(*runs)
-        hits = [is_correct(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
-        entries = pck_differences(runs[0].rows, hits[0], hits[1], tolerances, draws, seed)
-        tests = [mcnemar(*both) for both in zip(*hits, strict=True)]
+        correct = [is_correct(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
+        entries = pck_differences(runs[0].rows, correct[0], correct[1], tolerances, draws, seed)
+        tests = [mcnemar(*correct_of_both) for correct_of_both in zip(*correct, strict=True)]
     print_comparison(entries, runs, dict(zip(tolerances, tests, strict=True)))
 
 
 def print_comparison(
-    entries: list[dict[str, Any]], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
+    entries: list[JsonObject], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
 ) -> None:
-    """A row per subset, way and alpha; McNemar below."""
-    shown = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
+    """Print a row per subset, pooling and alpha, and McNemar's test below."""
+    table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
     for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):
-        shown.add_column(header, justify="right" if header else "left")
+        table.add_column(header, justify="right" if header else "left")
     for entry in sorted(entries, key=lambda entry: entry["by"]):
-        a, b, apart = (
+        a, b, difference = (
             f"{100 * entry[key]:{sign}.2f}" for key, sign in (("first", ""), ("second", ""), ("difference", "+"))
         )
-        low_high = (
+        interval = (
             "too few images"
             if entry["interval"] is None
             else "{:+.2f} to {:+.2f}".format(*(100 * x for x in entry["interval"]))
         )
         p = "-" if entry["p"] is None else f"{entry['p']:.3g}"
-        shown.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, apart, low_high, p)
+        table.add_row(f"per {entry['by']}", entry["subset"], f"{entry['alpha']:g}", a, b, difference, interval, p)
     console = Terminal()
     for letter, run in zip("AB", runs, strict=True):
         console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
-    console.print(shown)
+    console.print(table)
     for alpha, test in tests.items():
         console.print(
             f"McNemar at {alpha:g}: {test.only_first} keypoints right in A alone, {test.only_second} in B alone, "
@@ -79,7 +80,7 @@ def print_comparison(
     console.print("McNemar takes keypoints for independent, which those of one image are not: believe the intervals.")
 
 
-def _tolerances(text: str) -> list[float]:
+def _parse_tolerances(text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -94,7 +95,7 @@ def _tolerances(text: str) -> list[float]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `semcorr compare`."""
     run_app(app)
 
 

@@ -1,6 +1,7 @@
 """python -m semcorr.evaluate: score a backbone, or a training run, on a benchmark."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -9,12 +10,19 @@ from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
+if TYPE_CHECKING:  # it brings torch, which --help can do without
+    from semcorr.store.sweep_cache import SweepFeatureCache
 
-def evaluate(cfg: DictConfig) -> JsonObject:
-    """Score `cfg.data`'s split and leave the results in `cfg.run_dir`.
+
+def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
+    """Score `cfg.data`'s split and write the results to `cfg.run_dir`.
+
+    Args:
+        cfg: The configuration, conf/evaluate.yaml.
+        cache: Features that the jobs of a sweep hand on.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json; nothing on processes other than the first.
     """
     from semcorr.core.errors import UserError
     from semcorr.data.tapvid import TapVid
@@ -43,17 +51,18 @@ def evaluate(cfg: DictConfig) -> JsonObject:
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None
         return score_and_save(cfg, trainer, TrackingModule(module, cycle), data)
-    return score_and_save(cfg, trainer, module, data)
+    return score_and_save(cfg, trainer, module, data, cache)
 
 
 def _evaluate(cfg: DictConfig) -> JsonObject:
-    kept = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
-    with advise_on_interrupt(lambda: f"No scores were written.{kept} Run the same line again"):
+    """Evaluate as a command: an interruption says what remains."""
+    stored = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
+    with advise_on_interrupt(lambda: f"No scores were written.{stored} Run the same line again"):
         return evaluate(cfg)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     hydra_main(_evaluate, "evaluate")
 
 

@@ -1,4 +1,4 @@
-"""How fast, beside what others do and beside what the machine allows: both in one run, as a ratio.
+"""Benchmarks of speed and memory, as ratios to what others do and to what the machine allows, in one run.
 
 `python -m semcorr.benchmark match|evaluate|read_outs|train|store|conv4d|startup`; each prints a table and
 writes benchmark.json.
@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `semcorr benchmark`."""
     from semcorr.cli.errors import report_user_errors
     from semcorr.cli.verb_line import run_app
 

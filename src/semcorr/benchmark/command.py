@@ -1,15 +1,16 @@
-"""python -m semcorr.benchmark SUB: the command line. Work begins with the sub-command, and so do the imports."""
+"""The command python -m semcorr.benchmark SUB. Each sub-command imports what it needs when it begins."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import Needs, OneOf, Without
 from semcorr.core.ranges import Count, Range, Whole, Window
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ OUT = Path("benchmark.json")
 
 @app.callback()
 def about() -> None:
-    """Ours against what others do, in one run, and against what the machine allows."""
+    """Measure speed and memory, in one run with what others do and with what the machine allows."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
@@ -66,7 +67,7 @@ def match(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Pairs matched per second, from features. At full size: --pairs 600 --images 25 --grid 60 --channels 768."""
+    """Measure pairs matched per second from features. Full size: --pairs 600 --images 25 --grid 60 --channels 768."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.match import MatchingShape, benchmark_matching
@@ -76,7 +77,7 @@ def match(
             MatchingShape(pairs, images, grid, channels, naive_pairs, resolve_device_name(device)), not together
         )
 
-    _run("match", work, out, locals())
+    _run_benchmark("match", work, out, locals())
 
 
 @app.command()
@@ -96,7 +97,7 @@ def evaluate(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Pairs evaluated per second, from files to scores. At full size: --scale spair --backbone dinov2_s --random."""
+    """Measure pairs evaluated per second from files. Full size: --scale spair --backbone dinov2_s --random."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.evaluate import SplitPart, benchmark_evaluation
@@ -107,7 +108,7 @@ def evaluate(
         run = run.plus(f"data.workers={'null' if workers is None else workers}")
         return benchmark_evaluation(run, SplitPart(split, pairs, naive_pairs), not together)
 
-    _run("evaluate", work, out, locals())
+    _run_benchmark("evaluate", work, out, locals())
 
 
 @app.command("read_outs")
@@ -125,7 +126,7 @@ def read_outs(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Eleven read-outs beside one: how much longer a whole evaluation takes."""
+    """Measure how much longer a whole evaluation takes with eleven read-outs than with one."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.measurement import resolve_device_name
@@ -139,7 +140,7 @@ def read_outs(
             not together,
         )
 
-    _run("read_outs", work, out, locals())
+    _run_benchmark("read_outs", work, out, locals())
 
 
 @app.command()
@@ -159,7 +160,7 @@ def train(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Steps per second with and without keeping what frozen blocks make of the images. Full size: --backbone dinov2."""
+    """Measure training steps per second, with and without caching frozen blocks. Full size: --backbone dinov2."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.measurement import resolve_device_name
@@ -169,7 +170,7 @@ def train(
         run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)
         return benchmark_training(run, TrainingSteps(steps, blocks, pairs, workers), not together)
 
-    _run("train", work, out, locals())
+    _run_benchmark("train", work, out, locals())
 
 
 @app.command()
@@ -190,19 +191,19 @@ def store(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """The feature store's GB/s, writing and reading, beside a plain write and a copy in memory."""
+    """Measure the feature store's GB/s, writing and reading, beside a plain write and a copy in memory."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.measurement import resolve_device_name
         from semcorr.benchmark.store import StoredFeatures, benchmark_store
 
-        place = None if root is None else str(root)
-        asked = StoredFeatures(
-            entries, tokens, channels, dtype, place, encode_ms, backbone, size, resolve_device_name(device)
+        folder = None if root is None else str(root)
+        entries_spec = StoredFeatures(
+            entries, tokens, channels, dtype, folder, encode_ms, backbone, size, resolve_device_name(device)
         )
-        return benchmark_store(asked, not together)
+        return benchmark_store(entries_spec, not together)
 
-    _run("store", work, out, locals())
+    _run_benchmark("store", work, out, locals())
 
 
 @app.command()
@@ -221,7 +222,7 @@ def conv4d(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """A 4-D convolution's seconds and memory, forward and with backward, beside a loop of 3-D convolutions."""
+    """Measure a 4-D convolution's seconds and memory, forward and with backward, beside a loop of 3-D convolutions."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.conv4d import benchmark_conv4d
@@ -229,7 +230,7 @@ def conv4d(
 
         return benchmark_conv4d(side, channels, kernel, resolve_device_name(device), not together)
 
-    _run("conv4d", work, out, locals())
+    _run_benchmark("conv4d", work, out, locals())
 
 
 @app.command()
@@ -237,20 +238,24 @@ def startup(
     tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
     out: Out = OUT,
 ) -> None:
-    """Seconds until a fresh process is ready, beside the import of PyTorch."""
+    """Measure the seconds until a fresh process is ready, beside the import of PyTorch."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.startup import benchmark_startup
 
         return benchmark_startup(tries)
 
-    _run("startup", work, out, locals())
+    _run_benchmark("startup", work, out, locals())
 
 
-def _run(name: str, work: "Callable[[], BenchmarkResult]", out: Path, typed: Mapping[str, Any]) -> None:
+def _run_benchmark(name: str, work: "Callable[[], BenchmarkResult]", out: Path, arguments: JsonObject) -> None:
     with report_user_errors("evaluate"):
         from semcorr.benchmark.report import publish_result, read_benchmark_file
 
         read_benchmark_file(out)
-        settings = {key: str(v) if isinstance(v, Path) else v for key, v in typed.items() if key not in ("work", "out")}
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in arguments.items()
+            if key not in ("work", "out")
+        }
         publish_result(name, work(), out, settings)

@@ -1,8 +1,8 @@
 """Evaluation from files to scores: `semcorr.evaluate` against a loop that encodes both images of every pair.
 
-What is counted of ours: reading the pair lists and annotations, making the loaders, encoding, matching, four
-read-outs, scoring, the table of all keypoints. Of the loop: decoding, encoding and reading out, no more. Neither
-counts imports or the weights.
+Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four read-outs, scoring and
+the table of all keypoints. The loop counts only decoding, encoding and reading out. Neither counts imports or loading
+the weights.
 """
 
 from pathlib import Path
@@ -16,13 +16,14 @@ from semcorr.benchmark.naive import LOOPS
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.data.image_variants import unique_images
 
-ALLOWED = 1.3  # of the seconds that encoding every image once and matching take by themselves
+ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
 
 
 class SplitPart(NamedTuple):
-    """How much of the split."""
+    """A split, and how many of its pairs are evaluated."""
 
     split: str
     pairs: int | None
@@ -30,46 +31,46 @@ class SplitPart(NamedTuple):
 
 
 def benchmark_evaluation(run: RunSpec, part: SplitPart, apart: bool = True) -> BenchmarkResult:
-    """The same split by both."""
+    """Evaluate the same split by the naive loop and by ours."""
     if part.naive_pairs < 1 or (part.pairs is not None and part.pairs < 1):
         raise UserError(f"--pairs and --naive-pairs must be at least 1, got {part.pairs} and {part.naive_pairs}")
     run = run.plus("localise=all", f"data.split={part.split}")
     limits = measure_machine(run.device)
     naive = measure(run_naive_evaluation, run, part, apart=apart)
     ours = measure(run_evaluation, run, part, apart=apart)
-    return _outcome(run, part, limits, naive, ours)
+    return _build_result(run, part, limits, naive, ours)
 
 
 @torch.no_grad()
-def run_naive_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
-    """Seconds per pair."""
+def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
+    """Measure the seconds per pair of the naive loop."""
     from semcorr.data.dataset import PairDataset
     from semcorr.engine.build import build_datamodule_and_module
 
     with compose_run("evaluate", run) as cfg:
         data: Any
         module, data = build_datamodule_and_module(cfg)
-        pairs = _first(data, part)[: part.naive_pairs]
-        shown = PairDataset(pairs, data.size, data.resize, pixels=True)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
-        _require_single(backbone)
+        pairs = _select_pairs(data, part)[: part.naive_pairs]
+        dataset = PairDataset(pairs, data.size, data.resize, pixels=True)
+        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        _require_single_image(backbone)
         loop = LOOPS["full correlation"]
 
-        def one(i: int) -> None:
-            source, target = shown[i][:2]
+        def match_pair(i: int) -> None:
+            source, target = dataset[i][:2]
             maps = [backbone(view.image[None].to(run.device)) for view in (source, target)]
             points = source.keypoints[source.visible & target.visible].to(run.device)
             loop(maps[0].values[0].float(), maps[1].values[0].float(), points, float(backbone.stride))
 
-        one(0)
+        match_pair(0)
         start = synchronised_time(run.device)
         for i in range(len(pairs)):
-            one(i)
+            match_pair(i)
         return {"seconds": (synchronised_time(run.device) - start) / len(pairs), "pairs": len(pairs)}
 
 
-def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
-    """Seconds by stage, and what encoding alone takes."""
+def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
+    """Measure the seconds by stage, and what encoding alone takes."""
     from semcorr.engine.build import build_datamodule, build_module, build_trainer
 
     with compose_run("evaluate", run) as cfg:
@@ -78,25 +79,25 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> dict[str, Any]:
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
         data.size, data.pixels = module.backbone.size, module.backbone.pairwise
-        pairs = _first(data, part)
-        read = synchronised_time(run.device)
+        pairs = _select_pairs(data, part)
+        after_reading = synchronised_time(run.device)
         data.pairs = lambda split: pairs
         trainer.test(module, datamodule=data, verbose=False)
-        done = synchronised_time(run.device)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
-        _require_single(backbone)
+        end = synchronised_time(run.device)
+        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        _require_single_image(backbone)
         rows = module.result.tables["predictions"].num_rows
-        found = {
-            "seconds": {"all": done - start, "read": read - start, **module.result.seconds},
+        results = {
+            "seconds": {"all": end - start, "read": after_reading - start, **module.result.seconds},
             "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": rows,
             "keypoints": rows // len(module.specs),
         }  # fmt: skip
-        return found | _encoding(backbone, data.encoding_batch, run.device)
+        return results | _measure_encoding(backbone, data.encoding_batch, run.device)
 
 
 @torch.no_grad()
-def _encoding(backbone: Any, batch: int, device: str) -> dict[str, float]:
-    """Of one image: seconds in a batch as evaluated, operations, values."""
+def _measure_encoding(backbone: object, batch: int, device: str) -> dict[str, float]:
+    """Measure one image: seconds in a batch as evaluated, operations, channels and cells."""
     image = torch.rand(batch, 3, backbone.size, backbone.size, device=device)
     counter = FlopCounterMode(display=False)
     with counter:
@@ -106,47 +107,52 @@ def _encoding(backbone: Any, batch: int, device: str) -> dict[str, float]:
             "cells": values.shape[2] * values.shape[3]}  # fmt: skip
 
 
-def _first(data: Any, part: SplitPart) -> Any:
+def _select_pairs(data: object, part: SplitPart) -> object:
     return data.pairs(data.split)[: part.pairs]
 
 
-def _require_single(backbone: Any) -> None:
+def _require_single_image(backbone: object) -> None:
     if backbone.pairwise:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"
         )
 
 
-def _outcome(run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement, ours: Measurement) -> BenchmarkResult:
-    mine, seconds = ours.value, ours.value["seconds"]
-    each = seconds["all"] / mine["pairs"]
-    ratio = naive.value["seconds"] / each
-    operations = mine["images"] * mine["operations"] + 2 * mine["keypoints"] * mine["cells"] * mine["channels"]
+def _build_result(
+    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement, ours: Measurement
+) -> BenchmarkResult:
+    results, seconds = ours.value, ours.value["seconds"]
+    pair_seconds = seconds["all"] / results["pairs"]
+    ratio = naive.value["seconds"] / pair_seconds
+    operations = (
+        results["images"] * results["operations"] + 2 * results["keypoints"] * results["cells"] * results["channels"]
+    )
     floor = limits.floor(operations)
-    alone = mine["images"] * mine["encoding"] + seconds["match"]
+    minimum = results["images"] * results["encoding"] + seconds["match"]
     rows = [
-        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / each),
-            format_ratio(ratio), format_rate(mine["pairs"] / floor)),
-        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * mine['pairs'])})",
+        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / pair_seconds),
+            format_ratio(ratio), format_rate(results["pairs"] / floor)),
+        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * results['pairs'])})",
             format_rate(seconds["all"]), "", format_rate(floor)),
         BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
-        BenchmarkRow(f"  encoding {mine['images']:,} images", "", format_rate(seconds["encode"]), "",
-            format_rate(mine["images"] * mine["encoding"])),
-        BenchmarkRow(f"  matching {mine['pairs']:,} pairs", "", format_rate(seconds["match"])),
+        BenchmarkRow(f"  encoding {results['images']:,} images", "", format_rate(seconds["encode"]), "",
+            format_rate(results["images"] * results["encoding"])),
+        BenchmarkRow(f"  matching {results['pairs']:,} pairs", "", format_rate(seconds["match"])),
         BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "",
-            f"{seconds['all'] / alone:.2f}"),
+            f"{seconds['all'] / minimum:.2f}"),
         BenchmarkRow("peak memory in MB", naive.description, ours.description),
     ]  # fmt: skip
     caption = (
         f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
         f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the "
-        f"{mine['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
+        f"{results['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
     )
     content = {
-        "ratio": ratio, "pairs_per_second": 1 / each, "naive_pairs_per_second": 1 / naive.value["seconds"],
-        "floor": {"seconds": floor, "operations": operations, "encoding_seconds": mine["images"] * mine["encoding"]},
-        "over_encoding_and_matching": seconds["all"] / alone, "found": mine,
+        "ratio": ratio, "pairs_per_second": 1 / pair_seconds, "naive_pairs_per_second": 1 / naive.value["seconds"],
+        "floor": {"seconds": floor, "operations": operations,
+                  "encoding_seconds": results["images"] * results["encoding"]},
+        "over_encoding_and_matching": seconds["all"] / minimum, "found": results,
         "peak": {"ours": ours.peak, "naive": naive.peak}, "machine": limits.as_json(),
     }  # fmt: skip
-    title = f"Evaluation of {mine['pairs']:,} pairs, {mine['images']:,} images: {' '.join(run.overrides)}"
+    title = f"Evaluation of {results['pairs']:,} pairs, {results['images']:,} images: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, caption, content)

@@ -1,4 +1,4 @@
-"""Seconds, peak memory, and what this machine could do at best. Needs torch only where it is asked about it."""
+"""Seconds, peak memory and the limits of this machine. Imports torch only in functions that need it."""
 
 import multiprocessing
 import platform
@@ -11,31 +11,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 class Measurement(NamedTuple):
-    """What a piece of work returned, and the most memory its process had."""
+    """The result of a piece of work, and the peak memory of its process."""
 
     value: Any
-    memory: int  # bytes: resident, loader processes apart
+    memory: int  # bytes: resident, without loader processes
     gpu: int | None  # bytes allocated on the GPU; None without one
 
     @property
     def peak(self) -> dict[str, float | None]:
-        """For benchmark.json."""
+        """The peak memory in MB, as in benchmark.json."""
         return {"memory_mb": self.memory / 1e6, "gpu_mb": None if self.gpu is None else self.gpu / 1e6}
 
     @property
     def description(self) -> str:
-        """For a table."""
+        """The peak memory in MB, as in a table."""
         gpu = "" if self.gpu is None else f" + {self.gpu / 1e6:,.0f} on the GPU"
         return f"{self.memory / 1e6:,.0f}{gpu}"
 
 
 class Machine(NamedTuple):
-    """Its limits, measured in the same run."""
+    """The limits of the machine, measured in the same run."""
 
     device: str
     threads: int
@@ -43,16 +44,16 @@ class Machine(NamedTuple):
     copied: float  # bytes read and bytes written per second, of a copy in memory
 
     def floor(self, operations: float, moved: float = 0.0) -> float:
-        """Seconds that so many operations and so many bytes read or written take at least, one beside the other."""
+        """Return the fewest seconds for so many operations and bytes read or written, both at the same time."""
         return max(operations / self.flops, moved / self.copied)
 
-    def as_json(self) -> dict[str, Any]:
-        """For benchmark.json."""
+    def as_json(self) -> JsonObject:
+        """Format the limits for benchmark.json."""
         return {"device": self.device, "threads": self.threads, "gflops": self.flops / 1e9, "gb_s": self.copied / 1e9}
 
     @property
     def description(self) -> str:
-        """For a table's caption."""
+        """The limits, as in a table's caption."""
         return (
             f"{self.device}, {self.threads} threads: {self.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
             f"{self.copied / 1e9:,.1f} GB/s read and written in a copy"
@@ -60,7 +61,7 @@ class Machine(NamedTuple):
 
 
 def resolve_device_name(device: str) -> str:
-    """`cpu` or `cuda`."""
+    """Return `cpu` or `cuda`."""
     import torch
 
     if device not in DEVICES:
@@ -71,18 +72,18 @@ def resolve_device_name(device: str) -> str:
 
 
 def measure_machine(device: str, side: int = 1024, size: int = 2**26) -> Machine:
-    """A few matrix products and copies, the best of each."""
+    """Measure a few matrix products and copies, and keep the best of each."""
     import torch
 
     a, b = (torch.randn(side, side, device=device) for _ in range(2))
     flops = 2 * side**3 / best_time(lambda: a @ b, device, 5)
-    one, other = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    copied = 2 * size / best_time(lambda: other.copy_(one), device, 5)
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    copied = 2 * size / best_time(lambda: target.copy_(source), device, 5)
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor_name()
     return Machine(name, torch.get_num_threads(), flops, copied)
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -91,7 +92,7 @@ def _processor() -> str:
 
 
 def synchronised_time(device: str = "cpu") -> float:
-    """Seconds, when what was asked of the device is done."""
+    """Return the time in seconds after the device has finished its work."""
     if device == "cuda":
         import torch
 
@@ -99,8 +100,8 @@ def synchronised_time(device: str = "cpu") -> float:
     return time.perf_counter()
 
 
-def best_time(work: Callable[[], Any], device: str = "cpu", times: int = 3) -> float:
-    """Seconds of the fastest of some runs, the first of which does not count."""
+def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -> float:
+    """Return the seconds of the fastest of some runs, after one that does not count."""
     work()
     seconds = []
     for _ in range(times):
@@ -110,47 +111,47 @@ def best_time(work: Callable[[], Any], device: str = "cpu", times: int = 3) -> f
     return min(seconds)
 
 
-def measure(work: Callable[..., Any], *args: Any, apart: bool = True) -> Measurement:
-    """Run `work(*args)`, in a fresh process unless told otherwise: its peak is nobody else's then.
+def measure(work: Callable[..., object], *args: object, apart: bool = True) -> Measurement:
+    """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
 
-    Both must be what a fresh process can be sent, and the result small.
+    Both must be picklable, and the result should be small.
     """
     if not apart:
-        return Measurement(work(*args), *_peak())
+        return Measurement(work(*args), *_peak_memory())
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(sender, work, args, multiprocessing.get_start_method()))
+    process = context.Process(target=_send_result, args=(sender, work, args, multiprocessing.get_start_method()))
     process.start()
     sender.close()
     try:
-        told = receiver.recv()
+        message = receiver.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"the process that measures ended with exit code {process.exitcode}") from None
     process.join()
-    if isinstance(told, BaseException):
-        raise told
-    return Measurement(*told)
+    if isinstance(message, BaseException):
+        raise message
+    return Measurement(*message)
 
 
-def _tell(sender: Connection, work: Callable[..., Any], args: Any, method: str) -> None:
-    multiprocessing.set_start_method(method, force=True)  # of loaders: a spawned process would spawn its own
+def _send_result(sender: Connection, work: Callable[..., object], args: object, method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)  # for loaders: a spawned process would spawn its own
     try:
-        sender.send((work(*args), *_peak()))
-    except UserError as error:  # anything else prints its traceback here
+        sender.send((work(*args), *_peak_memory()))
+    except UserError as error:  # any other error prints its traceback in this process
         sender.send(error)
 
 
-def _peak() -> tuple[int, int | None]:
+def _peak_memory() -> tuple[int, int | None]:
     torch = sys.modules.get("torch")
     gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
     return peak_resident_bytes(), gpu
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this program has had, in bytes.
+    """Return the peak memory of this program in bytes.
 
-    Linux's ru_maxrss counts what the process was before it became this program: the peak of whoever started it.
+    Linux's ru_maxrss includes the peak of the process that started this program, from before it was replaced.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

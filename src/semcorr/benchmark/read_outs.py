@@ -1,16 +1,16 @@
 """Evaluation by eleven read-outs against evaluation by one: the same whole run, from files to predictions.parquet.
 
-Both read the pair lists, encode every image, match, score, gather the table, write it and its metrics. Neither counts
-imports or the weights.
+Both read the pair lists, encode every image, match, score, gather the table, and write it and its metrics. Neither
+counts imports or loading the weights.
 """
 
 from pathlib import Path
-from typing import Any
 
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.matching.readout_names import ReadoutList
 
 ONE = "window_15"
@@ -22,35 +22,35 @@ ALLOWED = 1.3  # times the seconds of one read-out
 
 
 def benchmark_readouts(run: RunSpec, split: str, tries: int, apart: bool = True) -> BenchmarkResult:
-    """The same split by one and by eleven, in turn; the best of some tries each."""
+    """Evaluate the same split by one and by eleven read-outs, in turn; the best of some tries of each counts."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
     run = run.plus(f"data.split={split}")
     limits = measure_machine(run.device)
-    found = measure(run_both, run, tries, apart=apart)
-    one, many = found.value
+    measurement = measure(run_both, run, tries, apart=apart)
+    one, many = measurement.value
     if one["first"] != many["first"]:
         raise RuntimeError(f"{ONE} scores {one['first']} alone and {many['first']} among others")
-    return _outcome(run, found, many["seconds"]["all"] / one["seconds"]["all"], limits)
+    return _build_result(run, measurement, many["seconds"]["all"] / one["seconds"]["all"], limits)
 
 
-def run_both(run: RunSpec, tries: int) -> list[dict[str, Any]]:
-    """Seconds of the fastest run of each, by stage. In turn: what else the machine does is then shared."""
+def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
+    """Measure the fastest run of each, by stage; both run in turn, so that other load of the machine affects both."""
     from semcorr.engine.build import build_module, build_protocols
     from semcorr.evaluation.scoring_specs import build_scoring_specs
 
-    found: list[list[dict[str, Any]]] = [[], []]
+    runs: list[list[JsonObject]] = [[], []]
     with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
         module = build_module(cfg)
         for _ in range(tries):
-            for into, names in zip(found, ((ONE,), MANY), strict=True):
+            for results, names in zip(runs, ((ONE,), MANY), strict=True):
                 module.specs, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
-                into.append(_whole(run, cfg, module))
-    return [min(each, key=lambda one: one["seconds"]["all"]) for each in found]
+                results.append(_run_evaluation(run, cfg, module))
+    return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 
 
-def _whole(run: RunSpec, cfg: Any, module: Any) -> dict[str, Any]:
-    """An evaluation, from the annotations to its files."""
+def _run_evaluation(run: RunSpec, cfg: object, module: object) -> JsonObject:
+    """Run an evaluation, from the annotations to its files."""
     from semcorr.engine.build import build_datamodule, build_trainer
     from semcorr.evaluation.results import write_results
 
@@ -64,24 +64,33 @@ def _whole(run: RunSpec, cfg: Any, module: Any) -> dict[str, Any]:
     return {"seconds": seconds, "pairs": metrics["pairs"], "first": metrics["pck"]["all"]["image"]}
 
 
-def _outcome(run: RunSpec, found: Measurement, ratio: float, limits: Machine) -> BenchmarkResult:
-    one, many = found.value
-    alone, all_of = one["seconds"], many["seconds"]
+def _build_result(run: RunSpec, measurement: Measurement, ratio: float, limits: Machine) -> BenchmarkResult:
+    one, many = measurement.value
+    one_seconds, many_seconds = one["seconds"], many["seconds"]
     rows = [
         BenchmarkRow("", "one read-out", f"{len(MANY)} read-outs"),
         BenchmarkRow(
-            "seconds in all", format_rate(alone["all"]), format_rate(all_of["all"]), f"{ratio:.2f}, at most {ALLOWED}"
+            "seconds in all",
+            format_rate(one_seconds["all"]),
+            format_rate(many_seconds["all"]),
+            f"{ratio:.2f}, at most {ALLOWED}",
         ),
         *(
-            BenchmarkRow(f"  {stage}", format_rate(alone[stage]), format_rate(all_of[stage]))
+            BenchmarkRow(f"  {stage}", format_rate(one_seconds[stage]), format_rate(many_seconds[stage]))
             for stage in ("encode", "match")
         ),
-        BenchmarkRow("  everything else", *(format_rate(s["all"] - s["encode"] - s["match"]) for s in (alone, all_of))),
-        BenchmarkRow("peak memory in MB", "", found.description),
+        BenchmarkRow(
+            "  everything else",
+            *(
+                format_rate(seconds["all"] - seconds["encode"] - seconds["match"])
+                for seconds in (one_seconds, many_seconds)
+            ),
+        ),
+        BenchmarkRow("peak memory in MB", "", measurement.description),
     ]
     content = {
         "ratio": ratio, "floor": None, "one": one, "many": many, "rules": list(MANY),
-        "peak": {"both": found.peak}, "machine": limits.as_json(),
+        "peak": {"both": measurement.peak}, "machine": limits.as_json(),
     }  # fmt: skip
     title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

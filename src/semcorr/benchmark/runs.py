@@ -1,4 +1,4 @@
-"""What is run: a benchmark's tree, a backbone, and the configuration that a command line would have made of them."""
+"""The runs of a benchmark: a dataset's tree, a backbone, and the configuration that a command line composes."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ GPU = ("trainer=auto", "trainer.accelerator=gpu")
 
 
 class RunSpec(NamedTuple):
-    """A run as it is asked for; what a fresh process is sent."""
+    """The specification of a run, which a fresh process can receive."""
 
     data: str
     root: str
@@ -27,7 +27,7 @@ class RunSpec(NamedTuple):
     overrides: tuple[str, ...] = ()
 
     def plus(self, *overrides: str) -> "RunSpec":
-        """The same, with more said."""
+        """Return the same run with more overrides."""
         return self._replace(overrides=(*self.overrides, *overrides))
 
 
@@ -41,7 +41,7 @@ def build_run_spec(
     random: bool,
     part: float = 1.0,
 ) -> RunSpec:
-    """Which tree and which backbone. A tree that is made up is written now, so that nobody waits for it later."""
+    """Choose tree and backbone. A synthetic tree is written now, so that no measurement waits for it."""
     if scale not in SCALES:
         raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if part != 1 and scale != "spair":
@@ -59,15 +59,15 @@ def build_run_spec(
     if root is not None:
         return RunSpec("spair", str(root.resolve()), device, tuple(overrides))
     if scale == "spair":
-        place = write_spair_scale((folder or default_folder()).resolve(), part)
-        return RunSpec("spair", str(place), device, tuple(overrides))
-    place = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
-    return RunSpec("synthetic", str(place), device, tuple(overrides))
+        tree = write_spair_scale((folder or default_folder()).resolve(), part)
+        return RunSpec("spair", str(tree), device, tuple(overrides))
+    tree = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
+    return RunSpec("synthetic", str(tree), device, tuple(overrides))
 
 
 @contextmanager
 def compose_run(verb: str, run: RunSpec) -> Iterator[DictConfig]:
-    """What `python -m semcorr.VERB` would have; its run directory goes in the end."""
+    """Compose the configuration of `python -m semcorr.VERB`, with a run directory that is deleted in the end."""
     GlobalHydra.instance().clear()
     trainer = GPU if run.device == "cuda" else ("trainer=cpu",)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), tempfile.TemporaryDirectory() as run_dir:

@@ -1,4 +1,4 @@
-"""How long it takes until anything happens: fresh processes, beside the import of PyTorch alone."""
+"""Start-up time of fresh processes, beside the import of PyTorch alone."""
 
 import os
 import subprocess
@@ -18,22 +18,22 @@ LINES = {
 
 
 class ProcessTime(NamedTuple):
-    """One process."""
+    """The time and the peak memory of a process."""
 
     seconds: float
     memory: float  # MB at its peak
 
 
 def benchmark_startup(tries: int) -> BenchmarkResult:
-    """The best of some tries of each, in turns: what is busy beside them hits all of them."""
+    """Measure the best of some tries of each command, in turn, so that other load of the machine affects all."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
-    found: dict[str, list[ProcessTime]] = {line: [] for line in LINES}
+    runs_by_line: dict[str, list[ProcessTime]] = {line: [] for line in LINES}
     for _ in range(tries):
         for line, arguments in LINES.items():
-            found[line].append(time_process(arguments))
-    best = {line: min(runs) for line, runs in found.items()}
-    torch, mine = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
+            runs_by_line[line].append(time_process(arguments))
+    best = {line: min(runs) for line, runs in runs_by_line.items()}
+    torch, ours = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
     rows = [
         BenchmarkRow(
             line,
@@ -42,7 +42,7 @@ def benchmark_startup(tries: int) -> BenchmarkResult:
             format_ratio(torch / run.seconds),
             f"{format_rate(torch)} s",
         )
-        for line, run in mine.items()
+        for line, run in ours.items()
     ]
     content = {
         "ratio": torch / best["python -m semcorr.train --help"].seconds,
@@ -57,7 +57,7 @@ def benchmark_startup(tries: int) -> BenchmarkResult:
 
 
 def time_process(arguments: tuple[str, ...]) -> ProcessTime:
-    """A Python process to its end."""
+    """Run a Python process to its end, and measure it."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -23,7 +23,7 @@ from semcorr.cli.compose import (
     register_readouts,
 )
 from semcorr.cli.errors import report_user_errors
-from semcorr.cli.sweep import plan as sweep
+from semcorr.cli.sweep.plan import JobOutcome
 from semcorr.cli.typed_line import check_line, find_run_place, list_absent_folders
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
@@ -62,7 +62,8 @@ def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
             with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
                 output_dir.rmdir()
 
-    sweep.OUTCOMES.clear()
+    outcomes: list[JobOutcome] = []
+    vars(job)["outcomes"] = outcomes  # for the launchers: Hydra hands nothing back from a multirun
     raise_open_files()
     with report_user_errors(name), _remove_empty_folders(name):
         sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
@@ -76,10 +77,10 @@ def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
             if has_dir or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
                 raise
             raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
-        if sweep.OUTCOMES:
+        if outcomes:
             from semcorr.cli.sweep.table import print_summary
 
-            sys.exit(print_summary(sweep.OUTCOMES) or None)
+            sys.exit(print_summary(outcomes) or None)
 
 
 def check_run(cfg: DictConfig) -> None:

@@ -60,6 +60,7 @@ class Backbone(nn.Module):
     channels: int
     widths: Sequence[int]
     stride: int
+    sha256: str
 
     if TYPE_CHECKING:  # attributes or properties
 
@@ -70,10 +71,6 @@ class Backbone(nn.Module):
         @property
         def norm(self) -> nn.Module | None:
             """The last layer that is trained with the blocks."""
-
-        @property
-        def sha256(self) -> str:
-            """Hash of the weights."""
 
         @property
         def lora_targets(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What train and evaluate share: building from a configuration, and what a run leaves behind."""
+"""Building of the parts of a run from its configuration, and what train and evaluate leave in its directory."""
 
 import logging
 import warnings
@@ -6,23 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
+from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
+from semcorr.data.tapvid import TapVid
 from semcorr.engine import wandb_pages as dashboard
 from semcorr.engine.callbacks import ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
@@ -41,26 +45,45 @@ from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
 from semcorr.models.backbones.checkpoints import require_weights_file
 from semcorr.models.backbones.weights import require_finite_weights, weights_sha256
-from semcorr.store.sweep_cache import SHELF
+from semcorr.models.losses import Loss
+from semcorr.store.sweep_cache import SweepFeatureCache
 
 PROFILERS: dict[str, Callable[..., object]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler
 }  # fmt: skip
 
 
-def build_datamodule_and_module(
-    cfg: DictConfig, stages: Sequence[str] = ("test",), **training: Any
-) -> tuple[CorrespondenceModule, LightningDataModule]:
-    """The data, read for `stages`, and the module.
+Benchmark = PairDataModule | TapVid
 
-    Data first: what is wrong with it is known before any weights are downloaded.
+
+class TrainingParts(NamedTuple):
+    """Parts of a module that only training needs."""
+
+    loss: Loss
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[..., LRScheduler]
+
+
+def build_training_parts(cfg: DictConfig) -> TrainingParts:
+    """Build the loss, and the constructors of the optimiser and its schedule."""
+    return TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
+
+
+def build_datamodule_and_module(
+    cfg: DictConfig, stages: Sequence[str] = ("test",), training: TrainingParts | None = None
+) -> tuple[CorrespondenceModule, Benchmark]:
+    """Build the benchmark, read for `stages`, and the module.
+
+    The benchmark comes first: what is wrong with it is reported before any weights are downloaded.
     """
     check_config(cfg)
     data = build_datamodule(cfg, "data", stages)
-    module = build_module(cfg, **training)
+    module = build_module(cfg, training)
     if cfg.compile is not None:
         compile_blocks(module.backbone, cfg.compile)
-    data.size, data.pixels = module.backbone.size, module.backbone.pairwise
+    data.size = module.backbone.size
+    if isinstance(data, PairDataModule):
+        data.pixels = module.backbone.pairwise
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given: what config.yaml then holds
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
@@ -68,7 +91,11 @@ def build_datamodule_and_module(
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Refuse, before anything is read or built, what is missing, of another type or out of range; settle the rest."""
+    """Refuse what is missing, of another type or out of range, before anything is read or built; resolve the rest.
+
+    Raises:
+        UserError: The message names the first such key.
+    """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
     resolve_protocol_resize(cfg)
@@ -84,22 +111,23 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def _check_weights(key: str, value: object) -> None:
-    """Look at the files that are given as `weights` anywhere in a part: data may be drawn before they are read."""
+    """Check the files that are given as `weights` anywhere in a part: data may be drawn before they are read."""
     if key.endswith("weights") and isinstance(value, str):
         require_weights_file(value, key)
-    for name, each in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
-        _check_weights(f"{key}.{name}", each)
+    children = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    for name, child in children:
+        _check_weights(f"{key}.{name}", child)
 
 
 def to_plain_types(cfg: DictConfig) -> JsonObject:
-    """A node of a configuration, in Python's own types."""
+    """Convert a section of a configuration to Python's own types."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
-def build_module(cfg: DictConfig, **training: object) -> CorrespondenceModule:
-    """Backbone, head and localiser of a configuration, tuned as it says."""
+def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> CorrespondenceModule:
+    """Build the module of a configuration: backbone, head and read-outs, with the trainable weights chosen."""
     backbone = build_backbone(cfg)
     return CorrespondenceModule(
         backbone,
@@ -113,12 +141,12 @@ def build_module(cfg: DictConfig, **training: object) -> CorrespondenceModule:
         dropout=cfg.get("feature_dropout", 0.0),
         protocols=build_protocols(cfg),
         pose=instantiate(cfg.pose) if "pose" in cfg else None,
-        **training,
+        **(training._asdict() if training else {}),
     )
 
 
 def resolve_protocol_resize(cfg: DictConfig) -> None:
-    """The image geometry that the protocols of a list share, where none was typed; config.yaml then holds it."""
+    """Fill in the image geometry that the listed protocols share, where none was typed; config.yaml then holds it."""
     if "protocol" not in cfg or "names" not in cfg.protocol:
         return
     if cfg.protocol.names is not None and cfg.protocol.resize is None:
@@ -127,64 +155,69 @@ def resolve_protocol_resize(cfg: DictConfig) -> None:
 
 
 def build_protocols(cfg: DictConfig) -> list[Protocol]:
-    """What a run is scored by; one of before, by our own."""
+    """Build the protocols that a run is scored by; a configuration without any, as old runs have, means our own."""
     if "protocol" not in cfg:
         return [SEMCORR]
-    made = instantiate(cfg.protocol)
-    return made if isinstance(made, list) else [made.shown(cfg.data.resize)]
+    protocols = instantiate(cfg.protocol)
+    return protocols if isinstance(protocols, list) else [protocols.shown(cfg.data.resize)]
 
 
 def build_pose_variant(cfg: DictConfig) -> PoseVariant:
-    """In what variants training meets its pairs; evaluation, and a run of before, in none."""
-    return instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()  # type: ignore[no-any-return]
+    """Build the variants that training pairs come in; evaluation and old runs have none."""
+    variant: PoseVariant = instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()
+    return variant
 
 
 def build_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
-    """The head, with `channels`, `maps` and `grid` those of the backbone where they are null.
+    """Build the head, with the backbone's `channels`, `maps` and `grid` where these are null.
 
     Args:
-        cfg: Of the head. What was null is filled in, and config.yaml then holds it: the weights belong to it.
+        cfg: The head's section. What was null is filled in, and config.yaml then holds it: the weights belong to it.
         widths: Channels of the maps that the backbone lays side by side. The head must be made for them.
-        grid: Cells along the side of its map.
+        grid: Cells along the side of the backbone's map.
+
+    Raises:
+        UserError: The section gives other channels than the backbone has.
     """
-    own = {"channels": sum(widths), "maps": list(widths), "grid": grid}
-    for key in own.keys() & cfg.keys():
-        cfg[key] = own[key] if cfg[key] is None else cfg[key]
-        if key != "grid" and cfg[key] != own[key]:
-            raise UserError(f"`head.{key}` must be {own[key]} for this backbone, or null for the same; got {cfg[key]}")
-    return instantiate(cfg)  # type: ignore[no-any-return]
+    expected = {"channels": sum(widths), "maps": list(widths), "grid": grid}
+    for key in expected.keys() & cfg.keys():
+        cfg[key] = expected[key] if cfg[key] is None else cfg[key]
+        if key != "grid" and cfg[key] != expected[key]:
+            raise UserError(
+                f"`head.{key}` must be {expected[key]} for this backbone, or null for the same; got {cfg[key]}"
+            )
+    head: nn.Module = instantiate(cfg)
+    return head
 
 
 def require_compile_backend(backend: str) -> None:
-    """Refuse what torch.compile has no backend for."""
+    """Refuse a backend that torch.compile does not have."""
     if backend not in (known := [*torch.compiler.list_backends(), "eager"]):
         raise UserError(f"`compile` must be a backend of torch.compile ({', '.join(known)}) or null, got {backend!r}")
 
 
-def compile_blocks(backbone: object, backend: str) -> None:
-    """Each block by itself: wherever the chain is cut, what is compiled is the same.
+def compile_blocks(backbone: Backbone, backend: str) -> None:
+    """Compile each block by itself: wherever the backbone is split, what is compiled is the same.
 
     The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
-    uncompiled. A block is compiled anew for what moves of it, with gradients and without, and for sizes of batches.
+    uncompiled. A block is compiled again with and without gradients, and for each size of a batch.
     """
     require_compile_backend(backend)
-    limits: object = torch._dynamo.config  # from 2.7 on called recompile_limit, and still by this name
-    limits.cache_size_limit = max(limits.cache_size_limit, 8 * len(backbone.blocks))
+    limit = "cache_size_limit"  # from PyTorch 2.7 on called recompile_limit, and still by this name
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 8 * len(backbone.blocks)))
     for block in backbone.blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
 
 def features_key(cfg: DictConfig) -> JsonObject:
-    """What features depend on besides the weights, whose hash is known, and the size, which the backbone knows."""
-    backbone = OmegaConf.to_container(cfg.backbone, resolve=True)
-    assert isinstance(backbone, dict)
-    apart = ("pretrained", "weights", "size", "grid")
-    options = {key: value for key, value in backbone.items() if key not in apart}
+    """Return what cached features depend on besides the backbone's weights and size, which the store knows."""
+    known_otherwise = ("pretrained", "weights", "size", "grid")
+    options = {key: value for key, value in to_plain_types(cfg.backbone).items() if key not in known_otherwise}
     return {"options": options, "precision": str(cfg.trainer.precision) if "trainer" in cfg else None}
 
 
 def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> None:
-    """Let training take frozen blocks from where they are kept, unless every step sees other pixels."""
+    """Let training read frozen blocks from the cache, unless every step sees other pixels."""
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
@@ -194,31 +227,50 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     module.uses_cached_features, data.train_pixels = True, False
 
 
-def build_backbone(cfg: DictConfig, **changed: object) -> object:
-    """The backbone before any tuning. The seed comes right before: random weights depend on nothing else."""
+def build_backbone(cfg: DictConfig, **changed: object) -> Backbone:
+    """Build the backbone before any tuning. Seeding comes right before: random weights depend on nothing else.
+
+    Args:
+        cfg: The configuration of the run.
+        changed: Arguments of the backbone that replace those of the configuration.
+
+    Raises:
+        UserError: The weights are not finite.
+    """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone = instantiate(cfg.backbone, **changed)
+    backbone: Backbone = instantiate(cfg.backbone, **changed)
     weights = cfg.backbone.get("weights")
     origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
     require_finite_weights(backbone.state_dict(), origin)
     return backbone
 
 
-def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> object:
-    """The benchmark of `cfg[key]`, read for `stages`. Its loaders come later, with the size of the backbone built."""
-    data: object = instantiate(cfg[key], size=cfg.backbone.size or 0)
-    data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
-    data.pose_variant = build_pose_variant(cfg) or None
+def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchmark:
+    """Build the benchmark of `cfg[key]`, read for `stages`. Its loaders come later, when the backbone's size is known."""
+    data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
+    if isinstance(data, PairDataModule):
+        data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
+        data.pose_variant = build_pose_variant(cfg) or None
     for stage in stages:
         data.setup(stage)
     return data
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **options: object) -> Trainer:
-    """Lightning's Trainer with our loggers, progress bars and checkpoints; logs of an earlier run go."""
+def build_trainer(
+    cfg: DictConfig, run_dir: Path, resumes: bool = False, callbacks: Sequence[Callback] = (), **options: object
+) -> Trainer:
+    """Build Lightning's Trainer with our loggers, progress bars and checkpoints.
+
+    Args:
+        cfg: The configuration of the run.
+        run_dir: Its directory; logs of an earlier run there are removed.
+        resumes: Whether an earlier run is resumed, whose logs then stay.
+        callbacks: Callbacks besides ours and those of the group `callbacks`.
+        options: Other arguments of the Trainer.
+    """
     check_precision(cfg.trainer.precision)
     if "loss" in cfg:
-        check_training(cfg.trainer, any(isinstance(each, ModelCheckpoint) for each in options.get("callbacks", ())))
+        check_training(cfg.trainer, any(isinstance(callback, ModelCheckpoint) for callback in callbacks))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -226,11 +278,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **optio
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    if not goes_on:
+    if not resumes:
         remove_logs(run_dir)
-    given = build_user_callbacks(cfg)
-    callbacks = [WandbPagesCallback(), ThroughputMonitor(), KeepSignals(), *options.pop("callbacks", []), *given]
-    if cfg.trainer.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in given):
+    user_callbacks = build_user_callbacks(cfg)
+    callbacks = [WandbPagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
+    has_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
+    if cfg.trainer.get("enable_progress_bar") is not False and not has_bar:
         callbacks.insert(0, TrainingProgressBar())
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
@@ -247,49 +300,57 @@ def build_trainer(cfg: DictConfig, run_dir: Path, goes_on: bool = False, **optio
             raise refuse_options(error) from error
         raise
     watch_processes(trainer)
-    settings = weight_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    settings = weight_settings(to_plain_types(cfg))
     trainer.strategy.checkpoint_io = CheckpointFiles(settings)
     return trainer
 
 
 def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
-    """Those of the group `callbacks`, beside our own."""
-    made = {name: instantiate(node) for name, node in (cfg.get("callbacks") or {}).items()}
-    for name, callback in made.items():
+    """Build the callbacks of the group `callbacks`, which come beside our own."""
+    callbacks = {name: instantiate(node) for name, node in (cfg.get("callbacks") or {}).items()}
+    for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise UserError(f"`callbacks.{name}` must be a callback of Lightning, got a {type(callback).__name__}")
-    return [*made.values()]
+    return [*callbacks.values()]
 
 
 def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """CSV always, first; and those of the group `logger`. They are told the configuration."""
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
-    made: list[Logger] = [CSVScalarLogger(run_dir)]
+    """Build the CSV logger, always and first, and those of the group `logger`, which log the configuration too."""
+    resolved = to_plain_types(cfg)
+    loggers: list[Logger] = [CSVScalarLogger(run_dir)]
     for key, node in logger_nodes(resolved["logger"]).items():
-        taken = accepted_options(node["_target_"], node)
-        place = {"save_dir": str(run_dir)} if taken is None or taken.is_open or "save_dir" in taken.stated else {}
-        logger = instantiate(node, **place)
+        options = accepted_options(node["_target_"], node)
+        takes_folder = options is None or options.is_open or "save_dir" in options.stated
+        logger = instantiate(node, **({"save_dir": str(run_dir)} if takes_folder else {}))
         if not isinstance(logger, Logger):
             raise UserError(f"`{key}` must be a logger of Lightning, got a {type(logger).__name__}")
         if not isinstance(logger, CSVScalarLogger):
             logger.log_hyperparams({**resolved, "provenance": code_versions()})
-            made.append(logger)
-    return made
+            loggers.append(logger)
+    return loggers
 
 
 def score_and_save(
     cfg: DictConfig,
     trainer: Trainer,
-    module: object,
-    data: object,
+    module: CorrespondenceModule | TrackingModule,
+    data: Benchmark,
+    cache: SweepFeatureCache | None = None,
 ) -> JsonObject:
-    """Test, then leave the results in `cfg.run_dir` and print them; on the first process only.
+    """Test, then write the results to `cfg.run_dir` and print them, on the first process.
+
+    Args:
+        cfg: The configuration of the run.
+        trainer: Lightning's Trainer.
+        module: Module to test.
+        data: The benchmark.
+        cache: Features that the jobs of a sweep hand on.
 
     Returns:
-        What metrics.json holds; nothing on the other processes.
+        The content of metrics.json; nothing on the other processes.
     """
-    if SHELF.open:
-        module.sweep_cache = partial(SHELF, config_hash(cfg, *LATE) + weights_sha256(module))
+    if cache is not None and isinstance(module, CorrespondenceModule):
+        module.sweep_cache = partial(cache, config_hash(cfg, *LATE) + weights_sha256(module))
     if not trainer.is_global_zero:
         trainer.test(module, datamodule=data, verbose=False)
         return {}
@@ -299,8 +360,10 @@ def score_and_save(
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module, folder)
         if isinstance(module, TrackingModule):
+            assert isinstance(data, TapVid)
             metrics = write_tracks(module.result, data, folder)
         else:
+            assert isinstance(data, PairDataModule)
             metrics = write_results(module.result, data, folder, count_trained(module))
     dashboard.log_summary(trainer.loggers, metrics, run_dir, trainer.global_step)
     finish_loggers(trainer.loggers)
@@ -310,48 +373,49 @@ def score_and_save(
 
 
 def count_trained(module: nn.Module) -> int:
-    """Count the numbers that training moves."""
-    return sum(each.numel() for each in module.parameters() if each.requires_grad)
+    """Count the trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 @contextmanager
 def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
-    """Let metrics.csv, which scoring adds to, be exchanged with the other results."""
-    logs = [logger for logger in trainer.loggers if isinstance(logger, CSVScalarLogger)]
-    before = [logger.path for logger in logs]
-    for logger in logs:
+    """Write metrics.csv, which scoring adds to, into a folder, to be replaced together with the other results."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVScalarLogger)]
+    paths = [logger.path for logger in loggers]
+    for logger in loggers:
         logger.path = folder / logger.path.name
     try:
         yield
     finally:
-        for logger, path in zip(logs, before, strict=True):
+        for logger, path in zip(loggers, paths, strict=True):
             logger.path = path
 
 
-def begin_run(cfg: DictConfig, module: object, run_dir: Path, goes_on: bool) -> None:
-    """Save the configuration of a run that begins or goes on; results of another configuration go first.
+def begin_run(cfg: DictConfig, module: CorrespondenceModule, run_dir: Path, resumes: bool) -> None:
+    """Save the configuration of a run that begins or is resumed; results of another configuration are removed first.
 
-    Scalars of a run that goes on stay: they are carried on.
+    The scalars of a resumed run stay, and are continued.
     """
     path, text = run_dir / CONFIG, config_text(cfg, module)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != text.encode():
-        remove_results(run_dir, keep=["metrics.csv"] if goes_on else [])
+        remove_results(run_dir, keep=["metrics.csv"] if resumes else [])
     write_text(path, text, "run_dir")
 
 
-def save_config(cfg: DictConfig, module: object, run_dir: Path) -> None:
-    """config.yaml."""
+def save_config(cfg: DictConfig, module: CorrespondenceModule | TrackingModule, run_dir: Path) -> None:
+    """Write config.yaml."""
     write_text(run_dir / CONFIG, config_text(cfg, module), "run_dir")
 
 
-def config_text(cfg: DictConfig, module: object) -> str:
-    """The resolved configuration, and what else a number depends on."""
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
+def config_text(cfg: DictConfig, module: CorrespondenceModule | TrackingModule) -> str:
+    """Format the resolved configuration, with what else a number depends on, as YAML."""
+    resolved = to_plain_types(cfg)
     resolved["provenance"] = {
         **code_versions(),
         "backbone": module.backbone.name,
         "weights_sha256": module.backbone.sha256,
     }
-    return OmegaConf.to_yaml(OmegaConf.create(escape_interpolations(resolved)))
+    escaped = escape_interpolations(resolved)
+    assert isinstance(escaped, dict)
+    return OmegaConf.to_yaml(OmegaConf.create(escaped))

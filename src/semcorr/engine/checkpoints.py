@@ -5,8 +5,8 @@ A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC
 """
 
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -16,7 +16,8 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.plain_yaml import read_plain_mapping
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
 from semcorr.models.backbones.checkpoints import format_reason
@@ -45,10 +46,10 @@ class CheckpointFiles(TorchCheckpointIO):
         settings: What the weights are trained by, as `settings_of` gives it; is written beside them.
     """
 
-    def __init__(self, settings: JsonObject) -> None:
+    def __init__(self, settings: JsonMapping) -> None:
         self.settings = dict(settings)
 
-    def save_checkpoint(self, checkpoint: JsonObject, path: object, storage_options: object = None) -> None:
+    def save_checkpoint(self, checkpoint: JsonObject, path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint beside `path`, and let it take its place when it is on the disk.
 
         Raises:
@@ -61,17 +62,17 @@ class CheckpointFiles(TorchCheckpointIO):
                 _write(_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
 
     def load_checkpoint(
-        self, path: object, map_location: object = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> JsonObject:
         """Read a checkpoint onto the CPU, without running code from it."""
         return load_checkpoint(Path(path))
 
-    def remove_checkpoint(self, path: object) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
 
-def _write(content: JsonObject, file: object) -> None:
+def _write(content: object, file: IO[bytes]) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:  # its own writer's, after the file's error
@@ -84,15 +85,17 @@ def _write(content: JsonObject, file: object) -> None:
 def _unshared(value: object, texts: dict[str, str]) -> object:
     """Copy a tree so that equal ones have equal bytes: a pickle says which of its parts are one object in memory."""
     if type(value) is dict:
-        return {_unshared(key, texts): _unshared(each, texts) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_unshared(each, texts) for each in value)
+        return {_unshared(key, texts): _unshared(child, texts) for key, child in value.items()}
+    if type(value) is list:
+        return [_unshared(child, texts) for child in value]
+    if type(value) is tuple:
+        return tuple(_unshared(child, texts) for child in value)
     if type(value) is str:
         return texts.setdefault(value, value)
     return value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def weight_settings(cfg: Mapping[object, object]) -> JsonObject:
+def weight_settings(cfg: JsonObject) -> JsonObject:
     """What trained weights depend on in a configuration, by its keys; nothing that may be elsewhere, or faster, later.
 
     >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
@@ -139,7 +142,8 @@ def load_checkpoint(path: Path) -> JsonObject:
     except Exception as error:  # whatever a damaged archive or a foreign pickle leads to
         raise checkpoint_error(path, format_reason(error)) from error
     require_weights(path, content)
-    return content  # type: ignore[no-any-return]
+    assert isinstance(content, dict), "require_weights refuses others"
+    return content
 
 
 def require_intact(path: Path) -> None:
@@ -183,7 +187,7 @@ def require_weights(path: Path, content: object) -> None:
     require_finite_weights(weights, f"`checkpoint`: {path}")
 
 
-def load_trained(module: object, run: Path, which: str = "best") -> None:
+def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -> None:
     """Give a module the weights that a run trained.
 
     Raises:
@@ -202,7 +206,7 @@ def load_trained(module: object, run: Path, which: str = "best") -> None:
     module.load_state_dict(content["state_dict"], strict=False)
 
 
-def require_fit(module: object, content: JsonObject, path: Path) -> None:
+def require_fit(module: CorrespondenceModule, content: JsonMapping, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's."""
     module.on_load_checkpoint(content)
     own = module.state_dict()
@@ -214,7 +218,7 @@ def require_fit(module: object, content: JsonObject, path: Path) -> None:
             )
 
 
-def find_changed_setting(content: JsonObject, settings: JsonObject) -> str | None:
+def find_changed_setting(content: JsonMapping, settings: JsonMapping) -> str | None:
     """Name the first setting that weights were trained by and that is another now; checkpoints of before say nothing.
 
     >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})

@@ -1,23 +1,37 @@
 """What a training step asks: batches and features of their images to what a loss is told."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
-from semcorr.core.interfaces import SiameseHead
+from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors
 from semcorr.models.losses import Descriptors, Loss, LossInputs, reads_descriptors, reads_whole_cells
 
 
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """A backbone with what it takes to compute the features of a batch."""
+
+    backbone: Backbone
+
+    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
+
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two batches of images, from their pixels."""
+
+
 def validate_training_options(
-    backbone: object, head: object, loss: Loss | None, variants: PoseVariant, share: float
+    backbone: Backbone, head: nn.Module, loss: Loss | None, variants: PoseVariant, share: float
 ) -> None:
     """Refuse, before anything is computed, what cannot be asked."""
     if not 0 <= share < 1:
@@ -34,10 +48,10 @@ def validate_training_options(
         )
 
 
-def batch_features(module: object, batch: PairBatch | ImageBatch) -> FeatureMap:
+def batch_features(module: FeatureExtractor, batch: PairBatch | ImageBatch) -> FeatureMap:
     """Features of all images of a batch, then of their mirror images."""
     if not module.backbone.pairwise:
-        return module.features(*batch_views(batch))  # type: ignore[no-any-return]
+        return module.features(*batch_views(batch))
     if isinstance(batch, ImageBatch):
         raise UserError(f"`data.all_pairs`: {module.backbone.name} sees images in pairs. Set data.all_pairs=null.")
     a, b = module.pair_features(batch.source, batch.target)
@@ -65,7 +79,12 @@ def feature_dropout(maps: FeatureMap, share: float) -> FeatureMap:
 
 
 def build_loss_inputs(
-    head: object, maps: FeatureMap, batch: PairBatch | ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: nn.Module,
+    maps: FeatureMap,
+    batch: PairBatch | ImageBatch,
+    variants: PoseVariant,
+    step: int,
+    loss: Loss | None,
 ) -> LossInputs:
     """All that a loss may know of a batch.
 
@@ -85,7 +104,7 @@ def build_loss_inputs(
 
 
 def _of_pairs(
-    head: object, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: nn.Module, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
     """The pairs, row by row; then their variants. Images are counted as in `pose_variant`."""
     views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
@@ -108,7 +127,7 @@ def _of_pairs(
 
 
 def _compared(
-    head: object, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
+    head: nn.Module, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
 ) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
     """Similarity of all terms, and the descriptors of both ends if asked for."""
     if not isinstance(head, SiameseHead):
@@ -122,7 +141,7 @@ def _compared(
 
 
 def _of_images(
-    head: object, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+    head: nn.Module, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
     """All ordered pairs of a few images, and their variants, as one pair with very many keypoints.
 

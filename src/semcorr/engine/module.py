@@ -6,12 +6,17 @@ from contextlib import AbstractContextManager
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import (
     batch_features,
@@ -77,11 +82,11 @@ class CorrespondenceModule(LightningModule):
         localise: Callable[..., Tensor] | ProtocolReadout,
         finetune: Callable[[Backbone], None],
         loss: Loss | None = None,
-        optimizer: Callable[..., object] | None = None,
-        scheduler: Callable[..., object] | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         seed: int = 42,
         cache_config: FeatureCacheConfig | None = None,
-        key: JsonObject | None = None,
+        key: JsonMapping | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
         protocols: Sequence[Protocol] = (SEMCORR,),
@@ -94,21 +99,19 @@ class CorrespondenceModule(LightningModule):
         self.variants, self.dropout = variants or PoseVariant(), dropout
         validate_training_options(backbone, head, loss, self.variants, dropout)
         self.strict_loading = False  # checkpoints hold the moving weights only
-        buffers = [name for name, _ in backbone.named_buffers()]  # type: ignore[attr-defined]
+        buffers = [name for name, _ in backbone.named_buffers()]
         finetune(backbone)
         freeze_unused(backbone)
-        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}  # type: ignore[arg-type]
+        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
-        self.sweep_cache: Callable[..., FeatureCache] | None = (
-            None  # of a sweep: features that a job before has computed
-        )
+        self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
         self.steps = StepWatch()
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Frozen parts stay in eval mode."""
         super().train(mode)
-        keep_frozen_in_eval(self.backbone)  # type: ignore[arg-type]
+        keep_frozen_in_eval(self.backbone)
         return self
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
@@ -118,8 +121,7 @@ class CorrespondenceModule(LightningModule):
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Features of both images."""
         if self.backbone.pairwise:
-            pair: tuple[FeatureMap, FeatureMap] = self.backbone.pair(source.image, target.image)  # type: ignore[attr-defined]
-            return pair
+            return self.backbone.pair(source.image, target.image)
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
@@ -136,7 +138,8 @@ class CorrespondenceModule(LightningModule):
         """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
         maps = feature_dropout(batch_features(self, batch), self.dropout)
         step = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
-        terms = loss_terms(self.loss, step)  # type: ignore[arg-type]
+        assert self.loss is not None, "only training has steps"
+        terms = loss_terms(self.loss, step)
         self.steps.see(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
@@ -145,7 +148,8 @@ class CorrespondenceModule(LightningModule):
     def on_train_start(self) -> None:
         """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
         if self.uses_cached_features:
-            trainer: object = self.trainer
+            trainer = self.trainer
+            assert trainer.max_epochs is not None, "our configurations set it"
             ahead = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
             validated = trainer.num_val_batches
             scored = self._data.images_to_evaluate("val", self._most(validated)) if validated else []
@@ -155,7 +159,7 @@ class CorrespondenceModule(LightningModule):
     def on_fit_start(self) -> None:
         """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
         self.train()
-        self.steps = StepWatch(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self.steps = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
@@ -171,11 +175,11 @@ class CorrespondenceModule(LightningModule):
 
         The step would not do: with `accumulate_grad_batches` several batches belong to one.
         """
-        trainer: object = self.trainer
+        trainer = self.trainer
         place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
 
-    def configure_optimizers(self) -> object:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Separate rates for head and backbone; the schedule moves every step."""
         head, backbone = self.trainable_parameters()
         if not head and not backbone:
@@ -185,16 +189,17 @@ class CorrespondenceModule(LightningModule):
         optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self, steps: int) -> tuple[object, object]:
+    def make_optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
         """Make the optimiser of what moves, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
-        optimizer = self.optimizer([*head, *loss], backbone)  # type: ignore[misc]
-        return optimizer, self.scheduler(optimizer, steps)  # type: ignore[misc]
+        assert self.optimizer is not None and self.scheduler is not None, "only training makes an optimiser"
+        optimizer = self.optimizer([*head, *loss], backbone)
+        return optimizer, self.scheduler(optimizer, steps)
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
-        parts: tuple[object, ...] = (self.head, self.backbone)
+        parts = (self.head, self.backbone)
         head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
         return head, backbone
 
@@ -247,8 +252,10 @@ class CorrespondenceModule(LightningModule):
                     self.log(f"{stage}/{subset}/pck@{alpha}", value)
 
     @property
-    def _data(self) -> object:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> PairDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        assert isinstance(data, PairDataModule)
+        return data
 
     @property
     def _group(self) -> ProcessGroup:
@@ -273,7 +280,7 @@ class CorrespondenceModule(LightningModule):
         checkpoint["state_dict"] = trained
         checkpoint["base"] = base_weights_id(self.backbone)
 
-    def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
+    def on_load_checkpoint(self, checkpoint: JsonMapping) -> None:
         """Refuse weights that were trained on another base, or other parts of it."""
         require_same_base(checkpoint["base"], base_weights_id(self.backbone))
         names = set(checkpoint["state_dict"])

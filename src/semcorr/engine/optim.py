@@ -4,13 +4,15 @@ import math
 from collections.abc import Iterable
 from typing import Annotated
 
+from lightning import Trainer
 from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.datamodule import PairDataModule
 
 
 @check_arguments("optimizer")
@@ -43,7 +45,7 @@ def constant_rate(optimizer: AdamW, steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def count_steps(trainer: object, data: object) -> int:
+def count_steps(trainer: Trainer, data: PairDataModule) -> int:
     """Optimiser steps of the whole run.
 
     Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
@@ -52,7 +54,7 @@ def count_steps(trainer: object, data: object) -> int:
     return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 
 
-def refuse_longer(checkpoint: JsonObject, steps: int) -> None:
+def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:
     """A schedule that has an end cannot go on beyond it: `steps` must not be more than it was laid out for."""
     laid_out = [state["total_steps"] for state in checkpoint["lr_schedulers"] if "total_steps" in state]
     if laid_out and steps > min(laid_out):

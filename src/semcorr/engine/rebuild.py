@@ -1,21 +1,33 @@
-"""A training run's directory to the module as it was trained; no data needed."""
+"""Modules rebuilt from the directories of runs: as they were trained, or as they were scored."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_module
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.build import build_datamodule_and_module, build_module
 from semcorr.engine.checkpoints import load_trained
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import check_options
+from semcorr.engine.run_dir import flatten_config
 from semcorr.engine.saved_config import drop_store, read_run_config
 
 
 def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
-    """What a training run was, with the file of its base weights somewhere else, if need be."""
+    """Read the configuration of a training run.
+
+    Args:
+        run: Its directory.
+        weights: File of the base weights, where it is elsewhere than it was.
+
+    Raises:
+        UserError: The run was no training.
+    """
     cfg = read_run_config(run)
     if "loss" not in cfg:
         origin = cfg.get("checkpoint")
@@ -28,7 +40,7 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
 
 
 def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> CorrespondenceModule:
-    """The module as it was trained, in eval mode; of a frozen run, as it was built. Needs no data."""
+    """Rebuild the module as it was trained, in eval mode; of a frozen run, as it was built. No data is needed."""
     check_options(cfg)
     module = build_module(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
@@ -39,21 +51,23 @@ def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> Corr
     return module.eval()
 
 
-LEFT = ("config.yaml", "metrics.json")  # what every finished run has left
+FILES = ("config.yaml", "metrics.json")  # that every finished run has written
 
 
-def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
-    """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read the configuration of a finished run.
 
-    from semcorr.engine.run_dir import flatten_config
-    from semcorr.engine.saved_config import read_run_config
+    Args:
+        run: Its directory.
+        resize: How images become squares, where it is to be another.
+        overrides: Values to replace, `key=value`.
 
+    Raises:
+        UserError: The folder is not that of a finished run, or an override cannot be used.
+    """
     if not run.is_dir():
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
-    missing = [name for name in LEFT if not (run / name).is_file()]
+    missing = [name for name in FILES if not (run / name).is_file()]
     if missing:
         what = "has not finished" if len(missing) == 1 else "is no run_dir"
         raise UserError(
@@ -82,17 +96,17 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
     if "test" in cfg:
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize
-    cfg.pop("protocol", None)  # the walk starts at ours
+    cfg.pop("protocol", None)  # the audit starts at ours
     cfg.logger = {"_target_": "semcorr.engine.loggers.CSVScalarLogger"}
     return cfg
 
 
-def rebuild_scored_module(run: Path, cfg: "DictConfig") -> tuple[object, object]:
-    """The module as it was scored, and the data."""
-    from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.build import build_datamodule_and_module
-    from semcorr.engine.checkpoints import load_trained
+def rebuild_scored_module(run: Path, cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModule]:
+    """Rebuild the module as it was scored, and the benchmark.
 
+    Raises:
+        UserError: The run scored videos.
+    """
     origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
     module, data = build_datamodule_and_module(cfg)
     if not isinstance(data, PairDataModule):

@@ -4,12 +4,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from lightning import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from lightning import Trainer
+from omegaconf import DictConfig
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.build import to_plain_types
 from semcorr.engine.checkpoints import (
     TO_GO_ON,
     TRAINED_AS,
@@ -21,10 +23,13 @@ from semcorr.engine.checkpoints import (
     weight_settings,
 )  # fmt: skip
 from semcorr.engine.loggers import CSVScalarLogger
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_steps, refuse_longer
 
 
-def resume_training(cfg: DictConfig, module: object, trainer: Trainer, data: object) -> str | None:
+def resume_training(
+    cfg: DictConfig, module: CorrespondenceModule, trainer: Trainer, data: PairDataModule
+) -> str | None:
     """Return the last checkpoint of a run directory, if it has one, and carry its scalars on.
 
     Raises:
@@ -32,7 +37,7 @@ def resume_training(cfg: DictConfig, module: object, trainer: Trainer, data: obj
     """
     run_dir = Path(cfg.run_dir)
     path = checkpoint_path(run_dir, "last")
-    if not path.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not path.is_file() or getattr(trainer, "fast_dev_run", False):
         return None
     content = read_checkpoint(run_dir, "last")
     require_same_settings(content, cfg, path)
@@ -48,9 +53,9 @@ def resume_training(cfg: DictConfig, module: object, trainer: Trainer, data: obj
     return str(path)
 
 
-def require_same_settings(content: JsonObject, cfg: DictConfig, path: Path) -> None:
+def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:
     """Refuse to go on by other settings: half of the run would be of these and half of those."""
-    settings = weight_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    settings = weight_settings(to_plain_types(cfg))
     if key := find_changed_setting(content, settings):
         raise UserError(
             f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
@@ -58,7 +63,7 @@ def require_same_settings(content: JsonObject, cfg: DictConfig, path: Path) -> N
         )
 
 
-def require_state(content: JsonObject, trainer: Trainer, path: Path) -> None:
+def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
     """Refuse a checkpoint that lacks what Lightning goes on from.
 
     What a newer or older Lightning has written is brought up to date by Lightning itself.
@@ -72,10 +77,10 @@ def require_state(content: JsonObject, trainer: Trainer, path: Path) -> None:
         raise checkpoint_error(path, "its `optimizer_states` or `lr_schedulers` are not dictionaries")
     if content["pytorch-lightning_version"] != version("lightning"):
         return
-    if odd := find_state_difference(trainer.fit_loop.state_dict(), content["loops"].get("fit_loop"), "loops.fit_loop"):  # type: ignore[attr-defined]
+    expected_loop = trainer.fit_loop.state_dict()
+    if odd := find_state_difference(expected_loop, content["loops"].get("fit_loop"), "loops.fit_loop"):
         raise checkpoint_error(path, f"its {odd}")
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in getattr(trainer, "callbacks", ()):
         expected, found = callback.state_dict(), content["callbacks"].get(callback.state_key)
         if found is None and not type(callback).__module__.startswith("semcorr"):  # given since, beside ours
             continue
@@ -97,11 +102,14 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
             return f"{name}.{min(missing)} is missing"
         odd = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
         return next((each for each in odd if each), None)
-    counts = isinstance(expected, int)  # a bool is one too
-    return f"{name} is {found!r:.40}" if counts and (type(found) is not type(expected) or found < 0) else None
+    if not isinstance(expected, int):  # a bool is one too
+        return None
+    if isinstance(found, int) and type(found) is type(expected) and found >= 0:
+        return None
+    return f"{name} is {found!r:.40}"
 
 
-def require_optimizer(content: JsonObject, module: object, steps: int, path: Path) -> None:
+def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:
     """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
     optimizer, schedule = module.make_optimizer(steps)
     try:

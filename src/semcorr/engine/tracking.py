@@ -13,9 +13,10 @@ from torch import Tensor
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
+from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap
-from semcorr.data.tapvid import TrackQueries, VideoTracks
+from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.matching.batched import cell_stride
 from semcorr.matching.readout_names import readout_label
@@ -74,14 +75,20 @@ class TrackingModule(LightningModule):
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @property
-    def backbone(self) -> object:
+    def backbone(self) -> Backbone:
         """The matcher's."""
         return self.matcher.backbone
+
+    @property
+    def _data(self) -> TapVid:
+        data = getattr(self.trainer, "datamodule", None)
+        assert isinstance(data, TapVid)
+        return data
 
     def test_step(self, batch: VideoTracks) -> None:
         """Encode a video's frames once, follow its queries, keep the rows."""
         start = time.perf_counter()
-        images = self.trainer.datamodule.images(batch.video)  # type: ignore[attr-defined]
+        images = self._data.images(batch.video)
         maps = torch.cat([self.backbone(image.to(self.device, non_blocking=True)).values for image in images])
         frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
         require_finite(feature_origin(self.backbone), frames, {"maps": maps})

@@ -1,4 +1,4 @@
-"""python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
+"""The command python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
 
 import logging
 import sys
@@ -32,9 +32,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class ReportOptions(NamedTuple):
-    """What was typed."""
+    """The options of the command line that the sections depend on."""
 
-    root: Path | None  # of the benchmark, if it has moved
+    root: Path | None  # folder of the benchmark, if it has moved
     seconds: bool
     maps: bool
 
@@ -45,15 +45,13 @@ def write_report(
         list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
     ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
-    root: Annotated[
-        Path | None, typer.Option("--root", readable=False, help="The load_benchmark_pairs, if it has moved.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
     seconds: Annotated[
         bool, typer.Option(help="Seconds and memory; without, two reports of equal runs are equal.")
     ] = True,
     maps: Annotated[bool, typer.Option(help="Similarity maps, for which the network is built again.")] = True,
 ) -> None:
-    """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
+    """Write one page about finished runs, and report.md, report.csv and report.tex with the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         require_output_dir(out)
@@ -64,27 +62,29 @@ def write_report(
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
         comparable = read_runs(folders)
         require_comparable(comparable)
-        made = build_configurations(comparable)
-        shown = load_benchmark_pairs(made[0].runs[0], root)
-        if isinstance(shown, str):
-            print(escape_controls(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
-            shown = GONE  # pages hold no path
-        write_formats(out, *build_sections(made, shown, ReportOptions(root, seconds, maps)))
-    Terminal().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
+        configurations = build_configurations(comparable)
+        pairs = load_benchmark_pairs(configurations[0].runs[0], root)
+        if isinstance(pairs, str):
+            print(escape_controls(f"Without confusion matrices and pictures: {pairs}"), file=sys.stderr)
+            pairs = GONE  # pages hold no path
+        write_formats(out, *build_sections(configurations, pairs, ReportOptions(root, seconds, maps)))
+    Terminal().print(
+        f"{len(comparable)} runs, {len(configurations)} configurations: {out / 'report.html'}, .md, .csv and .tex"
+    )
 
 
 def build_sections(
     made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
 ) -> tuple[str, list[str], list[ReportSection]]:
-    """Title, what to know first, and the sections."""
+    """Build the title, the introduction and the sections of a report."""
     metrics = made[0].runs[0].metrics
     runs = sum(len(entry.runs) for entry in made)
-    several = f"{len(made)} configurations in {runs} runs" if runs > len(made) else f"{runs} run{'s'[: runs > 1]}"
+    summary = f"{len(made)} configurations in {runs} runs" if runs > len(made) else f"{runs} run{'s'[: runs > 1]}"
     intro = [
         "Semantic correspondence finds, for a point in one image, the same part of another object in a second image: "
         "the left eye of this cat in that photograph. Networks describe the images; the point's description is "
         "compared with every place of the second image, and a read-out turns those similarities into one place.",
-        f"This report compares {several} on the split `{metrics['split']}`: {metrics['pairs']:,} pairs of "
+        f"This report compares {summary} on the split `{metrics['split']}`: {metrics['pairs']:,} pairs of "
         f"{metrics['images']:,} images. The measure is PCK@α, the percentage of keypoints found within α times the "
         "extent (the longer side of the object's box, or of the image where a benchmark says so). All runs are scored "
         f"on the same pairs by the protocol `{metrics['protocol']}`: right if the error is "
@@ -94,26 +94,26 @@ def build_sections(
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
     sections = [build_leaderboard(made), plot_curves(made), plot_categories(made), plot_cost(made, wanted.seconds),
-                plot_confusion(made, shown), _pairs(made, shown, wanted), build_settings_table(made)]  # fmt: skip
-    return f"Semantic correspondence on {metrics['split']}", intro, [one for one in sections if one]
+                plot_confusion(made, shown), _plot_pairs(made, shown, wanted), build_settings_table(made)]  # fmt: skip
+    return f"Semantic correspondence on {metrics['split']}", intro, [section for section in sections if section]
 
 
-def _pairs(
-    made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
+def _plot_pairs(
+    configurations: Sequence[Configuration], pairs: Mapping[str, PairRecord] | str, options: ReportOptions
 ) -> ReportSection:
-    section = plot_examples(made, shown)
-    if isinstance(shown, str) or not wanted.maps:
+    section = plot_examples(configurations, pairs)
+    if isinstance(pairs, str) or not options.maps:
         return section
-    drawn = plot_similarity_maps(made[0], shown, wanted.root)
-    if isinstance(drawn, str):
-        print(escape_controls(f"Without similarity maps: {drawn}"), file=sys.stderr)
-        said = "Similarity maps are left out: the network could not be built again."
-        return section._replace(text=f"{section.text} {said}")
-    return section._replace(parts=[*section.parts, drawn])
+    maps = plot_similarity_maps(configurations[0], pairs, options.root)
+    if isinstance(maps, str):
+        print(escape_controls(f"Without similarity maps: {maps}"), file=sys.stderr)
+        message = "Similarity maps are left out: the network could not be built again."
+        return section._replace(text=f"{section.text} {message}")
+    return section._replace(parts=[*section.parts, maps])
 
 
 def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
-    """The pairs as their files say, or why they cannot be had."""
+    """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
     from semcorr.engine.build import build_datamodule as built
     from semcorr.engine.saved_config import refuse_drawing
 
@@ -129,14 +129,14 @@ def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, Pa
         if root is not None:
             raise
         return f"{error} (--root says where the benchmark lies now)"
-    odd = set(run.evaluated.rows.pairs) - set(pairs)
-    if odd:
-        raise UserError(f"{cfg.data.root} does not have the pair {min(odd)}, which was scored. Give --root")
+    unknown = set(run.evaluated.rows.pairs) - set(pairs)
+    if unknown:
+        raise UserError(f"{cfg.data.root} does not have the pair {min(unknown)}, which was scored. Give --root")
     return pairs
 
 
 def write_formats(out: Path, title: str, intro: Sequence[str], sections: Sequence[ReportSection]) -> None:
-    """All four or none of them."""
+    """Write the report in its four formats: all of them, or none if one fails."""
     texts = {
         "html": render_html(title, intro, sections),
         "md": render_markdown(title, intro, sections),
@@ -144,5 +144,5 @@ def write_formats(out: Path, title: str, intro: Sequence[str], sections: Sequenc
         "tex": render_latex(title, sections),
     }
     with atomic_output_dir(out) as folder:
-        for kind, text in texts.items():
-            (folder / f"report.{kind}").write_text(text, encoding="utf-8")
+        for suffix, text in texts.items():
+            (folder / f"report.{suffix}").write_text(text, encoding="utf-8")

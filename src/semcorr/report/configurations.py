@@ -1,24 +1,25 @@
-"""Runs that are the same but for their seed, together; what one configuration differs from the next by."""
+"""Runs that differ in their seed only, grouped, and the settings in which these groups differ."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.report.runs import FinishedRun
 from semcorr.report.settings import Setting, run_settings
 
-FOLLOWS = ("head.channels", "head.maps", "head.grid")  # from the backbone, unless it is the same one
+# These follow from the backbone: they tell apart only configurations of the same backbone.
+FOLLOWS = ("head.channels", "head.maps", "head.grid")
 
 
 class SeedStatistics(NamedTuple):
-    """A PCK over the seeds of a configuration."""
+    """Statistics of a PCK over the seeds of a configuration."""
 
     mean: float | None
-    spread: float | None  # standard deviation over seeds; None for one
-    interval: tuple[float, float] | None  # 95 % over images; the mean of the seeds' ends
+    spread: float | None  # standard deviation over seeds; None if there is one seed
+    interval: tuple[float, float] | None  # 95 % over images; each end is the mean over seeds
 
 
 class Configuration(NamedTuple):
@@ -29,88 +30,100 @@ class Configuration(NamedTuple):
     runs: Sequence[FinishedRun]
 
     def value(self, subset: str, alpha: str, by: str = "image", category: str | None = None) -> SeedStatistics:
-        """PCK of a subset, over the seeds; None where a run has none."""
-        every = [run.metrics for run in self.runs]
-        scores = [one["pck"] if category is None else one["category"][category] for one in every]
-        ends = [None if category else _at(one, "intervals", subset, by, alpha) for one in every]
-        return seed_statistics([_at(score, subset, by, alpha) for score in scores], ends)
+        """Return the PCK of a subset over the seeds; its values are None where a run has none."""
+        metrics = [run.metrics for run in self.runs]
+        scores = [
+            run_metrics["pck"] if category is None else run_metrics["category"][category] for run_metrics in metrics
+        ]
+        ends = [
+            None if category else _get_nested(run_metrics, "intervals", subset, by, alpha) for run_metrics in metrics
+        ]
+        return seed_statistics([_get_nested(score, subset, by, alpha) for score in scores], ends)
 
     def headline(self, alpha: str) -> SeedStatistics:
-        """As the protocol pools it; with an interval where that is per image or per point."""
+        """Return the PCK as the protocol pools it; with an interval where that is per image or per point."""
         by = self.runs[0].metrics["pooling"]
-        ends = [_at(run.metrics, "intervals", "all", by, alpha) for run in self.runs]
+        ends = [_get_nested(run.metrics, "intervals", "all", by, alpha) for run in self.runs]
         return seed_statistics([run.metrics["headline"].get(alpha) for run in self.runs], ends)
 
     @property
     def name(self) -> str:
-        """Of the backbone."""
+        """The name of the backbone."""
         return str(self.settings["backbone"])
 
 
 def seed_statistics(values: Sequence[float | None], ends: Sequence[Sequence[float] | None] = (None,)) -> SeedStatistics:
-    """Mean and spread; of nothing less than all.
+    """Compute mean and spread; all are None if one value is missing.
 
     >>> seed_statistics([0.25, 0.75])
-    Value(mean=0.5, spread=0.3535533905932738, interval=None)
+    SeedStatistics(mean=0.5, spread=0.3535533905932738, interval=None)
     >>> seed_statistics([0.25, None])
-    Value(mean=None, spread=None, interval=None)
+    SeedStatistics(mean=None, spread=None, interval=None)
     """
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return SeedStatistics(None, None, None)
-    both = [tuple(end) for end in ends if end is not None]
-    interval = (fmean(low for low, _ in both), fmean(high for _, high in both)) if len(both) == len(values) else None
+    intervals = [tuple(end) for end in ends if end is not None]
+    interval = (
+        (fmean(low for low, _ in intervals), fmean(high for _, high in intervals))
+        if len(intervals) == len(values)
+        else None
+    )
     return SeedStatistics(fmean(known), stdev(known) if len(known) > 1 else None, interval)
 
 
 def build_configurations(runs: Sequence[FinishedRun]) -> list[Configuration]:
-    """Best first; in the same order whatever the order of the runs."""
+    """Group the runs by configuration, the best first, in an order that does not depend on that of the runs."""
     groups: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         key = tuple(sorted((k, str(v)) for k, v in run_settings(run.cfg).items()))
         groups.setdefault(key, []).append(run)
-    for same in groups.values():
-        same.sort(key=lambda run: (_seed(run), str(run.folder)))
-        for one, two in pairwise(same):
-            if _seed(one) == _seed(two):
+    for seed_runs in groups.values():
+        seed_runs.sort(key=lambda run: (_seed(run), str(run.folder)))
+        for first, second in pairwise(seed_runs):
+            if _seed(first) == _seed(second):
                 raise UserError(
-                    f"{one.folder} and {two.folder} are the same configuration with the same seed: the spread over "
-                    "seeds would be too small. Give one of them"
+                    f"{first.folder} and {second.folder} are the same configuration with the same seed: the spread "
+                    "over seeds would be too small. Give one of them"
                 )
-    each = [run_settings(same[0].cfg) for same in groups.values()]
-    made = [
-        Configuration(label, own, same)
-        for label, own, same in zip(label_configurations(each), each, groups.values(), strict=True)
+    all_settings = [run_settings(seed_runs[0].cfg) for seed_runs in groups.values()]
+    configurations = [
+        Configuration(label, settings, seed_runs)
+        for label, settings, seed_runs in zip(
+            label_configurations(all_settings), all_settings, groups.values(), strict=True
+        )
     ]
-    return sorted(made, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
+    return sorted(configurations, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
 
 
 def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
-    """The backbone, and whatever tells a configuration from the others.
+    """Label each configuration by its backbone and by whatever distinguishes it from the others.
 
     >>> windows = [{"backbone": "a", "localise.window": size} for size in (5, 9)]
     >>> label_configurations([*windows, {"backbone": "b"}])
     ['a, window 5', 'a, window 9', 'b']
     """
-    told = []
-    for one in each:
-        kin = [other for other in each if other["backbone"] == one["backbone"]]
+    labels = []
+    for settings in each:
+        same_backbone = [other for other in each if other["backbone"] == settings["backbone"]]
         keys = differing_keys(
             each, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
-        ) | differing_keys(kin, lambda key: True)
-        shown = [f"{short_key(key, keys)} {format_value(key, one[key])}" for key in sorted(keys) if key in one]
-        told.append(", ".join([str(one["backbone"]), *shown]))
-    return told
+        ) | differing_keys(same_backbone, lambda key: True)
+        parts = [
+            f"{short_key(key, keys)} {format_value(key, settings[key])}" for key in sorted(keys) if key in settings
+        ]
+        labels.append(", ".join([str(settings["backbone"]), *parts]))
+    return labels
 
 
-def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: Any) -> set[str]:
-    """Keys that several of them have, and not with one value."""
-    keys = {key for one in each for key in one if wanted(key)}
-    return {key for key in keys if len({str(one[key]) for one in each if key in one}) > 1}
+def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: object) -> set[str]:
+    """Return the wanted keys that several configurations have, with more than one value."""
+    keys = {key for settings in each for key in settings if wanted(key)}
+    return {key for key in keys if len({str(settings[key]) for settings in each if key in settings}) > 1}
 
 
 def short_key(key: str, among: Sequence[str] | set[str] = ()) -> str:
-    """The last word of a key, where no other key ends in it.
+    """Return the last word of a key, or the whole key where another one ends in the same word.
 
     >>> short_key("localise.window"), short_key("finetune._target_")
     ('window', 'finetune')
@@ -124,7 +137,7 @@ def short_key(key: str, among: Sequence[str] | set[str] = ()) -> str:
 
 
 def format_value(key: str, value: Setting) -> str:
-    """A value to be read: of what is called, its own name."""
+    """Format a value for a reader: a target by the last part of its path."""
     return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
 
 
@@ -132,7 +145,7 @@ def _seed(run: FinishedRun) -> str:
     return str(run.cfg.get("seed"))
 
 
-def _at(node: Any, *keys: str) -> Any:
+def _get_nested(node: object, *keys: str) -> object:
     for key in keys:
         node = node.get(key) if isinstance(node, Mapping) else None
     return None if isinstance(node, float) and math.isnan(node) else node

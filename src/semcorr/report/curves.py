@@ -1,4 +1,4 @@
-"""Curves over whatever number the runs differ in: window, resolution, tuned blocks."""
+"""Curves of PCK over any number in which the runs differ: window, resolution, tuned blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -26,17 +26,17 @@ class Curve(NamedTuple):
     """Configurations that differ in one number and in nothing else."""
 
     key: str
-    name: str  # what they share
+    name: str  # label of the settings that they share
     points: Mapping[float, Configuration]
 
 
 def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
-    """A figure per key; None where no two runs differ in just one number."""
+    """Plot a figure per key; return None where no two configurations differ in just one number."""
     figures = []
     for key in sorted(differing_keys([entry.settings for entry in entries], lambda key: True)):
-        found = find_curve_groups(entries, key)
-        if found:
-            figures.append(_figure(key, found))
+        curves = find_curve_groups(entries, key)
+        if curves:
+            figures.append(_build_figure(key, curves))
     if not figures:
         return None
     text = (
@@ -48,25 +48,25 @@ def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
 
 
 def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]:
-    """Groups of at least two configurations that are the same but for `key`, a number."""
+    """Find the groups of at least two configurations that are the same except for `key`, a number."""
     groups: dict[str, list[Configuration]] = {}
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             rest = {k: str(v) for k, v in entry.settings.items() if k != key}
             groups.setdefault(str(sorted(rest.items())), []).append(entry)
-    several = [group for group in groups.values() if len(group) > 1]
-    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in several]
+    varying = [group for group in groups.values() if len(group) > 1]
+    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in varying]
     return [
         Curve(key, name, {float(entry.settings[key]): entry for entry in sorted(group, key=lambda e: e.settings[key])})
-        for name, group in zip(label_configurations(shared), several, strict=True)
+        for name, group in zip(label_configurations(shared), varying, strict=True)
     ]
 
 
-def _figure(key: str, found: Sequence[Curve]) -> ReportFigure:
+def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     unit = UNITS.get(key, short_key(key))
-    alphas = list(found[0].points[min(found[0].points)].runs[0].metrics["pck"]["all"]["image"])
-    panels = [panel for curve in found for panel in (_alphas(curve, unit, alphas), _subsets(curve, unit))]
+    alphas = list(curves[0].points[min(curves[0].points)].runs[0].metrics["pck"]["all"]["image"])
+    panels = [panel for curve in curves for panel in (_draw_alphas(curve, unit, alphas), _draw_subsets(curve, unit))]
     caption = (
         f"PCK per image over `{key}`, all other settings equal. Left of each two: all keypoints at every tolerance α; "
         f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % "
@@ -74,57 +74,70 @@ def _figure(key: str, found: Sequence[Curve]) -> ReportFigure:
         "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
-        [curve.name, f"{x:g}", subset, *(format_spread(entry.value(subset, a)) for a in alphas),
+        [curve.name, f"{value:g}", subset, *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
          format_interval(entry.value(subset, INTERVAL).interval)]
-        for curve in found for x, entry in curve.points.items() for subset in SUBSETS
+        for curve in curves for value, entry in curve.points.items() for subset in SUBSETS
     ]  # fmt: skip
-    columns = ["shared", short_key(key), "subset", *(f"α = {a}" for a in alphas), f"95 % at {INTERVAL}"]
+    columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
     title = f"PCK over {short_key(key)}"
     return ReportFigure(
         title, caption, panels, ReportTable(f"over_{key}", title, caption, columns, rows, words=3), "two"
     )
 
 
-def _alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:
-    frame = _frame(curve)
+def _draw_alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:
+    frame = _build_frame(curve)
     body = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit)
-    named = []
-    for alpha, css in zip(alphas, _shades(len(alphas)), strict=True):
+    line_ends = []
+    for alpha, css in zip(alphas, _choose_shades(len(alphas)), strict=True):
         values = {x: entry.value("all", alpha) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
         if alpha == INTERVAL:
-            body += [part for x, v in values.items() if v.interval for part in draw_whisker(frame, x, v.interval, css)]
+            body += [
+                part
+                for x, score in values.items()
+                if score.interval
+                for part in draw_whisker(frame, x, score.interval, css)
+            ]
         if points:
             body += draw_polyline(frame, points, css)
-            named.append((f"α = {alpha}", points[-1][1], css))
-    return draw_panel(curve.name, [*body, *draw_line_ends(frame, named)])
+            line_ends.append((f"α = {alpha}", points[-1][1], css))
+    return draw_panel(curve.name, [*body, *draw_line_ends(frame, line_ends)])
 
 
-def _subsets(curve: Curve, unit: str) -> str:
-    frame = _frame(curve)
-    body, named = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit), []
+def _draw_subsets(curve: Curve, unit: str) -> str:
+    frame = _build_frame(curve)
+    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit), []
     for i, subset in enumerate(SUBSETS):
         values = {x: entry.value(subset, INTERVAL) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
         if points:
             shift = (i - 1) * (frame.x[1] - frame.x[0]) * 0.012  # whiskers beside each other
             body += [
-                p for x, v in values.items() if v.interval for p in draw_whisker(frame, x + shift, v.interval, subset)
+                part
+                for x, score in values.items()
+                if score.interval
+                for part in draw_whisker(frame, x + shift, score.interval, subset)
             ]
             body += draw_polyline(frame, [(x + shift, y) for x, y in points], subset)
-            named.append((subset, points[-1][1], subset))
-    return draw_panel(f"{curve.name}: at α = {INTERVAL}", [*body, *draw_line_ends(frame, named)])
+            line_ends.append((subset, points[-1][1], subset))
+    return draw_panel(f"{curve.name}: at α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)])
 
 
-def _frame(curve: Curve) -> PlotFrame:
+def _build_frame(curve: Curve) -> PlotFrame:
     tops = []
     for entry in curve.points.values():
         scores = entry.runs[0].metrics["pck"]
-        tops += [v for s in SUBSETS for a, v in scores[s]["image"].items() if v and (s == "all" or a == INTERVAL)]
-        tops += [v.interval[1] for s in SUBSETS if (v := entry.value(s, INTERVAL)).interval]
+        tops += [
+            value
+            for subset in SUBSETS
+            for alpha, value in scores[subset]["image"].items()
+            if value and (subset == "all" or alpha == INTERVAL)
+        ]
+        tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, INTERVAL)).interval]
     pad = (max(curve.points) - min(curve.points)) * 0.04
     return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops))
 
 
-def _shades(count: int) -> list[str]:
+def _choose_shades(count: int) -> list[str]:
     return [RAMP[round(i * (len(RAMP) - 1) / max(1, count - 1))] for i in range(count)]

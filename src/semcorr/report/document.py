@@ -1,4 +1,4 @@
-"""What a report is made of: sections of paragraphs, tables and figures. Every writer gets the same strings."""
+"""The parts of a report: sections of paragraphs, tables and figures. Every writer gets the same strings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,35 +9,35 @@ NONE = "–"
 
 
 class ReportTable(NamedTuple):
-    """Cells as they are shown everywhere, so that no two formats can round differently."""
+    """A table whose cells are formatted once, so that no two formats can round differently."""
 
-    key: str  # for CSV and LaTeX's labels
+    key: str  # identifies the table in CSV and in LaTeX's labels
     title: str
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1  # columns of text from the left, then numbers,
-    notes: int = 0  # and columns of text at the right
-    ours: Sequence[int] = ()  # rows that are of this report's runs, where others are not
-    folded: bool = False  # on the page, until asked for
+    words: int = 1  # columns of text from the left; numbers follow
+    notes: int = 0  # columns of text at the right, after the numbers
+    ours: Sequence[int] = ()  # indices of the rows of this report's runs, where the table has others as well
+    folded: bool = False  # closed on the page until the reader opens it
 
     def is_text(self, column: int) -> bool:
-        """Whether a column holds words."""
+        """Tell whether a column holds words."""
         return column < self.words or column >= len(self.columns) - self.notes
 
 
 class ReportFigure(NamedTuple):
-    """Panels that flow side by side, or below each other on a phone; the numbers that they show."""
+    """Panels side by side, or below each other on a phone, and the table of the numbers that they show."""
 
     title: str
     caption: str
     panels: Sequence[str]  # SVG or an image element
     table: ReportTable | None = None
-    layout: str = ""  # "wide" for pictures, "two" for panels that belong together in twos
+    layout: str = ""  # "wide" for pictures, "two" for panels that belong together in pairs
 
 
 class ReportSection(NamedTuple):
-    """A heading, what to know first, and its parts."""
+    """A heading, an introductory text and the tables and figures below it."""
 
     title: str
     text: str
@@ -45,7 +45,7 @@ class ReportSection(NamedTuple):
 
 
 def format_percent(value: float | None) -> str:
-    """A fraction, in percent.
+    """Format a fraction in percent.
 
     >>> format_percent(0.50904), format_percent(None)
     ('50.9', '–')
@@ -54,7 +54,7 @@ def format_percent(value: float | None) -> str:
 
 
 def format_spread(value: SeedStatistics) -> str:
-    """A mean over seeds with its standard deviation.
+    """Format a mean over seeds with its standard deviation.
 
     >>> format_spread(SeedStatistics(0.5, 0.012, None)), format_spread(SeedStatistics(0.5, None, None))
     ('50.0 ± 1.2', '50.0')
@@ -63,7 +63,7 @@ def format_spread(value: SeedStatistics) -> str:
 
 
 def format_interval(ends: tuple[float, float] | None) -> str:
-    """An interval.
+    """Format an interval in percent.
 
     >>> format_interval((0.4, 0.613))
     '40.0 to 61.3'

@@ -1,10 +1,9 @@
-"""The benchmark's pairs as pictures: the worst of the best configuration, and what changes most from last to first."""
+"""Pictures of pairs: the worst of the best configuration, and those that change most from the last to the first."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from PIL import Image
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.record import PairRecord
 from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, split_by_spec
 from semcorr.metrics.predictions_table import read_predictions
@@ -21,7 +21,7 @@ from semcorr.report.runs import FinishedRun
 from semcorr.visualization import predictions as draw
 
 ALPHA = 0.1
-MANY = 6  # pairs of a figure
+MANY = 6  # pairs in a figure
 LEGEND = (
     f"Source left, target right; a line leads from each keypoint to where it was found: green within {ALPHA} of the "
     "extent, red beyond, and then a ring of that radius is drawn around the truth."
@@ -29,29 +29,36 @@ LEGEND = (
 
 
 def plot_examples(entries: Sequence[Configuration], pairs: Mapping[str, PairRecord] | str) -> ReportSection:
-    """Worst and most changed; `pairs` is the reason where there can be none."""
+    """Plot the worst pairs and those that change most.
+
+    Args:
+        entries: The configurations, the best first.
+        pairs: The benchmark's pairs by name, or the reason why they are not available.
+    """
     text = "Numbers say how often; pictures say how."
     if isinstance(pairs, str):
         return ReportSection("Pairs", f"{text} They are left out: {pairs}.", [])
-    figures = [_worst(entries[0], pairs)]
+    figures = [_plot_worst(entries[0], pairs)]
     if len(entries) > 1:
-        figures.append(_changed(entries[-1], entries[0], pairs))
+        figures.append(_plot_changed(entries[-1], entries[0], pairs))
     return ReportSection("Pairs", text, figures)
 
 
-def _worst(entry: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigure:
+def _plot_worst(entry: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigure:
     run = entry.runs[0]
     rows = run.evaluated.rows
     share, count = pair_scores(run)
-    away = np.bincount(rows.pair, rows.error, minlength=len(rows.pairs)) / count
-    order = np.lexsort((-away, share))
+    mean_error = np.bincount(rows.pair, rows.error, minlength=len(rows.pairs)) / count
+    order = np.lexsort((-mean_error, share))
     chosen = distinct_target_pairs(rows, order)
     table = load_run_predictions(run)
     panels = [
-        _panel(
-            table, pairs[rows.pairs[p]], f"{rows.categories[rows.category[p]]}: {_of(float(share[p]), int(count[p]))}"
+        _render_panel(
+            table,
+            pairs[rows.pairs[i]],
+            f"{rows.categories[rows.category[i]]}: {_format_score(float(share[i]), int(count[i]))}",
         )
-        for p in chosen
+        for i in chosen
     ]
     caption = (
         f"{entry.label}: the {len(chosen)} pairs with the lowest PCK at α = {ALPHA}, and among equals with the largest "
@@ -60,16 +67,18 @@ def _worst(entry: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigur
     return ReportFigure("The worst pairs", caption, panels, layout="wide")
 
 
-def _changed(last: Configuration, first: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigure:
+def _plot_changed(last: Configuration, first: Configuration, pairs: Mapping[str, PairRecord]) -> ReportFigure:
     runs = last.runs[0], first.runs[0]
     (before, count), (after, _) = pair_scores(runs[0]), pair_scores(runs[1])
     rows = runs[0].evaluated.rows
     order = np.lexsort((-count, -np.abs(after - before)))
     tables = [load_run_predictions(run) for run in runs]
     panels = []
-    for p in distinct_target_pairs(rows, order)[: MANY // 2]:
+    for i in distinct_target_pairs(rows, order)[: MANY // 2]:
         for table, share, name in ((tables[0], before, last.label), (tables[1], after, first.label)):
-            panels.append(_panel(table, pairs[rows.pairs[p]], f"{name}: {_of(float(share[p]), int(count[p]))}"))
+            panels.append(
+                _render_panel(table, pairs[rows.pairs[i]], f"{name}: {_format_score(float(share[i]), int(count[i]))}")
+            )
     caption = (
         f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
         f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. "
@@ -79,43 +88,43 @@ def _changed(last: Configuration, first: Configuration, pairs: Mapping[str, Pair
 
 
 def pair_scores(run: FinishedRun) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Every pair's PCK, and how many keypoints it is of."""
+    """Compute the PCK of every pair, and the number of keypoints that it is computed from."""
     rows = run.evaluated.rows
-    hits = is_correct(rows, [ALPHA], bool(run.metrics.get("strict")))
-    correct, count = correct_per_pair(rows, hits, np.ones_like(rows.ambiguous))
+    is_right = is_correct(rows, [ALPHA], bool(run.metrics.get("strict")))
+    correct, count = correct_per_pair(rows, is_right, np.ones_like(rows.ambiguous))
     return correct[0] / count, count
 
 
 def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], many: int = MANY) -> list[int]:
-    """The first pairs of an order that do not share a target image."""
+    """Return the first pairs of an order that do not share a target image."""
     chosen: dict[int, int] = {}
-    for p in order.tolist():
-        chosen.setdefault(int(rows.target_image[p]), p)
+    for i in order.tolist():
+        chosen.setdefault(int(rows.target_image[i]), i)
         if len(chosen) == many:
             break
     return list(chosen.values())
 
 
 def load_run_predictions(run: FinishedRun) -> pa.Table:
-    """The rows of the read-out and protocol that the run reports."""
+    """Load the rows of the read-out and protocol that the run reports."""
     table = read_predictions(run.folder / "predictions.parquet")
     return split_by_spec(table)[run.metrics["protocol"], run.metrics["localise"]]
 
 
-def _panel(table: pa.Table, pair: PairRecord, said: str) -> str:
-    rows: list[dict[str, Any]] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
-    about = f"{pair.source.name} to {pair.target.name}"
-    return f"{embed_image(draw.plot_pair(pair, rows, ALPHA), about)}\n<p>{escape(said)}<br>{escape(about)}</p>"
+def _render_panel(table: pa.Table, pair: PairRecord, text: str) -> str:
+    rows: list[JsonObject] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
+    names = f"{pair.source.name} to {pair.target.name}"
+    return f"{embed_image(draw.plot_pair(pair, rows, ALPHA), names)}\n<p>{escape(text)}<br>{escape(names)}</p>"
 
 
 def embed_image(image: Image.Image, about: str) -> str:
-    """An image element that carries its image."""
-    held = io.BytesIO()
-    image.save(held, format="JPEG", quality=84)
-    data = base64.b64encode(held.getvalue()).decode()
+    """Encode an image as an HTML element that contains its data."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=84)
+    data = base64.b64encode(buffer.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(about)}" {size}>'
 
 
-def _of(share: float, count: int) -> str:
+def _format_score(share: float, count: int) -> str:
     return f"{round(share * count)} of {count} right ({format_percent(share)} %)"

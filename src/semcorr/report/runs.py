@@ -1,13 +1,14 @@
-"""Finished runs as a report needs them, and whether they can stand in one."""
+"""Finished runs as a report needs them, and the check that they are comparable."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.finished_run import EvaluatedRun as Evaluated
 from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
 from semcorr.engine.rebuild import read_scored_config
@@ -22,61 +23,65 @@ MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling"
 
 
 class FinishedRun(NamedTuple):
-    """What a run left behind."""
+    """The results, the configuration and the training history of a finished run."""
 
     folder: Path
     cfg: DictConfig
     evaluated: Evaluated
-    history: Sequence[Mapping[str, float]]  # metrics.csv
+    history: Sequence[Mapping[str, float]]  # rows of metrics.csv
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Of metrics.json."""
+    def metrics(self) -> JsonObject:
+        """The content of metrics.json."""
         return self.evaluated.metrics
 
 
 def find_runs(given: Sequence[Path]) -> list[Path]:
-    """The run folders among what was given: each itself, or all below a folder that is none, as a sweep's."""
+    """Find the run folders: each given path itself, or all runs below it if it is a folder of runs, as a sweep's."""
     folders: list[Path] = []
     for path in given:
-        own = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
-        below = sorted({file.parent for file in path.rglob(CONFIG)}) if own else []
-        if own and not below:
+        has_runs_below = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
+        below = sorted({file.parent for file in path.rglob(CONFIG)}) if has_runs_below else []
+        if has_runs_below and not below:
             raise UserError(f"{path} holds no run: no config.yaml in it or below. Give run_dirs of finished runs")
         folders += below or [path]
-    twice = sorted({str(one) for one in folders if [two.resolve() for two in folders].count(one.resolve()) > 1})
-    if twice:
-        raise UserError(f"{twice[0]} is given twice. Give every run once")
+    duplicates = sorted(
+        {str(folder) for folder in folders if [other.resolve() for other in folders].count(folder.resolve()) > 1}
+    )
+    if duplicates:
+        raise UserError(f"{duplicates[0]} is given twice. Give every run once")
     return folders
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """All of them, or a sentence on every one that cannot be read."""
-    runs, wrong = [], []
+    """Read all runs; the error names every one that cannot be read."""
+    runs, problems = [], []
     for folder in folders:
         try:
-            runs.append(_read(folder))
+            runs.append(_read_run(folder))
         except UserError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise UserError("\n".join(wrong))
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
     return runs
 
 
 def require_comparable(runs: Sequence[FinishedRun]) -> None:
-    """One benchmark, one protocol, the same pairs: nothing else may stand in one table, or be averaged."""
-    for what, key in MUST_AGREE.items():
+    """Raise `UserError` unless the runs share benchmark, protocol and pairs, without which no table may join them."""
+    for name, key in MUST_AGREE.items():
         groups: dict[str, list[str]] = {}
         for run in runs:
             groups.setdefault(str(run.metrics.get(key, False)), []).append(str(run.folder))
         if len(groups) > 1:
-            told = "; ".join(f"{value}: {', '.join(folders)}" for value, folders in groups.items())
-            raise UserError(f"these runs differ in their {what} and are not comparable: {told}. Report each by itself")
+            differences = "; ".join(f"{value}: {', '.join(folders)}" for value, folders in groups.items())
+            raise UserError(
+                f"these runs differ in their {name} and are not comparable: {differences}. Report each by itself"
+            )
     for run in runs[1:]:
         require_same_pairs(runs[0].evaluated, run.evaluated)
 
 
-def _read(folder: Path) -> FinishedRun:
+def _read_run(folder: Path) -> FinishedRun:
     cfg = read_scored_config(folder)
     evaluated = read_evaluated_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
@@ -87,7 +92,7 @@ def _read(folder: Path) -> FinishedRun:
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv with what each holds; none where a run logged nothing."""
+    """Read the rows of metrics.csv without their empty cells; no rows where a run logged nothing."""
     if not path.is_file():
         return []
     try:

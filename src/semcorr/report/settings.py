@@ -1,4 +1,4 @@
-"""What a run's numbers depend on: of its configuration, and of the one its checkpoint was trained with."""
+"""Settings that a run's numbers depend on: its own, and those that its checkpoint was trained with."""
 
 from pathlib import Path
 from typing import Any
@@ -8,81 +8,87 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.engine.saved_config import is_run, read_run_config
 
 Setting = Any  # a leaf of a configuration
-# What cannot move a number, or is told apart otherwise (weights by their checksum, the protocol by its name).
+# Keys that cannot change a number, or that are compared otherwise (weights by their checksum, the protocol by name).
 APART = (
     "run_dir", "name", "seed", "data_root", "data", "test", "trained_on", "logger", "provenance", "store", "kap",
     "compile", "protocol", "checkpoint", "backbone.weights", "backbone.pretrained", "sweep", "launcher",
     "trainer.accelerator", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.precision",
 )  # fmt: skip
-OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")  # the same, of a benchmark; resize apart
-OF_STEPS = ("batch_size", "all_pairs", "steps")  # move nothing where nothing is trained
+# The same for the keys of a benchmark; its resize is compared separately.
+OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
+OF_STEPS = ("batch_size", "all_pairs", "steps")  # change no number where nothing is trained
 
 
 def run_settings(cfg: DictConfig) -> dict[str, Setting]:
-    """All that a run's numbers depend on but the seed.
+    """Collect the settings that a run's numbers depend on, except the seed.
 
     Args:
-        cfg: As `semcorr.engine.rebuild.read_scored_config` reads it: `data` is what was scored, and
-            `trained_on`, where that is another benchmark, what the run was trained on.
+        cfg: The configuration that `semcorr.engine.rebuild.read_scored_config` returns. Its `data` is the benchmark
+            that was scored; its `trained_on`, if present, is another benchmark, on which the run was trained.
 
     Returns:
-        Leaves by their dotted keys. `data.*` is of the benchmark trained on, `test.*` of the one scored, as far as it
-        is not the same; `resize` is of the scored images, and `data.resize` of those trained on, if they had another.
+        Leaves by their dotted keys. `data.*` describes the benchmark trained on, `test.*` what differs from it in the
+        benchmark scored; `resize` is that of the scored images, `data.resize` that of the training images where they
+        differ.
     """
-    flat = _flat(OmegaConf.to_container(cfg, resolve=True))
-    own, scored, resize = _moving(flat), _benchmark(flat, "data"), flat.get("data.resize")
+    flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    run_values, scored, resize = _relevant_settings(flat), _benchmark_settings(flat, "data"), flat.get("data.resize")
     if "loss" in cfg:
         trained = training_settings(cfg)
     else:
-        own = {key: value for key, value in own.items() if not key.startswith("trainer.")}
-        trained = _checkpoint(Path(cfg.checkpoint)) if cfg.get("checkpoint") else {}
+        run_values = {key: value for key, value in run_values.items() if not key.startswith("trainer.")}
+        trained = _checkpoint_settings(Path(cfg.checkpoint)) if cfg.get("checkpoint") else {}
     if trained.get("data.resize") == resize:
         trained.pop("data.resize", None)
-    other = {f"test.{key}": value for key, value in scored.items() if trained.get(f"data.{key}", ...) != value}
-    known = cfg.provenance
-    drawn = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # anew for every seed
-    sha = known.get("weights_sha256")
+    differing = {f"test.{key}": value for key, value in scored.items() if trained.get(f"data.{key}", ...) != value}
+    provenance = cfg.provenance
+    is_random = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # drawn for every seed
+    checksum = provenance.get("weights_sha256")
     return {
         **trained,
-        **own,
-        **{key: value for key, value in other.items() if key.removeprefix("test.") not in OF_STEPS},
+        **run_values,
+        **{key: value for key, value in differing.items() if key.removeprefix("test.") not in OF_STEPS},
         "resize": resize,
         "precision": flat.get("trainer.precision"),
-        "weights": "random" if drawn else sha and sha[:8],
-        "backbone": known.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1],
+        "weights": "random" if is_random else checksum and checksum[:8],
+        "backbone": provenance.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1],
     }
 
 
 def training_settings(cfg: DictConfig) -> dict[str, Setting]:
-    """The settings of a training run, before anything was scored."""
-    flat = _flat(OmegaConf.to_container(cfg, resolve=True))
-    of = "trained_on" if "trained_on" in cfg else "data"
-    data = {f"data.{key}": value for key, value in _benchmark(flat, of).items()}
-    return {**_moving(flat), **data, "data.resize": flat.get(f"{of}.resize")}
+    """Collect the settings of a training run before anything was scored."""
+    flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    source = "trained_on" if "trained_on" in cfg else "data"
+    data = {f"data.{key}": value for key, value in _benchmark_settings(flat, source).items()}
+    return {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}
 
 
-def _checkpoint(run: Path) -> dict[str, Setting]:
-    """How an evaluated checkpoint was trained; its name, where it is not there to be asked."""
+def _checkpoint_settings(run: Path) -> dict[str, Setting]:
+    """Collect the settings that an evaluated checkpoint was trained with; only its name, where its run is gone."""
     if not is_run(run):
         return {"checkpoint": run.name}
     cfg = read_run_config(run)
     return training_settings(cfg) if "loss" in cfg else {"checkpoint": run.name}
 
 
-def _moving(flat: dict[str, Setting]) -> dict[str, Setting]:
-    return {key: value for key, value in flat.items() if not any(key == a or key.startswith(f"{a}.") for a in APART)}
+def _relevant_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in APART)
+    }
 
 
-def _benchmark(flat: dict[str, Setting], key: str) -> dict[str, Setting]:
+def _benchmark_settings(flat: dict[str, Setting], key: str) -> dict[str, Setting]:
     inside = {name.removeprefix(f"{key}."): value for name, value in flat.items() if name.startswith(f"{key}.")}
     return {name: value for name, value in inside.items() if name not in OF_DATA}
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Setting]:
-    """Lists stay whole: their places have no names."""
+def _flatten(node: object, prefix: str = "") -> dict[str, Setting]:
+    """Flatten a configuration to its leaves by dotted keys; lists stay whole, for their items have no names."""
     if not isinstance(node, dict):
         return {prefix.removesuffix("."): node}
-    found: dict[str, Setting] = {}
+    leaves: dict[str, Setting] = {}
     for key, value in node.items():
-        found |= _flat(value, f"{prefix}{key}.")
-    return found
+        leaves |= _flatten(value, f"{prefix}{key}.")
+    return leaves

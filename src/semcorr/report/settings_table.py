@@ -1,4 +1,4 @@
-"""What was run: every configuration's parts, so that a number can be had again."""
+"""The table of every configuration's parts, from which a number can be reproduced."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ PARTS = {"size": "backbone.size", "layers": "backbone.layers", "tuned": "finetun
 
 
 def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:
-    """A row per configuration."""
+    """Build a table with a row per configuration."""
     rows = []
     for number, entry in enumerate(entries, 1):
         cells = [str(number), entry.label, ", ".join(str(run.cfg.get("seed")) for run in entry.runs)]
         for name, key in PARTS.items():
             value = entry.settings.get(key)
-            told = NONE if value is None else format_value(key, value)
-            if name == "tuned" and told == "last_blocks":
+            cell = NONE if value is None else format_value(key, value)
+            if name == "tuned" and cell == "last_blocks":
                 blocks = entry.settings.get("finetune.blocks")
-                told = f"last {blocks} blocks" if blocks else "frozen"
-            cells.append(told)
+                cell = f"last {blocks} blocks" if blocks else "frozen"
+            cells.append(cell)
         versions = {str(run.cfg.provenance.get("git") or NONE)[:7] for run in entry.runs}
         rows.append([*cells, str(entry.runs[0].metrics["localise"]), ", ".join(sorted(versions))])
     caption = (

@@ -1,4 +1,4 @@
-"""Similarity maps of a few points: where the features of the target look like the marked one."""
+"""Similarity maps of a few points: where the features of the target resemble those of the marked point."""
 
 from collections.abc import Mapping
 from html import escape
@@ -18,7 +18,7 @@ from semcorr.visualization.similarity import LEGEND, choose_queries, plot_simila
 def plot_similarity_maps(
     entry: Configuration, pairs: Mapping[str, PairRecord], root: Path | None
 ) -> ReportFigure | str:
-    """Of the best configuration; or why it cannot be computed again."""
+    """Plot similarity maps of a configuration, or return the reason why they cannot be computed again."""
     run = entry.runs[0]
     rows = run.evaluated.rows
     cfg = run.cfg.copy()
@@ -28,21 +28,21 @@ def plot_similarity_maps(
     drop_store(cfg)
     try:
         module, data = rebuild_scored_module(run.folder, cfg)
-    except Exception as error:  # a mistake in a part's arguments comes wrapped
+    except Exception as error:  # an error in a part's arguments arrives wrapped in another exception
         if (reason := user_message(error, "evaluate")) is None:
             raise
         return reason
-    chosen = choose_queries(rows)
+    queries = choose_queries(rows)
     module.eval()
     panels = []
-    for row, kind in chosen:
+    for row, kind in queries:
         pair = pairs[rows.pairs[rows.pair[row]]]
         image = plot_similarity(module, data, pair, int(rows.keypoint[row]), rows.predicted[row])
         keypoint = int(rows.keypoint[row])
-        named = keypoint_names_of(data.name, pair.category).get(keypoint, f"keypoint {keypoint}")
-        said = f"{kind}: {named}, off by {rows.error[row]:.2f} of the extent"
-        about = f"{pair.source.name} to {pair.target.name}"
-        panels.append(f"{embed_image(image, about)}\n<p>{escape(said)}<br>{escape(about)}</p>")
+        keypoint_name = keypoint_names_of(data.name, pair.category).get(keypoint, f"keypoint {keypoint}")
+        text = f"{kind}: {keypoint_name}, off by {rows.error[row]:.2f} of the extent"
+        names = f"{pair.source.name} to {pair.target.name}"
+        panels.append(f"{embed_image(image, names)}\n<p>{escape(text)}<br>{escape(names)}</p>")
     caption = (
         f"{entry.label}: {LEGEND} Shown are keypoints of the geometry-aware subset with the largest errors, and others "
         "with the smallest; each target once."

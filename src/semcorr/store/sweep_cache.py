@@ -7,16 +7,15 @@ from semcorr.store.cache import FeatureCache
 
 
 class SweepFeatureCache:
-    """Cache of the features of one test. Closed, it keeps nothing: a run by itself frees its memory."""
+    """Cache of the features of one test, which the jobs of a sweep hand on to each other."""
 
     def __init__(self) -> None:
-        self.open = False
         self._key: str | None = None
         self._images: list[tuple[object, ...]] = []
-        self._held: FeatureCache | None = None
+        self._features: FeatureCache | None = None
 
     def __call__(self, key: str, shown: Sequence[ImageVariant], make: Callable[[], FeatureCache]) -> FeatureCache:
-        """Return the cached features if key and images are the same; else `make()`, which is cached if this is open.
+        """Return the cached features if key and images are the same; else `make()`, which takes their place.
 
         Args:
             key: Everything that features depend on but the image.
@@ -24,22 +23,15 @@ class SweepFeatureCache:
             make: Function that computes the features.
         """
         images = [_identity(image) for image in shown]
-        if self._held is not None and self._key == key and self._images == images:
-            return self._held
+        if self._features is not None and self._key == key and self._images == images:
+            return self._features
         self.clear()  # first, since there may not be room for both
-        features = make()
-        if self.open:
-            self._key, self._images, self._held = key, images, features
-        return features
-
-    def close(self) -> None:
-        """End the sweep: cache nothing from now on."""
-        self.open = False
-        self.clear()
+        self._key, self._images, self._features = key, images, make()
+        return self._features
 
     def clear(self) -> None:
         """Free the cached features."""
-        self._key, self._images, self._held = None, [], None
+        self._key, self._images, self._features = None, [], None
 
 
 def _identity(shown: ImageVariant) -> tuple[object, ...]:
@@ -51,6 +43,3 @@ def _identity(shown: ImageVariant) -> tuple[object, ...]:
     except OSError:  # opening the file raises the error
         state = None
     return shown.name, record.path, record.upright, record.mirrored, state
-
-
-SHELF = SweepFeatureCache()

@@ -16,12 +16,18 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.run_lock import lock_folder
+from semcorr.store.sweep_cache import SweepFeatureCache
 
 ERROR = "error.txt"
 
 
-def run_job(job: SweepJob) -> JobOutcome:
-    """Run a job; an error becomes part of the outcome, and `error.txt` of the job's directory."""
+def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome:
+    """Run a job; an error becomes part of the outcome, and `error.txt` of the job's directory.
+
+    Args:
+        job: The job.
+        cache: Cache of the features of the last job that this process has run.
+    """
     from semcorr.cli.errors import user_message
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
@@ -36,13 +42,10 @@ def run_job(job: SweepJob) -> JobOutcome:
         cfg.checkpoint = cfg.run_dir
     error_file = job.folder / ERROR
     try:
-        with (
-            lock_folder(job.folder, "the job"),
-            _isolate(job, is_half_done),
-        ):  # a lost worker may still run
+        with lock_folder(job.folder, "the job"), _isolate(job, is_half_done):  # a lost worker may still run
             if is_first_process():
                 error_file.unlink(missing_ok=True)
-            task(cfg)
+            task(cfg, cache)
     except Exception as cause:
         guard = interrupt.current_guard()
         if guard is not None and guard.number is not None:  # a library has made another error of the signal
@@ -60,14 +63,11 @@ def run_job(job: SweepJob) -> JobOutcome:
 @contextmanager
 def _isolate(job: SweepJob, is_half_done: bool) -> Iterator[None]:
     """Set the command line to that of one job, which Lightning repeats for its other processes; clean up after it."""
-    from semcorr.store.sweep_cache import SHELF
-
     argv, environment, guard = sys.argv, dict(os.environ), interrupt.current_guard()
     replaced = ("run_dir=", "checkpoint=") if is_half_done else ("run_dir=",)
     overrides = [override for override in job.overrides if not override.startswith(replaced)]
     checkpoint = [f"checkpoint={job.folder}"] if is_half_done else []
     sys.argv = [argv[0], *overrides, f"run_dir={job.folder}", *checkpoint]
-    SHELF.open = True
     try:
         yield
     except BaseException:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
@@ -41,9 +41,6 @@ class JobOutcome(NamedTuple):
     job: SweepJob
     fault: int = 0
     error: str = ""
-
-
-OUTCOMES: list[JobOutcome] = []  # of this process's sweep: Hydra hands nothing back from a multirun
 
 
 def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
@@ -117,7 +114,7 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     return ""
 
 
-def _find_difference(cfg: DictConfig, saved: JsonObject) -> str | None:
+def _find_difference(cfg: DictConfig, saved: JsonMapping) -> str | None:
     """Find a key whose value differs in a saved configuration; what a run fills in is not compared."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)

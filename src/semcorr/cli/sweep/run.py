@@ -37,7 +37,6 @@ def run_jobs(
         elsewhere: Sentence on jobs that go on when this process is interrupted.
     """
     from semcorr.cli.sweep.job import run_job
-    from semcorr.store.sweep_cache import SHELF
 
     with lock_folder(folder, "the sweep"):
         for job in jobs:
@@ -51,12 +50,9 @@ def run_jobs(
                 f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
-        try:
-            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
-                found = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
-        finally:
-            SHELF.close()
-    return [found.get(job.identity) or _outcome(job) for job in jobs]
+        with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
+            outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
+    return [outcomes.get(job.identity) or _outcome(job) for job in jobs]
 
 
 def _outcome(job: SweepJob) -> JobOutcome:
