@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from semcorr.core.text_files import JsonMapping
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 METADATA, NAME, CHECKSUM = "__metadata__", "name", "xxh3_128"
 FORMAT_KEY, FORMAT = "semcorr", "2"  # 1 named neither itself nor the entry's place
