@@ -7,9 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr.cli.sweep import plan as sweep
 from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, plan_jobs, read_job_metrics
-from semcorr.cli.sweep.run import run_jobs
+from semcorr.cli.sweep.run import LOST, run_jobs
 from semcorr.engine.run_dir import config_hash
 
 SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}
@@ -140,4 +139,4 @@ def test_a_job_that_leaves_no_scores_counts_as_lost(go_on, tmp_path) -> None:
 
     (outcome,) = run_jobs(jobs, tmp_path, lambda *_: iter(()))
 
-    assert (outcome.fault, outcome.error) == (1, sweep.LOST)
+    assert (outcome.fault, outcome.error) == (1, LOST)
