@@ -9,11 +9,25 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 from semcorr.core.errors import UserError
 
@@ -82,7 +96,7 @@ class Range:
 
 
 class OptionsOf(NamedTuple):
-    """Marker of `**options` that are passed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+    """Marker of `**options` that are passed on: `**options: Annotated[object, OptionsOf(StableDiffusion)]`.
 
     Attributes:
         target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
@@ -90,8 +104,15 @@ class OptionsOf(NamedTuple):
         by: The option that it depends on.
     """
 
-    target: Any
+    target: Callable[..., Any]
     by: str = ""
+
+
+@runtime_checkable
+class DataclassInstance(Protocol):
+    """An object of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
 
 
 @dataclass(frozen=True)
@@ -216,7 +237,7 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorated
 
 
-def require_fields(options: object, group: str) -> None:
+def require_fields(options: DataclassInstance, group: str) -> None:
     """Check the fields of a dataclass, as the first line of its `__post_init__`."""
     for option in fields(options):
         require(f"{group}.{option.name}", getattr(options, option.name), option.type)
@@ -280,7 +301,7 @@ def _refused_list(value: object, of: object) -> str | None:
     return refused and f"a list, each entry {refused}"
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
