@@ -61,7 +61,7 @@ class PairRecord(NamedTuple):
     extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
-    details: Mapping[str, object] = {}  # viewpoint, scale, truncation, occlusion ... where known
+    details: Mapping = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
 def build_image_record(
