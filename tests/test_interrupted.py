@@ -249,7 +249,8 @@ def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tin
 
 CONVERTS = """
 import os, signal, time
-from semcorr import evaluate, run
+from semcorr import evaluate
+from semcorr.engine import build as engine_build
 
 def build(*_, **__):
     try:
@@ -258,7 +259,7 @@ def build(*_, **__):
     except BaseException:
         raise ValueError("torn")
 
-run.build = build
+engine_build.build_datamodule_and_module = build
 evaluate.main()
 """
 
