@@ -60,17 +60,17 @@ def load_image_encoder(
     return model, missing, recognise_weights(state or {}, model.state_dict())
 
 
-def require_complete(model: nn.Module, missing: Sequence[str], source: str, diagnosis: str = "") -> None:
+def require_complete(model: nn.Module, missing_keys: Sequence[str], source: str, diagnosis: str = "") -> None:
     """Refuse a network with parameters that its weights lack.
 
     Args:
         model: Network as it is used, without parts that were cut off.
-        missing: Names of the parameters that were not found, also in parts that were cut off.
+        missing_keys: Names of the parameters that were not found, also in parts that were cut off.
         source: Name or path of the weights, for the message.
         diagnosis: Sentence on which network the file is of.
     """
     model_state = model.state_dict()
-    missing = [key for key in missing if key in model_state]
+    missing = [key for key in missing_keys if key in model_state]
     if missing:
         raise UserError(
             f"`backbone.weights`: {source} does not fit this backbone. {len(missing)} missing: "

@@ -150,8 +150,8 @@ def _select_freeu(decoder: Sequence[DecoderStep], number: int, freeu: str | None
     from diffusers.utils.torch_utils import apply_freeu
 
     widths = sorted({step.channels for step in decoder}, reverse=True)
-    entering = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
-    stage = decoder[number].block if freeu == "blocks" else widths.index(entering)
+    input_channels = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
+    stage = decoder[number].block if freeu == "blocks" else widths.index(input_channels)
     return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
 
 

@@ -49,10 +49,10 @@ def recognise_weights(state: Mapping[str, Tensor], backbone_state: Mapping[str, 
     """
     if any(ADAPTER.search(key) for key in state):
         return f"The file is an adapter (LoRA), which holds only what was added to a model. {MERGE}"
-    recognised = _recognise_transformer(state)
-    if recognised:
-        family, width = recognised
-        if backbone_state is not None and recognised == _recognise_transformer(backbone_state):
+    kind = _recognise_transformer(state)
+    if kind:
+        family, width = kind
+        if backbone_state is not None and kind == _recognise_transformer(backbone_state):
             depths = [_count_blocks(tensors) for tensors in (state, backbone_state)]
             unequal = f"{depths[0]} blocks and not {depths[1]}: give weights of the same size"
             equal = "as this backbone is: it is not whole, or has other parts. Give its authors' file"
