@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import JsonObject
-from semcorr.core.types import ImageBatch
+from semcorr.core.types import ImageBatch, PairBatch
 
 MONITOR = "val/all/pck@0.1"
 
@@ -66,7 +66,8 @@ class TrainingProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> JsonObject:
         """The last ones read."""
-        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
+        every = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
+        if trainer.global_step % every == 0 or not self._read:
             self._read = super().get_metrics(trainer, pl_module)
         return self._read
 
@@ -79,7 +80,7 @@ class ThroughputMonitor(Callback):
         self.start, self.images = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, i: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, i: int
     ) -> None:
         """Two images a pair."""
         self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import Place, PlainDocument
@@ -99,7 +98,7 @@ class _Checked:
     def kinds(self, values: JsonObject) -> None:
         """What is no section's own business."""
         for at, (kinds, said) in KINDS.items():
-            section = values if len(at) == 1 else values.get(str(at[0]))
+            section: object = values if len(at) == 1 else values.get(str(at[0]))
             if not isinstance(section, dict):
                 continue
             if at[-1] not in section and at in ALWAYS:
@@ -196,7 +195,7 @@ def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
-def _parts(value: object) -> Iterator[tuple[str | int, Any]]:
+def _parts(value: object) -> Iterator[tuple[str | int, object]]:
     if isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, list):

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.engine.build import build_backbone
 from semcorr.models.finetune.merge import merge_adapters
 
 
-def export_merged(backbone: object, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
     """Fold what tuning added into the network and write all of it. How much the features change on the way."""
     _, network = unwrapped_network(backbone)
     if "weights" not in cfg.backbone:
@@ -29,15 +30,15 @@ def export_merged(backbone: object, cfg: DictConfig, path: Path, facts: dict[str
     expected = compute_features(backbone)
     merge_adapters(backbone)
     _save(network.state_dict(), path, facts)
-    config: object = getattr(network, "config", None)
+    config = getattr(network, "config", None)
     if config is not None:  # the transformers library looks beside the weights for how to build and normalise
         config.save_pretrained(str(path.parent))
-        statistics = {"image_mean": backbone.mean.flatten().tolist(), "image_std": backbone.std.flatten().tolist()}
+        statistics = {f"image_{name}": backbone.get_buffer(name).flatten().tolist() for name in ("mean", "std")}
         path.with_name("preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
     return relative_difference(compute_features(build_backbone(cfg, weights=str(path)).eval()), expected)
 
 
-def export_adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
     """Write `path`, an adapter_config.json, and the weights beside it; read by peft, how much the features change."""
     tuned = [name for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
     if not tuned:
@@ -48,10 +49,8 @@ def export_adapter(backbone: nn.Module, cfg: DictConfig, path: Path, facts: dict
     weights = get_peft_model_state_dict(backbone, save_embedding_layers=False)
     own = {f"base_model.model.{name.removeprefix(prefix)}": value for name, value in weights.items()}
     _save(own, path.with_name("adapter_model.safetensors"), facts)
-    config: object = deepcopy(backbone.peft_config["default"])  # type: ignore[index]
-    config.target_modules = sorted(
-        name.removeprefix(prefix) for name in tuned
-    )  # peft's own are shortened to this network
+    config = deepcopy(vars(backbone)["peft_config"]["default"])
+    config.target_modules = sorted(name.removeprefix(prefix) for name in tuned)  # peft's own: shorter, of this network
     config.base_model_name_or_path, config.inference_mode = facts["base"], True
     config.save_pretrained(str(path.parent))
     untuned = build_backbone(cfg).eval()
@@ -67,7 +66,7 @@ def export_head(head: nn.Module, path: Path, facts: dict[str, str]) -> None:
         _save(head.state_dict(), path, facts)
 
 
-def unwrapped_network(backbone: nn.Module) -> tuple[str, nn.Module]:
+def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
     """The network that others know, and what its names begin with here."""
     parts = {name: part for name, part in backbone.named_children() if next(part.parameters(), None) is not None}
     for name in [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]:
@@ -82,7 +81,7 @@ def unwrapped_network(backbone: nn.Module) -> tuple[str, nn.Module]:
 
 
 @torch.no_grad()
-def compute_features(backbone: object, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
+def compute_features(backbone: Backbone, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
     """Of an image of noise unless told otherwise."""
     if image is None:
         image = noise_image((backbone.size, backbone.size))

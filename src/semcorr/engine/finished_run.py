@@ -7,6 +7,8 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject, read_mapping
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
+    import numpy as np
+
     from semcorr.metrics.predictions import Predictions
 
 SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
@@ -68,7 +70,7 @@ def require_same_pairs(first: EvaluatedRun, second: EvaluatedRun) -> None:
         )
 
 
-def _alike(mine: object, theirs: object) -> bool:
+def _alike(mine: "np.ndarray", theirs: "np.ndarray") -> bool:
     """Equal; points, in pixels, but for the rounding of views of other sizes, which they have been through."""
     import numpy as np
 

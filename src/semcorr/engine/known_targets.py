@@ -24,10 +24,18 @@ WORDS = {
     "protocol": {"scaling", "lookup", "decode", "frame", "pooling"},
     "trainer": {"gradient_clip_algorithm", "max_time"},
     "finetune": {
-        "bias", "init_weights", "variant", "decomposition_method", "config_A_B", "config_C", "config_D_E", "mask_type",
-        "act_fn", "wavelet_family",
+        "bias",
+        "init_weights",
+        "variant",
+        "decomposition_method",
+        "config_A_B",
+        "config_C",
+        "config_D_E",
+        "mask_type",
+        "act_fn",
+        "wavelet_family",
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,9 @@ class KnownTargets:
         for name in self.repository.get_group_options(group, ObjectType.CONFIG):
             loaded = self.repository.load_config(f"{group}/{name}")
             if loaded is not None and isinstance(loaded.config, DictConfig):
-                yield OmegaConf.to_container(loaded.config)  # type: ignore[misc]
+                content: object = OmegaConf.to_container(loaded.config)
+                assert isinstance(content, dict)
+                yield content
         for name in self.repository.get_group_options(group, ObjectType.GROUP):
             yield from self._files(f"{group}/{name}")
 

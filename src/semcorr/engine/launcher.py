@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -16,7 +17,9 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     Lightning looks every five seconds and then kills all of them, itself included, without a word.
     """
 
-    def launch(self, function: object, *args: object, trainer: Trainer | None = None, **kwargs: object) -> object:
+    def launch(
+        self, function: Callable[..., object], *args: object, trainer: Trainer | None = None, **kwargs: object
+    ) -> object:
         """Run `function`, in all processes. What it raises because another one has gone says so."""
         try:
             return super().launch(function, *args, trainer=trainer, **kwargs)
@@ -61,7 +64,7 @@ class KeepSignals(Callback):
 
 def watch_processes(trainer: Trainer) -> None:
     """Let a trainer that will start other processes do it by our launcher. Under torchrun others start them."""
-    strategy: object = trainer.strategy
+    strategy = trainer.strategy
     launcher = strategy.launcher
     if type(launcher) is _SubprocessScriptLauncher:
         strategy._launcher = WatchedLauncher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)

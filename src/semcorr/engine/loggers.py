@@ -7,7 +7,7 @@ import csv
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ def warn_once_on_failure(logger: object) -> Iterator[None]:
         if not isinstance(error, kinds) and not isinstance(error.__cause__, kinds):  # Lightning wraps some
             raise
         if not getattr(logger, "has_failed", False):
-            logger.has_failed = True
+            vars(logger)["has_failed"] = True
             log.warning("The log of %s lacks entries: %s", type(logger).__name__, escape_controls(str(error)))
 
 
@@ -44,23 +44,24 @@ class SideLoggerMixin:
 
     def log_metrics(self, *args: object, **kwargs: object) -> None:
         """Log scalars."""
-        with warn_once_on_failure(self):
-            super().log_metrics(*args, **kwargs)  # type: ignore[misc]
+        self._write_log("log_metrics", *args, **kwargs)
 
     def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Log the configuration."""
-        with warn_once_on_failure(self):
-            super().log_hyperparams(*args, **kwargs)  # type: ignore[misc]
+        self._write_log("log_hyperparams", *args, **kwargs)
 
     def save(self) -> None:
         """Write what is pending."""
-        with warn_once_on_failure(self):
-            super().save()  # type: ignore[misc]
+        self._write_log("save")
 
     def finalize(self, status: str) -> None:
         """Write what is left."""
+        self._write_log("finalize", status)
+
+    def _write_log(self, method: str, /, *args: object, **kwargs: object) -> None:
+        """Call a method of the logger itself; warn the first time that it fails."""
         with warn_once_on_failure(self):
-            super().finalize(status)  # type: ignore[misc]
+            getattr(super(), method)(*args, **kwargs)
 
 
 class WandbSideLogger(SideLoggerMixin, WandbLogger):
@@ -90,7 +91,15 @@ class CSVScalarLogger(Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self.steps: dict[int, dict[str, str]] = {}
 
-    name, version = "csv", ""  # type: ignore[assignment]
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Version of the log: there is one."""
+        return ""
 
     @rank_zero_only
     def log_hyperparams(self, *args: object, **kwargs: object) -> None:
@@ -134,7 +143,7 @@ class CSVScalarLogger(Logger):
                 writer.writerows({"step": step, **row} for step, row in sorted(self.steps.items()))
 
 
-def _of_wandb(mode: object) -> list[object]:
+def _of_wandb(mode: object) -> list[Callable[..., object]]:
     """Who takes what else W&B is given."""
     import wandb as client
 

@@ -4,12 +4,13 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.export import compute_features, noise_image, relative_difference
 
 
-def export_onnx(backbone: object, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
+def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
     """Write the graph for images of `sides`, height and width.
 
     Returns:
@@ -37,9 +40,13 @@ def export_onnx(backbone: object, path: Path, sides: tuple[int, int], facts: dic
     try:
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
-                _Values(backbone), (torch.rand(1, 3, *sides),), input_names=["image"], output_names=["features"],
-                dynamo=True, verbose=False,
-            )  # fmt: skip
+                _Values(backbone),
+                (torch.rand(1, 3, *sides),),
+                input_names=["image"],
+                output_names=["features"],
+                dynamo=True,
+                verbose=False,
+            )
             assert program is not None
             program.model.metadata_props.update(facts | {"image": "RGB in [0, 1]", "stride": str(backbone.stride)})
             program.save(path)
@@ -53,7 +60,7 @@ def export_onnx(backbone: object, path: Path, sides: tuple[int, int], facts: dic
     return relative_difference(torch.from_numpy(_run(path, image)), compute_features(backbone, image))
 
 
-def parse_sides(backbone: object, size: str | None) -> tuple[int, int]:
+def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
     """Height and width of the image, from `448`, `448x672`, or the backbone itself."""
     given = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
     height, width = (int(given[1]), int(given[2] or given[1])) if given else (0, 0)
@@ -66,13 +73,12 @@ def parse_sides(backbone: object, size: str | None) -> tuple[int, int]:
 class _Values(nn.Module):
     """A backbone without its stride."""
 
-    def __init__(self, backbone: Callable[..., object]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, image: Float[Tensor, "1 3 h w"]) -> Tensor:
-        values: Tensor = self.backbone(image).values
-        return values
+        return self.backbone(image).values
 
 
 class _PlainAttention(TorchFunctionMode):
@@ -82,24 +88,32 @@ class _PlainAttention(TorchFunctionMode):
     stand for it, whose layout is another.
     """
 
-    def __torch_function__(self, func: object, types: object, args: object = (), kwargs: object = None) -> object:
-        kwargs = kwargs or {}
-        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: JsonObject | None = None,
+    ) -> object:
+        arguments: JsonObject = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        mask = arguments.get("attn_mask")
         if func is not scaled_dot_product_attention or mask is None or mask.dtype is torch.bool:
-            return func(*args, **kwargs)
-        query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
-        scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
+            return func(*args, **(kwargs or {}))
+        query, key, value = arguments["query"], arguments["key"], arguments["value"]
+        scale = arguments.get("scale") or 1 / math.sqrt(query.shape[-1])
         return (query * scale @ key.mT + mask).softmax(dim=-1) @ value
 
 
-def _run(path: Path, image: Tensor) -> object:
+def _run(path: Path, image: Tensor) -> np.ndarray:
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return session.run(["features"], {"image": image.numpy()})[0]
+        features = session.run(["features"], {"image": image.numpy()})[0]
     except Exception as error:  # its errors have no other class in common
         raise UserError(f"onnxruntime cannot run the graph: {_reason(error)}. Try another --format.") from error
+    assert isinstance(features, np.ndarray)
+    return features
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
-from semcorr.data.datamodule import PairDataModule
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
 
 
 @check_arguments("optimizer")
@@ -50,6 +50,7 @@ def count_steps(trainer: Trainer, data: PairDataModule) -> int:
 
     Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
     """
+    assert trainer.max_epochs is not None, "our configurations set it"
     epochs = math.ceil(len(data.stream()) / trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 

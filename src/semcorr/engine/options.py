@@ -2,9 +2,9 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import _locate
 from lightning import Callback
@@ -77,20 +77,21 @@ def _check(key: str, node: object) -> None:
         _check(f"{key}.{name}", value)
 
 
-def _check_call(key: str, node: JsonObject) -> None:
+def _check_call(key: str, node: Mapping[str, object]) -> None:
     """The options of one call."""
-    if not isinstance(node["_target_"], str):
-        raise UserError(f"`{key}._target_` must be text, the path of a class or function, got {node['_target_']!r:.60}")
-    taken = accepted_options(node["_target_"], node)
+    target = node["_target_"]
+    if not isinstance(target, str):
+        raise UserError(f"`{key}._target_` must be text, the path of a class or function, got {target!r:.60}")
+    taken = accepted_options(target, node)
     if taken is None:
-        _refuse_absent(f"{key}._target_", node["_target_"])
+        _refuse_absent(f"{key}._target_", target)
         return
     is_one_of_several = key.partition(".")[0] in SEVERAL
     absent = [name for name in taken.required if name not in (*node, "save_dir")] if is_one_of_several else []
     if absent and not node.get("_args_"):
         raise UserError(f"`{key}` needs `{absent[0]}`. Give +{key}.{absent[0]}=VALUE.")
     if key.startswith("callbacks."):
-        _require_callback(key, node["_target_"])
+        _require_callback(key, target)
     for name, value in node.items():
         if name in CONTROLS or (key in SEVERAL and _is_built(value)):
             continue
@@ -106,7 +107,7 @@ def _check_call(key: str, node: JsonObject) -> None:
 def _refuse_absent(key: str, target: str) -> None:
     """Refuse what is not there, unless it is ours: then something is to be installed, which its own error says."""
     try:
-        located: object = _locate(target)
+        located = _locate(target)
         reason = f"a {type(located).__name__} is nothing that can be called"
     except ImportError as error:
         reason = " ".join(str(error).split())
@@ -116,7 +117,7 @@ def _refuse_absent(key: str, target: str) -> None:
 
 def _require_callback(key: str, target: str) -> None:
     """Of a function nobody knows what it makes before it is called."""
-    located: object = _locate(target)
+    located = _locate(target)
     if inspect.isclass(located) and not issubclass(located, Callback):
         raise UserError(f"`{key}` must be a callback of Lightning, and {target} is none.")
 
@@ -132,7 +133,7 @@ def _unknown(key: str, name: str, names: list[str]) -> str:
     return f"`{key}.{name}` is no option of `{key}`. {hint}"
 
 
-def accepted_options(target: str, node: JsonObject) -> AcceptedOptions | None:
+def accepted_options(target: str, node: Mapping[str, object]) -> AcceptedOptions | None:
     """What a target takes; None of one that is not there, which is said when it is to be called.
 
     Args:
@@ -146,9 +147,10 @@ def accepted_options(target: str, node: JsonObject) -> AcceptedOptions | None:
     return _accepted(located, node) if callable(located) else None
 
 
-def _accepted(target: object, node: JsonObject) -> AcceptedOptions:
+def _accepted(target: Callable[..., object], node: Mapping[str, object]) -> AcceptedOptions:
     ours = str(getattr(target, "__module__", "")).startswith(("semcorr", "hydra_plugins."))
-    stated, is_open = dict[str, Any](), False
+    stated: JsonObject = {}
+    is_open = False
     functions = [*_called(target)] or [target]
     for function in functions:
         try:
@@ -174,7 +176,7 @@ def _accepted(target: object, node: JsonObject) -> AcceptedOptions:
 
 
 @cache
-def _signature(function: object) -> inspect.Signature:
+def _signature(function: Callable[..., object]) -> inspect.Signature:
     """With annotations in place of their texts, as far as they can be looked up."""
     signature = inspect.signature(function)
     if not any(isinstance(one.annotation, str) for one in signature.parameters.values()):
@@ -195,7 +197,7 @@ def _handed(annotation: object) -> OptionsOf | None:
     return next((each for each in get_args(annotation) if isinstance(each, OptionsOf)), None)
 
 
-def _targets(handed: OptionsOf, node: JsonObject) -> list[object]:
+def _targets(handed: OptionsOf, node: Mapping[str, object]) -> list[Callable[..., object]]:
     """To whom `**options` are handed on."""
     return list(handed.target(node.get(handed.by))) if handed.by else [handed.target]
 
@@ -224,7 +226,7 @@ def _nothing() -> None:
     """Take no arguments."""
 
 
-def _called(target: object) -> Iterator[object]:
+def _called(target: Callable[..., object]) -> Iterator[Callable[..., object]]:
     """A function; of a class its constructor, and those above as far as **options go on."""
     if not inspect.isclass(target):
         yield target

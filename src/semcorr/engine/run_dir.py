@@ -18,9 +18,15 @@ from semcorr.core.text_files import JsonObject, read_mapping
 
 METRICS = "metrics.json"  # is written last: a run is finished when it is there
 RESULTS = (
-    METRICS, "predictions.parquet", "matches.png", "tracks.png", "poses.parquet", "detections.parquet", "audit.json",
+    METRICS,
+    "predictions.parquet",
+    "matches.png",
+    "tracks.png",
+    "poses.parquet",
+    "detections.parquet",
+    "audit.json",
     "metrics.csv",
-)  # fmt: skip
+)
 BEFORE = ".before"  # beside new results, those that they take the place of
 FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
 BESIDE = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
@@ -103,7 +109,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
         )
     if not (run_dir / METRICS).is_file():
         return
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
+    resolved = _resolve(cfg)
     own, other = _scored_by(resolved), _scored_by(saved)
     for key in sorted(own.keys() | other.keys()):
         if (key in FILLED and not filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
@@ -113,6 +119,13 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
                 f"`run_dir`: {run_dir} holds another run, with {key}={other.get(key)} and not {own.get(key)}. "
                 "Choose another run_dir."
             )
+
+
+def _resolve(cfg: DictConfig) -> JsonObject:
+    """Return a configuration as plain values, without interpolations."""
+    content: object = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return content
 
 
 def _scored_by(cfg: JsonObject) -> JsonObject:
@@ -158,7 +171,7 @@ def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
     return content
 
 
-def flatten_config(tree: Mapping[object, object], prefix: str = "") -> JsonObject:
+def flatten_config(tree: Mapping, prefix: str = "") -> JsonObject:
     """Return the leaves of a configuration by their keys.
 
     >>> flatten_config({"backbone": {"size": 64, "layers": [-1]}})
@@ -188,8 +201,7 @@ def config_hash(cfg: DictConfig, *without: str) -> str:
     >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
     (True, False)
     """
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
-    content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
+    content = {key: value for key, value in _resolve(cfg).items() if key not in (*APART, *without)}
     if not content.get("callbacks"):  # as in sweeps of before
         content.pop("callbacks", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now

@@ -91,8 +91,8 @@ def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] 
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
     check_config(path, plain, known, replaced)
-    values: JsonObject = plain.values
-    return values
+    assert isinstance(plain.values, dict), "check_config has seen to it"
+    return plain.values
 
 
 def replaced_by(typed: Sequence[str]) -> frozenset[str]:

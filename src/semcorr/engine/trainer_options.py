@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 import torch
 from hydra._internal.utils import _locate
@@ -138,7 +138,7 @@ def _check_plugins(plugins: object) -> None:
             raise UserError("`trainer.plugins`: precision is given by trainer.precision. Leave the plugin out.")
 
 
-def _is_built(node: object) -> bool:
+def _is_built(node: object) -> TypeGuard[Mapping]:
     return isinstance(node, Mapping) and "_target_" in node
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from PIL import Image
 
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.loggers import warn_once_on_failure
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.predictions import load_predictions
 from semcorr.visualization import predictions as draw
@@ -29,16 +32,17 @@ class WandbPagesCallback(Callback):
         board = find_wandb_run(trainer.loggers)
         if board is None or trainer.sanity_checking:
             return
-        module: object = pl_module
-        table, data = module.evaluator.gather_tables()["predictions"], module.trainer.datamodule
+        data = getattr(trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
+        assert isinstance(pl_module, CorrespondenceModule) and isinstance(data, PairDataModule)
+        table = pl_module.evaluator.gather_tables()["predictions"]
         if not trainer.is_global_zero:
             return
         found = set(table["pair"].to_pylist())
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in found}
         with warn_once_on_failure(board):
             matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], SHOWN), table)
-            log_page(board, "val", module.result.scores["category"], matches, trainer.global_step)
-            maps = similarity_map.plot_similarity_page(module, data, pairs, load_predictions(table))
+            log_page(board, "val", pl_module.result.scores["category"], matches, trainer.global_step)
+            maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
             log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
 
 
@@ -47,14 +51,14 @@ def find_wandb_run(loggers: Iterable[Logger]) -> WandbLogger | None:
     return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def log_image(board: WandbLogger, key: str, image: object, caption: str, step: int) -> None:
+def log_image(board: WandbLogger, key: str, image: Image.Image, caption: str, step: int) -> None:
     """A picture."""
     import wandb
 
     board.experiment.log({key: wandb.Image(image, caption=caption), "trainer/global_step": step})
 
 
-def log_page(board: WandbLogger, stage: str, categories: JsonObject, page: object, step: int) -> None:
+def log_page(board: WandbLogger, stage: str, categories: JsonObject, page: Image.Image, step: int) -> None:
     """A table of PCK by category, and a picture."""
     import wandb
 
@@ -109,7 +113,7 @@ def _conclude(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int)
         log_page(board, "test", metrics["category"], page.copy(), step)
 
 
-def flatten_metrics(tree: JsonObject, prefix: str = "") -> JsonObject:
+def flatten_metrics(tree: Mapping[str, object], prefix: str = "") -> JsonObject:
     """Leaves by their paths.
 
     >>> flatten_metrics({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})
