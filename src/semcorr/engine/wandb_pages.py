@@ -33,7 +33,8 @@ class WandbPagesCallback(Callback):
         if board is None or trainer.sanity_checking:
             return
         data = getattr(trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
-        assert isinstance(pl_module, CorrespondenceModule) and isinstance(data, PairDataModule)
+        assert isinstance(pl_module, CorrespondenceModule)
+        assert isinstance(data, PairDataModule)
         table = pl_module.evaluator.gather_tables()["predictions"]
         if not trainer.is_global_zero:
             return
