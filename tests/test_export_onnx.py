@@ -11,7 +11,6 @@ from exported_runs import no_graph as no_graph
 from exported_runs import run as run
 from exported_runs import runs as runs
 from exported_runs import typed as typed
-from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone

@@ -1,4 +1,4 @@
-"""A backbone as an ONNX graph: image to features, at one size."""
+"""Export of a backbone as an ONNX graph: image to features, at one size."""
 
 import logging
 import math
@@ -24,19 +24,19 @@ from semcorr.engine.export import compute_features, noise_image, relative_differ
 
 
 def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
-    """Write the graph for images of `sides`, height and width.
+    """Write the graph of a backbone for images of `sides`, height and width.
 
     Returns:
-        How much the features that onnxruntime makes of it differ, or None where there is no onnxruntime.
+        Relative difference of the features that onnxruntime computes from it; None where there is no onnxruntime.
     """
     if backbone.pairwise:
         raise UserError(
             f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
             "Evaluate the run itself by checkpoint=RUN."
         )
-    absent = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
-    if absent:
-        raise UserError(f"--format onnx needs {' and '.join(absent)}: pip install semcorr[onnx]")
+    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install semcorr[onnx]")
     try:
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
@@ -61,9 +61,9 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: d
 
 
 def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
-    """Height and width of the image, from `448`, `448x672`, or the backbone itself."""
-    given = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
-    height, width = (int(given[1]), int(given[2] or given[1])) if given else (0, 0)
+    """Return the height and width of the image, from `448`, `448x672`, or the backbone itself."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     multiple = getattr(backbone, "multiple", backbone.stride)
     if min(height, width) < 1 or height % multiple or width % multiple:
         raise UserError(f"--size must be SIDE or HEIGHTxWIDTH, in multiples of {multiple} pixels here, got {size}")
@@ -71,7 +71,7 @@ def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
 
 
 class _Values(nn.Module):
-    """A backbone without its stride."""
+    """A backbone that returns the values of its feature map alone, without the stride."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class _Values(nn.Module):
 
 
 class _PlainAttention(TorchFunctionMode):
-    """Attention with a float mask, as SAM has it, in single steps.
+    """Context in which attention with a float mask, as in SAM, is computed step by step.
 
     The exporter records the memory layout of the fused kernel and later checks it against the steps that
-    stand for it, whose layout is another.
+    replace it, which have another layout.
     """
 
     def __torch_function__(
@@ -105,6 +105,7 @@ class _PlainAttention(TorchFunctionMode):
 
 
 def _run(path: Path, image: Tensor) -> np.ndarray:
+    """Compute the features of an image by onnxruntime."""
     import onnxruntime
 
     try:
@@ -118,19 +119,19 @@ def _run(path: Path, image: Tensor) -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporter says is for its developers."""
-    before = logging.root.manager.disable
+    """Suppress what the exporter prints, logs and warns of, which is for its developers."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what lies at the bottom of it."""
+    """Return the first line of the error that is the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
