@@ -97,7 +97,7 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
             continue
         if name not in accepted.stated:
             if not accepted.is_open:
-                raise UserError(_unknown_option_message(key, str(name), [*accepted.stated]))
+                raise UserError(_format_unknown_option(key, str(name), [*accepted.stated]))
             continue
         if not _is_built(value) and value != "???" and not (value is None and _is_fitted(key, name)):
             check = require if accepted.is_ours else require_kind
@@ -122,7 +122,7 @@ def _require_callback(key: str, target: str) -> None:
         raise UserError(f"`{key}` must be a callback of Lightning, and {target} is none.")
 
 
-def _unknown_option_message(key: str, name: str, names: list[str]) -> str:
+def _format_unknown_option(key: str, name: str, names: list[str]) -> str:
     """Return the message that a call has no such option, with similar names."""
     similar = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     hint = (
@@ -151,7 +151,7 @@ def _inspect_options(target: Callable[..., object], node: Mapping[str, object]) 
     ours = str(getattr(target, "__module__", "")).startswith(("semcorr", "hydra_plugins."))
     stated: JsonObject = {}
     is_open = False
-    functions = [*_constructors(target)] or [target]
+    functions = [*_list_constructors(target)] or [target]
     for function in functions:
         try:
             signature = _resolve_signature(function)
@@ -159,8 +159,10 @@ def _inspect_options(target: Callable[..., object], node: Mapping[str, object]) 
             return AcceptedOptions(stated, True, ours)
         for name, parameter in list(signature.parameters.items()):
             if parameter.kind is parameter.VAR_KEYWORD:
-                marker = _options_marker(parameter.annotation)
-                inner = [_inspect_options(callee, node) for callee in _option_targets(marker, node)] if marker else []
+                marker = _find_options_marker(parameter.annotation)
+                inner = (
+                    [_inspect_options(callee, node) for callee in _find_option_targets(marker, node)] if marker else []
+                )
                 is_open |= marker is None and (not ours or function is functions[-1])
                 is_open |= marker is not None and (not inner or (any(x.is_open for x in inner) and not marker.by))
                 stated = {key: hint for options in inner for key, hint in options.stated.items()} | stated
@@ -194,13 +196,13 @@ def _resolve_signature(function: Callable[..., object]) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-def _options_marker(annotation: object) -> OptionsOf | None:
+def _find_options_marker(annotation: object) -> OptionsOf | None:
     if get_origin(annotation) is not Annotated:
         return None
     return next((argument for argument in get_args(annotation) if isinstance(argument, OptionsOf)), None)
 
 
-def _option_targets(marker: OptionsOf, node: Mapping[str, object]) -> list[Callable[..., object]]:
+def _find_option_targets(marker: OptionsOf, node: Mapping[str, object]) -> list[Callable[..., object]]:
     """Return the callables that `**options` are passed on to."""
     return list(marker.target(node.get(marker.by))) if marker.by else [marker.target]
 
@@ -229,7 +231,7 @@ def _take_nothing() -> None:
     """Take no arguments."""
 
 
-def _constructors(target: Callable[..., object]) -> Iterator[Callable[..., object]]:
+def _list_constructors(target: Callable[..., object]) -> Iterator[Callable[..., object]]:
     """Yield a function itself, or the constructors of a class, base classes included as far as **options reach them."""
     if not inspect.isclass(target):
         yield target
@@ -245,5 +247,5 @@ def _constructors(target: Callable[..., object]) -> Iterator[Callable[..., objec
                 for parameter in inspect.signature(vars(base)["__init__"]).parameters.values()
                 if parameter.kind is parameter.VAR_KEYWORD
             ]
-            if not keyword_options or _options_marker(keyword_options[0].annotation):
+            if not keyword_options or _find_options_marker(keyword_options[0].annotation):
                 return
