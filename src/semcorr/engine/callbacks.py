@@ -68,8 +68,8 @@ class TrainingProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> JsonObject:
         """Return the metrics that were read last."""
-        every = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
-        if trainer.global_step % every == 0 or not self._read:
+        interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
+        if trainer.global_step % interval == 0 or not self._read:
             self._read = super().get_metrics(trainer, pl_module)
         return self._read
 

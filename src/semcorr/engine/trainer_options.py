@@ -159,7 +159,7 @@ def check_training(trainer: DictConfig, keeps_best: bool) -> None:
 
     A fast_dev_run, whose limits are Lightning's own, is not checked.
     """
-    epochs, every = trainer.max_epochs, trainer.get("check_val_every_n_epoch", 1)
+    epochs, interval = trainer.max_epochs, trainer.get("check_val_every_n_epoch", 1)
     if trainer.get("fast_dev_run"):
         return
     if epochs is None or epochs < 1:
@@ -171,9 +171,9 @@ def check_training(trainer: DictConfig, keeps_best: bool) -> None:
             "`trainer.limit_val_batches` must be more than 0, got 0: the best epoch is kept, by its validation. "
             "Give 1 for a batch of it."
         )
-    if every is not None and every > epochs:
+    if interval is not None and interval > epochs:
         raise UserError(
-            f"`trainer.check_val_every_n_epoch` must be at most {epochs}, the number of epochs, got {every}: "
+            f"`trainer.check_val_every_n_epoch` must be at most {epochs}, the number of epochs, got {interval}: "
             "the best epoch is kept, by its validation"
         )
 
