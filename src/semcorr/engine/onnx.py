@@ -52,7 +52,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: d
             program.save(path)
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
-            f"{backbone.name} cannot be written as an ONNX graph: {_reason(error)}. Try another --format."
+            f"{backbone.name} cannot be written as an ONNX graph: {_format_root_cause(error)}. Try another --format."
         ) from error
     if find_spec("onnxruntime") is None:
         return None
@@ -112,7 +112,9 @@ def _run(path: Path, image: Tensor) -> np.ndarray:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         features = session.run(["features"], {"image": image.numpy()})[0]
     except Exception as error:  # its errors have no other class in common
-        raise UserError(f"onnxruntime cannot run the graph: {_reason(error)}. Try another --format.") from error
+        raise UserError(
+            f"onnxruntime cannot run the graph: {_format_root_cause(error)}. Try another --format."
+        ) from error
     assert isinstance(features, np.ndarray)
     return features
 
@@ -130,7 +132,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _reason(error: BaseException) -> str:
+def _format_root_cause(error: BaseException) -> str:
     """Return the first line of the error that is the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__

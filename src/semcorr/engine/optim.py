@@ -33,7 +33,10 @@ def adamw(
 
 @check_arguments("scheduler")
 def one_cycle(optimizer: AdamW, steps: int, warmup: Share = 0.3) -> LRScheduler:
-    """Make a schedule that rises for the share `warmup` of the steps, then falls as a cosine (GeoAware-SC, SPair)."""
+    """Make a schedule that rises for the `warmup` share of the steps, then falls along a cosine.
+
+    It is the schedule of GeoAware-SC on SPair-71k.
+    """
     rates, total = [group["lr"] for group in optimizer.param_groups], max(2, steps)
     share = float(warmup) if warmup * total != 1 else (1 + 1e-9) / total  # PyTorch divides by the length less one
     share = min(share, 1 - 0.5 / total)  # likewise by the length of the fall

@@ -151,7 +151,7 @@ def _inspect_options(target: Callable[..., object], node: Mapping[str, object]) 
     ours = str(getattr(target, "__module__", "")).startswith(("semcorr", "hydra_plugins."))
     stated: JsonObject = {}
     is_open = False
-    functions = [*_list_constructors(target)] or [target]
+    functions = [*_iterate_constructors(target)] or [target]
     for function in functions:
         try:
             signature = _resolve_signature(function)
@@ -231,7 +231,7 @@ def _take_nothing() -> None:
     """Take no arguments."""
 
 
-def _list_constructors(target: Callable[..., object]) -> Iterator[Callable[..., object]]:
+def _iterate_constructors(target: Callable[..., object]) -> Iterator[Callable[..., object]]:
     """Yield a function itself, or the constructors of a class, base classes included as far as **options reach them."""
     if not inspect.isclass(target):
         yield target

@@ -192,7 +192,10 @@ def _format_owner(note: bytes, what: str) -> str:
 
 
 def _parse_note(note: bytes, what: str) -> tuple[str, str]:
-    """Return the command and a description of the process in a lock file; empty for a lock of another program."""
+    """Return the command and a description of the process in a lock file; the latter may be empty.
+
+    A lock of another program gives `what` and no description.
+    """
     try:
         owner = json.loads(note)
         process = f"pid {owner['pid']:d} on {owner['host']!s:.64}, since {owner['since']!s:.32}"

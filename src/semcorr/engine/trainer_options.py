@@ -124,7 +124,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def _check_plugins(plugins: object) -> None:
-    """Refuse plugins that a run sets itself, which would replace them."""
+    """Refuse plugins of a kind that a run sets itself: they would be replaced."""
     for node in [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]:
         if not _is_built(node):
             raise UserError(f"`trainer.plugins` must be {BUILT}, or a list of such, got {node!r:.60}")
