@@ -187,8 +187,8 @@ def test_either_image_may_be_the_source(pairs):
 HASH = """
 import sys
 from pathlib import Path
-from semcorr.data.ap10k_pairs import ANNOTATIONS, build_pairs, manifest, read_animals
-print(manifest(build_pairs(read_animals([Path(sys.argv[1]) / file for file in ANNOTATIONS])))["sha256"])
+from semcorr.data.ap10k_pairs import ANNOTATIONS, build_manifest, build_pairs, read_animals
+print(build_manifest(build_pairs(read_animals([Path(sys.argv[1]) / file for file in ANNOTATIONS])))["sha256"])
 """
 
 

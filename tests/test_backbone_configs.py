@@ -36,7 +36,7 @@ def composed(name: str, *overrides: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backbones_file_builds_the_network_it_names_normalising_as_it_was_trained(monkeypatch, name):
     for module in (timm_model, segment_anything):
-        monkeypatch.setattr(module, "sha256", lambda _: "")
+        monkeypatch.setattr(module, "weights_sha256", lambda _: "")
     config = composed(name, "backbone.pretrained=false")
     if "timm" in config._target_:
         assert timm.is_model_pretrained(config.name)

@@ -20,7 +20,7 @@ from semcorr.engine.callbacks import checkpoint_callbacks, refuse_to_replace
 from semcorr.engine.checkpoints import CheckpointFiles, checkpoint_path, load_checkpoint, load_trained, read_checkpoint
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.resume import resume_training
-from semcorr.train import _built, train
+from semcorr.train import build_training, train
 
 LINE = ["data=synthetic", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", "finetune.blocks=1",
         "data.steps=1", "data.batch_size=2"]  # fmt: skip
@@ -49,7 +49,7 @@ def run(trained, tmp_path) -> Path:
 def begun(creatures, run):
     """The module, trainer and data of the run, as they are when it is gone on with."""
     cfg = configuration(creatures, run)
-    module, data, _ = _built(cfg)
+    module, data, _ = build_training(cfg)
     return cfg, module, build_trainer(cfg, run, True, callbacks=checkpoint_callbacks(run)), data
 
 

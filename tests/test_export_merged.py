@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.engine.export import export_head, export_merged, relative_difference
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.transformers_model import TransformersModel
@@ -143,7 +144,7 @@ def test_nonlinear_adapters_are_pointed_to_the_graph(tmp_path):
 
 
 def test_several_networks_are_no_file_of_weights(tmp_path):
-    class Two(nn.Module):
+    class Two(Backbone):
         name = "two"
 
         def __init__(self) -> None:

@@ -13,11 +13,15 @@ from started_programs import Program
 
 from semcorr.core.interrupt import guard_signals
 
-DOOR = "import os, signal, subprocess, sys, tempfile, time\nfrom semcorr.cli.hydra_app import explaining, run_app\n"
+DOOR = """
+import os, signal, subprocess, sys, tempfile, time
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import run_app
+"""
 WAITS = (
     DOOR
     + """
-with explaining("evaluate"), tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
+with report_user_errors("evaluate"), tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     print("ready", flush=True)
     time.sleep(3600)
@@ -29,7 +33,7 @@ STUCK = (
 from semcorr.core import interrupt
 interrupt.UNWINDING = float(sys.argv[2])
 folder = tempfile.TemporaryDirectory(dir=sys.argv[1])
-with explaining("evaluate"):
+with report_user_errors("evaluate"):
     print("ready", flush=True)
     while True:
         try:
@@ -42,7 +46,7 @@ NOHUP = (
     DOOR
     + """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with explaining("evaluate"):
+with report_user_errors("evaluate"):
     os.kill(os.getpid(), signal.SIGHUP)
     print("still here", flush=True)
     time.sleep(3600)
@@ -96,7 +100,7 @@ class Loud:
         for _ in range(1000):
             pass
 
-with explaining("train"):
+with report_user_errors("train"):
     Loud()
     time.sleep(3600)
 """
@@ -118,7 +122,7 @@ def start(self, start=threading.Thread.start):
     start(self)
 
 threading.Thread.start = start
-with explaining("train"):
+with report_user_errors("train"):
     print("begun")
 """
 
@@ -139,7 +143,7 @@ def join(self, timeout=None, join=threading.Thread.join):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Thread.join = join
-with explaining("train"):
+with report_user_errors("train"):
     print("done")
 threading.Thread.join = join.__defaults__[1]
 """
@@ -195,7 +199,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(tmp_path, how, a
     reading, writing = os.pipe()
     os.close(reading)
     with (tmp_path / "err").open("w") as errors:
-        program = [sys.executable, "-c", DOOR + 'with explaining("evaluate"):\n    ' + PRINTS[how]]
+        program = [sys.executable, "-c", DOOR + 'with report_user_errors("evaluate"):\n    ' + PRINTS[how]]
         done = subprocess.run(program, stdout=writing, stderr=writing if also_errors else errors, check=False)
     os.close(writing)
 
@@ -204,7 +208,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(tmp_path, how, a
 
 
 def test_a_connection_that_breaks_is_not_taken_for_a_pipe(capfd):
-    program = DOOR + 'with explaining("evaluate"):\n    raise BrokenPipeError(32, "of a socket")'
+    program = DOOR + 'with report_user_errors("evaluate"):\n    raise BrokenPipeError(32, "of a socket")'
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert done.returncode == 1
@@ -245,7 +249,8 @@ def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tin
 
 CONVERTS = """
 import os, signal, time
-from semcorr import evaluate, run
+from semcorr import evaluate
+from semcorr.engine import build as engine_build
 
 def build(*_, **__):
     try:
@@ -254,7 +259,7 @@ def build(*_, **__):
     except BaseException:
         raise ValueError("torn")
 
-run.build = build
+engine_build.build_datamodule_and_module = build
 evaluate.main()
 """
 
@@ -277,8 +282,8 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
     store = ["store=disk", f"store.root={tmp_path / 'store'}"]
     held = tmp_path / "held.py"  # encodes three images and then waits
     held.write_text(
-        "import time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import Frozen\n"
-        "compute, count = Frozen.compute, []\n"
+        "import time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import FrozenPrefix\n"
+        "compute, count = FrozenPrefix.compute, []\n"
         "def slow(self, image):\n    count.append(1)\n    if len(count) > 3:\n        print('ready', flush=True)\n"
         "        time.sleep(3600)\n    return compute(self, image)\nFrozen.compute = slow\nevaluate.main()\n"
     )

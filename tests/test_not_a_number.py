@@ -175,7 +175,7 @@ def test_what_a_head_makes_of_features_is_looked_at(config, tiny):
     module, data = build_datamodule_and_module(config("evaluate", *tiny, "head=bottleneck"))
     with torch.no_grad():
         module.head.block.conv3[1].bias[0] = INF
-    with pytest.raises(UserError, match=r"layers \[3\], through head Bottleneck: the features of image"):
+    with pytest.raises(UserError, match=r"layers \[3\], through head BottleneckHead: the features of image"):
         Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(module, data, verbose=False)
 
 

@@ -212,7 +212,7 @@ def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_and_the_figures_
         def fail(*_: object, failure: BaseException = failure) -> None:
             raise failure
 
-        monkeypatch.setattr(draw, "save" if i == 1 else "page", fail)
+        monkeypatch.setattr(draw, "save_plot" if i == 1 else "plot_predictions", fail)
         run = tmp_path / str(i)
         caplog.clear()
         metrics = evaluate(config("evaluate", *tiny, f"run_dir={run}"))

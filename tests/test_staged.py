@@ -90,8 +90,8 @@ def test_names_are_distinct_with_all_endings_and_in_either_case():
 def test_what_a_killed_command_left_is_swept_by_the_next_in_the_same_place(home):
     """Its folder is of a process that is no more; that of one that lives is left alone."""
     program = (
-        "import os, signal\nfrom pathlib import Path\nfrom semcorr.core.output_dir import staged\n"
-        "with staged(Path('out')) as folder:\n"
+        "import os, signal\nfrom pathlib import Path\nfrom semcorr.core.output_dir import atomic_output_dir\n"
+        "with atomic_output_dir(Path('out')) as folder:\n"
         "    (folder / 'half.png').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -225,10 +225,10 @@ def test_a_disk_that_refuses_is_an_error_of_the_system_with_the_file(tmp_path, i
     code = f"""
 import resource
 from pathlib import Path
-from semcorr.data.download.extract import unpack
+from semcorr.data.download.extract import extract
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    unpack(Path({str(path)!r}), Path({str(into)!r}), "official.zip")
+    extract(Path({str(path)!r}), Path({str(into)!r}), "official.zip")
 except OSError as error:
     print(error.errno)
 """

@@ -108,7 +108,7 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
     monkeypatch.setattr("semcorr.models.backbones.timm_model.create_timm_model", build)
     monkeypatch.setattr("semcorr.models.backbones.segment_anything.ImageEncoderViT", build)
     monkeypatch.setattr("semcorr.models.backbones.squeezenet.squeezenet1_1", build)
-    monkeypatch.setattr("semcorr.models.backbones.transformers_weights._config", build)
+    monkeypatch.setattr("semcorr.models.backbones.transformers_weights._find_config", build)
 
     for family in (tiny, sam, squeezenet, hf_vit("dinov2")):
         assert "is a Git LFS pointer" in told(lambda family=family: family(weights=str(path)))

@@ -21,7 +21,7 @@ from saved_runs import save_run
 from tiny_runs import run_dir
 
 from semcorr import Matcher, audit, compare, evaluate, export, match, train, transfer
-from semcorr.cli import hydra_app as cli
+from semcorr.cli import compose as cli
 from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError

@@ -22,9 +22,23 @@ from semcorr.core.errors import UserError
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
 ROOM = 1 << 18  # bytes: what a run leaves at the least
 REASONS = {  # what is nobody's mistake in a program: the disk, the permissions, the limits of a process
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE, errno.ENOENT, errno.ENXIO,
-}  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ELOOP,
+    errno.ESTALE,
+    errno.ENOENT,
+    errno.ENXIO,
+}
 LONGEST = 80  # bytes of a file's own name in that of what is unfinished: with the rest it is as long as names may be
 WRITTEN: list[Path] = []  # by this process, in their places: what a command that is interrupted has left
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)

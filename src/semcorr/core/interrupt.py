@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 from semcorr.core.files import WRITTEN
 from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
@@ -55,7 +54,7 @@ class Guard:
         self.ranks: ProcessWatch | None = None
         self._begun, self._raised, self._said, self._closed = False, False, False, False
         self._unwound = threading.Event()
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._repeats = 0  # of the signal by ourselves, that are still to come
 
     def install(self) -> None:

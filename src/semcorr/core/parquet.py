@@ -38,7 +38,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def read_parquet(
     path: Path, schema: pa.Schema, optional: Collection[str] = (), remedy: str = "Evaluate again"
-) -> object:
+) -> pa.Table:
     """Read the columns of a schema; an older table without checksums is read without checking them.
 
     Args:
@@ -82,7 +82,7 @@ def column_checksum(column: pa.ChunkedArray, name: str) -> str:
     return state.hexdigest()
 
 
-def _read(file: object, schema: pa.Schema, optional: Collection[str]) -> object:
+def _read(file: pa.NativeFile, schema: pa.Schema, optional: Collection[str]) -> pa.Table:
     columns = pq.read_schema(file).names
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in columns]
     source = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
@@ -115,13 +115,13 @@ def _is_kin(kind: pa.DataType, wanted: pa.DataType) -> bool:
     return any(is_kind(plain) and is_kind(wanted) for is_kind in kinds)
 
 
-def _require_bounded(about: object, size: int) -> None:
+def _require_bounded(about: pq.FileMetaData, size: int) -> None:
     """Refuse more rows than the file has bytes: a row takes a byte at least."""
     if not 0 <= about.num_rows <= max(ROWS, size):
         raise DamagedTableError(f"it claims {about.num_rows} rows in {size} bytes")
 
 
-def _decode(column: object, size: int) -> object:
+def _decode(column: pa.ChunkedArray, size: int) -> pa.ChunkedArray:
     """Decode texts, each of which the file holds only once."""
     if not pa.types.is_dictionary(column.type):
         return column

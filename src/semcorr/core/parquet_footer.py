@@ -13,6 +13,7 @@ CODECS = {0: "none", 1: "Snappy"}  # what we write; others can inflate a thousan
 ROWS, GROUPS, COLUMNS, ELSEWHERE, ABOUT, CODEC = 3, 4, 1, 1, 3, 4
 TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 WHOLE = (4, 5, 6)  # of 16, 32 and 64 bits
+Fields = dict[int, Any]  # of a structure, by their numbers
 
 
 class FooterError(ValueError):
@@ -51,11 +52,11 @@ class _Reader:
     def __init__(self, content: bytes) -> None:
         self.content, self.place = content, 0
 
-    def struct(self, depth: int) -> dict[int, Any]:
+    def struct(self, depth: int) -> Fields:
         """Read the fields of a structure by their numbers."""
         if depth > DEEPEST:
             raise FooterError("its footer is nested too deeply")
-        fields: dict[int, Any] = {}
+        fields: Fields = {}
         number = 0
         while head := self.byte():
             number = number + (head >> 4) if head >> 4 else self.whole()

@@ -15,9 +15,12 @@ NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of
 SHOWN = 80  # characters of a value that a message repeats
 ORDINARY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.():-]{0,198})?")  # names that need no closer look
 KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-}  # fmt: skip
+}
 
 
 def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:

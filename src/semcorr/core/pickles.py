@@ -22,14 +22,30 @@ MEMBERS = 1_000_000  # files in an archive
 SHARE, FREE = 20, 64 << 20  # bytes that may come of a byte of an archive, and bytes that may come of any archive
 LEGACY = 5  # pickles one after the other at the start of a PyTorch file that is no archive
 DAMAGE = (  # what reading bytes that make no sense, or too many of them, ends with
-    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, EOFError, ValueError,
-    AttributeError, KeyError, IndexError, TypeError, OverflowError, MemoryError, NotImplementedError, AssertionError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    AssertionError,
+)
 OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 COUNTED = {  # bytes of the length that stands before an argument
-    pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}  # fmt: skip
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
 
 
 class BombError(ValueError):

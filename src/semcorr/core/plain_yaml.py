@@ -91,7 +91,7 @@ def _text(path: Path) -> str:
 class _Reader:
     """Reader of YAML events as values, which stops at the first that is refused."""
 
-    def __init__(self, loader: object) -> None:
+    def __init__(self, loader: yaml.SafeLoader) -> None:
         self.loader, self.lines = loader, dict[Place, int]()
 
     def document(self) -> PlainDocument:
@@ -142,7 +142,7 @@ class _Reader:
         self.loader.get_event()
         return values
 
-    def scalar(self, event: object, line: int) -> object:
+    def scalar(self, event: yaml.ScalarEvent, line: int) -> object:
         tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         kind = tag.rpartition(":")[2]
         if kind not in KINDS:

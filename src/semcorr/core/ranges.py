@@ -9,11 +9,25 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 from semcorr.core.errors import UserError
 
@@ -65,24 +79,24 @@ class Range:
     def words(self) -> str:
         """Say where a number must lie, as after "must be"."""
         off = ", which is off," if self.off else ""
-        end = f" and at most {_plain(self.most)}" if self.most is not None else ""
+        end = f" and at most {_format_number(self.most)}" if self.most is not None else ""
         if self.below is not None:
-            end = f" and {'less than' if self.off else 'below'} {_plain(self.below)}"
+            end = f" and {'less than' if self.off else 'below'} {_format_number(self.below)}"
         if self.odd:
-            return "odd and positive" if self.most is None else f"odd, between 1 and {_plain(self.most)}"
+            return "odd and positive" if self.most is None else f"odd, between 1 and {_format_number(self.most)}"
         if self.above is not None:
-            return f"more than {_plain(self.above)}{end}" if self.above or end else "positive"
+            return f"more than {_format_number(self.above)}{end}" if self.above or end else "positive"
         if self.least is None:
             return end.removeprefix(" and ") or "finite"
         if self.most is not None:
-            return f"between {_plain(self.least)}{off} and {_plain(self.most)}"
+            return f"between {_format_number(self.least)}{off} and {_format_number(self.most)}"
         if self.off and not end:
-            return f"{_plain(self.least)}{off} or more"
-        return f"at least {_plain(self.least)}{off}{end}"
+            return f"{_format_number(self.least)}{off} or more"
+        return f"at least {_format_number(self.least)}{off}{end}"
 
 
 class OptionsOf(NamedTuple):
-    """Marker of `**options` that are passed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+    """Marker of `**options` that are passed on: `**options: Annotated[object, OptionsOf(StableDiffusion)]`.
 
     Attributes:
         target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
@@ -90,8 +104,15 @@ class OptionsOf(NamedTuple):
         by: The option that it depends on.
     """
 
-    target: Any
+    target: Callable[..., Any]
     by: str = ""
+
+
+@runtime_checkable
+class DataclassInstance(Protocol):
+    """An object of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
 
 
 @dataclass(frozen=True)
@@ -140,8 +161,8 @@ def require(option: str, value: object, hint: object) -> None:
     Traceback (most recent call last):
     semcorr.core.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
     """
-    if (allowed := _problem(value, hint)) is not None:
-        raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
+    if (allowed := _describe_refusal(value, hint)) is not None:
+        raise UserError(f"`{option}` must be {allowed}, got {_format_value(value)}")
 
 
 def require_kind(option: str, value: object, hint: object) -> None:
@@ -154,14 +175,14 @@ def require_kind(option: str, value: object, hint: object) -> None:
     Traceback (most recent call last):
     semcorr.core.errors.UserError: `head.width` must be a whole number, got 'wide'
     """
-    words = None if value is None else _other_kind(value, hint)
+    words = None if value is None else _describe_kind_refusal(value, hint)
     if words is not None:
-        raise UserError(f"`{option}` must be {words}, got {_shown(value)}")
+        raise UserError(f"`{option}` must be {words}, got {_format_value(value)}")
 
 
-def _other_kind(value: object, hint: object) -> str | None:
+def _describe_kind_refusal(value: object, hint: object) -> str | None:
     if get_origin(hint) in (Union, UnionType):
-        refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
+        refused = [_describe_kind_refusal(value, member) for member in get_args(hint) if member is not NoneType]
         return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -179,7 +200,7 @@ def _other_kind(value: object, hint: object) -> str | None:
         if not isinstance(value, list | tuple):
             return None if isinstance(value, str) and get_args(kind)[:1] == (str,) else "a list"
         inside = [item for item in get_args(kind) if item is not Ellipsis]
-        refused_each = [_other_kind(item, inside[0]) for item in value] if len({*inside}) == 1 else []
+        refused_each = [_describe_kind_refusal(item, inside[0]) for item in value] if len({*inside}) == 1 else []
         return next((f"a list, each entry {words}" for words in refused_each if words), None)
     if kind in (dict, Mapping) or get_origin(kind) in (dict, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
@@ -193,7 +214,7 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         group: Group of its options, as `loss`.
     """
 
-    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
         hints = {
             key: parameter.annotation
@@ -202,7 +223,7 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         }
 
         @wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 arguments = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
@@ -211,21 +232,21 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 require(f"{group}.{key}", arguments[key], hints[key])
             return function(*args, **kwargs)
 
-        return checked
+        return check_and_call
 
-    return decorated
+    return decorate
 
 
-def require_fields(options: object, group: str) -> None:
+def require_fields(options: DataclassInstance, group: str) -> None:
     """Check the fields of a dataclass, as the first line of its `__post_init__`."""
     for option in fields(options):
         require(f"{group}.{option.name}", getattr(options, option.name), option.type)
 
 
-def _problem(value: object, hint: object) -> str | None:
+def _describe_refusal(value: object, hint: object) -> str | None:
     """Return what an annotation allows, in words, if it does not allow this; else None."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    refused = [_refused(value, member) for member in members]
+    refused = [_describe_member_refusal(value, member) for member in members]
     if None in refused:
         return None
     words = [text for text in refused if text is not None and text not in ("null", BUILT)] or [BUILT]
@@ -233,13 +254,13 @@ def _problem(value: object, hint: object) -> str | None:
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
 
-def _refused(value: object, hint: object) -> str | None:
+def _describe_member_refusal(value: object, hint: object) -> str | None:
     range_ = next((item for item in get_args(hint)[1:] if isinstance(item, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
         return None
     if kind in (int, float):
-        return _refused_number(value, kind, range_ or Range())
+        return _describe_number_refusal(value, kind, range_ or Range())
     if kind in (NoneType, None):
         return None if value is None else "null"
     if kind is bool:
@@ -250,14 +271,14 @@ def _refused(value: object, hint: object) -> str | None:
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Sequence, list, tuple):
-        return _refused_list(value, get_args(kind)[0])
+        return _describe_list_refusal(value, get_args(kind)[0])
     if get_origin(kind) is Mapping:
         return None if isinstance(value, Mapping) else "a mapping"
     plain = value is None or isinstance(value, bool | numbers.Number | str | list | tuple)
     return BUILT if plain else None
 
 
-def _refused_number(value: object, kind: type, range_: Range) -> str | None:
+def _describe_number_refusal(value: object, kind: type, range_: Range) -> str | None:
     is_integer, words = kind is int, range_.words()
     if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
@@ -267,20 +288,20 @@ def _refused_number(value: object, kind: type, range_: Range) -> str | None:
         return words
     if range_.is_absurd(value):
         most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
-        return f"at most {_plain(most)}" if value > 0 else f"at least {_plain(-most)}"
+        return f"at most {_format_number(most)}" if value > 0 else f"at least {_format_number(-most)}"
     return None if range_.holds(value) else words
 
 
-def _refused_list(value: object, of: object) -> str | None:
+def _describe_list_refusal(value: object, of: object) -> str | None:
     if of is str and isinstance(value, str):
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return "a list"
-    refused = next((words for item in value if (words := _problem(item, of))), None)
+    refused = next((words for item in value if (words := _describe_refusal(item, of))), None)
     return refused and f"a list, each entry {refused}"
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -293,12 +314,12 @@ def _is_plain(hint: object) -> bool:
     return hint in (int, float, bool, str)
 
 
-def _plain(number: float | None) -> str:
+def _format_number(number: float | None) -> str:
     """Format all digits of an integer, a few of any other number."""
     return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 64:

@@ -2,7 +2,8 @@
 
 import unicodedata
 
-from rich.console import Console
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.style import Style
 from rich.text import Text
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
@@ -32,6 +33,26 @@ def escape_controls(text: str, keep: str = "") -> str:
 class Terminal(Console):
     """A console that prints every string, cells of tables included, as text: no markup, no control characters."""
 
-    def render_str(self, text: str, **options: object) -> Text:
-        """Make text of a string."""
-        return super().render_str(escape_controls(text, keep="\n"), **options | {"markup": False, "emoji": False})
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """Make text of a string; markup and names of emoji are left as they are written."""
+        return super().render_str(
+            escape_controls(text, keep="\n"),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=False,
+            markup=False,
+            highlight=highlight,
+            highlighter=highlighter,
+        )

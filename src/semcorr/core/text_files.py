@@ -23,9 +23,12 @@ DIGITS = 20  # of a whole number, at most: no count, id or size of a file has mo
 SUSPECTS = [re.compile(pattern) for pattern in (rf"\d{{{DIGITS + 1}}}", r"e\+?\d{3}", r"E\+?\d{3}")]
 REMEDY = "Unpack the benchmark again."
 MARKS = {  # what a text may begin with that says how it is encoded; UTF-32 first: it begins as UTF-16 does
-    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str:
@@ -131,11 +134,14 @@ class _KeyTwiceError(Exception):
     """An object with the same key twice."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        raise _KeyTwiceError(next(quote_value(key) for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        for key, _ in pairs:
+            if key in seen:
+                raise _KeyTwiceError(quote_value(key))
+            seen.add(key)
     return content
 
 

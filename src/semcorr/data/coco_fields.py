@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import SHOWN
@@ -12,6 +12,7 @@ from semcorr.core.text_files import JsonMapping
 from semcorr.data.record import LARGEST, Point, is_number
 
 Id = int | str
+Entry = TypeVar("Entry")
 Corners = tuple[float, float, float, float]
 LAYOUTS = {"xywh": "x, y, width, height", "xyxy": "x1, y1, x2, y2"}
 VISIBILITY = (0, 1, 2)
@@ -46,7 +47,7 @@ def require_id(entry: JsonMapping, key: str, where: str) -> Id:
     return value
 
 
-def look_up(known: Mapping[Id, Any], key: Id) -> object:
+def look_up(known: Mapping[Id, Entry], key: Id) -> Entry | None:
     """Return the entry of an id. 7 and "7" are the same, unless there are both.
 
     >>> look_up({7: "a"}, "7"), look_up({7: "a", "7": "b"}, "7"), look_up({7: "a"}, "07")
@@ -94,13 +95,13 @@ def read_keypoints(values: object, names: Sequence[str], where: str) -> tuple[li
     """
     if values is None or values == []:
         return [None] * len(names), 0
-    rows = isinstance(values, list) and all(isinstance(row, list) for row in values)
-    flat = [value for row in values for value in row] if rows else values
+    rows = values if isinstance(values, list) and all(isinstance(row, list) for row in values) else None
+    flat = values if rows is None else [value for row in rows for value in row]
     if not isinstance(flat, list) or any(isinstance(value, list | dict) for value in flat):
         raise UserError(
             f"{where}: `keypoints` must be finite numbers, x, y and v of each, got {quote_json(values)}. Correct it."
         )
-    if len(flat) != 3 * len(names) or (rows and any(len(row) != 3 for row in values)):
+    if len(flat) != 3 * len(names) or (rows is not None and any(len(row) != 3 for row in rows)):
         raise UserError(
             f"{where} has {len(flat)} numbers in `keypoints`; its category has {len(names)} keypoints, of x, y and v "
             f"each, which are {3 * len(names)} numbers. Correct it."
@@ -110,7 +111,7 @@ def read_keypoints(values: object, names: Sequence[str], where: str) -> tuple[li
     return points, sum(triple[2] == -1 for triple in triples)
 
 
-def _read_point(triple: list[object], name: str, where: str) -> Point:
+def _read_point(triple: list, name: str, where: str) -> Point:
     (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(
@@ -118,7 +119,9 @@ def _read_point(triple: list[object], name: str, where: str) -> Point:
             "Correct it."
         )
     for value in (x, y):
-        if not (v <= 0 and value is None) and not is_number(value):
+        if v <= 0 and value is None:
+            continue
+        if not is_number(value):
             raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers. Correct it.")
         if v > 0 and not abs(value) <= LARGEST:
             raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers of pixels. Correct it.")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 REMEDY = "Give a COCO keypoint file: an object with images, annotations and categories."
 SHOWN = 3  # examples in a warning
 Notes = dict[str, list[str]]  # what is to be said, and of what
+Owner = TypeVar("Owner")  # of an annotation: its image or its category
 
 
 class CocoImage(NamedTuple):
@@ -68,7 +69,7 @@ class CocoAnnotation(NamedTuple):
     image: CocoImage
     category: CocoCategory
     box: CocoBox | None  # None: none, or none with an area
-    flat: object  # the one without area, as in the file; None: there is none such
+    flat: list | None  # the one without area, as in the file; None: there is none such
     points: list[Point]
 
     @property
@@ -103,9 +104,9 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} and no object. {REMEDY}")
     notes: Notes = {}
-    images = _read_images(_require(content, "images", str(path), list | dict), folder, path, option, notes)
-    categories = _read_categories(_require(content, "categories", str(path), list), path, notes)
-    entries = _require(content, "annotations", str(path), list)
+    images = _read_images(_require_image_entries(content, path), folder, path, option, notes)
+    categories = _read_categories(_require_list(content, "categories", path), path, notes)
+    entries = _require_list(content, "annotations", path)
     ids = _assign_annotation_ids(entries, path)
     named: set[Id] = set()
     annotations: list[CocoAnnotation] = []
@@ -141,21 +142,32 @@ def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
         log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:SHOWN]), ellipsis)
 
 
-def _require(entry: object, key: str, where: str, kind: object = object) -> object:
+def _require(entry: object, key: str, where: str) -> object:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is {quote_json(entry)} and no object. {REMEDY}")
     if key not in entry:
         raise UserError(f"{where}: no field `{key}`. {REMEDY}")
-    if not isinstance(entry[key], kind):
-        raise UserError(f"{where}: `{key}` must be a list, got {quote_json(entry[key])}. {REMEDY}")
     return entry[key]
 
 
-def _read_images(entries: object, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
+def _require_list(content: object, key: str, path: Path) -> list:
+    entries = _require(content, key, str(path))
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: `{key}` must be a list, got {quote_json(entries)}. {REMEDY}")
+    return entries
+
+
+def _require_image_entries(content: object, path: Path) -> list:
+    """Return the entries of the images; AnimalPose has names by ids in place of a list."""
+    names = _require(content, "images", str(path))
+    if not isinstance(names, dict):
+        return _require_list(content, "images", path)
+    integer_ids = {str(int(i)): int(i) for i in names if i.isdecimal() and len(i) <= 20}
+    return [{"id": integer_ids.get(i, i), "file_name": name} for i, name in names.items()]
+
+
+def _read_images(entries: list, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
     """Return the images by id."""
-    if isinstance(entries, Mapping):  # AnimalPose's: id to name
-        integer_ids = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
-        entries = [{"id": integer_ids.get(i, i), "file_name": name} for i, name in entries.items()]
     images: dict[Id, CocoImage] = {}
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, images[{number}]")
@@ -163,6 +175,7 @@ def _read_images(entries: object, folder: Path, path: Path, option: str, notes: 
         where = f"{path}, image {quote_json(key)}"
         file_name = _require(entry, "file_name", where)
         name = find_inside(folder, file_name, f"{where}, field `file_name`,", option)
+        assert isinstance(file_name, str)
         if name != file_name:
             note = "names of images are read as their files are called"
             notes.setdefault(note, []).append(f"{quote_json(file_name)} as {quote_json(name)}")
@@ -172,7 +185,7 @@ def _read_images(entries: object, folder: Path, path: Path, option: str, notes: 
     return images
 
 
-def _read_categories(entries: object, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
+def _read_categories(entries: list, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
     """Return the categories by id; those of the same name are one."""
     categories: dict[Id, CocoCategory] = {}
     by_name: dict[str, CocoCategory] = {}
@@ -219,7 +232,7 @@ def _unique_categories(categories: Mapping[Id, CocoCategory]) -> list[CocoCatego
     return list({category.id: category for category in categories.values()}.values())
 
 
-def _assign_annotation_ids(entries: Iterable[object], path: Path) -> list[Id]:
+def _assign_annotation_ids(entries: list, path: Path) -> list[Id]:
     """Return each annotation's id; without one in the file its position, or the next free number."""
     ids: list[Id | None] = []
     unique_ids: set[Id] = set()
@@ -238,7 +251,7 @@ def _assign_annotation_ids(entries: Iterable[object], path: Path) -> list[Id]:
     ]
 
 
-def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Any], where: str) -> object:
+def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Owner], where: str) -> Owner:
     """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
@@ -257,9 +270,14 @@ def _require_none(entry: JsonMapping, category: CocoCategory, where: str) -> Non
 
 
 def _read_annotation(
-    key: Id, entry: JsonMapping, image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
+    key: Id,
+    entry: JsonMapping,
+    image: CocoImage,
+    category: CocoCategory,
+    where: str,
+    layout: tuple[str, str],
     notes: Notes,
-) -> CocoAnnotation:  # fmt: skip
+) -> CocoAnnotation:
     points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, where)
     bbox = entry.get("bbox")
     box = read_box(bbox, layout[0], where, layout[1])

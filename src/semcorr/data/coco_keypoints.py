@@ -1,4 +1,4 @@
-"""Any COCO-style keypoint file as a correspondence benchmark.
+"""A COCO-style keypoint file as a correspondence benchmark.
 
 Images of a category are sorted, shuffled by a seed and cut into test, val and train; the pairs of a
 split are all ordered pairs with enough shared keypoints, thinned by the same seed to a cap. Nothing
@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
+from typing import Unpack
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Share, check_arguments
 from semcorr.data.coco_fields import LAYOUTS, quote_json
 from semcorr.data.coco_file import CocoImage, read_coco, warn_notes
-from semcorr.data.datamodule import PairDataModule
+from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
 from semcorr.data.keypoints import flip_from_names, groups_from_names
 from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames, warn_stored_orientation
@@ -63,7 +64,7 @@ class COCOKeypoints(PairDataModule):
         min_shared: Count = 3,
         pairs_per_category: Count = 2000,
         pairs_seed: int = 0,
-        **options: object,
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(**options)
         if box not in LAYOUTS:

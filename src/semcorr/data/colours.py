@@ -3,7 +3,7 @@
 Colour profiles (ICC) are not applied: the stored numbers are taken for sRGB.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
     """Convert grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
     values = np.asarray(image).astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    tags: object = getattr(image, "tag_v2", {})
+    tags: Mapping = getattr(image, "tag_v2", {})
     if image.mode == "I" and 0 <= low < high <= 255 and tags.get(BITS, (32,))[0] > 16:
         raise UserError(
             f"{name} holds numbers from {low} to {high} of 32 bits, of which it cannot be told whether 255 or 65535 is "
@@ -90,7 +90,7 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
     return image_from_array(values, name)
 
 
-def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
+def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tensor, name: str) -> np.ndarray:
     """Convert a tensor to an array (H W) or (H W C)."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()

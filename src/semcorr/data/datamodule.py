@@ -4,15 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
-from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
@@ -36,6 +34,33 @@ class PairListEntry(NamedTuple):
     target: str
     category: str
     mirrored: bool = False
+
+
+class OfficialCounts(TypedDict, total=False):
+    """Published counts of a benchmark; see data/download/verify.py."""
+
+    pairs: dict[str, int]  # by split
+    tolerance: float  # share by which numbers of pairs may differ
+    images: dict[str, int]  # by split, or of `all`
+    pairs_per_category: dict[str, dict[str, int]]  # by split
+    duplicates: dict[str, int]  # by split
+    shared_images: dict[str, int]  # by two splits, as `train & val`
+
+
+class PairOptions(TypedDict, total=False):
+    """Options of every benchmark, see `PairDataModule`."""
+
+    root: Required[str]
+    size: Required[int]
+    split: str
+    resize: str
+    batch_size: int
+    steps: int | None
+    encode_batch: int | None
+    workers: int | None
+    seed: int
+    all_pairs: int | None
+    cache_gb: float
 
 
 class PairDataModule(LightningDataModule, ABC):
@@ -68,7 +93,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     name = ""
     recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
-    official: JsonMapping = MappingProxyType({})  # published counts; see data/download/verify.py
+    official = OfficialCounts()
     splits: Sequence[str] = ("train", "val", "test")
 
     @check_arguments("data")
@@ -135,16 +160,21 @@ class PairDataModule(LightningDataModule, ABC):
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
         stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
-        loader_options: JsonObject = {"num_workers": workers, "persistent_workers": workers > 0}
         if isinstance(stream, ImageStream):
             images = TrainingImages(
-                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb,
+                self.galleries(),
+                self.size,
+                self.resize,
+                self.augment,
+                self.seed,
+                self.train_pixels,
+                self.cache_gb,
                 self.pose_variant,
-            )  # fmt: skip
-            return self._loader(images, batch_size=None, sampler=stream, **loader_options)
+            )
+            return self._loader(images, batch_size=None, sampler=stream, workers=workers, persistent=workers > 0)
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
         training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
-        return self._loader(training_pairs, batch_sampler=stream, **loader_options)
+        return self._loader(training_pairs, batch_sampler=stream, workers=workers, persistent=workers > 0)
 
     def stream(self) -> TrainingStream | ImageStream:
         """Return the order of training; its length is the steps of an epoch."""
@@ -205,7 +235,7 @@ class PairDataModule(LightningDataModule, ABC):
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
         if self.pixels:
             return self._loader(dataset, batch_sampler=self._sharded_batches(split))
-        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._sharded_batches(split), num_workers=0)
+        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._sharded_batches(split), workers=0)
 
     def _sharded_batches(self, split: str) -> list[list[int]]:
         batches, (rank, world) = batches_by_target(self.pairs(split), self._target_batch_size()), self._place()
@@ -213,7 +243,7 @@ class PairDataModule(LightningDataModule, ABC):
         return shard(batches, rank, world)
 
     def _target_batch_size(self) -> int:
-        return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
+        return SMOKE if getattr(self.trainer, "fast_dev_run", False) else AT_MOST
 
     def _place(self) -> tuple[int, int]:
         """Return this process's rank, and the number of processes."""
@@ -221,12 +251,28 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _epoch(self) -> int:
         """Return the epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
+        return int(self.trainer.fit_loop.epoch_progress.current.state_dict()["processed"]) if self.trainer else 0
 
-    def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        loader_options = {"num_workers": self._num_workers(), "pin_memory": self._on_gpu()} | options
-        require_shared_memory(loader_options["num_workers"], self.encoding_batch, self.size)
-        return DataLoader(dataset, **loader_options)
+    def _loader(
+        self,
+        dataset: Dataset,
+        batch_size: int | None = 1,
+        sampler: Iterable | None = None,
+        batch_sampler: Iterable | None = None,
+        workers: int | None = None,
+        persistent: bool = False,
+    ) -> DataLoader:
+        num_workers = self._num_workers() if workers is None else workers
+        require_shared_memory(num_workers, self.encoding_batch, self.size)
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            pin_memory=self._on_gpu(),
+            persistent_workers=persistent,
+        )
 
     def _num_workers(self) -> int:
         return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])

@@ -11,6 +11,8 @@ from semcorr.data.image_variants import MIRRORED, TURNED
 
 VARIANT = re.compile(rf".*({re.escape(MIRRORED)}|{re.escape(TURNED)}\d+)", re.DOTALL)  # as variants are called
 
+FileIdentity = tuple[int, int] | str  # device and number, or the path where the system has none
+
 
 def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """Give each image file a unique name, whatever the spelling of its path.
@@ -27,7 +29,7 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """
     spellings = {file: posixpath.normpath(file) for file in files}
     owner = {file: _file_identity(folder / file) for file in spellings}
-    full_paths: dict[object, str] = {}  # of each file, the first of its spellings
+    full_paths: dict[FileIdentity, str] = {}  # of each file, the first of its spellings
     for file in sorted(spellings, key=lambda file: spellings[file]):
         full_paths.setdefault(owner[file], spellings[file])
     names = {key: Path(path).with_suffix("").as_posix() for key, path in full_paths.items()}
@@ -38,7 +40,7 @@ def name_images(folder: Path, files: Iterable[str]) -> dict[str, str]:
     return {file: names[owner[file]] for file in spellings}
 
 
-def _find_clashes(names: dict[object, str], full_paths: dict[object, str]) -> list[object]:
+def _find_clashes(names: dict[FileIdentity, str], full_paths: dict[FileIdentity, str]) -> list[FileIdentity]:
     """Return the files whose names are not unique; of two, one that has its whole path keeps it."""
     counts = Counter(names.values())
     variant_like = [key for key, name in names.items() if VARIANT.fullmatch(name)]
@@ -47,7 +49,7 @@ def _find_clashes(names: dict[object, str], full_paths: dict[object, str]) -> li
     return variant_like + [key for key in short or shared if key not in variant_like]
 
 
-def _file_identity(path: Path) -> object:
+def _file_identity(path: Path) -> FileIdentity:
     """Return a key that is the same for all paths of one file."""
     try:
         status = os.stat(path)

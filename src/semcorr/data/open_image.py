@@ -8,7 +8,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,14 +30,29 @@ TILE = (322, 323)  # TIFF's tags of a tile's sides
 KIND_OF_IMAGE, DNG_VERSION = 254, 50706  # TIFF's tags; of a camera's raw file the first image is a preview
 PREVIEW = 1  # the first tag's bit for one
 DAMAGE = (  # what Pillow raises for bytes that make no sense
-    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
-    AttributeError, AssertionError, ZeroDivisionError, RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 UNREAD = "Save it as JPEG or PNG."  # what to do about an image of another format
 REMEDIES = {  # what to do about what is no image, where that is known
-    "a pointer of Git LFS": "Run `git lfs pull`.", "a ZIP archive": "Unpack it.", "a gzip archive": "Unpack it.",
+    "a pointer of Git LFS": "Run `git lfs pull`.",
+    "a ZIP archive": "Unpack it.",
+    "a gzip archive": "Unpack it.",
     "a web page": "Download the image itself.",
-}  # fmt: skip
+}
 KINDS = {  # the first bytes of what people take for an image
     b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "a PDF", b"8BPS": "a Photoshop file",
     b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile",
@@ -141,7 +156,7 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
     if image.info.get("progressive") and (scans := _count_markers(file, b"\xff\xda")) * width * height > MOST_SCANS:
         raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
     if kind == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags: Mapping = getattr(image, "tag_v2", {})
         file.seek(8)
         if tags.get(KIND_OF_IMAGE, 0) & PREVIEW or DNG_VERSION in tags or file.read(2) == b"CR":
             raise UserError(

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
 from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
 from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
 from semcorr.data.coco_file import warn_notes
-from semcorr.data.datamodule import PairDataModule
+from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
 from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames
 from semcorr.data.record import (
@@ -57,9 +57,14 @@ class PairsCSV(PairDataModule):
     name = "pairs_csv"
 
     def __init__(
-        self, *, test: str | None = "pairs.csv", val: str | None = None, train: str | None = None,
-        extent: str = "image", **options: object,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        test: str | None = "pairs.csv",
+        val: str | None = None,
+        train: str | None = None,
+        extent: str = "image",
+        **options: Unpack[PairOptions],
+    ) -> None:
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
         lists = {"train": train, "val": val, "test": test}
@@ -83,7 +88,9 @@ class _Images(NamedTuple):
     measure: Callable[[Path], PictureSize]
     path: Path  # of the list
 
-    def record(self, row: Mapping[str, str], side: str, points: list[Point], box: object, where: str) -> ImageRecord:
+    def record(
+        self, row: Mapping[str, str], side: str, points: list[Point], box: Sequence[float], where: str
+    ) -> ImageRecord:
         column = f"{side}_image"
         file = self.files[row[column]]
         path = self.root / file
@@ -164,8 +171,11 @@ def _build_pair(images: _Images, where: str, line: int, row: Mapping[str, str], 
         images.record(row, side, points, (side == "target" and box) or _bounding_box(points), where)
         for side, points in sides.items()
     )
-    lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
-               "keypoints": lambda: longer_side(_bounding_box(sides["target"]))}  # fmt: skip
+    lengths = {
+        "image": lambda: float(max(target.size)),
+        "box": lambda: longer_side(target.box),
+        "keypoints": lambda: longer_side(_bounding_box(sides["target"])),
+    }
     category = row.get("category", "").strip() or "object"
     return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
 

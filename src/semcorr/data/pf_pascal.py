@@ -13,14 +13,15 @@ frames are used instead, points and boxes are scaled to them.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Unpack
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_table
-from semcorr.data.datamodule import PairDataModule, PairListEntry
+from semcorr.data.datamodule import PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.mat_file import read_mat_file
@@ -35,7 +36,7 @@ from semcorr.data.record import (
     longer_side,
     pad_keypoints,
     require_root,
-)  # fmt: skip
+)
 
 LISTS = {"train": ("train", "trn"), "val": ("val",), "test": ("test",)}
 FRAME = 300  # longer side of the images the points were measured in
@@ -62,12 +63,14 @@ class PFPascal(PairDataModule):
                 "PF-dataset-PASCAL.zip",
                 "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset-PASCAL.zip",
             ),
-            ArchiveInfo("pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"),
+            ArchiveInfo(
+                "pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"
+            ),
         ),
         landmark="PF-dataset-PASCAL/JPEGImages",
-    )  # fmt: skip
+    )
 
-    def __init__(self, *, extent: str = "image", **options: object) -> None:
+    def __init__(self, *, extent: str = "image", **options: Unpack[PairOptions]) -> None:
         super().__init__(**options)
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
@@ -104,8 +107,14 @@ def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[Pai
     pairs = [_build_pair(folder, path, i, row, extent, size, annotation) for i, row in rows]
     images = {image.path: max(image.size) for pair in pairs for image in (pair.source, pair.target)}
     if larger := sum(side > FRAME for side in images.values()):
-        log.warning("%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
-                    "points and boxes are scaled to them", path, larger, len(images), FRAME)  # fmt: skip
+        log.warning(
+            "%s: %d of %d images are not the official ones, which have a longer side of %d pixels; "
+            "points and boxes are scaled to them",
+            path,
+            larger,
+            len(images),
+            FRAME,
+        )
     return pad_keypoints(pairs)
 
 
@@ -142,13 +151,21 @@ def read_pascal_annotation(path: Path) -> Annotation:
 
 
 def _build_pair(
-    folder: Path, path: Path, line: int, row: Mapping[str, str], extent: str, size, annotation
-) -> PairRecord:  # type: ignore[no-untyped-def]
+    folder: Path,
+    path: Path,
+    line: int,
+    row: Mapping[str, str],
+    extent: str,
+    size: Callable[[Path], tuple[int, int]],
+    annotation: Callable[[Path], Annotation],
+) -> PairRecord:
     where = f"{path}, line {line}"
     category, mirrored = _category(row["class"], where), row.get("flip") == "1"
     stems = [Path(row[f"{side}_image"]).stem for side in ("source", "target")]
     listed = [_parse_points(row, side, where) for side in "AB"] if "XA" in row else None
     records = []
+    points: Sequence[Point]
+    box: Sequence[float]
     for i, stem in enumerate(stems):
         if listed and extent == "image":  # all that the test list has
             points, box = listed[i], keypoint_bounding_box(listed[i])
@@ -163,9 +180,14 @@ def _build_pair(
 
 
 def _build_image(
-    stem: str, picture: Path, size: tuple[int, int], points: Sequence[Point], box: Sequence[float], mirrored: bool,
+    stem: str,
+    picture: Path,
+    size: tuple[int, int],
+    points: Sequence[Point],
+    box: Sequence[float],
+    mirrored: bool,
     path: Path,
-) -> ImageRecord:  # fmt: skip
+) -> ImageRecord:
     """Build the record of an image. A flip=1 row mirrors both images, so ids keep matching and are not swapped."""
     if max(size) > FRAME:
         larger = max(size) / FRAME

@@ -4,7 +4,7 @@ PCK@bbox-kp: the extent is the larger spread, in x or y, of the target's keypoin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from semcorr.data.record import ImageRecord, PairRecord, build_image_record, ima
 
 POINTS = 10
 COLUMNS = 2 + 4 * POINTS  # two images; then x of A, y of A, x of B, y of B
+ImageSizes = Callable[[Path], tuple[int, int]]  # width and height of a file
 
 
 class PFWillow(PairDataModule):
@@ -51,7 +52,7 @@ def read_willow_pairs(root: Path) -> list[PairRecord]:
     return [_pair(root, path, line, row, size) for line, row in rows]
 
 
-def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord:  # type: ignore[no-untyped-def]
+def _pair(root: Path, path: Path, line: int, row: list[str], size: ImageSizes) -> PairRecord:
     if len(row) != COLUMNS:
         raise UserError(f"{path}, line {line}: {len(row)} columns, expected {COLUMNS}. Restore the official list.")
     try:
@@ -75,7 +76,7 @@ def _pair(root: Path, path: Path, line: int, row: list[str], size) -> PairRecord
     return PairRecord(name, category, source, target, longer_side(target.box))
 
 
-def _build_image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size) -> ImageRecord:  # type: ignore[no-untyped-def]
+def _build_image(root: Path, path: Path, name: str, points: list[tuple[float, float]], size: ImageSizes) -> ImageRecord:
     """Build the record of an image. Its box is that of the keypoints: nothing else is annotated."""
     picture = root / name
     xs, ys = zip(*points, strict=True)

@@ -28,19 +28,28 @@ ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one
 STEPS = {"L;2": 85, "L;4": 17}  # of 8 bits between greys of fewer, by Pillow's name for them
 ORIENTATION = 0x0112  # EXIF's
 TURNS = {  # its values, and what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 SWAPPING = [TURNS[value] for value in (5, 6, 7, 8)]
 BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 LATE = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks that may hold an orientation
 KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp")  # of those of them that are texts
 ENDINGS = {  # of files, by the format that Pillow must know for them
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"), "PNG": (".png", ".apng"), "WEBP": (".webp",),
-    "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (".gif",),
     "AVIF": (".avif",),
-}  # fmt: skip
+}
 BESIDE = (  # files that lie beside images and are not taken for any
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".mat", ".npy", ".npz",
     ".pt", ".xlsx", ".db", ".ini", ".py",
@@ -157,8 +166,11 @@ def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
     if names:
         log.warning(
             "%s: the annotated width and height of %d images (%s) fit their pixels as stored, and not as viewers show "
-            "them: their EXIF orientation is not applied", where, len(names), _format_examples(names),
-        )  # fmt: skip
+            "them: their EXIF orientation is not applied",
+            where,
+            len(names),
+            _format_examples(names),
+        )
 
 
 @cache
@@ -251,8 +263,10 @@ def warn_about_frames(where: Path | None) -> Iterator[None]:
     if files and where is not None:
         log.warning(
             "%s: %d images (%s) hold several frames or pages, of which the first is read",
-            where, len(files), _format_examples([path.name for path in files]),
-        )  # fmt: skip
+            where,
+            len(files),
+            _format_examples([path.name for path in files]),
+        )
 
 
 def _note_frames(path: Path, image: Image.Image) -> None:
@@ -278,7 +292,7 @@ def _draft_huge_jpeg(image: Image.Image) -> tuple[int, int] | None:
     if image.format not in ("JPEG", "MPO") or width * height <= REDUCED:
         return None
     share = min(1.0, ENOUGH / min(size))
-    image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
+    image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
     return size
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.core.text_files import JsonMapping, read_json
+from semcorr.core.text_files import JsonObject, read_json
 from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
@@ -61,7 +61,7 @@ class PairRecord(NamedTuple):
     extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
-    details: JsonMapping = {}  # viewpoint, scale, truncation, occlusion ... where known
+    details: Mapping = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
 def build_image_record(
@@ -106,8 +106,9 @@ def build_image_record(
 
 
 def _is_box(box: object) -> bool:
-    is_four_numbers = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
-    return is_four_numbers and box[2] > box[0] and box[3] > box[1]
+    if not isinstance(box, list | tuple) or len(box) != 4 or not (_is_point(box[:2]) and _is_point(box[2:])):
+        return False
+    return bool(box[2] > box[0] and box[3] > box[1])
 
 
 def _quote_values(values: object) -> str:
@@ -115,11 +116,12 @@ def _quote_values(values: object) -> str:
 
 
 def _is_point(point: object) -> bool:
-    is_pair = isinstance(point, list | tuple) and len(point) == 2
-    return is_pair and all(is_number(value) and math.isfinite(value) for value in point)
+    if not isinstance(point, list | tuple) or len(point) != 2:
+        return False
+    return all(is_number(value) and math.isfinite(value) for value in point)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value of a JSON file is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -190,8 +192,11 @@ def check_pairs(
     if outside:
         log.warning(
             "%s: %d keypoints lie outside their image (%s%s); they are kept as annotated",
-            benchmark, sum(outside.values()), ", ".join(sorted(outside)[:5]), " ..." if len(outside) > 5 else "",
-        )  # fmt: skip
+            benchmark,
+            sum(outside.values()),
+            ", ".join(sorted(outside)[:5]),
+            " ..." if len(outside) > 5 else "",
+        )
     return pairs
 
 
@@ -234,12 +239,13 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
         )
 
 
-def read_annotation(path: Path) -> object:
-    """Read a JSON file of a benchmark; an error names the file."""
-    return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
+def read_annotation(path: Path) -> JsonObject:
+    """Read a JSON file of a benchmark; an error names the file. What is no object has no fields."""
+    content = read_json(path, "Unpack the benchmark again, or drop what refers to it.")
+    return content if isinstance(content, dict) else {}
 
 
-def require_field(entry: object, key: str, path: Path) -> object:
+def require_field(entry: object, key: str, path: Path) -> Any:
     """Return a field of an annotation; an error names the file and the field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")

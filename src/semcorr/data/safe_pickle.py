@@ -7,8 +7,9 @@ container.
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, SupportsIndex
 
 import numpy as np
 
@@ -45,9 +46,16 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# The makers of an array, taken from NumPy itself, which moved it from numpy.core to numpy._core in version 2.
-_RECONSTRUCT, _FROM_BUFFER = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]  # type: ignore[index]
-_MAKERS: dict[tuple[str, str], Any] = {
+def _array_maker(protocol: SupportsIndex) -> Callable[..., object]:
+    """Return the function that makes an array: NumPy 2 moved it from numpy.core to numpy._core."""
+    reduced = np.empty(0).__reduce_ex__(protocol)
+    assert isinstance(reduced, tuple)
+    maker: Callable[..., object] = reduced[0]
+    return maker
+
+
+_RECONSTRUCT, _FROM_BUFFER = _array_maker(2), _array_maker(5)
+_MAKERS: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _encode_latin1,

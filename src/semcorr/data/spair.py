@@ -130,8 +130,12 @@ def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
         return names
     annotated = {path.stem for path in (tree.pairs / folder).glob("*.json")}
     annotated_pairs = [name for name in names if name in annotated]
-    log.warning("%s: %d of %d pairs have no annotation and are left out, as published",
-                tree.pairs, len(names) - len(annotated_pairs), len(names))  # fmt: skip
+    log.warning(
+        "%s: %d of %d pairs have no annotation and are left out, as published",
+        tree.pairs,
+        len(names) - len(annotated_pairs),
+        len(names),
+    )
     return annotated_pairs
 
 
@@ -164,7 +168,9 @@ def _find_segmentation(tree: SPairTree, category: str, stem: str) -> Segmentatio
     return Segmentation(path, benchmark_metadata(tree.facts)["categories"][category]["voc_class_id"])
 
 
-def _build_pair(tree: SPairTree, folder: str, name: str, image: object, complain: Callable[[str], None]) -> PairRecord:
+def _build_pair(
+    tree: SPairTree, folder: str, name: str, image: Callable[[str, str], ImageRecord], complain: Callable[[str], None]
+) -> PairRecord:
     source_stem, target_stem, category = _parse_pair_name(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"

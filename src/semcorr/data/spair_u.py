@@ -5,9 +5,10 @@ zip unpacks to a tree of its own; the authors' loader reads the same files out o
 """
 
 from pathlib import Path
-from types import MappingProxyType
+from typing import Unpack
 
 from semcorr.core.errors import UserError
+from semcorr.data.datamodule import OfficialCounts, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.record import PairRecord, pad_keypoints, require_root
 from semcorr.data.spair import FOLDERS, SPair, SPairTree, read_tree_pairs
@@ -23,16 +24,14 @@ class SPairU(SPair):
 
     name = "spair_u"
     splits = ("test",)
-    official = MappingProxyType({})
+    official = OfficialCounts()
     recipe = DownloadRecipe(
         licence="annotations by the authors of Jamais Vu; images from PASCAL VOC (Flickr terms), research use",
-        archives=(
-            ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),
-        ),
+        archives=(ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),),
         landmark="PairAnnotation/test",
-    )  # fmt: skip
+    )
 
-    def __init__(self, *, spair: str, **options: object) -> None:
+    def __init__(self, *, spair: str, **options: Unpack[PairOptions]) -> None:
         super().__init__(**options)
         self.spair = Path(spair)
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
 from semcorr.data.creatures.photograph import Photo, render_photo
+from semcorr.data.datamodule import OfficialCounts, PairOptions
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import PairRecord
 from semcorr.data.spair import FOLDERS, SPair, read_spair_pairs
@@ -46,7 +47,7 @@ class Synthetic(SPair):
 
     name = "synthetic"
     recipe = None  # drawn, not downloaded
-    official = MappingProxyType({})
+    official = OfficialCounts()
 
     @check_arguments("data")
     def __init__(
@@ -58,7 +59,7 @@ class Synthetic(SPair):
         pairs_per_category: Count | None = None,
         drawing: Whole = 0,
         pixels: Annotated[int, Range(least=16, most=4096)] = 256,
-        **options: object,
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(**options)
         self.drawing: JsonObject = {
@@ -157,9 +158,13 @@ def write_synthetic(
     root = Path(root)
     _check(images, categories)
     manifest = {
-        "format": FORMAT, "seed": seed, "images": dict(images), "pairs_per_category": pairs_per_category,
-        "categories": list(categories), "size": size,
-    }  # fmt: skip
+        "format": FORMAT,
+        "seed": seed,
+        "images": dict(images),
+        "pairs_per_category": pairs_per_category,
+        "categories": list(categories),
+        "size": size,
+    }
     if _is_complete(root, manifest):
         return root
     require_writable(root, "data.root")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
@@ -114,7 +114,7 @@ class TapVid(LightningDataModule):
         occlusion: str = "visible",
         cycle_threshold: Positive = 8.0,
         frames: int | str | None = SIDE,
-        **training: Annotated[Any, OptionsOf(PairDataModule)],
+        **training: Annotated[object, OptionsOf(PairDataModule)],
     ) -> None:
         super().__init__()
         choices = {"split": self.splits, "resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
@@ -147,7 +147,8 @@ class TapVid(LightningDataModule):
         names = list(self.videos())
         videos = [[i] for i in range(len(names))]
         require_enough_batches(videos, world)
-        return DataLoader([self.tracks(names[i]) for (i,) in shard(videos, rank, world)], batch_size=None)  # type: ignore[arg-type]
+        tracks = [self.tracks(names[i]) for (i,) in shard(videos, rank, world)]
+        return DataLoader(cast(Dataset[VideoTracks], tracks), batch_size=None)  # any sequence serves as a data set
 
     def tracks(self, name: str) -> VideoTracks:
         """Return a video's queries and their ground truth."""

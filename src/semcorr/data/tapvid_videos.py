@@ -53,8 +53,10 @@ def read_videos(path: Path) -> dict[str, TapVidVideo]:
     if outside:
         log.warning(
             "%s: %d visible points lie outside their frame (%s); they are kept as annotated",
-            path.name, sum(outside.values()), ", ".join(outside),
-        )  # fmt: skip
+            path.name,
+            sum(outside.values()),
+            ", ".join(outside),
+        )
     return videos
 
 

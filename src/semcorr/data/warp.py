@@ -41,9 +41,11 @@ def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Ten
     and p is the limit of p <- bent - d(p).
     """
     bent = _apply_affine(torch.linalg.inv(warp.affine), points)
+    if warp.spline is None:
+        return bent
     points_of_result = bent
-    for _ in range(ROUNDS if warp.spline is not None else 0):
-        points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)  # type: ignore[arg-type]
+    for _ in range(ROUNDS):
+        points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)
     return points_of_result
 
 

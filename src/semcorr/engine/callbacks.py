@@ -1,4 +1,4 @@
-"""Checkpoints: the best and the last, of the moving weights only, and going on from the last."""
+"""Callbacks of a training: checkpoints of the trainable weights, progress and throughput; and advice on resuming."""
 
 import time
 from pathlib import Path
@@ -12,16 +12,16 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import JsonObject
-from semcorr.core.types import ImageBatch
+from semcorr.core.types import ImageBatch, PairBatch
 
 MONITOR = "val/all/pck@0.1"
 
 
 def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
-    """`best.ckpt` by validation PCK@0.1 on all keypoints, and `last.ckpt`, written as an epoch ends.
+    """Make the callbacks of `best.ckpt`, by validation PCK@0.1 on all keypoints, and of `last.ckpt`.
 
-    An epoch ends where the training stream can be taken up again exactly (sampler.py), so these are
-    all the checkpoints a run needs to be killed at any moment.
+    Both are written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a run
+    may be killed at any moment.
     """
     common: JsonObject = {
         "dirpath": run_dir / "checkpoints",
@@ -34,67 +34,70 @@ def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
-    """Lightning's, whose state holds no place: a run directory may be moved, and the best so far is still known.
+    """Lightning's callback with a state without folders: after a run directory is moved, the best epoch is still known.
 
-    It has the same name, by which Lightning finds its state in a checkpoint.
+    It has the name of Lightning's class, by which Lightning finds its state in a checkpoint.
     """
 
     def state_dict(self) -> JsonObject:
-        """Return the state with the names of files alone."""
-        return self._placed(super().state_dict(), "")
+        """Return the state with file names instead of paths."""
+        return self._move_paths(super().state_dict(), "")
 
     def load_state_dict(self, state_dict: JsonObject) -> None:
-        """Take a state over, for files of the own folder."""
-        super().load_state_dict(self._placed(state_dict, str(self.dirpath)))
+        """Load a state, for the files in the folder of this callback."""
+        super().load_state_dict(self._move_paths(state_dict, str(self.dirpath)))
         self.current_score = state_dict["current_score"]  # which Lightning forgets
 
-    def _placed(self, state: JsonObject, folder: str) -> JsonObject:
-        def place(path: str) -> str:
+    def _move_paths(self, state: JsonObject, folder: str) -> JsonObject:
+        """Return a state whose paths lie in another folder."""
+
+        def move(path: str) -> str:
             return str(Path(folder) / Path(path).name) if path else ""
 
-        paths = {key: place(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {place(path): score for path, score in state["best_k_models"].items()}
+        paths = {key: move(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {move(path): score for path, score in state["best_k_models"].items()}
         return {**state, **paths, "best_k_models": best, "dirpath": folder}
 
 
 class TrainingProgressBar(RichProgressBar):
-    """Shows the loss as often as it is logged: to read a number from a GPU is to wait for it."""
+    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it."""
 
     def __init__(self) -> None:
         super().__init__(leave=False)
         self._read: JsonObject = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> JsonObject:
-        """The last ones read."""
-        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._read:  # type: ignore[attr-defined]
+        """Return the metrics that were read last."""
+        interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
+        if trainer.global_step % interval == 0 or not self._read:
             self._read = super().get_metrics(trainer, pl_module)
         return self._read
 
 
 class ThroughputMonitor(Callback):
-    """Once an epoch: images a second, over all processes, and the most memory that was taken."""
+    """Log of images per second, over all processes, and of peak memory, once per epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The clock."""
+        """Start the clock and the count of images."""
         self.start, self.images = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, i: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, i: int
     ) -> None:
-        """Two images a pair."""
+        """Count the images of a batch, two per pair."""
         self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The clock stands still: epochs end in a validation, which is not counted."""
+        """Stop the clock: epochs end with a validation, which is not counted."""
         self.stopped = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It goes on. Of the callbacks that work after a validation this is the last."""
+        """Restart the clock; of the callbacks that work after a validation this is the last."""
         if not trainer.sanity_checking:
             self.start += time.perf_counter() - self.stopped
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The rate, and what memory the process has or the device had."""
+        """Log the rate, the memory of the process and the peak memory of the GPU."""
         seconds = time.perf_counter() - self.start
         pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
         pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
@@ -103,7 +106,7 @@ class ThroughputMonitor(Callback):
 
 
 def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
-    """A run directory holds one run: it is continued when asked, and never by accident."""
+    """Refuse a directory that holds another run, which is only continued if `checkpoint` is given."""
     if checkpoint is None and (run_dir / "checkpoints").is_dir():
         raise UserError(
             f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
@@ -117,20 +120,20 @@ def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
 
 
 def resume_advice(run_dir: Path, trainer: Trainer) -> str:
-    """Say where an interrupted run was, what it has saved, and how it goes on."""
+    """Return a message that says where an interrupted run was, what it has saved, and how to resume it."""
     from semcorr.engine.checkpoints import read_checkpoint
 
     epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
-    where = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
+    progress = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
     if not (run_dir / "checkpoints").is_dir():
-        return f"{where}. Nothing was saved: the first epoch had not ended. Run the same line again"
+        return f"{progress}. Nothing was saved: the first epoch had not ended. Run the same line again"
     path = run_dir / "checkpoints" / "last.ckpt"
     saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
-    return f"{where}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+    return f"{progress}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
 
 
 def refuse_to_replace(run_dir: Path) -> None:
-    """Scores of an evaluation are not put among the files of a training run."""
+    """Refuse to write the scores of an evaluation into the directory of a training run."""
     if (run_dir / "checkpoints").is_dir():
         raise UserError(
             f"`run_dir`: {run_dir} holds a training run, whose config.yaml and scores would be replaced. "

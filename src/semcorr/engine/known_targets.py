@@ -1,4 +1,4 @@
-"""What the installed configuration files call, by group: all that a saved configuration may call."""
+"""Targets that the installed configuration files call, by group: all that a saved configuration may call."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,31 +13,40 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.text_files import JsonMapping, JsonObject
 
-CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # Hydra's, of a call
-# Called by what the program itself puts into a configuration, for the short names of read-outs.
+CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
+# Calls that the program itself puts into a configuration, for the short names of read-outs.
 OWN = {"localise": {"_target_": "semcorr.matching.readout_names.parse_readout", "name": "window_15"}}
-# Options that no file names and that take a word. Whatever else no file names may be a number or a switch: a word could
-# be a path or a module to load, as timm's `checkpoint_path` and peft's `megatron_core` are.
+# Options that no file names and that take a word. All other options that no file names may be a number or a switch: a
+# word could be a path or a module to load, as for timm's `checkpoint_path` and peft's `megatron_core`.
 WORDS = {
     "backbone": {"facet", "model_type"},
     "localise": {"outside"},
     "protocol": {"scaling", "lookup", "decode", "frame", "pooling"},
     "trainer": {"gradient_clip_algorithm", "max_time"},
     "finetune": {
-        "bias", "init_weights", "variant", "decomposition_method", "config_A_B", "config_C", "config_D_E", "mask_type",
-        "act_fn", "wavelet_family",
+        "bias",
+        "init_weights",
+        "variant",
+        "decomposition_method",
+        "config_A_B",
+        "config_C",
+        "config_D_E",
+        "mask_type",
+        "act_fn",
+        "wavelet_family",
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class KnownGroup:
-    """What the files of a group hold.
+    """Targets and options in the files of a group.
 
     Attributes:
-        targets: What is called, and with which of Hydra's controls.
-        options: Names of arguments; those whose value is a mapping are also in `mappings`.
-        nested: Where calls stand inside a call: keys, and * for a place in a list.
+        targets: Targets that are called, each with the combinations of Hydra's controls that it is called with.
+        options: Names of arguments.
+        mappings: Names of arguments whose value is a mapping.
+        nested: Positions of calls inside a call: keys, and * for a position in a list.
         words: Further options that take a word.
     """
 
@@ -48,7 +57,7 @@ class KnownGroup:
     words: set[str] = field(default_factory=set)
 
     def add(self, node: JsonMapping, place: tuple[str, ...] = ()) -> None:
-        """Take in a node of a file, and those inside it."""
+        """Add a node of a file, and those inside it."""
         if "_target_" in node:
             self.targets.setdefault(str(node["_target_"]), set()).add(call_controls(node))
         for key, value in node.items():
@@ -58,19 +67,19 @@ class KnownGroup:
 
     def _add_value(self, key: str, value: object, place: tuple[str, ...]) -> None:
         if isinstance(value, list):
-            for each in value:
-                self._add_value(key, each, (*place, "*"))
+            for item in value:
+                self._add_value(key, item, (*place, "*"))
         elif isinstance(value, dict) and "_target_" in value:
             self.nested.add(place)
             self.add(value, place)
         elif isinstance(value, dict):
             self.mappings.add(key)
-            for name, each in value.items():
-                self._add_value(key, each, (*place, str(name)))
+            for name, item in value.items():
+                self._add_value(key, item, (*place, str(name)))
 
 
 def call_controls(node: JsonMapping) -> frozenset[tuple[str, str]]:
-    """Hydra's controls of a call but for its target, with their values.
+    """Return Hydra's controls of a call but for its target, with their values.
 
     >>> sorted(call_controls({"_target_": "f", "_partial_": True, "rank": 8}))
     [('_partial_', 'True')]
@@ -79,10 +88,10 @@ def call_controls(node: JsonMapping) -> frozenset[tuple[str, str]]:
 
 
 class KnownTargets:
-    """Known targets of the trees on a search path; each group is read when it is first asked for.
+    """Known targets of the trees on a search path; each group is read when it is first needed.
 
     Args:
-        search: Addresses of trees as Hydra has them: a folder, `file://...`, `pkg://...`.
+        search: Addresses of trees in Hydra's form: a folder, `file://...`, `pkg://...`.
     """
 
     def __init__(self, search: Sequence[str]) -> None:
@@ -92,12 +101,15 @@ class KnownTargets:
         self.repository, self.groups = ConfigRepository(path), dict[str, KnownGroup]()
 
     def group(self, name: str) -> KnownGroup | None:
-        """Return what is known of a group; None if there is no such group."""
+        """Return the known targets of a group; None if there is no such group."""
         if not self.repository.group_exists(name):
             return None
         if name not in self.groups:
             known = self.groups[name] = KnownGroup(words=set(WORDS.get(name, ())))
-            for node in (*self._files(name), *(each[name] for each in self._experiments if name in each)):
+            for node in (
+                *self._read_files(name),
+                *(experiment[name] for experiment in self._experiments if name in experiment),
+            ):
                 if isinstance(node, dict):
                     known.add(node)
             if name in OWN:
@@ -106,15 +118,18 @@ class KnownTargets:
 
     @cached_property
     def _experiments(self) -> list[JsonObject]:
-        return list(self._files("experiment"))
+        return list(self._read_files("experiment"))
 
-    def _files(self, group: str) -> Iterator[JsonObject]:
+    def _read_files(self, group: str) -> Iterator[JsonObject]:
+        """Yield the content of all files of a group, and of the groups inside it."""
         for name in self.repository.get_group_options(group, ObjectType.CONFIG):
             loaded = self.repository.load_config(f"{group}/{name}")
             if loaded is not None and isinstance(loaded.config, DictConfig):
-                yield OmegaConf.to_container(loaded.config)  # type: ignore[misc]
+                content: object = OmegaConf.to_container(loaded.config)
+                assert isinstance(content, dict)
+                yield content
         for name in self.repository.get_group_options(group, ObjectType.GROUP):
-            yield from self._files(f"{group}/{name}")
+            yield from self._read_files(f"{group}/{name}")
 
 
 @cache
@@ -127,18 +142,18 @@ def config_search_path(tree: str, sources: Sequence[Mapping[str, str]] | None = 
     """Return the addresses of the trees that a command composes from.
 
     Args:
-        tree: Of semcorr itself.
-        sources: Those of the Hydra run that is on, as `hydra.runtime.config_sources` lists them: they have what
-            `--config-dir` and `hydra.searchpath` added. Without a run, semcorr's own and those of installed plug-ins.
+        tree: Address of semcorr's own tree.
+        sources: Sources of the running Hydra command, as listed by `hydra.runtime.config_sources`, which include those
+            added by `--config-dir` and `hydra.searchpath`; None for semcorr's own and those of installed plug-ins.
     """
     if sources is None:
-        found = [each.path for each in create_config_search_path(tree).get_path() if each.path]
+        addresses = [element.path for element in create_config_search_path(tree).get_path() if element.path]
     else:
-        found = [f"{each['schema']}://{each['path']}" for each in sources if each["path"]]
-    return tuple(address for address in found if not address.startswith(("structured:", "pkg://hydra.conf")))
+        addresses = [f"{source['schema']}://{source['path']}" for source in sources if source["path"]]
+    return tuple(address for address in addresses if not address.startswith(("structured:", "pkg://hydra.conf")))
 
 
 def conf_dir() -> Path:
-    """The configuration tree: package data in a wheel, `conf/` in a checkout."""
-    inside = Path(__file__).parents[1] / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
+    """Return the folder of the configuration tree: package data in a wheel, `conf/` in a checkout."""
+    packaged = Path(__file__).parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"

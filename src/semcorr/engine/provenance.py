@@ -1,4 +1,4 @@
-"""The code that a run was made by."""
+"""Versions of the code that produced a run."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +10,7 @@ PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core"
 
 
 def code_versions() -> JsonObject:
-    """Versions of the packages that numbers come from, and of our own code."""
+    """Return the versions of the packages that numbers depend on, and of our own code."""
     return {"packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision()}
 
 
@@ -22,7 +22,7 @@ def _version(package: str) -> str:
 
 
 def _git_revision() -> str | None:
-    """Of the checkout semcorr is run from, if it is one."""
+    """Return the revision of the checkout that semcorr is run from, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

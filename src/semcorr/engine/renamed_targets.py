@@ -1,4 +1,4 @@
-"""Targets of configurations under the names that they had when a run was saved."""
+"""Former names of the targets in saved configurations, and their names today."""
 
 RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the package
     "semcorr.backbones.diffusion.StableDiffusion": "semcorr.models.backbones.diffusion.StableDiffusion",
@@ -60,15 +60,15 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
 
 
 def update_targets(value: object) -> object:
-    """Return a configuration whose `_target_`s have today's names.
+    """Return a configuration whose `_target_` values have today's names.
 
     >>> update_targets({"head": {"_target_": "semcorr.heads.cosine.Cosine"}})
     {'head': {'_target_': 'semcorr.models.heads.cosine.Cosine'}}
     """
     if isinstance(value, list):
-        return [update_targets(each) for each in value]
+        return [update_targets(item) for item in value]
     if not isinstance(value, dict):
         return value
     target = value.get("_target_")
     renamed = {"_target_": RENAMED_TARGETS[target]} if isinstance(target, str) and target in RENAMED_TARGETS else {}
-    return {key: update_targets(each) for key, each in value.items()} | renamed
+    return {key: update_targets(item) for key, item in value.items()} | renamed

@@ -1,4 +1,4 @@
-"""What a run directory holds: the results of one run or none, and what is read of them."""
+"""The results in a run directory, of one run or none: replacing, removing, reading and comparing them."""
 
 import hashlib
 import json
@@ -14,44 +14,50 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
+from semcorr.core.text_files import JsonObject, read_mapping
 
-METRICS = "metrics.json"  # is written last: a run is finished when it is there
+METRICS = "metrics.json"  # written last: a run is finished when it exists
 RESULTS = (
-    METRICS, "predictions.parquet", "matches.png", "tracks.png", "poses.parquet", "detections.parquet", "audit.json",
+    METRICS,
+    "predictions.parquet",
+    "matches.png",
+    "tracks.png",
+    "poses.parquet",
+    "detections.parquet",
+    "audit.json",
     "metrics.csv",
-)  # fmt: skip
-BEFORE = ".before"  # beside new results, those that they take the place of
-FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # by a run, from what was given
+)
+BEFORE = ".before"  # folder of the earlier results, inside that of the new ones
+FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # options that a run fills in from others
 BESIDE = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
-LOADING = ("workers", "cache_gb", "encode_batch")  # of a benchmark: no number depends on it
-LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # what loggers would go on with
+LOADING = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
+LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
 
 
 @contextmanager
 def replace_results(run_dir: Path) -> Iterator[Path]:
-    """Yield a folder for the results of a run; in the end they take the place of those that the directory had.
+    """Yield a folder for the results of a run; in the end they replace those of the directory.
 
-    After an error the directory holds what it held. While files are exchanged there is no metrics.json, without which
-    a run counts as unfinished; who is killed then leaves the earlier ones to be put back, see `restore_results`.
+    After an error the directory holds what it held before. While files are exchanged there is no metrics.json, without
+    which a run counts as unfinished; a process that is killed then leaves the earlier results to `restore_results`.
 
     Raises:
-        UserError: The disk is full, ...
+        UserError: The results cannot be written, for example because the disk is full.
     """
     folder = part_path(run_dir / "results")
     try:
         folder.mkdir(parents=True)
         try:
             yield folder
-        except UserError as error:  # of a file in it, which the user knows by its own name
+        except UserError as error:  # of a file in the folder, which the user knows by its final path
             raise UserError(str(error).replace(str(folder), str(run_dir))) from error
         written = sorted(path.name for path in folder.iterdir() if path.name != METRICS)
-        before = folder / BEFORE
-        before.mkdir()
+        earlier = folder / BEFORE
+        earlier.mkdir()
         try:
             for name in dict.fromkeys((*RESULTS, *written)):
                 if (run_dir / name).exists():
-                    os.rename(run_dir / name, before / name)
+                    os.rename(run_dir / name, earlier / name)
             for name in (*written, METRICS):
                 (folder / name).replace(run_dir / name)
         except BaseException:
@@ -69,25 +75,25 @@ def replace_results(run_dir: Path) -> Iterator[Path]:
 
 
 def restore_results(run_dir: Path, folder: Path) -> None:
-    """Put earlier results back that `replace_results` had not finished to replace."""
-    before = folder / BEFORE
-    if (run_dir / METRICS).exists() or not (before / METRICS).is_file():
+    """Put back earlier results that `replace_results` had not finished to replace."""
+    earlier = folder / BEFORE
+    if (run_dir / METRICS).exists() or not (earlier / METRICS).is_file():
         return
     remove_results(run_dir)
-    for path in sorted(before.iterdir(), key=lambda path: path.name == METRICS):
+    for path in sorted(earlier.iterdir(), key=lambda path: path.name == METRICS):
         path.replace(run_dir / path.name)
 
 
 def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> None:
-    """Refuse to put the scores of a run in the place of another's.
+    """Refuse to replace the scores of another run.
 
     Args:
-        run_dir: Where they would go.
-        cfg: Of the run.
-        filled: It is as config.yaml will hold it. Before, what a run fills in is not compared.
+        run_dir: Directory that the scores would be written to.
+        cfg: Configuration of the run.
+        filled: Whether the run has filled in its options, as in config.yaml; otherwise these are not compared.
 
     Raises:
-        UserError: The directory holds another run, or scores that nobody knows the run of.
+        UserError: The directory holds another run, or scores without a configuration.
     """
     config, is_training = run_dir / "config.yaml", "loss" in cfg
     if not config.is_file():
@@ -103,28 +109,35 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
         )
     if not (run_dir / METRICS).is_file():
         return
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
-    own, other = _scored_by(resolved), _scored_by(saved)
-    for key in sorted(own.keys() | other.keys()):
+    resolved = _resolve(cfg)
+    options, saved_options = _score_options(resolved), _score_options(saved)
+    for key in sorted(options.keys() | saved_options.keys()):
         if (key in FILLED and not filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
             continue
-        if own.get(key) != other.get(key):
+        if options.get(key) != saved_options.get(key):
             raise UserError(
-                f"`run_dir`: {run_dir} holds another run, with {key}={other.get(key)} and not {own.get(key)}. "
-                "Choose another run_dir."
+                f"`run_dir`: {run_dir} holds another run, with {key}={saved_options.get(key)} and not "
+                f"{options.get(key)}. Choose another run_dir."
             )
 
 
-def _scored_by(cfg: JsonMapping) -> JsonObject:
-    """What scores depend on in a configuration, by its keys; paths as they are from anywhere."""
+def _resolve(cfg: DictConfig) -> JsonObject:
+    """Return a configuration as plain values, without interpolations."""
+    content: object = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return content
+
+
+def _score_options(cfg: JsonObject) -> JsonObject:
+    """Return the options that scores depend on, by their keys, with absolute paths."""
     flat = flatten_config({key: value for key, value in cfg.items() if key not in BESIDE})
-    kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADING}
-    for key, value in kept.items():
+    options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADING}
+    for key, value in options.items():
         if key == "checkpoint" or key.endswith((".root", ".weights")):
-            kept[key] = os.path.abspath(value) if isinstance(value, str) else value
+            options[key] = os.path.abspath(value) if isinstance(value, str) else value
     trainer = cfg.get("trainer") or {}
     precision = str(trainer.get("precision") or "32-true")
-    return kept | {"trainer.precision": precision, "trainer.limit_test_batches": trainer.get("limit_test_batches")}
+    return options | {"trainer.precision": precision, "trainer.limit_test_batches": trainer.get("limit_test_batches")}
 
 
 def remove_results(run_dir: Path, keep: list[str] | None = None) -> None:
@@ -135,7 +148,7 @@ def remove_results(run_dir: Path, keep: list[str] | None = None) -> None:
 
 
 def remove_logs(run_dir: Path) -> None:
-    """Remove what W&B and TensorBoard would add to the logs of an earlier run in the same directory."""
+    """Remove the logs of an earlier run in the same directory that W&B and TensorBoard would continue."""
     if is_first_process():
         for path in (path for pattern in LOGS for path in run_dir.glob(pattern)):
             path.unlink(missing_ok=True)
@@ -145,7 +158,7 @@ def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
     """Read a metrics.json; `remedy` ends the message of one that is damaged.
 
     Raises:
-        UserError: It cannot be read, is no JSON, or holds no scores of pairs or tracks.
+        UserError: The file cannot be read, is no JSON, or holds no scores of pairs or tracks.
     """
     content = read_mapping(path, remedy)
     scores = [content.get(key) for key in ("pck", "tracking") if key in content]
@@ -171,26 +184,27 @@ def flatten_config(tree: Mapping, prefix: str = "") -> JsonObject:
 
 
 def _is_score(value: object) -> bool:
-    """Tell a share of keypoints from a number that is none; null: there were no keypoints."""
+    """Tell whether a value is a share of keypoints, or null, where there were no keypoints."""
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
-APART = ("run_dir", "name", "logger")  # what no number depends on
+APART = ("run_dir", "name", "logger")  # sections that no number depends on
 
 
 LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 
 
 def config_hash(cfg: DictConfig, *without: str) -> str:
-    """Of the resolved configuration, less what no number depends on, and of the trained weights it scores.
+    """Return a hash of the resolved configuration and of the trained weights that it scores.
+
+    Sections that no number depends on are left out, and those named by `without`.
 
     >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
     >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
     (True, False)
     """
-    resolved: object = OmegaConf.to_container(cfg, resolve=True)
-    content = {key: value for key, value in resolved.items() if key not in (*APART, *without)}
-    if not content.get("callbacks"):  # as in sweeps of before
+    content = {key: value for key, value in _resolve(cfg).items() if key not in (*APART, *without)}
+    if not content.get("callbacks"):  # older sweeps have none
         content.pop("callbacks", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now
         weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"

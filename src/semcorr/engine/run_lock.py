@@ -1,7 +1,7 @@
-"""A run directory has one writer at a time, and a name of its own.
+"""Locks of run directories: each has one writer at a time, and a name of its own.
 
-Who writes to it holds a lock on its file `.lock`, which says who that is. The operating system gives the lock back when
-the process ends, however it ends; what is still written in the file then is of a process that was killed.
+The writer holds a lock on the file `.lock`, in which it describes itself. The operating system releases the lock when
+the process ends, for whatever reason; text that is still in the file then is of a process that was killed.
 """
 
 import errno
@@ -24,11 +24,17 @@ from semcorr.core.files import write_error
 from semcorr.core.ranks import is_first_process
 
 LOCK = ".lock"
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # of file systems without flock
-LONGEST = 4096  # bytes of a lock file that are read
+NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EINVAL,
+}  # errors of file systems without flock
+LONGEST = 4096  # bytes of a lock file that are read, at most
 LEFT = re.compile(
     r"\..+\.\d+-[^/]*-[0-9a-f]{8}\.part"
-    r"|\.(metrics\.json|metrics\.csv|config\.yaml|job\.json|audit\.json|\w+\.parquet|\w+\.png)\.\d+",  # of before
+    r"|\.(metrics\.json|metrics\.csv|config\.yaml|job\.json|audit\.json|\w+\.parquet|\w+\.png)\.\d+",  # older versions
     re.DOTALL,
 )
 log = logging.getLogger(__name__)
@@ -46,37 +52,37 @@ class Lock:
         register_after_fork(self, Lock.leave_to_parent)
 
     def leave_to_parent(self) -> None:
-        """Close it in a forked process, which may live on when this one is killed."""
+        """Close the lock in a forked process, which may outlive this one."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
     def release(self, keep: bool = True) -> None:
-        """Let others write. Beside what was written the file stays, empty and with the time of the beginning."""
+        """Release the lock; beside other files its file stays, empty and with the time when the run began."""
         with suppress(OSError):
-            alone = os.listdir(self.path.parent) == [self.path.name]
-            if alone or self.by_existence or not keep:
+            is_only_file = os.listdir(self.path.parent) == [self.path.name]
+            if is_only_file or self.by_existence or not keep:
                 self.path.unlink()
             else:
-                began = os.fstat(self.descriptor).st_mtime
+                start = os.fstat(self.descriptor).st_mtime
                 os.ftruncate(self.descriptor, 0)
-                os.utime(self.descriptor, (began, began))
+                os.utime(self.descriptor, (start, start))
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
 
 
 @contextmanager
 def lock_folder(folder: Path, what: str) -> Iterator[Path]:
-    """Have a run directory for this process alone; remove what killed processes left unfinished in it.
+    """Lock a run directory for this process, and remove unfinished files of killed processes from it.
 
-    Of the processes of one run, the first does this for all.
+    The first process of a run locks it for all of them.
 
     Args:
-        folder: The directory; is made if it is missing.
-        what: What runs in it, as `train`; named to others.
+        folder: The directory, which is created if it is missing.
+        what: Name of the command, such as `train`, for the messages of other processes.
 
     Raises:
-        LockedError: Another process writes to it.
-        UserError: It cannot be written.
+        LockedError: Another process writes to the directory.
+        UserError: The directory cannot be written.
     """
     if not is_first_process():
         yield folder
@@ -93,7 +99,7 @@ def lock_folder(folder: Path, what: str) -> Iterator[Path]:
 
 @contextmanager
 def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
-    """Have a directory that nobody has written to: `folder`, or the first of `folder-2`, `folder-3`, ... that is new.
+    """Lock a directory that is new: `folder`, or the first new one of `folder-2`, `folder-3`, ...
 
     Two commands that start in the same second have the same default name.
     """
@@ -118,17 +124,17 @@ def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
 
 
 def take_lock(folder: Path, what: str) -> Lock:
-    """Lock a directory, or refuse with a sentence that says who has it."""
+    """Lock a directory, or raise an error that names the process that holds it."""
     path = folder / LOCK
     try:
-        lock, note = _open(path, what)
+        lock, note = _open_lock(path, what)
         if note:
-            log.warning("%s: %s was killed; what it left unfinished goes", folder, _told(note, what))
+            log.warning("%s: %s was killed; what it left unfinished goes", folder, _format_owner(note, what))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        about = {"verb": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        owner = {"verb": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
         try:
             os.ftruncate(lock.descriptor, 0)
-            os.pwrite(lock.descriptor, json.dumps(about).encode(), 0)
+            os.pwrite(lock.descriptor, json.dumps(owner).encode(), 0)
         except OSError:
             lock.release()
             raise
@@ -137,9 +143,9 @@ def take_lock(folder: Path, what: str) -> Lock:
     return lock
 
 
-def _open(path: Path, what: str) -> tuple[Lock, bytes]:
-    """Open and lock the file; with it, what a killed process has left in it."""
-    for _ in range(100):  # while others remove it, as they end
+def _open_lock(path: Path, what: str) -> tuple[Lock, bytes]:
+    """Open and lock the file; return the lock and the text that a killed process left in the file."""
+    for _ in range(100):  # other processes may remove the file as they end
         path.parent.mkdir(parents=True, exist_ok=True)
         options = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -164,42 +170,48 @@ def _open(path: Path, what: str) -> tuple[Lock, bytes]:
 
 
 def _refuse(error: OSError, path: Path, note: bytes, what: str) -> None:
+    """Raise the error of a lock that was not given: another process holds it, or there are no locks."""
     if error.errno in NO_LOCKS:
         raise LockedError(
-            f"`run_dir`: {_told(note, what)} writes to {path.parent}, or was killed there: its file system has no "
-            f"locks, so nobody can tell. If that process is gone, remove {path}; else choose another run_dir"
+            f"`run_dir`: {_format_owner(note, what)} writes to {path.parent}, or was killed there: its file system has "
+            f"no locks, so nobody can tell. If that process is gone, remove {path}; else choose another run_dir"
         )
     if error.errno not in (errno.EAGAIN, errno.EACCES):
         raise error
-    name, who = _about(note, what)
+    name, owner = _parse_note(note, what)
     raise LockedError(
-        f"`run_dir`: another process runs {name} in {path.parent}{f' ({who})' if who else ''}. "
+        f"`run_dir`: another process runs {name} in {path.parent}{f' ({owner})' if owner else ''}. "
         "Wait for it, stop it, or choose another run_dir"
     )
 
 
-def _told(note: bytes, what: str) -> str:
-    name, who = _about(note, what)
-    return f"{name} ({who})" if who else f"a process that runs {name}"
+def _format_owner(note: bytes, what: str) -> str:
+    """Describe the process of a lock file, for messages."""
+    name, owner = _parse_note(note, what)
+    return f"{name} ({owner})" if owner else f"a process that runs {name}"
 
 
-def _about(note: bytes, what: str) -> tuple[str, str]:
-    """What runs, and who runs it, by a lock file; a lock of another program says nothing."""
+def _parse_note(note: bytes, what: str) -> tuple[str, str]:
+    """Return the command and a description of the process in a lock file; the latter may be empty.
+
+    A lock of another program gives `what` and no description.
+    """
     try:
-        about = json.loads(note)
-        return str(about["verb"])[:40], f"pid {about['pid']:d} on {about['host']!s:.64}, since {about['since']!s:.32}"
+        owner = json.loads(note)
+        process = f"pid {owner['pid']:d} on {owner['host']!s:.64}, since {owner['since']!s:.32}"
+        return str(owner["verb"])[:40], process
     except (ValueError, TypeError, KeyError):
         return what, ""
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a run directory that is locked: nobody else writes to it.
+    """Remove unfinished files of killed processes from a run directory that this process has locked.
 
     Results that were about to be replaced are put back.
     """
     from semcorr.engine.run_dir import restore_results
 
-    for path in (path for place in (folder, folder / "checkpoints") for path in place.glob(".*")):
+    for path in (path for parent in (folder, folder / "checkpoints") for path in parent.glob(".*")):
         if LEFT.fullmatch(path.name):
             with suppress(OSError):
                 restore_results(folder, path)

@@ -1,7 +1,7 @@
-"""A run's config.yaml, as anybody may have written it, to a configuration from which nothing but semcorr is called.
+"""Safe reading of a run's config.yaml, which anybody may have written: it can only call what semcorr itself calls.
 
-People share run directories. Every command that reads a run's configuration reads it here, `Matcher.load` too.
-docs/sharing.md says what is refused.
+People share run directories. Every command reads the configuration of a run by this module, and so does
+`Matcher.load`. docs/sharing.md says what is refused.
 """
 
 import re
@@ -20,11 +20,11 @@ from semcorr.engine.known_targets import KnownTargets, config_search_path, read_
 from semcorr.engine.renamed_targets import update_targets
 
 CONFIG = "config.yaml"
-DRAWN = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # and the file that says so
+DRAWN = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # generated benchmarks, and the file that marks them
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder has the configuration of a run; it may still be refused."""
+    """Tell whether a folder has the configuration of a run, which may still be refused when it is read."""
     try:
         return (folder / CONFIG).is_file()
     except OSError:  # a name that is too long, or below a folder that may not be entered
@@ -38,38 +38,38 @@ def read_run_config(
     option: str | None = None,
     goes_on: bool = False,
 ) -> DictConfig:
-    """Read what a run was; of an evaluation, also make sure of the run whose checkpoint it scored, if that is there.
+    """Read the configuration of a run; for an evaluation, check that of the run it scored as well, if it exists.
 
     Args:
-        run: Its folder.
-        typed: Overrides of this command line. What they replace may be anything: it is the user's own.
-        search: Trees whose files say what may be called, as `search_path` gives them; semcorr's own and those of
-            installed plug-ins if left out.
-        option: What the user gave the run by, as `checkpoint`; named in the error.
-        goes_on: It is trained on, with its callbacks. For all else these are nothing, and left out.
+        run: Folder of the run.
+        typed: Overrides of this command line. The values that they replace may be anything.
+        search: Trees whose files say what may be called, as returned by `config_search_path`; by default semcorr's own
+            and those of installed plug-ins.
+        option: Name of the option that the user gave the run by, such as `checkpoint`, for the error.
+        goes_on: Whether the run is continued, with its callbacks, which are left out otherwise.
 
     Returns:
         The configuration, without interpolations.
 
     Raises:
-        UserError: It is not there, is no plain YAML, lacks what every run has, or would call, or give to what it calls,
-            something that no installed file does.
+        UserError: The configuration does not exist, is no plain YAML, lacks a section that every run has, or would
+            call a target, or pass it an option, that no installed file does.
     """
     from semcorr.engine.known_targets import conf_dir
 
     if not is_run(run):
         start = f"`{option}`: " if option else ""
         if run.is_file():
-            owner = run.parent.parent
+            run_dir = run.parent.parent
             remedy = (
-                f"Give its run_dir, {owner}" if is_run(owner) else "A backbone's weights are given as backbone.weights"
+                f"Give its run_dir, {run_dir}"
+                if is_run(run_dir)
+                else "A backbone's weights are given as backbone.weights"
             )
             raise UserError(f"{start}{run} is a file, not the run_dir of a training run. {remedy}.")
         raise UserError(f"{start}{run / CONFIG} does not exist. Give the run_dir of a training run.")
-    known, replaced = (
-        read_known_targets(config_search_path(str(conf_dir())) if search is None else search),
-        replaced_by(typed),
-    )
+    known = read_known_targets(config_search_path(str(conf_dir())) if search is None else search)
+    replaced = replaced_by(typed)
     replaced |= set() if goes_on else {"callbacks"}
     values = read_plain_config(run / CONFIG, known, replaced)
     if not goes_on and "callbacks" in values:
@@ -85,14 +85,14 @@ def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] 
 
     Args:
         path: The file.
-        known: What may be called.
+        known: Targets that may be called.
         replaced: Dotted keys whose saved values will not be used.
     """
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
     check_config(path, plain, known, replaced)
-    values: JsonObject = plain.values
-    return values
+    assert isinstance(plain.values, dict), "check_config has seen to it"
+    return plain.values
 
 
 def replaced_by(typed: Sequence[str]) -> frozenset[str]:
@@ -101,44 +101,46 @@ def replaced_by(typed: Sequence[str]) -> frozenset[str]:
     >>> sorted(replaced_by(["head._target_=my.Head", "+backbone={depth: 2, layers: [1, 2]}", "data=spair"]))
     ['backbone.depth', 'backbone.layers', 'head._target_']
     """
-    return frozenset(key for override in typed for key in _leaves(override) if "." in key)
+    return frozenset(key for override in typed for key in _parse_keys(override) if "." in key)
 
 
-def _leaves(override: str) -> Iterator[str]:
+def _parse_keys(override: str) -> Iterator[str]:
+    """Yield the dotted keys that an override gives a value."""
     key, equals, _ = override.lstrip("+").partition("=")
     try:
         value = OverridesParser.create().parse_override(override).value() if equals else None
-    except HydraException:  # not Hydra's words: where others are read, as by `audit`, the key is what counts
+    except HydraException:  # not in Hydra's syntax, as options of `audit`: only the key counts
         value = None
-    yield from _keys(key, value)
+    yield from _iterate_keys(key, value)
 
 
-def _keys(key: str, value: object) -> Iterator[str]:
+def _iterate_keys(key: str, value: object) -> Iterator[str]:
+    """Yield the dotted keys of the leaves of a value."""
     if not isinstance(value, dict):
         yield key
-    for name, each in value.items() if isinstance(value, dict) else ():
-        yield from _keys(f"{key}.{name}", each)
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield from _iterate_keys(f"{key}.{name}", item)
 
 
 def escape_interpolations(value: object) -> object:
-    r"""Return values of a configuration as they are written, so that a `${` in a path is read back as it is.
+    r"""Return values of a configuration in their written form, so that a `${` in a path is read back unchanged.
 
     >>> print(escape_interpolations({"run_dir": "runs/${x}"})["run_dir"])
     runs/\${x}
     """
     if isinstance(value, dict):
-        return {key: escape_interpolations(each) for key, each in value.items()}
+        return {key: escape_interpolations(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [escape_interpolations(each) for each in value]
+        return [escape_interpolations(item) for item in value]
     if isinstance(value, str | Path):
-        return re.sub(r"(\\*)\$\{", lambda at: rf"{2 * at[1]}\${{", str(value))
+        return re.sub(r"(\\*)\$\{", lambda match: rf"{2 * match[1]}\${{", str(value))
     return value
 
 
 def drop_store(cfg: DictConfig) -> str | None:
-    """Let features be kept for this run alone, and return the folder that the saved configuration would have them in.
+    """Keep features in memory for this run alone, and return the folder that the saved configuration would use.
 
-    Where a command writes is said by its own line. The type that features are kept in, which moves numbers, stays.
+    Only the command line says where a command writes. The type of cached features, which changes numbers, stays.
     """
     if "store" not in cfg:
         return None
@@ -148,10 +150,10 @@ def drop_store(cfg: DictConfig) -> str | None:
 
 
 def refuse_drawing(data: DictConfig) -> None:
-    """Refuse a benchmark that would now be drawn, at a place that only a saved configuration names.
+    """Refuse a benchmark that would now be generated, in a folder that only a saved configuration names.
 
     Raises:
-        UserError: It names the place, and asks for it to be typed.
+        UserError: The benchmark is refused; the message names the folder and asks the user to type it.
     """
     if data._target_ in DRAWN and not (Path(data.root) / DRAWN[data._target_]).is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Training steps whose features, loss or gradients are not finite: none of them gets into a checkpoint."""
+"""Detection of training steps whose features, loss or gradients are not finite, before a checkpoint is saved."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from semcorr.core.finite import are_finite
 
 
 class WatchedStep(NamedTuple):
-    """A batch, or the gradients of a step, with flags that may still be on their way."""
+    """A batch, or the gradients of a step, with flags that may still be computed on a GPU."""
 
     step: int
-    labels: Sequence[str]  # what each flag is of, in words
+    labels: Sequence[str]  # description of each flag
     flags: Tensor  # (n) bool
-    shown: str  # what the batch began with
+    shown: str  # description of the batch, for messages
 
 
 class StepWatch:
-    """Notice the first step that is not finite, without waiting for a GPU at each.
+    """Detection of the first step that is not finite, without waiting for a GPU at each step.
 
     Args:
-        every: Steps that are looked at together on a GPU; on a CPU each is, at once.
+        every: Number of steps that are checked together on a GPU; on a CPU each step is checked at once.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -33,51 +33,52 @@ class StepWatch:
     def see(
         self, step: int, images: Sequence[str], shown: Sequence[str], values: Tensor, terms: Mapping[str, Tensor]
     ) -> None:
-        """Look at a batch before its gradients are computed.
+        """Record a batch before its gradients are computed.
 
         Args:
-            step: Optimiser steps made before.
-            images: Names of the images whose features
-            shown: are of a batch with these pairs, or of these images.
-            values: The features, first axis first.
-            terms: Of the loss, by name.
+            step: Number of optimiser steps before this one.
+            images: Names of the images, one per feature map.
+            shown: Names of the pairs of the batch, or of its images, for messages.
+            values: Features of the images, along the first axis.
+            terms: Terms of the loss, by name.
         """
         labels = [*(f"the features of image {name}" for name in images), *(f"the loss {name}" for name in terms)]
         flags = torch.cat(
-            [are_finite(values.detach()), torch.stack([each.detach() for each in terms.values()]).isfinite()]
+            [are_finite(values.detach()), torch.stack([term.detach() for term in terms.values()]).isfinite()]
         )
         self._add(WatchedStep(step, labels, flags, f"the batch began with {shown[0]}"))
 
     def see_gradients(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Look at gradients before a step is made by them."""
-        moved = [(name, each.grad) for name, each in parameters if each.grad is not None]
-        if moved:
-            lengths = torch.stack([torch.linalg.vector_norm(grad.float()) for _, grad in moved])
+        """Record the gradients before the optimiser uses them."""
+        gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
+        if gradients:
+            norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for _, gradient in gradients])
             self._add(
                 WatchedStep(
-                    step, [f"the gradient of {name}" for name, _ in moved], lengths.isfinite(), "the loss is finite"
+                    step, [f"the gradient of {name}" for name, _ in gradients], norms.isfinite(), "the loss is finite"
                 )
             )
 
     def settle(self) -> None:
-        """Look at all that was seen.
+        """Check all recorded steps.
 
         Raises:
-            UserError: It names the first step that was not finite, and what of it.
+            UserError: A step is not finite; the message names the first such step and the value.
         """
-        seen, self._seen = self._seen, []
-        finite = torch.cat([each.flags for each in seen]).tolist() if seen else []
-        for each in seen:
-            flags, finite = finite[: len(each.labels)], finite[len(each.labels) :]
-            for label, good in zip(each.labels, flags, strict=True):
-                if not good:
+        steps, self._seen = self._seen, []
+        all_flags = torch.cat([step.flags for step in steps]).tolist() if steps else []
+        for step in steps:
+            flags, all_flags = all_flags[: len(step.labels)], all_flags[len(step.labels) :]
+            for label, is_finite in zip(step.labels, flags, strict=True):
+                if not is_finite:
                     raise UserError(
-                        f"step {each.step + 1} of the training: {label} is not finite (NaN or infinite); {each.shown}. "
+                        f"step {step.step + 1} of the training: {label} is not finite (NaN or infinite); {step.shown}. "
                         "Nothing of this step is saved. Lower optimizer.lr and optimizer.backbone_lr, or set "
                         "trainer.gradient_clip_val=1"
                     )
 
-    def _add(self, one: WatchedStep) -> None:
-        self._seen.append(one)
-        if one.flags.device.type == "cpu" or len(self._seen) >= 2 * self.every:
+    def _add(self, step: WatchedStep) -> None:
+        """Record a step, and check the recorded ones if they are on a CPU or enough."""
+        self._seen.append(step)
+        if step.flags.device.type == "cpu" or len(self._seen) >= 2 * self.every:
             self.settle()

@@ -1,4 +1,4 @@
-"""What an evaluation of point tracking leaves behind."""
+"""Files and table of an evaluation of point tracking."""
 
 from pathlib import Path
 
@@ -37,13 +37,13 @@ def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObj
     write_predictions(table, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")
     step = max(1, len(videos) // SHOWN)
-    shown = dict(list(videos.items())[::step][:SHOWN])
-    write_picture(run_dir / "tracks.png", lambda: draw_tracks.plot_tracks(shown, table))
+    displayed = dict(list(videos.items())[::step][:SHOWN])
+    write_picture(run_dir / "tracks.png", lambda: draw_tracks.plot_tracks(displayed, table))
     return metrics
 
 
 def print_tracks(metrics: JsonMapping, title: str) -> None:
-    """The three scores, and what delta_avg and AJ are the means of, in percent."""
+    """Print the three scores, and the values that delta_avg and AJ are the means of, in percent."""
     scores = metrics["tracking"]
     table = Table(
         title=title,
@@ -53,10 +53,10 @@ def print_tracks(metrics: JsonMapping, title: str) -> None:
     for header in ("", "mean", *(f"{threshold} px" for threshold in THRESHOLDS)):
         table.add_column(header, justify="right" if header else "left")
     for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
-        table.add_row(name, *(_percent(value) for value in (scores[mean], *scores[parts].values())))
-    table.add_row("occlusion accuracy", _percent(scores["OA"]))
+        table.add_row(name, *(_format_percent(value) for value in (scores[mean], *scores[parts].values())))
+    table.add_row("occlusion accuracy", _format_percent(scores["OA"]))
     Terminal().print(table)
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"

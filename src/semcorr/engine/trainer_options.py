@@ -1,11 +1,11 @@
-"""Options of Lightning's Trainer that it takes and that cannot work here, refused before anything is trained."""
+"""Checks of the options of Lightning's Trainer that it accepts and that cannot work here, before any training."""
 
 import logging
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 import torch
 from hydra._internal.utils import _locate
@@ -21,11 +21,11 @@ from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, r
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-PROCESSES = 8  # that may share a CPU, however few cores it has
-SHORT = ("32", "bf16", "16")  # Lightning's other names for them
-MISTAKES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)  # of Lightning
+PROCESSES = 8  # processes that may share a CPU, however few cores it has
+SHORT = ("32", "bf16", "16")  # Lightning's short names of these precisions
+MISTAKES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)  # errors of Lightning
 
-OPTIONS: JsonObject = {  # what may be given by number; Lightning's own checks leave NaN, 1e30 and text to crash
+OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e30 and text crash
     "devices": Annotated[int, Range(least=-1)] | str | Sequence[Whole],
     "num_nodes": Count,
     "max_epochs": int | None,
@@ -59,8 +59,8 @@ OPTIONS: JsonObject = {  # what may be given by number; Lightning's own checks l
     "sync_batchnorm": bool,
     "enable_autolog_hparams": bool,
 }
-BUILDABLE = ("accelerator", "strategy", "profiler", "plugins")  # may be objects, by a _target_
-REFUSED = {  # what a run settles itself, unless it is null or off, and what to give instead
+BUILDABLE = ("accelerator", "strategy", "profiler", "plugins")  # options that may be objects, by a _target_
+REFUSED = {  # options that a run sets itself, unless they are null or off, and what to give instead
     "logger": "loggers are chosen by `logger`: logger=csv writes metrics.csv alone, logger=[wandb,tensorboard] both",
     "callbacks": "callbacks are given by `callbacks`, as +callbacks.mine._target_=my.Callback",
     "default_root_dir": "a run has one directory. Give run_dir=DIR",
@@ -73,17 +73,17 @@ REFUSED = {  # what a run settles itself, unless it is null or off, and what to 
 
 
 def check_numbers(trainer: JsonMapping) -> None:
-    """Every option of the Trainer that is given is of a type, and in a range, that it can work with.
+    """Refuse options of the Trainer that are not of a type, or not in a range, that it can work with.
 
     Args:
         trainer: The node of the configuration.
 
     Raises:
-        UserError: One is not.
+        UserError: An option is refused.
     """
     for key, reason in REFUSED.items():
-        off = key != "logger" and trainer.get(key) in (False, 0)
-        if trainer.get(key) is not None and not off:
+        is_off = key != "logger" and trainer.get(key) in (False, 0)
+        if trainer.get(key) is not None and not is_off:
             raise UserError(f"`trainer.{key}`: {reason}.")
     for key, hint in OPTIONS.items():
         if key in trainer and not (key in BUILDABLE and _is_built(trainer[key])):
@@ -98,10 +98,10 @@ def check_numbers(trainer: JsonMapping) -> None:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Refuse what Lightning refuses of a run's trainer, and what a training needs; nothing is built yet.
+    """Refuse options that Lightning refuses, or that a training cannot use, before anything is built.
 
     Args:
-        cfg: Of train or evaluate.
+        cfg: Configuration of train or evaluate.
     """
     is_training = "loss" in cfg
     check_processes(cfg.trainer)
@@ -115,7 +115,7 @@ def check_trainer(cfg: DictConfig) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the trainer that is used they are shown
+            warnings.simplefilter("ignore")  # the trainer that is used warns again
             instantiate(cfg.trainer, logger=False, callbacks=None, enable_progress_bar=False)
     except InstantiationException as error:
         if isinstance(error.__cause__, MISTAKES):
@@ -124,13 +124,13 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def _check_plugins(plugins: object) -> None:
-    """Of plugins, those that a run has itself are refused: they would be replaced."""
+    """Refuse plugins of a kind that a run sets itself: they would be replaced."""
     for node in [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]:
         if not _is_built(node):
             raise UserError(f"`trainer.plugins` must be {BUILT}, or a list of such, got {node!r:.60}")
         try:
             plugin = _locate(node["_target_"])
-        except ImportError:  # which is said when it is called
+        except ImportError:  # the error of the call will say so
             continue
         if isinstance(plugin, type) and issubclass(plugin, CheckpointIO):
             raise UserError("`trainer.plugins`: checkpoints are written by our own CheckpointIO. Leave this one out.")
@@ -138,28 +138,28 @@ def _check_plugins(plugins: object) -> None:
             raise UserError("`trainer.plugins`: precision is given by trainer.precision. Leave the plugin out.")
 
 
-def _is_built(node: object) -> bool:
+def _is_built(node: object) -> TypeGuard[Mapping]:
     return isinstance(node, Mapping) and "_target_" in node
 
 
 def refuse_options(error: Exception) -> UserError:
-    """What to tell where Lightning refuses to make a trainer."""
+    """Return the error for options by which Lightning refuses to make a trainer."""
     reason = re.sub(r"\s+", " ", str(error.__cause__ or error).strip())
     return UserError(f"`trainer`: Lightning refuses these options: {reason}")
 
 
 def check_precision(given: str | int | None) -> None:
-    """Weights and pixels stay in single precision; Lightning's default, for null, is that too."""
+    """Refuse precisions other than single and mixed, in which weights and pixels stay single; null is single, too."""
     if given is not None and str(given) not in (*PRECISIONS, *SHORT):
         raise UserError(f"`trainer.precision` must be one of {', '.join(PRECISIONS)}, got {given}")
 
 
 def check_training(trainer: DictConfig, keeps_best: bool) -> None:
-    """Epochs are counted ahead; and where the best of them is kept, one must be validated.
+    """Require a number of epochs and, if the best of them is kept, that at least one is validated.
 
-    In a fast_dev_run, whose limits are Lightning's own, nothing of this is asked for.
+    A fast_dev_run, whose limits are Lightning's own, is not checked.
     """
-    epochs, every = trainer.max_epochs, trainer.get("check_val_every_n_epoch", 1)
+    epochs, interval = trainer.max_epochs, trainer.get("check_val_every_n_epoch", 1)
     if trainer.get("fast_dev_run"):
         return
     if epochs is None or epochs < 1:
@@ -171,21 +171,21 @@ def check_training(trainer: DictConfig, keeps_best: bool) -> None:
             "`trainer.limit_val_batches` must be more than 0, got 0: the best epoch is kept, by its validation. "
             "Give 1 for a batch of it."
         )
-    if every is not None and every > epochs:
+    if interval is not None and interval > epochs:
         raise UserError(
-            f"`trainer.check_val_every_n_epoch` must be at most {epochs}, the number of epochs, got {every}: "
+            f"`trainer.check_val_every_n_epoch` must be at most {epochs}, the number of epochs, got {interval}: "
             "the best epoch is kept, by its validation"
         )
 
 
 def check_processes(trainer: DictConfig) -> None:
-    """Refuse devices and nodes that there are not, before anything waits for them.
+    """Refuse devices and nodes that do not exist, before anything waits for them.
 
     Args:
         trainer: Options of Lightning's Trainer, as typed.
 
     Raises:
-        UserError: `devices` or `num_nodes` is no number, none or more than there are.
+        UserError: `devices` or `num_nodes` is no number, zero, or more than there are.
     """
     nodes = trainer.get("num_nodes", 1)
     if type(nodes) is not int or nodes < 1:
@@ -201,14 +201,14 @@ def check_processes(trainer: DictConfig) -> None:
 def _check_devices(devices: object, on_gpu: bool, nodes: int) -> None:
     if devices == "auto" or (on_gpu and str(devices) == "-1"):
         return
-    there = torch.cuda.device_count() if on_gpu else max(PROCESSES, os.cpu_count() or 1)
-    numbers = _numbers(devices) or []
+    available = torch.cuda.device_count() if on_gpu else max(PROCESSES, os.cpu_count() or 1)
+    numbers = _parse_numbers(devices) or []
     if on_gpu and (isinstance(devices, ListConfig) or "," in str(devices)):
-        count = len(numbers) if {*numbers} <= {*range(there)} and len({*numbers}) == len(numbers) else 0
+        count = len(numbers) if {*numbers} <= {*range(available)} and len({*numbers}) == len(numbers) else 0
     else:
         count = numbers[0] if len(numbers) == 1 else 0
-    if not 1 <= count <= there:
-        kind = f"of the {there} GPUs here" if on_gpu else f"from 1 to {there} processes of a CPU"
+    if not 1 <= count <= available:
+        kind = f"of the {available} GPUs here" if on_gpu else f"from 1 to {available} processes of a CPU"
         raise UserError(f"`trainer.devices` must be auto or a number {kind}, got {devices}")
     started = os.environ["WORLD_SIZE"] if "TORCHELASTIC_RUN_ID" in os.environ else str(count * nodes)
     if int(started) != count * nodes:
@@ -222,8 +222,8 @@ def _is_on_gpu(accelerator: str) -> bool:
     return accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
 
 
-def _numbers(devices: object) -> list[int] | None:
-    """`2`, `"2"`, `[0, 1]` and `"0,1"` as numbers; None if they are none."""
+def _parse_numbers(devices: object) -> list[int] | None:
+    """Return `2`, `"2"`, `[0, 1]` and `"0,1"` as a list of numbers; None if they are none."""
     parts = list(devices) if isinstance(devices, ListConfig) else str(devices).split(",")
     texts = [str(part).strip() for part in parts if str(part).strip()]
     return [int(text) for text in texts] if all(re.fullmatch(r"-?\d{1,9}", text) for text in texts) else None

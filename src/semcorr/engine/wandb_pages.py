@@ -1,4 +1,4 @@
-"""What W&B is shown besides scalars: matches, maps and categories at each validation; at the end all scores."""
+"""Pages in W&B besides scalars: matches, maps and categories at each validation, and all scores at the end."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,56 +6,61 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from PIL import Image
 
 from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.loggers import warn_once_on_failure
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.predictions import load_predictions
 from semcorr.visualization import predictions as draw
 from semcorr.visualization import similarity as similarity_map
 
 ALPHA = "0.1"
-SHOWN = 6  # pairs of a page
+SHOWN = 6  # pairs on a page
 
 
 class WandbPagesCallback(Callback):
-    """After a validation: `val/matches`, `val/similarity` and `val/categories`.
+    """A callback that logs `val/matches`, `val/similarity` and `val/categories` after each validation.
 
-    Every process has a share of the rows, one draws.
+    Every process has a share of the rows; the first one gathers and draws them.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module has logged its scores by now, and still has the rows."""
+        """Log the pages; by now the module has logged its scores, and still has the rows."""
         board = find_wandb_run(trainer.loggers)
         if board is None or trainer.sanity_checking:
             return
-        module: object = pl_module
-        table, data = module.evaluator.gather_tables()["predictions"], module.trainer.datamodule
+        data = getattr(trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
+        assert isinstance(pl_module, CorrespondenceModule)
+        assert isinstance(data, PairDataModule)
+        table = pl_module.evaluator.gather_tables()["predictions"]
         if not trainer.is_global_zero:
             return
-        found = set(table["pair"].to_pylist())
-        pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in found}
+        names = set(table["pair"].to_pylist())
+        pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in names}
         with warn_once_on_failure(board):
             matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], SHOWN), table)
-            log_page(board, "val", module.result.scores["category"], matches, trainer.global_step)
-            maps = similarity_map.plot_similarity_page(module, data, pairs, load_predictions(table))
+            log_page(board, "val", pl_module.result.scores["category"], matches, trainer.global_step)
+            maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
             log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
 
 
 def find_wandb_run(loggers: Iterable[Logger]) -> WandbLogger | None:
-    """The one that is W&B's, if one is."""
+    """Return the logger to W&B, if there is one."""
     return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def log_image(board: WandbLogger, key: str, image: object, caption: str, step: int) -> None:
-    """A picture."""
+def log_image(board: WandbLogger, key: str, image: Image.Image, caption: str, step: int) -> None:
+    """Log an image with its caption."""
     import wandb
 
     board.experiment.log({key: wandb.Image(image, caption=caption), "trainer/global_step": step})
 
 
-def log_page(board: WandbLogger, stage: str, categories: JsonMapping, page: object, step: int) -> None:
-    """A table of PCK by category, and a picture."""
+def log_page(board: WandbLogger, stage: str, categories: JsonMapping, page: Image.Image, step: int) -> None:
+    """Log a table of PCK by category, and an image of matches."""
     import wandb
 
     rows = category_pck(categories)
@@ -69,7 +74,7 @@ def log_page(board: WandbLogger, stage: str, categories: JsonMapping, page: obje
 
 
 def category_pck(categories: JsonMapping) -> list[list[object]]:
-    """PCK@0.1 per image, in percent; None where a category has no such keypoints.
+    """Return PCK@0.1 per image by category, in percent; None where a category has no such keypoints.
 
     >>> category_pck({"cat": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std")}})
     [['cat', 50.0, 50.0, 50.0]]
@@ -79,20 +84,21 @@ def category_pck(categories: JsonMapping) -> list[list[object]]:
         return None if value is None else 100 * value
 
     return [
-        [name, *(percent(found[subset]["image"][ALPHA]) for subset in SUBSETS)] for name, found in categories.items()
+        [name, *(percent(scores[subset]["image"][ALPHA]) for subset in SUBSETS)] for name, scores in categories.items()
     ]
 
 
 def log_summary(loggers: Sequence[Logger], metrics: JsonMapping, run_dir: Path, step: int) -> None:
-    """The run's summary: every number of metrics.json; its curves, its categories and its page."""
+    """Log the summary of a run: every number of metrics.json, its curves, its categories and its page of matches."""
     board = find_wandb_run(loggers)
     if board is None or "pck" not in metrics:
         return
     with warn_once_on_failure(board):
-        _conclude(board, metrics, run_dir, step)
+        _log_summary(board, metrics, run_dir, step)
 
 
-def _conclude(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: int) -> None:
+def _log_summary(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int) -> None:
+    """Log the summary of a run, without the handling of errors."""
     import wandb
 
     from semcorr.data.open_image import open_image
@@ -105,17 +111,17 @@ def _conclude(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: int
     ]
     board.experiment.log({"test/curves": wandb.Table(columns=["keypoints", "per", "alpha", "pck"], data=curve)})
     board.experiment.summary.update(flatten_metrics({"scores": json.loads(json.dumps(metrics))}))
-    with open_image(run_dir / "matches.png") as page:  # last: where it could not be drawn, the rest is there
+    with open_image(run_dir / "matches.png") as page:  # last: if it could not be drawn, the rest is logged
         log_page(board, "test", metrics["category"], page.copy(), step)
 
 
-def flatten_metrics(tree: JsonMapping, prefix: str = "") -> JsonObject:
-    """Leaves by their paths.
+def flatten_metrics(tree: Mapping[str, object], prefix: str = "") -> JsonObject:
+    """Return the leaves of nested metrics by their paths.
 
     >>> flatten_metrics({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})
     {'pck/all/0.1': 0.5, 'pairs': 3}
     """
-    found: JsonObject = {}
+    leaves: JsonObject = {}
     for key, value in tree.items():
-        found |= flatten_metrics(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        leaves |= flatten_metrics(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves

@@ -8,16 +8,16 @@ for these four `pose` takes, "Unspecified" for the rest.
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
+from semcorr.core.text_files import JsonObject
 from semcorr.data.creatures.photograph import Photo
 from semcorr.data.keypoints import keypoint_names
 
 POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
-Annotation = dict[str, Any]
+Annotation = JsonObject
 
 
 def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:

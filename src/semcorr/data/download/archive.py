@@ -13,9 +13,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
 from semcorr.core.paths import open_plain
 
@@ -24,9 +26,21 @@ MOST = 1_000_000  # members of an archive; a benchmark has some 100,000
 HEADERS = 1 << 20  # bytes that a header of an archive may ask to be read at once: a name, or a few attributes
 WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take gigabytes by their own settings
 DAMAGE = (  # what the standard library raises for bytes that make no sense
-    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, struct.error,
-    EOFError, ValueError, IndexError, OverflowError, RuntimeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+)
+
+
+ArchiveEntry = zipfile.ZipInfo | tarfile.TarInfo
 
 
 class ArchiveMember(NamedTuple):
@@ -35,10 +49,11 @@ class ArchiveMember(NamedTuple):
     name: str
     kind: str  # "file", "folder", or what it is that we do not take
     size: int
-    entry: object  # the archive's own
+    entry: ArchiveEntry  # the archive's own
 
 
-Opened = tuple[Sequence[ArchiveMember], Callable[[Any], Any]]  # and how one is read
+Content = IO[bytes] | BufferedIOBase  # of a member, as it is read
+Opened = tuple[Sequence[ArchiveMember], Callable[[ArchiveMember], Content]]  # and how one is opened
 
 
 @contextmanager
@@ -49,19 +64,31 @@ def open_archive(path: Path) -> Iterator[Opened]:
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             _check_count(archive)
-            yield [_convert_zip_member(info) for info in archive.infolist()], archive.open
+            yield [_convert_zip_member(info) for info in archive.infolist()], partial(_open_zip_member, archive)
     else:
-        with _open_tar_stream(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
+        with _open_tar_stream(path) as stream, tarfile.open(fileobj=cast(BinaryIO, _Bounded(stream)), mode="r:") as tar:
             members = [_convert_tar_member(info) for info in islice(tar, MOST + 1)]
             _require_count(len(members))
             _check_end(tar)
-            yield members, tar.extractfile
+            yield members, partial(_open_tar_member, tar)
+
+
+def _open_zip_member(archive: zipfile.ZipFile, member: ArchiveMember) -> Content:
+    assert isinstance(member.entry, zipfile.ZipInfo)
+    return archive.open(member.entry)
+
+
+def _open_tar_member(archive: tarfile.TarFile, member: ArchiveMember) -> Content:
+    assert isinstance(member.entry, tarfile.TarInfo)
+    content = archive.extractfile(member.entry)
+    assert content is not None, "no file is read from a folder"
+    return content
 
 
 class _Bounded:
     """A file that no header can make read gigabytes at once."""
 
-    def __init__(self, file: object) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self.file = file
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
@@ -69,12 +96,11 @@ class _Bounded:
         """Read as much as requested, within bounds."""
         if not 0 <= size <= HEADERS:
             raise tarfile.ReadError(f"a header claims {size} bytes")
-        content: bytes = self.file.read(size)
-        return content
+        return self.file.read(size)
 
 
 @contextmanager
-def _open_tar_stream(path: Path) -> Iterator[object]:
+def _open_tar_stream(path: Path) -> Iterator[BufferedIOBase]:
     """Open the archive itself: as it is, or inflated as it is read."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -112,7 +138,8 @@ def _convert_tar_member(info: tarfile.TarInfo) -> ArchiveMember:
 
 def _check_count(archive: zipfile.ZipFile) -> None:
     """Require as many members as the end of the file states: a length altered in the list hides those after it."""
-    file: object = archive.fp
+    file = archive.fp
+    assert file is not None
     file.seek(-min(file.seek(0, os.SEEK_END), 22 + 0xFFFF), os.SEEK_END)  # the end record, and the longest comment
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
@@ -130,7 +157,8 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tarfile stops at the first header that makes no sense, as if the archive ended there; it does end
     there only if nothing but zeros follows. And gzip compares its checksum at the end, not before.
     """
-    file: object = tar.fileobj
+    file = tar.fileobj
+    assert file is not None
     file.seek(tar.offset)
     zeros = 0
     while block := file.read(CHUNK):

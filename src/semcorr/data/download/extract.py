@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import name_fault, quote_value
-from semcorr.data.download.archive import DAMAGE, ArchiveMember, open_archive
+from semcorr.data.download.archive import DAMAGE, ArchiveMember, Content, open_archive
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 JUNK = ("__MACOSX", ".DS_Store")
@@ -49,7 +49,7 @@ def extract(path: Path, into: Path, name: str) -> None:
             _require_space(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
             with Progress(transient=True) as bar:
                 for parts, member in bar.track(plan.items(), description=f"Unpacking {name}"):
-                    with open_member(member.entry) as source:
+                    with open_member(member) as source:
                         _write_file(source, into.joinpath(*parts))
     except UserError:
         raise
@@ -115,7 +115,7 @@ def _require_space(path: Path, needed: int, into: Path) -> None:
         )
 
 
-def _write_file(source: object, target: Path) -> None:
+def _write_file(source: Content, target: Path) -> None:
     """Write a new file, never through an existing one, and with our own permissions less the umask's."""
     _create_folder(target.parent)
     with open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:

@@ -10,14 +10,15 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
+from rich.console import JustifyMethod
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
-from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.data.datamodule import PairDataModule, PairListEntry
+from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry
 from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import measure_picture, stored_size
@@ -60,8 +61,9 @@ class VerificationReport(NamedTuple):
     def table(self) -> Table:
         """Format the report for the terminal."""
         table = Table(title=f"{self.benchmark} at {self.root}", title_justify="left")
-        for header, side in (("", "left"), ("split", "left"), ("found", "right"), ("official", "right"), ("", "left")):
-            table.add_column(header, justify=side, overflow="fold")  # type: ignore[arg-type]
+        sides: Sequence[JustifyMethod] = ("left", "left", "right", "right", "left")
+        for header, side in zip(("", "split", "found", "official", ""), sides, strict=True):
+            table.add_column(header, justify=side, overflow="fold")
         for check in self.checks:
             colour = COLOURS[check.verdict]
             official = "" if check.official is None else f"{check.official:,}"
@@ -124,7 +126,7 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
 def check_lists(
     rows: Mapping[str, Sequence[PairListEntry]],
     categories: Mapping[str, Mapping[str, int]],
-    official: JsonMapping,
+    official: OfficialCounts,
 ) -> list[VerificationCheck]:
     """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
     checks = []
@@ -139,13 +141,13 @@ def check_lists(
         checks.append(_compare_count("images", split, len(names), official_counts.get(split)))
     if "all" in official_counts:
         checks.append(_compare_count("images", "all", len(set().union(*pictures.values())), official_counts["all"]))
-    for split, expected in official.get("pairs_per_category", {}).items():
+    for split, published in official.get("pairs_per_category", {}).items():
         if split in rows:
-            wrong = {c: categories[split].get(c, 0) for c in expected if categories[split].get(c, 0) != expected[c]}
-            examples = tuple(f"{c}: {count} pairs, official {expected[c]}" for c, count in wrong.items())
-            num_right = len(expected) - len(wrong)
+            wrong = {c: categories[split].get(c, 0) for c in published if categories[split].get(c, 0) != published[c]}
+            examples = tuple(f"{c}: {count} pairs, official {published[c]}" for c, count in wrong.items())
+            num_right = len(published) - len(wrong)
             checks.append(
-                _compare_count("categories as published", split, num_right, len(expected))._replace(examples=examples)
+                _compare_count("categories as published", split, num_right, len(published))._replace(examples=examples)
             )
     for split, entries in rows.items():
         repeated = [row for row, times in Counter(entries).items() if times > 1]

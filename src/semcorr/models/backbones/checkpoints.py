@@ -6,9 +6,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -133,6 +132,7 @@ def _refuse_unfinished_download(tensors: Mapping[str, Tensor], files: Sequence[P
 
 
 def _ends_in_zeros(file: Path) -> bool:
+    """Tell whether the last 256 bytes of a file are zero."""
     with open_plain(file) as stream:
         stream.seek(-min(file.stat().st_size, 256), os.SEEK_END)
         return not stream.read().strip(b"\0")
@@ -192,6 +192,7 @@ def _read_file(file: Path, option: str) -> JsonObject:
 
 
 def _read_content(file: Path, option: str) -> JsonObject:
+    """Read a file in whichever of the three formats it is, or refuse it."""
     if message := describe_other(file):
         raise UserError(f"`{option}`: {file} {message}")
     if is_safetensors(file):
@@ -224,10 +225,11 @@ class _Inert:
 
 
 def _create_empty_dict(*_: object) -> dict[object, object]:
+    """Create an empty dict in the place of a `defaultdict`, whatever its factory."""
     return {}
 
 
-def _list_stand_ins(file: Path) -> list[tuple[Any, str]]:
+def _list_stand_ins(file: Path) -> list[tuple[Callable[..., object], str]]:
     """List stand-ins for the harmless types that a PyTorch archive names."""
     if not zipfile.is_zipfile(file):
         return []
@@ -238,6 +240,7 @@ def _list_stand_ins(file: Path) -> list[tuple[Any, str]]:
 
 
 def _build_read_error(file: Path, error: Exception, option: str) -> UserError:
+    """Build the error for a file that could not be read, with what the file is as far as its bytes tell."""
     match = re.search(r"GLOBAL (\S+)", str(error))
     if match and isinstance(error, pickle.UnpicklingError):
         return UserError(

@@ -89,24 +89,25 @@ class StableDiffusion(Backbone):
             raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
         parts = parts or load_diffusion_networks(name, pretrained, weights)
         unet, vae, text = parts.unet, parts.vae, parts.text()
+        assert vae.quant_conv is not None, "Stable Diffusion's autoencoder has it"
         decoder = list_decoder_steps(unet)
         self.layers = normalise_layer_indices(layers, len(decoder))
         steps = [decoder[i] for i in self.layers]
         _require_range("components", components, 1, min(step.channels for step in steps))
-        pixels = 2 ** (len(vae.config.block_out_channels) - 1)  # per latent cell
+        pixels = 2 ** (len(vae.config["block_out_channels"]) - 1)  # per latent cell
         self.stride, self.multiple = pixels * min(step.factor for step in steps), pixels * coarsest_stride(unet)
         self.name, self.size = name, CellGrid(self.stride, self.multiple).side(name, size, grid)
         self.widths = [components or step.channels for step in steps]
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
         self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
-        self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config.scaling_factor)
+        self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config["scaling_factor"])
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
         self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
         self.text = parts.text  # not a module: loaded again only if a prompt is to be learned
         with torch.no_grad():
-            self.prompt: object = FixedPrompt(text(prompt))
+            self.prompt: nn.Module = FixedPrompt(text(prompt))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -121,7 +122,7 @@ class StableDiffusion(Backbone):
     @property
     def pairwise(self) -> bool:
         """Whether the prompt or the principal components are made of both images."""
-        return self.prompt.pairwise or self.components is not None
+        return bool(self.prompt.pairwise) or self.components is not None
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
@@ -181,6 +182,7 @@ class StableDiffusion(Backbone):
         return [maps[layer] for layer in self.layers]
 
     def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
+        """Compute the input of the first unit: the noised latents, through the first convolution."""
         noisy = add_noise(latent, self.timestep, self.ensemble, self.seed)
         hidden = self.conv_in(noisy.flatten(0, 1))
         return UNetState(hidden, {0: hidden} if self.keeps_first else {})
@@ -199,6 +201,7 @@ class StableDiffusion(Backbone):
 
 
 def _require_range(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:
+    """Refuse a number outside a range; None is no number."""
     if value is not None and (value < low or (high is not None and value > high)):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"`{group}{key}` must be {allowed}, got {value}")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from safetensors import SafetensorError
 
@@ -15,6 +16,10 @@ from semcorr.models.backbones.file_kinds import describe_other
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
 from semcorr.models.backbones.weight_paths import list_library_files
 from semcorr.models.backbones.weights import require_finite_weights
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 # Errors that the two libraries raise where a file is missing, or not in their format.
 BROKEN = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError)
@@ -40,11 +45,23 @@ PUBLISHED: dict[str, tuple[JsonObject, JsonObject]] = {
 }
 
 
+@runtime_checkable
+class Pretrained(Protocol):
+    """A class of diffusers or transformers that is loaded from a folder or the hub."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """Load an instance, or a pair of it and a report if `output_loading_info` is set."""
+
+
+T = TypeVar("T", bound=Pretrained)
+
+
 class DiffusionNetworks(NamedTuple):
     """The networks that a pass through Stable Diffusion needs."""
 
-    unet: object  # diffusers' UNet2DConditionModel
-    vae: object  # diffusers' AutoencoderKL
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL"
     text: Callable[[], TextEncoder]  # large, and needed only while a prompt is read or learned
 
 
@@ -85,7 +102,7 @@ def reuse_encoder(encoder: TextEncoder) -> TextEncoder:
     return encoder
 
 
-def require_diffusers() -> object:
+def require_diffusers() -> ModuleType:
     """Import diffusers, an optional dependency, or raise an error that says how to install it."""
     try:
         import diffusers
@@ -98,13 +115,14 @@ def require_diffusers() -> object:
 
 
 def _load_text_encoder(source: str, local: bool) -> TextEncoder:
+    """Load the text encoder and its tokenizer."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     model = _load_part(source, local, CLIPTextModel, "text_encoder").float()  # the file may be in half precision
     return TextEncoder(model, _load_part(source, local, CLIPTokenizer, "tokenizer", info=False))
 
 
-def _load_part(source: str, local: bool, kind: object, folder: str, info: bool = True) -> object:
+def _load_part(source: str, local: bool, kind: type[T], folder: str, info: bool = True) -> T:
     """Load one part, and require that all of its weights are found."""
     options = {"output_loading_info": True} if info else {}
     try:
@@ -144,6 +162,7 @@ def _build_load_error(error: Exception, source: str, local: bool, folder: str) -
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:
+    """List an error, what caused it, and so on."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -152,6 +171,7 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _require_layout(directory: Path) -> None:
+    """Refuse a directory that is not in diffusers' layout, or a part of which could not be read."""
     if not directory.exists():
         raise UserError(f"`backbone.weights`: {directory} does not exist. Give a directory in diffusers' layout.")
     if directory.is_file():
@@ -181,6 +201,7 @@ def _require_layout(directory: Path) -> None:
 
 
 def _require_weights(folder: Path) -> None:
+    """Refuse a folder without weights under a name that diffusers or transformers reads."""
     if list_library_files(folder, "backbone.weights"):
         return
     variant = next(iter(sorted(folder.glob("*model.*.safetensors"))), None)  # such as the one in float16

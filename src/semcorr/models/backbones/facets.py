@@ -18,20 +18,22 @@ def check_facet(facet: str) -> None:
         raise UserError(f"`backbone.facet` must be one of {', '.join(FACETS)}, got {facet!r}")
 
 
-def project_facet(block: object, tokens: Float[Tensor, "b n c"], facet: str) -> Float[Tensor, "b n _"]:
+def project_facet(block: nn.Module, tokens: Float[Tensor, "b n c"], facet: str) -> Float[Tensor, "b n _"]:
     """Project the input tokens of a block to its queries, keys or values, all heads side by side.
 
     As Amir et al. (2021, "Deep ViT features as dense visual descriptors") read them: from the
     projection, before any normalisation or rotation of queries and keys.
     """
-    attention, tokens = block.attn, block.norm1(tokens)
+    attention, tokens = block.get_submodule("attn"), block.get_submodule("norm1")(tokens)
     if getattr(attention, "qkv", None) is None:
         return getattr(attention, f"{facet[0]}_proj")(tokens)
     biases = [getattr(attention, f"{letter}_bias", None) for letter in "qkv"]
+    projection = attention.get_submodule("qkv")
     if biases[0] is None:
-        fused = attention.qkv(tokens)
+        fused = projection(tokens)
     else:  # EVA stores them outside the layer
-        fused = linear(tokens, attention.qkv.weight, torch.cat([bias for bias in biases if bias is not None]))
+        assert isinstance(projection.weight, Tensor)
+        fused = linear(tokens, projection.weight, torch.cat([bias for bias in biases if bias is not None]))
     return fused.chunk(3, dim=-1)[FACETS.index(facet) - 1]
 
 
@@ -50,7 +52,7 @@ def parameters_unused_by_facet(block: nn.Module, facet: str) -> list[nn.Paramete
 
 
 def tokens_to_maps(
-    tokens: Mapping[int, Float[Tensor, "b n c"]], special: int, rows: int
+    tokens: Mapping[int, Float[Tensor, "b n c"]], prefix_tokens: int, rows: int
 ) -> list[Float[Tensor, "b c h w"]]:
-    """Reshape tokens, without the first `special`, to maps of `rows` rows, in the order of the layers."""
-    return [tokens[layer][:, special:].unflatten(1, (rows, -1)).movedim(-1, 1) for layer in sorted(tokens)]
+    """Reshape tokens, without the first `prefix_tokens`, to maps of `rows` rows, in the order of the layers."""
+    return [tokens[layer][:, prefix_tokens:].unflatten(1, (rows, -1)).movedim(-1, 1) for layer in sorted(tokens)]

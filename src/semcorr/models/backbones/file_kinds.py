@@ -8,8 +8,9 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from semcorr.core.paths import open_plain
 
@@ -36,14 +37,20 @@ STARTS = (  # first bytes, what that is, what to do
 )
 POINTER = b"version https://git-lfs"
 TAGS = re.compile(rb"<(!doctype html|html|head|body|title|meta|script|style|!--)")
-PACKED: tuple[tuple[bytes, str, Any], ...] = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
+Opener = Callable[[BinaryIO], gzip.GzipFile | bz2.BZ2File]
+PACKED: tuple[tuple[bytes, str, Opener], ...] = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
 MEMBERS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")  # suffixes of weights files in an archive
 LOOK = 1 << 16  # bytes from the start, by which a file is recognised
 ENDINGS = {  # suffixes of formats that have no signature in their first bytes
-    ".onnx": "an ONNX graph", ".tflite": "a TensorFlow Lite file", ".pb": "a TensorFlow graph",
-    ".msgpack": "a Flax file", ".h5": "a Keras file", ".index": "a part of a TensorFlow checkpoint",
-    ".data-00000-of-00001": "a part of a TensorFlow checkpoint", ".meta": "a part of a TensorFlow checkpoint",
-}  # fmt: skip
+    ".onnx": "an ONNX graph",
+    ".tflite": "a TensorFlow Lite file",
+    ".pb": "a TensorFlow graph",
+    ".msgpack": "a Flax file",
+    ".h5": "a Keras file",
+    ".index": "a part of a TensorFlow checkpoint",
+    ".data-00000-of-00001": "a part of a TensorFlow checkpoint",
+    ".meta": "a part of a TensorFlow checkpoint",
+}
 HEADER = 100 << 20  # most bytes of a safetensors header: the library's own limit
 
 
@@ -132,7 +139,7 @@ def _describe_replacement(start: bytes) -> str | None:
     return None
 
 
-def _describe_compressed(path: Path, kind: str, open_compressed: object) -> str:
+def _describe_compressed(path: Path, kind: str, open_compressed: Opener) -> str:
     """Describe a compressed file by what is in it: unpacking a page would not help."""
     try:
         with open_plain(path) as file, open_compressed(file) as unpacked:
@@ -174,6 +181,7 @@ def _decode_text(start: bytes) -> str | None:
 
 
 def _describe_zip(path: Path) -> str | None:
+    """Describe a ZIP archive by the names in it; None if it is one of PyTorch, or damaged."""
     if not zipfile.is_zipfile(path):
         return f"is cut short: it is a ZIP archive without an end. {AGAIN} again."
     try:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class FusedBackbone(Backbone):
     """
 
     @check_arguments("backbone")
-    def __init__(self, parts: Sequence[object], balance: Sequence[float] | None = None) -> None:
+    def __init__(self, parts: Sequence[Backbone], balance: Sequence[float] | None = None) -> None:
         super().__init__()
         balance = [1.0] * len(parts) if balance is None else list(balance)
         if not parts or len(balance) != len(parts) or min(balance) < 0 or sum(balance) <= 0:
@@ -123,8 +123,9 @@ class FusedBackbone(Backbone):
         return self._concatenate_maps(maps)
 
     @property
-    def _parts(self) -> list[object]:
-        return list(self.parts)
+    def _parts(self) -> list[Backbone]:
+        """The parts, as backbones."""
+        return cast("list[Backbone]", list(self.parts))
 
     def _part_depths(self, depth: int) -> list[int]:
         """Count the blocks of each part among the first `depth` of all."""
@@ -143,6 +144,7 @@ class FusedBackbone(Backbone):
         return [(size[0] * part.size // self.size, size[1] * part.size // self.size) for part in self._parts]
 
     def _concatenate_maps(self, maps: Sequence[FeatureMap]) -> FeatureMap:
+        """Concatenate the maps of the parts on the finest grid, normalised and weighted."""
         finest = max((m.values.shape[-2:] for m in maps), key=lambda size: size[0] * size[1])
         resized = [interpolate(m.values, size=tuple(finest), mode="bilinear") for m in maps]
         weighted = [share * normalize(values, dim=1) for share, values in zip(self.shares, resized, strict=True)]

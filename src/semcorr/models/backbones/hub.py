@@ -42,6 +42,7 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
 
 
 def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

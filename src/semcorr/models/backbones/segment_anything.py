@@ -1,6 +1,6 @@
 """The image encoder of Segment Anything (Kirillov et al. 2023), tokens or neck, at any multiple of 16 pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,13 +50,14 @@ class HeadwiseAttention(Attention):
         """Compute attention as the package's class does."""
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
-        attend: object = (
+        attend: Callable[..., Tensor] = (
             partial(checkpoint, self._attend, use_reentrant=False) if torch.is_grad_enabled() else self._attend
         )
         heads = torch.cat([attend(*head, (h, w)) for head in zip(*(part.split(1) for part in qkv), strict=True)])
         return self.proj(heads.view(b, self.num_heads, h, w, -1).permute(0, 2, 3, 1, 4).flatten(3))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Compute the attention of one head, with its relative positions."""
         scores = (q * self.scale) @ k.transpose(-2, -1)
         if self.use_rel_pos:
             scores = add_decomposed_rel_pos(scores, q, self.rel_pos_h, self.rel_pos_w, grid, grid)
@@ -112,9 +113,9 @@ class SegmentAnything(SequentialBackbone):
                 block.attn.__class__ = HeadwiseAttention
         if source is not None and state is not None:
             load_weights(
-                encoder, image_encoder_state(state), source, spare=full.keys(), of=recognise_weights(state, full)
+                encoder, image_encoder_state(state), source, spare=full.keys(), diagnosis=recognise_weights(state, full)
             )
-        self.model: object = encoder
+        self.model = encoder
         self.widths = [config["out_chans"]] if neck else [config["embed_dim"]] * len(self.layers)
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(encoder)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.layers import concatenate_layers
 
 LARGEST = 2**14  # pixels along a side: a single larger image takes more memory than there is
-Step = Callable[..., Any]  # step(i, the block's original forward, its arguments) -> its output
+BlockForward = Callable[..., Tensor]
+Step = Callable[..., object]  # step(i, the block's original forward, its arguments) -> its output
 
 
 class CellGrid(NamedTuple):
@@ -64,7 +65,6 @@ class SequentialBackbone(Backbone, ABC):
 
     mean: Tensor
     std: Tensor
-    norm: nn.Module | None = None
     pairwise = False
     facet = "token"
     sha256 = ""
@@ -93,6 +93,11 @@ class SequentialBackbone(Backbone, ABC):
     def points(self) -> list[int]:
         """The number of blocks run before each layer is read, one per layer."""
 
+    @property
+    def norm(self) -> nn.Module | None:
+        """The last layer that is trained with the blocks: none, unless a subclass has one."""
+        return None
+
     @abstractmethod
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Compute one map per layer from normalised images: run the network, calling every one of `blocks`."""
@@ -110,7 +115,7 @@ class SequentialBackbone(Backbone, ABC):
         """Compute the embedding and the first `depth` blocks."""
         values: dict[str, Tensor] = {}
 
-        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
+        def step(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> Tensor:
             if i == 0:
                 record(0, x)
             x = block_forward(x, *args, **kwargs)
@@ -133,7 +138,7 @@ class SequentialBackbone(Backbone, ABC):
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
 
-        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
+        def step(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> Tensor:
             if i == 0:
                 x = state.values.get("0", x)
             return block_forward(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)

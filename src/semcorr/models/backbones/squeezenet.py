@@ -67,8 +67,8 @@ class SqueezeNet(Backbone):
         self.features = full[: FIRE[self.layers[-1]] + 1]
         if weights is not None and state is not None:
             content = {key.removeprefix("features."): value for key, value in state.items()}
-            of = "" if any("squeeze" in key for key in state) else recognise_weights(state)
-            load_weights(self.features, content, weights, spare=set(full.state_dict()), of=of)
+            diagnosis = "" if any("squeeze" in key for key in state) else recognise_weights(state)
+            load_weights(self.features, content, weights, spare=set(full.state_dict()), diagnosis=diagnosis)
         elif pretrained:
             load_weights(self.features, _download(), self.name, spare=set(full.state_dict()))
         self.features.to(memory_format=torch.channels_last)
@@ -121,6 +121,7 @@ class SqueezeNet(Backbone):
 
 
 def _download() -> dict[str, Tensor]:
+    """Download torchvision's weights, and return those of `features`."""
     official = SqueezeNet1_1_Weights.IMAGENET1K_V1
     try:
         state = official.get_state_dict(progress=True, check_hash=True)

@@ -119,6 +119,7 @@ def _require_kind(state: State, model: nn.Module) -> None:
 
 
 def _suggest_weights(state: State) -> str:
+    """Say which network the weights are of, if it is known, or else what to give."""
     return recognise_weights(state) or "Give weights of the same model."
 
 
@@ -129,9 +130,7 @@ def convert_from_hugging_face(state: State) -> dict[str, Tensor]:
     """
     if any(".depthwise_conv." in key for key in state):
         return {_rename_key(key, CONVNEXT): value for key, value in state.items()}
-    anchors = (
-        re.fullmatch(r"(.*\.|)embeddings\.(cls_token|class_embedding|patch_embedding\.weight)", k) for k in state
-    )
+    anchors = (ANCHOR.fullmatch(k) for k in state)
     prefix = next((anchor[1] for anchor in anchors if anchor and "text" not in anchor[1]), None)
     if prefix is None:
         return dict(state)
@@ -146,6 +145,7 @@ def convert_from_hugging_face(state: State) -> dict[str, Tensor]:
 
 
 def _rename_key(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """Apply the rules, each a pattern and its replacement, one after the other."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -164,16 +164,18 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def _remove_zero_biases(state: dict[str, Tensor], model: object) -> dict[str, Tensor]:
+def _remove_zero_biases(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Remove DINOv3's query and value biases, which are zero in most of its networks, if `model` has none.
 
     timm removes them without looking at them. The biases of keys are masked, and in the file still as initialised.
     """
     names = [key for key in state if key.endswith("attn.qkv.bias")]
-    if "storage_tokens" not in state or not names or getattr(model.blocks[0].attn, "q_bias", None) is not None:
+    if "storage_tokens" not in state or not names:
+        return state
+    if getattr(model.get_submodule("blocks.0.attn"), "q_bias", None) is not None:
         return state
     if any(part.any() for name in names for part in state[name].chunk(3)[::2]):
-        name = model.pretrained_cfg["architecture"]
+        name = vars(model)["pretrained_cfg"]["architecture"]
         raise UserError(
             f"`backbone.weights`: this file has query and value biases, and {name} is built without. "
             f"Set backbone.name={name}_qkvb."

@@ -1,9 +1,14 @@
 """CLIP's text encoder, for a prompt or for vectors in the place of its words."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float, Int
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import transformers
 
 
 class TextEncoder(nn.Module):
@@ -14,7 +19,7 @@ class TextEncoder(nn.Module):
         tokenizer: CLIPTokenizer that belongs to `model`.
     """
 
-    def __init__(self, model: object, tokenizer: object) -> None:
+    def __init__(self, model: "transformers.CLIPTextModel", tokenizer: "transformers.CLIPTokenizer") -> None:
         super().__init__()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.length: int = model.config.max_position_embeddings  # 77
@@ -59,7 +64,7 @@ def token_embeddings(model: nn.Module) -> nn.Module:
     return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "embeddings")
 
 
-def build_byte_tokenizer(size: int) -> object:
+def build_byte_tokenizer(size: int) -> "transformers.CLIPTokenizer":
     """Build CLIP's tokenizer without what it learned from text: each byte is a word, the last two ids start and end.
 
     The published vocabulary begins with these bytes, but needs a download.

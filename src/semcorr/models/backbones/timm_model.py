@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import timm
 import torch
@@ -13,14 +13,31 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, OptionsOf, Range, check_arguments, require
+from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.facets import check_facet, project_facet, tokens_to_maps
 from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.layers import normalise_layer_indices
-from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone, intercept_blocks
+from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.backbones.state_dict_conversion import convert_to_timm
 from semcorr.models.backbones.weight_kinds import recognise_weights
 from semcorr.models.backbones.weights import load_weights, weights_sha256
+
+if TYPE_CHECKING:
+
+    class TimmNetwork(nn.Module):
+        """What timm's networks have in common, as far as it is used here."""
+
+        feature_info: Sequence[JsonObject]  # of each block or stage: `module`, `num_chs`, `reduction`
+        pretrained_cfg: JsonObject
+        num_prefix_tokens: int  # of transformers
+
+        def prune_intermediate_layers(self, indices: Sequence[int], *, prune_norm: bool, prune_head: bool) -> object:
+            """Remove what no layer in `indices` needs."""
+
+        def forward_intermediates(self, x: Tensor, **options: object) -> list[Tensor]:
+            """Compute the outputs of layers."""
+
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
 # Errors that timm raises for options that do not fit a network.
@@ -74,7 +91,7 @@ class TimmModel(SequentialBackbone):
             elif isinstance(value, int | float):
                 require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
         state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
-        model: object = create_timm_model(name, pretrained and weights is None, **options)
+        model = cast("TimmNetwork", create_timm_model(name, pretrained and weights is None, **options))
         layers = normalise_layer_indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
         lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
@@ -86,9 +103,11 @@ class TimmModel(SequentialBackbone):
         full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
-        self.model: object = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
-            load_weights(model, content, weights, spare=full_state.keys(), of=recognise_weights(state, full_state))
+            load_weights(
+                model, content, weights, spare=full_state.keys(), diagnosis=recognise_weights(state, full_state)
+            )
         self.sha256 = weights_sha256(model)
         self._require_readable_layers()
 
@@ -106,7 +125,7 @@ class TimmModel(SequentialBackbone):
         return after if self.facet == "token" else [point - 1 for point in after]
 
     @property
-    def norm(self) -> nn.Module | None:  # type: ignore[override]
+    def norm(self) -> nn.Module | None:
         """The final LayerNorm, or SAM's neck, where there is one and it is applied."""
         return getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
 
@@ -116,7 +135,7 @@ class TimmModel(SequentialBackbone):
             return self._run(image)
         tokens: dict[int, Tensor] = {}
 
-        def record(i: int, block_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
+        def record(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> object:
             tokens[i] = x
             return block_forward(x, *args, **kwargs)
 
@@ -126,7 +145,8 @@ class TimmModel(SequentialBackbone):
         return tokens_to_maps(projected, self.model.num_prefix_tokens, image.shape[-2] // self.stride)
 
     def _run(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        maps: list[Tensor] = self.model.forward_intermediates(
+        """Compute the outputs of the layers, as maps."""
+        return self.model.forward_intermediates(
             image,
             indices=self.layers,
             norm=self.apply_norm,
@@ -134,7 +154,6 @@ class TimmModel(SequentialBackbone):
             intermediates_only=True,
             stop_early=True,
         )
-        return maps
 
     def _require_readable_layers(self) -> None:
         """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
@@ -158,7 +177,7 @@ def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Modu
     if tag and name not in tagged:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
-        model = _create_model(name, pretrained, **options)
+        model = _create_model(name, pretrained, options)
     except MISFITS as error:
         if not options:
             raise
@@ -189,7 +208,8 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     return [child for index, child in siblings if index <= int(number[0])]
 
 
-def _create_model(name: str, pretrained: bool, **options: object) -> nn.Module:
+def _create_model(name: str, pretrained: bool, options: JsonObject) -> nn.Module:
+    """Build a timm model without a classifier."""
     try:  # transformers: position embeddings for any image size
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional networks take any size as they are

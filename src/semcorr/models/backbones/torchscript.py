@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -54,7 +53,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         return _flatten_module(_Tensors(archive, path).load())
 
 
-class _Module(dict[str, Any]):
+class _Module(dict[str, object]):
     """A scripted module's attributes; its methods stay text in the archive."""
 
     def __setstate__(self, state: object) -> None:
@@ -75,14 +74,18 @@ def _flatten_module(module: _Module) -> dict[str, Tensor]:
 
 
 def _build_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+    """Build a tensor as a view of its storage."""
     return storage.as_strided(size, stride, offset)
 
 
 def _return_value(value: object, *_: object) -> object:
+    """Return a value without the type that the archive declares for it."""
     return value
 
 
 class _Tensors(pickle.Unpickler):
+    """A reader of the pickle in an archive, whose names all stand for something inert."""
+
     def __init__(self, archive: ZipFile, path: Path) -> None:
         self.archive, self.path = archive, path
         pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
@@ -108,6 +111,8 @@ class _Tensors(pickle.Unpickler):
 
     def persistent_load(self, pid: object) -> Tensor:
         """Load a storage, given as ("storage", dtype, file, device, length)."""
+        if not isinstance(pid, tuple):
+            raise TypeError(f"it names a storage by a {type(pid).__name__}")
         _, dtype, key, _, length = pid
         content = read_member(self.archive, f"{self.folder}data/{key}")
         return torch.frombuffer(bytearray(content), dtype=dtype) if length else torch.empty(0, dtype=dtype)

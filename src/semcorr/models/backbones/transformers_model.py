@@ -1,11 +1,13 @@
 """Any vision backbone of the transformers library: Vision Transformers and convolutional networks alike."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Positive, check_arguments
@@ -56,17 +58,18 @@ class TransformersModel(SequentialBackbone):
         **options: object,
     ) -> None:
         check_facet(facet)
-        model, missing, of = load_image_encoder(name, pretrained, weights, model_type, options)
+        model, missing, diagnosis = load_image_encoder(name, pretrained, weights, model_type, options)
         self.path = _find_block_list(name, model)
-        units: object = model.get_submodule(self.path)
+        units = model.get_submodule(self.path)
+        assert isinstance(units, nn.ModuleList)
         self.convolutional = not hasattr(model.config, "num_hidden_layers") or hasattr(model.config, "depths")
         layer_indices = normalise_layer_indices(layers, len(units))
         sides, widths = (
             _measure_stage_sizes(model, units) if self.convolutional else _list_block_sizes(model.config, len(units))
         )
         lattice = CellGrid(min(sides[i] for i in layer_indices), max(sides[i] for i in layer_indices))
-        normalised = pixel_statistics(name, pretrained, weights, mean, std)
-        super().__init__(name, size, grid, lattice, normalised)
+        statistics = pixel_statistics(name, pretrained, weights, mean, std)
+        super().__init__(name, size, grid, lattice, statistics)
         del units[layer_indices[-1] + 1 :]
         self.layers, self.facet = layer_indices, facet
         self.widths = [widths[i] for i in layer_indices]
@@ -78,8 +81,8 @@ class TransformersModel(SequentialBackbone):
         for key in AUGMENTED:
             if hasattr(model.config, key):
                 setattr(model.config, key, None)
-        require_complete(model, missing, weights or name, of)
-        self.model: object = model
+        require_complete(model, missing, weights or name, diagnosis)
+        self.model = model
         self.sha256 = weights_sha256(model)
         if facet != "token":
             self._require_facet()
@@ -87,7 +90,9 @@ class TransformersModel(SequentialBackbone):
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks or stages, up to the last layer read."""
-        return list(self.model.get_submodule(self.path))
+        units = self.model.get_submodule(self.path)
+        assert isinstance(units, nn.ModuleList)
+        return list(units)
 
     @property
     def points(self) -> list[int]:
@@ -95,7 +100,7 @@ class TransformersModel(SequentialBackbone):
         return [layer + (self.facet == "token") for layer in self.layers]
 
     @property
-    def norm(self) -> nn.Module | None:  # type: ignore[override]
+    def norm(self) -> nn.Module | None:
         """The final LayerNorm, where there is one and it is applied."""
         return getattr(self.model, self.final) if self.apply_norm else None
 
@@ -103,7 +108,7 @@ class TransformersModel(SequentialBackbone):
         """Compute one map per layer from normalised images."""
         blocks, outputs = self.blocks, dict[int, Tensor]()
 
-        def record(i: int, block_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
+        def record(i: int, block_forward: Callable[..., object], x: Tensor, *args: object, **kwargs: object) -> object:
             out = block_forward(x, *args, **kwargs)
             if not isinstance(out, Tensor):
                 raise UserError(f"The blocks of {self.name} do not hand on one tensor. Choose another backbone.")
@@ -126,12 +131,13 @@ class TransformersModel(SequentialBackbone):
         parameters = inspect.signature(self.model.forward).parameters
         arguments: JsonObject = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
         if "noise" in parameters:  # masked autoencoders shuffle by it
-            self.model.config.mask_ratio = 0.0
+            self.model.config.update({"mask_ratio": 0.0})
             cells = (image.shape[-2] // self.stride) * (image.shape[-1] // self.stride)
             arguments["noise"] = torch.arange(cells, device=image.device).expand(len(image), -1)
         return arguments
 
     def _require_facet(self) -> None:
+        """Refuse a facet of a network that has none, or of its first block."""
         if not any(key.endswith("q_proj") for key, _ in self.blocks[0].named_modules()):
             raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
         if min(self.points) < 1:
@@ -141,7 +147,7 @@ class TransformersModel(SequentialBackbone):
             )
 
 
-def _find_block_list(name: str, model: object) -> str:
+def _find_block_list(name: str, model: PreTrainedModel) -> str:
     """Find the name of the list of blocks or stages."""
     depth = len(getattr(model.config, "depths", [])) or getattr(model.config, "num_hidden_layers", 0)
     lists = ((key, module) for key, module in model.named_modules() if isinstance(module, nn.ModuleList))
@@ -151,17 +157,19 @@ def _find_block_list(name: str, model: object) -> str:
     return path
 
 
-def _list_block_sizes(config: object, depth: int) -> tuple[list[int], list[int]]:
+def _list_block_sizes(config: PreTrainedConfig, depth: int) -> tuple[list[int], list[int]]:
     """List stride and width of every block of a transformer."""
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-    return [patch] * depth, [config.hidden_size] * depth
+    patch, width = attrgetter("patch_size", "hidden_size")(config)  # which a family may map to names of its own
+    return [patch if isinstance(patch, int) else patch[0]] * depth, [width] * depth
 
 
-def _measure_stage_sizes(model: object, units: nn.ModuleList, side: int = 64) -> tuple[list[int], list[int]]:
+def _measure_stage_sizes(model: PreTrainedModel, units: nn.ModuleList, side: int = 64) -> tuple[list[int], list[int]]:
     """Measure stride and width of every stage of a convolutional network by a run on a small image."""
     shapes: list[torch.Size] = []
 
-    def record_shape(_: int, stage_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    def record_shape(
+        _: int, stage_forward: Callable[..., object], x: Tensor, *args: object, **kwargs: object
+    ) -> object:
         out = stage_forward(x, *args, **kwargs)
         shapes.append(out.shape if isinstance(out, Tensor) else torch.Size())
         return out

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, ImageProcessingMixin
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from semcorr.core.errors import UserError
@@ -23,7 +30,7 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weigh
 
 def load_image_encoder(
     name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping
-) -> tuple[nn.Module, list[str], str]:
+) -> tuple[PreTrainedModel, list[str], str]:
     """Load an image encoder with its weights, or build one with random weights.
 
     Returns:
@@ -31,10 +38,10 @@ def load_image_encoder(
         network the file is of.
     """
     state = None if weights is None else read_weights(weights)
-    config = _config(name, pretrained, weights, model_type, options)
+    config = _find_config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
-    family: object = MODEL_MAPPING.get(type(config), None)
-    if getattr(family, "main_input_name", "") != "pixel_values":
+    family = MODEL_MAPPING.get(type(config), None)
+    if not isinstance(family, type) or getattr(family, "main_input_name", "") != "pixel_values":
         raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
     if weights is None and not pretrained:
         return AutoModel.from_config(config, trust_remote_code=False), [], ""
@@ -53,21 +60,21 @@ def load_image_encoder(
     return model, missing, recognise_weights(state or {}, model.state_dict())
 
 
-def require_complete(model: nn.Module, missing: Sequence[str], source: str, of: str = "") -> None:
+def require_complete(model: nn.Module, missing_keys: Sequence[str], source: str, diagnosis: str = "") -> None:
     """Refuse a network with parameters that its weights lack.
 
     Args:
         model: Network as it is used, without parts that were cut off.
-        missing: Names of the parameters that were not found, also in parts that were cut off.
+        missing_keys: Names of the parameters that were not found, also in parts that were cut off.
         source: Name or path of the weights, for the message.
-        of: Sentence on which network the file is of.
+        diagnosis: Sentence on which network the file is of.
     """
     model_state = model.state_dict()
-    missing = [key for key in missing if key in model_state]
+    missing = [key for key in missing_keys if key in model_state]
     if missing:
         raise UserError(
             f"`backbone.weights`: {source} does not fit this backbone. {len(missing)} missing: "
-            f"{', '.join(missing[:3])}. {of or 'Give weights of the same model.'}"
+            f"{', '.join(missing[:3])}. {diagnosis or 'Give weights of the same model.'}"
         )
 
 
@@ -94,7 +101,10 @@ def pixel_statistics(
         ) from error
 
 
-def _config(name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping) -> object:
+def _find_config(
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject
+) -> PreTrainedConfig:
+    """Return the config of `model_type` with its options, the one beside the weights, or the published one."""
     if model_type is not None:
         return _build_config(model_type, options)
     if options:
@@ -114,7 +124,8 @@ def _config(name: str, pretrained: bool, weights: str | None, model_type: str | 
         ) from error
 
 
-def _read_config(path: Path) -> object:
+def _read_config(path: Path) -> PreTrainedConfig:
+    """Read a config file, or raise an error that says what is wrong with it."""
     require_json(path, "backbone.weights")
     read_mapping(path, "Take another copy of the folder.")
     try:
@@ -126,7 +137,8 @@ def _read_config(path: Path) -> object:
         ) from error
 
 
-def _build_config(model_type: str, options: JsonObject) -> object:
+def _build_config(model_type: str, options: JsonObject) -> PreTrainedConfig:
+    """Build the config of a family with its options, and refuse those that it does not know."""
     try:
         default = AutoConfig.for_model(model_type)
     except ValueError:
@@ -139,11 +151,13 @@ def _build_config(model_type: str, options: JsonObject) -> object:
 
 
 def _weights_folder(weights: str) -> Path:
+    """Return the folder of weights that are given as a folder or as a file in it."""
     path = Path(weights)
     return path if path.is_dir() else path.parent
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the error's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -34,20 +34,21 @@ class DecoderStep(NamedTuple):
     factor: int  # latent cells per cell of its output
 
 
-def list_decoder_steps(unet: object) -> list[DecoderStep]:
+def list_decoder_steps(unet: nn.Module) -> list[DecoderStep]:
     """List every step of the decoder, first to last."""
-    factor, steps = coarsest_stride(unet), []
-    for i, block in enumerate(unet.up_blocks):
-        for j, resnet in enumerate(block.resnets):
-            if j == len(block.resnets) - 1 and block.upsamplers is not None:
+    factor, steps = coarsest_stride(unet), list[DecoderStep]()
+    for i, block in enumerate(_list_parts(unet, "up_blocks")):
+        resnets = _list_parts(block, "resnets")
+        for j, resnet in enumerate(resnets):
+            if j == len(resnets) - 1 and _list_parts(block, "upsamplers"):
                 factor //= 2
-            steps.append(DecoderStep(i, j, resnet.out_channels, factor))
+            steps.append(DecoderStep(i, j, vars(resnet)["out_channels"], factor))
     return steps
 
 
-def coarsest_stride(unet: object) -> int:
+def coarsest_stride(unet: nn.Module) -> int:
     """Return the latent cells per cell of the middle block: latents' sides must be multiples of it."""
-    return 2 ** sum(block.downsamplers is not None for block in unet.down_blocks)
+    return 2 ** sum(bool(_list_parts(block, "downsamplers")) for block in _list_parts(unet, "down_blocks"))
 
 
 class EncoderBlock(nn.Module):
@@ -56,18 +57,18 @@ class EncoderBlock(nn.Module):
     Args:
         block: Encoder block of diffusers.
         first: Number of the first skip that the block puts out.
-        needed: Number of the first skip that any step reads; skips before it are dropped.
+        min_skip: Number of the first skip that any step reads; skips before it are dropped.
     """
 
-    def __init__(self, block: nn.Module, first: int, needed: int) -> None:
+    def __init__(self, block: nn.Module, first: int, min_skip: int) -> None:
         super().__init__()
-        self.block, self.first, self.needed = block, first, needed
+        self.block, self.first, self.min_skip = block, first, min_skip
 
-    def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
+    def forward(self, state: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
         """Compute the output of the block, and one more skip for each of its layers."""
-        hidden, outputs = self.block(walk.hidden, time, **_build_attention_arguments(self.block, text))
-        new_skips = {number: skip for number, skip in enumerate(outputs, self.first) if number >= self.needed}
-        return UNetState(hidden, walk.skips | new_skips)
+        hidden, outputs = self.block(state.hidden, time, **_build_attention_arguments(self.block, text))
+        new_skips = {number: skip for number, skip in enumerate(outputs, self.first) if number >= self.min_skip}
+        return UNetState(hidden, state.skips | new_skips)
 
 
 class MiddleBlock(nn.Module):
@@ -77,9 +78,9 @@ class MiddleBlock(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
+    def forward(self, state: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
         """Compute the output of the block; the skips stay as they are."""
-        return UNetState(self.block(walk.hidden, time, **_build_attention_arguments(self.block, text)), walk.skips)
+        return UNetState(self.block(state.hidden, time, **_build_attention_arguments(self.block, text)), state.skips)
 
 
 class DecoderBlock(nn.Module):
@@ -92,18 +93,18 @@ class DecoderBlock(nn.Module):
         freeu: FreeU (Si et al. 2024), to apply to the step's input and skip; None to leave both as they are.
     """
 
-    def __init__(self, block: object, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
+    def __init__(self, block: nn.Module, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
         super().__init__()
-        attentions = getattr(block, "attentions", None)
-        ends = step.resnet == len(block.resnets) - 1
-        self.resnet = block.resnets[step.resnet]
-        self.attention = None if attentions is None else attentions[step.resnet]
-        self.upsampler = block.upsamplers[0] if ends and block.upsamplers is not None else None
+        resnets, attentions = _list_parts(block, "resnets"), _list_parts(block, "attentions")
+        upsamplers = _list_parts(block, "upsamplers") if step.resnet == len(resnets) - 1 else []
+        self.resnet = resnets[step.resnet]
+        self.attention = attentions[step.resnet] if attentions else None
+        self.upsampler = upsamplers[0] if upsamplers else None
         self.skip, self.freeu = skip, freeu
 
-    def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
+    def forward(self, state: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
         """Compute the output of the step, and the skips without the one it read."""
-        hidden, skip = walk.hidden, walk.skips[self.skip]
+        hidden, skip = state.hidden, state.skips[self.skip]
         if self.freeu is not None:  # FreeU works in place, and its input may have been recorded as a layer
             hidden, skip = self.freeu(hidden.clone(), skip)
         hidden = self.resnet(torch.cat((hidden, skip), dim=1), time)
@@ -111,10 +112,10 @@ class DecoderBlock(nn.Module):
             hidden = self.attention(hidden, encoder_hidden_states=text, return_dict=False)[0]
         if self.upsampler is not None:
             hidden = self.upsampler(hidden)
-        return UNetState(hidden, {number: value for number, value in walk.skips.items() if number != self.skip})
+        return UNetState(hidden, {number: value for number, value in state.skips.items() if number != self.skip})
 
 
-def list_unet_blocks(unet: object, last: int, freeu: str | None) -> list[nn.Module]:
+def list_unet_blocks(unet: nn.Module, last: int, freeu: str | None) -> list[nn.Module]:
     """List the UNet's units up to decoder step `last`, in the order they run.
 
     The last skips are used first: the first ones, which only steps after `last` would read, are dropped.
@@ -126,14 +127,15 @@ def list_unet_blocks(unet: object, last: int, freeu: str | None) -> list[nn.Modu
     """
     blocks: list[nn.Module] = []
     decoder, first = list_decoder_steps(unet), 1  # skip 0 is the input of the encoder
-    needed = len(decoder) - 1 - last
-    for block in unet.down_blocks:
-        blocks.append(EncoderBlock(block, first, needed))
-        first += len(block.resnets) + (block.downsamplers is not None)
-    blocks.append(MiddleBlock(unet.mid_block))
+    min_skip = len(decoder) - 1 - last
+    for block in _list_parts(unet, "down_blocks"):
+        blocks.append(EncoderBlock(block, first, min_skip))
+        first += len(_list_parts(block, "resnets")) + bool(_list_parts(block, "downsamplers"))
+    blocks.append(MiddleBlock(unet.get_submodule("mid_block")))
+    up_blocks = _list_parts(unet, "up_blocks")
     for number, step in enumerate(decoder[: last + 1]):
         stage = _select_freeu(decoder, number, freeu)
-        blocks.append(DecoderBlock(unet.up_blocks[step.block], step, len(decoder) - 1 - number, stage))
+        blocks.append(DecoderBlock(up_blocks[step.block], step, len(decoder) - 1 - number, stage))
     return blocks
 
 
@@ -148,10 +150,17 @@ def _select_freeu(decoder: Sequence[DecoderStep], number: int, freeu: str | None
     from diffusers.utils.torch_utils import apply_freeu
 
     widths = sorted({step.channels for step in decoder}, reverse=True)
-    entering = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
-    stage = decoder[number].block if freeu == "blocks" else widths.index(entering)
+    input_channels = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
+    stage = decoder[number].block if freeu == "blocks" else widths.index(input_channels)
     return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
 
 
-def _build_attention_arguments(block: object, text: Tensor) -> dict[str, Tensor]:
+def _list_parts(module: nn.Module, name: str) -> list[nn.Module]:
+    """List the modules in a list of diffusers; none where the list is None, or not there."""
+    parts = getattr(module, name, None)
+    return [] if parts is None else list(parts)
+
+
+def _build_attention_arguments(block: nn.Module, text: Tensor) -> dict[str, Tensor]:
+    """Build the arguments of a block with attention to the text; none for a block without."""
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}

@@ -14,9 +14,11 @@ FAMILIES: dict[str, dict[int, str]] = {
     "CLIP": {1024: "clip", 768: "clip_b16"},
     "a Vision Transformer with patches of 8 pixels, as DINO's": {768: "dino", 384: "dino_s8"},
     "a Vision Transformer with patches of 16 pixels, as DINO's, iBOT's and MAE's": {
-        768: "dino_b16, ibot or mae", 384: "dino_s16 or ibot_s", 1024: "ibot_l or mae_l",
+        768: "dino_b16, ibot or mae",
+        384: "dino_s16 or ibot_s",
+        1024: "ibot_l or mae_l",
     },
-}  # fmt: skip
+}
 OTHERS = (  # a name that only one family has, the family, what takes it
     (
         r"(model\.diffusion_model|down_blocks|decoder\.up|first_stage_model)\.",
@@ -38,20 +40,20 @@ MERGE = (
 ADAPTER = re.compile(r"(^|\.)lora_|\.lora\.|\.hada_w|(^|\.)lokr_")
 
 
-def recognise_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> str:
+def recognise_weights(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor] | None = None) -> str:
     """Name the network and what takes it, in a sentence; an empty one where the names do not tell.
 
     Args:
         state: State dict to recognise, under its file's own names.
-        own: State dict of the backbone that the file does not fit, under any official names.
+        backbone_state: State dict of the backbone that the file does not fit, under any official names.
     """
     if any(ADAPTER.search(key) for key in state):
         return f"The file is an adapter (LoRA), which holds only what was added to a model. {MERGE}"
-    recognised = _recognise_transformer(state)
-    if recognised:
-        family, width = recognised
-        if own is not None and recognised == _recognise_transformer(own):
-            depths = [_count_blocks(tensors) for tensors in (state, own)]
+    kind = _recognise_transformer(state)
+    if kind:
+        family, width = kind
+        if backbone_state is not None and kind == _recognise_transformer(backbone_state):
+            depths = [_count_blocks(tensors) for tensors in (state, backbone_state)]
             unequal = f"{depths[0]} blocks and not {depths[1]}: give weights of the same size"
             equal = "as this backbone is: it is not whole, or has other parts. Give its authors' file"
             return f"The file is of {family}, {width} channels wide, {equal if depths[0] == depths[1] else unequal}."
@@ -67,12 +69,13 @@ def recognise_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | N
 
 
 def _recognise_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Return the family of a transformer, one of `FAMILIES`, and its width; None if it is none of them."""
     patch = next((v for k, v in state.items() if re.search(r"(patch_embed.*proj.*|visual\.conv1\.)weight$", k)), None)
     if patch is None or patch.ndim != 4:
         return None
     width, side = patch.shape[0], patch.shape[-1]
-    has = {word: any(word in key for key in state) for word in
-           ("register_token", "reg_token", "storage_tokens", "pos_embed", "rel_pos", "class_embedding")}  # fmt: skip
+    words = ("register_token", "reg_token", "storage_tokens", "pos_embed", "rel_pos", "class_embedding")
+    has = {word: any(word in key for key in state) for word in words}
     positions = has["pos_embed"] or any("position_embedding" in key for key in state)
     scaled = any(re.search(r"\.(ls1\.gamma|layer_scale1\.lambda1|gamma_1)$", key) for key in state)
     if has["rel_pos"]:
@@ -91,5 +94,5 @@ def _recognise_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | Non
 
 
 def _count_blocks(state: Mapping[str, Tensor]) -> int:
-    """Count the blocks."""
+    """Count the blocks that a state dict has weights of."""
     return len({match[1] for key in state if (match := re.search(r"(?:^|\.)(?:blocks|layer|layers)\.(\d+)\.", key))})

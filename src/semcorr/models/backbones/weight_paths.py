@@ -9,6 +9,12 @@ from semcorr.core.text_files import read_mapping
 from semcorr.models.backbones.file_kinds import describe_placed
 from semcorr.models.backbones.weight_kinds import MERGE
 
+LIBRARY_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 
@@ -75,8 +81,7 @@ def require_json(file: Path, option: str) -> None:
 
 def list_library_files(folder: Path, option: str) -> list[Path]:
     """List those weights in a folder that a library takes; none for a tokenizer."""
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
-                 "pytorch_model.bin"):  # fmt: skip
+    for name in LIBRARY_FILES:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():

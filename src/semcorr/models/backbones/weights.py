@@ -18,7 +18,7 @@ def load_weights(
     path: str | Path,
     spare: Collection[str] = frozenset(),
     option: str = "backbone.weights",
-    of: str = "",
+    diagnosis: str = "",
 ) -> None:
     """Load weights into a network, or raise an error that names the first keys that do not fit.
 
@@ -30,7 +30,7 @@ def load_weights(
         path: Path or name of the weights, for messages.
         spare: Names of tensors in parts that are not used.
         option: Option that the path was given as, for messages.
-        of: Sentence on which network the file is of.
+        diagnosis: Sentence on which network the file is of.
     """
     part = "model" if option == "pose.sam_weights" else option.split(".")[0]
     module_state = module.state_dict()
@@ -48,15 +48,17 @@ def load_weights(
         if key in weights and module_state[key].is_floating_point() and not weights[key].is_floating_point()
     ]
     problems = {
-        "missing": missing, f"not known to this {part}": surplus, "of another shape": shapes,
+        "missing": missing,
+        f"not known to this {part}": surplus,
+        "of another shape": shapes,
         "of whole numbers": integers,
-    }  # fmt: skip
+    }
     if any(problems.values()):
         summary = "; ".join(
             f"{len(keys)} {problem}: {', '.join(keys[:3])}" for problem, keys in problems.items() if keys
         )
         raise UserError(
-            f"`{option}`: {path} does not fit this {part}. {summary}. {of or 'Give weights of the same model.'}"
+            f"`{option}`: {path} does not fit this {part}. {summary}. {diagnosis or 'Give weights of the same model.'}"
         )
     fitting = {
         key: _convert_precision(value, module_state[key]) for key, value in weights.items() if key in module_state
