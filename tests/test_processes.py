@@ -153,9 +153,10 @@ def test_a_loader_process_that_is_killed_is_a_sentence():
 FEW = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, int(sys.argv[1])))
-from semcorr.cli.hydra_app import explaining, raise_open_files
+from semcorr.cli.errors import report_user_errors
+from semcorr.core.limits import raise_open_files
 raise_open_files()
-with explaining("evaluate"):
+with report_user_errors("evaluate"):
     files = [open("/dev/null") for _ in range(100)]
 """
 
@@ -218,13 +219,13 @@ from lightning.pytorch.strategies import DDPStrategy
 import semcorr.engine.build
 from semcorr import train
 from semcorr.core.errors import UserError
-from semcorr.store.frozen import Frozen
+from semcorr.store.frozen import FrozenPrefix
 from semcorr.engine.module import Correspondence
 
 place, what, rank = os.environ["FAULT"].split()
 owner, name = {
     "build": (semcorr.engine.build, "build"), "group": (DDPStrategy, "setup_environment"),
-    "fit": (Correspondence, "training_step"), "encode": (Frozen, "compute"),
+    "fit": (Correspondence, "training_step"), "encode": (FrozenPrefix, "compute"),
     "validation": (Correspondence, "on_validation_epoch_end"),
     "test": (Correspondence, "test_step"),
 }[place]

@@ -49,7 +49,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir))
     last = resume_training(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
     if trainer.is_global_zero:
-        begin_run(cfg, module, run_dir, resumes)
+        begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score_and_save(cfg, trainer, module, scored, cache)

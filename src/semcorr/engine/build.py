@@ -358,7 +358,7 @@ def score_and_save(
     with replace_results(run_dir) as folder:
         with _scalars_in(folder, trainer):
             trainer.test(module, datamodule=data, verbose=False)
-        save_config(cfg, module, folder)
+        save_config(cfg, module.backbone, folder)
         if isinstance(module, TrackingModule):
             assert isinstance(data, TapVid)
             metrics = write_tracks(module.result, data, folder)
@@ -391,30 +391,30 @@ def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
             logger.path = path
 
 
-def begin_run(cfg: DictConfig, module: CorrespondenceModule, run_dir: Path, resumes: bool) -> None:
+def begin_run(cfg: DictConfig, backbone: Backbone, run_dir: Path, resumes: bool) -> None:
     """Save the configuration of a run that begins or is resumed; results of another configuration are removed first.
 
     The scalars of a resumed run stay, and are continued.
     """
-    path, text = run_dir / CONFIG, config_text(cfg, module)
+    path, text = run_dir / CONFIG, config_text(cfg, backbone)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != text.encode():
         remove_results(run_dir, keep=["metrics.csv"] if resumes else [])
     write_text(path, text, "run_dir")
 
 
-def save_config(cfg: DictConfig, module: CorrespondenceModule | TrackingModule, run_dir: Path) -> None:
+def save_config(cfg: DictConfig, backbone: Backbone, run_dir: Path) -> None:
     """Write config.yaml."""
-    write_text(run_dir / CONFIG, config_text(cfg, module), "run_dir")
+    write_text(run_dir / CONFIG, config_text(cfg, backbone), "run_dir")
 
 
-def config_text(cfg: DictConfig, module: CorrespondenceModule | TrackingModule) -> str:
+def config_text(cfg: DictConfig, backbone: Backbone) -> str:
     """Format the resolved configuration, with what else a number depends on, as YAML."""
     resolved = to_plain_types(cfg)
     resolved["provenance"] = {
         **code_versions(),
-        "backbone": module.backbone.name,
-        "weights_sha256": module.backbone.sha256,
+        "backbone": backbone.name,
+        "weights_sha256": backbone.sha256,
     }
     escaped = escape_interpolations(resolved)
     assert isinstance(escaped, dict)
