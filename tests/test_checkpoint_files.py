@@ -281,12 +281,12 @@ def test_what_another_configuration_has_left_goes_before_a_run_begins_there(run,
     cfg, module, _, _ = begun
     text = (run / "config.yaml").read_text()
     cfg.run_dir = OmegaConf.load(run / "config.yaml").run_dir
-    begin_run(cfg, module, run, goes_on=True)
+    begin_run(cfg, module.backbone, run, resumes=True)
     assert (run / "config.yaml").read_text() == text
     assert (run / "metrics.json").is_file()
 
     cfg.trainer.max_epochs = 3
-    begin_run(cfg, module, run, goes_on=True)
+    begin_run(cfg, module.backbone, run, resumes=True)
 
     left = {path.name for path in run.iterdir()}
     assert left == {"config.yaml", "metrics.csv", "checkpoints"}

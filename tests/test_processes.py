@@ -220,14 +220,14 @@ import semcorr.engine.build
 from semcorr import train
 from semcorr.core.errors import UserError
 from semcorr.store.frozen import FrozenPrefix
-from semcorr.engine.module import Correspondence
+from semcorr.engine.module import CorrespondenceModule
 
 place, what, rank = os.environ["FAULT"].split()
 owner, name = {
-    "build": (semcorr.engine.build, "build"), "group": (DDPStrategy, "setup_environment"),
-    "fit": (Correspondence, "training_step"), "encode": (FrozenPrefix, "compute"),
-    "validation": (Correspondence, "on_validation_epoch_end"),
-    "test": (Correspondence, "test_step"),
+    "build": (semcorr.engine.build, "build_datamodule_and_module"), "group": (DDPStrategy, "setup_environment"),
+    "fit": (CorrespondenceModule, "training_step"), "encode": (FrozenPrefix, "compute"),
+    "validation": (CorrespondenceModule, "on_validation_epoch_end"),
+    "test": (CorrespondenceModule, "test_step"),
 }[place]
 inner = getattr(owner, name)
 

@@ -21,13 +21,13 @@ QUICK = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=2"]
 DIES = """
 import os, signal, sys
 from semcorr import train
-from semcorr.engine.module import Correspondence
-step = Correspondence.training_step
+from semcorr.engine.module import CorrespondenceModule
+step = CorrespondenceModule.training_step
 def training_step(self, batch):
     if self.seed == 2 and self.global_step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch)
-Correspondence.training_step = training_step
+CorrespondenceModule.training_step = training_step
 train.main()
 """
 
