@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.progress import Progress
@@ -21,6 +21,8 @@ from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
+    from PIL.Image import Image
+
     from semcorr.data.pictures import Picture
     from semcorr.inference import Matcher
     from semcorr.inference.encoded import EncodedPicture
@@ -134,7 +136,7 @@ def draw_outputs(
     encoded: "tuple[EncodedPicture, EncodedPicture]",
     found: "Match",
     wanted: MatchOptions,
-) -> "Iterator[tuple[str, Any]]":
+) -> "Iterator[tuple[str, Image]]":
     """Yield the suffix of its name and the image of every output."""
     from semcorr.inference import plots as draw_matches
 

@@ -106,10 +106,9 @@ def _word_to_override(word: str) -> str:
         return f"checkpoint={_quote_value(word)}"
     if Path(word).is_file():
         owner = Path(word).absolute().parent.parent
-        remedy = (
-            f"Give the run: {owner}" if is_run(owner) else
-            f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
-        )  # fmt: skip
+        remedy = f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
+        if is_run(owner):
+            remedy = f"Give the run: {owner}"
         raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
     is_place = os.sep in word or Path(word).exists()
     hint = "Give the run_dir of a run, or a backbone." if is_place else suggest_near(word, names)
@@ -135,8 +134,7 @@ def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     module = build_module(cfg)
     if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
-    resize: object = cfg.data.resize
-    return module.eval().requires_grad_(False), resize
+    return module.eval().requires_grad_(False), str(cfg.data.resize)
 
 
 def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,17 @@ REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 Image = Source | Picture | EncodedPicture
+
+
+class MatcherOptions(TypedDict, total=False):
+    """Options of a matcher, see `Matcher`."""
+
+    device: str | torch.device | None
+    precision: str
+    batch: int | None
+    cycle: float
+    trim: bool
+    subcell: bool
 
 
 class Matcher:
@@ -73,10 +84,10 @@ class Matcher:
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
         self.batch = encoding_batch_size(batch, self.device.type != "cpu")
-        self.rule = list_readouts(module.localise)[0]  # type: ignore[arg-type]
+        self.rule = list_readouts(module.localise)[0]
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *overrides: str, **options: object) -> "Matcher":
+    def load(cls, model: str | Path | None = None, *overrides: str, **options: Unpack[MatcherOptions]) -> "Matcher":
         """Load a matcher by the name of its model.
 
         Args:
@@ -115,7 +126,7 @@ class Matcher:
     @torch.no_grad()
     def _encode(self, images: Sequence[Source | Picture], name: str) -> list[EncodedPicture]:
         pictures = [image if isinstance(image, Picture) else load_picture(image, name) for image in images]
-        backbone: object = self.module.backbone
+        backbone = self.module.backbone
         rendered = [place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures]
         named = list(zip(rendered, [picture.name for picture in pictures], strict=True))
         if backbone.pairwise:
@@ -208,7 +219,7 @@ class Matcher:
 
     @torch.no_grad()
     def similarity(
-        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
+        self, a: Image, b: Image, point: Iterable[object], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "h w"]:
         """Compute a map of the similarity of a point of `a` with every position of `b`.
 
@@ -276,9 +287,9 @@ class Matcher:
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
-        backbone: object = self.module.backbone
+        assert source.pixels is not None and target.pixels is not None
         with self.computing():
-            first, second = backbone.pair(source.pixels, target.pixels)
+            first, second = self.module.backbone.pair(source.pixels, target.pixels)
             maps = self._adapt_features(first), self._adapt_features(second)
         for image, features in ((source, maps[0]), (target, maps[1])):
             require_finite(adapted_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)

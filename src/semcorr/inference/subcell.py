@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.types import FeatureMap
@@ -15,7 +15,7 @@ APART = 2.0  # cells of the target within which matches of neighbouring source c
 
 
 def transfer_points(
-    head: object,
+    head: nn.Module,
     source: FeatureMap,
     target: FeatureMap,
     points: Float[Tensor, "n 2"],
@@ -53,7 +53,7 @@ def transfer_points(
 
 
 def transfer_with_cycle_check(
-    head: object,
+    head: nn.Module,
     maps: tuple[FeatureMap, FeatureMap],
     place: PicturePlacement,
     points: Float[Tensor, "n 2"],

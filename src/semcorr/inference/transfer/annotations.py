@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class TransferImage(NamedTuple):
     """An image of the annotation file or of the folder."""
 
-    id: Any
+    id: Id
     name: str  # path below the folder
     path: Path
     size: tuple[int, int] | None  # width and height, if the file has them
@@ -34,9 +34,9 @@ class TransferImage(NamedTuple):
 class AnnotatedObject(NamedTuple):
     """An object: a source if any of its keypoints is annotated, otherwise a target to label."""
 
-    id: Any
+    id: Id | None  # None: an image without annotation
     photo: TransferImage
-    category: object  # id of the category
+    category: Id  # id of the category
     box: Box | None
     points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
     shown: Bool[Tensor, " k"]  # keypoints that are annotated
@@ -46,7 +46,7 @@ class CocoAnnotations(NamedTuple):
     """The content of an annotation file: categories, sources and targets."""
 
     categories: list[JsonObject]  # as in the file
-    sources: dict[Any, list[AnnotatedObject]]  # by category id
+    sources: dict[Id, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 
 
@@ -66,7 +66,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
         UserError: The file contradicts itself or the folder, or there is no source or no target.
     """
     categories, objects, unannotated = read_objects(path, folder, layout)
-    sources: dict[Any, list[AnnotatedObject]] = {}
+    sources: dict[Id, list[AnnotatedObject]] = {}
     for item in objects:
         if bool(item.shown.any()):
             sources.setdefault(item.category, []).append(item)
@@ -81,7 +81,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
 
 def read_objects(
     path: Path, folder: Path, layout: str
-) -> tuple[dict[object, object], list[AnnotatedObject], list[TransferImage]]:
+) -> tuple[dict[Id, JsonObject], list[AnnotatedObject], list[TransferImage]]:
     """Read categories by their ids, objects, and images without annotation."""
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -129,8 +129,8 @@ def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) ->
 
 def _whole_image_objects(
     images: Sequence[TransferImage],
-    categories: Mapping[object, object],
-    sources: Mapping[object, object],
+    categories: Mapping[Id, JsonObject],
+    sources: Mapping[Id, Sequence[AnnotatedObject]],
     category: str | None,
     path: Path,
 ) -> list[AnnotatedObject]:
@@ -156,8 +156,8 @@ def _whole_image_objects(
 
 def _check_targets(
     targets: Sequence[AnnotatedObject],
-    sources: Mapping[object, object],
-    categories: Mapping[object, object],
+    sources: Mapping[Id, Sequence[AnnotatedObject]],
+    categories: Mapping[Id, JsonObject],
     path: Path,
     folder: Path,
 ) -> None:

@@ -56,7 +56,8 @@ class AdapterBottleneck(nn.Module):
         self.activation, self.dropout, self.scale = activation, nn.Dropout(dropout), scale
         # PyTorch initialises `down.weight` by Kaiming with a = sqrt(5), as AdaptFormer requires.
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(parameter)  # type: ignore[arg-type]
+            assert isinstance(parameter, Tensor)
+            nn.init.zeros_(parameter)
         if like is not None:
             self.to(like.device, like.dtype)
 
@@ -85,7 +86,9 @@ def transformer_units(block: nn.Module) -> Iterator[TransformerUnit]:
             ends = (_branch_end(children, attention, 1), _branch_end(children, feed_forward, 2))
             names = list(children)  # Swin v2 and similar ones normalise the output of a branch: norm2 after mlp
             is_pre_norm = norm != "norm2" or names.index(norm) < names.index(feed_forward)
-            yield TransformerUnit(*ends, children[norm] if is_pre_norm else None, children[norm].weight)  # type: ignore[arg-type]
+            scale = children[norm].weight
+            assert isinstance(scale, Tensor)
+            yield TransformerUnit(*ends, children[norm] if is_pre_norm else None, scale)
 
 
 def add_serial(module: nn.Module, adapter: AdapterBottleneck) -> None:

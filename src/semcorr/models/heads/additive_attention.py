@@ -1,7 +1,7 @@
 """Fastformer's additive attention among very many small tokens, processed one part at a time."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+Output = TypeVar("Output")
 NUMBERS = 4  # channels of a head: a pair rotated by x, a pair rotated by y
 
 
@@ -76,11 +77,12 @@ class FastformerLayer(nn.Module):
         return linear_over_second_axis(linear, values).unflatten(1, (self.heads, 2, 2))
 
 
-def checkpointed(work: Callable[..., object], *args: object) -> object:
+def checkpointed(work: Callable[..., Output], *args: object) -> Output:
     """Call `work`; in training, keep only its inputs and outputs, and repeat it in backward."""
     if not torch.is_grad_enabled():
         return work(*args)
-    return checkpoint(work, *args, use_reentrant=False, preserve_rng_state=False)
+    output: Output = checkpoint(work, *args, use_reentrant=False, preserve_rng_state=False)
+    return output
 
 
 def linear_over_second_axis(linear: nn.Linear, values: Float[Tensor, "b c n m"]) -> Float[Tensor, "b d n m"]:

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from semcorr.core.errors import UserError
 
@@ -62,15 +62,15 @@ class _Conv4d(torch.autograd.Function):
     """The convolution as an autograd function, which saves its input for backward and nothing unfolded."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _convolve(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = tuple(ctx.saved_tensors)
+        needs_x, needs_weight, needs_bias = tuple(ctx.needs_input_grad)
         gradient = gradient.contiguous()
         flipped = weight.flip(2, 3, 4, 5).transpose(0, 1)
         return (

@@ -133,7 +133,10 @@ class GaussianCrossEntropy(nn.Module):
         """Compute the loss with the width and the temperature of this step."""
         similarity, temperature = mask_values(step.similarity, step.mask), self.temperature
         return gaussian_cross_entropy(
-            similarity, step.cells, step.mask,
+            similarity,
+            step.cells,
+            step.mask,
             temperature(similarity) if isinstance(temperature, nn.Module) else temperature,
-            sigma=annealed_value(step.number, self.sigma, self.sigma_end, self.warmup, self.until), **self.fixed,
-        )  # fmt: skip
+            sigma=annealed_value(step.number, self.sigma, self.sigma_end, self.warmup, self.until),
+            **self.fixed,
+        )
