@@ -37,7 +37,7 @@ from semcorr.inference.transfer.propagate import (
     propagate_from_similarities,
     read_out_points,
 )
-from semcorr.inference.transfer.vote import PLACE, source_fitness, vote_similarity
+from semcorr.inference.transfer.vote import PRIOR_WEIGHT, source_fitness, vote_similarity
 from semcorr.store.encode import split_into_chunks
 
 ALPHA = 0.1
@@ -68,7 +68,7 @@ def main(
                     known = [each for one in some for each in open_source(matcher, one, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
                         asked = compute_source_similarities(matcher, known, target)
-                        placed = propagate_from_similarities(matcher, known, target, asked, "vote", PLACE)
+                        placed = propagate_from_similarities(matcher, known, target, asked, "vote", PRIOR_WEIGHT)
                         rules = judged(matcher, asked, thing, part, target)
                         rules |= by_place(matcher, known, asked, placed, thing, part, target)
                         found.append(rules)
@@ -83,7 +83,7 @@ def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most:
     """Of one draw: category, sources, targets."""
     found = []
     for kind in kinds:
-        mine = [thing for thing in things if thing.category == kind and bool(thing.shown.any())]
+        mine = [thing for thing in things if thing.category == kind and bool(thing.keypoint_mask.any())]
         random.Random(f"{draw}/{kind}").shuffle(mine)
         found.append((kind, mine[:sources], mine[sources:][:most]))
     return found
@@ -92,7 +92,7 @@ def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most:
 def encoded(matcher: Matcher, targets: Sequence[AnnotatedObject]):
     for some in split_into_chunks(list(targets), matcher.batch):
         parts = [crop_picture(open_object_image(thing), thing.box) for thing in some]
-        yield from zip(some, parts, matcher.encoded([part.picture for part in parts]), strict=True)
+        yield from zip(some, parts, matcher.encode_all([part.picture for part in parts]), strict=True)
 
 
 def judged(
@@ -100,19 +100,21 @@ def judged(
 ) -> Hits:
     """What every rule says of one target: whether it is right, of the keypoints the target shows."""
     own = SourceSimilarities(
-        asked.similarity[::2], asked.shown[::2], asked.stride
+        asked.similarity[::2], asked.keypoint_mask[::2], asked.stride
     )  # sources alternate with their mirror images
     alone = torch.stack([read_out_points(matcher, some, own.stride) for some in own.similarity])
-    said = {"one source": (alone, own.shown)}
-    median = geometric_median(alone, own.shown).masked_fill(~own.shown.any(0)[:, None], 0.0)
-    said["geometric median of all"] = (median[None], own.shown.any(0)[None])
+    said = {"one source": (alone, own.keypoint_mask)}
+    median = geometric_median(alone, own.keypoint_mask).masked_fill(~own.keypoint_mask.any(0)[:, None], 0.0)
+    said["geometric median of all"] = (median[None], own.keypoint_mask.any(0)[None])
     for note, some in (("", own), (", also mirrored", asked)):
-        fit = source_fitness(some.similarity, some.shown)
+        fit = source_fitness(some.similarity, some.keypoint_mask)
         for name, use in (("best source", "best"), ("vote of all", "vote")):
-            found = read_out_points(matcher, vote_similarity(some.similarity, USES[use](fit, some.shown)), some.stride)
-            said[name + note] = (found[None], some.shown.any(0)[None])
+            found = read_out_points(
+                matcher, vote_similarity(some.similarity, USES[use](fit, some.keypoint_mask)), some.stride
+            )
+            said[name + note] = (found[None], some.keypoint_mask.any(0)[None])
     return {rule: (right(points, thing, part, target), there.cpu()) for rule, (points, there) in said.items()} | {
-        "": (thing.shown[None], own.shown.any(0).cpu()[None])
+        "": (thing.keypoint_mask[None], own.keypoint_mask.any(0).cpu()[None])
     }
 
 
@@ -126,7 +128,7 @@ def by_place(
     target: EncodedPicture,
 ) -> Hits:
     """The vote that also counts where sources have a keypoint; and that alone, which looks at no feature."""
-    shown = asked.shown
+    shown = asked.keypoint_mask
     even = shown / shown.sum(0).clamp_min(1)
     blind = read_out_points(matcher, boxed_locations(known, even, asked), asked.stride)
     there = shown.any(0).cpu()[None]
@@ -138,7 +140,7 @@ def by_place(
 
 def right(points: Tensor, thing: AnnotatedObject, part: Crop, target: EncodedPicture) -> Tensor:
     """(s k) of points (s k 2) in the network's pixels."""
-    return torch.stack([near(target.placed.from_view(some).cpu(), thing, part) for some in points])
+    return torch.stack([near(target.placement.from_view(some).cpu(), thing, part) for some in points])
 
 
 def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
@@ -150,7 +152,7 @@ def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
 def scored(found: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
     """Rows (k 3) of a vote: its score, whether it is right, whether the target shows the keypoint."""
     hits = near(found.points, thing, part)
-    return torch.stack((found.scores, hits.float(), thing.shown.float()), dim=-1)
+    return torch.stack((found.scores, hits.float(), thing.keypoint_mask.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:

@@ -101,13 +101,13 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
     if reach is None:
         return None
     here, there = matcher.features(a, b)
-    query = a.placed.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
+    query = a.placement.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
     cells = next(iter(query_similarities(matcher.module.head, there, [here], [query], 1)))[0].float()
     stride, middle = cell_stride(there, cells), argmax(cells[None])[0]
     low = (middle - reach).clamp(min=0)
     high = (middle + reach).minimum(middle.new_tensor(cells.shape[:-3:-1]) - 1)
     edges = torch.cat(((low * stride), ((high + 1) * stride))) - 0.5
-    x1, y1, x2, y2 = b.placed.from_view(edges).flatten().tolist()
+    x1, y1, x2, y2 = b.placement.from_view(edges).flatten().tolist()
     return x1, y1, x2, y2
 
 

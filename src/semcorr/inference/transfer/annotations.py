@@ -39,7 +39,7 @@ class AnnotatedObject(NamedTuple):
     category: Id  # id of the category
     box: Box | None
     points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
-    shown: Bool[Tensor, " k"]  # keypoints that are annotated
+    keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
 
 
 class CocoAnnotations(NamedTuple):
@@ -68,11 +68,11 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
     categories, objects, unannotated = read_objects(path, folder, layout)
     sources: dict[Id, list[AnnotatedObject]] = {}
     for item in objects:
-        if bool(item.shown.any()):
+        if bool(item.keypoint_mask.any()):
             sources.setdefault(item.category, []).append(item)
     if not sources:
         raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
-    targets = [item for item in objects if not bool(item.shown.any())]
+    targets = [item for item in objects if not bool(item.keypoint_mask.any())]
     targets += _whole_image_objects(unannotated, categories, sources, category, path)
     _check_targets(targets, sources, categories, path, folder)
     order = {category_id: i for i, category_id in enumerate(categories)}
@@ -95,6 +95,7 @@ def read_objects(
 
 
 def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferImage:
+    """Return an image of the annotation file, which must exist in the folder."""
     if not image.path.is_file():
         raise UserError(
             f"{path} names the image {image.file_name}, which is not in {folder}. Restore it, or drop the entry"
@@ -102,10 +103,12 @@ def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferIm
     return TransferImage(image.id, image.name, image.path, image.size)
 
 
-def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
+def _unannotated_images(
+    images: Mapping[Id, TransferImage], annotated_ids: Collection[Id], folder: Path
+) -> list[TransferImage]:
     """Return images without annotation: of the file, and those of the folder that it does not name, with new ids."""
     paths = {i: image.path.resolve() for i, image in images.items()}
-    annotated = {paths[i] for i in named}  # an image may have two entries, so paths are compared
+    annotated = {paths[i] for i in annotated_ids}  # an image may have two entries, so paths are compared
     free_ids = count(1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
     known_paths = set(paths.values())
     unnamed = list_image_files(folder, below=True, besides=known_paths)
@@ -115,15 +118,21 @@ def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id
 
 
 def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) -> AnnotatedObject:
+    """Return an object of the annotation file; a box without area is refused if it has no keypoint either."""
     if annotation.flat is not None and not annotation.annotated:
         raise UserError(
             f"{annotation.where}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
             "--box says otherwise"
         )
-    annotated = torch.tensor([point is not None for point in annotation.points])
+    keypoint_mask = torch.tensor([point is not None for point in annotation.points])
     points = torch.tensor([point or (0.0, 0.0) for point in annotation.points])
     return AnnotatedObject(
-        annotation.id, image, annotation.category.id, annotation.box.xywh if annotation.box else None, points, annotated
+        annotation.id,
+        image,
+        annotation.category.id,
+        annotation.box.xywh if annotation.box else None,
+        points,
+        keypoint_mask,
     )
 
 
@@ -161,6 +170,7 @@ def _check_targets(
     path: Path,
     folder: Path,
 ) -> None:
+    """Refuse a folder without targets, and targets of a category without sources."""
     if not targets:
         raise UserError(f"Every image of {folder} is annotated in {path}: there is none to be labelled. Add some")
     unsourced = Counter(
@@ -170,11 +180,11 @@ def _check_targets(
         raise UserError(f"{path} has no annotated image of {name}, which {number} are to be labelled as. Annotate one")
 
 
-def list_objects(sheet: CocoAnnotations) -> list[AnnotatedObject]:
+def list_objects(annotations: CocoAnnotations) -> list[AnnotatedObject]:
     """Return all objects, targets first."""
-    return [*sheet.targets, *(source for sources in sheet.sources.values() for source in sources)]
+    return [*annotations.targets, *(source for sources in annotations.sources.values() for source in sources)]
 
 
-def category_name(kind: JsonObject) -> str:
+def category_name(category: JsonObject) -> str:
     """Return a category's name, or its id if it has none."""
-    return str(kind.get("name", kind.get("id")))
+    return str(category.get("name", category.get("id")))

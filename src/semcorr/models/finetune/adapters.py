@@ -36,7 +36,7 @@ class AdapterBottleneck(nn.Module):
         like: A weight of the network, whose device and precision are taken.
     """
 
-    seen: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
+    branch_input: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ def add_parallel(start: nn.Module, end: nn.Module, adapter: AdapterBottleneck) -
 
 
 def _branch_end(children: dict[str, nn.Module], branch: str, number: int) -> nn.Module:
+    """Return the last module of a branch: its LayerScale or drop path, or the branch itself."""
     return next((children[f"{name}{number}"] for name in AFTER if f"{name}{number}" in children), children[branch])
 
 
@@ -121,6 +122,7 @@ def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
 def _forward_serial(
     adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
 ) -> object:
+    """Run a module's own forward, and add the adapter's output to its first output."""
     output = forward(*args, **kwargs)
     if not isinstance(output, tuple):
         return output + adapter(output)
@@ -129,13 +131,15 @@ def _forward_serial(
 
 
 def _remember_input(adapter: AdapterBottleneck, forward: Callable[..., object], x: Tensor) -> object:
-    adapter.seen = x
+    """Keep a module's input for the adapter of a parallel branch, and run the module's own forward."""
+    adapter.branch_input = x
     return forward(x)
 
 
 def _forward_parallel(
     adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
 ) -> Tensor:
-    x, adapter.seen = adapter.seen, None  # released at once: it holds a graph
+    """Run a module's own forward, and add the adapter's output for the input that `_remember_input` kept."""
+    x, adapter.branch_input = adapter.branch_input, None  # released at once: it holds a graph
     assert isinstance(x, torch.Tensor)
     return forward(*args, **kwargs) + adapter(x)

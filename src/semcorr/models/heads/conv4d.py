@@ -81,6 +81,7 @@ class _Conv4d(torch.autograd.Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the convolution, without checks and without autograd."""
     b, _, *grid = x.shape
     o, _, *kernel = weight.shape
     start = x.new_zeros(o) if bias is None else bias.to(x.dtype)
@@ -93,6 +94,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Compute the gradient of the kernel from the input and the gradient of the output."""
     kh, kw, kk, kl = kernel
     taps = x.new_zeros(kh, kw, gradient.shape[1], x.shape[1] * kk * kl)
     cells = gradient.flatten(3)
@@ -139,5 +141,6 @@ def _unfold_chunks(x: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int,
 
 
 def _check_odd(sizes: Sequence[int]) -> None:
+    """Refuse kernels of even size: their output would not have the size of the input."""
     if any(size % 2 == 0 for size in sizes):
         raise UserError(f"a 4-D convolution has kernels of odd sizes, got {tuple(sizes)}. Give 3 or 5")
