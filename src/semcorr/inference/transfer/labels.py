@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from semcorr.core.text_files import JsonObject
+from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture
 from semcorr.inference.plots import bright_colour, displayed_size
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
@@ -70,7 +71,7 @@ def _image_entry(photo: TransferImage, size: tuple[int, int]) -> JsonObject:
     return {"id": photo.id, "file_name": photo.name, "width": size[0], "height": size[1]}
 
 
-def _annotation_entry(label: KeypointLabel, annotation_id: object) -> JsonObject:
+def _annotation_entry(label: KeypointLabel, annotation_id: Id) -> JsonObject:
     """Return a label's entry of the COCO file."""
     rows = zip(label.points.tolist(), label.valid.tolist(), strict=True)
     flat = [

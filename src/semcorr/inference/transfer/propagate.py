@@ -9,6 +9,7 @@ from torch import Tensor
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
+from semcorr.data.coco_fields import Id
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.transfer.crop import Crop, mirror_crop
@@ -32,7 +33,7 @@ class LabelledSource(NamedTuple):
     picture: EncodedPicture
     points: Float[Tensor, "k 2"]  # on the features' device
     keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
-    name: object  # id of its annotation
+    name: Id | None  # id of its annotation
     mirrored: bool = False
     has_box: bool = False  # whether it was cropped to its box
 
@@ -42,7 +43,7 @@ def encode_source(
     crop: Crop,
     points: Float[Tensor, "k 2"],
     keypoint_mask: Bool[Tensor, " k"],
-    name: object,
+    name: Id | None,
     flip: Sequence[int] | None = None,
     has_box: bool = False,
 ) -> list[LabelledSource]:
