@@ -68,7 +68,7 @@ def test_the_second_pass_sees_the_transposed_volume():
     assert_close(head.filter(matrix), both(matrix), atol=1e-5, rtol=1e-4)
     weights = torch.randn(1, 3, 2, 4, 3)
     ours, plain = (
-        torch.autograd.grad((of(matrix) * weights).sum(), [*head.parameters()]) for of in (head.filtered, both)
+        torch.autograd.grad((of(matrix) * weights).sum(), [*head.parameters()]) for of in (head.filter, both)
     )
     for one, other in zip(ours, plain, strict=True):
         assert_close(one, other, atol=1e-4, rtol=1e-3)
