@@ -38,7 +38,7 @@ from semcorr.inference.transfer.propagate import (
     propagate_from_similarities,
     read_out_points,
 )
-from semcorr.inference.transfer.vote import PLACE, source_fitness, vote_similarity
+from semcorr.inference.transfer.vote import PRIOR_WEIGHT, source_fitness, vote_similarity
 from semcorr.store.encode import split_into_chunks
 
 ALPHA = 0.1
@@ -69,7 +69,7 @@ def main(
                     known = [x for item in labelled for x in open_source(matcher, item, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
                         similarities = compute_source_similarities(matcher, known, target)
-                        placed = propagate_from_similarities(matcher, known, target, similarities, "vote", PLACE)
+                        placed = propagate_from_similarities(matcher, known, target, similarities, "vote", PRIOR_WEIGHT)
                         rules = judged(matcher, similarities, thing, part, target)
                         rules |= by_place(matcher, known, similarities, placed, thing, part, target)
                         hits.append(rules)
@@ -84,7 +84,7 @@ def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most:
     """Draw the sources: list each category with its sources and targets."""
     splits = []
     for kind in kinds:
-        annotated = [thing for thing in things if thing.category == kind and bool(thing.shown.any())]
+        annotated = [thing for thing in things if thing.category == kind and bool(thing.keypoint_mask.any())]
         random.Random(f"{draw}/{kind}").shuffle(annotated)
         splits.append((kind, annotated[:sources], annotated[sources:][:most]))
     return splits
@@ -94,7 +94,7 @@ def encoded(matcher: Matcher, targets: Sequence[AnnotatedObject]):
     """Yield every target with its crop and the encoded crop."""
     for chunk in split_into_chunks(list(targets), matcher.batch):
         parts = [crop_picture(open_object_image(thing), thing.box) for thing in chunk]
-        yield from zip(chunk, parts, matcher.encoded([part.picture for part in parts]), strict=True)
+        yield from zip(chunk, parts, matcher.encode_all([part.picture for part in parts]), strict=True)
 
 
 def judged(
@@ -102,18 +102,18 @@ def judged(
 ) -> Hits:
     """Score the rules that use only features on one target; the key "" holds the keypoints it shows."""
     # sources alternate with their mirror images
-    unmirrored = SourceSimilarities(asked.similarity[::2], asked.shown[::2], asked.stride)
+    unmirrored = SourceSimilarities(asked.similarity[::2], asked.keypoint_mask[::2], asked.stride)
     single = torch.stack([read_out_points(matcher, x, unmirrored.stride) for x in unmirrored.similarity])
-    predictions = {"one source": (single, unmirrored.shown)}
-    median = geometric_median(single, unmirrored.shown).masked_fill(~unmirrored.shown.any(0)[:, None], 0.0)
-    predictions["geometric median of all"] = (median[None], unmirrored.shown.any(0)[None])
+    predictions = {"one source": (single, unmirrored.keypoint_mask)}
+    median = geometric_median(single, unmirrored.keypoint_mask).masked_fill(~unmirrored.keypoint_mask.any(0)[:, None], 0.0)
+    predictions["geometric median of all"] = (median[None], unmirrored.keypoint_mask.any(0)[None])
     for note, x in (("", unmirrored), (", also mirrored", asked)):
-        fit = source_fitness(x.similarity, x.shown)
+        fit = source_fitness(x.similarity, x.keypoint_mask)
         for name, use in (("best source", "best"), ("vote of all", "vote")):
-            voted = read_out_points(matcher, vote_similarity(x.similarity, USES[use](fit, x.shown)), x.stride)
-            predictions[name + note] = (voted[None], x.shown.any(0)[None])
+            voted = read_out_points(matcher, vote_similarity(x.similarity, USES[use](fit, x.keypoint_mask)), x.stride)
+            predictions[name + note] = (voted[None], x.keypoint_mask.any(0)[None])
     return {rule: (right(points, thing, part, target), mask.cpu()) for rule, (points, mask) in predictions.items()} | {
-        "": (thing.shown[None], unmirrored.shown.any(0).cpu()[None])
+        "": (thing.keypoint_mask[None], unmirrored.keypoint_mask.any(0).cpu()[None])
     }
 
 
@@ -127,7 +127,7 @@ def by_place(
     target: EncodedPicture,
 ) -> Hits:
     """Score the vote that also counts locations of the sources' keypoints, and these locations without features."""
-    shown = asked.shown
+    shown = asked.keypoint_mask
     uniform = shown / shown.sum(0).clamp_min(1)
     points = read_out_points(matcher, boxed_locations(known, uniform, asked), asked.stride)
     mask = shown.any(0).cpu()[None]
@@ -139,7 +139,7 @@ def by_place(
 
 def right(points: Tensor, thing: AnnotatedObject, part: Crop, target: EncodedPicture) -> Tensor:
     """Tell which points (s k 2), in the network's pixels, are correct (s k)."""
-    return torch.stack([near(target.placed.from_view(x).cpu(), thing, part) for x in points])
+    return torch.stack([near(target.placement.from_view(x).cpu(), thing, part) for x in points])
 
 
 def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
@@ -151,7 +151,7 @@ def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
 def scored(found: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
     """Return rows (k 3) of a vote: its score, whether it is correct, whether the target shows the keypoint."""
     correct = near(found.points, thing, part)
-    return torch.stack((found.scores, correct.float(), thing.shown.float()), dim=-1)
+    return torch.stack((found.scores, correct.float(), thing.keypoint_mask.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:

@@ -35,7 +35,6 @@ class Stack(Backbone):
     name, size, norm, pairwise, sha256, lora_targets = "stack", 16, None, False, "", ("qkv",)
     channels = stride = 0
     widths = ()
-    prefix = suffix = nn.Module.forward  # not asked for
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()

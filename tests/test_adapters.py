@@ -113,7 +113,7 @@ def test_adapters_leave_nothing_behind_after_a_step(tune):
 
     backbone(IMAGE).values.sum().backward()
 
-    assert all(m.seen is None for m in backbone.modules() if isinstance(m, AdapterBottleneck))
+    assert all(m.branch_input is None for m in backbone.modules() if isinstance(m, AdapterBottleneck))
     deepcopy(backbone)
 
 

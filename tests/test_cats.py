@@ -36,7 +36,7 @@ def test_cats_is_a_plain_transformer_over_the_rows_of_the_correlation():
     expected = passed(there, source) + matrix
 
     assert (expected - matrix).std() > 0.05  # something to compare
-    assert_close(head.aggregated(raw, source, target).reshape(2, 16, 16), expected, atol=1e-5, rtol=1e-4)
+    assert_close(head.aggregate(raw, source, target).reshape(2, 16, 16), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("grid", "millions"), [(16, 2.0), (32, 17.3), (60, 181)])

@@ -21,7 +21,7 @@ def test_swapping_source_and_target_transposes_what_consensus_finds():
     head, matrix = built("consensus"), torch.rand(2, 3, 4, 2, 5)
 
     assert_close(
-        transpose_correlation(head.filtered(matrix)), head.filtered(transpose_correlation(matrix)), atol=1e-6, rtol=1e-4
+        transpose_correlation(head.filter(matrix)), head.filter(transpose_correlation(matrix)), atol=1e-6, rtol=1e-4
     )
 
 
@@ -65,10 +65,10 @@ def test_the_second_pass_sees_the_transposed_volume():
         there, back = stack(volume[:, None])[:, 0], stack(transpose_correlation(volume)[:, None])[:, 0]
         return there + transpose_correlation(back)
 
-    assert_close(head.filtered(matrix), both(matrix), atol=1e-5, rtol=1e-4)
+    assert_close(head.filter(matrix), both(matrix), atol=1e-5, rtol=1e-4)
     weights = torch.randn(1, 3, 2, 4, 3)
     ours, plain = (
-        torch.autograd.grad((of(matrix) * weights).sum(), [*head.parameters()]) for of in (head.filtered, both)
+        torch.autograd.grad((of(matrix) * weights).sum(), [*head.parameters()]) for of in (head.filter, both)
     )
     for one, other in zip(ours, plain, strict=True):
         assert_close(one, other, atol=1e-4, rtol=1e-3)
@@ -92,7 +92,7 @@ def test_what_consensus_keeps_for_backward_does_not_grow_with_its_layers():
     def kept(depth: int) -> int:
         head, total, matrix = Consensus([3] * depth, [8] * (depth - 1) + [1]), [], torch.rand(1, 5, 5, 5, 5)
         with torch.autograd.graph.saved_tensors_hooks(lambda one: total.append(one.numel()) or one, lambda one: one):
-            head.filtered(matrix)
+            head.filter(matrix)
         return sum(total)
 
     assert kept(4) == kept(2) < 6 * 5**4

@@ -58,7 +58,7 @@ def test_the_commands_warp_is_what_the_target_shows(tmp_path, swapped):
     a, b = pair[::-1] if swapped else pair
     matcher = Matcher.load("efficientnet_lite0", SMALL, device="cpu")
     encoded = (matcher.encode(a), matcher.encode(b))
-    wanted = MatchOptions([(3, 3)], mutual=False, most=9, dense=True, pca=False)
+    wanted = MatchOptions([(3, 3)], mutual=False, limit=9, dense=True, pca=False)
     sheets = dict(draw_outputs(matcher, (a, b), encoded, matcher.match(*encoded, [(3, 3)]), wanted))
 
     confidence = matcher.dense(encoded[1], encoded[0], displayed_size(b.size)).confidence

@@ -185,7 +185,7 @@ def test_the_grid_lies_over_what_is_unlike_the_border():
     )
 
     found = foreground_cells(maps, torch.ones(20, 24, dtype=torch.bool))
-    points = foreground_grid(EncodedPicture(maps, None, place, "a"), maps, most=20)
+    points = foreground_grid(EncodedPicture(maps, None, place, "a"), maps, count=20)
 
     assert found[7:13, 9:17].all()
     assert found.sum() == found[5:15, 7:19].sum()  # a cell around it at most

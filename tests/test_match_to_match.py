@@ -60,7 +60,7 @@ def test_tokens_looked_at_in_parts_are_tokens_looked_at_together(monkeypatch):
     results = []
     for tokens in (10**6, 2 * 8 * 5):  # all; five source cells, of which twelve leave two
         monkeypatch.setitem(match_to_match.TOKENS, "cpu", tokens)
-        found = head.refined(matrix)
+        found = head.refine(matrix)
         results.append([found, *torch.autograd.grad(found.square().sum(), [*head.parameters()])])
 
     for one, other in zip(*results, strict=True):

@@ -60,21 +60,23 @@ def test_a_source_finds_its_own_keypoints(matcher, sheet, cats, use):
 
     found = propagate(matcher, cats if use == "best" else cats[:1], target, use)
 
-    off = (part.out_of(found.points) - thing.points)[thing.shown] / torch.tensor(part.picture.size) * 12
+    off = (part.out_of(found.points) - thing.points)[thing.keypoint_mask] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1  # a cell
     assert found.fit.argmax() == 0
-    assert found.scores[thing.shown].min() > 0.4
-    assert not found.scores[~torch.stack([one.shown for one in cats]).any(0)].any()
+    assert found.scores[thing.keypoint_mask].min() > 0.4
+    assert not found.scores[~torch.stack([one.keypoint_mask for one in cats]).any(0)].any()
 
 
 def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(matcher, sheet, cats):
     thing = sheet.sources[1][0]
-    part = mirror_crop(crop_picture(load_picture(thing.photo.path), enlarge_box(thing.box, thing.points[thing.shown])))
+    part = mirror_crop(
+        crop_picture(load_picture(thing.photo.path), enlarge_box(thing.box, thing.points[thing.keypoint_mask]))
+    )
     order = list(flip_from_names(sheet.categories[0]["keypoints"]))
 
     found = propagate(matcher, cats, matcher.encode(part.picture), "best")
 
-    truth, shown = part.into(thing.points)[order], thing.shown[order]
+    truth, shown = part.into(thing.points)[order], thing.keypoint_mask[order]
     assert cats[int(found.fit.argmax())].mirrored
     off = (found.points - truth)[shown] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1
@@ -87,8 +89,8 @@ def test_a_mirrored_source_shows_the_left_where_it_showed_the_right(random, crea
 
     own, other = encode_source(random, part, points, torch.tensor([True, True, False]), "a", flip=[2, 1, 0])
 
-    assert own.shown.tolist() == [True, True, False]
-    assert other.shown.tolist() == [False, True, True]
+    assert own.keypoint_mask.tolist() == [True, True, False]
+    assert other.keypoint_mask.tolist() == [False, True, True]
     x, y = mirror_crop(part).into(points)[0].tolist()
     side = random.module.backbone.size
     scale = torch.tensor([side / part.picture.size[0], side / part.picture.size[1]])
@@ -122,11 +124,11 @@ def test_the_answer_moves_with_the_box(matcher, creatures, written, tmp_path):
     last.update(file_name="cat/wide.png", width=image.width, height=image.height)
     box = content["annotations"][-1]["bbox"]
     content["annotations"][-1]["bbox"] = [box[0] + 100, box[1] + 30, *box[2:]]
-    (folder / plain.thing.photo.name).unlink()
+    (folder / plain.target.photo.name).unlink()
 
     (moved,) = label_folder(matcher, read_annotations(written(content), folder))
 
-    off = (moved.points - torch.tensor([100.0, 30.0]) - plain.points)[plain.found].norm(dim=-1)
+    off = (moved.points - torch.tensor([100.0, 30.0]) - plain.points)[plain.valid].norm(dim=-1)
     assert off.median() < 0.5
     x, y, w, h = content["annotations"][-1]["bbox"]
     low, high = torch.tensor([x, y]), torch.tensor([x + w, y + h])
@@ -141,11 +143,11 @@ def test_place_decides_where_looks_do_not_and_counts_between_boxes_only(random, 
     points = torch.tensor([[40.0, 88.0]])
     target = random.encode(plain.picture)
     boxed, whole = (
-        encode_source(random, plain, points, torch.tensor([True]), "a", boxed=boxed)[0] for boxed in (True, False)
+        encode_source(random, plain, points, torch.tensor([True]), "a", has_box=boxed)[0] for boxed in (True, False)
     )
 
     without, with_box, with_none = (
-        propagate(random, [source], target, place=place).points
+        propagate(random, [source], target, prior_weight=place).points
         for source, place in ((boxed, 0.0), (boxed, 1e3), (whole, 1e3))
     )
 
@@ -156,11 +158,15 @@ def test_place_decides_where_looks_do_not_and_counts_between_boxes_only(random, 
 
 def test_place_is_not_asked_of_targets_without_a_box(random, creatures, written, tmp_path):
     content, folder = coco(creatures), alone(creatures, tmp_path)
-    boxed = [list(label_folder(random, read_annotations(written(content), folder), place=by)) for by in (0.0, 9.0)]
+    boxed = [
+        list(label_folder(random, read_annotations(written(content), folder), prior_weight=by)) for by in (0.0, 9.0)
+    ]
     for one in content["annotations"]:
         if "keypoints" not in one:
             del one["bbox"]
-    whole = [list(label_folder(random, read_annotations(written(content), folder), place=by)) for by in (0.0, 9.0)]
+    whole = [
+        list(label_folder(random, read_annotations(written(content), folder), prior_weight=by)) for by in (0.0, 9.0)
+    ]
 
     assert all(torch.equal(one.points, other.points) for one, other in zip(*whole, strict=True))
     assert not any(torch.equal(one.points, other.points) for one, other in zip(*boxed, strict=True))
@@ -186,7 +192,7 @@ def test_a_source_whose_box_is_too_small_shows_all_its_keypoints(random, creatur
     sheet = read_annotations(written(content), alone(creatures, tmp_path))
 
     for one in open_source(random, sheet.sources[1][0], sheet.categories[0], flip=True):
-        points = one.points[one.shown]
+        points = one.points[one.keypoint_mask]
         assert (points >= -0.5).all()
         assert (points <= random.module.backbone.size - 0.5).all()
 

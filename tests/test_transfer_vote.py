@@ -72,7 +72,9 @@ def test_sources_stand_behind_what_they_would_say_and_what_comes_back():
     back = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[9.0, 0.0]]])  # near, near, far
     weights = torch.tensor([[0.5], [0.3], [0.2]])
 
-    assert agreement(own, found, back, asked, weights, near=2.0).item() == pytest.approx(0.5 + 0.3 / 2 + 0.2 / 2)
+    assert agreement(own, found, back, asked, weights, max_distance=2.0).item() == pytest.approx(
+        0.5 + 0.3 / 2 + 0.2 / 2
+    )
 
 
 def test_places_are_gaussians_of_a_loop():

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.progress import Progress
@@ -21,6 +21,8 @@ from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
+    from PIL.Image import Image
+
     from semcorr.data.pictures import Picture
     from semcorr.inference import Matcher
     from semcorr.inference.encoded import EncodedPicture
@@ -35,7 +37,7 @@ class MatchOptions(NamedTuple):
 
     points: Sequence[tuple[float, float]] | None
     mutual: bool
-    most: int
+    limit: int
     dense: bool
     pca: bool
 
@@ -96,7 +98,7 @@ def match_pictures(
 
 
 def draw_targets(
-    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: MatchOptions, folder: Path
+    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], options: MatchOptions, folder: Path
 ) -> Iterator[JsonObject]:
     """Draw every target's matches into the folder, and yield each one's entry of the JSON file."""
     from semcorr.data.pictures import load_picture
@@ -104,52 +106,54 @@ def draw_targets(
     from semcorr.store.encode import split_into_chunks
     from semcorr.visualization.predictions import save_plot
 
-    encoded = matcher.encode(source)
-    parse_points(wanted.points or [], encoded)  # report a mistake before computing anything
+    encoded_source = matcher.encode(source)
+    parse_points(options.points or [], encoded_source)  # report a mistake before computing anything
     with Progress(transient=True, disable=len(targets) == 1) as bar:
         task = bar.add_task("Matching", total=len(targets))
         for paths in split_into_chunks(list(targets), matcher.batch):
             pictures = [load_picture(path) for path in paths]
-            for path, picture, target in zip(paths, pictures, matcher.encoded(pictures), strict=True):
-                matches = match_pair(matcher, encoded, target, wanted)
-                for suffix, image in draw_outputs(matcher, (source, picture), (encoded, target), matches, wanted):
+            for path, picture, target in zip(paths, pictures, matcher.encode_all(pictures), strict=True):
+                matches = match_pair(matcher, encoded_source, target, options)
+                for suffix, image in draw_outputs(
+                    matcher, (source, picture), (encoded_source, target), matches, options
+                ):
                     save_plot(image, folder / f"{targets[path]}{suffix}.png")
                 bar.advance(task)
                 yield match_to_dict(picture, matches, f"{targets[path]}.png")
 
 
-def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", wanted: MatchOptions) -> "Match":
+def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", options: MatchOptions) -> "Match":
     """Match the given points, mutual nearest neighbours, or a grid over the object."""
     from semcorr.inference.foreground import foreground_grid
 
-    if wanted.mutual:
-        return matcher.mutual(a, b, wanted.most)
-    points = wanted.points or foreground_grid(a, matcher.features(a, b)[0], wanted.most)
+    if options.mutual:
+        return matcher.mutual(a, b, options.limit)
+    points = options.points or foreground_grid(a, matcher.features(a, b)[0], options.limit)
     return matcher.match(a, b, points)
 
 
 def draw_outputs(
     matcher: "Matcher",
     pictures: "tuple[Picture, Picture]",
-    encoded: "tuple[EncodedPicture, EncodedPicture]",
-    found: "Match",
-    wanted: MatchOptions,
-) -> "Iterator[tuple[str, Any]]":
+    encoded_pictures: "tuple[EncodedPicture, EncodedPicture]",
+    match: "Match",
+    options: MatchOptions,
+) -> "Iterator[tuple[str, Image]]":
     """Yield the suffix of its name and the image of every output."""
     from semcorr.inference import plots as draw_matches
 
-    yield "", draw_matches.plot_matches(*pictures, found)
-    if wanted.dense:
-        a, b = encoded
+    yield "", draw_matches.plot_matches(*pictures, match)
+    if options.dense:
+        a, b = encoded_pictures
         flow = matcher.dense(b, a, draw_matches.displayed_size(b.size))
         yield "_warped", draw_matches.plot_warp(*pictures, flow)
-    if wanted.pca:
-        yield "_features", draw_matches.plot_features(*pictures, encoded, matcher.features(*encoded))
+    if options.pca:
+        yield "_features", draw_matches.plot_features(*pictures, encoded_pictures, matcher.features(*encoded_pictures))
 
 
-def match_to_dict(target: "Picture", found: "Match", image: str) -> JsonObject:
+def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
     """Return the entry of a target in the JSON file."""
-    rows = zip(*(x.tolist() for x in found[:4]), strict=True)
+    rows = zip(*(x.tolist() for x in match[:4]), strict=True)
     return {
         "target": target.name,
         "size": list(target.size),
@@ -167,7 +171,7 @@ def match_to_dict(target: "Picture", found: "Match", image: str) -> JsonObject:
     }
 
 
-def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[JsonObject]) -> None:
+def write_matches(path: Path, source: "Picture", model: str | None, summaries: Sequence[JsonObject]) -> None:
     """Write the matches of all targets to a JSON file."""
     from semcorr.inference.load import format_overrides
 
@@ -176,14 +180,14 @@ def write_matches(path: Path, source: "Picture", model: str | None, said: Sequen
         "source": source.name,
         "size": list(source.size),
         "points": "x, y in original pixels, upright; pixel centres at integers",
-        "targets": said,
+        "targets": summaries,
     }
     write_json(path, content, "--out")
 
 
-def print_matches(said: JsonObject) -> None:
+def print_matches(summary: JsonObject) -> None:
     """Print the matches of one target, one a line."""
-    for match in said["matches"]:
+    for match in summary["matches"]:
         (x, y), (u, v) = match["source"], match["target"]
         warning = "" if match["consistent"] else "   does not come back: do not trust it"
         print(f"{match['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {match['score']:.2f}{warning}")
@@ -218,6 +222,7 @@ def split_repeated_points(arguments: Sequence[str]) -> list[str]:
 
 
 def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
+    """Convert the values of --points, as `120,80`, to coordinates; None if there are none."""
     try:
         return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
     except ValueError:
@@ -226,6 +231,7 @@ def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | N
 
 
 def _round_point(point: Sequence[float]) -> list[float]:
+    """Round coordinates to hundredths of a pixel."""
     return [round(value, 2) for value in point]
 
 

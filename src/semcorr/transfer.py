@@ -72,18 +72,18 @@ def transfer_labels(
         from semcorr.inference.transfer.labels import labels_to_coco
         from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
-        sheet = read_annotations(annotations, images, box, category)
-        input_files = [item.photo.path for item in list_objects(sheet)]
+        content = read_annotations(annotations, images, box, category)
+        input_files = [item.photo.path for item in list_objects(content)]
         require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:
-            require_inputs_kept(draw, label_picture_names(sheet.targets), input_files, "--draw")
+            require_inputs_kept(draw, label_picture_names(content.targets), input_files, "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
-        skipped: list[dict[str, str]] | None = [] if skip_broken else None
+        skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
-            labels = list(label_folder(matcher, sheet, use, flip, min_score, place, skipped, folder))
-        content = labels_to_coco(sheet, labels, skipped or [], " ".join(format_overrides(model)))
-        write_text(out, json.dumps(content, allow_nan=False) + "\n", "--out")
-    print_transfer_summary(sheet, labels, skipped or [], flip, out)
+            labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
+        coco = labels_to_coco(content, labels, skipped_images or [], " ".join(format_overrides(model)))
+        write_text(out, json.dumps(coco, allow_nan=False) + "\n", "--out")
+    print_transfer_summary(content, labels, skipped_images or [], flip, out)
 
 
 def check_transfer_options(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
@@ -113,9 +113,9 @@ def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
 
 
 def print_transfer_summary(
-    sheet: "CocoAnnotations",
+    annotations: "CocoAnnotations",
     labels: "Sequence[KeypointLabel]",
-    skipped: Sequence[dict[str, str]],
+    skipped_images: Sequence[dict[str, str]],
     flip: bool,
     out: Path,
 ) -> None:
@@ -123,21 +123,21 @@ def print_transfer_summary(
     from semcorr.data.keypoints import flip_from_names
     from semcorr.inference.transfer.annotations import category_name
 
-    broken = {entry["file_name"] for entry in skipped}
-    for category in sheet.categories:
-        category_labels = [label for label in labels if label.thing.category == category["id"]]
+    broken = {entry["file_name"] for entry in skipped_images}
+    for category in annotations.categories:
+        category_labels = [label for label in labels if label.target.category == category["id"]]
         if category_labels:
             count = len(category["keypoints"])
-            share = sum(float(label.found.float().mean()) for label in category_labels) / len(category_labels)
+            share = sum(float(label.valid.float().mean()) for label in category_labels) / len(category_labels)
             sided = flip_from_names(category["keypoints"]) != tuple(range(count))
             mirrored_note = ", also mirrored" if flip and sided else ""
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
-            sources = sum(item.photo.name not in broken for item in sheet.sources[category["id"]])
+            sources = sum(item.photo.name not in broken for item in annotations.sources[category["id"]])
             print(
                 f"{escape_controls(category_name(category))}: {len(category_labels)} labelled by "
                 f"{sources}{mirrored_note}; {100 * share:.0f} % of {count} keypoints found{note}"
             )
-    for entry in skipped:
+    for entry in skipped_images:
         print(escape_controls(f"left out: {entry['file_name']}: {entry['reason']}"))
     Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
 

@@ -104,13 +104,13 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
     if radius is None:
         return None
     source, target = matcher.features(a, b)
-    query = a.placed.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
+    query = a.placement.to_view(torch.tensor([point], dtype=torch.float32, device=matcher.device))
     cells = next(iter(query_similarities(matcher.module.head, target, [source], [query], 1)))[0].float()
     stride, peak = cell_stride(target, cells), argmax(cells[None])[0]
     low = (peak - radius).clamp(min=0)
     high = (peak + radius).minimum(peak.new_tensor(cells.shape[:-3:-1]) - 1)
     edges = torch.cat(((low * stride), ((high + 1) * stride))) - 0.5
-    x1, y1, x2, y2 = b.placed.from_view(edges).flatten().tolist()
+    x1, y1, x2, y2 = b.placement.from_view(edges).flatten().tolist()
     return x1, y1, x2, y2
 
 

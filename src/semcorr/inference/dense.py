@@ -37,6 +37,7 @@ def sample_bilinear(
 
 
 def _interpolate_rows(values: Float[Tensor, "i j c"], coordinate: Float[Tensor, " n"]) -> Float[Tensor, "n j c"]:
+    """Interpolate linearly along the first axis."""
     length = len(values)
     coordinate = coordinate.clamp(-0.5, length - 0.5)
     low, high = _neighbours(coordinate, length)
@@ -44,7 +45,7 @@ def _interpolate_rows(values: Float[Tensor, "i j c"], coordinate: Float[Tensor, 
 
 
 def interpolate_matches(
-    found: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, apart: float
+    matches: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, max_distance: float
 ) -> Float[Tensor, "h w 2"]:
     """Interpolate the matches of cells at columns `x` and rows `y`.
 
@@ -52,23 +53,25 @@ def interpolate_matches(
     the nearest cell: a position between two objects is on neither.
 
     Args:
-        found: Match of every cell, in pixels.
+        matches: Match of every cell, in pixels.
         x: Columns, in cells.
         y: Rows, in cells.
         stride: Pixels per cell, in source and target.
-        apart: Distance in pixels up to which the matches of four cells lie together.
+        max_distance: Distance in pixels up to which the matches of four cells lie together.
 
-    >>> found = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [90.0, 0.0]]])  # the third lies on another object
-    >>> interpolate_matches(found, torch.tensor([0.5, 1.25, 1.75]), torch.tensor([0.0]), stride=8, apart=16)[..., 0]
+    >>> matches = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [90.0, 0.0]]])  # the third lies on another object
+    >>> x, y = torch.tensor([0.5, 1.25, 1.75]), torch.tensor([0.0])
+    >>> interpolate_matches(matches, x, y, stride=8, max_distance=16)[..., 0]
     tensor([[ 5., 12., 88.]])
     """
     rows = y.split(max(1, STRIP // max(1, len(x))))
-    return torch.cat([_interpolate_strip(found, x, chunk, stride, apart) for chunk in rows])
+    return torch.cat([_interpolate_strip(matches, x, chunk, stride, max_distance) for chunk in rows])
 
 
 def _interpolate_strip(
-    matches: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, limit: float
+    matches: Float[Tensor, "i j 2"], x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float, max_distance: float
 ) -> Float[Tensor, "h w 2"]:
+    """Interpolate the matches of cells at a strip of rows, see `interpolate_matches`."""
     near_x, near_y = (
         coordinate.round().clamp(0, n - 1).long() for coordinate, n in ((x, matches.shape[1]), (y, matches.shape[0]))
     )
@@ -76,10 +79,11 @@ def _interpolate_strip(
     offset = torch.stack(torch.meshgrid(x - near_x, y - near_y, indexing="xy"), dim=-1) * stride
     columns, rows = (_neighbours(coordinate, n) for coordinate, n in ((x, matches.shape[1]), (y, matches.shape[0])))
     corners = [matches[row][:, column] for row in rows for column in columns]
-    together = torch.stack([(corner - nearest).norm(dim=-1) <= limit for corner in corners]).all(0)
+    together = torch.stack([(corner - nearest).norm(dim=-1) <= max_distance for corner in corners]).all(0)
     return torch.where(together[..., None], sample_bilinear(matches, x, y), nearest + offset)
 
 
 def _neighbours(coordinate: Float[Tensor, " n"], length: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the indices of the two cells around each coordinate; at the border, of the last two."""
     low = coordinate.floor().clamp(0, max(length - 2, 0)).long()
     return low, (low + 1).clamp(max=length - 1)

@@ -24,7 +24,7 @@ class PicturePlacement(NamedTuple):
     size: tuple[int, int]  # width, height of the original, upright
     scale: Float[Tensor, " 2"]  # view pixels per original pixel
     offset: Float[Tensor, " 2"]  # position of the original's corner in view pixels; see coords.to_view
-    inside: Float[Tensor, " 4"]  # x1 y1 x2 y2 of the visible part, in view pixels
+    visible_box: Float[Tensor, " 4"]  # x1 y1 x2 y2 of the visible part, in view pixels
 
     def to_view(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Convert points from original pixels to view pixels."""
@@ -49,12 +49,12 @@ class PicturePlacement(NamedTuple):
 
     def shows(self, points: Float[Tensor, "n 2"]) -> Bool[Tensor, " n"]:
         """Tell which points of the view lie on the picture, and not in the padding."""
-        low, high = self.inside.to(points).split(2)
+        low, high = self.visible_box.to(points).split(2)
         return ((points >= low) & (points <= high)).all(-1)
 
     def covers(self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float) -> Bool[Tensor, "h w"]:
         """Tell which crossings of columns and rows, in cells of a map, are visible, or at most half a cell beyond."""
-        low, high = (to_grid(corner, stride).tolist() for corner in self.inside.cpu().split(2))
+        low, high = (to_grid(corner, stride).tolist() for corner in self.visible_box.cpu().split(2))
         columns_inside, rows_inside = (
             (coordinate >= first - 0.5) & (coordinate <= last + 0.5)
             for coordinate, first, last in zip((x, y), low, high, strict=True)
@@ -70,13 +70,13 @@ class EncodedPicture(NamedTuple):
 
     maps: FeatureMap | None  # features of one image, adapted by the head
     pixels: Float[Tensor, "1 3 s s"] | None
-    placed: PicturePlacement
+    placement: PicturePlacement
     name: str
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the original in pixels, upright."""
-        return self.placed.size
+        return self.placement.size
 
 
 def place_picture(
@@ -128,7 +128,7 @@ def _find_ends(rows: np.ndarray) -> tuple[int, int]:
     return first, next(i for i in range(len(rows), 0, -1) if not is_plain(rows[i - 1]))
 
 
-def parse_points(points: object, of: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
+def parse_points(points: object, picture: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
     """Convert points of a picture, given in any form, to a tensor.
 
     Raises:
@@ -142,7 +142,7 @@ def parse_points(points: object, of: EncodedPicture, name: str = "points") -> Fl
         return values.reshape(0, 2)
     if values.ndim != 2 or values.shape[-1] != 2:
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
-    require_inside(values.tolist(), of.size, of.name, name)
+    require_inside(values.tolist(), picture.size, picture.name, name)
     return values
 
 

@@ -12,7 +12,7 @@ from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.subcell import cell_centres
 
 
-def foreground_cells(maps: FeatureMap, shown: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
+def foreground_cells(maps: FeatureMap, visible: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
     """Estimate the cells of the object: those in the middle that are unlike the picture's border.
 
     One minus the mean cosine with the border's cells is smoothed and weighted by a Gaussian around the middle; of the
@@ -22,29 +22,29 @@ def foreground_cells(maps: FeatureMap, shown: Bool[Tensor, "h w"]) -> Bool[Tenso
 
     Args:
         maps: Features of one image.
-        shown: Cells that show the picture, and not padding.
+        visible: Cells that show the picture, and not padding.
     """
-    inside = shown.cpu().numpy()
+    inside = visible.cpu().numpy()
     edge = inside & ~ndimage.binary_erosion(inside)
     if min(np.ptp(np.nonzero(inside), axis=1)) < 4:
-        return shown.cpu()
+        return visible.cpu()
     cells = normalize(maps.values[0].flatten(1).T.float(), dim=1).cpu()
     border = normalize(cells[torch.from_numpy(edge).flatten()].mean(0), dim=0)
-    dissimilarity = ndimage.gaussian_filter((1 - cells @ border).double().view(shown.shape).numpy(), sigma=1)
+    dissimilarity = ndimage.gaussian_filter((1 - cells @ border).double().view(visible.shape).numpy(), sigma=1)
     score = (dissimilarity - dissimilarity[inside].min()) * _centre_weight(inside)
     components, count = ndimage.label((score > otsu_threshold(score[inside])) & inside)
     if not count:
-        return shown.cpu()
+        return visible.cpu()
     largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
-    return torch.from_numpy(ndimage.binary_fill_holes(largest)) & shown.cpu()
+    return torch.from_numpy(ndimage.binary_fill_holes(largest)) & visible.cpu()
 
 
-def _centre_weight(inside: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+def _centre_weight(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     """Return a Gaussian around the middle, whose sigma is a third of the picture's sides."""
-    exponent = np.zeros(inside.shape)
-    for axis, indices in enumerate(np.nonzero(inside)):
+    exponent = np.zeros(mask.shape)
+    for axis, indices in enumerate(np.nonzero(mask)):
         low, high = indices.min(), indices.max()
-        along = (np.arange(inside.shape[axis]) - (low + high) / 2) / (high - low + 1)
+        along = (np.arange(mask.shape[axis]) - (low + high) / 2) / (high - low + 1)
         exponent += np.expand_dims((along / 0.33) ** 2 / 2, 1 - axis)
     return np.exp(-exponent)
 
@@ -63,25 +63,25 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
     return float(ordered[best : best + 2].mean())
 
 
-def foreground_grid(image: EncodedPicture, maps: FeatureMap, most: int = 30) -> Float[Tensor, "n 2"]:
-    """Return about `most` points in rows and columns over the object, in original pixels.
+def foreground_grid(image: EncodedPicture, maps: FeatureMap, count: int = 30) -> Float[Tensor, "n 2"]:
+    """Return about `count` points in rows and columns over the object, in original pixels.
 
     In a picture so thin that no cell's centre lies on it, the grid covers the cells that it touches.
     """
     h, w = maps.values.shape[-2:]
     centres = cell_centres(maps)
-    visible = image.placed.shows(centres).view(h, w)
+    visible = image.placement.shows(centres).view(h, w)
     inside = foreground_cells(maps, visible) if bool(visible.any()) else cells_in_picture(image, maps)
-    step = max(1.0, (int(inside.sum()) / most) ** 0.5)
+    step = max(1.0, (int(inside.sum()) / count) ** 0.5)
     rows, columns = (_spaced_indices(inside.any(axis), step) for axis in (1, 0))
     selected = [row * w + column for row in rows for column in columns if inside[row, column]]
-    return image.placed.from_view(centres[selected].cpu())
+    return image.placement.from_view(centres[selected].cpu())
 
 
 def cells_in_picture(image: EncodedPicture, maps: FeatureMap) -> Bool[Tensor, "h w"]:
     """Return the cells that show any of the picture."""
     h, w = maps.values.shape[-2:]
-    return image.placed.covers(torch.arange(w).float(), torch.arange(h).float(), maps.stride)
+    return image.placement.covers(torch.arange(w).float(), torch.arange(h).float(), maps.stride)
 
 
 def _spaced_indices(mask: Bool[Tensor, " n"], step: float) -> list[int]:

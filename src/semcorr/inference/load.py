@@ -30,7 +30,7 @@ class RestoredModel(NamedTuple):
 
     module: CorrespondenceModule
     resize: str
-    said: str  # the config line that it was loaded from
+    config_line: str  # the overrides that it was loaded from
 
 
 def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()) -> RestoredModel:
@@ -86,6 +86,7 @@ def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) ->
 
 
 def _split_words(model: str | Path) -> list[str]:
+    """Split a config line into words, as a shell does; a path is one word."""
     if isinstance(model, Path):
         return [str(model)]
     try:
@@ -106,10 +107,9 @@ def _word_to_override(word: str) -> str:
         return f"checkpoint={_quote_value(word)}"
     if Path(word).is_file():
         owner = Path(word).absolute().parent.parent
-        remedy = (
-            f"Give the run: {owner}" if is_run(owner) else
-            f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
-        )  # fmt: skip
+        remedy = f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
+        if is_run(owner):
+            remedy = f"Give the run: {owner}"
         raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
     is_place = os.sep in word or Path(word).exists()
     hint = "Give the run_dir of a run, or a backbone." if is_place else suggest_near(word, names)
@@ -129,14 +129,14 @@ def _quote_value(word: str) -> str:
 
 
 def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
+    """Build the model of a config line with its trained weights, and return its way of resizing."""
     cfg = compose_config("evaluate", line)
     check_config(cfg)
     origin = _find_weights_run(Path(cfg.checkpoint), line) if cfg.checkpoint else None
     module = build_module(cfg)
     if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
-    resize: object = cfg.data.resize
-    return module.eval().requires_grad_(False), resize
+    return module.eval().requires_grad_(False), str(cfg.data.resize)
 
 
 def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:
@@ -147,17 +147,17 @@ def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:
     return Path(saved.checkpoint) if saved.get("checkpoint") else None
 
 
-def resolve_device(asked_for: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device, or by default the GPU if there is one.
 
     Raises:
         UserError: The requested device is not available.
     """
-    if asked_for is None:
+    if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked_for)
-        torch.empty(0, device=device)
+        resolved_device = torch.device(device)
+        torch.empty(0, device=resolved_device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"`device`: {asked_for} is not to be had ({str(error).splitlines()[0]}). Give cpu") from None
-    return device
+        raise UserError(f"`device`: {device} is not to be had ({str(error).splitlines()[0]}). Give cpu") from None
+    return resolved_device

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,17 @@ REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 Image = Source | Picture | EncodedPicture
+
+
+class MatcherOptions(TypedDict, total=False):
+    """Options of a matcher, see `Matcher`."""
+
+    device: str | torch.device | None
+    precision: str
+    batch: int | None
+    cycle: float
+    trim: bool
+    subcell: bool
 
 
 class Matcher:
@@ -73,10 +84,10 @@ class Matcher:
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
         self.batch = encoding_batch_size(batch, self.device.type != "cpu")
-        self.rule = list_readouts(module.localise)[0]  # type: ignore[arg-type]
+        self.rule = list_readouts(module.localise)[0]
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *overrides: str, **options: object) -> "Matcher":
+    def load(cls, model: str | Path | None = None, *overrides: str, **options: Unpack[MatcherOptions]) -> "Matcher":
         """Load a matcher by the name of its model.
 
         Args:
@@ -89,8 +100,8 @@ class Matcher:
             UserError: The model, the run or a key does not exist.
         """
         resolve_device(options.get("device"))  # report a mistake before loading the network
-        restored = restore_model(model, overrides)
-        return cls(restored.module, restored.resize, **options)
+        model_parts = restore_model(model, overrides)
+        return cls(model_parts.module, model_parts.resize, **options)
 
     # -- pictures --
 
@@ -102,35 +113,37 @@ class Matcher:
                 `semcorr.data.pictures.load_picture`.
             name: Name of the picture, for messages.
         """
-        return next(self.encoded([image], name))
+        return next(self.encode_all([image], name))
 
-    def encoded(self, images: Iterable[Image], name: str = "image") -> Iterator[EncodedPicture]:
+    def encode_all(self, images: Iterable[Image], name: str = "image") -> Iterator[EncodedPicture]:
         """Encode many pictures, `batch` at once; those already encoded are passed through."""
-        remaining = iter(images)
-        while chunk := list(islice(remaining, self.batch)):
-            unencoded = [image for image in chunk if not isinstance(image, EncodedPicture)]
-            encoded = iter(self._encode(unencoded, name) if unencoded else ())
-            yield from (image if isinstance(image, EncodedPicture) else next(encoded) for image in chunk)
+        iterator = iter(images)
+        while chunk := list(islice(iterator, self.batch)):
+            new_images = [image for image in chunk if not isinstance(image, EncodedPicture)]
+            new_pictures = iter(self._encode(new_images, name) if new_images else ())
+            yield from (image if isinstance(image, EncodedPicture) else next(new_pictures) for image in chunk)
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Source | Picture], name: str) -> list[EncodedPicture]:
+        """Encode pictures in one batch."""
         pictures = [image if isinstance(image, Picture) else load_picture(image, name) for image in images]
-        backbone: object = self.module.backbone
-        rendered = [place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures]
-        named = list(zip(rendered, [picture.name for picture in pictures], strict=True))
+        backbone = self.module.backbone
+        squares, placements = zip(
+            *(place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures), strict=True
+        )
+        names = [picture.name for picture in pictures]
         if backbone.pairwise:
             return [
-                EncodedPicture(None, square[None].to(self.device), placement, name)
-                for (square, placement), name in named
+                EncodedPicture(None, square[None].to(self.device), placement, picture_name)
+                for square, placement, picture_name in zip(squares, placements, names, strict=True)
             ]
-        with self.computing():
-            maps = self._adapt_features(backbone(torch.stack([square for square, _ in rendered]).to(self.device)))
-        require_finite(
-            adapted_feature_origin(self.module), [picture.name for picture in pictures], {"maps": maps.values}, REMEDY
-        )
+        with self.autocast():
+            maps = self._adapt_features(backbone(torch.stack(squares).to(self.device)))
+        require_finite(adapted_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
         features = (FeatureMap(values[None], maps.stride) for values in maps.values)
         return [
-            EncodedPicture(x, None, placement, name) for x, ((_, placement), name) in zip(features, named, strict=True)
+            EncodedPicture(image_features, None, placement, picture_name)
+            for image_features, placement, picture_name in zip(features, placements, names, strict=True)
         ]
 
     # -- points --
@@ -154,30 +167,30 @@ class Matcher:
         """Match points of `a` to many targets, one after the other; the source is encoded once."""
         source = self.encode(a, "a")
         query_points = parse_points(points, source)
-        for target in self.encoded(b, "b"):
+        for target in self.encode_all(b, "b"):
             yield self._match_encoded(source, target, query_points)
 
     @torch.no_grad()
-    def mutual(self, a: Image, b: Image, most: int | None = None) -> Match:
+    def mutual(self, a: Image, b: Image, limit: int | None = None) -> Match:
         """Return mutual nearest neighbours: cells of `a` and `b` that prefer each other, the most similar first.
 
         Args:
             a: The source picture, whose cells' centres are the query points.
             b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
-            most: Largest number of matches.
+            limit: Largest number of matches.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         source_map, target_map = self.features(source, target)
         query_points = cell_centres(source_map)
-        query_points = query_points[source.placed.shows(query_points)]
-        with self.computing():
+        query_points = query_points[source.placement.shows(query_points)]
+        with self.autocast():
             matches = match_to_target(self.module.head, target_map, [source_map], [query_points], [argmax])
-            returned = match_to_target(self.module.head, source_map, [target_map], matches.points, [argmax])
-        slack = max(source_map.stride, returned.stride) / 2  # the same cell, if similarities have the grid of features
-        mutual = ((returned.points[0] - query_points).abs() <= slack).all(-1) & target.placed.shows(matches.points[0])
-        order = matches.score[mutual].argsort(descending=True, stable=True)[:most]
+            cycle = match_to_target(self.module.head, source_map, [target_map], matches.points, [argmax])
+        slack = max(source_map.stride, cycle.stride) / 2  # the same cell, if similarities have the grid of features
+        mutual = ((cycle.points[0] - query_points).abs() <= slack).all(-1) & target.placement.shows(matches.points[0])
+        order = matches.score[mutual].argsort(descending=True, stable=True)[:limit]
         return self._match_encoded(
-            source, target, source.placed.from_view(query_points[mutual][order]).cpu(), subcell=False
+            source, target, source.placement.from_view(query_points[mutual][order]).cpu(), subcell=False
         )
 
     # -- maps --
@@ -195,20 +208,22 @@ class Matcher:
         source, target = self.encode(a, "a"), self.encode(b, "b")
         x, y = pixel_grid(size or source.size, source.size)
         source_map, target_map = self.features(source, target)
-        matches = self._match_with_cycle(source_map, target_map, target.placed, cell_centres(source_map), subcell=False)
-        shape, cells = source_map.values.shape[-2:], source.placed.cells(x, y, source_map.stride)
-        confidence = (matches.scores * matches.near).clamp(0, 1).unflatten(0, shape)[..., None]
+        matches = self._match_with_cycle(
+            source_map, target_map, target.placement, cell_centres(source_map), subcell=False
+        )
+        shape, cells = source_map.values.shape[-2:], source.placement.cells(x, y, source_map.stride)
+        confidence = (matches.scores * matches.consistent).clamp(0, 1).unflatten(0, shape)[..., None]
         view = interpolate_matches(
             matches.points.unflatten(0, shape).cpu(), *cells, source_map.stride, APART * target_map.stride
         )
-        flow = target.placed.from_view(view.flatten(0, 1)).view_as(view)
+        flow = target.placement.from_view(view.flatten(0, 1)).view_as(view)
         flow -= torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        visible = source.placed.covers(*cells, source_map.stride)
+        visible = source.placement.covers(*cells, source_map.stride)
         return Flow(flow, sample_bilinear(confidence.cpu(), *cells)[..., 0].clamp(0, 1) * visible)
 
     @torch.no_grad()
     def similarity(
-        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
+        self, a: Image, b: Image, point: Iterable[object], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "h w"]:
         """Compute a map of the similarity of a point of `a` with every position of `b`.
 
@@ -220,18 +235,18 @@ class Matcher:
                 1024 pixels a side.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        query_point = source.placed.to_view(parse_points([list(point)], source, "point").to(self.device))
+        query_point = source.placement.to_view(parse_points([list(point)], source, "point").to(self.device))
         share = min(1.0, 1024 / max(target.size))
         width, height = size or (max(1, round(side * share)) for side in target.size)
         x, y = pixel_grid((width, height), target.size)
         source_map, target_map = self.features(source, target)
-        with self.computing():
+        with self.autocast():
             cells = (
                 next(iter(query_similarities(self.module.head, target_map, [source_map], [query_point], 1)))[0, 0]
                 .float()
                 .cpu()
             )
-        columns, rows = target.placed.cells(x, y, cell_stride(target_map, cells))
+        columns, rows = target.placement.cells(x, y, cell_stride(target_map, cells))
         return sample_bilinear(
             cells[..., None], columns.clamp(0, cells.shape[1] - 1), rows.clamp(0, cells.shape[0] - 1)
         )[..., 0]
@@ -241,11 +256,12 @@ class Matcher:
     def _match_encoded(
         self, a: EncodedPicture, b: EncodedPicture, points: Float[Tensor, "n 2"], subcell: bool = True
     ) -> Match:
+        """Match points of an encoded picture to another, in original pixels."""
         source_map, target_map = self.features(a, b)
-        query_points = a.placed.to_view(points.to(self.device))
-        matches = self._match_with_cycle(source_map, target_map, b.placed, query_points, subcell)
-        target_points, returned = b.placed.from_view(matches.points), a.placed.from_view(matches.returned)
-        return Match(points, target_points.cpu(), matches.scores.cpu(), matches.near.cpu(), returned.cpu())
+        query_points = a.placement.to_view(points.to(self.device))
+        matches = self._match_with_cycle(source_map, target_map, b.placement, query_points, subcell)
+        target_points, cycle_points = b.placement.from_view(matches.points), a.placement.from_view(matches.cycle_points)
+        return Match(points, target_points.cpu(), matches.scores.cpu(), matches.consistent.cpu(), cycle_points.cpu())
 
     @torch.no_grad()
     def _match_with_cycle(
@@ -256,7 +272,8 @@ class Matcher:
         query_points: Float[Tensor, "n 2"],
         subcell: bool,
     ) -> RoundTrip:
-        with self.computing():
+        """Match points to the target and back, in pixels of the network's squares."""
+        with self.autocast():
             matches = transfer_with_cycle_check(
                 self.module.head,
                 (source_map, target_map),
@@ -276,17 +293,19 @@ class Matcher:
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
-        backbone: object = self.module.backbone
-        with self.computing():
-            first, second = backbone.pair(source.pixels, target.pixels)
+        assert source.pixels is not None
+        assert target.pixels is not None
+        with self.autocast():
+            first, second = self.module.backbone.pair(source.pixels, target.pixels)
             maps = self._adapt_features(first), self._adapt_features(second)
         for image, features in ((source, maps[0]), (target, maps[1])):
             require_finite(adapted_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)
         return maps
 
     def _adapt_features(self, maps: FeatureMap) -> FeatureMap:
+        """Adapt features by the head, if it takes one image at a time."""
         return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
 
-    def computing(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context of this matcher's precision."""
         return torch.autocast(self.device.type, dtype=self.precision) if self.precision else nullcontext()

@@ -13,7 +13,7 @@ class Match(NamedTuple):
     points: Float[Tensor, "n 2"]  # (x, y), original pixels of the target
     scores: Float[Tensor, " n"]  # similarity at the match: a cosine for most heads; that of consensus in [0, 1]
     consistent: Bool[Tensor, " n"]  # whether the match, matched back, lies within `cycle` cells of the point
-    returned: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
+    cycle_points: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
 
 
 class Flow(NamedTuple):
@@ -28,5 +28,5 @@ class RoundTrip(NamedTuple):
 
     points: Float[Tensor, "n 2"]  # in the target
     scores: Float[Tensor, " n"]
-    near: Bool[Tensor, " n"]  # whether the match back lies near the query point
-    returned: Float[Tensor, "n 2"]  # matched back, in the source
+    consistent: Bool[Tensor, " n"]  # whether the match back lies near the query point
+    cycle_points: Float[Tensor, "n 2"]  # matched back, in the source

@@ -32,8 +32,8 @@ def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour]
     """Plot source and target side by side, with numbered points: discs if consistent, rings if not."""
     sizes = [displayed_size(picture.size) for picture in (a, b)]
     images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]
-    sheet = hstack_images(images, GAP * ZOOM)
-    draw = ImageDraw.Draw(sheet)
+    canvas = hstack_images(images, GAP * ZOOM)
+    draw = ImageDraw.Draw(canvas)
     left = [0, images[0].width + GAP * ZOOM]
     ends = [
         (points + 0.5) * torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
@@ -49,7 +49,7 @@ def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour]
     for i, (start, stop, colour) in enumerate(zip(source_points, target_points, colours, strict=True)):
         for point in (start, stop):
             draw_label(draw, point, str(i + 1), colour, consistent[i])
-    return sheet.resize((sheet.width // ZOOM, sheet.height // ZOOM), Image.Resampling.LANCZOS)
+    return canvas.resize((canvas.width // ZOOM, canvas.height // ZOOM), Image.Resampling.LANCZOS)
 
 
 def draw_label(draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool) -> None:
@@ -85,7 +85,7 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
 
 
 def plot_features(
-    a: Picture, b: Picture, encoded: tuple[EncodedPicture, EncodedPicture], maps: tuple[FeatureMap, FeatureMap]
+    a: Picture, b: Picture, encoded_pictures: tuple[EncodedPicture, EncodedPicture], maps: tuple[FeatureMap, FeatureMap]
 ) -> Image.Image:
     """Plot each picture and its features, the first three joint principal components as red, green and blue."""
     cells = [normalize(features.values.float(), dim=1) for features in maps]
@@ -93,10 +93,10 @@ def plot_features(
     values = torch.cat([component.flatten(1) for component in components], dim=1)
     low, high = values.quantile(torch.tensor([0.01, 0.99]), dim=1)
     tiles: list[Image.Image] = []
-    for picture, component, image, features in zip((a, b), components, encoded, maps, strict=True):
+    for picture, component, image, features in zip((a, b), components, encoded_pictures, maps, strict=True):
         size = displayed_size(picture.size)
         share = ((component - low[:, None, None]) / (high - low).clamp_min(1e-12)[:, None, None]).clamp(0, 1)
-        x, y = image.placed.cells(*pixel_grid(size, picture.size), features.stride)
+        x, y = image.placement.cells(*pixel_grid(size, picture.size), features.stride)
         colours = sample_bilinear(share.permute(1, 2, 0), x.round(), y.round()).clamp(0, 1)  # of the nearest cells
         tiles += [picture.image.resize(size), Image.fromarray((colours * 255).round().byte().numpy())]
     return hstack_images(tiles)
@@ -110,14 +110,14 @@ def displayed_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def hstack_images(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     """Place images in a row, on white."""
-    sheet = Image.new(
+    canvas = Image.new(
         "RGB", (sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images)), "white"
     )
     x = 0
     for image in images:
-        sheet.paste(image, (x, 0))
+        canvas.paste(image, (x, 0))
         x += image.width + gap
-    return sheet
+    return canvas
 
 
 def bright_colour(share: float) -> Colour:

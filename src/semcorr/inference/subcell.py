@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.types import FeatureMap
@@ -15,7 +15,7 @@ APART = 2.0  # cells of the target within which matches of neighbouring source c
 
 
 def transfer_points(
-    head: object,
+    head: nn.Module,
     source: FeatureMap,
     target: FeatureMap,
     points: Float[Tensor, "n 2"],
@@ -53,9 +53,9 @@ def transfer_points(
 
 
 def transfer_with_cycle_check(
-    head: object,
+    head: nn.Module,
     maps: tuple[FeatureMap, FeatureMap],
-    place: PicturePlacement,
+    placement: PicturePlacement,
     points: Float[Tensor, "n 2"],
     rule: Rule,
     cycle: float,
@@ -66,7 +66,7 @@ def transfer_with_cycle_check(
     Args:
         head: The head, which turns features and points into similarities.
         maps: Features of the source and the target.
-        place: Placement of the target's picture in its square: a match in the padding moves onto the picture.
+        placement: Placement of the target's picture in its square: a match in the padding moves onto the picture.
         points: Query points in source pixels.
         rule: The read-out.
         cycle: Distance up to which a returned point counts as near, in cells of the source.
@@ -74,9 +74,11 @@ def transfer_with_cycle_check(
     """
     source, target = maps
     matches, scores = transfer_points(head, source, target, points, rule, subcell)
-    matches = place.to_view(place.from_view(matches))
-    returned, _ = transfer_points(head, target, source, matches, rule, subcell)
-    return RoundTrip(matches, scores.float(), (returned - points).norm(dim=-1) <= cycle * source.stride, returned)
+    matches = placement.to_view(placement.from_view(matches))
+    cycle_points, _ = transfer_points(head, target, source, matches, rule, subcell)
+    return RoundTrip(
+        matches, scores.float(), (cycle_points - points).norm(dim=-1) <= cycle * source.stride, cycle_points
+    )
 
 
 def bilinear_cells(
@@ -97,6 +99,7 @@ def bilinear_cells(
 
 
 def _unit_square(device: torch.device) -> Int[Tensor, "4 2"]:
+    """Return the corners of the unit square."""
     return torch.cartesian_prod(*[torch.arange(2, device=device)] * 2)  # (0 0), (0 1), (1 0), (1 1)
 
 

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonMapping
+from semcorr.core.text_files import JsonObject
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class TransferImage(NamedTuple):
     """An image of the annotation file or of the folder."""
 
-    id: Any
+    id: Id
     name: str  # path below the folder
     path: Path
     size: tuple[int, int] | None  # width and height, if the file has them
@@ -34,19 +34,19 @@ class TransferImage(NamedTuple):
 class AnnotatedObject(NamedTuple):
     """An object: a source if any of its keypoints is annotated, otherwise a target to label."""
 
-    id: Any
+    id: Id | None  # None: an image without annotation
     photo: TransferImage
-    category: object  # id of the category
+    category: Id  # id of the category
     box: Box | None
     points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
-    shown: Bool[Tensor, " k"]  # keypoints that are annotated
+    keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
 
 
 class CocoAnnotations(NamedTuple):
     """The content of an annotation file: categories, sources and targets."""
 
-    categories: list[JsonMapping]  # as in the file
-    sources: dict[Any, list[AnnotatedObject]]  # by category id
+    categories: list[JsonObject]  # as in the file
+    sources: dict[Id, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 
 
@@ -66,13 +66,13 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
         UserError: The file contradicts itself or the folder, or there is no source or no target.
     """
     categories, objects, unannotated = read_objects(path, folder, layout)
-    sources: dict[Any, list[AnnotatedObject]] = {}
+    sources: dict[Id, list[AnnotatedObject]] = {}
     for item in objects:
-        if bool(item.shown.any()):
+        if bool(item.keypoint_mask.any()):
             sources.setdefault(item.category, []).append(item)
     if not sources:
         raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
-    targets = [item for item in objects if not bool(item.shown.any())]
+    targets = [item for item in objects if not bool(item.keypoint_mask.any())]
     targets += _whole_image_objects(unannotated, categories, sources, category, path)
     _check_targets(targets, sources, categories, path, folder)
     order = {category_id: i for i, category_id in enumerate(categories)}
@@ -81,7 +81,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
 
 def read_objects(
     path: Path, folder: Path, layout: str
-) -> tuple[dict[object, object], list[AnnotatedObject], list[TransferImage]]:
+) -> tuple[dict[Id, JsonObject], list[AnnotatedObject], list[TransferImage]]:
     """Read categories by their ids, objects, and images without annotation."""
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -95,6 +95,7 @@ def read_objects(
 
 
 def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferImage:
+    """Return an image of the annotation file, which must exist in the folder."""
     if not image.path.is_file():
         raise UserError(
             f"{path} names the image {image.file_name}, which is not in {folder}. Restore it, or drop the entry"
@@ -102,10 +103,12 @@ def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferIm
     return TransferImage(image.id, image.name, image.path, image.size)
 
 
-def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
+def _unannotated_images(
+    images: Mapping[Id, TransferImage], annotated_ids: Collection[Id], folder: Path
+) -> list[TransferImage]:
     """Return images without annotation: of the file, and those of the folder that it does not name, with new ids."""
     paths = {i: image.path.resolve() for i, image in images.items()}
-    annotated = {paths[i] for i in named}  # an image may have two entries, so paths are compared
+    annotated = {paths[i] for i in annotated_ids}  # an image may have two entries, so paths are compared
     free_ids = count(1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
     known_paths = set(paths.values())
     unnamed = list_image_files(folder, below=True, besides=known_paths)
@@ -115,22 +118,28 @@ def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id
 
 
 def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) -> AnnotatedObject:
+    """Return an object of the annotation file; a box without area is refused if it has no keypoint either."""
     if annotation.flat is not None and not annotation.annotated:
         raise UserError(
             f"{annotation.where}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
             "--box says otherwise"
         )
-    annotated = torch.tensor([point is not None for point in annotation.points])
+    keypoint_mask = torch.tensor([point is not None for point in annotation.points])
     points = torch.tensor([point or (0.0, 0.0) for point in annotation.points])
     return AnnotatedObject(
-        annotation.id, image, annotation.category.id, annotation.box.xywh if annotation.box else None, points, annotated
+        annotation.id,
+        image,
+        annotation.category.id,
+        annotation.box.xywh if annotation.box else None,
+        points,
+        keypoint_mask,
     )
 
 
 def _whole_image_objects(
     images: Sequence[TransferImage],
-    categories: Mapping[object, object],
-    sources: Mapping[object, object],
+    categories: Mapping[Id, JsonObject],
+    sources: Mapping[Id, Sequence[AnnotatedObject]],
     category: str | None,
     path: Path,
 ) -> list[AnnotatedObject]:
@@ -156,11 +165,12 @@ def _whole_image_objects(
 
 def _check_targets(
     targets: Sequence[AnnotatedObject],
-    sources: Mapping[object, object],
-    categories: Mapping[object, object],
+    sources: Mapping[Id, Sequence[AnnotatedObject]],
+    categories: Mapping[Id, JsonObject],
     path: Path,
     folder: Path,
 ) -> None:
+    """Refuse a folder without targets, and targets of a category without sources."""
     if not targets:
         raise UserError(f"Every image of {folder} is annotated in {path}: there is none to be labelled. Add some")
     unsourced = Counter(
@@ -170,11 +180,11 @@ def _check_targets(
         raise UserError(f"{path} has no annotated image of {name}, which {number} are to be labelled as. Annotate one")
 
 
-def list_objects(sheet: CocoAnnotations) -> list[AnnotatedObject]:
+def list_objects(annotations: CocoAnnotations) -> list[AnnotatedObject]:
     """Return all objects, targets first."""
-    return [*sheet.targets, *(source for sources in sheet.sources.values() for source in sources)]
+    return [*annotations.targets, *(source for sources in annotations.sources.values() for source in sources)]
 
 
-def category_name(kind: JsonMapping) -> str:
+def category_name(category: JsonObject) -> str:
     """Return a category's name, or its id if it has none."""
-    return str(kind.get("name", kind.get("id")))
+    return str(category.get("name", category.get("id")))

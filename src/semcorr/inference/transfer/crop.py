@@ -33,6 +33,7 @@ class Crop(NamedTuple):
         return (self._mirror_points(points) + torch.tensor(self.corner) + 0.5) / torch.tensor(self.scale) - 0.5
 
     def _mirror_points(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+        """Mirror points within the part if it is mirrored."""
         x, y = points.unbind(-1)
         return torch.stack((self.picture.size[0] - 1 - x, y), dim=-1) if self.mirrored else points
 
@@ -60,10 +61,10 @@ def crop_picture(picture: Picture, box: Box | None, margin: float = MARGIN) -> C
     return Crop(Picture(part, part.size, picture.name), (left, upper), scale)
 
 
-def mirror_crop(one: Crop) -> Crop:
+def mirror_crop(crop: Crop) -> Crop:
     """Return the mirror image of a crop."""
-    image = one.picture.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return one._replace(picture=one.picture._replace(image=image), mirrored=not one.mirrored)
+    image = crop.picture.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return crop._replace(picture=crop.picture._replace(image=image), mirrored=not crop.mirrored)
 
 
 def enlarge_box(box: Box, points: Float[Tensor, "k 2"]) -> Box:

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.core.text_files import JsonObject
+from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture
 from semcorr.inference.plots import bright_colour, displayed_size
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
@@ -21,11 +22,11 @@ ZOOM = 3  # drawn larger and reduced, for smooth lines
 class KeypointLabel(NamedTuple):
     """The keypoints transferred to a target."""
 
-    thing: AnnotatedObject
+    target: AnnotatedObject
     size: tuple[int, int]  # width and height of its image, in original pixels
     points: Float[Tensor, "k 2"]  # (x, y), original pixels
     scores: Float[Tensor, " k"]
-    found: Bool[Tensor, " k"]
+    valid: Bool[Tensor, " k"]  # keypoints with a sufficient score
     sources: list[JsonObject]
 
 
@@ -41,46 +42,51 @@ def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tenso
 
 
 def labels_to_coco(
-    sheet: CocoAnnotations, labels: Sequence[KeypointLabel], skipped: Sequence[Mapping[str, str]], said: str
+    annotations: CocoAnnotations,
+    labels: Sequence[KeypointLabel],
+    skipped_images: Sequence[Mapping[str, str]],
+    config_line: str,
 ) -> JsonObject:
     """Return the content of a COCO file: labelled images, their annotations, and all categories as in the input."""
-    photos = {label.thing.photo.id: (label.thing.photo, label.size) for label in labels}
-    used_ids = {str(item.id) for item in list_objects(sheet)}  # "7" and 7 are the same
+    photos = {label.target.photo.id: (label.target.photo, label.size) for label in labels}
+    used_ids = {str(item.id) for item in list_objects(annotations)}  # "7" and 7 are the same
     free_ids = iter(i for i in range(1, 2 + len(used_ids) + len(labels)) if str(i) not in used_ids)
     return {
         "info": {
             "description": "Keypoints carried over from annotated images by python -m semcorr.transfer",
-            "model": said,
+            "model": config_line,
             "points": "x, y in pixels, upright; pixel centres at integers",
         },
         "images": [_image_entry(photo, size) for photo, size in photos.values()],
         "annotations": [
-            _annotation_entry(label, next(free_ids) if label.thing.id is None else label.thing.id) for label in labels
+            _annotation_entry(label, next(free_ids) if label.target.id is None else label.target.id) for label in labels
         ],
-        "categories": sheet.categories,
-        "skipped": list(skipped),
+        "categories": annotations.categories,
+        "skipped": list(skipped_images),
     }
 
 
 def _image_entry(photo: TransferImage, size: tuple[int, int]) -> JsonObject:
+    """Return an image's entry of the COCO file."""
     return {"id": photo.id, "file_name": photo.name, "width": size[0], "height": size[1]}
 
 
-def _annotation_entry(label: KeypointLabel, annotation_id: object) -> JsonObject:
-    rows = zip(label.points.tolist(), label.found.tolist(), strict=True)
+def _annotation_entry(label: KeypointLabel, annotation_id: Id) -> JsonObject:
+    """Return a label's entry of the COCO file."""
+    rows = zip(label.points.tolist(), label.valid.tolist(), strict=True)
     flat = [
-        value for (x, y), is_found in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_found else (0, 0, 0))
+        value for (x, y), is_valid in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_valid else (0, 0, 0))
     ]
-    x, y, w, h = label.thing.box or _enclosing_box(label)
+    x, y, w, h = label.target.box or _enclosing_box(label)
     return {
         "id": annotation_id,
-        "image_id": label.thing.photo.id,
-        "category_id": label.thing.category,
+        "image_id": label.target.photo.id,
+        "category_id": label.target.category,
         "bbox": [x, y, w, h],
         "area": w * h,
         "iscrowd": 0,
         "keypoints": flat,
-        "num_keypoints": int(label.found.sum()),
+        "num_keypoints": int(label.valid.sum()),
         "scores": [round(score, 4) for score in label.scores.tolist()],
         "score": round(float(label.scores.mean()), 4),
         "sources": label.sources,
@@ -89,9 +95,9 @@ def _annotation_entry(label: KeypointLabel, annotation_id: object) -> JsonObject
 
 def _enclosing_box(label: KeypointLabel) -> tuple[float, ...]:
     """Return the box of the keypoints that were found, or the whole image: COCO requires a box."""
-    if int(label.found.sum()) < 2:
+    if int(label.valid.sum()) < 2:
         return (0.0, 0.0, *map(float, label.size))
-    low, high = (label.points[label.found].amin(0) + 0.5), (label.points[label.found].amax(0) + 0.5)
+    low, high = (label.points[label.valid].amin(0) + 0.5), (label.points[label.valid].amax(0) + 0.5)
     return tuple(round(value, 2) for value in torch.cat((low, (high - low).clamp_min(1.0))).tolist())
 
 
@@ -111,18 +117,18 @@ def draw_label_picture(
     draw = ImageDraw.Draw(image)
     scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
     positions = ((points + 0.5) * scale).tolist()
-    found_flags, colours = label.found.tolist(), [bright_colour(i / len(positions)) for i in range(len(positions))]
+    valid_flags, colours = label.valid.tolist(), [bright_colour(i / len(positions)) for i in range(len(positions))]
     for i, j in skeleton:
-        if found_flags[i] and found_flags[j]:
+        if valid_flags[i] and valid_flags[j]:
             draw.line((*positions[i], *positions[j]), fill=colours[i], width=2 * ZOOM)
-    for (x, y), score, colour, is_found in zip(positions, label.scores.tolist(), colours, found_flags, strict=True):
+    for (x, y), score, colour, is_valid in zip(positions, label.scores.tolist(), colours, valid_flags, strict=True):
         r = (4 + 6 * score**0.5) * ZOOM
-        if is_found:
+        if is_valid:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def skeleton_edges(category: JsonMapping) -> list[tuple[int, int]]:
+def skeleton_edges(category: JsonObject) -> list[tuple[int, int]]:
     """Return a category's skeleton counted from 0: COCO counts from 1, AnimalPose from 0, and some files use names.
 
     Other entries are ignored.

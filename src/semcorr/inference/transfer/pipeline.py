@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import unique_names
-from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
@@ -17,7 +17,7 @@ from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotati
 from semcorr.inference.transfer.crop import crop_picture, enlarge_box
 from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources, draw_label_picture, skeleton_edges
 from semcorr.inference.transfer.propagate import LabelledSource, check_rule, encode_source, propagate
-from semcorr.inference.transfer.vote import PLACE
+from semcorr.inference.transfer.vote import PRIOR_WEIGHT
 from semcorr.store.encode import split_into_chunks
 from semcorr.visualization.predictions import save_plot
 
@@ -26,48 +26,55 @@ UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that file names must 
 
 def label_folder(
     matcher: Matcher,
-    sheet: CocoAnnotations,
+    annotations: CocoAnnotations,
     use: str = "vote",
     flip: bool = True,
     min_score: float = 0.0,
-    place: float = PLACE,
-    skipped: list[dict[str, str]] | None = None,
+    prior_weight: float = PRIOR_WEIGHT,
+    skipped_images: list[dict[str, str]] | None = None,
     folder: Path | None = None,
 ) -> Iterator[KeypointLabel]:
     """Label the targets one after the other, with the sources of one category in memory at a time.
 
     Args:
         matcher: Matcher that finds the keypoints.
-        sheet: Sources and targets.
+        annotations: Sources and targets.
         use: `vote` for all sources or `best` for the best-fitting one.
         flip: Whether sources are also used mirrored, if keypoints are named left and right.
         min_score: Score above which a keypoint counts as found.
-        place: Weight of the location prior in units of similarity, for targets with a box.
-        skipped: List to which broken images are added, which are left out while a source remains; None refuses them.
+        prior_weight: Weight of the location prior in units of similarity, for targets with a box.
+        skipped_images: List to which broken images are added, while a source remains; None refuses them.
         folder: Folder for pictures of the labels; None draws none.
     """
     check_rule(matcher)
-    stored: list[str] = []
-    categories = {category["id"]: category for category in sheet.categories}
-    named_targets = list(zip(sheet.targets, label_picture_names(sheet.targets), strict=True))
+    unrotated_images: list[str] = []
+    categories = {category["id"]: category for category in annotations.categories}
+    named_targets = list(zip(annotations.targets, label_picture_names(annotations.targets), strict=True))
     with Progress(transient=True) as bar:
-        task = bar.add_task("Labelling", total=len(sheet.targets))
-        for category_id, objects in sheet.sources.items():
+        task = bar.add_task("Labelling", total=len(annotations.targets))
+        for category_id, objects in annotations.sources.items():
             targets = [(target, name) for target, name in named_targets if target.category == category_id]
             if not targets:
                 continue
-            sources = _encode_sources(matcher, objects, categories[category_id], flip, skipped, stored)
+            sources = _encode_sources(matcher, objects, categories[category_id], flip, skipped_images, unrotated_images)
             for chunk in split_into_chunks(targets, matcher.batch):
                 yield from _label_chunk(
-                    matcher, sources, chunk, categories[category_id], (use, min_score, place), skipped, stored, folder
+                    matcher,
+                    sources,
+                    chunk,
+                    categories[category_id],
+                    (use, min_score, prior_weight),
+                    skipped_images,
+                    unrotated_images,
+                    folder,
                 )
                 bar.advance(task, len(chunk))
-    warn_stored_orientation("transfer", list(dict.fromkeys(stored)))
+    warn_stored_orientation("transfer", list(dict.fromkeys(unrotated_images)))
 
 
 def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
     """Return a unique file name for the picture of each label, from the names of image and object."""
-    preferred = [thing.photo.name if thing.id is None else f"{thing.photo.name}.{thing.id}" for thing in targets]
+    preferred = [item.photo.name if item.id is None else f"{item.photo.name}.{item.id}" for item in targets]
     return [f"{name}.png" for name in unique_names([UNFIT.sub("_", name)] for name in preferred)]
 
 
@@ -76,13 +83,13 @@ def _encode_sources(
     objects: Sequence[AnnotatedObject],
     category: JsonObject,
     flip: bool,
-    skipped: list[dict[str, str]] | None,
-    stored: list[str],
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
 ) -> list[LabelledSource]:
     """Encode all sources whose images can be read."""
     sources: list[LabelledSource] = []
     for item in objects:
-        if (picture := _open_or_skip(item, skipped, stored)) is not None:
+        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None:
             sources += open_source(matcher, item, category, flip, picture)
     if not sources:
         raise UserError(
@@ -92,32 +99,32 @@ def _encode_sources(
 
 
 def open_source(
-    matcher: Matcher, thing: AnnotatedObject, kind: JsonMapping, flip: bool, whole: Picture | None = None
+    matcher: Matcher, item: AnnotatedObject, category: JsonObject, flip: bool, picture: Picture | None = None
 ) -> list[LabelledSource]:
     """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
 
     Args:
         matcher: Matcher that encodes both.
-        thing: The annotated object.
-        kind: Category of the object.
+        item: The annotated object.
+        category: Category of the object.
         flip: Whether to encode the mirror image too, if keypoints are named left and right.
-        whole: Image of the object, if it is open already.
+        picture: Image of the object, if it is open already.
     """
-    whole = whole or open_object_image(thing)
-    width, height = whole.size
+    picture = picture or open_object_image(item)
+    width, height = picture.size
     limit = torch.tensor([width, height]) - 0.5
-    annotated_points = thing.points[thing.shown]
+    annotated_points = item.points[item.keypoint_mask]
     # A pixel of tolerance: conventions of the origin differ.
     if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):
         raise UserError(
-            f"The annotation {thing.id} of {thing.photo.name} has keypoints outside the image, which is "
+            f"The annotation {item.id} of {item.photo.name} has keypoints outside the image, which is "
             f"{width} x {height} pixels. Correct them"
         )
-    points = thing.points.clamp(min=-0.5).minimum(limit)
-    crop = crop_picture(whole, None if thing.box is None else enlarge_box(thing.box, points[thing.shown]))
-    order = flip_from_names(kind["keypoints"])
+    points = item.points.clamp(min=-0.5).minimum(limit)
+    crop = crop_picture(picture, None if item.box is None else enlarge_box(item.box, points[item.keypoint_mask]))
+    order = flip_from_names(category["keypoints"])
     mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
-    return encode_source(matcher, crop, points, thing.shown, thing.id, mirror_order, boxed=thing.box is not None)
+    return encode_source(matcher, crop, points, item.keypoint_mask, item.id, mirror_order, has_box=item.box is not None)
 
 
 def _label_chunk(
@@ -126,18 +133,20 @@ def _label_chunk(
     targets: Sequence[tuple[AnnotatedObject, str]],
     category: JsonObject,
     options: tuple[str, float, float],
-    skipped: list[dict[str, str]] | None,
-    stored: list[str],
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
     folder: Path | None,
 ) -> Iterator[KeypointLabel]:
     """Label the targets that are encoded at once."""
     use, min_score, prior_weight = options
     items = [
-        (item, name, picture) for item, name in targets if (picture := _open_or_skip(item, skipped, stored)) is not None
+        (item, name, picture)
+        for item, name in targets
+        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None
     ]
     crops = [crop_picture(picture, item.box) for item, _, picture in items]
     for (item, name, picture), crop, target in zip(
-        items, crops, matcher.encoded([crop.picture for crop in crops]), strict=True
+        items, crops, matcher.encode_all([crop.picture for crop in crops]), strict=True
     ):
         keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else prior_weight)
         points, scores = crop.out_of(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
@@ -150,26 +159,29 @@ def _label_chunk(
         yield label
 
 
-def open_object_image(thing: AnnotatedObject, stored: list[str] | None = None) -> Picture:
+def open_object_image(item: AnnotatedObject, unrotated_images: list[str] | None = None) -> Picture:
     """Open the image of an object, in the orientation of its annotations, judged by the size that they give.
 
     Args:
-        thing: The object.
-        stored: List to which the image's name is added if that is the stored orientation, and not the upright one.
+        item: The object.
+        unrotated_images: List to which the image's name is added if its annotations are in the stored orientation.
     """
-    picture, upright = read_annotated(thing.photo.path, thing.photo.size)
-    if stored is not None and not upright:
-        stored.append(thing.photo.name)
+    picture, upright = read_annotated(item.photo.path, item.photo.size)
+    if unrotated_images is not None and not upright:
+        unrotated_images.append(item.photo.name)
     return picture
 
 
-def _open_or_skip(item: AnnotatedObject, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
+def _open_or_skip(
+    item: AnnotatedObject, skipped_images: list[dict[str, str]] | None, unrotated_images: list[str]
+) -> Picture | None:
+    """Open the image of an object; note a broken one in `skipped_images` and return None."""
     try:
-        return open_object_image(item, stored)
+        return open_object_image(item, unrotated_images)
     except UserError as error:
-        if skipped is None:
+        if skipped_images is None:
             raise UserError(f"{error}. With --skip-broken it is left out") from None
         # Another object of the image may have added it already.
-        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped:
-            skipped.append(note)
+        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped_images:
+            skipped_images.append(note)
         return None

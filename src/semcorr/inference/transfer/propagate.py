@@ -9,6 +9,7 @@ from torch import Tensor
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
+from semcorr.data.coco_fields import Id
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.transfer.crop import Crop, mirror_crop
@@ -29,41 +30,45 @@ USES: dict[str, Callable[..., Tensor]] = {"vote": source_weights, "best": best_s
 class LabelledSource(NamedTuple):
     """An encoded source with its keypoints in the network's pixels."""
 
-    encoded: EncodedPicture
+    picture: EncodedPicture
     points: Float[Tensor, "k 2"]  # on the features' device
-    shown: Bool[Tensor, " k"]  # keypoints that are annotated
-    name: object  # id of its annotation
+    keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
+    name: Id | None  # id of its annotation
     mirrored: bool = False
-    boxed: bool = False  # whether it was cropped to its box
+    has_box: bool = False  # whether it was cropped to its box
 
 
 def encode_source(
     matcher: Matcher,
-    one: Crop,
+    crop: Crop,
     points: Float[Tensor, "k 2"],
-    shown: Bool[Tensor, " k"],
-    name: object,
+    keypoint_mask: Bool[Tensor, " k"],
+    name: Id | None,
     flip: Sequence[int] | None = None,
-    boxed: bool = False,
+    has_box: bool = False,
 ) -> list[LabelledSource]:
     """Encode a source; with `flip` also its mirror image, whose keypoint i is keypoint `flip[i]` of the source.
 
     Args:
         matcher: Matcher that encodes the crops.
-        one: Crop around the object.
+        crop: Crop around the object.
         points: Keypoints in original pixels.
-        shown: Keypoints that are annotated.
+        keypoint_mask: Keypoints that are annotated.
         name: Id of the source in the results.
         flip: Order of keypoints in the mirror image, see `semcorr.data.keypoints.flip_from_names`.
-        boxed: Whether the crop was made by the object's box.
+        has_box: Whether the crop was made by the object's box.
     """
-    orders = [list(range(len(shown))), *([list(flip)] if flip is not None else [])]
-    crops = [one, mirror_crop(one)][: len(orders)]
+    orders = [list(range(len(keypoint_mask))), *([list(flip)] if flip is not None else [])]
+    crops = [crop, mirror_crop(crop)][: len(orders)]
     sources = []
-    for crop, order, encoded in zip(crops, orders, matcher.encoded([crop.picture for crop in crops]), strict=True):
-        view_points = encoded.placed.to_view(crop.into(points[order])).to(matcher.device)
+    for oriented_crop, order, picture in zip(
+        crops, orders, matcher.encode_all([item.picture for item in crops]), strict=True
+    ):
+        view_points = picture.placement.to_view(oriented_crop.into(points[order])).to(matcher.device)
         sources.append(
-            LabelledSource(encoded, view_points, shown[order].to(matcher.device), name, crop.mirrored, boxed)
+            LabelledSource(
+                picture, view_points, keypoint_mask[order].to(matcher.device), name, oriented_crop.mirrored, has_box
+            )
         )
     return sources
 
@@ -81,7 +86,7 @@ class SourceSimilarities(NamedTuple):
     """The similarities of all sources with a target."""
 
     similarity: Float[Tensor, "s k h w"]
-    shown: Bool[Tensor, "s k"]  # keypoints that are annotated
+    keypoint_mask: Bool[Tensor, "s k"]  # keypoints that are annotated
     stride: float  # pixels per cell
 
 
@@ -92,18 +97,22 @@ def compute_source_similarities(
     """Compute the similarity of every keypoint of every source with the target."""
     maps, stride = [], 1.0
     for source in sources:
-        source_map, target_map = matcher.features(source.encoded, target)
-        with matcher.computing():
+        source_map, target_map = matcher.features(source.picture, target)
+        with matcher.autocast():
             (similarity,) = query_similarities(
                 matcher.module.head, target_map, [source_map], [source.points], len(source.points)
             )
         maps.append(similarity[0].float())
         stride = cell_stride(target_map, similarity)
-    return SourceSimilarities(torch.stack(maps), torch.stack([source.shown for source in sources]), stride)
+    return SourceSimilarities(torch.stack(maps), torch.stack([source.keypoint_mask for source in sources]), stride)
 
 
 def propagate(
-    matcher: Matcher, sources: Sequence[LabelledSource], target: EncodedPicture, use: str = "vote", place: float = 0.0
+    matcher: Matcher,
+    sources: Sequence[LabelledSource],
+    target: EncodedPicture,
+    use: str = "vote",
+    prior_weight: float = 0.0,
 ) -> PropagatedKeypoints:
     """Transfer keypoints to a target from sources of its category.
 
@@ -112,10 +121,10 @@ def propagate(
         sources: At least one source; all have the same keypoints.
         target: The target, encoded by the same matcher.
         use: `vote` for a weighted sum of sources, or `best` for each keypoint's best-fitting source.
-        place: Weight of the location prior of boxed sources; 0 for a target that was not cropped to a box.
+        prior_weight: Weight of the location prior of boxed sources; 0 for a target that was not cropped to a box.
     """
     return propagate_from_similarities(
-        matcher, sources, target, compute_source_similarities(matcher, sources, target), use, place
+        matcher, sources, target, compute_source_similarities(matcher, sources, target), use, prior_weight
     )
 
 
@@ -124,33 +133,37 @@ def propagate_from_similarities(
     matcher: Matcher,
     sources: Sequence[LabelledSource],
     target: EncodedPicture,
-    asked: SourceSimilarities,
+    similarities: SourceSimilarities,
     use: str,
-    place: float,
+    prior_weight: float,
 ) -> PropagatedKeypoints:
     """Transfer keypoints to a target by similarities that were computed before, see `propagate`."""
-    fit = source_fitness(asked.similarity, asked.shown)
-    weights = USES[use](fit, asked.shown)
-    summed = vote_similarity(asked.similarity, weights)
-    guided = summed + place * boxed_locations(sources, weights, asked)
-    predicted, *by_source = (read_out_points(matcher, x, asked.stride) for x in (guided, *asked.similarity))
-    on_picture = target.placed.from_view(predicted)
-    predicted = target.placed.to_view(on_picture)
-    returned = torch.stack([match_back(matcher, source, target, predicted) for source in sources])
+    fit = source_fitness(similarities.similarity, similarities.keypoint_mask)
+    weights = USES[use](fit, similarities.keypoint_mask)
+    similarity = vote_similarity(similarities.similarity, weights)
+    prior_similarity = similarity + prior_weight * boxed_locations(sources, weights, similarities)
+    predictions, *by_source = (
+        read_out_points(matcher, x, similarities.stride) for x in (prior_similarity, *similarities.similarity)
+    )
+    on_picture = target.placement.from_view(predictions)
+    predictions = target.placement.to_view(on_picture)
+    cycle_points = torch.stack([match_back(matcher, source, target, predictions) for source in sources])
     points = torch.stack([source.points for source in sources])
-    support = agreement(torch.stack(by_source), predicted, returned, points, weights, matcher.cycle * asked.stride)
-    best = summed.flatten(1).gather(1, guided.flatten(1).argmax(1, keepdim=True))[:, 0]
+    support = agreement(
+        torch.stack(by_source), predictions, cycle_points, points, weights, matcher.cycle * similarities.stride
+    )
+    best = similarity.flatten(1).gather(1, prior_similarity.flatten(1).argmax(1, keepdim=True))[:, 0]
     return PropagatedKeypoints(on_picture.cpu(), (best.clamp(0, 1) * support).cpu(), weights.cpu(), fit.cpu())
 
 
 def boxed_locations(
-    sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"], asked: SourceSimilarities
+    sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"], similarities: SourceSimilarities
 ) -> Float[Tensor, "k h w"]:
     """Compute the location prior of the boxed sources."""
-    boxed = torch.tensor([source.boxed for source in sources], device=weights.device)
-    cells = to_grid(torch.stack([source.points for source in sources]), asked.stride)
-    h, w = asked.similarity.shape[-2:]
-    return location_prior(cells, weights * boxed[:, None], (w, h))
+    box_mask = torch.tensor([source.has_box for source in sources], device=weights.device)
+    cells = to_grid(torch.stack([source.points for source in sources]), similarities.stride)
+    h, w = similarities.similarity.shape[-2:]
+    return location_prior(cells, weights * box_mask[:, None], (w, h))
 
 
 def read_out_points(matcher: Matcher, similarity: Float[Tensor, "k h w"], stride: float) -> Float[Tensor, "k 2"]:
@@ -163,8 +176,8 @@ def match_back(
     matcher: Matcher, source: LabelledSource, target: EncodedPicture, points: Float[Tensor, "k 2"]
 ) -> Float[Tensor, "k 2"]:
     """Match points of the target back to a source, in the network's pixels."""
-    source_map, target_map = matcher.features(source.encoded, target)
-    with matcher.computing():
+    source_map, target_map = matcher.features(source.picture, target)
+    with matcher.autocast():
         return match_to_target(matcher.module.head, source_map, [target_map], [points], [matcher.rule]).points[0]
 
 

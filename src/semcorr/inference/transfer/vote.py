@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-PLACE = 0.2  # weight of the location prior, in units of similarity
+PRIOR_WEIGHT = 0.2  # weight of the location prior, in units of similarity
 SPREAD = 0.15  # standard deviation of the location prior, as a share of the view's side
 TEMPERATURE = 0.1  # in units of cosine: a source that fits worse by this much has 1/e of the weight
 
 
-def source_fitness(similarity: Float[Tensor, "s k h w"], shown: Bool[Tensor, "s k"]) -> Float[Tensor, " s"]:
+def source_fitness(similarity: Float[Tensor, "s k h w"], keypoint_mask: Bool[Tensor, "s k"]) -> Float[Tensor, " s"]:
     """Compute how well each source fits a target: the mean best similarity over the keypoints it shows.
 
     It is -inf for a source that shows none.
@@ -22,12 +22,12 @@ def source_fitness(similarity: Float[Tensor, "s k h w"], shown: Bool[Tensor, "s 
     tensor([0.7500])
     """
     best = similarity.flatten(2).amax(-1)
-    mean = (best * shown).sum(-1) / shown.sum(-1)
-    return mean.masked_fill(~shown.any(-1), -torch.inf)
+    mean = (best * keypoint_mask).sum(-1) / keypoint_mask.sum(-1)
+    return mean.masked_fill(~keypoint_mask.any(-1), -torch.inf)
 
 
 def source_weights(
-    fit: Float[Tensor, " s"], shown: Bool[Tensor, "s k"], temperature: float = TEMPERATURE
+    fit: Float[Tensor, " s"], keypoint_mask: Bool[Tensor, "s k"], temperature: float = TEMPERATURE
 ) -> Float[Tensor, "s k"]:
     """Compute the sources' weights: a softmax of their fit over those that show a keypoint; 0 if none does.
 
@@ -35,20 +35,20 @@ def source_weights(
     tensor([[0.5000, 1.0000, 0.0000],
             [0.5000, 0.0000, 0.0000]])
     """
-    logits = (fit / temperature)[:, None].masked_fill(~shown, -torch.inf)
+    logits = (fit / temperature)[:, None].masked_fill(~keypoint_mask, -torch.inf)
     return logits.softmax(0).nan_to_num(0.0)
 
 
-def best_source_weights(fit: Float[Tensor, " s"], shown: Bool[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+def best_source_weights(fit: Float[Tensor, " s"], keypoint_mask: Bool[Tensor, "s k"]) -> Float[Tensor, "s k"]:
     """Give all the weight to the best-fitting source of those that show a keypoint; the first of equals.
 
     >>> best_source_weights(torch.tensor([0.5, 0.7]), torch.tensor([[True, True, False], [True, False, False]]))
     tensor([[0., 1., 0.],
             [1., 0., 0.]])
     """
-    best = fit[:, None].masked_fill(~shown, -torch.inf).argmax(0)
-    weights = torch.zeros(shown.shape, dtype=fit.dtype, device=fit.device)
-    return weights.scatter_(0, best[None], 1.0) * shown
+    best = fit[:, None].masked_fill(~keypoint_mask, -torch.inf).argmax(0)
+    weights = torch.zeros(keypoint_mask.shape, dtype=fit.dtype, device=fit.device)
+    return weights.scatter_(0, best[None], 1.0) * keypoint_mask
 
 
 def vote_similarity(similarity: Float[Tensor, "s k h w"], weights: Float[Tensor, "s k"]) -> Float[Tensor, "k h w"]:
@@ -78,12 +78,12 @@ def location_prior(
 
 
 def agreement(
-    own: Float[Tensor, "s k 2"],
-    found: Float[Tensor, "k 2"],
-    back: Float[Tensor, "s k 2"],
-    asked: Float[Tensor, "s k 2"],
+    source_predictions: Float[Tensor, "s k 2"],
+    predictions: Float[Tensor, "k 2"],
+    cycle_points: Float[Tensor, "s k 2"],
+    keypoints: Float[Tensor, "s k 2"],
     weights: Float[Tensor, "s k"],
-    near: float,
+    max_distance: float,
 ) -> Float[Tensor, " k"]:
     """Compute the agreement of the sources with the points of the vote, in [0, 1].
 
@@ -91,13 +91,13 @@ def agreement(
     keypoint the vote's point matches back.
 
     Args:
-        own: Points of each source alone, in the target.
-        found: Points of the vote, in the target.
-        back: Points of the vote matched back to each source.
-        asked: Keypoints of each source.
+        source_predictions: Points of each source alone, in the target.
+        predictions: Points of the vote, in the target.
+        cycle_points: Points of the vote matched back to each source.
+        keypoints: Keypoints of each source.
         weights: Weights of the sources; for each keypoint they sum to 1, or are all 0.
-        near: Distance up to which points are near, in the same pixels.
+        max_distance: Distance up to which two points agree, in the same pixels.
     """
-    agree = (own - found).norm(dim=-1) <= near
-    returns = (back - asked).norm(dim=-1) <= near
+    agree = (source_predictions - predictions).norm(dim=-1) <= max_distance
+    returns = (cycle_points - keypoints).norm(dim=-1) <= max_distance
     return ((agree.float() + returns.float()) / 2 * weights).sum(0)

@@ -36,7 +36,7 @@ class AdapterBottleneck(nn.Module):
         like: A weight of the network, whose device and precision are taken.
     """
 
-    seen: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
+    branch_input: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
 
     def __init__(
         self,
@@ -56,7 +56,8 @@ class AdapterBottleneck(nn.Module):
         self.activation, self.dropout, self.scale = activation, nn.Dropout(dropout), scale
         # PyTorch initialises `down.weight` by Kaiming with a = sqrt(5), as AdaptFormer requires.
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(parameter)  # type: ignore[arg-type]
+            assert isinstance(parameter, Tensor)
+            nn.init.zeros_(parameter)
         if like is not None:
             self.to(like.device, like.dtype)
 
@@ -85,7 +86,9 @@ def transformer_units(block: nn.Module) -> Iterator[TransformerUnit]:
             ends = (_branch_end(children, attention, 1), _branch_end(children, feed_forward, 2))
             names = list(children)  # Swin v2 and similar ones normalise the output of a branch: norm2 after mlp
             is_pre_norm = norm != "norm2" or names.index(norm) < names.index(feed_forward)
-            yield TransformerUnit(*ends, children[norm] if is_pre_norm else None, children[norm].weight)  # type: ignore[arg-type]
+            scale = children[norm].weight
+            assert isinstance(scale, Tensor)
+            yield TransformerUnit(*ends, children[norm] if is_pre_norm else None, scale)
 
 
 def add_serial(module: nn.Module, adapter: AdapterBottleneck) -> None:
@@ -102,6 +105,7 @@ def add_parallel(start: nn.Module, end: nn.Module, adapter: AdapterBottleneck) -
 
 
 def _branch_end(children: dict[str, nn.Module], branch: str, number: int) -> nn.Module:
+    """Return the last module of a branch: its LayerScale or drop path, or the branch itself."""
     return next((children[f"{name}{number}"] for name in AFTER if f"{name}{number}" in children), children[branch])
 
 
@@ -118,6 +122,7 @@ def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
 def _forward_serial(
     adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
 ) -> object:
+    """Run a module's own forward, and add the adapter's output to its first output."""
     output = forward(*args, **kwargs)
     if not isinstance(output, tuple):
         return output + adapter(output)
@@ -126,13 +131,15 @@ def _forward_serial(
 
 
 def _remember_input(adapter: AdapterBottleneck, forward: Callable[..., object], x: Tensor) -> object:
-    adapter.seen = x
+    """Keep a module's input for the adapter of a parallel branch, and run the module's own forward."""
+    adapter.branch_input = x
     return forward(x)
 
 
 def _forward_parallel(
     adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
 ) -> Tensor:
-    x, adapter.seen = adapter.seen, None  # released at once: it holds a graph
+    """Run a module's own forward, and add the adapter's output for the input that `_remember_input` kept."""
+    x, adapter.branch_input = adapter.branch_input, None  # released at once: it holds a graph
     assert isinstance(x, torch.Tensor)
     return forward(*args, **kwargs) + adapter(x)

@@ -44,7 +44,6 @@ def adaptformer(
             f"finetune=adaptformer goes beside the feed-forward of transformer blocks, and {backbone.name} has none "
             "with a norm before it. Use finetune=houlsby or finetune=lora, which work there."
         )
-    assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     for unit in units:
         assert unit.norm is not None

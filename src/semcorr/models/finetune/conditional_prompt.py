@@ -49,19 +49,19 @@ class ConditionalPrompt(nn.Module):
 
     def forward(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> Float[Tensor, "b l d"]:
         """Return the text encoder's hidden states for a pair, the same for both images."""
-        cells = torch.cat([self.look(image) for image in (source, target)], dim=2)
+        cells = torch.cat([self.encode_cells(image) for image in (source, target)], dim=2)
         words = self.words.expand(len(cells), -1, -1)
         return self.text.encode(torch.cat((words, self.conditional(cells)), dim=1))
 
     @torch.no_grad()
-    def look(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+    def encode_cells(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         """Encode the cells of an image, resized to a square; SD4Match crops its centre instead."""
         side = self.vision.size
         return self.vision(resize_image(image, (side, side))).values.flatten(2).mT
 
-    def conditional(self, seen: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
+    def conditional(self, cells: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
         """Compute the words of a pair from the cells of both images."""
-        mixed = self.mix(self.project(seen).mT)
+        mixed = self.mix(self.project(cells).mT)
         pooled = adaptive_max_pool1d(mixed, self.position.shape[1]).mT
         return (pooled + self.position) * self.gate.tanh()
 

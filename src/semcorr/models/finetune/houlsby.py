@@ -26,7 +26,6 @@ def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) ->
         blocks: Number of last blocks to adapt; all if left out.
     """
     adapted_blocks = last_blocks_of(backbone, blocks)
-    assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     plain_blocks = [block for block in adapted_blocks if not list(transformer_units(block))]
     for block, channels in zip(plain_blocks, output_channels(backbone, plain_blocks), strict=True):
@@ -40,7 +39,6 @@ def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) ->
 
 def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
     """Return the output channels of `blocks`, measured in a run on a small image."""
-    assert isinstance(backbone, nn.Module)
     if not blocks:
         return []
     shapes: dict[nn.Module, tuple[int, ...]] = {}
@@ -56,7 +54,7 @@ def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int
         side = min(backbone.size, 4 * getattr(backbone, "multiple", backbone.size))
         image = next(backbone.parameters()).new_zeros(1, 3, side, side)
         with torch.no_grad():
-            backbone.pair(image, image) if backbone.pairwise else backbone(image)  # type: ignore[attr-defined,operator]
+            backbone.pair(image, image) if backbone.pairwise else backbone(image)
     finally:
         for hook in hooks:
             hook.remove()

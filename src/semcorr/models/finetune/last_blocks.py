@@ -1,7 +1,5 @@
 """Fine-tuning of the last blocks of a backbone, or of none."""
 
-from torch import nn
-
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
@@ -17,7 +15,6 @@ def last_blocks(backbone: Backbone, blocks: int = 0) -> None:
     depth = len(backbone.blocks)
     if not 0 <= blocks <= depth:
         raise UserError(f"`finetune.blocks` must be between 0 and {depth}, the depth of this backbone, got {blocks}")
-    assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     if blocks:
         for module in [*backbone.blocks[-blocks:], *filter(None, [backbone.norm])]:

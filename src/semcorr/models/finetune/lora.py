@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
 
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, Dropout, Positive, check_arguments
@@ -36,7 +35,6 @@ def lora(
         dora: Whether each weight's magnitude is learned separately, and its direction by the update (Liu et al. 2024).
     """
     names = target_layers(backbone, targets, blocks)
-    assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     scale = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=names, use_dora=dora)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ def merge_adapters(backbone: nn.Module) -> None:
 
 
 def _merge_error(reason: str) -> UserError:
+    """Return the error that tuned weights cannot be merged, with its reason."""
     return UserError(
         f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole (--format onnx), "
         "or evaluate the run itself (checkpoint=RUN)."

@@ -37,9 +37,8 @@ START: dict[str, JsonObject] = {  # to start from the pretrained features, if pe
     "fourierft": {"init_weights": True},
     "ia3": {"feedforward_modules": ()},  # all scale their outputs; layers named here would scale their inputs
 }
-OURS = {field.name for field in fields(PeftConfig)} | {
-    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"
-}  # fmt: skip
+OURS = {field.name for field in fields(PeftConfig)} | {"target_modules", "target_parameters", "exclude_modules"}
+OURS |= {"layers_to_transform", "layers_pattern", "modules_to_save"}
 
 
 def list_tuner_configs(tuner: object) -> list[object]:
@@ -76,7 +75,6 @@ def peft_tuner(
         names = target_layers(
             backbone, targets, blocks, (nn.LayerNorm,) if tuner == "ln_tuning" else (nn.Linear, nn.Conv2d)
         )
-    assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     build = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(tuner.upper())]
     with warnings.catch_warnings():  # peft expects the width of a LayerNorm where only linear layers have it

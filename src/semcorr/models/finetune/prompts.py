@@ -48,7 +48,6 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
 def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
     """Freeze a backbone and return its Stable Diffusion networks, which have a prompt."""
-    assert isinstance(backbone, nn.Module)
     parts = [module for module in backbone.modules() if isinstance(module, StableDiffusion)]
     if not parts:
         raise UserError(f"{backbone.name} has no prompt to learn: give backbone=sd or backbone=sd_dinov2.")

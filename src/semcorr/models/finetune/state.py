@@ -29,18 +29,19 @@ def base_weights_id(backbone: Backbone) -> dict[str, str]:
     return {"backbone": backbone.name, "sha256": backbone.sha256}
 
 
-def require_same_base(base: Mapping[str, str], own: Mapping[str, str]) -> None:
+def require_same_base(checkpoint_base: Mapping[str, str], base: Mapping[str, str]) -> None:
     """Refuse a checkpoint that was trained from another base."""
-    if base != own:
+    if checkpoint_base != base:
         raise UserError(
-            f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
-            f"backbone is {own['backbone']} with {own['sha256'][:12]}. Give the same backbone and weights."
+            f"The checkpoint was trained on {checkpoint_base['backbone']} with weights sha256 "
+            f"{checkpoint_base['sha256'][:12]}; this backbone is {base['backbone']} with {base['sha256'][:12]}. Give "
+            "the same backbone and weights."
         )
 
 
-def require_same_parts(names: Collection[str], own: Collection[str]) -> None:
+def require_same_parts(checkpoint_names: Collection[str], names: Collection[str]) -> None:
     """Refuse a checkpoint of other trainable weights than those of this run."""
-    if unmatched := sorted(set(names) ^ set(own)):
+    if unmatched := sorted(set(checkpoint_names) ^ set(names)):
         raise UserError(
             f"The checkpoint and this run train different weights: {', '.join(unmatched[:3])}. Use its finetune "
             "and head."

@@ -45,7 +45,6 @@ def target_layers(
 
 def adaptable_layers(backbone: Backbone, blocks: int | None, kinds: Kinds) -> list[str]:
     """Return the full names of the layers that can be adapted in the last blocks."""
-    assert isinstance(backbone, nn.Module)
     full_names = {module: name for name, module in backbone.named_modules()}
     parents = {child: parent for parent in backbone.modules() for child in parent.children()}
     modules = [module for block in last_blocks_of(backbone, blocks) for module in block.modules()]
@@ -57,7 +56,6 @@ def freeze_unused(backbone: Backbone) -> None:
 
     They would get no gradient, and processes that train together would wait for one.
     """
-    assert isinstance(backbone, nn.Module)
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
         return
     parts = [part for part in backbone.modules() if isinstance(part, SequentialBackbone) and part.facet != "token"]

@@ -1,7 +1,7 @@
 """Fastformer's additive attention among very many small tokens, processed one part at a time."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+Output = TypeVar("Output")
 NUMBERS = 4  # channels of a head: a pair rotated by x, a pair rotated by y
 
 
@@ -45,21 +46,24 @@ class FastformerLayer(nn.Module):
 
     def forward(self, tokens: list[MatchTokens]) -> list[MatchTokens]:
         """Apply the layer in three passes over all parts: queries, keys, values."""
-        query = _combine_parts([checkpointed(self._sum_queries, part) for part in tokens])
-        key = _combine_parts([checkpointed(self._sum_keys, part, query) for part in tokens])
-        return [part._replace(values=checkpointed(self._update_values, part, query, key)) for part in tokens]
+        query = _combine_parts([run_checkpointed(self._sum_queries, part) for part in tokens])
+        key = _combine_parts([run_checkpointed(self._sum_keys, part, query) for part in tokens])
+        return [part._replace(values=run_checkpointed(self._update_values, part, query, key)) for part in tokens]
 
     def _sum_queries(self, part: MatchTokens) -> tuple[Tensor, Tensor]:
+        """Return the softmax mean of a part's rotated queries, with the logarithm of its normaliser."""
         queries = self._project_to_heads(self.query, norm_over_second_axis(self.norm1, part.values))
         return _softmax_mean(apply_rotary(queries, part), _attention_logits(self.query_weight, queries.flatten(2, 3)))
 
     def _sum_keys(self, part: MatchTokens, query: Float[Tensor, "b heads 2 2"]) -> tuple[Tensor, Tensor]:
+        """Return the softmax mean of a part's rotated keys, weighted by their products with the global query."""
         keys = apply_rotary(self._project_to_heads(self.key, norm_over_second_axis(self.norm1, part.values)), part)
         return _softmax_mean(keys, _attention_logits(self.key_weight, _pair_products(keys, query)))
 
     def _update_values(
         self, part: MatchTokens, query: Float[Tensor, "b heads 2 2"], key: Float[Tensor, "b heads 2 2"]
     ) -> Float[Tensor, "b c n m"]:
+        """Return a part's tokens after attention and MLP, each added to its input."""
         x = norm_over_second_axis(self.norm1, part.values)
         products = _pair_products(apply_rotary(self._project_to_heads(self.value, x), part), key)
         spread = (
@@ -73,14 +77,16 @@ class FastformerLayer(nn.Module):
     def _project_to_heads(
         self, linear: nn.Linear, values: Float[Tensor, "b c n m"]
     ) -> Float[Tensor, "b heads 2 2 n m"]:
+        """Project tokens to channels of every head, as pairs that rotate by x and by y."""
         return linear_over_second_axis(linear, values).unflatten(1, (self.heads, 2, 2))
 
 
-def checkpointed(work: Callable[..., object], *args: object) -> object:
+def run_checkpointed(work: Callable[..., Output], *args: object) -> Output:
     """Call `work`; in training, keep only its inputs and outputs, and repeat it in backward."""
     if not torch.is_grad_enabled():
         return work(*args)
-    return checkpoint(work, *args, use_reentrant=False, preserve_rng_state=False)
+    output: Output = checkpoint(work, *args, use_reentrant=False, preserve_rng_state=False)
+    return output
 
 
 def linear_over_second_axis(linear: nn.Linear, values: Float[Tensor, "b c n m"]) -> Float[Tensor, "b d n m"]:
@@ -116,6 +122,7 @@ def _pair_products(
 
 
 def _attention_logits(linear: nn.Linear, numbers: Float[Tensor, "b heads d n m"]) -> Float[Tensor, "b heads tokens"]:
+    """Compute the scaled logits of a softmax over all tokens of a part, for each head."""
     return linear_over_second_axis(linear, numbers.flatten(0, 1)).view(*numbers.shape[:2], -1) * NUMBERS**-0.5
 
 

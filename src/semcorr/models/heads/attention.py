@@ -17,7 +17,7 @@ class CellTokens(NamedTuple):
     """The cells of feature maps as tokens of attention."""
 
     values: Float[Tensor, "b n c"]  # features, scaled to unit mean square: backbones differ by factors of 100
-    place: Float[Tensor, "n c"]  # position encodings
+    position: Float[Tensor, "n c"]  # position encodings
     scale: Float[Tensor, "b 1 1"]  # root mean square of the original features
 
 
@@ -40,11 +40,11 @@ class SelfAttention(Cosine):
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Return the features with what the layers add to them."""
-        before = _to_tokens(maps, next(self.parameters()).dtype)
-        values = before.values
+        tokens = _to_tokens(maps, next(self.parameters()).dtype)
+        values = tokens.values
         for layer in self.layers:
-            values = layer(values, values, before.place, before.place)
-        return _add_update(maps, before, values)
+            values = layer(values, values, tokens.position, tokens.position)
+        return _add_update(maps, tokens, values)
 
 
 class CrossAttention(nn.Module):
@@ -78,18 +78,20 @@ class CrossAttention(nn.Module):
         first, second = (_to_tokens(maps, next(self.parameters()).dtype) for maps in (source, target))
         a, b = first.values, second.values
         for within, across in zip(self.within, self.across, strict=True):
-            a, b = within(a, a, first.place, first.place), within(b, b, second.place, second.place)
-            a, b = across(a, b, first.place, second.place), across(b, a, second.place, first.place)
+            a, b = within(a, a, first.position, first.position), within(b, b, second.position, second.position)
+            a, b = across(a, b, first.position, second.position), across(b, a, second.position, first.position)
         return _add_update(source, first, a), _add_update(target, second, b)
 
 
 def _build_layers(channels: int, depth: int, heads: int, width: int | None) -> nn.ModuleList:
+    """Build the encoder layers of a head; their MLPs are twice as wide as the features if `width` is None."""
     return nn.ModuleList(
         LoFTREncoderLayer(channels, heads, 2 * channels if width is None else width) for _ in range(depth)
     )
 
 
 def _to_tokens(maps: FeatureMap, precision: torch.dtype) -> CellTokens:
+    """Convert a feature map to tokens of unit mean square, with position encodings."""
     values = maps.values.flatten(2).mT.to(precision)
     scale = values.float().square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12).to(precision)
     h, w = maps.values.shape[-2:]
@@ -98,7 +100,7 @@ def _to_tokens(maps: FeatureMap, precision: torch.dtype) -> CellTokens:
     )
 
 
-def _add_update(maps: FeatureMap, before: CellTokens, after: Float[Tensor, "b n c"]) -> FeatureMap:
+def _add_update(maps: FeatureMap, tokens: CellTokens, updated_values: Float[Tensor, "b n c"]) -> FeatureMap:
     """Add the change of the tokens to the original features, at their own scale."""
-    update = ((after - before.values) * before.scale).mT.unflatten(-1, maps.values.shape[-2:])
+    update = ((updated_values - tokens.values) * tokens.scale).mT.unflatten(-1, maps.values.shape[-2:])
     return FeatureMap(maps.values + update, maps.stride)

@@ -73,9 +73,9 @@ class CATs(nn.Module):
         for maps in (source, target):
             self._check_grid(maps.values)
         raw = mutual_matching(correlation(source.values, target.values).relu())
-        return sample_correlation(self.aggregated(raw, source.values, target.values), points, source.stride)
+        return sample_correlation(self.aggregate(raw, source.values, target.values), points, source.stride)
 
-    def aggregated(
+    def aggregate(
         self, raw: Float[Tensor, "b h w k l"], source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]
     ) -> Float[Tensor, "b h w k l"]:
         """Refine the correlation by the target's tokens, then the result by the source's."""
@@ -86,6 +86,7 @@ class CATs(nn.Module):
     def _transform(
         self, matrix: Float[Tensor, "b cells others"], features: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b cells others"]:
+        """Transform the rows of a correlation, each a token beside its cell's projected features."""
         precision = self.project.weight.dtype  # features may be in half precision
         projected = self.project(features.flatten(2).mT.to(precision))
         position = torch.cat(
@@ -95,6 +96,7 @@ class CATs(nn.Module):
         return self.out(self.blocks(tokens)).float()
 
     def _check_grid(self, values: Float[Tensor, "b c h w"]) -> None:
+        """Refuse features of another grid than the head has weights for."""
         h, w = values.shape[-2:]
         if (h, w) != (self.grid, self.grid):
             raise UserError(

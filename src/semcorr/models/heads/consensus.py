@@ -57,11 +57,11 @@ class Consensus(nn.Module):
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every target cell."""
         with torch.autocast(source.values.device.type, enabled=False):
-            consensus = self.filtered(correlation(source.values, target.values))
+            consensus = self.filter(correlation(source.values, target.values))
             best = consensus.amax((3, 4), keepdim=True) + SMALL
             return sample_correlation(mutual_matching(consensus) / best, points, source.stride)
 
-    def filtered(self, correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b h w k l"]:
+    def filter(self, correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b h w k l"]:
         """Filter the correlation by the convolutions; swapping source and target only transposes the result."""
         volume = mutual_matching(correlation.relu())[:, None]
         if torch.is_grad_enabled():
@@ -81,6 +81,7 @@ class Consensus(nn.Module):
 
 @torch.no_grad()
 def _add_identity(layer: Conv4d) -> None:
+    """Add the identity to a layer's kernel, and set its bias to zero: it then averages the channels of each match."""
     middle = layer.weight.shape[-1] // 2
     layer.weight[:, :, middle, middle, middle, middle] += 1 / layer.weight.shape[1]
     layer.bias.zero_()

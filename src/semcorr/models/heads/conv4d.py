@@ -13,7 +13,7 @@ from math import prod
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from semcorr.core.errors import UserError
 
@@ -62,15 +62,15 @@ class _Conv4d(torch.autograd.Function):
     """The convolution as an autograd function, which saves its input for backward and nothing unfolded."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _convolve(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = tuple(ctx.saved_tensors)
+        needs_x, needs_weight, needs_bias = tuple(ctx.needs_input_grad)
         gradient = gradient.contiguous()
         flipped = weight.flip(2, 3, 4, 5).transpose(0, 1)
         return (
@@ -81,6 +81,7 @@ class _Conv4d(torch.autograd.Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the convolution, without checks and without autograd."""
     b, _, *grid = x.shape
     o, _, *kernel = weight.shape
     start = x.new_zeros(o) if bias is None else bias.to(x.dtype)
@@ -93,6 +94,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Compute the gradient of the kernel from the input and the gradient of the output."""
     kh, kw, kk, kl = kernel
     taps = x.new_zeros(kh, kw, gradient.shape[1], x.shape[1] * kk * kl)
     cells = gradient.flatten(3)
@@ -139,5 +141,6 @@ def _unfold_chunks(x: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int,
 
 
 def _check_odd(sizes: Sequence[int]) -> None:
+    """Refuse kernels of even size: their output would not have the size of the input."""
     if any(size % 2 == 0 for size in sizes):
         raise UserError(f"a 4-D convolution has kernels of odd sizes, got {tuple(sizes)}. Give 3 or 5")

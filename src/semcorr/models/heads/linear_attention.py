@@ -72,12 +72,12 @@ class LoFTREncoderLayer(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n c"],
-        others: Float[Tensor, "b m c"],
-        place: Float[Tensor, "n c"],
-        others_place: Float[Tensor, "m c"],
+        context: Float[Tensor, "b m c"],
+        position: Float[Tensor, "n c"],
+        context_position: Float[Tensor, "m c"],
     ) -> Float[Tensor, "b n c"]:
-        """Update `tokens` by attention to `others`: themselves, or the tokens of the other image."""
-        queries, keys, values = self.query(tokens + place), self.key(others + others_place), self.value(others)
+        """Update `tokens` by attention to `context`: themselves, or the tokens of the other image."""
+        queries, keys, values = self.query(tokens + position), self.key(context + context_position), self.value(context)
         split = (x.unflatten(-1, (self.heads, -1)) for x in (queries, keys, values))
         message = self.norm1(self.merge(linear_attention(*split).flatten(-2).to(queries.dtype)))
         return tokens + self.norm2(self.mlp(torch.cat((tokens, message), dim=-1)))

@@ -13,9 +13,9 @@ from semcorr.core.types import FeatureMap
 from semcorr.models.heads.additive_attention import (
     FastformerLayer,
     MatchTokens,
-    checkpointed,
     linear_over_second_axis,
     norm_over_second_axis,
+    run_checkpointed,
 )
 from semcorr.models.heads.correlation import correlation, sample_correlation
 
@@ -65,27 +65,29 @@ class MatchToMatch(nn.Module):
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every target cell."""
         with torch.autocast(source.values.device.type, enabled=False):
-            return sample_correlation(self.refined(correlation(source.values, target.values)), points, source.stride)
+            return sample_correlation(self.refine(correlation(source.values, target.values)), points, source.stride)
 
-    def refined(self, correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b h w k l"]:
+    def refine(self, correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b h w k l"]:
         """Return the correlation with the update by attention among its matches."""
         tokens = list(self._embed_matches(correlation))
         for layer in self.layers:
             tokens = layer(tokens)
-        update = torch.cat([checkpointed(self._score_matches, part.values) for part in tokens], dim=2)
+        update = torch.cat([run_checkpointed(self._score_matches, part.values) for part in tokens], dim=2)
         return correlation + update.reshape(correlation.shape)
 
     def _embed_matches(self, correlation: Float[Tensor, "b h w k l"]) -> Iterator[MatchTokens]:
+        """Yield the tokens of all matches in parts, with the rotary angles of their positions."""
         b, h, w, k, l = correlation.shape  # noqa: E741
         source, target = (rotary_angles(*size, self.heads // 2).to(correlation.device) for size in ((h, w), (k, l)))
         at_once = max(1, TOKENS.get(correlation.device.type, MANY) // (b * k * l))
         matches = correlation.flatten(3).flatten(1, 2)[:, None].split(at_once, dim=2)
         for part, angles in zip(matches, source.split(at_once, dim=2), strict=True):
             yield MatchTokens(
-                checkpointed(linear_over_second_axis, self.embed, part), angles[..., None], target[:, :, None]
+                run_checkpointed(linear_over_second_axis, self.embed, part), angles[..., None], target[:, :, None]
             )
 
     def _score_matches(self, values: Float[Tensor, "b c n m"]) -> Float[Tensor, "b 1 n m"]:
+        """Compute the update of each match's similarity from its token."""
         return linear_over_second_axis(self.out, norm_over_second_axis(self.norm, values))
 
 

@@ -43,6 +43,7 @@ class ResidualBottleneck(nn.Module):
 
 
 def _build_convolution(channels: int, out: int, kernel: int, groups: int) -> nn.Sequential:
+    """Build a convolution without bias, in Kaiming's initialisation, and a group norm after it."""
     convolution = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.GroupNorm(groups, out))

@@ -32,11 +32,15 @@ class Upsample(Cosine):
 
 
 class _ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of feature maps."""
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise every cell."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _build_stage(channels: int) -> nn.Sequential:
+    """Build a stage that doubles the grid, with a depthwise convolution and a norm after it."""
     return nn.Sequential(
         nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
         nn.GELU(),

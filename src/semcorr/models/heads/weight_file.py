@@ -41,6 +41,7 @@ def rename_head_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename_key(key: str) -> str:
+    """Return our name of a parameter of GeoAware-SC's aggregation network."""
     for pattern, replacement in AGGREGATION:
         key = re.sub(pattern, replacement, key)
     return key

@@ -127,13 +127,16 @@ class GaussianCrossEntropy(nn.Module):
         self.temperature = temperature if learn is None else build_temperature(learn, temperature)
         self.sigma, self.sigma_end = sigma, sigma if sigma_end is None else sigma_end
         self.warmup, self.until = warmup, until
-        self.fixed: JsonObject = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
+        self.options: JsonObject = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss with the width and the temperature of this step."""
         similarity, temperature = mask_values(step.similarity, step.mask), self.temperature
         return gaussian_cross_entropy(
-            similarity, step.cells, step.mask,
+            similarity,
+            step.cells,
+            step.mask,
             temperature(similarity) if isinstance(temperature, nn.Module) else temperature,
-            sigma=annealed_value(step.number, self.sigma, self.sigma_end, self.warmup, self.until), **self.fixed,
-        )  # fmt: skip
+            sigma=annealed_value(step.number, self.sigma, self.sigma_end, self.warmup, self.until),
+            **self.options,
+        )

@@ -25,9 +25,10 @@ def soft_argmax_distance(
 
 
 def _mean_distance(
-    predicted: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
+    predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
 ) -> Float[Tensor, ""]:
-    return weighted_mean(torch.linalg.vector_norm(predicted - mask_values(cells, mask), dim=-1), mask)
+    """Average the distance of predictions to the true cells over the points that count."""
+    return weighted_mean(torch.linalg.vector_norm(predictions - mask_values(cells, mask), dim=-1), mask)
 
 
 class SoftArgmaxDistance(nn.Module):

@@ -1,4 +1,4 @@
-"""Learned temperatures: tau = softplus(theta) + least.
+"""Learned temperatures: tau = softplus(theta) + minimum.
 
 SimSC learns its temperature; neither its formula nor its initial value could be found, so both designs are
 ours. The learned parameters start at zero and are added to the value that gives `initial`: weight decay then pulls
@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from semcorr.core.errors import UserError
 
-LEAST = 0.001
+MINIMUM = 0.001
 
 
 class LearnedTemperature(nn.Module):
@@ -24,14 +24,14 @@ class LearnedTemperature(nn.Module):
     tensor(0.0300, grad_fn=<AddBackward0>)
     """
 
-    def __init__(self, initial: float = 0.03, least: float = LEAST) -> None:
+    def __init__(self, initial: float = 0.03, minimum: float = MINIMUM) -> None:
         super().__init__()
-        self.start, self.least = inverse_softplus(initial, least), least
+        self.start, self.minimum = inverse_softplus(initial, minimum), minimum
         self.theta = nn.Parameter(torch.zeros(()))
 
     def forward(self, similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, ""]:
         """Return the temperature, which does not depend on the similarity."""
-        return softplus(self.start + self.theta) + self.least
+        return softplus(self.start + self.theta) + self.minimum
 
 
 class PredictedTemperature(nn.Module):
@@ -41,9 +41,9 @@ class PredictedTemperature(nn.Module):
     its gradient trains the prediction, not the features.
     """
 
-    def __init__(self, initial: float = 0.03, least: float = LEAST) -> None:
+    def __init__(self, initial: float = 0.03, minimum: float = MINIMUM) -> None:
         super().__init__()
-        self.start, self.least = inverse_softplus(initial, least), least
+        self.start, self.minimum = inverse_softplus(initial, minimum), minimum
         self.linear = nn.Linear(3, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -53,7 +53,7 @@ class PredictedTemperature(nn.Module):
         with torch.autocast(similarity.device.type, enabled=False):
             flat = similarity.detach().flatten(2).to(self.linear.weight.dtype)
             statistics = torch.stack((flat.amax(-1), flat.mean(-1), flat.std(-1, correction=0)), dim=-1)
-            return (softplus(self.start + self.linear(statistics)) + self.least)[..., None]
+            return (softplus(self.start + self.linear(statistics)) + self.minimum)[..., None]
 
 
 KINDS = {"scalar": LearnedTemperature, "point": PredictedTemperature}
@@ -66,8 +66,8 @@ def build_temperature(kind: str, initial: float) -> nn.Module:
     return KINDS[kind](initial)
 
 
-def inverse_softplus(initial: float, least: float) -> float:
-    """Return the number that softplus maps to `initial - least`."""
-    if not initial > least:
-        raise UserError(f"`loss.temperature` must be more than {least} to be learned, got {initial}")
-    return math.log(math.expm1(initial - least))
+def inverse_softplus(initial: float, minimum: float) -> float:
+    """Return the number that softplus maps to `initial - minimum`."""
+    if not initial > minimum:
+        raise UserError(f"`loss.temperature` must be more than {minimum} to be learned, got {initial}")
+    return math.log(math.expm1(initial - minimum))
