@@ -6,7 +6,7 @@ changing one axis at a time. Axes interact, so the effect of an axis holds for i
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -128,9 +128,10 @@ def _read_audit(path: Path) -> JsonObject:
     return content
 
 
-def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines: object) -> JsonObject:
+def _format_steps(steps: Sequence[AuditStep], start: JsonObject, headlines: Iterator[JsonObject]) -> JsonObject:
     """Format the steps as dictionaries: scores, what each step moved them by, and the axis of the largest move."""
-    formatted, previous = [], start
+    formatted: list[JsonObject] = []
+    previous = start
     for step in steps:
         current = next(headlines)
         change = {alpha: None if current[alpha] is None else current[alpha] - previous[alpha] for alpha in current}

@@ -134,7 +134,7 @@ def _peak_bytes(device: str, anew: bool = False) -> int:
 
 
 def _build_result(
-    volumes: list[ConvolvedVolume], measurements: list[dict[str, Measurement]], limits: Machine
+    volumes: list[ConvolvedVolume], measurements: list[dict[str, Measurement[JsonObject]]], limits: Machine
 ) -> BenchmarkResult:
     rows, results = [], {}
     for volume, ways in zip(volumes, measurements, strict=True):

@@ -5,8 +5,10 @@ the table of all keypoints. The loop counts only decoding, encoding and reading 
 the weights.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,8 +18,11 @@ from semcorr.benchmark.naive import LOOPS
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
+from semcorr.data.record import PairRecord
 
 ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
 
@@ -48,11 +53,11 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     from semcorr.engine.build import build_datamodule_and_module
 
     with compose_run("evaluate", run) as cfg:
-        data: Any
         module, data = build_datamodule_and_module(cfg)
+        assert isinstance(data, PairDataModule)
         pairs = _select_pairs(data, part)[: part.naive_pairs]
         dataset = PairDataset(pairs, data.size, data.resize, pixels=True)
-        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone = module.backbone.to(run.device).eval()
         _require_single_image(backbone)
         loop = LOOPS["full correlation"]
 
@@ -78,13 +83,14 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         trainer = build_trainer(cfg, Path(cfg.run_dir))
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
+        assert isinstance(data, PairDataModule)
         data.size, data.pixels = module.backbone.size, module.backbone.pairwise
         pairs = _select_pairs(data, part)
         after_reading = synchronised_time(run.device)
-        data.pairs = lambda split: pairs
+        data.pairs = cache(lambda split: pairs)
         trainer.test(module, datamodule=data, verbose=False)
         end = synchronised_time(run.device)
-        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone = module.backbone.to(run.device).eval()
         _require_single_image(backbone)
         rows = module.result.tables["predictions"].num_rows
         results = {
@@ -96,7 +102,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
 
 
 @torch.no_grad()
-def _measure_encoding(backbone: object, batch: int, device: str) -> dict[str, float]:
+def _measure_encoding(backbone: Backbone, batch: int, device: str) -> dict[str, float]:
     """Measure one image: seconds in a batch as evaluated, operations, channels and cells."""
     image = torch.rand(batch, 3, backbone.size, backbone.size, device=device)
     counter = FlopCounterMode(display=False)
@@ -107,11 +113,11 @@ def _measure_encoding(backbone: object, batch: int, device: str) -> dict[str, fl
             "cells": values.shape[2] * values.shape[3]}  # fmt: skip
 
 
-def _select_pairs(data: object, part: SplitPart) -> object:
+def _select_pairs(data: PairDataModule, part: SplitPart) -> Sequence[PairRecord]:
     return data.pairs(data.split)[: part.pairs]
 
 
-def _require_single_image(backbone: object) -> None:
+def _require_single_image(backbone: Backbone) -> None:
     if backbone.pairwise:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"
@@ -119,7 +125,7 @@ def _require_single_image(backbone: object) -> None:
 
 
 def _build_result(
-    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement, ours: Measurement
+    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement[JsonObject], ours: Measurement[JsonObject]
 ) -> BenchmarkResult:
     results, seconds = ours.value, ours.value["seconds"]
     pair_seconds = seconds["all"] / results["pairs"]

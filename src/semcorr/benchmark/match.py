@@ -167,8 +167,8 @@ def _validate_shape(shape: MatchingShape) -> None:
 def _build_result(
     shape: MatchingShape,
     limits: Machine,
-    loops: dict[str, Measurement],
-    ours: Measurement,
+    loops: dict[str, Measurement[JsonObject]],
+    ours: Measurement[JsonObject],
     agreement: dict[str, dict[str, float]],
 ) -> BenchmarkResult:
     cells, queries = shape.grid**2, ours.value["queries"]

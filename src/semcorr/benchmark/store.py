@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,12 +77,12 @@ def time_encoding(entries: StoredFeatures) -> float:
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
     with compose_run("evaluate", RunSpec("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
-        backbone: object = build_backbone(cfg).to(entries.device).eval()
+        backbone = build_backbone(cfg).to(entries.device).eval()
         image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
         return best_time(lambda: backbone(image), entries.device, times=1)
 
 
-def _time_all(names: list[str], work: Callable[[str], Any]) -> float:
+def _time_all(names: list[str], work: Callable[[str], object]) -> float:
     start = synchronised_time()
     for name in names:
         work(name)
@@ -105,7 +105,9 @@ def _get(store: FeatureStore, name: str) -> Tensor:
     return values["features"]
 
 
-def _build_result(entries: StoredFeatures, measurement: Measurement, encoding: float) -> BenchmarkResult:
+def _build_result(
+    entries: StoredFeatures, measurement: Measurement[dict[str, float]], encoding: float
+) -> BenchmarkResult:
     limits = measure_machine(entries.device)
     size = int(measurement.value["bytes"])
     speed = {

@@ -5,16 +5,23 @@ time to fill the cache is reported separately.
 """
 
 import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
+from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
+from semcorr.store.encode import ProcessGroup
+from semcorr.store.frozen import FrozenPrefix
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
 WARM = 2  # steps that are not timed: loaders start and memory is allocated
@@ -59,17 +66,38 @@ class StepTimer(Callback):
         self.pairs: list[int] = []
 
     def on_train_batch_end(
-        self, trainer: object, module: object, outputs: object, batch: object, batch_idx: int
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, batch_idx: int
     ) -> None:
         """Record when the step ended, its loss and its number of pairs."""
+        assert isinstance(outputs, Mapping)
         self.ends.append(synchronised_time(self.device))
         self.losses.append(float(outputs["loss"]))
         self.pairs.append(count_pairs(batch))
 
 
-def count_pairs(batch: object) -> int:
+class TimedPrefix(FrozenPrefix):
+    """Frozen blocks of a module that measure how long it takes to fill their cache."""
+
+    def __init__(self, frozen: FrozenPrefix, device: str) -> None:
+        super().__init__(frozen.backbone, frozen.cache_config, frozen.key)
+        self.device, self.seconds = device, 0.0
+
+    def fill(
+        self,
+        shown: Sequence[ImageVariant],
+        data: PairDataModule,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Compute the values that are not cached yet, and add up the seconds."""
+        start = synchronised_time(self.device)
+        super().fill(shown, data, group, context)
+        self.seconds += synchronised_time(self.device) - start
+
+
+def count_pairs(batch: PairBatch | ImageBatch) -> int:
     """Count the pairs of a batch; of a batch of images, the ordered pairs that have something to train on."""
-    if hasattr(batch, "pair"):
+    if isinstance(batch, PairBatch):
         return len(batch.pair)
     return len(batch.queries[:, [0, 2]].unique(dim=0))
 
@@ -87,19 +115,13 @@ def run_steps(run: RunSpec) -> JsonObject:
         module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
         assert isinstance(data, PairDataModule)
         use_cached_features(module, data)
-        timer, fill_cache, fill_seconds = StepTimer(run.device), module.frozen.fill, [0.0]
-
-        def timed_fill(*args: object) -> None:
-            start = synchronised_time(run.device)
-            fill_cache(*args)
-            fill_seconds[0] += synchronised_time(run.device) - start
-
-        module.frozen.fill = timed_fill  # type: ignore[method-assign,assignment]
+        timer, frozen = StepTimer(run.device), TimedPrefix(module.frozen, run.device)
+        module.frozen = frozen
         trainer = build_trainer(cfg, Path(cfg.run_dir), callbacks=[timer])
         trainer.fit(module, datamodule=data)
         steps = [end - start for start, end in zip(timer.ends[WARM - 1 :], timer.ends[WARM:], strict=False)]
         return {
-            "step": statistics.median(steps), "filling": fill_seconds[0], "losses": timer.losses,
+            "step": statistics.median(steps), "filling": frozen.seconds, "losses": timer.losses,
             "pairs": statistics.mean(timer.pairs[WARM:]), "depth": len(module.backbone.blocks),
         }  # fmt: skip
 
@@ -126,9 +148,9 @@ def _build_result(
     run: RunSpec,
     spec: TrainingSteps,
     limits: Machine,
-    uncached: Measurement,
-    cached: Measurement,
-    all_pairs: Measurement,
+    uncached: Measurement[JsonObject],
+    cached: Measurement[JsonObject],
+    all_pairs: Measurement[JsonObject],
 ) -> BenchmarkResult:
     largest = largest_difference(uncached.value["losses"], cached.value["losses"])
     if largest > SAME:

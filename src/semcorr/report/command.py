@@ -114,7 +114,8 @@ def _plot_pairs(
 
 def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
     """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
-    from semcorr.engine.build import build_datamodule as built
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.engine.build import build_datamodule
     from semcorr.engine.saved_config import refuse_drawing
 
     cfg = run.cfg.copy()
@@ -123,12 +124,14 @@ def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, Pa
     try:
         if root is None:
             refuse_drawing(cfg.data)
-        data = built(cfg, "data", ())
-        pairs = {pair.name: pair for pair in data.pairs(data.split)}
+        data = build_datamodule(cfg, "data", ())
+        pairs = {pair.name: pair for pair in data.pairs(data.split)} if isinstance(data, PairDataModule) else None
     except UserError as error:
         if root is not None:
             raise
         return f"{error} (--root says where the benchmark lies now)"
+    if pairs is None:
+        raise UserError(f"{run.folder} names a benchmark of videos, which has no pairs. Give run_dirs of runs on pairs")
     unknown = set(run.evaluated.rows.pairs) - set(pairs)
     if unknown:
         raise UserError(f"{cfg.data.root} does not have the pair {min(unknown)}, which was scored. Give --root")

@@ -136,7 +136,7 @@ def keypoint_names_of(benchmark: str, category: str) -> Mapping[int, str]:
     if benchmark not in TABLES:
         return {}
     categories: JsonObject = benchmark_metadata(TABLES[benchmark])["categories"]
-    entry = categories.get(category, categories.get("*", {}))
+    entry: JsonObject = next((categories[key] for key in (category, "*") if key in categories), {})
     names = entry.get("names", {})
     items = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {int(i): str(name).replace("_", " ") for i, name in items}

@@ -1,7 +1,7 @@
 """What accuracy costs in trained parameters, seconds and memory, and how training went."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semcorr.report.configurations import Configuration, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_spread
@@ -143,5 +143,5 @@ def _plot_history(entries: Sequence[Configuration]) -> ReportFigure | None:
     return ReportFigure("How training went", caption, [panel], table)
 
 
-def _get_curve(history: Sequence[object]) -> list[tuple[float, float]]:
-    return [(row["step"], row[CURVE]) for row in history if CURVE in row]  # type: ignore[index,operator]
+def _get_curve(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    return [(row["step"], row[CURVE]) for row in history if CURVE in row]

@@ -49,16 +49,16 @@ def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
 
 def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]:
     """Find the groups of at least two configurations that are the same except for `key`, a number."""
-    groups: dict[str, list[Configuration]] = {}
+    groups: dict[str, list[tuple[float, Configuration]]] = {}
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             rest = {k: str(v) for k, v in entry.settings.items() if k != key}
-            groups.setdefault(str(sorted(rest.items())), []).append(entry)
+            groups.setdefault(str(sorted(rest.items())), []).append((float(value), entry))
     varying = [group for group in groups.values() if len(group) > 1]
-    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in varying]
+    shared = [{k: v for k, v in group[0][1].settings.items() if k != key} for group in varying]
     return [
-        Curve(key, name, {float(entry.settings[key]): entry for entry in sorted(group, key=lambda e: e.settings[key])})
+        Curve(key, name, dict(sorted(group, key=lambda point: point[0])))
         for name, group in zip(label_configurations(shared), varying, strict=True)
     ]
 
