@@ -150,8 +150,11 @@ def print_steps(found: JsonObject) -> None:
         table = Table(
             title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",
             caption=f"PCK in percent, and what each change moved it by. `{walk['most']}` moved it most.",
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
-        )  # fmt: skip
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title_justify="left",
+            caption_justify="left",
+        )
         for header in ("", *alphas):
             table.add_column(header, justify="right" if header in alphas else "left", overflow="fold")
         start = found["start"]["headline"]

@@ -95,9 +95,11 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         rows = module.result.tables["predictions"].num_rows
         results = {
             "seconds": {"all": end - start, "read": after_reading - start, **module.result.seconds},
-            "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": rows,
+            "pairs": len(pairs),
+            "images": len(unique_images(pairs)),
+            "rows": rows,
             "keypoints": rows // len(module.specs),
-        }  # fmt: skip
+        }
         return results | _measure_encoding(backbone, data.encoding_batch, run.device)
 
 
@@ -109,8 +111,12 @@ def _measure_encoding(backbone: Backbone, batch: int, device: str) -> dict[str, 
     with counter:
         values = backbone(image[:1]).values
     seconds = best_time(lambda: backbone(image), device, times=2) / batch
-    return {"encoding": seconds, "operations": counter.get_total_flops(), "channels": values.shape[1],
-            "cells": values.shape[2] * values.shape[3]}  # fmt: skip
+    return {
+        "encoding": seconds,
+        "operations": counter.get_total_flops(),
+        "channels": values.shape[1],
+        "cells": values.shape[2] * values.shape[3],
+    }
 
 
 def _select_pairs(data: PairDataModule, part: SplitPart) -> Sequence[PairRecord]:
@@ -136,29 +142,52 @@ def _build_result(
     floor = limits.floor(operations)
     minimum = results["images"] * results["encoding"] + seconds["match"]
     rows = [
-        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / pair_seconds),
-            format_ratio(ratio), format_rate(results["pairs"] / floor)),
-        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * results['pairs'])})",
-            format_rate(seconds["all"]), "", format_rate(floor)),
+        BenchmarkRow(
+            "pairs/s, files to scores",
+            format_rate(1 / naive.value["seconds"]),
+            format_rate(1 / pair_seconds),
+            format_ratio(ratio),
+            format_rate(results["pairs"] / floor),
+        ),
+        BenchmarkRow(
+            "seconds in all",
+            f"({format_rate(naive.value['seconds'] * results['pairs'])})",
+            format_rate(seconds["all"]),
+            "",
+            format_rate(floor),
+        ),
         BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
-        BenchmarkRow(f"  encoding {results['images']:,} images", "", format_rate(seconds["encode"]), "",
-            format_rate(results["images"] * results["encoding"])),
+        BenchmarkRow(
+            f"  encoding {results['images']:,} images",
+            "",
+            format_rate(seconds["encode"]),
+            "",
+            format_rate(results["images"] * results["encoding"]),
+        ),
         BenchmarkRow(f"  matching {results['pairs']:,} pairs", "", format_rate(seconds["match"])),
-        BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "",
-            f"{seconds['all'] / minimum:.2f}"),
+        BenchmarkRow(
+            f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / minimum:.2f}"
+        ),
         BenchmarkRow("peak memory in MB", naive.description, ours.description),
-    ]  # fmt: skip
+    ]
     caption = (
         f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
         f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the "
         f"{results['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
     )
     content = {
-        "ratio": ratio, "pairs_per_second": 1 / pair_seconds, "naive_pairs_per_second": 1 / naive.value["seconds"],
-        "floor": {"seconds": floor, "operations": operations,
-                  "encoding_seconds": results["images"] * results["encoding"]},
-        "over_encoding_and_matching": seconds["all"] / minimum, "found": results,
-        "peak": {"ours": ours.peak, "naive": naive.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "ratio": ratio,
+        "pairs_per_second": 1 / pair_seconds,
+        "naive_pairs_per_second": 1 / naive.value["seconds"],
+        "floor": {
+            "seconds": floor,
+            "operations": operations,
+            "encoding_seconds": results["images"] * results["encoding"],
+        },
+        "over_encoding_and_matching": seconds["all"] / minimum,
+        "found": results,
+        "peak": {"ours": ours.peak, "naive": naive.peak},
+        "machine": limits.as_json(),
+    }
     title = f"Evaluation of {results['pairs']:,} pairs, {results['images']:,} images: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, caption, content)

@@ -119,11 +119,15 @@ def _build_result(
     naive_of = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
     ratios = {access: speed[access] / speed[naive_of[access]] for access in limit_of}
     rows = [
-        BenchmarkRow(f"GB/s, {access}", format_rate(speed[naive_of[access]]), format_rate(speed[access]),
+        BenchmarkRow(
+            f"GB/s, {access}",
+            format_rate(speed[naive_of[access]]),
+            format_rate(speed[access]),
             format_ratio(ratios[access]),
-            f"{format_rate(speed[limit])} ({limit}; {speed[access] / speed[limit]:.0%} reached)")
+            f"{format_rate(speed[limit])} ({limit}; {speed[access] / speed[limit]:.0%} reached)",
+        )
         for access, limit in limit_of.items()
-    ]  # fmt: skip
+    ]
     written = speed["write"] * 1e9 / size
     rows += [
         BenchmarkRow(
@@ -141,12 +145,18 @@ def _build_result(
         "in the reader's own tensor."
     )
     content = {
-        "ratio": ratios["later read"], "ratios": ratios, "entry_bytes": size, "entries": entries.images, "gb_s": speed,
-        "floor": {kind: {"gb_s": speed[limit], "reached": speed[kind] / speed[limit]}
-                  for kind, limit in limit_of.items()},
+        "ratio": ratios["later read"],
+        "ratios": ratios,
+        "entry_bytes": size,
+        "entries": entries.images,
+        "gb_s": speed,
+        "floor": {
+            kind: {"gb_s": speed[limit], "reached": speed[kind] / speed[limit]} for kind, limit in limit_of.items()
+        },
         "images_per_second": {"written": written, "encoded": 1 / encoding, "ratio": written * encoding},
-        "peak": {"ours": measurement.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "peak": {"ours": measurement.peak},
+        "machine": limits.as_json(),
+    }
     return BenchmarkResult(
         f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content
     )

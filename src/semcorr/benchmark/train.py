@@ -45,10 +45,14 @@ def benchmark_training(run: RunSpec, asked: TrainingSteps, apart: bool = True) -
         )
     workers = "null" if asked.workers is None else asked.workers
     run = run.plus(
-        f"finetune.blocks={asked.blocks}", f"data.steps={asked.steps}", f"data.batch_size={asked.pairs}",
-        f"data.workers={workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
+        f"finetune.blocks={asked.blocks}",
+        f"data.steps={asked.steps}",
+        f"data.batch_size={asked.pairs}",
+        f"data.workers={workers}",
+        "trainer.max_epochs=1",
+        "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
-    )  # fmt: skip
+    )
     limits = measure_machine(run.device)
     uncached = measure(run_steps, run.plus("store.place=off"), apart=apart)
     cached = measure(run_steps, run, apart=apart)
@@ -121,9 +125,12 @@ def run_steps(run: RunSpec) -> JsonObject:
         trainer.fit(module, datamodule=data)
         steps = [end - start for start, end in zip(timer.ends[WARM - 1 :], timer.ends[WARM:], strict=False)]
         return {
-            "step": statistics.median(steps), "filling": frozen.seconds, "losses": timer.losses,
-            "pairs": statistics.mean(timer.pairs[WARM:]), "depth": len(module.backbone.blocks),
-        }  # fmt: skip
+            "step": statistics.median(steps),
+            "filling": frozen.seconds,
+            "losses": timer.losses,
+            "pairs": statistics.mean(timer.pairs[WARM:]),
+            "depth": len(module.backbone.blocks),
+        }
 
 
 def largest_difference(losses: list[float], others: list[float]) -> float:
@@ -159,33 +166,51 @@ def _build_result(
     ratio, bound = uncached.value["step"] / step, speedup_bound(depth, spec.blocks)
     per_second = [value["pairs"] / value["step"] for value in (cached.value, all_pairs.value)]
     rows = [
-        BenchmarkRow("steps/s, frozen blocks: at each step, kept", format_rate(1 / uncached.value["step"]),
-            format_rate(1 / step), format_ratio(ratio), format_ratio(bound)),
+        BenchmarkRow(
+            "steps/s, frozen blocks: at each step, kept",
+            format_rate(1 / uncached.value["step"]),
+            format_rate(1 / step),
+            format_ratio(ratio),
+            format_ratio(bound),
+        ),
         BenchmarkRow("seconds to compute ahead", "0", format_rate(cached.value["filling"])),
         BenchmarkRow("pays off after steps", "", _break_even(uncached.value["step"] - step, cached.value["filling"])),
-        *[BenchmarkRow(f"loss of step {i + 1}", f"{uncached.value['losses'][i]:.6f}",
-                       f"{cached.value['losses'][i]:.6f}")
-          for i in sorted({0, steps // 2, steps - 1})],
+        *[
+            BenchmarkRow(
+                f"loss of step {i + 1}", f"{uncached.value['losses'][i]:.6f}", f"{cached.value['losses'][i]:.6f}"
+            )
+            for i in sorted({0, steps // 2, steps - 1})
+        ],
         BenchmarkRow("largest relative difference of a loss", "", f"{largest:.1e}", "", f"{SAME:.0e}"),
-        BenchmarkRow(f"pairs/s of {2 * spec.pairs} images: {spec.pairs} pairs, all", format_rate(per_second[0]),
-            format_rate(per_second[1]), format_ratio(per_second[1] / per_second[0]),
-            format_ratio(all_pairs.value["pairs"] / spec.pairs)),
+        BenchmarkRow(
+            f"pairs/s of {2 * spec.pairs} images: {spec.pairs} pairs, all",
+            format_rate(per_second[0]),
+            format_rate(per_second[1]),
+            format_ratio(per_second[1] / per_second[0]),
+            format_ratio(all_pairs.value["pairs"] / spec.pairs),
+        ),
         BenchmarkRow("peak memory in MB", uncached.description, cached.description),
         BenchmarkRow("peak memory in MB, all pairs", cached.description, all_pairs.description),
-    ]  # fmt: skip
+    ]
     caption = (
         f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {spec.blocks} back "
         f"against {spec.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
     )
     content = {
-        "ratio": ratio, "steps_per_second": 1 / step, "naive_steps_per_second": 1 / uncached.value["step"],
-        "floor": {"ratio": bound, "reached": ratio / bound}, "filling_seconds": cached.value["filling"],
+        "ratio": ratio,
+        "steps_per_second": 1 / step,
+        "naive_steps_per_second": 1 / uncached.value["step"],
+        "floor": {"ratio": bound, "reached": ratio / bound},
+        "filling_seconds": cached.value["filling"],
         "losses": {"naive": uncached.value["losses"], "ours": cached.value["losses"], "relative_difference": largest},
         "all_pairs": {
-            "ratio": per_second[1] / per_second[0], "pairs_per_second": per_second, "pairs": all_pairs.value["pairs"],
+            "ratio": per_second[1] / per_second[0],
+            "pairs_per_second": per_second,
+            "pairs": all_pairs.value["pairs"],
         },
-        "peak": {"naive": uncached.peak, "ours": cached.peak, "all_pairs": all_pairs.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "peak": {"naive": uncached.peak, "ours": cached.peak, "all_pairs": all_pairs.peak},
+        "machine": limits.as_json(),
+    }
     return BenchmarkResult(
         f"Training of {spec.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content
     )

@@ -114,8 +114,12 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     ]
     columns = ["configuration", *(f"{45 * int(s)}°" for s in steps), "sensitivity, %"]
     title = "PCK by the change of viewpoint"
-    return ReportFigure(title, caption, [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
-                  ReportTable("azimuth", title, caption, columns, rows))  # fmt: skip
+    return ReportFigure(
+        title,
+        caption,
+        [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
+        ReportTable("azimuth", title, caption, columns, rows),
+    )
 
 
 def _azimuth_statistics(entry: Configuration, step: str) -> SeedStatistics:

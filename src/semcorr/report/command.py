@@ -93,8 +93,15 @@ def build_sections(
     several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
-    sections = [build_leaderboard(made), plot_curves(made), plot_categories(made), plot_cost(made, wanted.seconds),
-                plot_confusion(made, shown), _plot_pairs(made, shown, wanted), build_settings_table(made)]  # fmt: skip
+    sections = [
+        build_leaderboard(made),
+        plot_curves(made),
+        plot_categories(made),
+        plot_cost(made, wanted.seconds),
+        plot_confusion(made, shown),
+        _plot_pairs(made, shown, wanted),
+        build_settings_table(made),
+    ]
     return f"Semantic correspondence on {metrics['split']}", intro, [section for section in sections if section]
 
 

@@ -93,8 +93,17 @@ def _build_rows(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[in
         others[i] = 0.0
         worst = int(others.argmax())
         taken_for = names.get(worst, str(worst)) if others[worst] else NONE
-        lines.append([category, names.get(int(i), str(i)), f"{matrix[i].sum():,}", format_percent(float(row[i])),
-                      taken_for, format_percent(float(others[worst])), format_percent(float(row[-1]))])  # fmt: skip
+        lines.append(
+            [
+                category,
+                names.get(int(i), str(i)),
+                f"{matrix[i].sum():,}",
+                format_percent(float(row[i])),
+                taken_for,
+                format_percent(float(others[worst])),
+                format_percent(float(row[-1])),
+            ]
+        )
     return lines
 
 

@@ -18,8 +18,12 @@ from semcorr.report.svg import (
 )
 
 INTERVAL = "0.1"  # the alpha whose intervals metrics.json holds
-UNITS = {"backbone.size": "side of the input, pixels", "localise.window": "window, cells",
-         "finetune.blocks": "tuned blocks", "finetune.rank": "rank"}  # fmt: skip
+UNITS = {
+    "backbone.size": "side of the input, pixels",
+    "localise.window": "window, cells",
+    "finetune.blocks": "tuned blocks",
+    "finetune.rank": "rank",
+}
 
 
 class Curve(NamedTuple):
@@ -74,10 +78,17 @@ def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
         "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
-        [curve.name, f"{value:g}", subset, *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
-         format_interval(entry.value(subset, INTERVAL).interval)]
-        for curve in curves for value, entry in curve.points.items() for subset in SUBSETS
-    ]  # fmt: skip
+        [
+            curve.name,
+            f"{value:g}",
+            subset,
+            *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
+            format_interval(entry.value(subset, INTERVAL).interval),
+        ]
+        for curve in curves
+        for value, entry in curve.points.items()
+        for subset in SUBSETS
+    ]
     columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
     title = f"PCK over {short_key(key)}"
     return ReportFigure(

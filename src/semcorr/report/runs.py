@@ -16,9 +16,20 @@ from semcorr.engine.saved_config import CONFIG
 from semcorr.metrics.pck import SUBSETS
 
 KEYS = (
-    "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
-    "seconds", "intervals", "classes",
-)  # fmt: skip
+    "pck",
+    "category",
+    "headline",
+    "pooling",
+    "protocol",
+    "localise",
+    "split",
+    "pairs",
+    "images",
+    "trained_parameters",
+    "seconds",
+    "intervals",
+    "classes",
+)
 MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling", "comparison (`strict`)": "strict"}
 
 
