@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -190,25 +191,37 @@ def measure_evaluation() -> Measure:
     from semcorr.evaluate import main as evaluate
 
     called: set[str] = set()
-    monitoring = sys.monitoring  # type: ignore[attr-defined]
-    monitoring.use_tool_id(monitoring.PROFILER_ID, "structure")
     prefix = str(PACKAGE)
 
-    def see(code, offset):  # type: ignore[no-untyped-def]
-        if code.co_filename.startswith(prefix) and code.co_name != "<module>":
+    def see(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(prefix) and not is_part_of_importing(frame):
             called.add(code.co_filename)
-        return monitoring.DISABLE
 
-    monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.PY_START, see)
-    monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.PY_START)
     with tempfile.TemporaryDirectory() as folder:
         sys.argv[1:] = [
-            f"run_dir={folder}/run", "data=synthetic", "data.resize=stretch", "backbone=efficientnet_lite0",
-            "data.num_workers=0", "logger=csv",
+            f"run_dir={folder}/run", "data=synthetic",
+            f"data.root={folder}/data", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96", "data.workers=0",
+            "backbone=tiny", "trainer=cpu",
         ]  # fmt: skip
-        evaluate()
+        sys.setprofile(see)
+        try:
+            evaluate()
+        except SystemExit as end:
+            sys.exit(end.code)
+        finally:
+            sys.setprofile(None)
     files = sorted(str(Path(name).relative_to(ROOT)) for name in called)
     return Measure("files that one evaluation runs through", len(files), 40, files)
+
+
+def is_part_of_importing(frame: FrameType | None) -> bool:
+    """Tell whether a module's own code, as a decorator or a constant, has led to a call."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
 
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, build_image_record, longer_side
@@ -21,7 +22,7 @@ SIDE, GRID = slow_protocols.SIDE, 20
 SIZES = [(64, 50), (40, 61), (57, 57)]
 
 
-class Painted(nn.Module):
+class Painted(Backbone):
     """Features that an image's noise decides: a fixed random projection of each cell's mean colours."""
 
     name, size, stride, channels, widths = "painted", SIDE, SIDE / GRID, 6, (6,)

@@ -19,6 +19,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Config, Dinov2Layer
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTConfig, DINOv3ViTLayer
 from transformers.models.vit.modeling_vit import ViTConfig, ViTLayer
 
+from semcorr.core.interfaces import Backbone
 from semcorr.models.finetune.adapters import AdapterBottleneck
 from semcorr.models.finetune.adaptformer import adaptformer
 from semcorr.models.finetune.houlsby import houlsby
@@ -28,7 +29,7 @@ SIZES = {"hidden_size": C, "num_attention_heads": 2, "intermediate_size": 32, "n
 EAGER = {"attn_implementation": "eager"}
 
 
-class Stack(nn.Module):
+class Stack(Backbone):
     """Blocks, and as little else as a backbone can have."""
 
     name, size, norm, pairwise, sha256, lora_targets = "stack", 16, None, False, "", ("qkv",)

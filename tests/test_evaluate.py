@@ -14,6 +14,7 @@ from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import default_collate
 
 from semcorr.core.coords import from_view, to_image
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import PairDataset
@@ -70,7 +71,7 @@ def test_the_table_holds_the_annotation_in_original_pixels(config, tiny, tmp_pat
     assert row["extent"] == max(x2 - x1, y2 - y1)
 
 
-class Patches(nn.Module):
+class Patches(Backbone):
     """The pixels of each 8 x 8 patch as its descriptor: as distinctive as the image is."""
 
     name, size, stride, channels, widths, blocks, norm, sha256 = "patches", 96, 8, 192, (192,), (), None, ""

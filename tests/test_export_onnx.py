@@ -11,9 +11,9 @@ from exported_runs import no_graph as no_graph
 from exported_runs import run as run
 from exported_runs import runs as runs
 from exported_runs import typed as typed
-from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.types import FeatureMap
 from semcorr.engine.export import relative_difference
 from semcorr.engine.onnx import export_onnx
@@ -92,7 +92,7 @@ def test_a_graph_too_large_for_one_file_has_its_weights_beside_it(typed, run, tm
 
 
 def test_what_the_exporter_cannot_do_is_a_sentence_and_its_own_words_are_not_shown(tmp_path, capfd):
-    class Odd(nn.Module):
+    class Odd(Backbone):
         name, size, stride, pairwise = "odd", 8, 8, False
 
         def forward(self, image: torch.Tensor) -> FeatureMap:

@@ -60,7 +60,7 @@ def test_training_gives_both_images_to_the_pair(config, tiny):
     cfg = config("train", *tiny, "data.batch_size=2")
     with open_dict(cfg):
         cfg.backbone._target_ = f"{HalfMixed.__module__}.HalfMixed"
-    module, data = build_datamodule_and_module(cfg, ("fit",), loss=instantiate(cfg.loss))
+    module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
     batch = next(iter(data.train_dataloader()))
 
     similarity = module(batch.source, batch.target)

@@ -97,7 +97,7 @@ def test_a_source_is_seen_in_the_pose_of_its_target_and_its_points_are_found_the
 
 
 def test_without_alignment_a_mirrored_copy_is_not_recognised(tmp_path):
-    assert scored(tmp_path, AdaptivePose(), variant=EVERY[1]).scores["pck"]["all"]["image"]["0.1"] < 0.5
+    assert scored(tmp_path, AdaptivePose(), variant=EVERY[1]).result.scores["pck"]["all"]["image"]["0.1"] < 0.5
 
 
 @pytest.mark.parametrize("options", [{}, {"mask": "none", "mutual": True}, {"reduce": "sum"}, {"grid": 16}], ids=str)
@@ -265,11 +265,14 @@ def test_a_backbone_that_sees_both_images_at_once_is_refused(config, tiny):
     backbone.pairwise = True
 
     with pytest.raises(UserError, match=r"sees both images at once.*pose=none"):
-        ADAPTIVE.check(backbone, Named())
+        ADAPTIVE.check(backbone, Named(root=".", size=64))
 
 
-class Named:
-    name, split, pairs = "named", "test", None
+class Named(PairDataModule):
+    name = "named"
+
+    def records(self, split):
+        return []
 
 
 def test_a_benchmark_that_knows_no_left_and_right_is_refused(tmp_path):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from posed_pairs import PAPER, Whole
 
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_datamodule_and_module, use_cached_features
+from semcorr.engine.build import build_datamodule_and_module, build_training_parts, use_cached_features
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.heads.cosine import Cosine
@@ -21,7 +20,7 @@ VARIANTS = ["pairs=pose_variant", "finetune.blocks=2"]
 def module_of(config, *line):
     cfg = config("train", *line)
     return build_datamodule_and_module(
-        cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
+        cfg, ("fit",), build_training_parts(cfg)
     )
 
 

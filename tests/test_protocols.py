@@ -102,7 +102,7 @@ def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
             pc.equal(together.result.tables["predictions"]["protocol"], protocol.name)
         )
         assert mine.equals(alone.result.tables["predictions"])
-        assert together.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.scores["pck"]
+        assert together.result.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.result.scores["pck"]
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -120,7 +120,7 @@ def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_onc
         ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
     )
 
-    assert parts.scores == whole.scores
+    assert parts.result.scores == whole.result.scores
     a, b = (torch.tensor(module.result.tables["predictions"]["error"].to_numpy().copy()) for module in (whole, parts))
     assert_close(a, b, atol=1e-6, rtol=0)
 

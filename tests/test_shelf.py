@@ -1,4 +1,4 @@
-"""Features kept from one job of a sweep to the next are of the same pixels, whatever files are called."""
+"""Features cached from one job of a sweep to the next are of the same pixels, whatever files are called."""
 
 import os
 from pathlib import Path
@@ -24,18 +24,12 @@ def held() -> FeatureCache:
     return FeatureCache.__new__(FeatureCache)
 
 
-def open_shelf() -> SweepFeatureCache:
-    shelf = SweepFeatureCache()
-    shelf.open = True
-    return shelf
-
-
 def test_the_same_images_are_computed_once(tmp_path):
     path = picture(tmp_path / "a.png")
-    shelf, made = open_shelf(), []
+    cache, made = SweepFeatureCache(), []
 
     for _ in range(3):
-        shelf("key", [shown(path), shown(path, mirrored=False)], lambda: made.append(0) or held())
+        cache("key", [shown(path), shown(path, mirrored=False)], lambda: made.append(0) or held())
 
     assert len(made) == 1
 
@@ -72,17 +66,18 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_other_pixels_are_computed_anew(tmp_path, other):
     path = picture(tmp_path / "a.png")
-    shelf = open_shelf()
-    first = shelf("key", [shown(path)], held)
+    cache = SweepFeatureCache()
+    first = cache("key", [shown(path)], held)
 
-    assert shelf("key", [other(path)], held) is not first
+    assert cache("key", [other(path)], held) is not first
 
 
-def test_another_key_or_a_closed_shelf_computes_anew(tmp_path):
+def test_another_key_or_a_cleared_cache_computes_again(tmp_path):
     path = picture(tmp_path / "a.png")
-    shelf = open_shelf()
-    first = shelf("key", [shown(path)], held)
+    cache = SweepFeatureCache()
+    first = cache("key", [shown(path)], held)
 
-    assert shelf("another", [shown(path)], held) is not first
-    shelf.close()
-    assert shelf("another", [shown(path)], held) is not shelf("another", [shown(path)], held)
+    second = cache("another", [shown(path)], held)
+    cache.clear()
+
+    assert len({id(first), id(second), id(cache("another", [shown(path)], held))}) == 3

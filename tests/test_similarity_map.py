@@ -1,15 +1,16 @@
 """Similarity maps as pictures: each of its own query, over its own pair, every mark where it belongs."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from lightning import LightningModule
 from PIL import Image
 
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, build_image_record
 from semcorr.metrics.predictions import Predictions, load_predictions
 from semcorr.visualization.similarity import FOUND, QUERY, SIDE, TRUTH, plot_similarity_page
@@ -22,16 +23,19 @@ PREDICTED = [[(45.0, 25.0), (10.0, 40.0)], [(20.0, 12.0), (50.0, 35.0)]]
 PEAKS = [(1, 1), (1, 6)]  # row and column of the most similar of 8 x 8 cells, by keypoint
 
 
-class Peaked:
+class Peaked(LightningModule):
     """Each keypoint is like one cell."""
 
-    device = torch.device("cpu")
-
-    def __call__(self, *_: Any) -> torch.Tensor:
+    def forward(self, *_: Any) -> torch.Tensor:
         similarity = torch.zeros(1, 2, 8, 8)
         for k, (row, column) in enumerate(PEAKS):
             similarity[0, k, row, column] = 1
         return similarity
+
+
+class Pairs(PairDataModule):
+    def records(self, split: str) -> list[PairRecord]:
+        return []
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def middle(mask: np.ndarray) -> np.ndarray:
 
 
 def test_a_page_shows_each_query_its_map_its_truth_and_its_match(pairs):
-    data = SimpleNamespace(size=64, resize="squash")
+    data = Pairs(root=".", size=64)
 
     sheet = np.asarray(plot_similarity_page(Peaked(), data, pairs, rows())).astype(int)
 

@@ -1,4 +1,4 @@
-"""python -m semcorr.match A B: where points of one picture lie in another, or in every picture of a folder."""
+"""python -m semcorr.match A B: match points of one picture to another, or to every picture of a folder."""
 
 import logging
 import re
@@ -18,8 +18,9 @@ from semcorr.core.files import write_json
 from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonObject
 
-if TYPE_CHECKING:  # they bring torch, which --help can do without
+if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.data.pictures import Picture
     from semcorr.inference import Matcher
     from semcorr.inference.encoded import EncodedPicture
@@ -30,7 +31,7 @@ NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
 
 
 class MatchOptions(NamedTuple):
-    """What to make of a pair."""
+    """The options of the command that select points and outputs."""
 
     points: Sequence[tuple[float, float]] | None
     mutual: bool
@@ -40,7 +41,7 @@ class MatchOptions(NamedTuple):
 
     @property
     def endings(self) -> list[str]:
-        """Of a target's pictures."""
+        """Suffixes of the names of a target's output pictures."""
         return ["", *["_warped"] * self.dense, *["_features"] * self.pca]
 
 
@@ -69,56 +70,56 @@ def match_pictures(
     device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
     precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
-    """Where points of A lie in B: a picture with numbers, and matches.json."""
+    """Find where points of A lie in B: a picture with numbers, and matches.json."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
-        wanted = MatchOptions(_parsed(points), mutual, most, dense, pca)
+        options = MatchOptions(_parse_points(points), mutual, most, dense, pca)
         from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames
         from semcorr.inference import Matcher
         from semcorr.inference.encoded import require_inside
 
         source, targets = load_picture(a), list_pictures(b) if b.is_dir() else [b]
         if not b.is_dir():
-            load_picture(b)  # a mistake is known before the network is
-        require_inside(wanted.points or [], source.size, source.name, "--points")
-        named = output_names(targets, wanted.endings)
-        files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
-        require_inputs_kept(out, [*files, "matches.json"], [a, *targets])
+            load_picture(b)  # report a mistake before loading the network
+        require_inside(options.points or [], source.size, source.name, "--points")
+        output_stems = output_names(targets, options.endings)
+        output_files = [f"{name}{ending}.png" for name in output_stems.values() for ending in options.endings]
+        require_inputs_kept(out, [*output_files, "matches.json"], [a, *targets])
         require_output_dir(out)
         matcher = Matcher.load(model, device=device, precision=precision)
         with atomic_output_dir(out) as folder, warn_about_frames(b):
-            said = [*draw_targets(matcher, source, named, wanted, folder)]
-            write_matches(folder / "matches.json", source, model, said)
-    for one in said if len(said) == 1 else ():
-        print_matches(one)
-    Terminal().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
+            summaries = [*draw_targets(matcher, source, output_stems, options, folder)]
+            write_matches(folder / "matches.json", source, model, summaries)
+    for summary in summaries if len(summaries) == 1 else ():
+        print_matches(summary)
+    Terminal().print(f"{len(summaries)} picture{'s'[: len(summaries) > 1]} matched: {out}")
 
 
 def draw_targets(
     matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: MatchOptions, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Draw every target's matches into the folder, by the name it has there; what JSON says of them."""
+) -> Iterator[JsonObject]:
+    """Draw every target's matches into the folder, and yield each one's entry of the JSON file."""
     from semcorr.data.pictures import load_picture
     from semcorr.inference.encoded import parse_points
     from semcorr.store.encode import split_into_chunks
     from semcorr.visualization.predictions import save_plot
 
-    known = matcher.encode(source)
-    parse_points(wanted.points or [], known)  # a mistake is known before anything is computed
+    encoded = matcher.encode(source)
+    parse_points(wanted.points or [], encoded)  # report a mistake before computing anything
     with Progress(transient=True, disable=len(targets) == 1) as bar:
         task = bar.add_task("Matching", total=len(targets))
-        for some in split_into_chunks(list(targets), matcher.batch):
-            pictures = [load_picture(path) for path in some]
-            for path, one, target in zip(some, pictures, matcher.encoded(pictures), strict=True):
-                found = match_pair(matcher, known, target, wanted)
-                for suffix, image in draw_outputs(matcher, (source, one), (known, target), found, wanted):
+        for paths in split_into_chunks(list(targets), matcher.batch):
+            pictures = [load_picture(path) for path in paths]
+            for path, picture, target in zip(paths, pictures, matcher.encoded(pictures), strict=True):
+                matches = match_pair(matcher, encoded, target, wanted)
+                for suffix, image in draw_outputs(matcher, (source, picture), (encoded, target), matches, wanted):
                     save_plot(image, folder / f"{targets[path]}{suffix}.png")
                 bar.advance(task)
-                yield match_to_dict(one, found, f"{targets[path]}.png")
+                yield match_to_dict(picture, matches, f"{targets[path]}.png")
 
 
 def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", wanted: MatchOptions) -> "Match":
-    """Of the points; or mutual nearest neighbours; or of a grid over the object."""
+    """Match the given points, mutual nearest neighbours, or a grid over the object."""
     from semcorr.inference.foreground import foreground_grid
 
     if wanted.mutual:
@@ -134,7 +135,7 @@ def draw_outputs(
     found: "Match",
     wanted: MatchOptions,
 ) -> "Iterator[tuple[str, Any]]":
-    """Endings of names, and images."""
+    """Yield the suffix of its name and the image of every output."""
     from semcorr.inference import plots as draw_matches
 
     yield "", draw_matches.plot_matches(*pictures, found)
@@ -146,22 +147,28 @@ def draw_outputs(
         yield "_features", draw_matches.plot_features(*pictures, encoded, matcher.features(*encoded))
 
 
-def match_to_dict(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
-    """What JSON says of a target."""
-    rows = zip(*(one.tolist() for one in found[:4]), strict=True)
+def match_to_dict(target: "Picture", found: "Match", image: str) -> JsonObject:
+    """Return the entry of a target in the JSON file."""
+    rows = zip(*(x.tolist() for x in found[:4]), strict=True)
     return {
         "target": target.name,
         "size": list(target.size),
         "image": image,
         "matches": [
-            {"number": i, "source": _two(source), "target": _two(point), "score": round(score, 4), "consistent": sure}
-            for i, (source, point, score, sure) in enumerate(rows, 1)
+            {
+                "number": i,
+                "source": _round_point(source),
+                "target": _round_point(point),
+                "score": round(score, 4),
+                "consistent": consistent,
+            }
+            for i, (source, point, score, consistent) in enumerate(rows, 1)
         ],
     }
 
 
-def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
-    """All of it."""
+def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[JsonObject]) -> None:
+    """Write the matches of all targets to a JSON file."""
     from semcorr.inference.load import format_overrides
 
     content = {
@@ -174,56 +181,56 @@ def write_matches(path: Path, source: "Picture", model: str | None, said: Sequen
     write_json(path, content, "--out")
 
 
-def print_matches(said: dict[str, Any]) -> None:
-    """One target's matches as lines."""
-    for one in said["matches"]:
-        (x, y), (u, v) = one["source"], one["target"]
-        doubt = "" if one["consistent"] else "   does not come back: do not trust it"
-        print(f"{one['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {one['score']:.2f}{doubt}")
+def print_matches(said: JsonObject) -> None:
+    """Print the matches of one target, one a line."""
+    for match in said["matches"]:
+        (x, y), (u, v) = match["source"], match["target"]
+        warning = "" if match["consistent"] else "   does not come back: do not trust it"
+        print(f"{match['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {match['score']:.2f}{warning}")
 
 
 def output_names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
-    """Of what is written about each: its own without the ending, or with, where two would be the same."""
+    """Return a unique name for the outputs of each path: its stem, or its name if stems collide."""
     stems = Counter(path.stem for path in paths)
-    wished = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
-    return dict(zip(paths, unique_names(wished, endings), strict=True))
+    candidates = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
+    return dict(zip(paths, unique_names(candidates, endings), strict=True))
 
 
 def split_repeated_points(arguments: Sequence[str]) -> list[str]:
-    """Points after one --points, each with its own; an empty one, where none follows.
+    """Split several points after one --points into one --points each, which is empty if none follows.
 
     >>> split_repeated_points(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
     ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
     >>> split_repeated_points(["a.jpg", "b.jpg", "--points"])
     ['a.jpg', 'b.jpg', '--points=']
     """
-    found, before, inside = [], "", False
+    words, previous, is_point = [], "", False
     for word in [*arguments, ""]:
-        alone = before == "--points" and (word.startswith("--") or not word)
-        inside = not alone and (before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None))
-        found += ["--points="] * alone
-        if inside:
-            found.append(f"--points={word}")
+        is_empty = previous == "--points" and (word.startswith("--") or not word)
+        is_point = not is_empty and (previous == "--points" or (is_point and re.fullmatch(NUMBERS, word) is not None))
+        words += ["--points="] * is_empty
+        if is_point:
+            words.append(f"--points={word}")
         elif word != "--points":
-            found.append(word)
-        before = word
-    return found[:-1]
+            words.append(word)
+        previous = word
+    return words[:-1]
 
 
-def _parsed(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
+def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
     try:
         return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
     except ValueError:
-        given = " ".join(points or [])
-        raise UserError(f"--points must be like 120,80 200,40, got {given!r}. Leave it out for a grid") from None
+        text = " ".join(points or [])
+        raise UserError(f"--points must be like 120,80 200,40, got {text!r}. Leave it out for a grid") from None
 
 
-def _two(point: Sequence[float]) -> list[float]:
+def _round_point(point: Sequence[float]) -> list[float]:
     return [round(value, 2) for value in point]
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     run_app(app, split_repeated_points(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""python -m semcorr.transfer ANNOTATIONS IMAGES: a few annotated images of a category label all the others."""
+"""python -m semcorr.transfer ANNOTATIONS IMAGES: label images by a few annotated ones of their category."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, requ
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal, escape_controls
 
-if TYPE_CHECKING:  # they bring torch, which --help can do without
+if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.inference.transfer.annotations import CocoAnnotations
     from semcorr.inference.transfer.labels import KeypointLabel
 
@@ -73,10 +73,10 @@ def transfer_labels(
         from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
         sheet = read_annotations(annotations, images, box, category)
-        read = [thing.photo.path for thing in list_objects(sheet)]
-        require_inputs_kept(out.parent, [out.name], read)
+        input_files = [item.photo.path for item in list_objects(sheet)]
+        require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:
-            require_inputs_kept(draw, label_picture_names(sheet.targets), read, "--draw")
+            require_inputs_kept(draw, label_picture_names(sheet.targets), input_files, "--draw")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
@@ -87,7 +87,7 @@ def transfer_labels(
 
 
 def check_transfer_options(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
-    """Refuse a mistake before anything is read."""
+    """Check the options before anything is read."""
     if use not in ("vote", "best"):
         raise UserError(f"--use must be vote or best, got {use!r}")
     if not 0 <= min_score < 1:
@@ -102,7 +102,7 @@ def check_transfer_options(use: str, min_score: float, place: float, out: Path, 
 
 
 def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
-    """Refuse a folder for pictures that cannot be written, or where they would stand in the way."""
+    """Refuse a folder for pictures that cannot be written, or whose pictures would be labelled by the next transfer."""
     require_output_dir(draw, "--draw")
     if draw.resolve() == out.resolve():
         raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
@@ -119,26 +119,26 @@ def print_transfer_summary(
     flip: bool,
     out: Path,
 ) -> None:
-    """By category, how many of what."""
+    """Print the numbers of labelled objects, sources and found keypoints by category."""
     from semcorr.data.keypoints import flip_from_names
     from semcorr.inference.transfer.annotations import category_name
 
-    broken = {one["file_name"] for one in skipped}
-    for kind in sheet.categories:
-        mine = [label for label in labels if label.thing.category == kind["id"]]
-        if mine:
-            count = len(kind["keypoints"])
-            share = sum(float(label.found.float().mean()) for label in mine) / len(mine)
-            sided = flip_from_names(kind["keypoints"]) != tuple(range(count))
-            also = ", also mirrored" if flip and sided else ""
+    broken = {entry["file_name"] for entry in skipped}
+    for category in sheet.categories:
+        category_labels = [label for label in labels if label.thing.category == category["id"]]
+        if category_labels:
+            count = len(category["keypoints"])
+            share = sum(float(label.found.float().mean()) for label in category_labels) / len(category_labels)
+            sided = flip_from_names(category["keypoints"]) != tuple(range(count))
+            mirrored_note = ", also mirrored" if flip and sided else ""
             note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
-            sources = sum(thing.photo.name not in broken for thing in sheet.sources[kind["id"]])
+            sources = sum(item.photo.name not in broken for item in sheet.sources[category["id"]])
             print(
-                f"{escape_controls(category_name(kind))}: {len(mine)} labelled by {sources}{also}; "
-                f"{100 * share:.0f} % of {count} keypoints found{note}"
+                f"{escape_controls(category_name(category))}: {len(category_labels)} labelled by "
+                f"{sources}{mirrored_note}; {100 * share:.0f} % of {count} keypoints found{note}"
             )
-    for one in skipped:
-        print(escape_controls(f"left out: {one['file_name']}: {one['reason']}"))
+    for entry in skipped:
+        print(escape_controls(f"left out: {entry['file_name']}: {entry['reason']}"))
     Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""python -m semcorr.app: the page at http://127.0.0.1:7860. It asks nothing of any other machine."""
+"""The command `python -m semcorr.app`: the page at http://127.0.0.1:7860, which contacts no other machine."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def start_page(
         Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
     ] = None,
     host: Annotated[
-        str, HOST, typer.Option("--host", help="Whom to bind_socket to; 0.0.0.0: the whole network.")
+        str, HOST, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")
     ] = "127.0.0.1",
     port: Annotated[
         int, Range(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
@@ -39,7 +39,7 @@ def start_page(
     ] = None,
     device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
 ) -> None:
-    """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
+    """Show a page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         if find_spec("gradio") is None:
@@ -50,31 +50,31 @@ def start_page(
 
         format_overrides(model)
         listening = bind_socket(host, port)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
         from semcorr.app.choices import ModelChoices
         from semcorr.app.inference import LoadedModel
         from semcorr.app.server import serve_page
 
         models, choices = LoadedModel(device), ModelChoices(model or DEFAULT, runs or Path("runs"))
-        models.matcher(choices.model)  # a mistake is known before the page is
+        models.matcher(choices.model)  # reports a mistake before the page is served
         serve_page(models, choices, listening, host, tuple(allow_host or ()))
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """Bind the address, so that nobody else can; port 0 is any that is free.
+    """Bind an address, so that no other program can; port 0 is any free port.
 
     Raises:
-        UserError: Somebody has it, or it is none of this machine.
+        UserError: The address is in use, or does not belong to this machine.
     """
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
     except (OSError, UnicodeError) as error:
-        bound.close()
+        listening.close()
         is_name = isinstance(error, UnicodeError | socket.gaierror)
         raise UserError(
             f"--host {host} --port {port} is not to be had ({getattr(error, 'strerror', None) or 'no such name'}). "
             f"Give {'--host 127.0.0.1, or 0.0.0.0 for the network' if is_name else '--port 0 for any that is free'}"
         ) from None
-    return bound
+    return listening

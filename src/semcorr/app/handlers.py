@@ -1,4 +1,4 @@
-"""What the page's events call: a session in, and the session and all that is shown of it out."""
+"""Handlers of the page's events: a session in, the changed session and everything displayed of it out."""
 
 import base64
 import io
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from semcorr.app import render as pictures
 from semcorr.app import session
@@ -26,12 +25,14 @@ EXPIRED = "Your pictures and points are gone: they were not used for a while, or
 
 
 class PageEvents:
-    """What the events call: a session's key, and what is set beside it, to that key and what is shown of the session.
+    """The event handlers, and the sessions of all browsers.
+
+    A handler maps a session's key and the settings of the page to the key and the outputs displayed of the session.
 
     Args:
-        models: Where the model is.
-        choices: The models that can be chosen.
-        folder: Where uploaded files are.
+        models: Holder of the loaded model.
+        choices: Models that can be chosen.
+        folder: Folder of uploaded files.
     """
 
     def __init__(self, models: LoadedModel, choices: ModelChoices, folder: Path) -> None:
@@ -39,26 +40,26 @@ class PageEvents:
         self.examples = pictures.draw_examples()
         self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
 
-    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[Any, ...]:
-        """The session's key, its model, both pictures, the hint, the table and PCK."""
-        found = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
+    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[object, ...]:
+        """Return the session's key, its model, both pictures, the hint, the table and PCK."""
+        answer = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
         return (
-            key, self.choices.name(state.model), pictures.draw_source(state, found),
-            pictures.draw_target(state, found, opacity / 100), pictures.format_hint(state, found),
-            pictures.format_point_table(state, found),
-            pictures.format_accuracy(state, found, BOXES[of]),
+            key, self.choices.name(state.model), pictures.draw_source(state, answer),
+            pictures.draw_target(state, answer, opacity / 100), pictures.format_hint(state, answer),
+            pictures.format_point_table(state, answer),
+            pictures.format_accuracy(state, answer, BOXES[of]),
         )  # fmt: skip
 
-    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[Any, ...]]:
-        """An event that changes the session; a user's mistake becomes a message, and changes nothing.
+    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[object, ...]]:
+        """Make the handler of an event that changes the session; a user's mistake shows a message and changes nothing.
 
         Args:
-            change: The session before, and what is set, to the session after.
-            begin: The page was loaded, so that there need not be a session yet.
+            change: Function from the session before, and the values of the event, to the session after.
+            begin: Whether the event loads the page, so that there need not be a session yet.
         """
 
-        @wraps(change)  # gradio looks at the arguments
-        def then(key: str | None, opacity: float, of: str, *others: Any) -> tuple[Any, ...]:
+        @wraps(change)  # gradio inspects the signature
+        def handle(key: str | None, opacity: float, of: str, *others: object) -> tuple[object, ...]:
             import gradio as gr
 
             if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
@@ -72,28 +73,28 @@ class PageEvents:
                     return self.shown(key, before, opacity, of)
             try:
                 after = change(before, *others)
-                seen = self.shown(key, after, opacity, of)
+                outputs = self.shown(key, after, opacity, of)
             except UserError as error:
                 gr.Warning(escape(str(error)), title="That did not work", duration=12)
                 return self.shown(key, before, opacity, of)
             self.sessions.put(key, after)
-            return seen
+            return outputs
 
-        return then
+        return handle
 
     def first(self) -> Session:
-        """What a browser sees at first."""
+        """Return the session that a browser begins with."""
         return self.example(Session(self.choices.line(self.choices.model)), next(iter(self.examples)))
 
     def example(self, state: Session, name: str) -> Session:
-        """Another pair."""
+        """Open a pair of the examples."""
         return session.open_pictures(state, *self.examples[name])
 
-    def uploaded(self, path: Any) -> Picture:
-        """A picture that was uploaded, reduced, by its own name; its size is that of the file.
+    def uploaded(self, path: object) -> Picture:
+        """Load an uploaded picture, reduced, under its file name; its `size` remains that of the file.
 
         Raises:
-            UserError: It is no picture, or was not uploaded.
+            UserError: The file is no picture, or was not uploaded.
         """
         if not is_inside(path, self.folder):
             raise UserError("This file is not, or no longer, among the uploaded ones. Open it again")
@@ -102,28 +103,28 @@ class PageEvents:
         except UserError as error:
             raise UserError(str(error).replace(path, Path(path).name)) from None
 
-    def choose(self, state: Session, name: Any) -> Session:
-        """Another model, unless the field was emptied."""
+    def choose(self, state: Session, name: object) -> Session:
+        """Choose another model, unless the field was emptied."""
         return state._replace(model=self.choices.line(name)) if name else state
 
     def json(self, state: Session, of: str) -> list[str]:
-        """A file's name, and the file."""
+        """Return the name and the data URL of a JSON file with the matches."""
         text = (
             json.dumps(session_to_dict(state, match_session(self.models, state), BOXES[of]), indent=1, allow_nan=False)
             + "\n"
         )
-        return ["matches.json", _url("application/json", text.encode())]
+        return ["matches.json", _data_url("application/json", text.encode())]
 
     def png(self, state: Session, _: str) -> list[str]:
-        """The same."""
+        """Return the name and the data URL of a PNG file with the matches."""
         file = io.BytesIO()
         pictures.draw_export(state, match_session(self.models, state)).save(file, format="PNG")
-        return ["matches.png", _url("image/png", file.getvalue())]
+        return ["matches.png", _data_url("image/png", file.getvalue())]
 
     def export(self, make: Callable[[Session, str], list[str]]) -> Callable[..., list[str]]:
-        """If there is something."""
+        """Make the handler of a button that saves a file, if the session has points."""
 
-        def then(key: str | None, of: str) -> list[str]:
+        def handle(key: str | None, of: str) -> list[str]:
             import gradio as gr
 
             state = self.sessions.get(key) if key else None
@@ -132,8 +133,9 @@ class PageEvents:
                 return ["", ""]
             return make(state, of)
 
-        return then
+        return handle
 
 
-def _url(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
+    """Encode content as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,6 +1,6 @@
-"""The page, in gradio: what is where, and which function a click calls. All that is computed is computed elsewhere.
+"""The page in gradio: its components and the handlers of their events; nothing is computed here.
 
-Events run one at a time, and clicks wait for their turn: none is lost, and none meets a session in between.
+Events run one at a time, and clicks wait in a queue: none is lost, and none sees a half-changed session.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from semcorr.app import session
 from semcorr.app.bounded import IDLE
 from semcorr.app.handlers import BOXES, PageEvents
 from semcorr.app.session import Session
+from semcorr.core.text_files import JsonObject
 
-ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
+ONE: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
 }"""
@@ -20,7 +21,7 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
 class PageComponents(NamedTuple):
-    """What is in the page and is used."""
+    """The components that events read or write."""
 
     state: Any
     model: Any
@@ -32,14 +33,14 @@ class PageComponents(NamedTuple):
     opacity: Any
     of: Any
     file: Any
-    open: tuple[Any, Any]  # left, right
-    edit: tuple[Any, Any, Any]  # mirror, undo, clear
-    save: tuple[Any, Any]  # JSON, PNG
-    pairs: dict[str, Any]  # examples
+    open: tuple[object, object]  # left, right
+    edit: tuple[object, object, object]  # mirror, undo, clear
+    save: tuple[object, object]  # JSON, PNG
+    pairs: JsonObject  # examples
 
 
-def build_page(page: PageEvents) -> Any:
-    """The page."""
+def build_page(page: PageEvents) -> object:
+    """Build the page."""
     import gradio as gr
 
     with gr.Blocks(title="semcorr", analytics_enabled=False, fill_width=True) as blocks:
@@ -48,7 +49,7 @@ def build_page(page: PageEvents) -> Any:
 
 
 def build_components(page: PageEvents) -> PageComponents:
-    """What is where."""
+    """Lay out the components."""
     import gradio as gr
 
     image = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
@@ -81,66 +82,72 @@ def build_components(page: PageEvents) -> PageComponents:
     return PageComponents(state, model, a, b, hint, table, pck, opacity, of, file, (left, right), edit, save, pairs)
 
 
-def connect_events(page: PageEvents, on: PageComponents, blocks: Any) -> None:
-    """What calls what."""
-    wire = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
-    wire.load(blocks.load)
+def connect_events(page: PageEvents, on: PageComponents, blocks: object) -> None:
+    """Connect the events of the components to their handlers."""
+    connect = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
+    connect.load(blocks.load)
     for trigger in (on.opacity.release, on.of.change):
-        wire(trigger, lambda old: old)
-    wire(on.model.input, page.choose, on.model, progress="full")
-    wire(on.open[0].upload, lambda old, path: session.open_pictures(old, a=page.uploaded(path)), on.open[0])
-    wire(on.open[1].upload, lambda old, path: session.open_pictures(old, b=page.uploaded(path)), on.open[1])
-    wire.clicks(on.a.select, lambda old, at: session.add_point(old, pictures.click_to_pixel(at, old.a.size)))
-    wire.clicks(on.b.select, lambda old, at: session.annotate_point(old, pictures.click_to_pixel(at, old.b.size)))
+        connect(trigger, lambda old: old)
+    connect(on.model.input, page.choose, on.model, progress="full")
+    connect(on.open[0].upload, lambda old, path: session.open_pictures(old, a=page.uploaded(path)), on.open[0])
+    connect(on.open[1].upload, lambda old, path: session.open_pictures(old, b=page.uploaded(path)), on.open[1])
+    connect.clicks(on.a.select, lambda old, index: session.add_point(old, pictures.click_to_pixel(index, old.a.size)))
+    connect.clicks(
+        on.b.select, lambda old, index: session.annotate_point(old, pictures.click_to_pixel(index, old.b.size))
+    )
     for button, change in zip(on.edit, (session.flip_target, session.undo, session.clear_points), strict=True):
-        wire(button.click, change)
+        connect(button.click, change)
     for name, button in on.pairs.items():
-        wire(button.click, lambda old, name=name: page.example(old, name))
+        connect(button.click, lambda old, name=name: page.example(old, name))
     for button, make in zip(on.save, (page.json, page.png), strict=True):
-        made = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
-        made.then(None, on.file, None, js=SAVE)
+        download = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
+        download.then(None, on.file, None, js=SAVE)
 
 
 class _Wires:
-    """From events to the page's."""
+    """Connects gradio's events to handlers of the page, each with the settings as inputs and the displayed outputs."""
 
-    def __init__(self, page: PageEvents, given: list[Any], seen: list[Any]) -> None:
-        self.page, self.given, self.seen = page, given, seen
+    def __init__(self, page: PageEvents, inputs: list[object], outputs: list[object]) -> None:
+        self.page, self.given, self.seen = page, inputs, outputs
 
-    def __call__(self, trigger: Any, change: Callable[..., Session], *others: Any, progress: str = "minimal") -> None:
-        then = self.page.event(change)
+    def __call__(
+        self, trigger: object, change: Callable[..., Session], *others: object, progress: str = "minimal"
+    ) -> None:
+        handler = self.page.event(change)
 
-        def called(state: Any, opacity: float, of: str, *values: Any) -> tuple[Any, ...]:
-            return then(state, opacity, of, *values)
+        def handle(state: object, opacity: float, of: str, *values: object) -> tuple[object, ...]:
+            return handler(state, opacity, of, *values)
 
-        self._connect(trigger, called, others, progress)
+        self._connect(trigger, handle, others, progress)
 
-    def load(self, trigger: Any) -> None:
-        """With the models that there are by now."""
+    def load(self, trigger: object) -> None:
+        """Connect the loading of the page, which also lists the models that exist now."""
         import gradio as gr
 
-        then = self.page.event(lambda old: old, begin=True)
+        handler = self.page.event(lambda old: old, begin=True)
 
-        def called(state: Any, opacity: float, of: str) -> tuple[Any, ...]:
-            key, model, *others = then(state, opacity, of)
+        def handle(state: object, opacity: float, of: str) -> tuple[object, ...]:
+            key, model, *others = handler(state, opacity, of)
             return key, gr.update(choices=self.page.choices.names(), value=model), *others
 
-        self._connect(trigger, called, (), "minimal")
+        self._connect(trigger, handle, (), "minimal")
 
-    def clicks(self, trigger: Any, change: Callable[..., Session]) -> None:
-        """With the place."""
+    def clicks(self, trigger: object, change: Callable[..., Session]) -> None:
+        """Connect clicks on a picture, whose position is passed to `change`."""
         import gradio as gr
 
-        then = self.page.event(change)
+        handler = self.page.event(change)
 
-        def called(state: Any, opacity: float, of: str, at: gr.SelectData) -> tuple[Any, ...]:
-            return then(state, opacity, of, at.index)
+        def handle(state: object, opacity: float, of: str, at: gr.SelectData) -> tuple[object, ...]:
+            return handler(state, opacity, of, at.index)
 
-        called.__annotations__["at"] = gr.SelectData
-        self._connect(trigger, called, (), "minimal")
+        handle.__annotations__["at"] = gr.SelectData
+        self._connect(trigger, handle, (), "minimal")
 
-    def _connect(self, trigger: Any, called: Callable[..., Any], others: tuple[Any, ...], progress: str) -> None:
+    def _connect(
+        self, trigger: object, handler: Callable[..., object], others: tuple[object, ...], progress: str
+    ) -> None:
         trigger(
-            called, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
+            handler, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
             api_visibility="private", **ONE,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from rich.table import Table
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
 
@@ -35,7 +35,7 @@ class BenchmarkResult(NamedTuple):
     title: str
     rows: Sequence[BenchmarkRow]
     caption: str
-    content: JsonObject
+    content: JsonMapping
 
 
 def format_ratio(ratio: float) -> str:
@@ -72,7 +72,7 @@ def read_benchmark_file(out: Path) -> JsonObject:
     return content
 
 
-def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonObject) -> None:
+def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonMapping) -> None:
     """Print the table, and write the rest to `out` in place of an earlier result of the same name."""
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in HEADERS:

@@ -16,7 +16,7 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 
 if TYPE_CHECKING:  # the commands that are Hydra's do without
     import typer
@@ -94,7 +94,7 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
     """
     if "--help" in words:
         return [*words]
-    subs: JsonObject = getattr(command, "commands", {})
+    subs: JsonMapping = getattr(command, "commands", {})
     if subs:
         _check_sub(words, subs)
         return [words[0], *check_words(subs[words[0]], words[1:])]
@@ -117,7 +117,7 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
     return [*flags, "--", *paths] if paths else flags
 
 
-def _check_sub(words: Sequence[str], subs: JsonObject) -> None:
+def _check_sub(words: Sequence[str], subs: JsonMapping) -> None:
     if not words:
         raise UserError(f"no command is given. Give one of {', '.join(subs)}; --help says more.")
     if words[0] not in subs:
@@ -126,7 +126,7 @@ def _check_sub(words: Sequence[str], subs: JsonObject) -> None:
         raise UserError(f"there is no command `{words[0]}`. {suggest_near(words[0], subs)}")
 
 
-def suggest_near(word: str, known: Sequence[str] | JsonObject, most: int = 12) -> str:
+def suggest_near(word: str, known: Sequence[str] | JsonMapping, most: int = 12) -> str:
     """Say which of the known words is near, or all there are.
 
     >>> suggest_near("prnue", ["ls", "verify", "prune"]), suggest_near("x", ["ls", "verify"])

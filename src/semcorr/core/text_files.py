@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from semcorr.core.paths import open_plain, quote_value
 
 # An object of a JSON file: what is in it is checked where it is read.
 JsonObject = dict[str, Any]
+JsonMapping = Mapping[str, Any]  # one that is only read
 
 MEGABYTE = 1 << 20
 ANNOTATIONS = 1024 * MEGABYTE  # bytes of a benchmark's file, at most: COCO's largest has 450 MB

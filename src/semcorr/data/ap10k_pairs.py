@@ -18,7 +18,7 @@ from typing import NamedTuple
 from semcorr.core.errors import UserError
 from semcorr.core.files import temporary_folder
 from semcorr.core.paths import quote_value, require_file_name
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import read_annotation, require_field, require_whole_number
 
@@ -70,7 +70,7 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     return [animals[key] for key in sorted(animals)]
 
 
-def read_animal(entry: JsonObject, path: Path) -> Animal:
+def read_animal(entry: JsonMapping, path: Path) -> Animal:
     """Merge an annotation with its image and its category, as GeoAware-SC stores it and COCO splits it.
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import SHOWN
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.record import LARGEST, Point, is_number
 
 Id = int | str
@@ -36,7 +36,7 @@ def quote_json(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def require_id(entry: JsonObject, key: str, where: str) -> Id:
+def require_id(entry: JsonMapping, key: str, where: str) -> Id:
     """Return an id: a whole number, or a text."""
     value = entry[key]
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
@@ -58,7 +58,7 @@ def look_up(known: Mapping[Id, Any], key: Id) -> object:
     return known.get(other_type) if other_type is not None else None
 
 
-def read_flag(entry: JsonObject, key: str, where: str) -> bool:
+def read_flag(entry: JsonMapping, key: str, where: str) -> bool:
     """Return a field that is 0 or 1; absent, it is 0."""
     value = entry.get(key)
     if value is None:
@@ -69,7 +69,7 @@ def read_flag(entry: JsonObject, key: str, where: str) -> bool:
     return FLAGS[text]
 
 
-def read_size(entry: JsonObject, where: str) -> tuple[int, int] | None:
+def read_size(entry: JsonMapping, where: str) -> tuple[int, int] | None:
     """Return width and height, if they are given: 0 and null count as absent, and one alone is refused."""
     sides: dict[str, int] = {}
     for key in ("width", "height"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
-from semcorr.core.text_files import JsonObject, read_json
+from semcorr.core.text_files import JsonMapping, read_json
 from semcorr.data.coco_fields import (
     LAYOUTS,
     CocoBox,
@@ -57,7 +57,7 @@ class CocoCategory(NamedTuple):
     id: Id
     name: str
     keypoints: tuple[str, ...]
-    entry: JsonObject  # as in the file
+    entry: JsonMapping  # as in the file
 
 
 class CocoAnnotation(NamedTuple):
@@ -238,7 +238,7 @@ def _assign_annotation_ids(entries: Iterable[object], path: Path) -> list[Id]:
     ]
 
 
-def _find_owner(entry: JsonObject, key: str, entries_by_id: Mapping[Id, Any], where: str) -> object:
+def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Any], where: str) -> object:
     """Return the image or category of an annotation."""
     _require(entry, key, where)
     value = require_id(entry, key, where)
@@ -247,7 +247,7 @@ def _find_owner(entry: JsonObject, key: str, entries_by_id: Mapping[Id, Any], wh
     return owner
 
 
-def _require_none(entry: JsonObject, category: CocoCategory, where: str) -> None:
+def _require_none(entry: JsonMapping, category: CocoCategory, where: str) -> None:
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
@@ -257,7 +257,7 @@ def _require_none(entry: JsonObject, category: CocoCategory, where: str) -> None
 
 
 def _read_annotation(
-    key: Id, entry: JsonObject, image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
+    key: Id, entry: JsonMapping, image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
     notes: Notes,
 ) -> CocoAnnotation:  # fmt: skip
     points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, where)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
@@ -68,7 +68,7 @@ class PairDataModule(LightningDataModule, ABC):
 
     name = ""
     recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
-    official: JsonObject = MappingProxyType({})  # published counts; see data/download/verify.py
+    official: JsonMapping = MappingProxyType({})  # published counts; see data/download/verify.py
     splits: Sequence[str] = ("train", "val", "test")
 
     @check_arguments("data")

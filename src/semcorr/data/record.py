@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.core.text_files import JsonObject, read_json
+from semcorr.core.text_files import JsonMapping, read_json
 from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
@@ -61,7 +61,7 @@ class PairRecord(NamedTuple):
     extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
-    details: JsonObject = {}  # viewpoint, scale, truncation, occlusion ... where known
+    details: JsonMapping = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
 def build_image_record(

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
-from semcorr.core.text_files import JsonObject, read_lines
+from semcorr.core.text_files import JsonMapping, read_lines
 from semcorr.data.datamodule import PairDataModule, PairListEntry
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
@@ -203,7 +203,7 @@ def _parse_pair_name(name: str, layout: Path) -> tuple[str, str, str]:
     return source, target, category
 
 
-def _find_contradiction(entry: JsonObject, source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
+def _find_contradiction(entry: JsonMapping, source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
     """Return how a PairAnnotation differs from its ImageAnnotations, or None.
 
     It lists the keypoints visible in both images, in the order of their ids.

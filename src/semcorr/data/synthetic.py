@@ -17,7 +17,7 @@ from rich.progress import Progress
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Count, Range, Whole, check_arguments
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
 from semcorr.data.creatures.photograph import Photo, render_photo
@@ -74,7 +74,7 @@ class Synthetic(SPair):
         return read_spair_pairs(self.root, FOLDERS[split])
 
 
-def _write(root: Path, manifest: JsonObject) -> None:
+def _write(root: Path, manifest: JsonMapping) -> None:
     categories, images = sorted(manifest["categories"]), manifest["images"]
     jobs = [(split, category, i) for split in images for category in categories for i in range(images[split])]
     for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
@@ -120,7 +120,7 @@ def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
         raise UserError(f"`categories` may be {', '.join(CATEGORIES)}, got {', '.join(sorted(unknown))}")
 
 
-def _is_complete(root: Path, manifest: JsonObject) -> bool:
+def _is_complete(root: Path, manifest: JsonMapping) -> bool:
     """Return whether `root` is this benchmark (True) or free (False); anything else is an error."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -173,7 +173,7 @@ def write_synthetic(
     return root
 
 
-def _rename(staging: Path, root: Path, manifest: JsonObject) -> None:
+def _rename(staging: Path, root: Path, manifest: JsonMapping) -> None:
     try:
         staging.rename(root)
     except OSError:  # another writer was faster

@@ -52,7 +52,7 @@ def first_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     """Query each track from its first visible frame; only later frames count. Tracks never visible are dropped.
 
     >>> first_queries(torch.tensor([[True, False, False], [True, True, True]]))
-    Queries(track=tensor([0]), frame=tensor([1]), evaluated=tensor([[False, False,  True]]))
+    TrackQueries(track=tensor([0]), frame=tensor([1]), evaluated=tensor([[False, False,  True]]))
     """
     track = (~occluded).any(1).nonzero()[:, 0]
     frame = (~occluded[track]).int().argmax(1)  # the first of equals
@@ -63,7 +63,7 @@ def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     """Query all visible points in every fifth frame; all frames but the query's count.
 
     >>> strided_queries(torch.tensor([[False, False], [True, False]]))
-    Queries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
+    TrackQueries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
     """
     query_index, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
     frame = query_index * EVERY

@@ -32,7 +32,7 @@ def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFi
     """Compute the geometry of an image in a square, without pixels.
 
     >>> fit_to_square((400, 200), side=100, resize="letterbox")
-    Fit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
+    SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
     >>> fit_to_square((400, 200), side=100, resize="squash").scale
     (0.25, 0.5)
     """

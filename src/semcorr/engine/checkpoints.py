@@ -16,7 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.plain_yaml import read_plain_mapping
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
@@ -46,7 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
         settings: What the weights are trained by, as `settings_of` gives it; is written beside them.
     """
 
-    def __init__(self, settings: JsonObject) -> None:
+    def __init__(self, settings: JsonMapping) -> None:
         self.settings = dict(settings)
 
     def save_checkpoint(self, checkpoint: JsonObject, path: str | Path, storage_options: object = None) -> None:
@@ -206,7 +206,7 @@ def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -
     module.load_state_dict(content["state_dict"], strict=False)
 
 
-def require_fit(module: CorrespondenceModule, content: JsonObject, path: Path) -> None:
+def require_fit(module: CorrespondenceModule, content: JsonMapping, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's."""
     module.on_load_checkpoint(content)
     own = module.state_dict()
@@ -218,7 +218,7 @@ def require_fit(module: CorrespondenceModule, content: JsonObject, path: Path) -
             )
 
 
-def find_changed_setting(content: JsonObject, settings: JsonObject) -> str | None:
+def find_changed_setting(content: JsonMapping, settings: JsonMapping) -> str | None:
     """Name the first setting that weights were trained by and that is another now; checkpoints of before say nothing.
 
     >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})

@@ -7,7 +7,7 @@ from typing import Any
 
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import Place, PlainDocument
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.known_targets import CONTROLS, KnownGroup, KnownTargets, call_controls
 
 CALLED = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")  # sections that every run has had
@@ -96,7 +96,7 @@ class _Checked:
                 raise self.refused((*at, key), "is an interpolation, and a saved configuration has none")
             self.text((*at, key), each)
 
-    def kinds(self, values: JsonObject) -> None:
+    def kinds(self, values: JsonMapping) -> None:
         """What is no section's own business."""
         for at, (kinds, said) in KINDS.items():
             section = values if len(at) == 1 else values.get(str(at[0]))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, read_mapping
 
 if TYPE_CHECKING:  # they bring torch, which --help can do without
     from semcorr.metrics.predictions import Predictions
@@ -16,7 +16,7 @@ class EvaluatedRun(NamedTuple):
     """A finished evaluation: what it reports and the rows that follow from."""
 
     name: str
-    metrics: JsonObject
+    metrics: JsonMapping
     rows: "Predictions"
 
 

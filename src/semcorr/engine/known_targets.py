@@ -11,7 +11,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # Hydra's, of a call
 # Called by what the program itself puts into a configuration, for the short names of read-outs.
@@ -47,7 +47,7 @@ class KnownGroup:
     nested: set[tuple[str, ...]] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
 
-    def add(self, node: JsonObject, place: tuple[str, ...] = ()) -> None:
+    def add(self, node: JsonMapping, place: tuple[str, ...] = ()) -> None:
         """Take in a node of a file, and those inside it."""
         if "_target_" in node:
             self.targets.setdefault(str(node["_target_"]), set()).add(call_controls(node))
@@ -69,7 +69,7 @@ class KnownGroup:
                 self._add_value(key, each, (*place, str(name)))
 
 
-def call_controls(node: JsonObject) -> frozenset[tuple[str, str]]:
+def call_controls(node: JsonMapping) -> frozenset[tuple[str, str]]:
     """Hydra's controls of a call but for its target, with their values.
 
     >>> sorted(call_controls({"_target_": "f", "_partial_": True, "rank": 8}))

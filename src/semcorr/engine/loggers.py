@@ -20,7 +20,7 @@ from semcorr.core.files import replace_file, write_text
 from semcorr.core.ranges import OptionsOf, Pattern, check_arguments
 from semcorr.core.tables import read_table
 from semcorr.core.terminal import escape_controls
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _identity(run_dir: Path) -> str:
     return note.read_text()
 
 
-def logger_nodes(node: JsonObject) -> dict[str, JsonObject]:
+def logger_nodes(node: JsonMapping) -> dict[str, JsonObject]:
     """The loggers of the section `logger`, by their keys: itself where it is one, and those in it.
 
     >>> both = {"_target_": "a", "group": None, "second": {"_target_": "b"}}

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
@@ -86,7 +86,7 @@ class CorrespondenceModule(LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         seed: int = 42,
         cache_config: FeatureCacheConfig | None = None,
-        key: JsonObject | None = None,
+        key: JsonMapping | None = None,
         variants: PoseVariant | None = None,
         dropout: float = 0.0,
         protocols: Sequence[Protocol] = (SEMCORR,),
@@ -280,7 +280,7 @@ class CorrespondenceModule(LightningModule):
         checkpoint["state_dict"] = trained
         checkpoint["base"] = base_weights_id(self.backbone)
 
-    def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
+    def on_load_checkpoint(self, checkpoint: JsonMapping) -> None:
         """Refuse weights that were trained on another base, or other parts of it."""
         require_same_base(checkpoint["base"], base_weights_id(self.backbone))
         names = set(checkpoint["state_dict"])

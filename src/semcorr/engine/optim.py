@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Rate, Share, check_arguments
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
 
 
@@ -54,7 +54,7 @@ def count_steps(trainer: Trainer, data: PairDataModule) -> int:
     return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
 
 
-def refuse_longer(checkpoint: JsonObject, steps: int) -> None:
+def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:
     """A schedule that has an end cannot go on beyond it: `steps` must not be more than it was laid out for."""
     laid_out = [state["total_steps"] for state in checkpoint["lr_schedulers"] if "total_steps" in state]
     if laid_out and steps > min(laid_out):

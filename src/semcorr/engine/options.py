@@ -13,7 +13,7 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, require, require_kind
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.known_targets import CONTROLS
 
 TOP: JsonObject = {  # options that go to no constructor
@@ -77,7 +77,7 @@ def _check(key: str, node: object) -> None:
         _check(f"{key}.{name}", value)
 
 
-def _check_call(key: str, node: JsonObject) -> None:
+def _check_call(key: str, node: JsonMapping) -> None:
     """The options of one call."""
     if not isinstance(node["_target_"], str):
         raise UserError(f"`{key}._target_` must be text, the path of a class or function, got {node['_target_']!r:.60}")
@@ -132,7 +132,7 @@ def _unknown(key: str, name: str, names: list[str]) -> str:
     return f"`{key}.{name}` is no option of `{key}`. {hint}"
 
 
-def accepted_options(target: str, node: JsonObject) -> AcceptedOptions | None:
+def accepted_options(target: str, node: JsonMapping) -> AcceptedOptions | None:
     """What a target takes; None of one that is not there, which is said when it is to be called.
 
     Args:
@@ -146,7 +146,7 @@ def accepted_options(target: str, node: JsonObject) -> AcceptedOptions | None:
     return _accepted(located, node) if callable(located) else None
 
 
-def _accepted(target: object, node: JsonObject) -> AcceptedOptions:
+def _accepted(target: object, node: JsonMapping) -> AcceptedOptions:
     ours = str(getattr(target, "__module__", "")).startswith(("semcorr", "hydra_plugins."))
     stated, is_open = dict[str, Any](), False
     functions = [*_called(target)] or [target]
@@ -195,7 +195,7 @@ def _handed(annotation: object) -> OptionsOf | None:
     return next((each for each in get_args(annotation) if isinstance(each, OptionsOf)), None)
 
 
-def _targets(handed: OptionsOf, node: JsonObject) -> list[object]:
+def _targets(handed: OptionsOf, node: JsonMapping) -> list[object]:
     """To whom `**options` are handed on."""
     return list(handed.target(node.get(handed.by))) if handed.by else [handed.target]
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.build import to_plain_types
 from semcorr.engine.checkpoints import (
@@ -53,7 +53,7 @@ def resume_training(
     return str(path)
 
 
-def require_same_settings(content: JsonObject, cfg: DictConfig, path: Path) -> None:
+def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:
     """Refuse to go on by other settings: half of the run would be of these and half of those."""
     settings = weight_settings(to_plain_types(cfg))
     if key := find_changed_setting(content, settings):
@@ -63,7 +63,7 @@ def require_same_settings(content: JsonObject, cfg: DictConfig, path: Path) -> N
         )
 
 
-def require_state(content: JsonObject, trainer: Trainer, path: Path) -> None:
+def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
     """Refuse a checkpoint that lacks what Lightning goes on from.
 
     What a newer or older Lightning has written is brought up to date by Lightning itself.
@@ -109,7 +109,7 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
     return f"{name} is {found!r:.40}"
 
 
-def require_optimizer(content: JsonObject, module: CorrespondenceModule, steps: int, path: Path) -> None:
+def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:
     """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
     optimizer, schedule = module.make_optimizer(steps)
     try:

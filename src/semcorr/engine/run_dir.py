@@ -14,7 +14,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 
 METRICS = "metrics.json"  # is written last: a run is finished when it is there
 RESULTS = (
@@ -115,7 +115,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
             )
 
 
-def _scored_by(cfg: JsonObject) -> JsonObject:
+def _scored_by(cfg: JsonMapping) -> JsonObject:
     """What scores depend on in a configuration, by its keys; paths as they are from anywhere."""
     flat = flatten_config({key: value for key, value in cfg.items() if key not in BESIDE})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADING}

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.tapvid import TapVid
 from semcorr.engine.tracking import TrackingResult
 from semcorr.evaluation.results import write_picture
@@ -42,7 +42,7 @@ def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObj
     return metrics
 
 
-def print_tracks(metrics: JsonObject, title: str) -> None:
+def print_tracks(metrics: JsonMapping, title: str) -> None:
     """The three scores, and what delta_avg and AJ are the means of, in percent."""
     scores = metrics["tracking"]
     table = Table(

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PROCESSES = 8  # that may share a CPU, however few cores it has
@@ -72,7 +72,7 @@ REFUSED = {  # what a run settles itself, unless it is null or off, and what to 
 }
 
 
-def check_numbers(trainer: JsonObject) -> None:
+def check_numbers(trainer: JsonMapping) -> None:
     """Every option of the Trainer that is given is of a type, and in a range, that it can work with.
 
     Args:

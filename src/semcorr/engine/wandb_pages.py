@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.loggers import warn_once_on_failure
 from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.predictions import load_predictions
@@ -54,7 +54,7 @@ def log_image(board: WandbLogger, key: str, image: object, caption: str, step: i
     board.experiment.log({key: wandb.Image(image, caption=caption), "trainer/global_step": step})
 
 
-def log_page(board: WandbLogger, stage: str, categories: JsonObject, page: object, step: int) -> None:
+def log_page(board: WandbLogger, stage: str, categories: JsonMapping, page: object, step: int) -> None:
     """A table of PCK by category, and a picture."""
     import wandb
 
@@ -68,7 +68,7 @@ def log_page(board: WandbLogger, stage: str, categories: JsonObject, page: objec
     )
 
 
-def category_pck(categories: JsonObject) -> list[list[object]]:
+def category_pck(categories: JsonMapping) -> list[list[object]]:
     """PCK@0.1 per image, in percent; None where a category has no such keypoints.
 
     >>> category_pck({"cat": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std")}})
@@ -83,7 +83,7 @@ def category_pck(categories: JsonObject) -> list[list[object]]:
     ]
 
 
-def log_summary(loggers: Sequence[Logger], metrics: JsonObject, run_dir: Path, step: int) -> None:
+def log_summary(loggers: Sequence[Logger], metrics: JsonMapping, run_dir: Path, step: int) -> None:
     """The run's summary: every number of metrics.json; its curves, its categories and its page."""
     board = find_wandb_run(loggers)
     if board is None or "pck" not in metrics:
@@ -92,7 +92,7 @@ def log_summary(loggers: Sequence[Logger], metrics: JsonObject, run_dir: Path, s
         _conclude(board, metrics, run_dir, step)
 
 
-def _conclude(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int) -> None:
+def _conclude(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: int) -> None:
     import wandb
 
     from semcorr.data.open_image import open_image
@@ -109,7 +109,7 @@ def _conclude(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int)
         log_page(board, "test", metrics["category"], page.copy(), step)
 
 
-def flatten_metrics(tree: JsonObject, prefix: str = "") -> JsonObject:
+def flatten_metrics(tree: JsonMapping, prefix: str = "") -> JsonObject:
     """Leaves by their paths.
 
     >>> flatten_metrics({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})

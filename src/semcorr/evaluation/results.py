@@ -12,7 +12,7 @@ from rich.table import Table
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal, escape_controls
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.evaluation.evaluator import EvaluationResult
 from semcorr.evaluation.pose.alignment import pose_summary
@@ -85,7 +85,7 @@ def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
         log.warning("%s is not drawn (%s). All else of the run is there", path.name, escape_controls(reason))
 
 
-def print_scores(metrics: JsonObject, title: str) -> None:
+def print_scores(metrics: JsonMapping, title: str) -> None:
     """Print rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
@@ -107,7 +107,7 @@ def print_scores(metrics: JsonObject, title: str) -> None:
         print_read_outs(metrics["read_outs"], metrics["pairs"])
 
 
-def print_protocols(scores: JsonObject, pairs: int) -> None:
+def print_protocols(scores: JsonMapping, pairs: int) -> None:
     """Print one row per protocol and read-out, all from the same features."""
     alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
     table = Table(
@@ -122,7 +122,7 @@ def print_protocols(scores: JsonObject, pairs: int) -> None:
     Terminal().print(table)
 
 
-def print_read_outs(scores: JsonObject, pairs: int, alpha: str = "0.1") -> None:
+def print_read_outs(scores: JsonMapping, pairs: int, alpha: str = "0.1") -> None:
     """Print one row per read-out, all from the same similarities."""
     table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
     for header in ("", *SUBSETS):

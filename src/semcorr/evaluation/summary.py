@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import torch
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord
 from semcorr.data.transforms import fit_to_square
@@ -82,7 +82,7 @@ def kap_summary(detections: pa.Table) -> JsonObject:
     }
 
 
-def format_intervals(metrics: JsonObject) -> str:
+def format_intervals(metrics: JsonMapping) -> str:
     """Format the intervals of the three subsets, per image, in one line."""
     alpha = f"{SHOWN:g}"
     ends = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}

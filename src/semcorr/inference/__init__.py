@@ -1,6 +1,6 @@
-"""Anyone's pictures, matched by the parts that benchmarks are scored by.
+"""Inference: matching a user's own pictures with the same parts that benchmarks are scored by.
 
-encoded: a picture's features ─> matcher: points, maps and flows ─> subcell, flow: between cells ─> found: the answers
+encoded: a picture's features ─> matcher: points, maps and flows ─> subcell, dense: between cells ─> matches: results
 """
 
 from semcorr.inference.matcher import Matcher

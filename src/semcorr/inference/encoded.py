@@ -1,7 +1,7 @@
-"""A picture as a matcher keeps it: features, and what leads from its pixels to the network's square and back."""
+"""A picture encoded for matching: its features, and the geometry from its pixels to the network's square and back."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,56 +15,60 @@ from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
 from semcorr.data.transforms import fit_to_square, render_image
 
-FLAT = 4  # levels of 255 that the pixels of a plain border may lie apart: what JPEG leaves of one colour
+FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
 
 
 class PicturePlacement(NamedTuple):
-    """Where a picture lies in the square that the network sees; all in `coords`'s convention."""
+    """The placement of a picture in the network's square; coordinates as in `semcorr.core.coords`."""
 
     size: tuple[int, int]  # width, height of the original, upright
     scale: Float[Tensor, " 2"]  # view pixels per original pixel
-    offset: Float[Tensor, " 2"]  # where the original's corner went, in view pixels; see coords.to_view
-    inside: Float[Tensor, " 4"]  # x1 y1 x2 y2 of what is shown of it, in view pixels
+    offset: Float[Tensor, " 2"]  # position of the original's corner in view pixels; see coords.to_view
+    inside: Float[Tensor, " 4"]  # x1 y1 x2 y2 of the visible part, in view pixels
 
     def to_view(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Original pixels to the network's."""
+        """Convert points from original pixels to view pixels."""
         return to_view(points, self.scale.to(points), self.offset.to(points))
 
     def from_view(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Back, and onto the picture: what lies in the padding becomes the nearest place that does not."""
-        found = from_view(points, self.scale.to(points), self.offset.to(points))
-        most = torch.tensor(self.size, dtype=found.dtype, device=found.device) - 0.5
-        return found.clamp(min=-0.5).minimum(most)
+        """Convert points from view to original pixels; those in the padding move to the border of the picture."""
+        original = from_view(points, self.scale.to(points), self.offset.to(points))
+        limit = torch.tensor(self.size, dtype=original.dtype, device=original.device) - 0.5
+        return original.clamp(min=-0.5).minimum(limit)
 
     def cells(
         self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float
     ) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
-        """Columns and rows of the original in cells of a map."""
+        """Convert columns and rows of the original to cells of a map."""
         scale, offset = self.scale.tolist(), self.offset.tolist()
-        columns, rows = (((at + 0.5) * s + o) / stride - 0.5 for at, s, o in zip((x, y), scale, offset, strict=True))
+        columns, rows = (
+            ((coordinate + 0.5) * factor + shift) / stride - 0.5
+            for coordinate, factor, shift in zip((x, y), scale, offset, strict=True)
+        )
         return columns, rows
 
     def shows(self, points: Float[Tensor, "n 2"]) -> Bool[Tensor, " n"]:
-        """Which points of the view lie on the picture, and not in the padding."""
+        """Tell which points of the view lie on the picture, and not in the padding."""
         low, high = self.inside.to(points).split(2)
         return ((points >= low) & (points <= high)).all(-1)
 
     def covers(self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float) -> Bool[Tensor, "h w"]:
-        """Which places of columns and rows, in cells of a map, were shown, or lie at most half a cell beyond."""
+        """Tell which crossings of columns and rows, in cells of a map, are visible, or at most half a cell beyond."""
         low, high = (to_grid(corner, stride).tolist() for corner in self.inside.cpu().split(2))
-        wide, tall = (
-            (at >= first - 0.5) & (at <= last + 0.5) for at, first, last in zip((x, y), low, high, strict=True)
+        columns_inside, rows_inside = (
+            (coordinate >= first - 0.5) & (coordinate <= last + 0.5)
+            for coordinate, first, last in zip((x, y), low, high, strict=True)
         )
-        return tall[:, None] & wide
+        return rows_inside[:, None] & columns_inside
 
 
 class EncodedPicture(NamedTuple):
-    """A picture's features, to be matched again and again.
+    """A picture's features, which can be matched repeatedly.
 
-    Of a backbone that must see both pictures of a pair (`pairwise`) its pixels are kept, and no features.
+    For a backbone that must see both pictures of a pair (`pairwise`) it holds pixels, and no features.
     """
 
-    maps: FeatureMap | None  # of one image, adapted by the head
+    maps: FeatureMap | None  # features of one image, adapted by the head
     pixels: Float[Tensor, "1 3 s s"] | None
     placed: PicturePlacement
     name: str
@@ -78,80 +82,80 @@ class EncodedPicture(NamedTuple):
 def place_picture(
     picture: Picture, side: int, resize: str, trim: bool = True
 ) -> tuple[Float[Tensor, "3 s s"], PicturePlacement]:
-    """The square that the network sees, RGB in [0, 1], and where the picture lies in it.
+    """Render the network's square, RGB in [0, 1], and return the placement of the picture in it.
 
     Args:
-        picture: Upright.
-        side: Of the square.
-        resize: As `data.resize`.
-        trim: Leave plain borders out, see `trimmed`: a picture and its padded copy then look the same.
+        picture: The upright picture.
+        side: Side of the square, in pixels.
+        resize: Way of resizing, as `data.resize`.
+        trim: Whether plain borders are left out (`trim_borders`): a picture and its padded copy then look the same.
     """
     image, (width, height) = picture.image, picture.size
     box = trim_borders(image) if trim else (0, 0, *image.size)
-    how = fit_to_square((box[2] - box[0], box[3] - box[1]), side, resize)
-    shown = image if box == (0, 0, *image.size) else image.crop(box)
-    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
+    fit = fit_to_square((box[2] - box[0], box[3] - box[1]), side, resize)
+    visible = image if box == (0, 0, *image.size) else image.crop(box)
+    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
     corner = torch.tensor(box[:2])
-    reduced = torch.tensor([image.width / width, image.height / height])  # of a huge JPEG; 1
-    inside = torch.cat((offset, offset + torch.tensor(how.size))) - 0.5
-    return render_image(shown, side, how), PicturePlacement(
+    reduced = torch.tensor([image.width / width, image.height / height])  # below 1 for a huge JPEG only
+    inside = torch.cat((offset, offset + torch.tensor(fit.size))) - 0.5
+    return render_image(visible, side, fit), PicturePlacement(
         (width, height), scale * reduced, offset - corner * scale, inside
     )
 
 
 def trim_borders(image: Image.Image) -> tuple[int, int, int, int]:
-    """Left, upper, right and lower edge of what is left without rows and columns of one colour at its borders.
+    """Return the left, upper, right and lower edge of a picture without rows and columns of one colour at its borders.
 
-    That is what padding is. Of a picture that is plain all over, everything is left.
+    Such borders are padding. A picture that is plain all over is not trimmed.
     """
     pixels = np.asarray(image)
-    left, right = _ends(pixels.swapaxes(0, 1))
+    left, right = _find_ends(pixels.swapaxes(0, 1))
     if left == right:
         return (0, 0, *image.size)
-    upper, lower = _ends(pixels[:, left:right])
+    upper, lower = _find_ends(pixels[:, left:right])
     return left, upper, right, lower
 
 
-def _ends(rows: np.ndarray) -> tuple[int, int]:
-    """The first row that is not plain, and the one after the last."""
+def _find_ends(rows: np.ndarray) -> tuple[int, int]:
+    """Return the index of the first row that is not plain, and the index after the last."""
 
-    def plain(row: np.ndarray) -> bool:
+    def is_plain(row: np.ndarray) -> bool:
         return bool((row.max(0).astype(int) - row.min(0) <= FLAT).all())
 
-    first = next((i for i in range(len(rows)) if not plain(rows[i])), None)
+    first = next((i for i in range(len(rows)) if not is_plain(rows[i])), None)
     if first is None:
         return 0, 0
-    return first, next(i for i in range(len(rows), 0, -1) if not plain(rows[i - 1]))
+    return first, next(i for i in range(len(rows), 0, -1) if not is_plain(rows[i - 1]))
 
 
-def parse_points(points: Any, of: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
-    """Points of a picture that were given in any form.
+def parse_points(points: object, of: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
+    """Convert points of a picture, given in any form, to a tensor.
 
     Raises:
-        UserError: They are no points, or none of this picture.
+        UserError: They are no points, or lie outside the picture.
     """
     try:
-        given = torch.as_tensor(np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points)).float()
+        values = torch.as_tensor(np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points)).float()
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
-    if given.numel() == 0:
-        return given.reshape(0, 2)
-    if given.ndim != 2 or given.shape[-1] != 2:
-        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(given.shape)}")
-    require_inside(given.tolist(), of.size, of.name, name)
-    return given
+    if values.numel() == 0:
+        return values.reshape(0, 2)
+    if values.ndim != 2 or values.shape[-1] != 2:
+        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
+    require_inside(values.tolist(), of.size, of.name, name)
+    return values
 
 
 def require_inside(
     points: Sequence[Sequence[float]], size: tuple[int, int], picture: str, name: str = "points"
 ) -> None:
-    """Refuse points that are not in a picture, NaN included.
+    """Refuse points that lie outside a picture, NaN included.
 
     Args:
-        points: x and y in its pixels.
-        size: Its width and height.
-        picture: Its name.
-        name: What the user gave the points by.
+        points: x and y in pixels of the picture.
+        size: Width and height of the picture.
+        picture: Name of the picture, for messages.
+        name: Argument or option that holds the points, for messages.
     """
     width, height = size
     for x, y in points:

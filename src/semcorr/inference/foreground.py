@@ -1,4 +1,4 @@
-"""Where the object of a picture is, guessed from its features alone; and a grid of points over it."""
+"""The foreground of a picture, estimated from its features alone; and a grid of points over it."""
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ from semcorr.inference.subcell import cell_centres
 
 
 def foreground_cells(maps: FeatureMap, shown: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    """Cells of the object: in the middle, and unlike the picture's border.
+    """Estimate the cells of the object: those in the middle that are unlike the picture's border.
 
-    One minus the mean cosine with the border's cells, smoothed and weighted by a Gaussian around the middle; of what
-    lies above Otsu's threshold the largest connected piece, its holes filled. With EfficientNet-Lite0 on SPair-71k's
-    cats, 90 % of these cells lie in the box; of the first principal component's larger part it is 66 to 87 %.
+    One minus the mean cosine with the border's cells is smoothed and weighted by a Gaussian around the middle; of the
+    cells above Otsu's threshold the largest connected component is taken, its holes filled. With EfficientNet-Lite0 on
+    SPair-71k's cats, 90 % of these cells lie in the box; of the first principal component's larger part it is 66 to
+    87 %.
 
     Args:
-        maps: Of one image.
-        shown: The cells that show the picture, and not padding.
+        maps: Features of one image.
+        shown: Cells that show the picture, and not padding.
     """
     inside = shown.cpu().numpy()
     edge = inside & ~ndimage.binary_erosion(inside)
@@ -29,27 +30,27 @@ def foreground_cells(maps: FeatureMap, shown: Bool[Tensor, "h w"]) -> Bool[Tenso
         return shown.cpu()
     cells = normalize(maps.values[0].flatten(1).T.float(), dim=1).cpu()
     border = normalize(cells[torch.from_numpy(edge).flatten()].mean(0), dim=0)
-    unlike = ndimage.gaussian_filter((1 - cells @ border).double().view(shown.shape).numpy(), sigma=1)
-    part = (unlike - unlike[inside].min()) * _middle(inside)
-    pieces, count = ndimage.label((part > otsu_threshold(part[inside])) & inside)
+    dissimilarity = ndimage.gaussian_filter((1 - cells @ border).double().view(shown.shape).numpy(), sigma=1)
+    score = (dissimilarity - dissimilarity[inside].min()) * _centre_weight(inside)
+    components, count = ndimage.label((score > otsu_threshold(score[inside])) & inside)
     if not count:
         return shown.cpu()
-    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     return torch.from_numpy(ndimage.binary_fill_holes(largest)) & shown.cpu()
 
 
-def _middle(inside: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """A Gaussian with a third of the picture's sides."""
+def _centre_weight(inside: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Return a Gaussian around the middle, whose sigma is a third of the picture's sides."""
     exponent = np.zeros(inside.shape)
-    for axis, places in enumerate(np.nonzero(inside)):
-        low, high = places.min(), places.max()
+    for axis, indices in enumerate(np.nonzero(inside)):
+        low, high = indices.min(), indices.max()
         along = (np.arange(inside.shape[axis]) - (low + high) / 2) / (high - low + 1)
         exponent += np.expand_dims((along / 0.33) ** 2 / 2, 1 - axis)
     return np.exp(-exponent)
 
 
 def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
-    """The threshold that leaves the least variance within both sides (Otsu 1979).
+    """Return the threshold with the least variance within both sides (Otsu 1979).
 
     >>> otsu_threshold(np.array([0.0, 1.0, 9.0, 10.0]))
     5.0
@@ -63,29 +64,29 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
 
 
 def foreground_grid(image: EncodedPicture, maps: FeatureMap, most: int = 30) -> Float[Tensor, "n 2"]:
-    """Points in rows and columns over the object, about `most`, in original pixels.
+    """Return about `most` points in rows and columns over the object, in original pixels.
 
-    Of a picture so thin that no cell's centre lies on it, over the cells that it touches.
+    In a picture so thin that no cell's centre lies on it, the grid covers the cells that it touches.
     """
     h, w = maps.values.shape[-2:]
-    places = cell_centres(maps)
-    shown = image.placed.shows(places).view(h, w)
-    inside = foreground_cells(maps, shown) if bool(shown.any()) else cells_in_picture(image, maps)
+    centres = cell_centres(maps)
+    visible = image.placed.shows(centres).view(h, w)
+    inside = foreground_cells(maps, visible) if bool(visible.any()) else cells_in_picture(image, maps)
     step = max(1.0, (int(inside.sum()) / most) ** 0.5)
-    rows, columns = (_every(inside.any(axis), step) for axis in (1, 0))
-    chosen = [row * w + column for row in rows for column in columns if inside[row, column]]
-    return image.placed.from_view(places[chosen].cpu())
+    rows, columns = (_spaced_indices(inside.any(axis), step) for axis in (1, 0))
+    selected = [row * w + column for row in rows for column in columns if inside[row, column]]
+    return image.placed.from_view(centres[selected].cpu())
 
 
 def cells_in_picture(image: EncodedPicture, maps: FeatureMap) -> Bool[Tensor, "h w"]:
-    """Cells that show any of the picture."""
+    """Return the cells that show any of the picture."""
     h, w = maps.values.shape[-2:]
     return image.placed.covers(torch.arange(w).float(), torch.arange(h).float(), maps.stride)
 
 
-def _every(taken: Bool[Tensor, " n"], step: float) -> list[int]:
-    """Indices from the first that is taken to the last, a step apart, with as much left at both ends."""
-    first, last = int(taken.nonzero()[0]), int(taken.nonzero()[-1])
+def _spaced_indices(mask: Bool[Tensor, " n"], step: float) -> list[int]:
+    """Return indices a step apart from the first cell of a mask to the last, with equal margins at both ends."""
+    first, last = int(mask.nonzero()[0]), int(mask.nonzero()[-1])
     count = int((last - first) / step)
     start = (first + last - count * step) / 2
     return sorted({round(start + i * step) for i in range(count + 1)})

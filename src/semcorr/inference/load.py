@@ -1,4 +1,4 @@
-"""What to match with, by a word: a backbone's name, a run's directory or a config line; to the module that does it."""
+"""Loading a model for matching by a backbone's name, a run's directory or a config line."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -21,71 +21,71 @@ from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.saved_config import is_run, read_run_config
 
-DEFAULT = "efficientnet_lite0"  # its weights come with a package
-SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets, and its loaders obey
+DEFAULT = "efficientnet_lite0"  # its weights are part of a package
+SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
 
 
 class RestoredModel(NamedTuple):
-    """A model, and how its images are resized into its square."""
+    """A model, and the way its images are resized into its square."""
 
     module: CorrespondenceModule
     resize: str
-    said: str  # the line that it was loaded by
+    said: str  # the config line that it was loaded from
 
 
 def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()) -> RestoredModel:
-    """The model of a line, with the weights it was trained to, in eval mode.
+    """Build the model of a config line, with its trained weights, in eval mode.
 
     Args:
         model: `dinov2`, `runs/my_run`, or what follows `python -m semcorr.evaluate`, as
-            `backbone=dinov2 localise.window=9`; None is the one that needs no download.
-        overrides: More of that line.
+            `backbone=dinov2 localise.window=9`; None is the default backbone, which needs no download.
+        overrides: Further overrides of the config line.
 
     Raises:
-        UserError: There is no such model, run or key.
+        UserError: The model, the run or a key does not exist.
     """
     line = format_overrides(model, overrides)
     try:
-        with _undisturbed():
-            return RestoredModel(*_built(line), " ".join(line))
+        with _preserve_random_state():
+            return RestoredModel(*_build_model(line), " ".join(line))
     except UserError:
         raise
-    except Exception as error:  # Hydra's, of which a user's mistakes become a sentence
+    except Exception as error:  # Hydra's errors; a user's mistake becomes a sentence
         if (message := user_message(error, "evaluate")) is None:
             raise
         raise UserError(message) from error
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Random weights follow from `seed` alone, and the caller's numbers, of this and other processes, from theirs."""
-    before = {name: os.environ.get(name) for name in SEEDING}
+def _preserve_random_state() -> Iterator[None]:
+    """Isolate random numbers: random weights depend on `seed` alone, and the caller's random state is restored."""
+    variables = {name: os.environ.get(name) for name in SEEDING}
     try:
         with isolate_rng():
             yield
     finally:
-        for name, value in before.items():
+        for name, value in variables.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 
 
 def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
-    """A line of overrides.
+    """Return the overrides of a config line as a list.
 
     >>> format_overrides("dinov2", ["localise=argmax"])
     ['backbone=dinov2', 'localise=argmax']
     >>> format_overrides("backbone=dinov2 localise.window=9")
     ['backbone=dinov2', 'localise.window=9']
     """
-    words = [str(model)] if model and Path(model).is_dir() else _words(model or "")  # a directory, spaces and all
-    line = [_named(word) if "=" not in word or Path(word).is_dir() else word for word in words]
+    words = [str(model)] if model and Path(model).is_dir() else _split_words(model or "")  # directories may have spaces
+    line = [_word_to_override(word) if "=" not in word or Path(word).is_dir() else word for word in words]
     line += overrides
     chosen = any(word.partition("=")[0] in ("backbone", "checkpoint", "experiment") for word in line)
     return line if chosen else [f"backbone={DEFAULT}", *line]
 
 
-def _words(model: str | Path) -> list[str]:
+def _split_words(model: str | Path) -> list[str]:
     if isinstance(model, Path):
         return [str(model)]
     try:
@@ -97,13 +97,13 @@ def _words(model: str | Path) -> list[str]:
         ) from None
 
 
-def _named(word: str) -> str:
-    """A word alone is a backbone or a directory."""
+def _word_to_override(word: str) -> str:
+    """Return the override of a single word: a backbone or a directory."""
     names = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
     if word in names:
         return f"backbone={word}"
     if is_run(Path(word)):
-        return f"checkpoint={_quoted(word)}"
+        return f"checkpoint={_quote_value(word)}"
     if Path(word).is_file():
         owner = Path(word).absolute().parent.parent
         remedy = (
@@ -116,31 +116,31 @@ def _named(word: str) -> str:
     raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
 
 
-def _quoted(word: str) -> str:
-    r"""As Hydra reads it back, whatever characters it has.
+def _quote_value(word: str) -> str:
+    r"""Quote a value so that Hydra parses it unchanged.
 
-    >>> print(_quoted("runs/one"), _quoted("lr=1,x=2"), _quoted("it's"))
+    >>> print(_quote_value("runs/one"), _quote_value("lr=1,x=2"), _quote_value("it's"))
     runs/one 'lr=1,x=2' 'it\'s'
     """
     if re.fullmatch(r"[\w./-]+", word, flags=re.ASCII):
         return word
-    kept = re.sub(r"\\+(?='|$)", lambda at: 2 * at[0], word)  # before a quotation mark, a backslash escapes
-    return "'" + kept.replace("'", r"\'").replace("${", r"\${") + "'"
+    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], word)  # before a quotation mark, a backslash escapes
+    return "'" + escaped.replace("'", r"\'").replace("${", r"\${") + "'"
 
 
-def _built(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
+def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     cfg = compose_config("evaluate", line)
     check_config(cfg)
-    origin = _trained(Path(cfg.checkpoint), line) if cfg.checkpoint else None
+    origin = _find_weights_run(Path(cfg.checkpoint), line) if cfg.checkpoint else None
     module = build_module(cfg)
     if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
-    resize: Any = cfg.data.resize
+    resize: object = cfg.data.resize
     return module.eval().requires_grad_(False), resize
 
 
-def _trained(run: Path, line: Sequence[str]) -> Path | None:
-    """Where a run's weights are: in itself, or, of an evaluation, in the run it scored; None if it scored none."""
+def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:
+    """Return the run with the weights: itself, or for an evaluation the run it scored; None if it scored none."""
     saved = read_run_config(run, line)
     if "loss" in saved:
         return run
@@ -148,7 +148,11 @@ def _trained(run: Path, line: Sequence[str]) -> Path | None:
 
 
 def resolve_device(asked_for: str | torch.device | None) -> torch.device:
-    """The device that was asked for, or the best there is."""
+    """Return the requested device, or by default the GPU if there is one.
+
+    Raises:
+        UserError: The requested device is not available.
+    """
     if asked_for is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""On anyone's pictures: points of one to points of another, with the parts that benchmarks are scored by.
+"""Matching of points between a user's own pictures, with the same parts that benchmarks are scored by.
 
 Points are (x, y) in original pixels of the upright picture, x to the right and y down; pixel centres are at
 integers, so that a picture of width w spans [-0.5, w - 0.5].
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -33,23 +33,24 @@ from semcorr.matching.readout_names import list_readouts
 from semcorr.matching.readouts import argmax
 
 REMEDY = "Check the weights; in half precision, try precision=32"
-CYCLE = 2.0  # cells; of 60 a thirtieth of the side, as TAP-Vid's 8 of 256 pixels about are
+CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 Image = Source | Picture | EncodedPicture
 
 
 class Matcher:
-    """Finds points of one picture in another.
+    """A matcher, which finds points of one picture in another.
 
     Args:
         module: Backbone, head and read-out, with their weights.
-        resize: How pictures get into the network's square: squash, letterbox or corner.
-        device: Where to compute; the GPU, if there is one.
-        precision: Of features: 32, bf16 or 16 (autocast). Similarities are in single precision.
-        batch: Pictures encoded at once; 8 on a GPU, 1 on a CPU if left out.
-        cycle: A match is consistent if it returns to within so many cells of its point.
-        trim: Plain borders, as padding is, are not shown to the network.
-        subcell: Between the source's cells, ask those around; without, points are transferred as `evaluate` does.
+        resize: Way of resizing pictures into the network's square: squash, letterbox or corner.
+        device: Device to compute on; the GPU, if there is one.
+        precision: Precision of features: 32, bf16 or 16 (autocast). Similarities are in single precision.
+        batch: Number of pictures encoded at once; if left out 8 on a GPU, 1 on a CPU.
+        cycle: Distance in cells; a match is consistent if, matched back, it lies this near to its point.
+        trim: Whether plain borders, such as padding, are removed before encoding.
+        subcell: Whether points between the source's cells are interpolated from the cells around; if not, points are
+            transferred as `evaluate` does.
     """
 
     def __init__(
@@ -75,189 +76,217 @@ class Matcher:
         self.rule = list_readouts(module.localise)[0]  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *overrides: str, **options: Any) -> "Matcher":
-        """A matcher by name.
+    def load(cls, model: str | Path | None = None, *overrides: str, **options: object) -> "Matcher":
+        """Load a matcher by the name of its model.
 
         Args:
             model: A backbone, as `dinov2`; a run's directory; or a config line, as `backbone=dinov2
-                localise.window=9`. If left out, EfficientNet-Lite0, whose weights come with a package.
-            *overrides: More of that line.
-            **options: `device`, `precision` and what else `Matcher` takes.
+                localise.window=9`. If left out, EfficientNet-Lite0, whose weights are part of a package.
+            *overrides: Further overrides of the config line.
+            **options: `device`, `precision` and other arguments of `Matcher`.
 
         Raises:
-            UserError: There is no such model, run or key.
+            UserError: The model, the run or a key does not exist.
         """
-        resolve_device(options.get("device"))  # a mistake is known before the network is
-        found = restore_model(model, overrides)
-        return cls(found.module, found.resize, **options)
+        resolve_device(options.get("device"))  # report a mistake before loading the network
+        restored = restore_model(model, overrides)
+        return cls(restored.module, restored.resize, **options)
 
     # -- pictures --
 
     def encode(self, image: Image, name: str = "image") -> EncodedPicture:
-        """A picture's features: give them in its place, and it is encoded once.
+        """Encode a picture once; the result can be passed to all methods instead of the picture.
 
         Args:
             image: A path, a PIL image, an array (H W), (H W 3) or (H W 4) or a tensor (H W) or (C H W); see
                 `semcorr.data.pictures.load_picture`.
-            name: For messages.
+            name: Name of the picture, for messages.
         """
         return next(self.encoded([image], name))
 
     def encoded(self, images: Iterable[Image], name: str = "image") -> Iterator[EncodedPicture]:
-        """Many pictures, `batch` at once; those that are encoded already as they are."""
-        left = iter(images)
-        while some := list(islice(left, self.batch)):
-            fresh = [one for one in some if not isinstance(one, EncodedPicture)]
-            done = iter(self._encode(fresh, name) if fresh else ())
-            yield from (one if isinstance(one, EncodedPicture) else next(done) for one in some)
+        """Encode many pictures, `batch` at once; those already encoded are passed through."""
+        remaining = iter(images)
+        while chunk := list(islice(remaining, self.batch)):
+            unencoded = [image for image in chunk if not isinstance(image, EncodedPicture)]
+            encoded = iter(self._encode(unencoded, name) if unencoded else ())
+            yield from (image if isinstance(image, EncodedPicture) else next(encoded) for image in chunk)
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Source | Picture], name: str) -> list[EncodedPicture]:
-        pictures = [one if isinstance(one, Picture) else load_picture(one, name) for one in images]
-        backbone: Any = self.module.backbone
-        shown = [place_picture(one, backbone.size, self.resize, self.trim) for one in pictures]
-        named = list(zip(shown, [one.name for one in pictures], strict=True))
+        pictures = [image if isinstance(image, Picture) else load_picture(image, name) for image in images]
+        backbone: object = self.module.backbone
+        rendered = [place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures]
+        named = list(zip(rendered, [picture.name for picture in pictures], strict=True))
         if backbone.pairwise:
-            return [EncodedPicture(None, square[None].to(self.device), place, name) for (square, place), name in named]
+            return [
+                EncodedPicture(None, square[None].to(self.device), placement, name)
+                for (square, placement), name in named
+            ]
         with self.computing():
-            maps = self._adapted(backbone(torch.stack([square for square, _ in shown]).to(self.device)))
+            maps = self._adapt_features(backbone(torch.stack([square for square, _ in rendered]).to(self.device)))
         require_finite(
-            adapted_feature_origin(self.module), [one.name for one in pictures], {"maps": maps.values}, REMEDY
+            adapted_feature_origin(self.module), [picture.name for picture in pictures], {"maps": maps.values}, REMEDY
         )
-        each = (FeatureMap(one[None], maps.stride) for one in maps.values)
-        return [EncodedPicture(one, None, place, name) for one, ((_, place), name) in zip(each, named, strict=True)]
+        features = (FeatureMap(values[None], maps.stride) for values in maps.values)
+        return [
+            EncodedPicture(x, None, placement, name) for x, ((_, placement), name) in zip(features, named, strict=True)
+        ]
 
     # -- points --
 
     @overload
-    def match(self, a: Image, b: Image, points: Any) -> Match: ...
+    def match(self, a: Image, b: Image, points: object) -> Match: ...
     @overload
-    def match(self, a: Image, b: list[Image], points: Any) -> list[Match]: ...
-    def match(self, a: Image, b: Image | list[Image], points: Any) -> Match | list[Match]:
-        """Where points of `a` lie in `b`.
+    def match(self, a: Image, b: list[Image], points: object) -> list[Match]: ...
+    def match(self, a: Image, b: Image | list[Image], points: object) -> Match | list[Match]:
+        """Match points of `a` to `b`.
 
         Args:
-            a: The source,
-            b: and the target; or a list of targets, and the answer is a list.
+            a: The source picture.
+            b: The target picture; or a list of targets, which returns a list.
             points: Rows of (x, y) in original pixels of `a`.
         """
-        found = list(self.matches(a, b if isinstance(b, list) else [b], points))
-        return found if isinstance(b, list) else found[0]
+        matches = list(self.matches(a, b if isinstance(b, list) else [b], points))
+        return matches if isinstance(b, list) else matches[0]
 
-    def matches(self, a: Image, b: Iterable[Image], points: Any) -> Iterator[Match]:
-        """The same in many targets, one after the other as they are encoded; the source is encoded once."""
+    def matches(self, a: Image, b: Iterable[Image], points: object) -> Iterator[Match]:
+        """Match points of `a` to many targets, one after the other; the source is encoded once."""
         source = self.encode(a, "a")
-        query = parse_points(points, source)
+        query_points = parse_points(points, source)
         for target in self.encoded(b, "b"):
-            yield self._match(source, target, query)
+            yield self._match_encoded(source, target, query_points)
 
     @torch.no_grad()
     def mutual(self, a: Image, b: Image, most: int | None = None) -> Match:
-        """Mutual nearest neighbours: cells of `a` and `b` that prefer each other, the most similar first.
+        """Return mutual nearest neighbours: cells of `a` and `b` that prefer each other, the most similar first.
 
         Args:
-            a: The points asked are centres of its cells.
-            b: The answers are by the read-out, around the preferred cell; those need not come back.
-            most: How many.
+            a: The source picture, whose cells' centres are the query points.
+            b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
+            most: Largest number of matches.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        here, there = self.features(source, target)
-        query = cell_centres(here)
-        query = query[source.placed.shows(query)]
+        source_map, target_map = self.features(source, target)
+        query_points = cell_centres(source_map)
+        query_points = query_points[source.placed.shows(query_points)]
         with self.computing():
-            found = match_to_target(self.module.head, there, [here], [query], [argmax])
-            back = match_to_target(self.module.head, here, [there], found.points, [argmax])
-        slack = max(here.stride, back.stride) / 2  # the same cell, if similarities have the grid of features
-        kept = ((back.points[0] - query).abs() <= slack).all(-1) & target.placed.shows(found.points[0])
-        best = found.score[kept].argsort(descending=True, stable=True)[:most]
-        return self._match(source, target, source.placed.from_view(query[kept][best]).cpu(), subcell=False)
+            matches = match_to_target(self.module.head, target_map, [source_map], [query_points], [argmax])
+            returned = match_to_target(self.module.head, source_map, [target_map], matches.points, [argmax])
+        slack = max(source_map.stride, returned.stride) / 2  # the same cell, if similarities have the grid of features
+        mutual = ((returned.points[0] - query_points).abs() <= slack).all(-1) & target.placed.shows(matches.points[0])
+        order = matches.score[mutual].argsort(descending=True, stable=True)[:most]
+        return self._match_encoded(
+            source, target, source.placed.from_view(query_points[mutual][order]).cpu(), subcell=False
+        )
 
     # -- maps --
 
     @torch.no_grad()
     def dense(self, a: Image, b: Image, size: tuple[int, int] | None = None) -> Flow:
-        """Where every pixel of `a` lies in `b`: the cells' answers, and between cells that agree what is between those.
+        """Compute the flow from `a` to `b`: the cells' matches, interpolated between cells that agree.
 
         Args:
-            a: The source,
-            b: and the target.
-            size: Width and height of the flow, laid over the whole of `a`: its own if left out. Values are in
+            a: The source picture.
+            b: The target picture.
+            size: Width and height of the flow, laid over the whole of `a`; those of `a` if left out. Values are in
                 original pixels in any case.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         x, y = pixel_grid(size or source.size, source.size)
-        here, there = self.features(source, target)
-        found = self._found(here, there, target.placed, cell_centres(here), subcell=False)
-        shape, columns = here.values.shape[-2:], source.placed.cells(x, y, here.stride)
-        sure = (found.scores * found.near).clamp(0, 1).unflatten(0, shape)[..., None]
-        view = interpolate_matches(found.points.unflatten(0, shape).cpu(), *columns, here.stride, APART * there.stride)
+        source_map, target_map = self.features(source, target)
+        matches = self._match_with_cycle(source_map, target_map, target.placed, cell_centres(source_map), subcell=False)
+        shape, cells = source_map.values.shape[-2:], source.placed.cells(x, y, source_map.stride)
+        confidence = (matches.scores * matches.near).clamp(0, 1).unflatten(0, shape)[..., None]
+        view = interpolate_matches(
+            matches.points.unflatten(0, shape).cpu(), *cells, source_map.stride, APART * target_map.stride
+        )
         flow = target.placed.from_view(view.flatten(0, 1)).view_as(view)
         flow -= torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        shown = source.placed.covers(*columns, here.stride)
-        return Flow(flow, sample_bilinear(sure.cpu(), *columns)[..., 0].clamp(0, 1) * shown)
+        visible = source.placed.covers(*cells, source_map.stride)
+        return Flow(flow, sample_bilinear(confidence.cpu(), *cells)[..., 0].clamp(0, 1) * visible)
 
     @torch.no_grad()
-    def similarity(self, a: Image, b: Image, point: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:
-        """How much every place of `b` looks like a point of `a`.
+    def similarity(
+        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "h w"]:
+        """Compute a map of the similarity of a point of `a` with every position of `b`.
 
         Args:
-            a: The source,
-            b: and the target.
+            a: The source picture.
+            b: The target picture.
             point: (x, y) in original pixels of `a`.
-            size: Width and height of the map, laid over the whole of `b`; if left out its own, reduced to 1024 pixels
-                a side.
+            size: Width and height of the map, laid over the whole of `b`; if left out those of `b`, reduced to at most
+                1024 pixels a side.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        query = source.placed.to_view(parse_points([list(point)], source, "point").to(self.device))
+        query_point = source.placed.to_view(parse_points([list(point)], source, "point").to(self.device))
         share = min(1.0, 1024 / max(target.size))
         width, height = size or (max(1, round(side * share)) for side in target.size)
         x, y = pixel_grid((width, height), target.size)
-        here, there = self.features(source, target)
+        source_map, target_map = self.features(source, target)
         with self.computing():
-            cells = next(iter(query_similarities(self.module.head, there, [here], [query], 1)))[0, 0].float().cpu()
-        columns, rows = target.placed.cells(x, y, cell_stride(there, cells))
+            cells = (
+                next(iter(query_similarities(self.module.head, target_map, [source_map], [query_point], 1)))[0, 0]
+                .float()
+                .cpu()
+            )
+        columns, rows = target.placed.cells(x, y, cell_stride(target_map, cells))
         return sample_bilinear(
             cells[..., None], columns.clamp(0, cells.shape[1] - 1), rows.clamp(0, cells.shape[0] - 1)
         )[..., 0]
 
     # -- one pair --
 
-    def _match(self, a: EncodedPicture, b: EncodedPicture, points: Float[Tensor, "n 2"], subcell: bool = True) -> Match:
-        here, there = self.features(a, b)
-        query = a.placed.to_view(points.to(self.device))
-        found = self._found(here, there, b.placed, query, subcell)
-        reached, returned = b.placed.from_view(found.points), a.placed.from_view(found.returned)
-        return Match(points, reached.cpu(), found.scores.cpu(), found.near.cpu(), returned.cpu())
+    def _match_encoded(
+        self, a: EncodedPicture, b: EncodedPicture, points: Float[Tensor, "n 2"], subcell: bool = True
+    ) -> Match:
+        source_map, target_map = self.features(a, b)
+        query_points = a.placed.to_view(points.to(self.device))
+        matches = self._match_with_cycle(source_map, target_map, b.placed, query_points, subcell)
+        target_points, returned = b.placed.from_view(matches.points), a.placed.from_view(matches.returned)
+        return Match(points, target_points.cpu(), matches.scores.cpu(), matches.near.cpu(), returned.cpu())
 
     @torch.no_grad()
-    def _found(
-        self, here: FeatureMap, there: FeatureMap, place: PicturePlacement, query: Float[Tensor, "n 2"], subcell: bool
+    def _match_with_cycle(
+        self,
+        source_map: FeatureMap,
+        target_map: FeatureMap,
+        placement: PicturePlacement,
+        query_points: Float[Tensor, "n 2"],
+        subcell: bool,
     ) -> RoundTrip:
         with self.computing():
-            found = transfer_with_cycle_check(
-                self.module.head, (here, there), place, query, self.rule, self.cycle, self.subcell and subcell
+            matches = transfer_with_cycle_check(
+                self.module.head,
+                (source_map, target_map),
+                placement,
+                query_points,
+                self.rule,
+                self.cycle,
+                self.subcell and subcell,
             )
-        if not bool(found.points.isfinite().all() & found.scores.isfinite().all()):
+        if not bool(matches.points.isfinite().all() & matches.scores.isfinite().all()):
             raise UserError("The similarities of these pictures are not finite: check the weights of the head")
-        return found
+        return matches
 
     @torch.no_grad()
     def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
-        """What is compared of both, as the head made it; where a backbone must see both, only now."""
-        one, other = self.encode(a, "a"), self.encode(b, "b")
-        if one.maps is not None and other.maps is not None:
-            return one.maps, other.maps
-        backbone: Any = self.module.backbone
+        """Return the features of both pictures, adapted by the head; a pairwise backbone computes them now."""
+        source, target = self.encode(a, "a"), self.encode(b, "b")
+        if source.maps is not None and target.maps is not None:
+            return source.maps, target.maps
+        backbone: object = self.module.backbone
         with self.computing():
-            first, second = backbone.pair(one.pixels, other.pixels)
-            maps = self._adapted(first), self._adapted(second)
-        for image, seen in ((one, maps[0]), (other, maps[1])):
-            require_finite(adapted_feature_origin(self.module), [image.name], {"maps": seen.values}, REMEDY)
+            first, second = backbone.pair(source.pixels, target.pixels)
+            maps = self._adapt_features(first), self._adapt_features(second)
+        for image, features in ((source, maps[0]), (target, maps[1])):
+            require_finite(adapted_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)
         return maps
 
-    def _adapted(self, maps: FeatureMap) -> FeatureMap:
+    def _adapt_features(self, maps: FeatureMap) -> FeatureMap:
         return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
 
-    def computing(self) -> AbstractContextManager[Any]:
-        """In this matcher's precision."""
+    def computing(self) -> AbstractContextManager[object]:
+        """Return the context of this matcher's precision."""
         return torch.autocast(self.device.type, dtype=self.precision) if self.precision else nullcontext()

@@ -1,4 +1,4 @@
-"""A match as a picture: numbered points side by side, one picture warped onto the other, features in colours."""
+"""Plots of matches: numbered points side by side, one picture warped onto the other, features in colours."""
 
 import colorsys
 from collections.abc import Sequence
@@ -16,43 +16,44 @@ from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.matches import Flow, Match
 from semcorr.models.backbones.joint_pca import joint_pca
 
-HEIGHT, WIDEST = 480, 960  # pixels of a picture in the page, at most
+HEIGHT, WIDEST = 480, 960  # largest size of a displayed picture, in pixels
 GAP = 8
 ZOOM = 3  # drawn larger and reduced, for smooth lines
-LINES = 12  # points up to which lines lead from one picture to the other
-FADED = 0.25  # of the target's greys, where the warp is not to be trusted
-SIDE = 2  # of a square that stands for a picture
-SURE = 0.2  # confidence from which it is shown in full
+LINES = 12  # number of points up to which lines connect the pictures
+FADED = 0.25  # contrast of the grey target where the warp is not reliable
+SIDE = 2  # of the square to which a picture is scaled for `to_unit`
+SURE = 0.2  # confidence from which the warp is opaque
 
 
 Colour = tuple[int, int, int]
 
 
 def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour] | None = None) -> Image.Image:
-    """Source left, target right, every point in its own colour with its number: discs; rings where inconsistent."""
-    sizes = [displayed_size(one.size) for one in (a, b)]
-    images = [one.image.resize((w * ZOOM, h * ZOOM)) for one, (w, h) in zip((a, b), sizes, strict=True)]
+    """Plot source and target side by side, with numbered points: discs if consistent, rings if not."""
+    sizes = [displayed_size(picture.size) for picture in (a, b)]
+    images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]
     sheet = hstack_images(images, GAP * ZOOM)
     draw = ImageDraw.Draw(sheet)
     left = [0, images[0].width + GAP * ZOOM]
     ends = [
-        (points + 0.5) * torch.tensor([image.width / one.size[0], image.height / one.size[1]]) + torch.tensor([x, 0])
-        for points, one, image, x in zip((match.source, match.points), (a, b), images, left, strict=True)
+        (points + 0.5) * torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
+        + torch.tensor([x, 0])
+        for points, picture, image, x in zip((match.source, match.points), (a, b), images, left, strict=True)
     ]
     colours = colours or [bright_colour(i / max(1, len(match.points))) for i in range(len(match.points))]
-    starts, stops = (end.tolist() for end in ends)
+    source_points, target_points = (end.tolist() for end in ends)
     if len(colours) <= LINES:
-        for start, stop, colour in zip(starts, stops, colours, strict=True):
+        for start, stop, colour in zip(source_points, target_points, colours, strict=True):
             draw.line((*start, *stop), fill=colour, width=ZOOM)
-    sure = match.consistent.tolist()
-    for i, (start, stop, colour) in enumerate(zip(starts, stops, colours, strict=True)):
+    consistent = match.consistent.tolist()
+    for i, (start, stop, colour) in enumerate(zip(source_points, target_points, colours, strict=True)):
         for point in (start, stop):
-            draw_label(draw, point, str(i + 1), colour, sure[i])
+            draw_label(draw, point, str(i + 1), colour, consistent[i])
     return sheet.resize((sheet.width // ZOOM, sheet.height // ZOOM), Image.Resampling.LANCZOS)
 
 
 def draw_label(draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool) -> None:
-    """The number stands in the disc, its centre at the point."""
+    """Draw a disc or a ring centred at a point, with a text inside."""
     x, y = point
     r = 9 * ZOOM
     font = ImageFont.load_default(size=(11 if len(text) < 3 else 8) * ZOOM)
@@ -62,53 +63,53 @@ def draw_label(draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, col
 
 
 def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
-    """The source, the source as it lies on the target, the target; faded where matches do not come back.
+    """Plot the source, the source warped onto the target, and the target; faded where matches are inconsistent.
 
     Args:
         a: The source.
         b: The target.
-        flow: From the target to the source, over the whole of the target.
+        flow: Flow from the target to the source, over the whole target.
     """
     h, w = flow.confidence.shape
     x, y = pixel_grid((w, h), b.size)
-    places = flow.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    square = to_view(places.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
-    unit = to_unit(square, SIDE).view_as(places)
+    coordinates = flow.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    square = to_view(coordinates.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
+    unit = to_unit(square, SIDE).view_as(coordinates)
     colours = torch.from_numpy(np.array(a.image)).permute(2, 0, 1)[None].float()
-    read = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
-    sure = (flow.confidence / SURE).clamp(0, 1)
+    warped = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
+    opacity = (flow.confidence / SURE).clamp(0, 1)
     grey = torch.from_numpy(np.array(b.image.resize((w, h)).convert("L"))).float()
-    read = torch.lerp((grey * FADED + 255 * (1 - FADED)).expand_as(read), read, sure)
-    middle = Image.fromarray(read.round().byte().permute(1, 2, 0).numpy())
+    warped = torch.lerp((grey * FADED + 255 * (1 - FADED)).expand_as(warped), warped, opacity)
+    middle = Image.fromarray(warped.round().byte().permute(1, 2, 0).numpy())
     return hstack_images([a.image.resize(displayed_size(a.size)), middle, b.image.resize((w, h))])
 
 
 def plot_features(
     a: Picture, b: Picture, encoded: tuple[EncodedPicture, EncodedPicture], maps: tuple[FeatureMap, FeatureMap]
 ) -> Image.Image:
-    """Each picture and its features: their first three principal components, the same for both, as red, green, blue."""
-    cells = [normalize(one.values.float(), dim=1) for one in maps]
-    parts = [part[0].cpu() for part in joint_pca(cells[0], cells[1], 3)]
-    every = torch.cat([part.flatten(1) for part in parts], dim=1)
-    low, high = every.quantile(torch.tensor([0.01, 0.99]), dim=1)
+    """Plot each picture and its features, the first three joint principal components as red, green and blue."""
+    cells = [normalize(features.values.float(), dim=1) for features in maps]
+    components = [component[0].cpu() for component in joint_pca(cells[0], cells[1], 3)]
+    values = torch.cat([component.flatten(1) for component in components], dim=1)
+    low, high = values.quantile(torch.tensor([0.01, 0.99]), dim=1)
     tiles: list[Image.Image] = []
-    for one, part, image, own in zip((a, b), parts, encoded, maps, strict=True):
-        size = displayed_size(one.size)
-        share = ((part - low[:, None, None]) / (high - low).clamp_min(1e-12)[:, None, None]).clamp(0, 1)
-        x, y = image.placed.cells(*pixel_grid(size, one.size), own.stride)
-        colours = sample_bilinear(share.permute(1, 2, 0), x.round(), y.round()).clamp(0, 1)  # cells as they are
-        tiles += [one.image.resize(size), Image.fromarray((colours * 255).round().byte().numpy())]
+    for picture, component, image, features in zip((a, b), components, encoded, maps, strict=True):
+        size = displayed_size(picture.size)
+        share = ((component - low[:, None, None]) / (high - low).clamp_min(1e-12)[:, None, None]).clamp(0, 1)
+        x, y = image.placed.cells(*pixel_grid(size, picture.size), features.stride)
+        colours = sample_bilinear(share.permute(1, 2, 0), x.round(), y.round()).clamp(0, 1)  # of the nearest cells
+        tiles += [picture.image.resize(size), Image.fromarray((colours * 255).round().byte().numpy())]
     return hstack_images(tiles)
 
 
 def displayed_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height in the page."""
+    """Return the width and height at which a picture is displayed."""
     share = min(HEIGHT / size[1], WIDEST / size[0])
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
 def hstack_images(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """In a row, on white."""
+    """Place images in a row, on white."""
     sheet = Image.new(
         "RGB", (sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images)), "white"
     )
@@ -120,6 +121,6 @@ def hstack_images(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
 
 
 def bright_colour(share: float) -> Colour:
-    """Bright colours around the circle."""
+    """Return a bright colour by its share of the colour circle."""
     red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

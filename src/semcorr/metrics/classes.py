@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.metrics.breakdown import pck_from_predictions
 from semcorr.metrics.pck import Scores
 from semcorr.metrics.predictions import Predictions
@@ -44,7 +44,7 @@ def pck_by_class(
     return classes
 
 
-def sensitivity(classes: JsonObject, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
     """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 
     None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.

@@ -93,7 +93,7 @@ def mcnemar(first: Bool[np.ndarray, " m"], second: Bool[np.ndarray, " m"]) -> Mc
     It assumes independent keypoints, which those of one pair and of one image are not: its p is too small.
 
     >>> mcnemar(np.array([True] * 5 + [False] * 3), np.array([False] * 4 + [True] * 4))  # 4 against 3
-    Discordant(only_first=4, only_second=3, p=1.0)
+    McNemarResult(only_first=4, only_second=3, p=1.0)
     """
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
     return McNemarResult(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)

@@ -28,11 +28,11 @@ def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     argmin; a keypoint that lies exactly where another does is no confusion, so a tie is right here.
 
     >>> import pyarrow as pa
-    >>> from semcorr.metrics.predictions import right, scored
+    >>> from semcorr.metrics.predictions import is_correct, load_predictions
     >>> rows = [dict(pair="p", source="a", target="b", category="cat", keypoint=k, target_x=10.0 * k, target_y=0.0,
     ...              predicted_x=x, predicted_y=0.0, extent=100.0, ambiguous=False) for k, x in ((0, 4.0), (1, 4.0))]
-    >>> found = scored(pa.Table.from_pylist(rows))  # two points 10 px apart; both are found 4 px from the first
-    >>> right(found, [0.1]), own_is_nearest(found)
+    >>> predictions = load_predictions(pa.Table.from_pylist(rows))  # keypoints at 0 and 10, predicted at 4
+    >>> is_correct(predictions, [0.1]), own_is_nearest(predictions)
     (array([[ True,  True]]), array([ True, False]))
     """
     distance = landmark_distances(rows, shared_landmarks(rows))

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Int
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import PairRecord
 from semcorr.metrics.confusion import keypoint_confusion, target_landmarks
@@ -144,8 +144,8 @@ def keypoint_names_of(benchmark: str, category: str) -> Mapping[int, str]:
     """Return the names of a category's keypoints by id; empty for a benchmark whose ids have no names."""
     if benchmark not in TABLES:
         return {}
-    categories: JsonObject = benchmark_metadata(TABLES[benchmark])["categories"]
-    entry: JsonObject = next((categories[key] for key in (category, "*") if key in categories), {})
+    categories: JsonMapping = benchmark_metadata(TABLES[benchmark])["categories"]
+    entry: JsonMapping = next((categories[key] for key in (category, "*") if key in categories), {})
     names = entry.get("names", {})
     items = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {int(i): str(name).replace("_", " ") for i, name in items}

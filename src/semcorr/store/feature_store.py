@@ -15,7 +15,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.files import remove_parts
 from semcorr.core.terminal import escape_controls
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.store.entry_file import PackedEntry, entry_key_of, pack_entry, read_entry, write_packed
 from semcorr.store.eviction import StoreBudget
 from semcorr.store.index import CLAIMS, KEY, folder_name
@@ -40,7 +40,7 @@ class FeatureStore:
     Entries are named by the caller, safely for a file: a hash of the image's content.
     """
 
-    def __init__(self, root: Path, key: JsonObject, max_gb: float | None = None) -> None:
+    def __init__(self, root: Path, key: JsonMapping, max_gb: float | None = None) -> None:
         if max_gb is not None and not max_gb > 0:
             raise UserError(f"`store.max_gb` is {max_gb}. Give GB, more than 0, or null for no limit")
         self.root, self.max_gb = Path(root).expanduser(), max_gb

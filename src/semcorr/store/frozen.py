@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
@@ -66,7 +66,7 @@ class FrozenPrefix:
         key: What the values depend on besides weights, depth and type; part of the key of a store on disk.
     """
 
-    def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: JsonObject) -> None:
+    def __init__(self, backbone: Backbone, cache_config: FeatureCacheConfig, key: JsonMapping) -> None:
         self.backbone, self.cache_config, self.key = backbone, cache_config, key
         self.depth = frozen_depth(backbone)
         self.cache: FeatureCache | None = None

@@ -14,7 +14,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from semcorr.core.files import part_path, remove_parts
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.store.integrity import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
@@ -49,7 +49,7 @@ class StoreFolder(NamedTuple):
         return max((entry.used for entry in self.entries), default=None)
 
 
-def folder_name(key: JsonObject) -> str:
+def folder_name(key: JsonMapping) -> str:
     """Return the name of the folder for a key: a hash of all of it."""
     canonical = json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(canonical.encode())

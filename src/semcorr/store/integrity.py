@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 
 METADATA, NAME, CHECKSUM = "__metadata__", "name", "xxh3_128"
 FORMAT_KEY, FORMAT = "semcorr", "2"  # 1 named neither itself nor the entry's place
@@ -50,7 +50,7 @@ def header_metadata(name: str, place: EntryKey) -> dict[str, str]:
     return {NAME: name, FORMAT_KEY: FORMAT, **place._asdict()}
 
 
-def entry_checksum(header: JsonObject, data: Iterable[bytes | memoryview]) -> str:
+def entry_checksum(header: JsonMapping, data: Iterable[bytes | memoryview]) -> str:
     """Compute the checksum of names, dtypes, shapes and offsets in `header`, and of the bytes in `data`, in order."""
     state = xxhash.xxh3_128(json.dumps(header, sort_keys=True).encode())
     for part in data:
@@ -58,7 +58,7 @@ def entry_checksum(header: JsonObject, data: Iterable[bytes | memoryview]) -> st
     return state.hexdigest()
 
 
-def write_header(header: JsonObject, digest: str) -> bytes:
+def write_header(header: JsonMapping, digest: str) -> bytes:
     """Return what precedes the tensors: the length of the header, and the header with its checksum."""
     sealed = {**header, METADATA: {**header[METADATA], CHECKSUM: digest}}
     text = json.dumps(sealed, separators=(",", ":")).encode()

@@ -1,1 +1,1 @@
-"""Visualization of predictions."""
+"""Pictures of predictions, similarity maps and tracks."""

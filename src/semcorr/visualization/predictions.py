@@ -7,7 +7,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from semcorr.core.files import replace_file
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.record import PairRecord
 from semcorr.data.transforms import load_image
 
@@ -24,7 +24,7 @@ def plot_predictions(pairs: Sequence[PairRecord], table: pa.Table, alpha: float 
         alpha: Tolerance of a correct match; drawn as a hollow ring around the truth of a wrong one.
         columns: Tiles in a row.
     """
-    rows_by_pair: dict[str, list[JsonObject]] = {pair.name: [] for pair in pairs}
+    rows_by_pair: dict[str, list[JsonMapping]] = {pair.name: [] for pair in pairs}
     for row in table.to_pylist():
         if row["pair"] in rows_by_pair:
             rows_by_pair[row["pair"]].append(row)
@@ -41,7 +41,7 @@ def plot_predictions(pairs: Sequence[PairRecord], table: pa.Table, alpha: float 
     return sheet
 
 
-def plot_pair(pair: PairRecord, rows: Sequence[JsonObject], alpha: float) -> Image.Image:
+def plot_pair(pair: PairRecord, rows: Sequence[JsonMapping], alpha: float) -> Image.Image:
     """Draw one pair at three times the size, and reduce it for smooth lines."""
     zoom = 3
     a, b = (load_image(image.path, image.upright) for image in (pair.source, pair.target))
@@ -77,7 +77,7 @@ def save_plot(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def _canvas_point(row: JsonObject, what: str, scale: float, left: int) -> tuple[float, float]:
+def _canvas_point(row: JsonMapping, what: str, scale: float, left: int) -> tuple[float, float]:
     """Convert a row's point to the canvas."""
     return left + (row[f"{what}_x"] + 0.5) * scale, (row[f"{what}_y"] + 0.5) * scale
 

@@ -18,7 +18,7 @@ from semcorr.data.dataset import PairDataset
 from semcorr.data.record import PairRecord
 from semcorr.metrics.predictions import Predictions
 
-EACH = 2  # maps of a kind
+EACH = 2  # maps of either kind
 SIDE = 260  # pixels of a picture, which is square as the network's input
 QUERY, TRUTH, FOUND = (255, 225, 60), (255, 255, 255), (235, 70, 60)
 COLD, HOT = np.array([18, 22, 60]), np.array([255, 190, 60])

@@ -12,18 +12,17 @@ from PIL import Image, ImageDraw
 
 from semcorr.data.tapvid_videos import SIDE
 
-HEIGHT, GAP = 200, 8  # pixels of every frame in the page, and between them
+HEIGHT, GAP = 200, 8  # pixels: height of every frame in the page, and space between frames
 ZOOM = 3  # drawn larger and reduced, for smooth lines
-COLUMNS, POINTS = 4, 24  # frames of a video, points of a frame
+COLUMNS, POINTS = 4, 24  # frames of a video, most points of a frame
 
 Row = Mapping[str, Any]
 
 
 def plot_tracks(videos: Mapping[str, np.ndarray], table: pa.Table) -> Image.Image:
-    """Draw a line per video: the frame with the most queries, and later frames evenly spread.
+    """Draw a row per video: the frame with the most queries, and later frames, evenly spaced.
 
-    A disc is a prediction, a ring one that is predicted occluded; a line leads to the true point, if it is
-    visible.
+    A disc is a prediction, a ring a prediction of an occluded point; a line leads to the true point, if it is visible.
 
     Args:
         videos: Frames (t h w 3) of the videos to draw, by name.
@@ -37,7 +36,7 @@ def plot_tracks(videos: Mapping[str, np.ndarray], table: pa.Table) -> Image.Imag
 
 
 def _draw_line(frames: np.ndarray, table: pa.Table) -> Image.Image:
-    """Draw the frames of a video."""
+    """Draw the frames of a video in a row."""
     query_frame = Counter(table["query_frame"].to_pylist()).most_common(1)[0][0]
     table = table.filter(pc.equal(table["query_frame"], query_frame))
     queries = _evenly_spaced(sorted(set(table["query"].to_pylist())), POINTS)

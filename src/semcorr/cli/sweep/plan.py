@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
@@ -110,7 +110,7 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     return ""
 
 
-def _other(cfg: DictConfig, saved: JsonObject) -> str | None:
+def _other(cfg: DictConfig, saved: JsonMapping) -> str | None:
     """Name a key that a saved configuration has otherwise than the job; what a run fills in is not compared."""
     resolved: object = OmegaConf.to_container(cfg, resolve=True)
     own = flatten_config({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})

@@ -10,7 +10,7 @@ from rich.table import Table
 from semcorr.cli.sweep.plan import JobOutcome, is_done, read_job_metrics
 from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.metrics.pck import SUBSETS
 
 ALPHA = "0.1"
@@ -24,7 +24,7 @@ class SweepRow(NamedTuple):
 
     number: str
     typed: Mapping[str, str]
-    metrics: Sequence[JsonObject]
+    metrics: Sequence[JsonMapping]
 
 
 def print_summary(outcomes: Sequence[JobOutcome]) -> int:
@@ -74,14 +74,14 @@ def build_table(outcomes: Sequence[JobOutcome]) -> Table:
     return made
 
 
-def group_seeds(jobs: Iterable[tuple[str, Sequence[str], JsonObject]]) -> list[SweepRow]:
+def group_seeds(jobs: Iterable[tuple[str, Sequence[str], JsonMapping]]) -> list[SweepRow]:
     """Jobs that differ in nothing but their seed, together.
 
     >>> jobs = [("0", ["seed=1"], {}), ("1", ["seed=2"], {}), ("2", ["seed=1", "a=b"], {})]
     >>> [row.number for row in group_seeds(jobs)]
     ['0, 1', '2']
     """
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[str, JsonObject]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[str, JsonMapping]]] = {}
     for number, overrides, metrics in jobs:
         typed = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
         typed.pop(SEED, None)
@@ -113,7 +113,7 @@ def _code(failed: Sequence[JobOutcome]) -> int:
     return 0 if not failed else 2 if all(outcome.fault == 2 for outcome in failed) else 1
 
 
-def _scores(metrics: JsonObject) -> dict[str, float | None]:
+def _scores(metrics: JsonMapping) -> dict[str, float | None]:
     if PAIRS not in metrics:
         return {key: metrics[TRACKING][key] for key in TRACKS}
     return {subset: metrics[PAIRS][subset]["image"][ALPHA] for subset in SUBSETS}

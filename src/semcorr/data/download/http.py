@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from urllib3.exceptions import HTTPError
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.download.recipe import ArchiveInfo
 
 TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
@@ -94,7 +94,7 @@ def _request(archive: ArchiveInfo, part: Path) -> Response:
     return requests.get(archive.url, headers=PLAIN, timeout=TIMEOUT, stream=True)
 
 
-def _is_continuation(response: Response, offset: int, ticket: JsonObject) -> bool:
+def _is_continuation(response: Response, offset: int, ticket: JsonMapping) -> bool:
     """Return whether a 206 is the rest of the same file. A server may ignore If-Range or send another range."""
     content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not content_range or int(content_range[1]) != offset:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
-from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.download.recipe import DownloadRecipe
 
 PREPARED, VERIFIED = "prepared.json", "verify.json"
@@ -94,6 +94,6 @@ def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path,
         raise UserError(f"the archives do not make a whole {name} tree: {message}") from None
 
 
-def write_note(path: Path, content: JsonObject) -> None:
+def write_note(path: Path, content: JsonMapping) -> None:
     """Write a JSON file for people and programs."""
     write_text(path, json.dumps(content, indent=1) + "\n")

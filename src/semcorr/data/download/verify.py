@@ -16,7 +16,7 @@ from rich.text import Text
 
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.datamodule import PairDataModule, PairListEntry
 from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import open_image
@@ -124,7 +124,7 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
 def check_lists(
     rows: Mapping[str, Sequence[PairListEntry]],
     categories: Mapping[str, Mapping[str, int]],
-    official: JsonObject,
+    official: JsonMapping,
 ) -> list[VerificationCheck]:
     """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
     checks = []

@@ -17,7 +17,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, require_fields
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.data.augment import require_flips
 from semcorr.data.datamodule import PairDataModule
@@ -57,7 +57,7 @@ class AdaptivePose:
     """
 
     mirror: bool = False
-    rotations: JsonObject = field(default_factory=dict)
+    rotations: JsonMapping = field(default_factory=dict)
     mask: str = "auto"
     reduce: str = "mean"
     mutual: bool = False

@@ -1,1 +1,1 @@
-"""Label a folder of images by a few that are annotated."""
+"""Label transfer: keypoints of a folder of images from a few annotated ones."""

@@ -1,4 +1,4 @@
-"""A COCO keypoint file with a few annotated images: what labels others, and what is to be labelled."""
+"""Reading a COCO keypoint file with a few annotated images: the sources of labels, and the objects to label."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files
@@ -22,78 +23,78 @@ log = logging.getLogger(__name__)
 
 
 class TransferImage(NamedTuple):
-    """An image of the file or of the folder."""
+    """An image of the annotation file or of the folder."""
 
     id: Any
-    name: str  # below the folder
+    name: str  # path below the folder
     path: Path
-    size: tuple[int, int] | None  # width and height, if the file says so
+    size: tuple[int, int] | None  # width and height, if the file has them
 
 
 class AnnotatedObject(NamedTuple):
-    """An object: annotated, if any of its keypoints is shown; to be labelled, if none is."""
+    """An object: a source if any of its keypoints is annotated, otherwise a target to label."""
 
     id: Any
     photo: TransferImage
-    category: Any  # its id
+    category: object  # id of the category
     box: Box | None
-    points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not shown
-    shown: Bool[Tensor, " k"]
+    points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
+    shown: Bool[Tensor, " k"]  # keypoints that are annotated
 
 
 class CocoAnnotations(NamedTuple):
-    """What is given."""
+    """The content of an annotation file: categories, sources and targets."""
 
-    categories: list[Mapping[str, Any]]  # as in the file
-    sources: dict[Any, list[AnnotatedObject]]  # by the id of their category
+    categories: list[JsonMapping]  # as in the file
+    sources: dict[Any, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 
 
 def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: str | None = None) -> CocoAnnotations:
-    """Sources and targets.
+    """Read the sources and targets of an annotation file and a folder of images.
 
     An annotation without a keypoint (v is 0 everywhere, or there are none) is an object to be labelled. An image
     without annotation, of the file or of the folder alone, shows one object, as large as itself.
 
     Args:
-        path: COCO: images, annotations, categories. AnimalPose's dialect is understood, too.
-        folder: Where the images are, with those in its subfolders.
-        layout: Of boxes: `xywh`, or `xyxy`.
-        category: Name of the category of images without annotation; may be left out if there is but one.
+        path: COCO file with images, annotations and categories. AnimalPose's dialect is understood, too.
+        folder: Folder of the images, including its subfolders.
+        layout: Layout of boxes: `xywh` or `xyxy`.
+        category: Name of the category of images without annotation; may be left out if there is only one.
 
     Raises:
-        UserError: The file contradicts itself or the folder; nothing labels, or nothing is to be labelled.
+        UserError: The file contradicts itself or the folder, or there is no source or no target.
     """
-    kinds, things, bare = read_objects(path, folder, layout)
+    categories, objects, unannotated = read_objects(path, folder, layout)
     sources: dict[Any, list[AnnotatedObject]] = {}
-    for thing in things:
-        if bool(thing.shown.any()):
-            sources.setdefault(thing.category, []).append(thing)
+    for item in objects:
+        if bool(item.shown.any()):
+            sources.setdefault(item.category, []).append(item)
     if not sources:
         raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
-    targets = [thing for thing in things if not bool(thing.shown.any())]
-    targets += _whole(bare, kinds, sources, category, path)
-    _check(targets, sources, kinds, path, folder)
-    order = {kind: i for i, kind in enumerate(kinds)}
-    return CocoAnnotations(list(kinds.values()), sources, sorted(targets, key=lambda thing: order[thing.category]))
+    targets = [item for item in objects if not bool(item.shown.any())]
+    targets += _whole_image_objects(unannotated, categories, sources, category, path)
+    _check_targets(targets, sources, categories, path, folder)
+    order = {category_id: i for i, category_id in enumerate(categories)}
+    return CocoAnnotations(list(categories.values()), sources, sorted(targets, key=lambda item: order[item.category]))
 
 
 def read_objects(
     path: Path, folder: Path, layout: str
-) -> tuple[dict[Any, Any], list[AnnotatedObject], list[TransferImage]]:
-    """Categories by their ids, objects, and images without annotation."""
+) -> tuple[dict[object, object], list[AnnotatedObject], list[TransferImage]]:
+    """Read categories by their ids, objects, and images without annotation."""
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Give the folder of the images that {path} names")
     content = read_coco(path, folder, "the folder of images", layout, "--box")
-    photos = {key: _photo(image, path, folder) for key, image in content.images.items()}
-    things = [_thing(one, photos[one.image.id], layout) for one in content.annotations]
-    kinds = {one.id: one.entry for one in content.categories}
-    return kinds, things, _bare(photos, content.named, folder)
+    images = {key: _to_transfer_image(image, path, folder) for key, image in content.images.items()}
+    objects = [_to_object(annotation, images[annotation.image.id], layout) for annotation in content.annotations]
+    categories = {category.id: category.entry for category in content.categories}
+    return categories, objects, _unannotated_images(images, content.named, folder)
 
 
-def _photo(image: CocoImage, path: Path, folder: Path) -> TransferImage:
+def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferImage:
     if not image.path.is_file():
         raise UserError(
             f"{path} names the image {image.file_name}, which is not in {folder}. Restore it, or drop the entry"
@@ -101,67 +102,79 @@ def _photo(image: CocoImage, path: Path, folder: Path) -> TransferImage:
     return TransferImage(image.id, image.name, image.path, image.size)
 
 
-def _bare(photos: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
-    """Images without annotation: of the file, and those of the folder that it does not name, with ids of their own."""
-    known = {i: photo.path.resolve() for i, photo in photos.items()}
-    annotated = {known[i] for i in named}  # an image may have two entries
-    free = count(1 + max((int(i) for i in photos if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
-    everything = set(known.values())
-    others = list_image_files(folder, below=True, besides=everything)
-    return [photo for i, photo in photos.items() if known[i] not in annotated] + [
-        TransferImage(next(free), file.relative_to(folder).as_posix(), file, None) for file in others
+def _unannotated_images(images: Mapping[Id, TransferImage], named: Collection[Id], folder: Path) -> list[TransferImage]:
+    """Return images without annotation: of the file, and those of the folder that it does not name, with new ids."""
+    paths = {i: image.path.resolve() for i, image in images.items()}
+    annotated = {paths[i] for i in named}  # an image may have two entries, so paths are compared
+    free_ids = count(1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
+    known_paths = set(paths.values())
+    unnamed = list_image_files(folder, below=True, besides=known_paths)
+    return [image for i, image in images.items() if paths[i] not in annotated] + [
+        TransferImage(next(free_ids), file.relative_to(folder).as_posix(), file, None) for file in unnamed
     ]
 
 
-def _thing(one: CocoAnnotation, photo: TransferImage, layout: str) -> AnnotatedObject:
-    if one.flat is not None and not one.annotated:
+def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) -> AnnotatedObject:
+    if annotation.flat is not None and not annotation.annotated:
         raise UserError(
-            f"{one.where}: `bbox` {quote_json(one.flat)} has no area. It is read as {layout}; --box says otherwise"
+            f"{annotation.where}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
+            "--box says otherwise"
         )
-    shown = torch.tensor([point is not None for point in one.points])
-    points = torch.tensor([point or (0.0, 0.0) for point in one.points])
-    return AnnotatedObject(one.id, photo, one.category.id, one.box.xywh if one.box else None, points, shown)
+    annotated = torch.tensor([point is not None for point in annotation.points])
+    points = torch.tensor([point or (0.0, 0.0) for point in annotation.points])
+    return AnnotatedObject(
+        annotation.id, image, annotation.category.id, annotation.box.xywh if annotation.box else None, points, annotated
+    )
 
 
-def _whole(
-    photos: Sequence[TransferImage],
-    kinds: Mapping[Any, Any],
-    sources: Mapping[Any, Any],
+def _whole_image_objects(
+    images: Sequence[TransferImage],
+    categories: Mapping[object, object],
+    sources: Mapping[object, object],
     category: str | None,
     path: Path,
 ) -> list[AnnotatedObject]:
-    """Images that nothing is said of."""
-    if category is None and len(sources) > 1 and photos:
+    """Return one object for each image without annotation, as large as the image."""
+    if category is None and len(sources) > 1 and images:
         raise UserError(
-            f"{len(photos)} images, such as {photos[0].name}, have no annotation, and {path} has {len(sources)} "
+            f"{len(images)} images, such as {images[0].name}, have no annotation, and {path} has {len(sources)} "
             "annotated categories. Name theirs with --category, or give each an annotation with its category_id"
         )
-    named = [i for i, kind in kinds.items() if kind.get("name") == category]
-    if category is not None and not named:
-        there = ", ".join(category_name(kind) for kind in kinds.values())
-        raise UserError(f"--category: {path} has no category {category!r}; it has {there}")
-    if category is not None and not photos:
+    category_ids = [i for i, entry in categories.items() if entry.get("name") == category]
+    if category is not None and not category_ids:
+        available = ", ".join(category_name(entry) for entry in categories.values())
+        raise UserError(f"--category: {path} has no category {category!r}; it has {available}")
+    if category is not None and not images:
         log.warning("--category %s has no effect: every image has an annotation", category)
-    kind = named[0] if named else next(iter(sources))
-    many = len(kinds[kind].get("keypoints") or [])
-    return [AnnotatedObject(None, one, kind, None, torch.zeros(many, 2), torch.zeros(many).bool()) for one in photos]
+    category_id = category_ids[0] if category_ids else next(iter(sources))
+    number = len(categories[category_id].get("keypoints") or [])
+    return [
+        AnnotatedObject(None, image, category_id, None, torch.zeros(number, 2), torch.zeros(number).bool())
+        for image in images
+    ]
 
 
-def _check(
-    targets: Sequence[AnnotatedObject], sources: Mapping[Any, Any], kinds: Mapping[Any, Any], path: Path, folder: Path
+def _check_targets(
+    targets: Sequence[AnnotatedObject],
+    sources: Mapping[object, object],
+    categories: Mapping[object, object],
+    path: Path,
+    folder: Path,
 ) -> None:
     if not targets:
         raise UserError(f"Every image of {folder} is annotated in {path}: there is none to be labelled. Add some")
-    orphans = Counter(category_name(kinds[thing.category]) for thing in targets if thing.category not in sources)
-    for name, many in orphans.items():
-        raise UserError(f"{path} has no annotated image of {name}, which {many} are to be labelled as. Annotate one")
+    unsourced = Counter(
+        category_name(categories[target.category]) for target in targets if target.category not in sources
+    )
+    for name, number in unsourced.items():
+        raise UserError(f"{path} has no annotated image of {name}, which {number} are to be labelled as. Annotate one")
 
 
 def list_objects(sheet: CocoAnnotations) -> list[AnnotatedObject]:
-    """Sources and targets."""
-    return [*sheet.targets, *(thing for things in sheet.sources.values() for thing in things)]
+    """Return all objects, targets first."""
+    return [*sheet.targets, *(source for sources in sheet.sources.values() for source in sources)]
 
 
-def category_name(kind: Mapping[str, Any]) -> str:
-    """A category's name, or its id."""
+def category_name(kind: JsonMapping) -> str:
+    """Return a category's name, or its id if it has none."""
     return str(kind.get("name", kind.get("id")))

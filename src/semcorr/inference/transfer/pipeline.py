@@ -1,15 +1,15 @@
-"""Every target of a sheet, streamed: opened, cut out, encoded, and labelled by the sources of its category."""
+"""The pipeline of label transfer: targets are opened, cropped, encoded, and labelled by sources of their category."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import unique_names
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
@@ -21,7 +21,7 @@ from semcorr.inference.transfer.vote import PLACE
 from semcorr.store.encode import split_into_chunks
 from semcorr.visualization.predictions import save_plot
 
-UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # for a file's name, on one system or another
+UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that file names must not contain on some system
 
 
 def label_folder(
@@ -34,134 +34,142 @@ def label_folder(
     skipped: list[dict[str, str]] | None = None,
     folder: Path | None = None,
 ) -> Iterator[KeypointLabel]:
-    """Targets one after the other; of one category at a time the sources are kept.
+    """Label the targets one after the other, with the sources of one category in memory at a time.
 
     Args:
-        matcher: What finds keypoints.
+        matcher: Matcher that finds the keypoints.
         sheet: Sources and targets.
-        use: `vote` or `best`.
-        flip: Sources are also used mirrored, where keypoints are named left and right.
-        min_score: Keypoints with more are found.
-        place: What lying where the sources have it in their boxes is worth, in similarity; of targets with a box.
-        skipped: Broken images are noted here and left out, while a source remains; None: they are refused.
-        folder: For pictures.
+        use: `vote` for all sources or `best` for the best-fitting one.
+        flip: Whether sources are also used mirrored, if keypoints are named left and right.
+        min_score: Score above which a keypoint counts as found.
+        place: Weight of the location prior in units of similarity, for targets with a box.
+        skipped: List to which broken images are added, which are left out while a source remains; None refuses them.
+        folder: Folder for pictures of the labels; None draws none.
     """
     check_rule(matcher)
     stored: list[str] = []
-    kinds = {kind["id"]: kind for kind in sheet.categories}
-    named = list(zip(sheet.targets, label_picture_names(sheet.targets), strict=True))
+    categories = {category["id"]: category for category in sheet.categories}
+    named_targets = list(zip(sheet.targets, label_picture_names(sheet.targets), strict=True))
     with Progress(transient=True) as bar:
         task = bar.add_task("Labelling", total=len(sheet.targets))
-        for kind, things in sheet.sources.items():
-            targets = [(thing, name) for thing, name in named if thing.category == kind]
+        for category_id, objects in sheet.sources.items():
+            targets = [(target, name) for target, name in named_targets if target.category == category_id]
             if not targets:
                 continue
-            sources = _sources(matcher, things, kinds[kind], flip, skipped, stored)
-            for some in split_into_chunks(targets, matcher.batch):
-                yield from _some(matcher, sources, some, kinds[kind], (use, min_score, place), skipped, stored, folder)
-                bar.advance(task, len(some))
+            sources = _encode_sources(matcher, objects, categories[category_id], flip, skipped, stored)
+            for chunk in split_into_chunks(targets, matcher.batch):
+                yield from _label_chunk(
+                    matcher, sources, chunk, categories[category_id], (use, min_score, place), skipped, stored, folder
+                )
+                bar.advance(task, len(chunk))
     warn_stored_orientation("transfer", list(dict.fromkeys(stored)))
 
 
 def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
-    """Of the pictures of labels, each its own: the image's and the object's."""
-    wished = [thing.photo.name if thing.id is None else f"{thing.photo.name}.{thing.id}" for thing in targets]
-    return [f"{name}.png" for name in unique_names([UNFIT.sub("_", name)] for name in wished)]
+    """Return a unique file name for the picture of each label, from the names of image and object."""
+    preferred = [thing.photo.name if thing.id is None else f"{thing.photo.name}.{thing.id}" for thing in targets]
+    return [f"{name}.png" for name in unique_names([UNFIT.sub("_", name)] for name in preferred)]
 
 
-def _sources(
+def _encode_sources(
     matcher: Matcher,
-    things: Sequence[AnnotatedObject],
-    kind: Mapping[str, Any],
+    objects: Sequence[AnnotatedObject],
+    category: JsonObject,
     flip: bool,
     skipped: list[dict[str, str]] | None,
     stored: list[str],
 ) -> list[LabelledSource]:
-    """All whose images can be read."""
-    found: list[LabelledSource] = []
-    for thing in things:
-        if (whole := _opened(thing, skipped, stored)) is not None:
-            found += open_source(matcher, thing, kind, flip, whole)
-    if not found:
+    """Encode all sources whose images can be read."""
+    sources: list[LabelledSource] = []
+    for item in objects:
+        if (picture := _open_or_skip(item, skipped, stored)) is not None:
+            sources += open_source(matcher, item, category, flip, picture)
+    if not sources:
         raise UserError(
-            f"None of the annotated images of {category_name(kind)} can be read. Restore one of them, at least"
+            f"None of the annotated images of {category_name(category)} can be read. Restore one of them, at least"
         )
-    return found
+    return sources
 
 
 def open_source(
-    matcher: Matcher, thing: AnnotatedObject, kind: Mapping[str, Any], flip: bool, whole: Picture | None = None
+    matcher: Matcher, thing: AnnotatedObject, kind: JsonMapping, flip: bool, whole: Picture | None = None
 ) -> list[LabelledSource]:
-    """An annotated object, and with `flip` its mirror image; cut out so that every keypoint is inside.
+    """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
 
     Args:
-        matcher: Encodes both.
-        thing: The object.
-        kind: Its category.
-        flip: Where its keypoints have sides.
-        whole: Its image, if that is open.
+        matcher: Matcher that encodes both.
+        thing: The annotated object.
+        kind: Category of the object.
+        flip: Whether to encode the mirror image too, if keypoints are named left and right.
+        whole: Image of the object, if it is open already.
     """
     whole = whole or open_object_image(thing)
     width, height = whole.size
-    most = torch.tensor([width, height]) - 0.5
-    shown = thing.points[thing.shown]
-    if bool(((shown < -1.5) | (shown > most + 1)).any()):  # within a pixel: other conventions of what 0 is
+    limit = torch.tensor([width, height]) - 0.5
+    annotated_points = thing.points[thing.shown]
+    # A pixel of tolerance: conventions of the origin differ.
+    if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):
         raise UserError(
             f"The annotation {thing.id} of {thing.photo.name} has keypoints outside the image, which is "
             f"{width} x {height} pixels. Correct them"
         )
-    points = thing.points.clamp(min=-0.5).minimum(most)
-    part = crop_picture(whole, None if thing.box is None else enlarge_box(thing.box, points[thing.shown]))
+    points = thing.points.clamp(min=-0.5).minimum(limit)
+    crop = crop_picture(whole, None if thing.box is None else enlarge_box(thing.box, points[thing.shown]))
     order = flip_from_names(kind["keypoints"])
-    also = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
-    return encode_source(matcher, part, points, thing.shown, thing.id, also, boxed=thing.box is not None)
+    mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    return encode_source(matcher, crop, points, thing.shown, thing.id, mirror_order, boxed=thing.box is not None)
 
 
-def _some(
+def _label_chunk(
     matcher: Matcher,
     sources: Sequence[LabelledSource],
     targets: Sequence[tuple[AnnotatedObject, str]],
-    kind: Mapping[str, Any],
-    how: tuple[str, float, float],
+    category: JsonObject,
+    options: tuple[str, float, float],
     skipped: list[dict[str, str]] | None,
     stored: list[str],
     folder: Path | None,
 ) -> Iterator[KeypointLabel]:
-    """As many as are encoded at once."""
-    use, min_score, place = how
-    things = [(thing, name, one) for thing, name in targets if (one := _opened(thing, skipped, stored)) is not None]
-    parts = [crop_picture(one, thing.box) for thing, _, one in things]
-    for (thing, name, one), part, target in zip(
-        things, parts, matcher.encoded([part.picture for part in parts]), strict=True
+    """Label the targets that are encoded at once."""
+    use, min_score, prior_weight = options
+    items = [
+        (item, name, picture) for item, name in targets if (picture := _open_or_skip(item, skipped, stored)) is not None
+    ]
+    crops = [crop_picture(picture, item.box) for item, _, picture in items]
+    for (item, name, picture), crop, target in zip(
+        items, crops, matcher.encoded([crop.picture for crop in crops]), strict=True
     ):
-        found = propagate(matcher, sources, target, use, 0.0 if thing.box is None else place)
-        points, scores = part.out_of(found.points), found.scores.round(decimals=4)  # as they are written
-        said = contributing_sources(sources, found.weights)
-        label = KeypointLabel(thing, one.size, points, scores, scores > min_score, said)
+        keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else prior_weight)
+        points, scores = crop.out_of(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
+        contributions = contributing_sources(sources, keypoints.weights)
+        label = KeypointLabel(item, picture.size, points, scores, scores > min_score, contributions)
         if folder is not None:
-            save_plot(draw_label_picture(part.picture, found.points, label, skeleton_edges(kind)), folder / name)
+            save_plot(
+                draw_label_picture(crop.picture, keypoints.points, label, skeleton_edges(category)), folder / name
+            )
         yield label
 
 
 def open_object_image(thing: AnnotatedObject, stored: list[str] | None = None) -> Picture:
-    """Its image, the way round that its annotations are of, by the size that they give.
+    """Open the image of an object, in the orientation of its annotations, judged by the size that they give.
 
     Args:
         thing: The object.
-        stored: The image's name is added, if that is as it is stored, and not upright.
+        stored: List to which the image's name is added if that is the stored orientation, and not the upright one.
     """
-    found, upright = read_annotated(thing.photo.path, thing.photo.size)
+    picture, upright = read_annotated(thing.photo.path, thing.photo.size)
     if stored is not None and not upright:
         stored.append(thing.photo.name)
-    return found
+    return picture
 
 
-def _opened(thing: AnnotatedObject, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
+def _open_or_skip(item: AnnotatedObject, skipped: list[dict[str, str]] | None, stored: list[str]) -> Picture | None:
     try:
-        return open_object_image(thing, stored)
+        return open_object_image(item, stored)
     except UserError as error:
         if skipped is None:
             raise UserError(f"{error}. With --skip-broken it is left out") from None
-        if (note := {"file_name": thing.photo.name, "reason": str(error)}) not in skipped:  # of its other objects
+        # Another object of the image may have added it already.
+        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped:
             skipped.append(note)
         return None

@@ -1,6 +1,6 @@
-"""Which of several annotated sources to believe: from their similarities with a target to one similarity.
+"""Combination of the similarities of several annotated sources with a target into one similarity.
 
-Choosing a source and voting differ in nothing but the weights of their sum. For heads that compare by cosine the
+Choosing a source and voting differ only in the weights of their sum. For heads that compare by cosine the
 sum is the similarity with the weighted mean of the sources' descriptors.
 """
 
@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-PLACE = 0.2  # what lying where the sources have it is worth, in similarity
-SPREAD = 0.15  # of the view's side: how far from there it may well lie
-TEMPERATURE = 0.1  # of a cosine: a source that fits worse by so much has 1/e of the weight
+PLACE = 0.2  # weight of the location prior, in units of similarity
+SPREAD = 0.15  # standard deviation of the location prior, as a share of the view's side
+TEMPERATURE = 0.1  # in units of cosine: a source that fits worse by this much has 1/e of the weight
 
 
 def source_fitness(similarity: Float[Tensor, "s k h w"], shown: Bool[Tensor, "s k"]) -> Float[Tensor, " s"]:
-    """How well each source fits a target: the mean, over the keypoints it shows, of the best cell's similarity.
+    """Compute how well each source fits a target: the mean best similarity over the keypoints it shows.
 
-    -inf for a source that shows none.
+    It is -inf for a source that shows none.
 
     >>> source_fitness(torch.tensor([[[[0.25, 0.5]], [[1.0, 0.0]]]]), torch.tensor([[True, True]]))
     tensor([0.7500])
@@ -29,7 +29,7 @@ def source_fitness(similarity: Float[Tensor, "s k h w"], shown: Bool[Tensor, "s 
 def source_weights(
     fit: Float[Tensor, " s"], shown: Bool[Tensor, "s k"], temperature: float = TEMPERATURE
 ) -> Float[Tensor, "s k"]:
-    """Weights of the sources: a softmax of how well they fit over those that show a keypoint; 0 where none does.
+    """Compute the sources' weights: a softmax of their fit over those that show a keypoint; 0 if none does.
 
     >>> source_weights(torch.tensor([0.5, 0.5]), torch.tensor([[True, True, False], [True, False, False]]))
     tensor([[0.5000, 1.0000, 0.0000],
@@ -40,34 +40,34 @@ def source_weights(
 
 
 def best_source_weights(fit: Float[Tensor, " s"], shown: Bool[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-    """All the weight to the source that fits best, of those that show a keypoint; the first of equals.
+    """Give all the weight to the best-fitting source of those that show a keypoint; the first of equals.
 
     >>> best_source_weights(torch.tensor([0.5, 0.7]), torch.tensor([[True, True, False], [True, False, False]]))
     tensor([[0., 1., 0.],
             [1., 0., 0.]])
     """
-    chosen = fit[:, None].masked_fill(~shown, -torch.inf).argmax(0)
+    best = fit[:, None].masked_fill(~shown, -torch.inf).argmax(0)
     weights = torch.zeros(shown.shape, dtype=fit.dtype, device=fit.device)
-    return weights.scatter_(0, chosen[None], 1.0) * shown
+    return weights.scatter_(0, best[None], 1.0) * shown
 
 
 def vote_similarity(similarity: Float[Tensor, "s k h w"], weights: Float[Tensor, "s k"]) -> Float[Tensor, "k h w"]:
-    """The sources' similarities, summed by their weights before anything is localised: places add up, points do not."""
+    """Return the weighted sum of the sources' similarities: maps can be summed before localisation, points cannot."""
     return torch.einsum("skhw,sk->khw", similarity, weights)
 
 
 def location_prior(
     cells: Float[Tensor, "s k 2"], weights: Float[Tensor, "s k"], size: tuple[int, int], spread: float = SPREAD
 ) -> Float[Tensor, "k h w"]:
-    """How much a cell is where the sources have a keypoint, in [0, 1]: Gaussians around its places, by their weights.
+    """Compute a prior of the location of keypoints, in [0, 1]: weighted Gaussians around those of the sources.
 
-    Objects in boxes are framed alike: a keypoint's place in one is a guess at its place in another.
+    Objects in boxes are framed alike: a keypoint's position in one predicts its position in another.
 
     Args:
-        cells: Of the sources' keypoints, in the sources.
-        weights: Of the sources.
-        size: Width and height of the map.
-        spread: Of a Gaussian, as a share of these.
+        cells: Positions of the sources' keypoints, in cells of the sources.
+        weights: Weights of the sources, per keypoint.
+        size: Width and height of the map, in cells.
+        spread: Standard deviation of a Gaussian, as a share of width and height.
     """
     x, y = (torch.arange(side, device=cells.device) for side in size)
     across, down = (
@@ -85,18 +85,18 @@ def agreement(
     weights: Float[Tensor, "s k"],
     near: float,
 ) -> Float[Tensor, " k"]:
-    """How far the sources stand behind what was found, in [0, 1].
+    """Compute the agreement of the sources with the points of the vote, in [0, 1].
 
-    The mean of two shares of their weight: of those whose own answer lies near it, and of those whose keypoint lies
-    near to where it is found in them.
+    The mean of two shares of the sources' weight: of those whose own point lies near the vote's, and of those to whose
+    keypoint the vote's point matches back.
 
     Args:
-        own: Each source's answer,
-        found: and the vote's.
-        back: Where that is found in each source,
-        asked: and the source's keypoint.
-        weights: Of the sources; each keypoint's sum to 1, or are 0.
-        near: How far is near, in the same pixels.
+        own: Points of each source alone, in the target.
+        found: Points of the vote, in the target.
+        back: Points of the vote matched back to each source.
+        asked: Keypoints of each source.
+        weights: Weights of the sources; for each keypoint they sum to 1, or are all 0.
+        near: Distance up to which points are near, in the same pixels.
     """
     agree = (own - found).norm(dim=-1) <= near
     returns = (back - asked).norm(dim=-1) <= near

@@ -1,1 +1,1 @@
-"""An image to dense features."""
+"""Backbones, which turn an image into dense features."""

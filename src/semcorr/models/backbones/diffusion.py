@@ -1,7 +1,6 @@
-"""Stable Diffusion as a backbone: what its UNet thinks of an image under a little noise."""
+"""Stable Diffusion as a backbone: features of its UNet for an image with a little noise."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from semcorr.models.backbones.weights import weights_sha256
 
 
 class FixedPrompt(nn.Module):
-    """One text for every image."""
+    """The hidden states of one text, used for every image."""
 
     pairwise = False
     hidden: Tensor
@@ -31,35 +30,37 @@ class FixedPrompt(nn.Module):
         self.register_buffer("hidden", hidden, persistent=False)
 
     def forward(self) -> Float[Tensor, "1 l d"]:
-        """The text encoder's hidden states, computed once."""
+        """Return the hidden states of the text encoder, computed once."""
         return self.hidden
 
 
 class StableDiffusion(Backbone):
     """Dense features of Stable Diffusion's UNet: DIFT (Tang et al. 2023), sd-dino (Zhang et al. 2023) and between.
 
-    An image's latent, the mean (and mode) of what the autoencoder thinks of it, is noised to `timestep`
-    and the UNet run once. The noise is the same for every image and in every process, so features are
-    too; DIFT draws it, and the latent, anew.
+    An image's latent, the mean (and mode) of the autoencoder's distribution, is noised to `timestep`
+    and the UNet is run once. The noise is the same for every image and in every process, and so are
+    features; DIFT draws both noise and latent each time.
 
     Layers are the decoder's twelve steps, each a residual block with its attention, and upsampling at
     the end of a block. DIFT's `up_ft_index` i is step 3i + 2; sd-dino's three layers are 1, 4 and 7.
 
     Args:
-        name: The hub's, of a model in diffusers' layout.
+        name: Name on the Hugging Face hub of a model in diffusers' layout.
         size: Side of the square images are resized to, in pixels.
-        grid: Cells along that side instead.
-        pretrained: Download the weights by name. Without them, and without `weights`, they are random.
-        weights: A local directory instead: `unet`, `vae`, `text_encoder`, `tokenizer`.
-        layers: Which steps' outputs to read; negatives count from the end.
-        timestep: How far to noise the latent, of 1000.
-        ensemble: Over how many noises to average the features.
-        prompt: The text. DIFT's "a photo of a {category}" names what it is not told in general.
-        seed: Of the noises.
-        freeu: Send the decoder through FreeU: its two stages told by `channels`, as in the original and
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download the weights by name. If false, and without `weights`, they are random.
+        weights: Local directory to read instead, with `unet`, `vae`, `text_encoder` and `tokenizer`.
+        layers: Decoder steps whose outputs are read; negative numbers count from the end.
+        timestep: Timestep, of 1000, to which the latent is noised.
+        ensemble: Number of noises that the features are averaged over.
+        prompt: Text that conditions the UNet. DIFT's "a photo of a {category}" needs the category, which is
+            not known in general.
+        seed: Seed of the noises.
+        freeu: Apply FreeU in the decoder, with its two stages told apart by `channels`, as in the original and
             GeoAware-SC, or by `blocks`, as in diffusers.
-        components: Reduce each layer to so many principal components of both images of a pair (sd-dino: 256).
-        parts: The networks themselves instead of all of the above ways to get them.
+        components: Number of principal components of both images of a pair that each layer is reduced to
+            (sd-dino: 256).
+        parts: Networks to use, instead of those that `name`, `pretrained` and `weights` describe.
     """
 
     norm: nn.Module | None = None
@@ -82,20 +83,20 @@ class StableDiffusion(Backbone):
         parts: DiffusionNetworks | None = None,
     ) -> None:
         super().__init__()
-        _check("timestep", timestep, 0, TIMESTEPS - 1)
-        _check("ensemble", ensemble, 1, None)
+        _require_range("timestep", timestep, 0, TIMESTEPS - 1)
+        _require_range("ensemble", ensemble, 1, None)
         if freeu is not None and freeu not in STAGES:
             raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
         parts = parts or load_diffusion_networks(name, pretrained, weights)
         unet, vae, text = parts.unet, parts.vae, parts.text()
         decoder = list_decoder_steps(unet)
         self.layers = normalise_layer_indices(layers, len(decoder))
-        read = [decoder[i] for i in self.layers]
-        _check("components", components, 1, min(step.channels for step in read))
+        steps = [decoder[i] for i in self.layers]
+        _require_range("components", components, 1, min(step.channels for step in steps))
         pixels = 2 ** (len(vae.config.block_out_channels) - 1)  # per latent cell
-        self.stride, self.multiple = pixels * min(step.factor for step in read), pixels * coarsest_stride(unet)
+        self.stride, self.multiple = pixels * min(step.factor for step in steps), pixels * coarsest_stride(unet)
         self.name, self.size = name, CellGrid(self.stride, self.multiple).side(name, size, grid)
-        self.widths = [components or step.channels for step in read]
+        self.widths = [components or step.channels for step in steps]
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
         self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
@@ -103,18 +104,18 @@ class StableDiffusion(Backbone):
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
         self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
-        self.text = parts.text  # not a module: read again only if a prompt is to be learned
+        self.text = parts.text  # not a module: loaded again only if a prompt is to be learned
         with torch.no_grad():
-            self.prompt: Any = FixedPrompt(text(prompt))
+            self.prompt: object = FixedPrompt(text(prompt))
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The encoder's blocks, the middle, the decoder's steps up to the last layer read."""
+        """The encoder's blocks, the middle block and the decoder's steps up to the last layer read."""
         return list(self.units)
 
     @property
     def lora_targets(self) -> list[str]:
-        """The projections of all attention, to the image and to the text."""
+        """The projections of all attention layers, to the image and to the text."""
         return ["to_q", "to_k", "to_v", "to_out.0"]
 
     @property
@@ -123,11 +124,11 @@ class StableDiffusion(Backbone):
         return self.prompt.pairwise or self.components is not None
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """RGB in [0, 1] to features."""
+        """Compute the features of RGB images in [0, 1]."""
         return self.suffix(self.prefix(image, 0), 0)
 
     def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
-        """Features of two images that are seen together."""
+        """Compute the features of two images that are seen together."""
         text = self.prompt(source, target) if self.prompt.pairwise else self.prompt()
         a, b = (self._read(self.encode(image), text) for image in (source, target))
         if self.components is None:
@@ -139,23 +140,23 @@ class StableDiffusion(Backbone):
         )
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """The latent where `depth` is 0; else what the first `depth` blocks leave for the rest, for every noise."""
+        """Compute the latent, if `depth` is 0, or else the state after the first `depth` blocks, for every noise."""
         if self.pairwise:
             raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
-        _check("depth", depth, 0, len(self.units), "")
+        _require_range("depth", depth, 0, len(self.units), "")
         latent, size = self.encode(image), (image.shape[-2], image.shape[-1])
         if depth == 0:
             return BackboneState({"latent": latent}, size)
         text, maps = self.prompt(), dict[int, Tensor]()
-        walk = self._walk(self._start(latent), text, maps, 0, depth)
+        state = self._walk(self._initial_state(latent), text, maps, 0, depth)
         values = {f"map.{layer}": values for layer, values in maps.items()}
         if depth < len(self.units):
-            kept = {"hidden": walk.hidden} | {f"skip.{number}": skip for number, skip in walk.skips.items()}
-            values |= {key: value.unflatten(0, (-1, self.ensemble)) for key, value in kept.items()}
+            remaining = {"hidden": state.hidden} | {f"skip.{number}": skip for number, skip in state.skips.items()}
+            values |= {key: value.unflatten(0, (-1, self.ensemble)) for key, value in remaining.items()}
         return BackboneState(values, size)
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """From the state after `depth` blocks to features."""
+        """Compute the features from the state after `depth` blocks."""
         text = self.prompt()
         if depth == 0:
             return FeatureMap(concatenate_layers(self._read(state.values["latent"], text)), self.stride)
@@ -163,41 +164,41 @@ class StableDiffusion(Backbone):
         maps = {int(number): value for kind, _, number, value in split if kind == "map"}
         if depth < len(self.units):
             skips = {int(number): value.flatten(0, 1) for kind, _, number, value in split if kind == "skip"}
-            walk = UNetState(state.values["hidden"].flatten(0, 1), skips)
-            self._walk(walk, text, maps, depth, len(self.units))
+            unet_state = UNetState(state.values["hidden"].flatten(0, 1), skips)
+            self._walk(unet_state, text, maps, depth, len(self.units))
         return FeatureMap(concatenate_layers([maps[layer] for layer in self.layers]), self.stride)
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
-        """The latent of an image. The autoencoder never trains."""
+        """Encode images as latents; the autoencoder is never trained."""
         mean, _ = self.to_moments(self.encoder(2 * image - 1)).chunk(2, dim=1)
         return mean * self.scaling
 
     def _read(self, latent: Float[Tensor, "b c h w"], text: Float[Tensor, "#b l d"]) -> list[Tensor]:
-        """The maps of all layers."""
+        """Compute the maps of all layers."""
         maps: dict[int, Tensor] = {}
-        self._walk(self._start(latent), text, maps, 0, len(self.units))
+        self._walk(self._initial_state(latent), text, maps, 0, len(self.units))
         return [maps[layer] for layer in self.layers]
 
-    def _start(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
+    def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
         noisy = add_noise(latent, self.timestep, self.ensemble, self.seed)
         hidden = self.conv_in(noisy.flatten(0, 1))
         return UNetState(hidden, {0: hidden} if self.keeps_first else {})
 
-    def _walk(self, walk: UNetState, text: Tensor, maps: dict[int, Tensor], start: int, stop: int) -> UNetState:
-        """Through the units from `start` to `stop`; what is read goes into `maps`, averaged over the noises."""
-        count, first = len(walk.hidden), len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
-        at = torch.full((count,), self.timestep, device=walk.hidden.device)
-        time = self.time_embedding(self.time_proj(at).to(walk.hidden.dtype))
+    def _walk(self, state: UNetState, text: Tensor, maps: dict[int, Tensor], start: int, stop: int) -> UNetState:
+        """Run the units from `start` to before `stop`; layers are recorded in `maps`, averaged over the noises."""
+        count, first = len(state.hidden), len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
+        timesteps = torch.full((count,), self.timestep, device=state.hidden.device)
+        time = self.time_embedding(self.time_proj(timesteps).to(state.hidden.dtype))
         text = text.expand(count // self.ensemble, -1, -1).repeat_interleave(self.ensemble, dim=0)
         for i in range(start, stop):
-            walk = self.units[i](walk, time, text)
+            state = self.units[i](state, time, text)
             if i - first in self.layers:
-                maps[i - first] = walk.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
-        return walk
+                maps[i - first] = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
+        return state
 
 
-def _check(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:
+def _require_range(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:
     if value is not None and (value < low or (high is not None and value > high)):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"`{group}{key}` must be {allowed}, got {value}")

@@ -1,23 +1,24 @@
-"""The networks Stable Diffusion is made of: from the hub, from a directory, or random."""
+"""The networks of Stable Diffusion, loaded from the hub or a directory, or built with random weights."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.checkpoints import format_reason, require_weights_folder
 from semcorr.models.backbones.file_kinds import describe_other
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
 from semcorr.models.backbones.weight_paths import list_library_files
 from semcorr.models.backbones.weights import require_finite_weights
 
-# What the two libraries raise where a file is absent, or none of theirs.
+# Errors that the two libraries raise where a file is missing, or not in their format.
 BROKEN = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError)
-FOLDERS = ("unet", "vae", "text_encoder", "tokenizer")  # diffusers' layout, as far as it is read
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer")  # the parts of diffusers' layout that are read
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -25,8 +26,8 @@ VAE = {
     "layers_per_block": 2,
 }
 UNET = {"block_out_channels": (320, 640, 1280, 1280)}  # the rest is diffusers' default
-# By the end of their names: the published configurations of the UNet and the text encoder.
-PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+# The published configurations of the UNet and the text encoder, by the end of a model's name.
+PUBLISHED: dict[str, tuple[JsonObject, JsonObject]] = {
     "stable-diffusion-2-1": (
         {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
         {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
@@ -40,30 +41,30 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class DiffusionNetworks(NamedTuple):
-    """What a pass through Stable Diffusion needs."""
+    """The networks that a pass through Stable Diffusion needs."""
 
-    unet: Any  # diffusers' UNet2DConditionModel
-    vae: Any  # and AutoencoderKL
+    unet: object  # diffusers' UNet2DConditionModel
+    vae: object  # diffusers' AutoencoderKL
     text: Callable[[], TextEncoder]  # large, and needed only while a prompt is read or learned
 
 
 def load_diffusion_networks(name: str, pretrained: bool, weights: str | None) -> DiffusionNetworks:
-    """From the directory `weights`; else by name through the hub; else random."""
+    """Load the networks from the directory `weights`, else by name from the hub; else build random ones."""
     diffusers = require_diffusers()
     if weights is None and not pretrained:
         return build_random_networks(name)
     if weights is not None:
-        _check_layout(Path(weights))
-    fetch = partial(_fetch, name if weights is None else weights, weights is not None)
+        _require_layout(Path(weights))
+    load_part = partial(_load_part, name if weights is None else weights, weights is not None)
     return DiffusionNetworks(
-        fetch(diffusers.UNet2DConditionModel, "unet"),
-        fetch(diffusers.AutoencoderKL, "vae"),
-        partial(_load_text, name if weights is None else weights, weights is not None),
+        load_part(diffusers.UNet2DConditionModel, "unet"),
+        load_part(diffusers.AutoencoderKL, "vae"),
+        partial(_load_text_encoder, name if weights is None else weights, weights is not None),
     )
 
 
 def build_random_networks(name: str) -> DiffusionNetworks:
-    """The architecture published under `name`, with random weights."""
+    """Build the architecture published under `name`, with random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     diffusers, key = require_diffusers(), name.rpartition("/")[2]
@@ -80,12 +81,12 @@ def build_random_networks(name: str) -> DiffusionNetworks:
 
 
 def reuse_encoder(encoder: TextEncoder) -> TextEncoder:
-    """An encoder that is there already."""
+    """Return an encoder that is already loaded."""
     return encoder
 
 
-def require_diffusers() -> Any:
-    """The library, or how to get it: it is an extra."""
+def require_diffusers() -> object:
+    """Import diffusers, an optional dependency, or raise an error that says how to install it."""
     try:
         import diffusers
     except ImportError as error:
@@ -96,40 +97,40 @@ def require_diffusers() -> Any:
     return diffusers
 
 
-def _load_text(source: str, local: bool) -> TextEncoder:
+def _load_text_encoder(source: str, local: bool) -> TextEncoder:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    model = _fetch(source, local, CLIPTextModel, "text_encoder").float()  # transformers keeps a file's half precision
-    return TextEncoder(model, _fetch(source, local, CLIPTokenizer, "tokenizer", info=False))
+    model = _load_part(source, local, CLIPTextModel, "text_encoder").float()  # the file may be in half precision
+    return TextEncoder(model, _load_part(source, local, CLIPTokenizer, "tokenizer", info=False))
 
 
-def _fetch(source: str, local: bool, kind: Any, folder: str, info: bool = True) -> Any:
-    """One part, with every one of its weights found."""
+def _load_part(source: str, local: bool, kind: object, folder: str, info: bool = True) -> object:
+    """Load one part, and require that all of its weights are found."""
     options = {"output_loading_info": True} if info else {}
     try:
         part = kind.from_pretrained(source, subfolder=folder, local_files_only=local, **options)
     except BROKEN as error:
-        raise _told(error, source, local, folder) from error
+        raise _build_load_error(error, source, local, folder) from error
     if not info:
         return part
     part, report = part
-    odd = [key for which in ("missing_keys", "mismatched_keys") for key in sorted(map(str, report.get(which) or ()))]
-    if odd:
+    unfit = [key for issue in ("missing_keys", "mismatched_keys") for key in sorted(map(str, report.get(issue) or ()))]
+    if unfit:
         raise UserError(
-            f"`backbone.weights`: {folder} of {source} does not fit its own configuration: {len(odd)} weights are "
-            f"missing or of another shape, {', '.join(odd[:3])}. Give the whole of a model in diffusers' layout."
+            f"`backbone.weights`: {folder} of {source} does not fit its own configuration: {len(unfit)} weights are "
+            f"missing or of another shape, {', '.join(unfit[:3])}. Give the whole of a model in diffusers' layout."
         )
     require_finite_weights(part.state_dict(), f"`backbone.weights`: {folder} of {source}")
     return part
 
 
-def _told(error: Exception, source: str, local: bool, folder: str) -> UserError:
-    """The failure in a sentence, with the ways out."""
-    root = error if local else _causes(error)[-1]  # the libraries say "no config.json" where there is no network
+def _build_load_error(error: Exception, source: str, local: bool, folder: str) -> UserError:
+    """Build the error for a part that could not be loaded, with the remedies."""
+    root = error if local else _list_causes(error)[-1]  # the libraries say "no config.json" where there is no network
     reason = format_reason(root)
     if local:
         return UserError(f"`backbone.weights`: {folder} in {source} cannot be read ({reason}). Give one that is whole.")
-    if any(type(cause).__name__ == "GatedRepoError" for cause in _causes(error)):
+    if any(type(cause).__name__ == "GatedRepoError" for cause in _list_causes(error)):
         return UserError(
             f"{source} is gated: ask for access at https://huggingface.co/{source}, then log in with `hf auth login` "
             "and run again; or give backbone.weights=DIRECTORY with a local copy, or another backbone.name."
@@ -142,7 +143,7 @@ def _told(error: Exception, source: str, local: bool, folder: str) -> UserError:
     )
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def _list_causes(error: BaseException | None) -> list[BaseException]:
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -150,23 +151,23 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def _check_layout(directory: Path) -> None:
+def _require_layout(directory: Path) -> None:
     if not directory.exists():
         raise UserError(f"`backbone.weights`: {directory} does not exist. Give a directory in diffusers' layout.")
     if directory.is_file():
-        told = describe_other(directory) or (
+        message = describe_other(directory) or (
             "is a file, and this backbone takes a directory. Make one of it by diffusers' "
             "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY)`."
         )
-        raise UserError(f"`backbone.weights`: {directory} {told}")
-    absent = [folder for folder in FOLDERS if not (directory / folder).is_dir()]
-    if absent and all((directory.parent / folder).is_dir() for folder in FOLDERS):
+        raise UserError(f"`backbone.weights`: {directory} {message}")
+    missing = [folder for folder in FOLDERS if not (directory / folder).is_dir()]
+    if missing and all((directory.parent / folder).is_dir() for folder in FOLDERS):
         raise UserError(
             f"`backbone.weights`: {directory} is a part of Stable Diffusion. Give the whole: {directory.parent}."
         )
-    if absent:
+    if missing:
         raise UserError(
-            f"`backbone.weights`: {directory} has no folder {', '.join(absent)}. Give a directory in diffusers' "
+            f"`backbone.weights`: {directory} has no folder {', '.join(missing)}. Give a directory in diffusers' "
             f"layout: {', '.join(FOLDERS)}."
         )
     for folder in FOLDERS:
@@ -175,14 +176,14 @@ def _check_layout(directory: Path) -> None:
             if folder != "tokenizer":
                 _require_weights(directory / folder)
         except UserError as error:
-            told = str(error).removeprefix("`backbone.weights`: ")
-            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {told}") from None
+            message = str(error).removeprefix("`backbone.weights`: ")
+            raise UserError(f"`backbone.weights`: {folder} in {directory} cannot be read: {message}") from None
 
 
 def _require_weights(folder: Path) -> None:
     if list_library_files(folder, "backbone.weights"):
         return
-    variant = next(iter(sorted(folder.glob("*model.*.safetensors"))), None)  # such as of float16
+    variant = next(iter(sorted(folder.glob("*model.*.safetensors"))), None)  # such as the one in float16
     plain = f"{variant.name.partition('.')[0]}.safetensors" if variant else ""
     remedy = f"Call {variant.name} in it {plain}" if variant else "Take another copy of the folder, with its weights"
     raise UserError(f"`backbone.weights`: {folder} has no weights under the name that is read. {remedy}.")

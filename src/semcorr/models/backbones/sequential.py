@@ -1,4 +1,4 @@
-"""A network that is a chain of blocks as a backbone, with a cut after any of them."""
+"""Backbones that are a chain of blocks, and can be cut after any of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,50 +15,50 @@ from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.layers import concatenate_layers
 
-LARGEST = 2**14  # pixels along a side: beyond, a single image takes more memory than there is
-Step = Callable[..., Any]  # step(i, the block's own forward, its arguments) -> its output
+LARGEST = 2**14  # pixels along a side: a single larger image takes more memory than there is
+Step = Callable[..., Any]  # step(i, the block's original forward, its arguments) -> its output
 
 
 class CellGrid(NamedTuple):
-    """How a network lays cells over an image."""
+    """The grid of cells that a network lays over an image."""
 
     stride: int  # image pixels per cell
-    multiple: int  # what image sides must be multiples of, in pixels
+    multiple: int  # image sides must be multiples of it, in pixels
 
     def side(self, name: str, size: int | None, cells: int | None = None) -> int:
-        """Pixels along a side, given in pixels, or in cells where `cells` is given.
+        """Return the pixels along a side that is given in pixels, or in cells if `cells` is not None.
 
         >>> CellGrid(stride=14, multiple=14).side("dinov2", 840, cells=32)
         448
         """
-        key, given = ("size", size or 0) if cells is None else ("grid", cells * self.stride)
-        if given > LARGEST:
-            most = LARGEST if cells is None else LARGEST // self.stride
-            raise UserError(f"`backbone.{key}` must be at most {most} for {name}, {LARGEST} pixels along a side")
-        if given > 0 and given % self.multiple == 0:
-            return given
-        below = given // self.multiple * self.multiple
-        near = [side for side in (below, below + self.multiple) if side > 0]
-        shown = [side if cells is None else side / self.stride for side in near]
+        key, pixels = ("size", size or 0) if cells is None else ("grid", cells * self.stride)
+        if pixels > LARGEST:
+            limit = LARGEST if cells is None else LARGEST // self.stride
+            raise UserError(f"`backbone.{key}` must be at most {limit} for {name}, {LARGEST} pixels along a side")
+        if pixels > 0 and pixels % self.multiple == 0:
+            return pixels
+        below = pixels // self.multiple * self.multiple
+        nearest = [side for side in (below, below + self.multiple) if side > 0]
+        suggestions = [side if cells is None else side / self.stride for side in nearest]
         raise UserError(
-            f"`backbone.{key}`: the image side of {name} must be a multiple of {self.multiple} pixels, got {given}. "
-            f"Set `backbone.{key}` to {' or '.join(f'{value:g}' for value in shown)}, for instance."
+            f"`backbone.{key}`: the image side of {name} must be a multiple of {self.multiple} pixels, got {pixels}. "
+            f"Set `backbone.{key}` to {' or '.join(f'{value:g}' for value in suggestions)}, for instance."
         )
 
 
 class SequentialBackbone(Backbone, ABC):
-    """What backbones share whose network calls each of its blocks once, in order, the output of one to the next.
+    """A backbone whose network calls each of its blocks once, in order, each on the output of the one before.
 
-    A cut needs no knowledge of the network's code. Up to it, what the blocks put out is recorded and
-    the rest left undone. After it, the network runs on an empty image of the same size, with its first
-    blocks replaced by what was recorded: position embeddings, read-out and norms come from its own
-    code. What is computed on the empty image is the patch embedding or stem, a few per cent of a block.
+    A cut needs no knowledge of the network's code. Up to it, the outputs of the blocks are recorded and
+    the rest is not run. After it, the network runs on an empty image of the same size, with its first
+    blocks replaced by what was recorded: position embeddings, norms and what is read come from its own code.
+    What is computed on the empty image is the patch embedding or stem, a few per cent of a block.
 
     Args:
-        name: Of the weights.
+        name: Name of the weights.
         size: Side of the square images are resized to, in pixels.
-        grid: Cells per side instead, which `size` then follows from.
-        lattice: Stride, and what image sides must be multiples of.
+        grid: Cells along the side of an image, given instead of `size`.
+        lattice: Stride of the network, and the number of pixels that image sides must be multiples of.
         statistics: Mean and standard deviation of RGB in [0, 1].
     """
 
@@ -86,41 +86,41 @@ class SequentialBackbone(Backbone, ABC):
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """Trainable units, first to last, none beyond the last layer read."""
+        """The trainable units, first to last, none beyond the last layer read."""
 
     @property
     @abstractmethod
     def points(self) -> list[int]:
-        """After how many blocks each layer is read, one per layer."""
+        """The number of blocks run before each layer is read, one per layer."""
 
     @abstractmethod
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images to maps, one per layer: run the network, calling every one of `blocks`."""
+        """Compute one map per layer from normalised images: run the network, calling every one of `blocks`."""
 
     @property
     def lora_targets(self) -> list[str]:
-        """Fused or single query and value projections; of convolutional networks every ungrouped convolution."""
+        """The names of fused or single query and value projections, or of all ungrouped convolutions."""
         return default_lora_targets(self.blocks)
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """RGB in [0, 1] to features."""
+        """Compute the features of RGB images in [0, 1]."""
         return FeatureMap(concatenate_layers(self.read((image - self.mean) / self.std)), self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """The embedding and the first `depth` blocks."""
+        """Compute the embedding and the first `depth` blocks."""
         values: dict[str, Tensor] = {}
 
-        def step(i: int, own: Step, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
             if i == 0:
-                keep(0, x)
-            x = own(x, *args, **kwargs)
-            keep(i + 1, x)
+                record(0, x)
+            x = block_forward(x, *args, **kwargs)
+            record(i + 1, x)
             return x
 
-        def keep(done: int, x: Tensor) -> None:
-            if done == depth or (done < depth and done in self.points):
-                values[str(done)] = x
-            if done == depth:
+        def record(count: int, x: Tensor) -> None:
+            if count == depth or (count < depth and count in self.points):
+                values[str(count)] = x
+            if count == depth:
                 raise _Reached
 
         with intercept_blocks(self.blocks_up_to(depth), step):
@@ -131,53 +131,54 @@ class SequentialBackbone(Backbone, ABC):
         raise AssertionError(f"{self.name} does not call its blocks in order")
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """From the state after `depth` blocks to features."""
+        """Compute the features from the state after `depth` blocks."""
 
-        def step(i: int, own: Step, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def step(i: int, block_forward: Step, x: Tensor, *args: object, **kwargs: object) -> object:
             if i == 0:
                 x = state.values.get("0", x)
-            return own(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)
+            return block_forward(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)
 
         empty = self.mean.new_zeros(len(state.values[str(depth)]), 3, *state.size)
         with intercept_blocks(self.blocks_up_to(depth), step):
             return FeatureMap(concatenate_layers(self.read(empty)), self.stride)
 
     def blocks_up_to(self, depth: int) -> list[nn.Module]:
-        """The first `depth` blocks, and in any case the first, whose input may be asked for."""
+        """Return the first `depth` blocks, and always the first one, whose input may be needed."""
         if not 0 <= depth <= len(self.blocks):
             raise UserError(f"`depth` must be between 0 and {len(self.blocks)}, the blocks of {self.name}, got {depth}")
         return list(self.blocks)[: max(depth, 1)]
 
 
 class _Reached(Exception):  # noqa: N818, no error
-    """The depth that was asked for."""
+    """The requested depth has been reached."""
 
 
 @contextmanager
 def intercept_blocks(blocks: Sequence[nn.Module], step: Step) -> Iterator[None]:
-    """Inside, a call of `blocks[i]` is `step(i, its own forward, *its arguments)`."""
-    shadowed = [block.__dict__.get("forward") for block in blocks]  # others put a forward there, too
+    """Replace each call of `blocks[i]` in the context by `step(i, original forward, *arguments)`."""
+    # Other code may have put a forward on a block, too.
+    instance_forwards = [block.__dict__.get("forward") for block in blocks]
     for i, block in enumerate(blocks):
         block.forward = partial(step, i, block.forward)
     try:
         yield
     finally:
-        for block, before in zip(blocks, shadowed, strict=True):
+        for block, previous in zip(blocks, instance_forwards, strict=True):
             del block.forward
-            if before is not None:
-                block.forward = before
+            if previous is not None:
+                block.forward = previous
 
 
 def default_lora_targets(blocks: Sequence[nn.Module]) -> list[str]:
-    """Endings of the names of the modules that LoRA adapts by default.
+    """List the endings of the names of the modules that LoRA adapts by default.
 
     Queries and values (Hu et al. 2021, section 4.2); where one layer makes queries, keys and values
-    at once, the keys are adapted, too. Of a convolutional network, every convolution, also where it is
-    written as a linear layer (ConvNeXt); grouped ones have no low rank to speak of.
+    at once, the keys are adapted, too. Of a convolutional network, every convolution is adapted, also where
+    it is written as a linear layer (ConvNeXt); grouped ones have no low rank to speak of.
     """
-    named = [(name.rpartition(".")[2], module) for block in blocks for name, module in block.named_modules()]
-    linear = {name for name, module in named if isinstance(module, nn.Linear)}
+    modules = [(name.rpartition(".")[2], module) for block in blocks for name, module in block.named_modules()]
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
     for choice in (("qkv",), ("q_proj", "v_proj"), ("query", "value")):
         if linear.issuperset(choice):
             return list(choice)
-    return sorted(linear | {name for name, module in named if isinstance(module, nn.Conv2d) and module.groups == 1})
+    return sorted(linear | {name for name, module in modules if isinstance(module, nn.Conv2d) and module.groups == 1})

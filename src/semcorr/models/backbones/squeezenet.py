@@ -20,7 +20,7 @@ from semcorr.models.backbones.weight_kinds import recognise_weights
 from semcorr.models.backbones.weights import load_weights, weights_sha256
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FIRE = (3, 4, 6, 7, 9, 10, 11, 12)  # places of the eight fire modules in torchvision's `features`
+FIRE = (3, 4, 6, 7, 9, 10, 11, 12)  # indices of the eight fire modules in torchvision's `features`
 STRIDES = (4, 4, 8, 8, 16, 16, 16, 16)
 CHANNELS = (128, 128, 256, 256, 384, 384, 512, 512)
 
@@ -34,10 +34,10 @@ class SqueezeNet(Backbone):
 
     Args:
         size: Side of the square images are resized to, in pixels.
-        grid: Cells along that side instead.
-        pretrained: Download torchvision's ImageNet weights.
-        weights: A local file instead, with `features.`'s keys, prefixed or not.
-        layers: Which of the eight fire modules to read.
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download torchvision's ImageNet weights. If false, and without `weights`, they are random.
+        weights: Local file to read instead, with the keys of `features`, with that prefix or without.
+        layers: Fire modules, of eight, whose outputs are read; negative numbers count from the end.
     """
 
     name = "squeezenet1_1"
@@ -63,14 +63,14 @@ class SqueezeNet(Backbone):
         self.stride = self.strides[0]
         self.size = CellGrid(self.stride, 16).side(self.name, size, grid)
         state = None if weights is None else read_weights(weights)
-        whole = squeezenet1_1().features
-        self.features = whole[: FIRE[self.layers[-1]] + 1]
+        full = squeezenet1_1().features
+        self.features = full[: FIRE[self.layers[-1]] + 1]
         if weights is not None and state is not None:
             content = {key.removeprefix("features."): value for key, value in state.items()}
             of = "" if any("squeeze" in key for key in state) else recognise_weights(state)
-            load_weights(self.features, content, weights, spare=set(whole.state_dict()), of=of)
+            load_weights(self.features, content, weights, spare=set(full.state_dict()), of=of)
         elif pretrained:
-            load_weights(self.features, _download(), self.name, spare=set(whole.state_dict()))
+            load_weights(self.features, _download(), self.name, spare=set(full.state_dict()))
         self.features.to(memory_format=torch.channels_last)
         self.sha256 = weights_sha256(self.features)
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -83,40 +83,40 @@ class SqueezeNet(Backbone):
 
     @property
     def lora_targets(self) -> list[str]:
-        """Every convolution of a fire module."""
+        """The names of all convolutions of a fire module."""
         return default_lora_targets(self.blocks)
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """RGB in [0, 1] to features."""
+        """Compute the features of RGB images in [0, 1]."""
         return self.suffix(self.prefix(image, 0), 0)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """The stem and the first `depth` fire modules, of each pass."""
+        """Compute the stem and the first `depth` fire modules, of each pass."""
         values: dict[str, Tensor] = {}
         normalised = (image - self.mean) / self.std
         for stride in self.strides:
-            values |= self._run(pad(normalised, (stride // 2,) * 4), stride, 0, self._end(depth))
+            values |= self._run(pad(normalised, (stride // 2,) * 4), stride, 0, self._next_module(depth))
         return BackboneState(values, (image.shape[-2], image.shape[-1]))
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """From the state after `depth` fire modules to features."""
+        """Compute the features from the state after `depth` fire modules."""
         values = dict(state.values)
         for stride in self.strides:
-            values |= self._run(values[f"stride{stride}"], stride, self._end(depth), len(self.features))
+            values |= self._run(values[f"stride{stride}"], stride, self._next_module(depth), len(self.features))
         return FeatureMap(concatenate_layers([values[f"layer{i}"] for i in self.layers]), self.stride)
 
     def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
-        """The pass for one stride through the modules from `start` to before `end`, and what is read on the way."""
-        read = {FIRE[i]: f"layer{i}" for i in self.layers if STRIDES[i] == stride}
+        """Run the modules from `start` to before `end` in the pass for one stride, and record the layers among them."""
+        layer_keys = {FIRE[i]: f"layer{i}" for i in self.layers if STRIDES[i] == stride}
         values = {}
-        for i in range(start, min(end, max(read) + 1)):
+        for i in range(start, min(end, max(layer_keys) + 1)):
             x = self.features[i](x)
-            if i in read:
-                values[read[i]] = x
+            if i in layer_keys:
+                values[layer_keys[i]] = x
         return values | {f"stride{stride}": x}
 
-    def _end(self, depth: int) -> int:
-        """The first module not yet run after `depth` fire modules."""
+    def _next_module(self, depth: int) -> int:
+        """Return the first module not yet run after `depth` fire modules."""
         return FIRE[depth - 1] + 1 if depth else FIRE[0]
 
 

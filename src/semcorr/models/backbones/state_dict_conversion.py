@@ -1,13 +1,12 @@
-"""The state dict of an official file to the layout of a timm network.
+"""Conversion of the state dicts of official files to the layouts of timm networks.
 
-timm converts much by itself: DINOv2, DINOv3, SAM, ConvNeXt and CLIP as their authors published them. What is
-here brings everything else to a layout that timm knows, and stands before timm's converter.
+timm converts much by itself: DINOv2, DINOv3, SAM, ConvNeXt and CLIP as their authors published them. This
+module brings everything else to a layout that timm knows, before timm's converter runs.
 """
 
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from semcorr.models.backbones.weight_kinds import ADAPTER, recognise_weights
 
 State = Mapping[str, Tensor]
 
-# Hugging Face's names, older and newer, to the authors' names; first to last, on the names without their prefix.
+# Hugging Face's names, older and newer, to the authors' names; applied in order, to names without their prefix.
 HUGGING_FACE = (
     (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
     (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
@@ -51,122 +50,124 @@ PRETRAINING = re.compile(r"masked_embed|decoder_|pooler\.")
 
 
 def convert_to_timm(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """Any official layout of `model`'s family to its own; what is known to be needed in pretraining only is left out.
+    """Convert any official layout of `model`'s family to its own, leaving out what only pretraining needs.
 
     `model` must still have all its blocks: timm's converters look shapes up in it.
     """
     if any(ADAPTER.search(key) for key in state):
-        raise UserError(f"`backbone.weights`: the file does not fit this backbone. {_of(state)}")
+        raise UserError(f"`backbone.weights`: the file does not fit this backbone. {_suggest_weights(state)}")
     state = {
         key: value
         for key, value in convert_from_hugging_face(merge_block_chunks(state)).items()
         if not PRETRAINING.match(key)
     }
     _require_kind(state, model)
-    state = _without_zero_biases(state, model)
+    state = _remove_zero_biases(state, model)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         return dict(convert(dict(state), model)) if convert else state
     except UserError:
         raise
-    except Exception as error:  # timm's, on names and shapes of another network
+    except Exception as error:  # raised by timm, on names and shapes of another network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"`backbone.weights`: the file does not fit this backbone ({reason:.120}). {_of(state)}"
+            f"`backbone.weights`: the file does not fit this backbone ({reason:.120}). {_suggest_weights(state)}"
         ) from None
 
 
 def merge_block_chunks(state: State) -> State:
-    """Blocks under one number, of DINOv2's training code, which keeps them in chunks.
+    """Give blocks one number instead of two: DINOv2's training code stores them in chunks.
 
-    Its numbers within a chunk go on from chunk to chunk; others begin anew in each.
+    Its numbers within a chunk continue from chunk to chunk; other code starts again in each chunk.
 
     >>> list(merge_block_chunks({"blocks.0.0.attn.qkv.bias": torch.ones(1), "blocks.1.1.attn.qkv.bias": torch.ones(1)}))
     ['blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias']
     """
     if not any(re.match(r"blocks\.\d+\.\d+\.attn\.qkv\.", key) for key in state):
         return state
-    found = (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in state)
-    places = sorted({(int(each[1]), int(each[2])) for each in found if each})
-    within = [place for _, place in places]
-    going_on = len(set(within)) == len(within)
-    number = {pair: pair[1] if going_on else i for i, pair in enumerate(places)}
+    matches = (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in state)
+    indices = sorted({(int(match[1]), int(match[2])) for match in matches if match})
+    block_numbers = [block for _, block in indices]
+    is_continuous = len(set(block_numbers)) == len(block_numbers)
+    numbers = {pair: pair[1] if is_continuous else i for i, pair in enumerate(indices)}
     return {
-        re.sub(r"^blocks\.(\d+)\.(\d+)\.", lambda at: f"blocks.{number[int(at[1]), int(at[2])]}.", key): value
+        re.sub(r"^blocks\.(\d+)\.(\d+)\.", lambda m: f"blocks.{numbers[int(m[1]), int(m[2])]}.", key): value
         for key, value in state.items()
     }
 
 
 def _require_kind(state: State, model: nn.Module) -> None:
-    """Refuse a file of other patches or registers, which timm would resize or cannot convert."""
-    own = model.state_dict()
-    patch, expected = state.get("patch_embed.proj.weight"), own.get("patch_embed.proj.weight")
+    """Refuse a file with other patches or registers, which timm would resize or cannot convert."""
+    model_state = model.state_dict()
+    patch, expected = state.get("patch_embed.proj.weight"), model_state.get("patch_embed.proj.weight")
     if patch is None or expected is None:
         return
     if patch.ndim == 4 and expected.ndim == 4 and patch.shape[-2:] != expected.shape[-2:]:
         raise UserError(
             f"`backbone.weights`: the file is of patches of {patch.shape[-1]} pixels, and this backbone has patches of "
-            f"{expected.shape[-1]}. {_of(state)}"
+            f"{expected.shape[-1]}. {_suggest_weights(state)}"
         )
     counts = [
-        next((each.shape[1] for key in REGISTERS if (each := tensors.get(key)) is not None and each.ndim == 3), 0)
-        for tensors in (state, own)
+        next((tensor.shape[1] for key in REGISTERS if (tensor := tensors.get(key)) is not None and tensor.ndim == 3), 0)
+        for tensors in (state, model_state)
     ]
-    if counts[0] != counts[1] and ("pos_embed" in own or "pos_embed" in state):
+    if counts[0] != counts[1] and ("pos_embed" in model_state or "pos_embed" in state):
         raise UserError(
             f"`backbone.weights`: the file has {counts[0] or 'no'} register tokens, and this backbone has "
-            f"{counts[1] or 'none'}. {_of(state)}"
+            f"{counts[1] or 'none'}. {_suggest_weights(state)}"
         )
 
 
-def _of(state: State) -> str:
+def _suggest_weights(state: State) -> str:
     return recognise_weights(state) or "Give weights of the same model."
 
 
 def convert_from_hugging_face(state: State) -> dict[str, Tensor]:
-    """A vision transformer of the transformers library under its authors' names; anything else as it is.
+    """Rename a vision transformer of the transformers library as its authors do; return anything else as it is.
 
-    Of a model with a text tower or a decoder only the image encoder is kept.
+    Of a model with a text tower or a decoder, only the image encoder is returned.
     """
     if any(".depthwise_conv." in key for key in state):
-        return {_renamed(key, CONVNEXT): value for key, value in state.items()}
+        return {_rename_key(key, CONVNEXT): value for key, value in state.items()}
     anchors = (
         re.fullmatch(r"(.*\.|)embeddings\.(cls_token|class_embedding|patch_embedding\.weight)", k) for k in state
     )
     prefix = next((anchor[1] for anchor in anchors if anchor and "text" not in anchor[1]), None)
     if prefix is None:
         return dict(state)
-    own = {_renamed(k.removeprefix(prefix), HUGGING_FACE): v for k, v in state.items() if k.startswith(prefix)}
-    if any(".mlp.up_proj." in key for key in own):
-        names = GATED if any(".mlp.gate_proj." in key for key in own) else PLAIN
-        own = {re.sub(r"(gate|up|down)_proj", lambda found: names[found[0]], key): v for key, v in own.items()}
-        own = {"storage_tokens" if key == "register_tokens" else key: v for key, v in own.items()}
-    for key in {"cls_token", "pos_embed"} & set(own):
-        own[key] = own[key].reshape(1, -1, own[key].shape[-1])
-    return _fused(own)
+    encoder = {_rename_key(k.removeprefix(prefix), HUGGING_FACE): v for k, v in state.items() if k.startswith(prefix)}
+    if any(".mlp.up_proj." in key for key in encoder):
+        names = GATED if any(".mlp.gate_proj." in key for key in encoder) else PLAIN
+        encoder = {re.sub(r"(gate|up|down)_proj", lambda match: names[match[0]], key): v for key, v in encoder.items()}
+        encoder = {"storage_tokens" if key == "register_tokens" else key: v for key, v in encoder.items()}
+    for key in {"cls_token", "pos_embed"} & set(encoder):
+        encoder[key] = encoder[key].reshape(1, -1, encoder[key].shape[-1])
+    return _fuse_projections(encoder)
 
 
-def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename_key(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values in one layer; a bias that only some of them have is zero for the rest."""
+def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fuse queries, keys and values in one layer; a bias that only some of them have is zero for the rest."""
     parts = re.compile(r"(blocks\.\d+\.attn)\.[qkv]\.(weight|bias)")
     fused = {key: value for key, value in state.items() if not parts.fullmatch(key)}
-    for block, kind in dict.fromkeys(found.groups() for found in map(parts.fullmatch, state) if found):
-        own = [state.get(f"{block}.{which}.{kind}") for which in "qkv"]
-        like = next(part for part in own if part is not None)
-        fused[f"{block}.qkv.{kind}"] = torch.cat([torch.zeros_like(like) if part is None else part for part in own])
+    for block, kind in dict.fromkeys(match.groups() for match in map(parts.fullmatch, state) if match):
+        projections = [state.get(f"{block}.{letter}.{kind}") for letter in "qkv"]
+        reference = next(part for part in projections if part is not None)
+        fused[f"{block}.qkv.{kind}"] = torch.cat(
+            [torch.zeros_like(reference) if part is None else part for part in projections]
+        )
     return fused
 
 
-def _without_zero_biases(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """DINOv3's query and value biases, which most of its networks learnt to be zero, where `model` has none.
+def _remove_zero_biases(state: dict[str, Tensor], model: object) -> dict[str, Tensor]:
+    """Remove DINOv3's query and value biases, which are zero in most of its networks, if `model` has none.
 
-    timm leaves them out unseen. The keys' are masked, and in the file whatever they were at the start.
+    timm removes them without looking at them. The biases of keys are masked, and in the file still as initialised.
     """
     names = [key for key in state if key.endswith("attn.qkv.bias")]
     if "storage_tokens" not in state or not names or getattr(model.blocks[0].attn, "q_bias", None) is not None:

@@ -1,6 +1,4 @@
-"""CLIP's text encoder: from a prompt, or from vectors put in the place of its words."""
-
-from typing import Any
+"""CLIP's text encoder, for a prompt or for vectors in the place of its words."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,28 +7,28 @@ from torch import Tensor, nn
 
 
 class TextEncoder(nn.Module):
-    """What conditions Stable Diffusion.
+    """The text encoder that conditions Stable Diffusion.
 
     Args:
-        model: transformers' CLIPTextModel.
-        tokenizer: The CLIPTokenizer that goes with it.
+        model: CLIPTextModel of the transformers library.
+        tokenizer: CLIPTokenizer that belongs to `model`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: object, tokenizer: object) -> None:
         super().__init__()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.length: int = model.config.max_position_embeddings  # 77
         self.width: int = model.config.hidden_size
 
     def forward(self, prompt: str) -> Float[Tensor, "1 l d"]:
-        """The hidden states of a prompt; what is too long is cut, as in Stable Diffusion's own pipeline."""
+        """Compute the hidden states of a prompt, cut if it is too long, as in Stable Diffusion's own pipeline."""
         ids = self.tokenizer(
             prompt, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
         return self.model(input_ids=ids.to(self.model.device)).last_hidden_state
 
     def frame(self, tokens: int) -> Int[Tensor, "1 l"]:
-        """Ids of a prompt of `tokens` words that are still to be put in: start, their places, end, padding."""
+        """Return the ids of a prompt with room for `tokens` words: start, placeholders, end, padding."""
         tokenizer = self.tokenizer
         padding = [tokenizer.pad_token_id] * (self.length - 2)
         return torch.tensor(
@@ -39,17 +37,17 @@ class TextEncoder(nn.Module):
         )
 
     def encode(self, words: Float[Tensor, "b n d"]) -> Float[Tensor, "b l d"]:
-        """The hidden states of a prompt with `words` between its start and its end.
+        """Compute the hidden states of a prompt with `words` between its start and its end.
 
-        They stand for the sum of a token's and its position's embedding, as in SD4Match (Li et al. 2024).
+        The words stand for the sum of a token's and its position's embedding, as in SD4Match (Li et al. 2024).
         """
         ids = self.frame(words.shape[1]).expand(len(words), -1)
 
-        def replaced(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
+        def insert_words(_: nn.Module, __: object, embedded: Tensor) -> Tensor:
             return torch.cat((embedded[:, :1], words.to(embedded), embedded[:, 1 + words.shape[1] :]), dim=1)
 
         # The encoder's own forward with other embeddings: it knows its mask better than we do.
-        handle = token_embeddings(self.model).register_forward_hook(replaced)
+        handle = token_embeddings(self.model).register_forward_hook(insert_words)
         try:
             return self.model(input_ids=ids).last_hidden_state
         finally:
@@ -57,14 +55,14 @@ class TextEncoder(nn.Module):
 
 
 def token_embeddings(model: nn.Module) -> nn.Module:
-    """The part of a CLIPTextModel that makes vectors of ids."""
+    """Return the module of a CLIPTextModel that embeds ids."""
     return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "embeddings")
 
 
-def build_byte_tokenizer(size: int) -> Any:
-    """CLIP's tokenizer without what it learned from text: every byte a word, the last two ids start and end.
+def build_byte_tokenizer(size: int) -> object:
+    """Build CLIP's tokenizer without what it learned from text: each byte is a word, the last two ids start and end.
 
-    The published vocabulary begins with these bytes, and is not to be had without a download.
+    The published vocabulary begins with these bytes, but needs a download.
     """
     from transformers import CLIPTokenizer
 

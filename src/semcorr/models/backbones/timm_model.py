@@ -23,35 +23,35 @@ from semcorr.models.backbones.weight_kinds import recognise_weights
 from semcorr.models.backbones.weights import load_weights, weights_sha256
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
-# What timm raises where an option is no size of a network.
+# Errors that timm raises for options that do not fit a network.
 MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
 
 
-def list_option_targets(name: Any) -> list[Any]:
-    """To what the options of a timm model go: timm's own function, and the networks beside it; [] if there is none."""
+def list_option_targets(name: object) -> list[object]:
+    """List what takes the options of a timm model: timm's function and the networks of its module; [] if none does."""
     plain = name.partition(".")[0] if isinstance(name, str) else ""
     if not timm.is_model(plain):
         return []
     module = sys.modules[timm.model_entrypoint(plain).__module__]
-    beside = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, nn.Module)]
-    return [timm.create_model, *beside]
+    networks = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
+    return [timm.create_model, *networks]
 
 
 class TimmModel(SequentialBackbone):
     """Dense features of a timm model.
 
     Args:
-        name: timm's name, with or without the tag of its weights.
+        name: timm's name of the model, with or without the tag of its weights.
         size: Side of the square images are resized to, in pixels.
-        grid: Cells along that side instead.
-        pretrained: Download the weights by name. Without them, and without `weights`, they are random.
-        weights: A local file instead: timm's own layout, or an official one that can be converted.
-        layers: Which blocks' (transformers) or stages' (convolutional networks) outputs to read;
-            negatives count from the end.
-        norm: Apply a transformer's final LayerNorm to what is read. DINOv2's own feature extractor and
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download the weights by name. If false, and without `weights`, they are random.
+        weights: Local file to read instead, in timm's own layout or an official one that can be converted.
+        layers: Blocks (of transformers) or stages (of convolutional networks) whose outputs are read; negative
+            numbers count from the end.
+        norm: Apply a transformer's final LayerNorm to the outputs read. DINOv2's own feature extractor and
             the unified benchmark do, GeoAware-SC does not.
-        facet: `token`, or `query`, `key`, `value` of the attention in the blocks read; these know no norm.
-        options: Anything else timm's constructor takes.
+        facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
+        options: Further options of timm's constructor.
     """
 
     @check_arguments("backbone")
@@ -73,36 +73,36 @@ class TimmModel(SequentialBackbone):
                 require(f"backbone.{key}", value, Count | Sequence[Count])
             elif isinstance(value, int | float):
                 require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
-        state = read_weights(weights) if weights is not None else {}  # first: a large network is built for seconds
-        model: Any = create_timm_model(name, pretrained and weights is None, **options)
+        state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
+        model: object = create_timm_model(name, pretrained and weights is None, **options)
         layers = normalise_layer_indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
         lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
-        neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm has for a norm
+        neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm treats as a norm
         self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
         self.channels = sum(self.widths)
-        whole = model.state_dict()
+        full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
-        self.model: Any = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
+        self.model: object = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
-            load_weights(model, content, weights, spare=whole.keys(), of=recognise_weights(state, whole))
+            load_weights(model, content, weights, spare=full_state.keys(), of=recognise_weights(state, full_state))
         self.sha256 = weights_sha256(model)
-        self._check_points()
+        self._require_readable_layers()
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Transformer blocks or stages, up to the last layer read."""
+        """The transformer blocks or stages, up to the last layer read."""
         return list_units(self.model, self.model.feature_info[self.layers[-1]]["module"])
 
     @property
     def points(self) -> list[int]:
-        """Layers are read after their block; facets, before it."""
+        """The number of blocks run before each layer is read: with its own for tokens, without it for facets."""
         blocks = self.blocks
-        read = [self.model.get_submodule(self.model.feature_info[i]["module"]) for i in self.layers]
-        after = [next((i + 1 for i, block in enumerate(blocks) if block is module), 0) for module in read]
+        modules = [self.model.get_submodule(self.model.feature_info[i]["module"]) for i in self.layers]
+        after = [next((i + 1 for i, block in enumerate(blocks) if block is module), 0) for module in modules]
         return after if self.facet == "token" else [point - 1 for point in after]
 
     @property
@@ -111,14 +111,14 @@ class TimmModel(SequentialBackbone):
         return getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
 
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images to maps, one per layer."""
+        """Compute one map per layer from normalised images."""
         if self.facet == "token":
             return self._run(image)
         tokens: dict[int, Tensor] = {}
 
-        def record(i: int, own: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def record(i: int, block_forward: object, x: Tensor, *args: object, **kwargs: object) -> object:
             tokens[i] = x
-            return own(x, *args, **kwargs)
+            return block_forward(x, *args, **kwargs)
 
         with intercept_blocks([self.blocks[i] for i in self.layers], record):
             self._run(image)
@@ -136,8 +136,8 @@ class TimmModel(SequentialBackbone):
         )
         return maps
 
-    def _check_points(self) -> None:
-        """A layer is a block, or the input of one that is not the first: the embedding has no cut before it."""
+    def _require_readable_layers(self) -> None:
+        """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
         if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
             raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
         if min(self.points) < 1:
@@ -148,23 +148,23 @@ class TimmModel(SequentialBackbone):
             )
 
 
-def create_timm_model(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    """Build a timm model for any image size, or say why not."""
+def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Module:
+    """Build a timm model for any image size, or raise an error that says why it cannot be built."""
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
-        near = timm.list_models(f"*{plain[:12]}*")[:3]
-        raise UserError(f"timm has no model {name!r}." + (f" It has {', '.join(near)}." if near else ""))
+        similar = timm.list_models(f"*{plain[:12]}*")[:3]
+        raise UserError(f"timm has no model {name!r}." + (f" It has {', '.join(similar)}." if similar else ""))
     tagged = timm.list_models(f"{plain}.*", pretrained=True)
     if tag and name not in tagged:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
-        model = _create(name, pretrained, **options)
+        model = _create_model(name, pretrained, **options)
     except MISFITS as error:
         if not options:
             raise
-        told = ", ".join(f"backbone.{key}={value}" for key, value in options.items())
+        listed = ", ".join(f"backbone.{key}={value}" for key, value in options.items())
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm cannot build {name} with {told} ({reason}). Change one of them.") from error
+        raise UserError(f"timm cannot build {name} with {listed} ({reason}). Change one of them.") from error
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise
@@ -175,10 +175,10 @@ def create_timm_model(name: str, pretrained: bool, **options: Any) -> nn.Module:
 
 
 def list_units(model: nn.Module, last: str) -> list[nn.Module]:
-    """The module named `last` and its numbered siblings before it.
+    """List the module named `last` and its numbered siblings before it.
 
-    `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3. What has no number,
-    as the stem, is none.
+    `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3. A module without a number,
+    such as the stem, is no unit.
     """
     number = re.search(r"\d+$", last)
     if number is None:
@@ -186,10 +186,10 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     path, stem = last[: number.start()].rpartition(".")[::2]
     children = dict(model.get_submodule(path).named_children())
     siblings = [(int(key[len(stem) :]), child) for key, child in children.items() if re.fullmatch(rf"{stem}\d+", key)]
-    return [child for place, child in siblings if place <= int(number[0])]
+    return [child for index, child in siblings if index <= int(number[0])]
 
 
-def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def _create_model(name: str, pretrained: bool, **options: object) -> nn.Module:
     try:  # transformers: position embeddings for any image size
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional networks take any size as they are

@@ -1,9 +1,9 @@
-"""A TorchScript archive to its tensors, without running the program in it.
+"""Reading of the tensors in a TorchScript archive, without running the program in it.
 
 OpenAI publishes CLIP this way. `torch.load(weights_only=True)` refuses such files, and `torch.jit.load`,
-which PyTorch 2.15 calls deprecated, loads a program whose `__setstate__` methods run: nothing to
-give a downloaded file. The tensors lie in the archive as plain bytes, and the pickle beside them says
-which is which; of what that pickle may name, everything here is inert.
+which PyTorch 2.15 calls deprecated, loads a program whose `__setstate__` methods run: unsafe for a
+downloaded file. The tensors are in the archive as plain bytes, and the pickle beside them says which is
+which; everything that this pickle may name is inert here.
 """
 
 import pickle
@@ -20,7 +20,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.pickles import BombError, read_member, require_torch_file
 
-MODULES = 100_000  # within modules; a large network has some thousand
+MODULES = 100_000  # in one archive; a large network has some thousand
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether this is an archive that `torch.jit.save` wrote: the only ones with constants."""
+    """Tell whether `torch.jit.save` wrote this archive: only its archives have constants."""
     if not is_zipfile(path):
         return False
     with ZipFile(path) as archive:
@@ -44,41 +44,41 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name.
+    """Read parameters and buffers by name.
 
     Raises:
-        UserError: The archive names something that no module of tensors needs. Nothing in it has run.
+        UserError: The archive names something that no module of tensors needs. Nothing in it has been run.
     """
     require_torch_file(path)
     with ZipFile(path) as archive:
-        return _flat(_Tensors(archive, path).load())
+        return _flatten_module(_Tensors(archive, path).load())
 
 
 class _Module(dict[str, Any]):
     """A scripted module's attributes; its methods stay text in the archive."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.update(state if isinstance(state, dict) else {})
 
 
-def _flat(module: _Module) -> dict[str, Tensor]:
-    """Tensors by the names of the modules they are in: at any depth, and not for ever where modules share modules."""
+def _flatten_module(module: _Module) -> dict[str, Tensor]:
+    """Collect tensors by the names of their modules, at any depth, with a limit where modules share modules."""
     flat: dict[str, Tensor] = {}
-    left = [("", module)]
+    pending = [("", module)]
     for _ in range(MODULES):
-        if not left:
+        if not pending:
             return flat
-        prefix, module = left.pop()
+        prefix, module = pending.pop()
         flat |= {prefix + key: value for key, value in module.items() if isinstance(value, Tensor)}
-        left += [(f"{prefix}{key}.", value) for key, value in module.items() if isinstance(value, _Module)]
+        pending += [(f"{prefix}{key}.", value) for key, value in module.items() if isinstance(value, _Module)]
     raise BombError(f"it has more than {MODULES} modules")
 
 
-def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+def _build_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
     return storage.as_strided(size, stride, offset)
 
 
-def _as_it_is(value: Any, *_: object) -> Any:
+def _return_value(value: object, *_: object) -> object:
     return value
 
 
@@ -89,16 +89,16 @@ class _Tensors(pickle.Unpickler):
         self.folder = pickled.removesuffix("data.pkl")
         super().__init__(BytesIO(read_member(archive, pickled)))
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Something inert, or an end to the reading."""
+    def find_class(self, module: str, name: str) -> object:
+        """Return something inert for a name in the pickle, or raise an error."""
         if module == "__torch__" or module.startswith("__torch__."):
             return _Module
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
-            return _as_it_is  # typed lists
+            return _return_value  # typed lists
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return _build_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         raise UserError(
@@ -106,8 +106,8 @@ class _Tensors(pickle.Unpickler):
             "Give a safetensors file or a plain PyTorch state dict."
         )
 
-    def persistent_load(self, pid: Any) -> Tensor:
-        """A storage, given as ("storage", dtype, file, device, length)."""
+    def persistent_load(self, pid: object) -> Tensor:
+        """Load a storage, given as ("storage", dtype, file, device, length)."""
         _, dtype, key, _, length = pid
         content = read_member(self.archive, f"{self.folder}data/{key}")
         return torch.frombuffer(bytearray(content), dtype=dtype) if length else torch.empty(0, dtype=dtype)

@@ -1,20 +1,22 @@
-"""A diffusers UNet as a row of units: its encoder's blocks, the middle, the steps of its decoder."""
+"""A diffusers UNet as a sequence of units: its encoder's blocks, its middle block, its decoder's steps."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FREEU: dict[str, Any] = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # as GeoAware-SC has it
-STAGES = ("blocks", "channels")  # what FreeU's two stages are told by
+from semcorr.core.text_files import JsonObject
+
+FREEU: JsonObject = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}  # GeoAware-SC's factors
+STAGES = ("blocks", "channels")  # what FreeU's two stages are told apart by
 Filter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class UNetState(NamedTuple):
-    """What one unit hands to the next."""
+    """The state that one unit passes to the next."""
 
     hidden: Float[Tensor, "n _ _ _"]
     skips: dict[int, Tensor]  # the encoder's outputs that the decoder still needs, by their number
@@ -26,25 +28,25 @@ class DecoderStep(NamedTuple):
     Steps are numbered as latent diffusion numbers its `output_blocks`: 0 to 11 in Stable Diffusion.
     """
 
-    block: int  # of the UNet's up blocks
-    resnet: int  # in that block
-    channels: int  # of what it puts out
-    factor: int  # latent cells per cell of what it puts out
+    block: int  # index of one of the UNet's up blocks
+    resnet: int  # index in that block
+    channels: int  # of its output
+    factor: int  # latent cells per cell of its output
 
 
-def list_decoder_steps(unet: Any) -> list[DecoderStep]:
-    """Every step of the decoder, first to last."""
-    factor, listed = coarsest_stride(unet), []
+def list_decoder_steps(unet: object) -> list[DecoderStep]:
+    """List every step of the decoder, first to last."""
+    factor, steps = coarsest_stride(unet), []
     for i, block in enumerate(unet.up_blocks):
         for j, resnet in enumerate(block.resnets):
             if j == len(block.resnets) - 1 and block.upsamplers is not None:
                 factor //= 2
-            listed.append(DecoderStep(i, j, resnet.out_channels, factor))
-    return listed
+            steps.append(DecoderStep(i, j, resnet.out_channels, factor))
+    return steps
 
 
-def coarsest_stride(unet: Any) -> int:
-    """Latent cells per cell in the middle: what latents' sides must be multiples of."""
+def coarsest_stride(unet: object) -> int:
+    """Return the latent cells per cell of the middle block: latents' sides must be multiples of it."""
     return 2 ** sum(block.downsamplers is not None for block in unet.down_blocks)
 
 
@@ -52,9 +54,9 @@ class EncoderBlock(nn.Module):
     """A block of the encoder.
 
     Args:
-        block: diffusers' own.
-        first: The number of the first skip it puts out.
-        needed: The number of the first skip that any step reads; those before it are dropped.
+        block: Encoder block of diffusers.
+        first: Number of the first skip that the block puts out.
+        needed: Number of the first skip that any step reads; skips before it are dropped.
     """
 
     def __init__(self, block: nn.Module, first: int, needed: int) -> None:
@@ -62,10 +64,10 @@ class EncoderBlock(nn.Module):
         self.block, self.first, self.needed = block, first, needed
 
     def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
-        """Its output, and one more skip for each of its layers."""
-        hidden, outputs = self.block(walk.hidden, time, **_attending(self.block, text))
-        new = {number: skip for number, skip in enumerate(outputs, self.first) if number >= self.needed}
-        return UNetState(hidden, walk.skips | new)
+        """Compute the output of the block, and one more skip for each of its layers."""
+        hidden, outputs = self.block(walk.hidden, time, **_build_attention_arguments(self.block, text))
+        new_skips = {number: skip for number, skip in enumerate(outputs, self.first) if number >= self.needed}
+        return UNetState(hidden, walk.skips | new_skips)
 
 
 class MiddleBlock(nn.Module):
@@ -76,21 +78,21 @@ class MiddleBlock(nn.Module):
         self.block = block
 
     def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
-        """Its output; the skips pass by."""
-        return UNetState(self.block(walk.hidden, time, **_attending(self.block, text)), walk.skips)
+        """Compute the output of the block; the skips stay as they are."""
+        return UNetState(self.block(walk.hidden, time, **_build_attention_arguments(self.block, text)), walk.skips)
 
 
 class DecoderBlock(nn.Module):
     """A step of the decoder.
 
     Args:
-        block: The up block it belongs to.
-        step: Which.
-        skip: The number of the skip it reads.
-        freeu: FreeU (Si et al. 2024) on what comes in and that skip, where the step is to go through it.
+        block: Up block that the step belongs to.
+        step: Step of the decoder.
+        skip: Number of the skip that the step reads.
+        freeu: FreeU (Si et al. 2024), to apply to the step's input and skip; None to leave both as they are.
     """
 
-    def __init__(self, block: Any, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
+    def __init__(self, block: object, step: DecoderStep, skip: int, freeu: Filter | None) -> None:
         super().__init__()
         attentions = getattr(block, "attentions", None)
         ends = step.resnet == len(block.resnets) - 1
@@ -100,40 +102,45 @@ class DecoderBlock(nn.Module):
         self.skip, self.freeu = skip, freeu
 
     def forward(self, walk: UNetState, time: Float[Tensor, "n t"], text: Float[Tensor, "n l d"]) -> UNetState:
-        """Its output, and the skips without the one it read."""
+        """Compute the output of the step, and the skips without the one it read."""
         hidden, skip = walk.hidden, walk.skips[self.skip]
-        if self.freeu is not None:  # it writes into what it is given, which may have been read as a layer
+        if self.freeu is not None:  # FreeU works in place, and its input may have been recorded as a layer
             hidden, skip = self.freeu(hidden.clone(), skip)
         hidden = self.resnet(torch.cat((hidden, skip), dim=1), time)
         if self.attention is not None:
             hidden = self.attention(hidden, encoder_hidden_states=text, return_dict=False)[0]
         if self.upsampler is not None:
             hidden = self.upsampler(hidden)
-        return UNetState(hidden, {number: kept for number, kept in walk.skips.items() if number != self.skip})
+        return UNetState(hidden, {number: value for number, value in walk.skips.items() if number != self.skip})
 
 
-def list_unet_blocks(unet: Any, last: int, freeu: str | None) -> list[nn.Module]:
-    """The UNet's blocks up to decoder step `last`, in the order they run, with FreeU's stages told by `freeu`.
+def list_unet_blocks(unet: object, last: int, freeu: str | None) -> list[nn.Module]:
+    """List the UNet's units up to decoder step `last`, in the order they run.
 
-    The skips are used up last first, so what the decoder leaves undone needs no skip.
+    The last skips are used first: the first ones, which only steps after `last` would read, are dropped.
+
+    Args:
+        unet: UNet of diffusers.
+        last: Index of the last decoder step.
+        freeu: What FreeU's stages are told apart by, one of `STAGES`; None to do without FreeU.
     """
-    listed: list[nn.Module] = []
-    decoder, first = list_decoder_steps(unet), 1  # skip 0 is what goes into the encoder
+    blocks: list[nn.Module] = []
+    decoder, first = list_decoder_steps(unet), 1  # skip 0 is the input of the encoder
     needed = len(decoder) - 1 - last
     for block in unet.down_blocks:
-        listed.append(EncoderBlock(block, first, needed))
+        blocks.append(EncoderBlock(block, first, needed))
         first += len(block.resnets) + (block.downsamplers is not None)
-    listed.append(MiddleBlock(unet.mid_block))
+    blocks.append(MiddleBlock(unet.mid_block))
     for number, step in enumerate(decoder[: last + 1]):
-        stage = _stage(decoder, number, freeu)
-        listed.append(DecoderBlock(unet.up_blocks[step.block], step, len(decoder) - 1 - number, stage))
-    return listed
+        stage = _select_freeu(decoder, number, freeu)
+        blocks.append(DecoderBlock(unet.up_blocks[step.block], step, len(decoder) - 1 - number, stage))
+    return blocks
 
 
-def _stage(decoder: Sequence[DecoderStep], number: int, freeu: str | None) -> Filter | None:
-    """FreeU for a step, with the factors of its stage.
+def _select_freeu(decoder: Sequence[DecoderStep], number: int, freeu: str | None) -> Filter | None:
+    """Return FreeU for a step, with the factors of its stage; None where it does not apply.
 
-    The original goes by the channels that come in: its first stage has the most, 1280 in Stable
+    The original goes by the channels of the input: its first stage has the most, 1280 in Stable
     Diffusion, its second 640. diffusers takes the first two blocks, the second of which gets 1280, too.
     """
     if freeu is None:
@@ -146,5 +153,5 @@ def _stage(decoder: Sequence[DecoderStep], number: int, freeu: str | None) -> Fi
     return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
 
 
-def _attending(block: Any, text: Tensor) -> dict[str, Tensor]:
+def _build_attention_arguments(block: object, text: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}

@@ -1,11 +1,11 @@
-"""Which network a state dict is of, by the names and shapes in it, and which backbone takes it."""
+"""Recognition of the network that a state dict is of, by its names and shapes, and of the backbone that takes it."""
 
 import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-# By family: the backbones, by their width.
+# The backbones of each family by their width.
 FAMILIES: dict[str, dict[int, str]] = {
     "DINOv2 without registers": {768: "dinov2", 384: "dinov2_s", 1024: "dinov2_l", 1536: "dinov2_g"},
     "DINOv2 with registers": {768: "dinov2_reg", 384: "dinov2_reg_s", 1024: "dinov2_reg_l", 1536: "dinov2_reg_g"},
@@ -39,22 +39,22 @@ ADAPTER = re.compile(r"(^|\.)lora_|\.lora\.|\.hada_w|(^|\.)lokr_")
 
 
 def recognise_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> str:
-    """Name the network and what takes it, in a sentence; nothing where the names say nothing.
+    """Name the network and what takes it, in a sentence; an empty one where the names do not tell.
 
     Args:
-        state: Under its file's own names.
-        own: Of the backbone that the file does not fit, under any official names.
+        state: State dict to recognise, under its file's own names.
+        own: State dict of the backbone that the file does not fit, under any official names.
     """
     if any(ADAPTER.search(key) for key in state):
         return f"The file is an adapter (LoRA), which holds only what was added to a model. {MERGE}"
-    told = _vision_transformer(state)
-    if told:
-        family, width = told
-        if own is not None and told == _vision_transformer(own):
-            depths = [_depth(each) for each in (state, own)]
-            unlike = f"{depths[0]} blocks and not {depths[1]}: give weights of the same size"
-            alike = "as this backbone is: it is not whole, or has other parts. Give its authors' file"
-            return f"The file is of {family}, {width} channels wide, {alike if depths[0] == depths[1] else unlike}."
+    recognised = _recognise_transformer(state)
+    if recognised:
+        family, width = recognised
+        if own is not None and recognised == _recognise_transformer(own):
+            depths = [_count_blocks(tensors) for tensors in (state, own)]
+            unequal = f"{depths[0]} blocks and not {depths[1]}: give weights of the same size"
+            equal = "as this backbone is: it is not whole, or has other parts. Give its authors' file"
+            return f"The file is of {family}, {width} channels wide, {equal if depths[0] == depths[1] else unequal}."
         options = FAMILIES[family]
         if width in options:
             return f"The file is of {family}, {width} channels wide: backbone={options[width]} takes it."
@@ -66,7 +66,7 @@ def recognise_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | N
     return ""
 
 
-def _vision_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
+def _recognise_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
     patch = next((v for k, v in state.items() if re.search(r"(patch_embed.*proj.*|visual\.conv1\.)weight$", k)), None)
     if patch is None or patch.ndim != 4:
         return None
@@ -85,11 +85,11 @@ def _vision_transformer(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
         registers = has["reg_token"] or has["register_token"]
         return f"DINOv2 {'with' if registers else 'without'} registers", width
     if side in (8, 16) and not scaled and any(re.match(r".*cls_token$", key) for key in state):
-        alike = "8 pixels, as DINO's" if side == 8 else "16 pixels, as DINO's, iBOT's and MAE's"
-        return f"a Vision Transformer with patches of {alike}", width
+        patches = "8 pixels, as DINO's" if side == 8 else "16 pixels, as DINO's, iBOT's and MAE's"
+        return f"a Vision Transformer with patches of {patches}", width
     return None
 
 
-def _depth(state: Mapping[str, Tensor]) -> int:
-    """How many blocks there are."""
-    return len({found[1] for key in state if (found := re.search(r"(?:^|\.)(?:blocks|layer|layers)\.(\d+)\.", key))})
+def _count_blocks(state: Mapping[str, Tensor]) -> int:
+    """Count the blocks."""
+    return len({match[1] for key in state if (match := re.search(r"(?:^|\.)(?:blocks|layer|layers)\.(\d+)\.", key))})

@@ -1,4 +1,4 @@
-"""The files that a path stands for: itself, a folder's one, or the shards of an index."""
+"""The files that a path stands for: the path itself, the weights in a folder, or the shards of an index."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,9 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 
 def list_weight_files(path: Path, option: str) -> list[Path]:
-    """The file that was given, or those that it stands for."""
+    """List the files that a path stands for: the file itself, or those of a folder or an index."""
     if path.is_dir():
-        return _members(path, option)
+        return _list_folder_weights(path, option)
     if path.name.endswith(".index.json"):
         return list_shards(path, option)
     if SHARD.search(path.name):
@@ -26,8 +26,8 @@ def list_weight_files(path: Path, option: str) -> list[Path]:
     return [path]
 
 
-def _members(folder: Path, option: str) -> list[Path]:
-    """The file or the shards in a folder of Hugging Face's layout."""
+def _list_folder_weights(folder: Path, option: str) -> list[Path]:
+    """List the file or the shards in a folder of Hugging Face's layout."""
     if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
         raise UserError(
             f"`{option}`: {folder} is the directory of a training run. Give it as checkpoint={folder}, or make a file "
@@ -53,28 +53,28 @@ def _members(folder: Path, option: str) -> list[Path]:
 
 
 def list_shards(index: Path, option: str) -> list[Path]:
-    """The files that an index names, all of which are there."""
+    """List the files that an index names, and require that all of them exist."""
     remedy = "Take another copy of the folder."
     require_json(index, option)
-    places = read_mapping(index, remedy).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_mapping(index, remedy).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"`{option}`: {index} has no `weight_map`, from weights to files. {remedy}")
-    for key, name in places.items():
+    for key, name in weight_map.items():
         require_file_name(name, f"`{option}`: {index}, weight {quote_value(key)},")
-    files = [index.with_name(name) for name in sorted(set(places.values()))]
-    if absent := [file for file in files if not file.exists()]:
-        raise UserError(f"`{option}`: {index} names {absent[0].name}, which is not beside it. {remedy}")
+    files = [index.with_name(name) for name in sorted(set(weight_map.values()))]
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(f"`{option}`: {index} names {missing[0].name}, which is not beside it. {remedy}")
     return files
 
 
 def require_json(file: Path, option: str) -> None:
-    """Refuse a pointer or a page in the place of a JSON file."""
-    if told := describe_placed(file):
-        raise UserError(f"`{option}`: {file} {told}")
+    """Refuse a Git LFS pointer or a web page in the place of a JSON file."""
+    if message := describe_placed(file):
+        raise UserError(f"`{option}`: {file} {message}")
 
 
 def list_library_files(folder: Path, option: str) -> list[Path]:
-    """Of the weights in a folder those that a library takes; none of a tokenizer."""
+    """List those weights in a folder that a library takes; none for a tokenizer."""
     for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
                  "pytorch_model.bin"):  # fmt: skip
         if (folder / name).is_file():

@@ -1,33 +1,34 @@
-"""What checkpoints wrap a network's weights in: other state, the names of scripts' own modules, of libraries."""
+"""Unwrapping of a network's weights in checkpoints: from other state, and from prefixes of scripts and libraries."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch  # noqa: F401, of the examples
 from torch import Tensor
+
+from semcorr.core.text_files import JsonMapping
 
 # Where checkpoints keep the network, best first: self-distillation evaluates its teacher.
 NESTS = ("teacher", "target_encoder", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema",
          "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "backbone", "encoder",
          "params", "weights", "student")  # fmt: skip
-# torch.compile and DistributedDataParallel before the names; what shards or recomputes blocks, within them, too.
+# Of torch.compile and DistributedDataParallel, before names; of wrappers that shard or recompute blocks, also within.
 WRAPPERS = re.compile(
     r"^(_orig_mod\.|module\.)+|(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
 )
 PREFIXES = ("teacher.backbone.", "backbone.", "teacher.", "model_ema.", "ema.", "module.", "model.", "net.", "network.",
             "encoder.", "student.backbone.", "student.")  # fmt: skip
 OWN = ("patch_embed.proj.weight", "cls_token", "conv1.weight", "conv_stem.weight", "downsample_layers.0.0.weight")
-# What stands under one name in a network, whatever the network stands under in a script's own module.
+# Weights that have one name in a network, under whatever prefix the network is in a script's own module.
 ANCHOR = re.compile(
     r"(.+\.|)(patch_embed\.proj|conv_stem|stem\.0|downsample_layers\.0\.0|layer1\.0\.conv1|3\.squeeze"
     r"|embeddings\.patch_embeddings?(\.projection)?)\.weight"
 )
-LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of published files, known to readers
+LAYOUTS = ("image_encoder.", "visual.", "features.", "vision_model.")  # prefixes of official files, read by backbones
 
 
-def unwrap_checkpoint(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own tensors in a checkpoint; of a network with heads beside its `backbone.`, that.
+def unwrap_checkpoint(content: JsonMapping) -> dict[str, Tensor]:
+    """Return the network's own tensors in a checkpoint; of a network with heads beside `backbone.`, the backbone's.
 
     >>> teacher = {"module.backbone.norm.bias": torch.ones(1), "module.head.bias": torch.ones(2)}
     >>> unwrap_checkpoint({"epoch": 3, "teacher": teacher})
@@ -39,8 +40,8 @@ def unwrap_checkpoint(content: Mapping[str, Any]) -> dict[str, Tensor]:
     named = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     tensors = {WRAPPERS.sub("", key): value for key, value in named.items()}
     for prefix in PREFIXES:
-        whole = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
-        if whole or any(prefix + key in tensors for key in OWN):
+        is_backbone = prefix.endswith("backbone.") and any(key.startswith(prefix) for key in tensors)
+        if is_backbone or any(prefix + key in tensors for key in OWN):
             return unwrap_checkpoint(
                 {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             )
@@ -50,12 +51,12 @@ def unwrap_checkpoint(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def list_prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Return the names before those of each network in a state dict; none where one has no name before its own.
+    """Return the prefix of each network in a state dict; none if one of them has no prefix.
 
     >>> sorted(list_prefixes({"a.patch_embed.proj.weight": torch.ones(1), "b.patch_embed.proj.weight": torch.ones(1)}))
     ['a.', 'b.']
     """
-    named = {anchor[1] for key in tensors if (anchor := ANCHOR.fullmatch(key))}
+    prefixes = {match[1] for key in tensors if (match := ANCHOR.fullmatch(key))}
     for layout in LAYOUTS:
-        named = {name.removesuffix(layout) if name.endswith(layout) else name for name in named}
-    return set() if "" in named else named
+        prefixes = {prefix.removesuffix(layout) if prefix.endswith(layout) else prefix for prefix in prefixes}
+    return set() if "" in prefixes else prefixes

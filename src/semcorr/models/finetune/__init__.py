@@ -1,1 +1,1 @@
-"""Which weights of a backbone move."""
+"""Fine-tuning: which weights of a backbone are trained, and what is added to it."""

@@ -1,15 +1,15 @@
-"""Small layers put into a frozen network: the bottleneck, and the places where transformers and others take it.
+"""Adapters inside a frozen network: the bottleneck, and the modules of transformers and others that it is added to.
 
-What is added becomes a child, `adapter`, of the module whose output it changes, and that module gets a
-`forward` of its own that calls both. No weight of the network changes its name, so checkpoints of the base
-still fit, and `state_dict`, `deepcopy` and export see ordinary modules. Wrapper modules would rename
-weights. Forward hooks would outlive their module's forward: a backbone is cut (`Chain.suffix`) by standing
-in for the forward of its blocks, and a hook on a block would then run on what was already adapted.
+An adapter becomes a child, `adapter`, of the module whose output it changes, and that module gets a `forward` that
+calls both. No weight of the network changes its name, so checkpoints of the base still fit, and `state_dict`,
+`deepcopy` and export see ordinary modules. Wrapper modules would rename weights. Forward hooks would outlive their
+module's forward: a backbone is split (`SequentialBackbone.suffix`) by replacing the forward of its blocks, and a hook
+on a block would then run on features that were already adapted.
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,24 @@ from semcorr.core.errors import UserError
 ATTENTION = ("attn", "attention", "self_attn", "attn1")  # attn1: diffusers
 FEED_FORWARD = ("mlp", "ffn", "ff")
 NORM = ("norm3", "norm2", "layer_norm2", "layernorm_after")  # before the feed-forward; norm3: diffusers
-AFTER = ("ls", "layer_scale", "drop_path")  # modules that follow a branch, with the branch's number
+AFTER = ("ls", "layer_scale", "drop_path")  # modules that follow a branch; their names end in its number
 
 
 class AdapterBottleneck(nn.Module):
-    """Down to `width` channels, a non-linearity, and up again: zero until it is trained.
+    """A bottleneck: down to `width` channels, a non-linearity, and up again; zero until it is trained.
 
     Args:
-        channels: Of what comes in and goes out.
-        width: Of the middle.
-        activation: Between the two.
-        dropout: Of the middle.
-        scale: Of what goes out.
-        norm: A LayerNorm over what comes in.
-        maps: For feature maps (b c h w), by 1 x 1 convolutions, in place of tokens (b ... c).
-        like: A weight of the network, for its device and its precision.
+        channels: Input and output channels.
+        width: Channels in the middle.
+        activation: Module between the two layers.
+        dropout: Dropout rate in the middle.
+        scale: Factor of the output.
+        norm: Whether a LayerNorm is applied to the input.
+        maps: Whether inputs are feature maps (b c h w), for 1 x 1 convolutions, instead of tokens (b ... c).
+        like: A weight of the network, whose device and precision are taken.
     """
 
-    seen: Tensor | None = None  # what `bypass` has seen go in, until it is used
+    seen: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
 
     def __init__(
         self,
@@ -54,59 +54,59 @@ class AdapterBottleneck(nn.Module):
         self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
         self.down, self.up = layer(channels, width), layer(width, channels)
         self.activation, self.dropout, self.scale = activation, nn.Dropout(dropout), scale
-        # PyTorch starts `down.weight` by Kaiming with a = sqrt(5), as AdaptFormer asks for.
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)  # type: ignore[arg-type]
+        # PyTorch initialises `down.weight` by Kaiming with a = sqrt(5), as AdaptFormer requires.
+        for parameter in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(parameter)  # type: ignore[arg-type]
         if like is not None:
             self.to(like.device, like.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is to be added."""
+        """Return the scaled output, which the caller adds."""
         return self.up(self.dropout(self.activation(self.down(self.norm(x))))) * self.scale
 
 
 class TransformerUnit(NamedTuple):
-    """Attention and feed-forward, each added to the residual stream in its turn."""
+    """Attention and feed-forward of a transformer, each added to the residual stream in turn."""
 
-    attention: nn.Module  # the last of that branch: what it puts out is added as it is
-    feed_forward: nn.Module
-    norm: nn.Module | None  # of the stream between the two, on its way into the feed-forward
+    attention: nn.Module  # the last module of that branch, whose output is added unchanged
+    feed_forward: nn.Module  # likewise
+    norm: nn.Module | None  # norm of the stream before the feed-forward
     scale: Tensor  # a weight as wide as the stream
 
 
 def transformer_units(block: nn.Module) -> Iterator[TransformerUnit]:
-    """The transformer units of a block: mostly itself, in hierarchical networks its members."""
+    """Yield the transformer units of a block: usually the block itself, in hierarchical networks its members."""
     for module in block.modules():
         children = dict(module.named_children())
         attention = next((name for name in ATTENTION if name in children), None)
         feed_forward = next((name for name in FEED_FORWARD if name in children), None)
         norm = next((name for name in NORM if name in children), None)
         if attention and feed_forward and norm:
-            ends = (_end(children, attention, 1), _end(children, feed_forward, 2))
-            places = list(children)  # Swin v2 and its like normalise what comes out of a branch: norm2 after mlp
-            before = norm != "norm2" or places.index(norm) < places.index(feed_forward)
-            yield TransformerUnit(*ends, children[norm] if before else None, children[norm].weight)  # type: ignore[arg-type]
+            ends = (_branch_end(children, attention, 1), _branch_end(children, feed_forward, 2))
+            names = list(children)  # Swin v2 and similar ones normalise the output of a branch: norm2 after mlp
+            is_pre_norm = norm != "norm2" or names.index(norm) < names.index(feed_forward)
+            yield TransformerUnit(*ends, children[norm] if is_pre_norm else None, children[norm].weight)  # type: ignore[arg-type]
 
 
 def add_serial(module: nn.Module, adapter: AdapterBottleneck) -> None:
-    """Add to what `module` puts out what `adapter` makes of it."""
-    module = _place(module, adapter)
-    module.forward = partial(_followed, adapter, module.forward)
+    """Add to the output of `module` the adapter's output for it."""
+    module = _attach(module, adapter)
+    module.forward = partial(_forward_serial, adapter, module.forward)
 
 
 def add_parallel(start: nn.Module, end: nn.Module, adapter: AdapterBottleneck) -> None:
-    """Add to what `end` puts out what `adapter` makes of the input of `start`, which runs before it."""
-    end = _place(end, adapter)
-    start.forward = partial(_seen, adapter, start.forward)
-    end.forward = partial(_bypassed, adapter, end.forward)
+    """Add to the output of `end` the adapter's output for the input of `start`, which runs earlier."""
+    end = _attach(end, adapter)
+    start.forward = partial(_remember_input, adapter, start.forward)
+    end.forward = partial(_forward_parallel, adapter, end.forward)
 
 
-def _end(children: dict[str, nn.Module], branch: str, number: int) -> nn.Module:
+def _branch_end(children: dict[str, nn.Module], branch: str, number: int) -> nn.Module:
     return next((children[f"{name}{number}"] for name in AFTER if f"{name}{number}" in children), children[branch])
 
 
-def _place(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
-    """Where the adapter becomes a child: in a sequence its last member, as a sequence would run the adapter itself."""
+def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
+    """Make the adapter a child of a module; for a sequence, which would run it, of its last member."""
     while isinstance(module, nn.Sequential):
         module = module[-1]
     if hasattr(module, "adapter"):
@@ -115,20 +115,24 @@ def _place(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
     return module
 
 
-def _followed(adapter: AdapterBottleneck, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    output = own(*args, **kwargs)
+def _forward_serial(
+    adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
+) -> object:
+    output = forward(*args, **kwargs)
     if not isinstance(output, tuple):
         return output + adapter(output)
-    changed = (output[0] + adapter(output[0]), *output[1:])  # of attention with its weights, a unit with its skips
+    changed = (output[0] + adapter(output[0]), *output[1:])  # attention may return its weights, too, a unit its skips
     return output._make(changed) if hasattr(output, "_make") else changed
 
 
-def _seen(adapter: AdapterBottleneck, own: Callable[..., Any], x: Tensor) -> Any:
+def _remember_input(adapter: AdapterBottleneck, forward: Callable[..., object], x: Tensor) -> object:
     adapter.seen = x
-    return own(x)
+    return forward(x)
 
 
-def _bypassed(adapter: AdapterBottleneck, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-    x, adapter.seen = adapter.seen, None  # kept no longer than needed: it holds a graph
+def _forward_parallel(
+    adapter: AdapterBottleneck, forward: Callable[..., object], *args: object, **kwargs: object
+) -> Tensor:
+    x, adapter.seen = adapter.seen, None  # released at once: it holds a graph
     assert isinstance(x, torch.Tensor)
-    return own(*args, **kwargs) + adapter(x)
+    return forward(*args, **kwargs) + adapter(x)

@@ -1,4 +1,4 @@
-"""AdaptFormer (Chen et al. 2022): a bottleneck beside each feed-forward."""
+"""AdaptFormer (Chen et al. 2022): a bottleneck parallel to each feed-forward."""
 
 from torch import nn
 
@@ -20,35 +20,36 @@ def adaptformer(
     layernorm: str = "none",
     blocks: int | None = None,
 ) -> None:
-    """Freeze everything; a bottleneck parallel to the feed-forward of every block.
+    """Freeze the backbone and add a bottleneck parallel to the feed-forward of every block.
 
-    As released: it reads the residual stream before the norm of the feed-forward, and what it makes of it
-    is scaled and added outside any LayerScale; ReLU; dropout in the middle. MARCO has `layernorm="in"`
-    and a width of half the channels, in nine blocks.
+    As released: its input is the residual stream before the norm of the feed-forward, and its output is scaled and
+    added outside any LayerScale; ReLU; dropout in the middle. MARCO has `layernorm="in"` and a width of half the
+    channels, in nine blocks.
 
     Args:
-        width: Channels of the bottleneck's middle.
-        scale: Of what is added.
-        dropout: Of the middle.
-        layernorm: `in` puts a LayerNorm before the bottleneck, `none` nothing.
-        blocks: How many of the last blocks; all if left out.
+        backbone: Backbone to adapt, in place.
+        width: Channels in the bottleneck's middle.
+        scale: Factor of the bottleneck's output.
+        dropout: Dropout rate in the middle.
+        layernorm: `in` puts a LayerNorm before the bottleneck, `none` does not.
+        blocks: Number of last blocks to adapt; all if left out.
     """
     if layernorm not in NORMS:
         raise UserError(f"`finetune.layernorm` must be one of {', '.join(NORMS)}, got {layernorm!r}")
-    found = [
+    units = [
         unit for block in last_blocks_of(backbone, blocks) for unit in transformer_units(block) if unit.norm is not None
     ]
-    if not found:
+    if not units:
         raise UserError(
             f"finetune=adaptformer goes beside the feed-forward of transformer blocks, and {backbone.name} has none "
             "with a norm before it. Use finetune=houlsby or finetune=lora, which work there."
         )
     assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
-    for unit in found:
+    for unit in units:
         assert unit.norm is not None
         adapter = AdapterBottleneck(
             len(unit.scale), width, nn.ReLU(), dropout, scale, norm=layernorm == "in", like=unit.scale
         )
         add_parallel(unit.norm, unit.feed_forward, adapter)
-    backbone.train(backbone.training)  # what is new, too
+    backbone.train(backbone.training)  # also sets the mode of the new modules

@@ -1,4 +1,4 @@
-"""SD4Match's conditional prompting module: part of the prompt is made of what both images show."""
+"""SD4Match's conditional prompting module: part of the prompt is computed from both images."""
 
 import hashlib
 from typing import Annotated, Any
@@ -18,18 +18,18 @@ from semcorr.models.finetune.prompts import find_diffusion_networks, reload_text
 
 
 class ConditionalPrompt(nn.Module):
-    """A prompt for each pair: words for all pairs, then words made of the pair (Li et al. 2024).
+    """A prompt for each pair: words shared by all pairs, then words computed from the pair (Li et al. 2024).
 
     Both images go through a frozen DINOv2. Its cells, source and target side by side, are projected to the
     text encoder's width, mixed with one another, pooled to as many as there are words, and gated.
 
     Args:
         text: The text encoder, frozen.
-        vision: The backbone that looks at both images, frozen.
-        tokens: How many words for all pairs.
-        conditional: How many made of the pair.
-        scale: Standard deviation of words, positions and gates at the start, the unified benchmark's choice;
-            SD4Match draws all three uniformly from 0 to 1.
+        vision: The backbone that encodes both images for the prompt, frozen.
+        tokens: Number of words shared by all pairs.
+        conditional: Number of words computed from the pair.
+        scale: Initial standard deviation of words, positions and gates, the unified benchmark's choice; SD4Match
+            draws all three uniformly from 0 to 1.
     """
 
     pairwise = True
@@ -48,19 +48,19 @@ class ConditionalPrompt(nn.Module):
         self.text, self.vision = text.requires_grad_(False), vision.requires_grad_(False).eval()
 
     def forward(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> Float[Tensor, "b l d"]:
-        """The text encoder's hidden states, the same for both images."""
-        seen = torch.cat([self.look(image) for image in (source, target)], dim=2)
-        words = self.words.expand(len(seen), -1, -1)
-        return self.text.encode(torch.cat((words, self.conditional(seen)), dim=1))
+        """Return the text encoder's hidden states for a pair, the same for both images."""
+        cells = torch.cat([self.look(image) for image in (source, target)], dim=2)
+        words = self.words.expand(len(cells), -1, -1)
+        return self.text.encode(torch.cat((words, self.conditional(cells)), dim=1))
 
     @torch.no_grad()
     def look(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
-        """The cells of an image, squashed to a square; SD4Match crops its middle."""
+        """Encode the cells of an image, resized to a square; SD4Match crops its centre instead."""
         side = self.vision.size
         return self.vision(resize_image(image, (side, side))).values.flatten(2).mT
 
     def conditional(self, seen: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
-        """Words from cells."""
+        """Compute the words of a pair from the cells of both images."""
         mixed = self.mix(self.project(seen).mT)
         pooled = adaptive_max_pool1d(mixed, self.position.shape[1]).mT
         return (pooled + self.position) * self.gate.tanh()
@@ -81,15 +81,15 @@ def conditional_prompt(
     """Learn a prompt that depends on the pair.
 
     Args:
-        backbone: With Stable Diffusion in it; its features depend on the pair from now on.
-        tokens: Words for all pairs.
-        conditional: Words made of the pair.
-        scale: Standard deviation of what is not a matrix, at the start.
-        dino: timm's name of the transformer that sees both images.
-        dino_size: Side of the squares it sees, in pixels.
-        pretrained: Download its weights.
-        weights: A local file of them instead.
-        options: Anything else its constructor takes.
+        backbone: Backbone that contains Stable Diffusion; its features depend on the pair from now on.
+        tokens: Number of words shared by all pairs.
+        conditional: Number of words computed from the pair.
+        scale: Initial standard deviation of words, positions and gates.
+        dino: timm's name of the transformer that encodes both images for the prompt.
+        dino_size: Side of the transformer's square input, in pixels.
+        pretrained: Whether the transformer's weights are downloaded.
+        weights: Local file of the transformer's weights instead.
+        options: Other arguments of the transformer's constructor.
     """
     parts = find_diffusion_networks(backbone)
     if conditional < 1:
@@ -98,5 +98,5 @@ def conditional_prompt(
         text = reload_text_encoder(part, tokens + conditional)
         vision = TimmModel(dino, dino_size, pretrained=pretrained, weights=weights, **options)
         part.prompt = ConditionalPrompt(text, vision, tokens, conditional, scale).to(text.model.device)
-        # A checkpoint leaves the transformer out, so it must be told which one it was trained with.
+        # A checkpoint leaves the transformer out: the hash records which one it was trained with.
         part.sha256 = hashlib.sha256(f"{part.sha256} {vision.sha256}".encode()).hexdigest()

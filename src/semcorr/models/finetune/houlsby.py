@@ -14,44 +14,45 @@ from semcorr.models.finetune.targets import last_blocks_of
 
 @check_arguments("finetune")
 def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) -> None:
-    """Freeze everything; two bottlenecks per transformer block, after its attention and after its feed-forward.
+    """Freeze the backbone and add two bottlenecks to every transformer block, after attention and feed-forward.
 
-    Each is a residual of its own, before the block's addition and after its LayerScale, where there is one.
-    The paper starts them near the identity; here they start at it, to the bit. A block without attention
-    gets one after itself, of 1 x 1 convolutions: a residual adapter in series.
+    Each is a residual branch, before the block's addition and after its LayerScale, if there is one. The paper
+    starts them near the identity; here they start at it, to the bit. A block without attention gets one bottleneck
+    after it, of 1 x 1 convolutions: a residual adapter in series.
 
     Args:
-        width: Channels of a bottleneck's middle.
-        blocks: How many of the last blocks; all if left out.
+        backbone: Backbone to adapt, in place.
+        width: Channels in the middle of a bottleneck.
+        blocks: Number of last blocks to adapt; all if left out.
     """
-    chosen = last_blocks_of(backbone, blocks)
+    adapted_blocks = last_blocks_of(backbone, blocks)
     assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
-    plain = [block for block in chosen if not list(transformer_units(block))]
-    for block, channels in zip(plain, output_channels(backbone, plain), strict=True):
+    plain_blocks = [block for block in adapted_blocks if not list(transformer_units(block))]
+    for block, channels in zip(plain_blocks, output_channels(backbone, plain_blocks), strict=True):
         like = next(backbone.parameters())
         add_serial(block, AdapterBottleneck(channels, width, nn.GELU(), maps=True, like=like))
-    for unit in [unit for block in chosen for unit in transformer_units(block)]:
+    for unit in [unit for block in adapted_blocks for unit in transformer_units(block)]:
         for branch in (unit.attention, unit.feed_forward):
             add_serial(branch, AdapterBottleneck(len(unit.scale), width, nn.GELU(), like=unit.scale))
-    backbone.train(backbone.training)  # what is new, too
+    backbone.train(backbone.training)  # also sets the mode of the new modules
 
 
 def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
-    """Channels of the feature maps that `blocks` put out, from a run on a small image."""
+    """Return the output channels of `blocks`, measured in a run on a small image."""
     assert isinstance(backbone, nn.Module)
     if not blocks:
         return []
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(block: nn.Module, _: object, output: object) -> None:
+    def record_shape(block: nn.Module, _: object, output: object) -> None:
         first = output[0] if isinstance(output, tuple) else output
         shapes[block] = tuple(first.shape) if isinstance(first, Tensor) else ()
 
     modes = {module: module.training for module in backbone.modules()}
-    hooks = [block.register_forward_hook(note) for block in blocks]
+    hooks = [block.register_forward_hook(record_shape) for block in blocks]
     try:
-        backbone.eval()  # this is no image for batch norms to learn from
+        backbone.eval()  # batch norms must not learn from this image
         side = min(backbone.size, 4 * getattr(backbone, "multiple", backbone.size))
         image = next(backbone.parameters()).new_zeros(1, 3, side, side)
         with torch.no_grad():
@@ -61,10 +62,10 @@ def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    odd = [type(block).__name__ for block in blocks if len(shapes.get(block, ())) != 4]
-    if odd:
+    unknown = [type(block).__name__ for block in blocks if len(shapes.get(block, ())) != 4]
+    if unknown:
         raise UserError(
-            f"finetune=houlsby: {odd[0]} of {backbone.name} has neither attention and feed-forward by a name that is "
-            "known nor a feature map as its output. Use finetune=lora or finetune=last_blocks."
+            f"finetune=houlsby: {unknown[0]} of {backbone.name} has neither attention and feed-forward by a name "
+            "that is known nor a feature map as its output. Use finetune=lora or finetune=last_blocks."
         )
     return [shapes[block][1] for block in blocks]

@@ -1,4 +1,4 @@
-"""Which weights of a backbone move: those of its last blocks, or none."""
+"""Fine-tuning of the last blocks of a backbone, or of none."""
 
 from torch import nn
 
@@ -9,10 +9,10 @@ from semcorr.core.ranges import check_arguments
 
 @check_arguments("finetune")
 def last_blocks(backbone: Backbone, blocks: int = 0) -> None:
-    """Unfreeze the last `blocks` blocks and the norm after them; 0 is frozen.
+    """Unfreeze the last `blocks` blocks and the norm after them; 0 freezes the whole backbone.
 
     The unified benchmark's best is 2 of DINOv2-B's 12 (its `stage11`). There the final norm stayed out
-    of the optimiser; here it moves with the blocks it follows.
+    of the optimiser; here it is trained with the blocks it follows.
     """
     depth = len(backbone.blocks)
     if not 0 <= blocks <= depth:

@@ -20,19 +20,20 @@ def lora(
     blocks: int | None = None,
     dora: bool = False,
 ) -> None:
-    """Freeze everything; add `B @ A * alpha / rank` to the weights of linear layers and convolutions.
+    """Freeze the backbone and add `B @ A * alpha / rank` to the weights of linear layers and convolutions.
 
     B starts at zero, so training starts from the backbone's own features, to the bit. By default the
-    queries and values move, as in the paper. timm's DINOv2 makes queries, keys and values in one layer,
-    `qkv`: there the keys move, too, through the one A that the three then share.
+    queries and values are adapted, as in the paper. timm's DINOv2 computes queries, keys and values in one layer,
+    `qkv`: there the keys are adapted, too, through the one A that the three then share.
 
     Args:
-        rank: Of the update of each layer.
-        alpha: Scales the update. Left out it equals `rank`: no scaling, whatever the rank, as DistillDIFT has it.
-        dropout: Of what enters the update.
+        backbone: Backbone to adapt, in place.
+        rank: Rank of the update of each layer.
+        alpha: Scale of the update. If left out it equals `rank`: no scaling at any rank, as in DistillDIFT.
+        dropout: Dropout rate of the update's input.
         targets: Endings of the names of the layers to adapt; the backbone's `lora_targets` if left out.
-        blocks: How many of the last blocks; all if left out.
-        dora: Learn each weight's magnitude by itself, and its direction by the update (Liu et al. 2024).
+        blocks: Number of last blocks to adapt; all if left out.
+        dora: Whether each weight's magnitude is learned separately, and its direction by the update (Liu et al. 2024).
     """
     names = target_layers(backbone, targets, blocks)
     assert isinstance(backbone, nn.Module)
@@ -40,4 +41,4 @@ def lora(
     scale = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=names, use_dora=dora)  # type: ignore[arg-type]
     inject_adapter_in_model(config, backbone)
-    backbone.train(backbone.training)  # what is new, too
+    backbone.train(backbone.training)  # also sets the mode of the new modules

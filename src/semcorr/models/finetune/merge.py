@@ -1,4 +1,4 @@
-"""Fold what tuning added back into the backbone's own weights."""
+"""Merging of fine-tuned adapters into the backbone's own weights."""
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -16,26 +16,28 @@ NEVER: dict[type[nn.Module], str] = {
 
 
 def merge_adapters(backbone: nn.Module) -> None:
-    """Give the backbone its original modules, with weights that have learned.
+    """Replace adapted layers by the backbone's original modules, with the update merged into their weights.
 
-    The features stay the same to rounding. What is not linear in its input cannot be folded; nothing is
-    changed then. Blocks that were tuned as they are need no folding.
+    The features stay the same to rounding. Blocks that were tuned directly need no merging.
+
+    Raises:
+        UserError: Something cannot be merged, as it is not linear in its input; nothing is changed then.
     """
     for kind, reason in NEVER.items():
         if any(isinstance(module, kind) for module in backbone.modules()):
-            raise _refusal(reason)
+            raise _merge_error(reason)
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
         try:
             layer.merge()
-        except NotImplementedError:  # of all layers of a tuner or of none
-            raise _refusal(f"peft cannot do it for {type(layer).__module__.split('.')[-2]}") from None
+        except NotImplementedError:  # raised by all layers of a tuner or by none
+            raise _merge_error(f"peft cannot do it for {type(layer).__module__.split('.')[-2]}") from None
         backbone.set_submodule(name, layer.get_base_layer())
     if layers:
-        del backbone.peft_config  # left there by peft
+        del backbone.peft_config  # peft leaves it on the module
 
 
-def _refusal(reason: str) -> UserError:
+def _merge_error(reason: str) -> UserError:
     return UserError(
         f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole (--format onnx), "
         "or evaluate the run itself (checkpoint=RUN)."

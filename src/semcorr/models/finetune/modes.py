@@ -1,4 +1,4 @@
-"""Training mode only where something trains."""
+"""Training mode only for modules with trainable parameters."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def keep_frozen_in_eval(backbone: nn.Module) -> None:
     """Put every part whose parameters are all frozen back into eval mode, after `train()`.
 
-    Batch norms stay there even where their scale trains: statistics of a few images would make a map
+    Batch norms stay in eval mode even if their scale is trained: statistics of a few images would make a map
     depend on its neighbours in the batch.
     """
     parameters = list(backbone.parameters())

@@ -1,7 +1,7 @@
-"""Any tuner of huggingface/peft that adapts layers and needs no training loop of its own, by peft's name for it."""
+"""Fine-tuning by any tuner of huggingface/peft that adapts layers and needs no training loop of its own."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.models.finetune.targets import adaptable_layers, target_layers
 
 PROMPTS = "it learns prompts of a language model"
@@ -31,18 +32,18 @@ REFUSED = {
     **dict.fromkeys(("prefix_tuning", "prompt_tuning"), PROMPTS),
     **dict.fromkeys(("frod", "psoft"), BASIS),
 }
-START: dict[str, dict[str, Any]] = {  # from the pretrained features, where peft's default is random or has to be given
+START: dict[str, JsonObject] = {  # to start from the pretrained features, if peft's default is random or missing
     "c3a": {"init_weights": True},
     "fourierft": {"init_weights": True},
-    "ia3": {"feedforward_modules": ()},  # scale what the layers put out; those named here scale what comes in
+    "ia3": {"feedforward_modules": ()},  # all scale their outputs; layers named here would scale their inputs
 }
 OURS = {field.name for field in fields(PeftConfig)} | {
     "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"
 }  # fmt: skip
 
 
-def list_tuner_configs(tuner: Any) -> list[Any]:
-    """To what the options of a tuner go."""
+def list_tuner_configs(tuner: object) -> list[object]:
+    """List the configuration class in peft of a tuner; empty for an unknown one."""
     return [config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == tuner]
 
 
@@ -54,18 +55,19 @@ def peft_tuner(
     blocks: int | None = None,
     **options: Annotated[Any, OptionsOf(list_tuner_configs, by="tuner")],
 ) -> None:
-    """Freeze everything; let `tuner` adapt the layers that `targets` names.
+    """Freeze the backbone and let `tuner` adapt the layers that `targets` names.
 
     Most start from the backbone's own features to the bit; those that reflect, project or decompose weights
     (`hra`, `deft`, `osf`) to rounding, and `vblora` and `unilora`, which start from random vectors, near them.
     Not every tuner can adapt convolutions.
 
     Args:
-        tuner: peft's name for it: loha, lokr, vera, boft, oft, hra, ia3, ln_tuning, fourierft, road, ...
-        targets: Endings of the names of the layers to adapt; the backbone's `lora_targets` if left out,
-            every LayerNorm of the blocks for `ln_tuning`.
-        blocks: How many of the last blocks; all if left out.
-        options: Anything else the tuner's configuration in peft takes.
+        backbone: Backbone to adapt, in place.
+        tuner: peft's name of the tuner: loha, lokr, vera, boft, oft, hra, ia3, ln_tuning, fourierft, road, ...
+        targets: Endings of the names of the layers to adapt; if left out the backbone's `lora_targets`, or every
+            LayerNorm of the blocks for `ln_tuning`.
+        blocks: Number of last blocks to adapt; all if left out.
+        options: Other arguments of the tuner's configuration in peft.
     """
     config = build_tuner_config(tuner, options)
     if tuner == "ln_tuning" and targets is None:
@@ -77,34 +79,34 @@ def peft_tuner(
     assert isinstance(backbone, nn.Module)
     backbone.requires_grad_(False)
     build = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(tuner.upper())]
-    with warnings.catch_warnings():  # peft looks for the width of a LayerNorm where only linear layers have it
+    with warnings.catch_warnings():  # peft expects the width of a LayerNorm where only linear layers have it
         warnings.filterwarnings("ignore", "Unsupported layer type")
-        try:  # what inject_adapter_in_model does, but also for tuners whose layers share weights
+        try:  # as inject_adapter_in_model, but also for tuners whose layers share weights
             build(backbone, config(target_modules=names), "default")
         except (ValueError, TypeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"finetune=peft: peft cannot put {tuner} into {backbone.name} ({reason}).") from error
-    backbone.train(backbone.training)  # what is new, too
+    backbone.train(backbone.training)  # also sets the mode of the new modules
 
 
-def build_tuner_config(tuner: str, options: Mapping[str, Any]) -> Callable[..., PeftConfig]:
-    """The tuner's configuration in peft but for the layers it goes to; or what there is instead."""
-    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+def build_tuner_config(tuner: str, options: JsonMapping) -> Callable[..., PeftConfig]:
+    """Return the tuner's configuration in peft, to be called with its layers; an unknown tuner or option is refused."""
+    configs = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if tuner in REFUSED:
         raise UserError(
             f"finetune.tuner={tuner} is not for this: {REFUSED[tuner]}. There are {', '.join(list_tuners())}."
         )
-    if tuner not in known:
+    if tuner not in configs:
         raise UserError(
             f"`finetune.tuner`: peft has no tuner {tuner!r} that works here. There are {', '.join(list_tuners())}."
         )
-    allowed = sorted({field.name for field in fields(known[tuner]) if field.init} - OURS)
-    odd = [name for name in options if name not in allowed]
-    if odd:
-        raise UserError(f"`finetune.{odd[0]}` is no option of {tuner}. It has {', '.join(allowed)}.")
-    return partial(known[tuner], **(START.get(tuner, {}) | dict(options)))
+    allowed = sorted({field.name for field in fields(configs[tuner]) if field.init} - OURS)
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise UserError(f"`finetune.{unknown[0]}` is no option of {tuner}. It has {', '.join(allowed)}.")
+    return partial(configs[tuner], **(START.get(tuner, {}) | dict(options)))
 
 
 def list_tuners() -> list[str]:
-    """The names that `tuner` may be."""
+    """List the names that `tuner` may have."""
     return sorted(kind.value.lower() for kind in PEFT_TYPE_TO_TUNER_MAPPING if kind.value.lower() not in REFUSED)

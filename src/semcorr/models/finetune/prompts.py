@@ -1,4 +1,4 @@
-"""Prompt tuning: the words Stable Diffusion is conditioned on are learned, and nothing else is."""
+"""Prompt tuning: only the words that Stable Diffusion is conditioned on are learned."""
 
 import torch
 from jaxtyping import Float
@@ -12,14 +12,14 @@ from semcorr.models.backbones.text_encoder import TextEncoder
 
 
 class LearnedPrompt(nn.Module):
-    """One prompt for every image, of words that no vocabulary has.
+    """One learned prompt for all images, of word embeddings that belong to no vocabulary.
 
-    They go through the text encoder, which stays as it is, between its start and its end.
+    They go through the frozen text encoder, between its start and end tokens.
 
     Args:
-        text: The encoder.
-        tokens: How many words.
-        scale: Standard deviation they are drawn with.
+        text: The text encoder.
+        tokens: Number of words.
+        scale: Initial standard deviation of the words.
     """
 
     pairwise = False
@@ -30,7 +30,7 @@ class LearnedPrompt(nn.Module):
         self.text = text.requires_grad_(False)
 
     def forward(self) -> Float[Tensor, "1 l d"]:
-        """The text encoder's hidden states."""
+        """Return the text encoder's hidden states."""
         return self.text.encode(self.words)
 
 
@@ -38,8 +38,8 @@ class LearnedPrompt(nn.Module):
 def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None:
     """Learn one prompt for all images: SD4Match's "single" (Li et al. 2024).
 
-    SD4Match starts from the embeddings of words drawn from the vocabulary; from noise of their scale, as
-    here, starts the unified benchmark.
+    SD4Match starts from the embeddings of words drawn from the vocabulary; the unified benchmark starts from noise
+    of their scale, as here.
     """
     for part in find_diffusion_networks(backbone):
         text = reload_text_encoder(part, tokens)
@@ -47,7 +47,7 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
 
 def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
-    """What in a backbone, now frozen, has a prompt."""
+    """Freeze a backbone and return its Stable Diffusion networks, which have a prompt."""
     assert isinstance(backbone, nn.Module)
     parts = [module for module in backbone.modules() if isinstance(module, StableDiffusion)]
     if not parts:
@@ -57,7 +57,7 @@ def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
 
 
 def reload_text_encoder(part: StableDiffusion, tokens: int) -> TextEncoder:
-    """The text encoder of a backbone, which let go of it once its own prompt was read."""
+    """Load the text encoder of a network again, which released it after encoding its own prompt."""
     text = part.text().to(next(part.parameters()).device)
     if not 1 <= tokens <= text.length - 2:  # start and end take two
         raise UserError(f"A prompt has room for 1 to {text.length - 2} tokens, got {tokens}: change `finetune.tokens`.")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a tuned backbone, and of what it was tuned from."""
+"""What a checkpoint holds of a tuned backbone, and the identity of the base it was tuned from."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,28 +9,28 @@ from semcorr.core.interfaces import Backbone
 
 
 def checkpoint_keys(backbone: nn.Module, buffers: Collection[str]) -> set[str]:
-    """Names in the state dict: parameters that move, and persistent buffers that tuning added.
+    """Return the names in the state dict of trainable parameters and of persistent buffers that tuning added.
 
     Tuners like VeRA and RandLoRA keep random projections in buffers, without which the learned vectors
     mean nothing. Weights that several layers share are named once.
 
     Args:
-        backbone: As tuned.
-        buffers: The names of its buffers before it was.
+        backbone: The tuned backbone.
+        buffers: Names of the backbone's buffers before tuning.
     """
-    moving = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    trainable = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     wrapped = {name: name.replace(".base_layer.", ".") for name, _ in backbone.named_buffers()}  # peft renames
     added = {name for name, original in wrapped.items() if original not in buffers}
-    return (moving | added) & set(backbone.state_dict())
+    return (trainable | added) & set(backbone.state_dict())
 
 
 def base_weights_id(backbone: Backbone) -> dict[str, str]:
-    """What its weights moved away from."""
+    """Return name and hash of the weights that training starts from."""
     return {"backbone": backbone.name, "sha256": backbone.sha256}
 
 
 def require_same_base(base: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """What was trained from one base says nothing of another."""
+    """Refuse a checkpoint that was trained from another base."""
     if base != own:
         raise UserError(
             f"The checkpoint was trained on {base['backbone']} with weights sha256 {base['sha256'][:12]}; this "
@@ -39,8 +39,9 @@ def require_same_base(base: Mapping[str, str], own: Mapping[str, str]) -> None:
 
 
 def require_same_parts(names: Collection[str], own: Collection[str]) -> None:
-    """Nor do weights of parts that do not move here."""
-    if odd := sorted(set(names) ^ set(own)):
+    """Refuse a checkpoint of other trainable weights than those of this run."""
+    if unmatched := sorted(set(names) ^ set(own)):
         raise UserError(
-            f"The checkpoint and this run train different weights: {', '.join(odd[:3])}. Use its finetune and head."
+            f"The checkpoint and this run train different weights: {', '.join(unmatched[:3])}. Use its finetune "
+            "and head."
         )

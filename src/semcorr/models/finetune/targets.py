@@ -1,4 +1,4 @@
-"""Which part of a backbone is tuned: its last blocks, and the layers inside them by the endings of their names."""
+"""Selection of the part to tune: the last blocks, and the layers inside them by the endings of their names."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ Kinds = tuple[type[nn.Module], ...]
 
 
 def last_blocks_of(backbone: Backbone, blocks: int | None) -> list[nn.Module]:
-    """The last `blocks` blocks, all of them where it is None."""
+    """Return the last `blocks` blocks of a backbone, or all if None."""
     depth = len(backbone.blocks)
     if blocks is not None and not 1 <= blocks <= depth:
         raise UserError(
@@ -25,37 +25,37 @@ def last_blocks_of(backbone: Backbone, blocks: int | None) -> list[nn.Module]:
 def target_layers(
     backbone: Backbone, targets: Sequence[str] | None, blocks: int | None, kinds: Kinds = (nn.Linear, nn.Conv2d)
 ) -> list[str]:
-    """Full names of the layers of the last blocks whose names end, at a dot, with one of `targets`.
+    """Return the full names of the layers in the last blocks whose names end, at a dot, with one of `targets`.
 
-    `qkv` and `attn.qkv` both match `model.blocks.3.attn.qkv`. Every target must match something; of the
-    backbone's own list, which is the default, one must.
+    `qkv` and `attn.qkv` both match `model.blocks.3.attn.qkv`. Every given target must match a layer; of the
+    backbone's default list, at least one must.
     """
-    wanted = backbone.lora_targets if targets is None else [targets] if isinstance(targets, str) else targets
+    selected = backbone.lora_targets if targets is None else [targets] if isinstance(targets, str) else targets
     names = adaptable_layers(backbone, blocks, kinds)
-    found = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in wanted}
-    missed = [target for target in wanted if not found[target]]
-    if not any(found.values()) or (missed and targets is not None):
-        endings = dict.fromkeys(_ending(name) for name in names)
+    matches = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in selected}
+    unmatched = [target for target in selected if not matches[target]]
+    if not any(matches.values()) or (unmatched and targets is not None):
+        endings = dict.fromkeys(_name_ending(name) for name in names)
         raise UserError(
             f"`finetune.targets`: no layer of the tuned blocks of {backbone.name} that can be adapted has a name that "
-            f"ends with {' or '.join(missed) or 'nothing'}. There are {', '.join(endings) or 'none'}."
+            f"ends with {' or '.join(unmatched) or 'nothing'}. There are {', '.join(endings) or 'none'}."
         )
-    return [name for name in names if any(name in matches for matches in found.values())]
+    return [name for name in names if any(name in layers for layers in matches.values())]
 
 
 def adaptable_layers(backbone: Backbone, blocks: int | None, kinds: Kinds) -> list[str]:
-    """Full names of what can be adapted in the last blocks."""
+    """Return the full names of the layers that can be adapted in the last blocks."""
     assert isinstance(backbone, nn.Module)
-    full = {module: name for name, module in backbone.named_modules()}
+    full_names = {module: name for name, module in backbone.named_modules()}
     parents = {child: parent for parent in backbone.modules() for child in parent.children()}
-    inside = [module for block in last_blocks_of(backbone, blocks) for module in block.modules()]
-    return [full[m] for m in inside if isinstance(m, kinds) and _adaptable(m, parents[m])]
+    modules = [module for block in last_blocks_of(backbone, blocks) for module in block.modules()]
+    return [full_names[layer] for layer in modules if isinstance(layer, kinds) and _can_adapt(layer, parents[layer])]
 
 
 def freeze_unused(backbone: Backbone) -> None:
-    """Freeze again, of what tuning moved, what no feature depends on: the last block of a facet is not read to its end.
+    """Freeze trainable parameters that no feature depends on: with a facet, the last block is only partly used.
 
-    No gradient would come there, and processes that train together would wait for one.
+    They would get no gradient, and processes that train together would wait for one.
     """
     assert isinstance(backbone, nn.Module)
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
@@ -71,21 +71,24 @@ def freeze_unused(backbone: Backbone) -> None:
         )
 
 
-def _adaptable(module: nn.Module, parent: nn.Module) -> bool:
-    """Not a grouped convolution, which has no low rank to speak of, nor a layer that is never called.
+def _can_adapt(module: nn.Module, parent: nn.Module) -> bool:
+    """Tell whether a layer can be adapted: it is no grouped convolution, and its parent calls it.
 
-    PyTorch's attention, and timm's EVA, BEiT and Swin v2 where queries and values have a bias of their
-    own, read the weight of a layer instead: whatever is put around that layer would do nothing.
+    A grouped convolution has no low rank to speak of. PyTorch's attention, and timm's EVA, BEiT and Swin v2 where
+    queries and values have separate biases, use the weight of a layer without calling it: an adapter around that layer
+    would have no effect.
     """
-    reads_weight = getattr(parent, "q_bias", None) is not None and not getattr(parent, "qkv_bias_separate", False)
-    bypassed = isinstance(parent, nn.MultiheadAttention) or (reads_weight and module is getattr(parent, "qkv", None))
+    uses_weight_only = getattr(parent, "q_bias", None) is not None and not getattr(parent, "qkv_bias_separate", False)
+    bypassed = isinstance(parent, nn.MultiheadAttention) or (
+        uses_weight_only and module is getattr(parent, "qkv", None)
+    )
     return not bypassed and getattr(module, "groups", 1) == 1
 
 
-def _ending(name: str) -> str:
-    """The last part of a name; the last two where that is a number.
+def _name_ending(name: str) -> str:
+    """Return the last part of a name, or the last two if the last is a number.
 
-    >>> _ending("model.blocks.3.attn.qkv"), _ending("model.layer2.0.downsample.0")
+    >>> _name_ending("model.blocks.3.attn.qkv"), _name_ending("model.layer2.0.downsample.0")
     ('qkv', 'downsample.0')
     """
     parts = name.split(".")

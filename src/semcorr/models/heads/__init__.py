@@ -1,1 +1,1 @@
-"""Two feature maps and query points to similarity."""
+"""Heads: from two feature maps and query points to similarity."""

@@ -1,4 +1,4 @@
-"""A bottleneck for each of several maps, mixed, then cosines: GeoAware-SC's post-processor, and DIY-SC's."""
+"""Head of a bottleneck for each of several maps, mixed, then cosines: GeoAware-SC's post-processor, and DIY-SC's."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,18 @@ from semcorr.models.heads.weight_file import load_head_weights
 
 
 class Aggregation(Cosine):
-    """Split the channels, send each part through a bottleneck of its own, add them up with learned shares.
+    """A bottleneck for each part of the channels, added up with learned shares, then cosine similarity.
 
-    "Four bottleneck layers with 5M parameters" (Zhang et al. 2024) are four side by side, not in series:
-    of Stable Diffusion's three maps and of DINOv2's. Of DINOv2's alone it is DIY-SC's adapter.
+    "Four bottleneck layers with 5M parameters" (Zhang et al. 2024) are four side by side, not in series: one for
+    each of Stable Diffusion's three maps and one for DINOv2's. With DINOv2's alone it is DIY-SC's adapter.
 
     Args:
-        maps: Channels of each part, in the order in which the backbone lays them side by side.
-        out: Channels that all parts are brought to.
-        width: Of the bottlenecks' middle.
-        groups: Of every norm.
-        dropout: Share of all numbers that come in, element by element, that a training step does not see.
-        weights: A file to start from, GeoAware-SC's and DIY-SC's own included.
+        maps: Channels of each part, in the order in which the backbone concatenates them.
+        out: Output channels of every bottleneck.
+        width: Channels in the middle of every bottleneck.
+        groups: Groups of every group norm.
+        dropout: Share of the input's elements that is set to zero in a training step.
+        weights: Weight file to start from; those of GeoAware-SC and DIY-SC are understood, too.
     """
 
     @check_arguments("head")
@@ -43,14 +43,14 @@ class Aggregation(Cosine):
         if not self.maps:
             raise UserError("`head.maps` must name the channels of at least one map, or be null for the backbone's")
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(ResidualBottleneck(each, out, width, groups) for each in self.maps)
+        self.blocks = nn.ModuleList(ResidualBottleneck(channels, out, width, groups) for channels in self.maps)
         self.mixing = nn.Parameter(torch.ones(len(self.maps)))
         if weights is not None:
             load_head_weights(self, weights)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """Every part through its block, in shares of one."""
+        """Return the sum of the bottlenecks' outputs, in shares that add up to one."""
         parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.maps, dim=1)
-        every = zip(self.mixing.softmax(0), self.blocks, parts, strict=True)
-        mixed = sum((share * block(part) for share, block, part in every), start=self.mixing.new_zeros(()))
+        branches = zip(self.mixing.softmax(0), self.blocks, parts, strict=True)
+        mixed = sum((share * block(part) for share, block, part in branches), start=self.mixing.new_zeros(()))
         return FeatureMap(mixed, maps.stride)

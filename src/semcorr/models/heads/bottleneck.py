@@ -1,4 +1,4 @@
-"""One bottleneck after the backbone, then cosines: the unified benchmark's "ResNet bottleneck block"."""
+"""Head of one bottleneck after the backbone, then cosines: the unified benchmark's "ResNet bottleneck block"."""
 
 from math import gcd
 
@@ -11,14 +11,15 @@ from semcorr.models.heads.residual import ResidualBottleneck
 
 
 class BottleneckHead(Cosine):
-    """768 -> 192 -> 768 for DINOv2-B; as many channels go out as come in.
+    """A residual bottleneck, 768 -> 192 -> 768 channels for DINOv2-B, then cosine similarity.
 
     The benchmark names width and reduction and no norm; group norm is GeoAware-SC's.
 
     Args:
-        channels: Of the features.
-        width: Of the middle; a quarter of the channels if left out.
-        groups: Of every norm; if left out the most that divide 32, the channels and the width: 32 of 768 and 192.
+        channels: Channels of the features, before and after the bottleneck.
+        width: Channels in the middle; a quarter of the channels if left out.
+        groups: Groups of every norm; if left out the most that divide 32, the channels and the width: 32 for 768 and
+            192.
     """
 
     @check_arguments("head")
@@ -29,6 +30,6 @@ class BottleneckHead(Cosine):
         self.block: nn.Module = ResidualBottleneck(channels, channels, width, groups)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """Through the block."""
-        precision = next(self.parameters()).dtype  # features may be kept in half of it
+        """Apply the bottleneck to the features."""
+        precision = next(self.parameters()).dtype  # features may be in half precision
         return FeatureMap(self.block(maps.values.to(precision)), maps.stride)

@@ -1,4 +1,4 @@
-"""CATs: a transformer over the rows of the correlation, of the target's cells and then of the source's."""
+"""The head of CATs: a transformer over the correlation, by the target's cells and then by the source's."""
 
 import torch
 from jaxtyping import Float
@@ -12,29 +12,29 @@ from semcorr.models.heads.correlation import correlation, mutual_matching, sampl
 
 
 class CATs(nn.Module):
-    """Cost aggregation by attention (Cho et al., "CATs"), with one map of features and one block.
+    """Cost aggregation by attention (Cho et al., "CATs"), with one feature map and one block.
 
-    A cell's token is what it has in common with every cell of the other image, and its projected features. The
-    correlation, mutually matched, goes through the transformer target cell by target cell, is added to itself as
-    it came in, and goes through the same weights source cell by source cell. One map of features is one
-    level, among which their attention between levels has nothing to do: it is left out, as in their code.
+    A cell's token is its correlation with every cell of the other image, and its projected features. The
+    correlation, after mutual matching, goes through the transformer with the target's cells as tokens, the input is
+    added, and the sum goes through the same weights with the source's cells as tokens. One feature map is one
+    level, so that attention between levels has nothing to do: it is left out, as in their code.
 
-    What comes out is a correlation, and needs no other temperature than cosines do. Theirs is 16 x 16 cells: a
+    The output is a correlation, and needs no other temperature than cosines do. Their grid is 16 x 16 cells: a
     token has g * g + 128 numbers, so weights belong to a grid and grow with its fourth power (2.0 million for 16
     cells a side, 17 for 32, 181 for 60).
 
     Ours, where they leave it open:
     - Cosines below zero become zero before they are filtered.
     - The last projection starts at zero: an untrained head leaves the correlation as it is.
-    - Heads are of width // heads numbers, also where that leaves a rest (3,728 numbers at 60 cells).
+    - Heads have width // heads channels, also where that leaves a remainder (3,728 channels at 60 cells).
 
     Args:
-        channels: Of the features.
-        grid: Cells along a side of a map of features; other maps are refused.
-        depth: Blocks; the unified benchmark has one.
-        heads: Of the attention.
-        projected: What of the features goes into a token.
-        mlp: The middle of a block's MLP, in widths of a token.
+        channels: Channels of the features.
+        grid: Cells along a side of a feature map; other maps are refused.
+        depth: Number of blocks; the unified benchmark has one.
+        heads: Attention heads of each block.
+        projected: Channels to which the features are projected for a token.
+        mlp: Channels in the middle of a block's MLP, as a multiple of a token's.
     """
 
     @check_arguments("head")
@@ -69,32 +69,32 @@ class CATs(nn.Module):
     def forward(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
-        """`points` are in source pixels."""
+        """Compute the similarity of `points`, given in source pixels, with every target cell."""
         for maps in (source, target):
-            self._check(maps.values)
+            self._check_grid(maps.values)
         raw = mutual_matching(correlation(source.values, target.values).relu())
         return sample_correlation(self.aggregated(raw, source.values, target.values), points, source.stride)
 
     def aggregated(
         self, raw: Float[Tensor, "b h w k l"], source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]
     ) -> Float[Tensor, "b h w k l"]:
-        """The correlation, both ways through the transformer; the second way starts from the first's result."""
+        """Refine the correlation by the target's tokens, then the result by the source's."""
         matrix = raw.flatten(3).flatten(1, 2)  # (b source target)
-        there = self._passed(matrix.mT, target).mT + matrix
-        return (self._passed(there, source) + matrix).view(raw.shape)
+        refined = self._transform(matrix.mT, target).mT + matrix
+        return (self._transform(refined, source) + matrix).view(raw.shape)
 
-    def _passed(
+    def _transform(
         self, matrix: Float[Tensor, "b cells others"], features: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b cells others"]:
-        kind = self.project.weight.dtype  # features may be kept in half of it
-        own = self.project(features.flatten(2).mT.to(kind))
-        place = torch.cat(
+        precision = self.project.weight.dtype  # features may be in half precision
+        projected = self.project(features.flatten(2).mT.to(precision))
+        position = torch.cat(
             (self.columns.expand(self.grid, -1, -1), self.rows[:, None].expand(-1, self.grid, -1)), dim=-1
         )
-        tokens = torch.cat((matrix, own.to(matrix.dtype)), dim=-1) + place.flatten(0, 1)
+        tokens = torch.cat((matrix, projected.to(matrix.dtype)), dim=-1) + position.flatten(0, 1)
         return self.out(self.blocks(tokens)).float()
 
-    def _check(self, values: Float[Tensor, "b c h w"]) -> None:
+    def _check_grid(self, values: Float[Tensor, "b c h w"]) -> None:
         h, w = values.shape[-2:]
         if (h, w) != (self.grid, self.grid):
             raise UserError(
@@ -104,7 +104,7 @@ class CATs(nn.Module):
 
 
 class AggregationBlock(nn.Module):
-    """Attention and an MLP, each after a norm and added to what came in."""
+    """A block of attention and an MLP, each after a norm and added to its input."""
 
     def __init__(self, width: int, heads: int, middle: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class AggregationBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, width))
 
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """Every token sees every other."""
+        """Apply the block; every token attends to all tokens of its image."""
         q, k, v = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = tokens + self.merge(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return tokens + self.mlp(self.norm2(tokens))

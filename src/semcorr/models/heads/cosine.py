@@ -1,4 +1,4 @@
-"""The head without parameters: cosine similarity of the features as they are."""
+"""The head without parameters: cosine similarity of unchanged features."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,22 +8,22 @@ from semcorr.matching.similarity import cosine_similarity, sample_descriptors
 
 
 class Cosine(nn.Module):
-    """Read the source at the query points, compare with every target cell."""
+    """Cosine similarity of descriptors at the query points with every target cell."""
 
     def forward(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
-        """`points` are in source pixels."""
+        """Compute the similarity of `points`, given in source pixels, with every target cell."""
         return self.compare(self.describe(self.adapt(source), points), self.adapt(target))
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """As they are."""
+        """Return the features unchanged."""
         return maps
 
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
-        """Bilinear descriptors of points."""
+        """Sample the descriptors of points bilinearly."""
         return sample_descriptors(source.values, points, source.stride)
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
-        """Cosine with every cell."""
+        """Compute the cosine of every descriptor with every target cell."""
         return cosine_similarity(descriptors, target.values)

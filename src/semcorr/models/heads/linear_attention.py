@@ -1,4 +1,4 @@
-"""Attention in time linear in the number of cells, where a cell is, and LoFTR's layer made of the two."""
+"""Attention in time linear in the number of cells, position encodings, and LoFTR's encoder layer of the two."""
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,10 @@ from semcorr.core.errors import UserError
 def linear_attention(
     queries: Float[Tensor, "b n heads d"], keys: Float[Tensor, "b m heads d"], values: Float[Tensor, "b m heads e"]
 ) -> Float[Tensor, "b n heads e"]:
-    """Means of the values, weighted by the product of query and key after elu(x) + 1 (Katharopoulos et al. 2020).
+    """Average the values, weighted by products of query and key after elu(x) + 1 (Katharopoulos et al. 2020).
 
-    Keys and values are summed up once, for all queries: n + m steps, not n m. In single precision
-    whatever comes in, for the sums run over all cells.
+    Keys and values are summed once, for all queries: n + m steps, not n m. Always in single precision, since the
+    sums run over all cells.
     """
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = elu(queries.float()) + 1, elu(keys.float()) + 1
@@ -26,9 +26,9 @@ def linear_attention(
 def sine_position_encoding(
     h: int, w: int, channels: int, device: torch.device | None = None
 ) -> Float[Tensor, "cells channels"]:
-    """Sines and cosines of a cell's column and of its row at rates of 1 to 1/10,000, a quarter of the channels each.
+    """Return sines and cosines of column and row at rates of 1 to 1/10,000, a quarter of the channels each.
 
-    Counted in cells, so that a grid of any size and shape has them.
+    Positions are counted in cells, so that a grid of any size and shape has them.
 
     >>> sine_position_encoding(1, 2, 4)  # sin x, cos x, sin y, cos y
     tensor([[0.0000, 1.0000, 0.0000, 1.0000],
@@ -36,21 +36,21 @@ def sine_position_encoding(
     """
     rates = 10_000 ** -torch.linspace(0, 1, channels // 4, device=device)
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    angles = [place.flatten()[:, None] * rates for place in (x, y)]
+    angles = [coordinate.flatten()[:, None] * rates for coordinate in (x, y)]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)
 
 
 class LoFTREncoderLayer(nn.Module):
-    """LoFTR's encoder layer (Sun et al. 2021): every token takes in a message, from its own image or another.
+    """LoFTR's encoder layer (Sun et al. 2021): every token is updated by a message from its own or the other image.
 
     Attention, merged and normalised, is the message; token and message side by side go through an MLP, whose
-    normalised output is added to the token. Ours are two choices. Where a token is goes into queries
-    and keys, and not into the token. The last norm starts at zero: an untrained layer changes nothing.
+    normalised output is added to the token. Two choices are ours. The position encoding is added to queries and
+    keys, and not to the token. The last norm starts at zero: an untrained layer changes nothing.
 
     Args:
-        channels: Of a token.
-        heads: Of the attention.
-        width: Of the MLP's middle.
+        channels: Channels of a token.
+        heads: Attention heads.
+        width: Channels in the middle of the MLP.
     """
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
@@ -76,8 +76,8 @@ class LoFTREncoderLayer(nn.Module):
         place: Float[Tensor, "n c"],
         others_place: Float[Tensor, "m c"],
     ) -> Float[Tensor, "b n c"]:
-        """`others` are what `tokens` look at: themselves, or the other image's."""
+        """Update `tokens` by attention to `others`: themselves, or the tokens of the other image."""
         queries, keys, values = self.query(tokens + place), self.key(others + others_place), self.value(others)
-        split = (some.unflatten(-1, (self.heads, -1)) for some in (queries, keys, values))
+        split = (x.unflatten(-1, (self.heads, -1)) for x in (queries, keys, values))
         message = self.norm1(self.merge(linear_attention(*split).flatten(-2).to(queries.dtype)))
         return tokens + self.norm2(self.mlp(torch.cat((tokens, message), dim=-1)))

@@ -1,4 +1,4 @@
-"""ResNet's bottleneck with group norms: a feature map in, one of the same grid out."""
+"""ResNet's bottleneck with group norms, from a feature map to one of the same grid."""
 
 from math import gcd
 
@@ -10,17 +10,17 @@ from semcorr.core.errors import UserError
 
 
 class ResidualBottleneck(nn.Module):
-    """Down to `width` channels, 3 x 3 among them, up again, added to what came in.
+    """A residual block: 1 x 1 down to `width` channels, 3 x 3, 1 x 1 up again, added to the input.
 
     As in detectron2, from where ODISE and then GeoAware-SC took it: every convolution has a group norm
-    and no bias, the last norm does not start at zero, weights are drawn by He's rule over what goes out
-    (MSRA), and what comes in is projected where the number of channels changes.
+    and no bias, the last norm does not start at zero, weights are drawn by He's rule over the outputs (MSRA), and
+    the input is projected where the number of channels changes.
 
     Args:
-        channels: Of what comes in.
-        out: Of what goes out.
-        width: Of the middle.
-        groups: Of every norm.
+        channels: Input channels.
+        out: Output channels.
+        width: Channels in the middle.
+        groups: Groups of every norm.
     """
 
     def __init__(self, channels: int, out: int, width: int, groups: int = 32) -> None:
@@ -32,17 +32,17 @@ class ResidualBottleneck(nn.Module):
                 f"`head.groups` must divide the {out} channels that go out and the {width} of the middle: "
                 f"one of {allowed} here, got {groups}. Or set `head.width` to a multiple of it."
             )
-        self.conv1 = _normalised(channels, width, 1, groups)
-        self.conv2 = _normalised(width, width, 3, groups)
-        self.conv3 = _normalised(width, out, 1, groups)
-        self.shortcut = _normalised(channels, out, 1, groups) if channels != out else nn.Identity()
+        self.conv1 = _build_convolution(channels, width, 1, groups)
+        self.conv2 = _build_convolution(width, width, 3, groups)
+        self.conv3 = _build_convolution(width, out, 1, groups)
+        self.shortcut = _build_convolution(channels, out, 1, groups) if channels != out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """Never negative: a ReLU is last."""
+        """Apply the block; the output is never negative, as a ReLU is last."""
         return relu(self.conv3(relu(self.conv2(relu(self.conv1(x))))) + self.shortcut(x))
 
 
-def _normalised(channels: int, out: int, kernel: int, groups: int) -> nn.Sequential:
+def _build_convolution(channels: int, out: int, kernel: int, groups: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.GroupNorm(groups, out))

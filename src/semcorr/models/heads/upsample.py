@@ -1,4 +1,4 @@
-"""A finer grid, learned, then cosines: MARCO's upsampling head."""
+"""Head of learned upsampling, then cosines: MARCO's upsampling head."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,24 +9,24 @@ from semcorr.models.heads.cosine import Cosine
 
 
 class Upsample(Cosine):
-    """Every stage makes four cells of one, around its centre; two make a cell of 14 pixels one of 3.5.
+    """Learned upsampling, then cosine similarity; two stages turn cells of 14 pixels into cells of 3.5.
 
-    A stage is a transposed 2 x 2 convolution of stride 2, GELU, a depthwise 3 x 3 convolution without bias and
-    a LayerNorm over the channels, whose number stays. MARCO trains it on raw dot products of DINOv2-L's
-    features after their final norm; cosines are ours.
+    A stage splits every cell into four around its centre: a transposed 2 x 2 convolution of stride 2, GELU, a
+    depthwise 3 x 3 convolution without bias and a LayerNorm over the channels, whose number stays. MARCO trains it on
+    raw dot products of DINOv2-L's features after their final norm; cosines are ours.
 
     Args:
-        channels: Of the features.
-        stages: How many times the grid is doubled.
+        channels: Channels of the features.
+        stages: Number of times the grid is doubled.
     """
 
     @check_arguments("head")
     def __init__(self, channels: Count, stages: Count = 2) -> None:
         super().__init__()
-        self.stages = nn.Sequential(*(_doubling(channels) for _ in range(stages)))
+        self.stages = nn.Sequential(*(_build_stage(channels) for _ in range(stages)))
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """On a grid that is finer by a factor of two per stage."""
+        """Return the features on a grid that is finer by a factor of two per stage."""
         precision = next(self.parameters()).dtype
         return FeatureMap(self.stages(maps.values.to(precision)), maps.stride / 2 ** len(self.stages))
 
@@ -36,7 +36,7 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _doubling(channels: int) -> nn.Sequential:
+def _build_stage(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
         nn.GELU(),

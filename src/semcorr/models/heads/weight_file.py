@@ -1,4 +1,4 @@
-"""A file of a head's weights into the head: our own names, or those of GeoAware-SC's aggregation network."""
+"""Loading a head's weights from a file, with our own names or those of GeoAware-SC's aggregation network."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.weight_kinds import recognise_weights
 from semcorr.models.backbones.weights import load_weights
 
-# Names in the files of GeoAware-SC and DIY-SC to ours, first to last. None of them matches a name of ours.
+# From names in the files of GeoAware-SC and DIY-SC to ours, applied in this order. None matches a name of ours.
 AGGREGATION = (
     (r"^mixing_weights$", "mixing"),
     (r"^bottleneck_layers\.(\d+)\.0\.(\w+)\.weight$", r"blocks.\1.\2.0.weight"),
@@ -20,27 +20,27 @@ TEMPERATURES = ("logit_scale", "self_logit_scale")  # of their training losses; 
 
 
 def load_head_weights(head: nn.Module, path: str | Path) -> None:
-    """Fill the head; a key that is missing, unknown or of another shape is refused by name.
+    """Load weights from a file into a head; a key that is missing, unknown or of another shape is refused by name.
 
     `semcorr.export` writes such a file, head.safetensors.
     """
     state = read_weights(path, "head.weights")
-    told = recognise_weights(state)
-    of = "" if "head.weights" in told else told  # of another head than this: its shapes tell
-    load_weights(head, rename_head_keys(state), path, TEMPERATURES, "head.weights", of)
+    description = recognise_weights(state)
+    network = "" if "head.weights" in description else description  # a head's: its shapes tell which
+    load_weights(head, rename_head_keys(state), path, TEMPERATURES, "head.weights", network)
 
 
 def rename_head_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under our names; what is under none of theirs stays as it is.
+    """Rename keys of GeoAware-SC's files to ours; other keys stay as they are.
 
     >>> import torch
     >>> list(rename_head_keys({"bottleneck_layers.3.0.shortcut.norm.bias": torch.zeros(1)}))
     ['blocks.3.shortcut.1.bias']
     """
-    return {_renamed(key): value for key, value in state.items()}
+    return {_rename_key(key): value for key, value in state.items()}
 
 
-def _renamed(key: str) -> str:
+def _rename_key(key: str) -> str:
     for pattern, replacement in AGGREGATION:
         key = re.sub(pattern, replacement, key)
     return key

@@ -1,7 +1,7 @@
-"""Similarity and true cells to a scalar.
+"""Losses: from similarity and true cells to a scalar.
 
-A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of `mask`. One that must know more
-of a step takes all of it; see `semcorr.models.losses.inputs`.
+A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of `mask`. A loss that needs more of
+a training step takes all of its `LossInputs`; see `semcorr.models.losses.inputs`.
 """
 
 from semcorr.models.losses.contrastive import SymmetricContrastive, symmetric_contrastive

@@ -1,4 +1,4 @@
-"""Keypoints of a pair told apart by their descriptors: CLIP's loss on the keypoints of two images."""
+"""CLIP's contrastive loss on the descriptors of a pair's keypoints."""
 
 import math
 
@@ -17,7 +17,7 @@ def symmetric_contrastive(
     mask: Counted,
     scale: float | Float[Tensor, ""] = 1 / 0.07,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of finding each keypoint among the pair's own, from source to target and back, averaged.
+    """Average the cross-entropy of finding each keypoint among those of its pair, from source to target and back.
 
     "Telling Left from Right", eq. 2, as released: `scale` times the cosines of all keypoints of one pair, two
     softmaxes. The mean is over the points in `mask`; nothing is learned from a pair that shares one keypoint.
@@ -27,23 +27,24 @@ def symmetric_contrastive(
     tensor(0.3133)
     """
     with torch.autocast(source.device.type, enabled=False):
-        a, b = (normalize(mask_values(each, mask), dim=-1) for each in (source, target))
+        a, b = (normalize(mask_values(descriptors, mask), dim=-1) for descriptors in (source, target))
         logits = scale * a @ b.mT
-    others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # a point is always among its own rivals
-    there = logits.masked_fill((mask <= 0)[:, None, :] & others, -torch.inf).log_softmax(-1)
-    back = logits.masked_fill((mask <= 0)[:, :, None] & others, -torch.inf).log_softmax(-2)
-    return weighted_mean(-(there + back).diagonal(dim1=-2, dim2=-1) / 2, mask)
+    others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # a point is always a candidate for itself
+    to_target = logits.masked_fill((mask <= 0)[:, None, :] & others, -torch.inf).log_softmax(-1)
+    to_source = logits.masked_fill((mask <= 0)[:, :, None] & others, -torch.inf).log_softmax(-2)
+    return weighted_mean(-(to_target + to_source).diagonal(dim1=-2, dim2=-1) / 2, mask)
 
 
 class SymmetricContrastive(nn.Module):
     """`symmetric_contrastive` with a learned scale, exp(t).
 
-    What is learned is added to the initial t, so that weight decay pulls there. GeoAware-SC's own t decays towards 0.
+    The learned parameter is added to the initial t, so that weight decay pulls towards that. GeoAware-SC's own t
+    decays towards 0.
 
     Args:
-        scale: Initially.
-        flips: Mirrored variants of a pair have the loss, too. The released GeoAware-SC leaves it out of them, and
-            divides by their weights all the same; so does False.
+        scale: Initial scale.
+        flips: Whether the loss also applies to mirrored variants of a pair. The released GeoAware-SC leaves it out
+            for them, and divides by their weights all the same; so does False.
     """
 
     reads_descriptors = True
@@ -56,12 +57,12 @@ class SymmetricContrastive(nn.Module):
         self.t = nn.Parameter(torch.zeros(()))
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
-        """Of the keypoints of both images."""
+        """Compute the loss of the descriptors of a step."""
         assert step.descriptors is not None, "the step was not asked for them"
         source, target, mask, original = step.descriptors
         scale = torch.exp(self.start + self.t)
         if self.flips:
             return symmetric_contrastive(source, target, mask, scale)
-        alone = mask * original[:, None]
-        share = alone.sum() / mask.sum().clamp(min=1e-12)
-        return share * symmetric_contrastive(source, target, alone, scale)
+        original_mask = mask * original[:, None]
+        share = original_mask.sum() / mask.sum().clamp(min=1e-12)
+        return share * symmetric_contrastive(source, target, original_mask, scale)

@@ -1,7 +1,7 @@
 """Cross-entropy with a Gaussian around the true cell."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Share, Sigma, Temperature, Whole, check_arguments
+from semcorr.core.text_files import JsonObject
 from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
 from semcorr.models.losses.temperature import build_temperature
 
@@ -26,7 +27,7 @@ def gaussian_cross_entropy(
     renormalise: bool = False,
     epsilon: Share = 0.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy between a Gaussian around the true cell and the softmax over all target cells.
+    """Compute the cross-entropy between a Gaussian around the true cell and the softmax over all target cells.
 
     As in SD4Match, the unified benchmark and MARCO: the probability map is read bilinearly on a
     kernel x kernel grid of unit steps centred on the *continuous* true cell, and -log p there is
@@ -37,8 +38,8 @@ def gaussian_cross_entropy(
     border counts less; `renormalise` makes every point's weights sum to 1 instead, which is ours. (They
     also drop steps that hit the border cells' centres exactly; we do not.) MARCO adds an `epsilon` of
     1e-6 to p. The other two take log of the interpolated probability, which is log 0 where a softmax
-    underflows; here interpolation happens in log space. Nothing has a size that only the device knows, so a
-    step on a GPU waits for nothing; what lies outside the mask may be anything, NaN included.
+    underflows; here interpolation happens in log space. No tensor has a size that only the device knows, so a step
+    on a GPU needs no synchronisation; values outside the mask may be anything, NaN included.
 
     >>> flat, cells = torch.zeros(1, 1, 3, 3), torch.tensor([[[0.0, 1.0]]])  # log p is -log 9 everywhere
     >>> gaussian_cross_entropy(flat, cells, torch.tensor([[True]]), kernel=1, renormalise=True)
@@ -63,7 +64,7 @@ def gaussian_cross_entropy(
 def _interpolate_log(
     log_p: Float[Tensor, "m h w"], points: Float[Tensor, "m k 2"]
 ) -> tuple[Float[Tensor, "m k"], Bool[Tensor, "m k"]]:
-    """Log of the bilinearly interpolated p at `points`, and which of them lie within the cell centres."""
+    """Return the log of bilinearly interpolated p at `points`, and whether they lie within the cell centres."""
     h, w = log_p.shape[-2:]
     x, y = points.unbind(-1)
     inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
@@ -80,7 +81,7 @@ def _interpolate_log(
 
 
 def annealed_value(step: int, start: float = 3.5, end: float = 1.0, warmup: int = 1000, until: int = 12000) -> float:
-    """`start` for `warmup` steps, then along a cosine to `end`, which is reached at step `until` (MARCO).
+    """Anneal from `start`, constant for `warmup` steps, along a cosine to `end` at step `until` (MARCO).
 
     >>> [annealed_value(step) for step in (0, 1000, 6500, 12000, 20000)]
     [3.5, 3.5, 2.25, 1.0, 1.0]
@@ -90,18 +91,18 @@ def annealed_value(step: int, start: float = 3.5, end: float = 1.0, warmup: int 
 
 
 class GaussianCrossEntropy(nn.Module):
-    """`gaussian_cross_entropy` with what changes in the course of training: its width, its temperature.
+    """`gaussian_cross_entropy` whose width and temperature may change during training.
 
     Args:
-        temperature: Initially, if it is learned.
-        learn: `scalar`, one temperature for all; `point`, one predicted for each; None, nothing is learned.
+        temperature: Temperature of the softmax; its initial value, if it is learned.
+        learn: `scalar` for one temperature for all points, `point` for one predicted for each, None for a fixed one.
         kernel: Steps along a side.
-        sigma: In cells, at first.
-        sigma_end: What it shrinks to; None, it stays.
-        warmup: Steps before it shrinks.
-        until: The step at which it is `sigma_end`.
-        renormalise: As in the function, and
-        epsilon: likewise.
+        sigma: Standard deviation of the Gaussian in cells, at the start of training.
+        sigma_end: Standard deviation that it is annealed to; None keeps it constant.
+        warmup: Training steps before annealing begins.
+        until: Training step at which `sigma_end` is reached.
+        renormalise: Whether the weights of every point are made to sum to 1.
+        epsilon: Constant added to the probabilities.
     """
 
     reads_descriptors = False
@@ -126,10 +127,10 @@ class GaussianCrossEntropy(nn.Module):
         self.temperature = temperature if learn is None else build_temperature(learn, temperature)
         self.sigma, self.sigma_end = sigma, sigma if sigma_end is None else sigma_end
         self.warmup, self.until = warmup, until
-        self.fixed: dict[str, Any] = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
+        self.fixed: JsonObject = {"kernel": kernel, "renormalise": renormalise, "epsilon": epsilon}
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
-        """As at this step."""
+        """Compute the loss with the width and the temperature of this step."""
         similarity, temperature = mask_values(step.similarity, step.mask), self.temperature
         return gaussian_cross_entropy(
             similarity, step.cells, step.mask,

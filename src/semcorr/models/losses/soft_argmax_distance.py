@@ -1,4 +1,4 @@
-"""How far soft-argmax is from the true cell: gradients for every cell of the target."""
+"""The distance of soft-argmax to the true cell, which has gradients for every cell of the target."""
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weigh
 def soft_argmax_distance(
     similarity: Float[Tensor, "b n h w"], cells: Float[Tensor, "b n 2"], mask: Counted, temperature: float = 0.02
 ) -> Float[Tensor, ""]:
-    """Mean distance, in cells, of soft-argmax over the whole map to the true cell.
+    """Compute the mean distance, in cells, of soft-argmax over the whole map to the true cell.
 
     "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here.
 
@@ -21,25 +21,27 @@ def soft_argmax_distance(
     >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
     tensor(5.)
     """
-    return _distance(soft_argmax(mask_values(similarity, mask), temperature), cells, mask)
+    return _mean_distance(soft_argmax(mask_values(similarity, mask), temperature), cells, mask)
 
 
-def _distance(found: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted) -> Float[Tensor, ""]:
-    return weighted_mean(torch.linalg.vector_norm(found - mask_values(cells, mask), dim=-1), mask)
+def _mean_distance(
+    predicted: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
+) -> Float[Tensor, ""]:
+    return weighted_mean(torch.linalg.vector_norm(predicted - mask_values(cells, mask), dim=-1), mask)
 
 
 class SoftArgmaxDistance(nn.Module):
     """`soft_argmax_distance` to a perturbed true cell, as GeoAware-SC trains.
 
     Args:
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
         noise: The true cell is moved by a normal deviate with a standard deviation of half this fraction of the
             extent: 2 sigma are the radius of PCK@noise. The extent is the longer side of the target's box.
         integer_source: As released: the displacement is predicted from the whole cell that the source point falls
-            in, with that cell's features, but measured from the point itself. The true cell is then off by what was
-            cut away, half a cell at most.
+            in, with that cell's features, but measured from the point itself. The true cell is then off by the
+            truncated fraction, half a cell at most.
         trained_grid: As released: the coordinates that soft-argmax averages are parameters, trained and decayed;
-            this many along a side. The read-outs of evaluation know nothing of them. None: they are the cells'.
+            this many along a side. The read-outs of evaluation do not use them. None takes the cells' coordinates.
     """
 
     reads_descriptors = False
@@ -56,11 +58,11 @@ class SoftArgmaxDistance(nn.Module):
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
         self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source
-        # x and y from -1 to 1, their scale in the released code: what a rate of learning means depends on it
+        # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
-        """Noise is drawn anew at each step."""
+        """Compute the loss of a step, with new noise each time."""
         cells = mask_values(step.cells, step.mask)
         if self.noise:
             cells = cells + self.noise / 2 * step.extent * torch.randn_like(cells)
@@ -69,10 +71,14 @@ class SoftArgmaxDistance(nn.Module):
             cells = cells + 0.5 - (corner - corner.floor())
         if self.grid is None:
             return soft_argmax_distance(step.similarity, cells, step.mask, self.temperature)
-        return _distance(self._on_grid(mask_values(step.similarity, step.mask), self.grid), cells, step.mask)
+        return _mean_distance(
+            self._expected_coordinates(mask_values(step.similarity, step.mask), self.grid), cells, step.mask
+        )
 
-    def _on_grid(self, similarity: Float[Tensor, "b n h w"], grid: Float[Tensor, "2 k"]) -> Float[Tensor, "b n 2"]:
-        """Soft-argmax over learned coordinates, in cells."""
+    def _expected_coordinates(
+        self, similarity: Float[Tensor, "b n h w"], grid: Float[Tensor, "2 k"]
+    ) -> Float[Tensor, "b n 2"]:
+        """Apply soft-argmax with the learned coordinates; returns cells."""
         h, w = similarity.shape[-2:]
         side = grid.shape[1]
         if (h, w) != (side, side):

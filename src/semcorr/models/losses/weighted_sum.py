@@ -1,4 +1,4 @@
-"""Losses, weighted and added up."""
+"""The weighted sum of several losses."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,8 +18,8 @@ class WeightedSum(nn.Module):
     """The weighted sum of losses of any kind.
 
     Args:
-        terms: By name.
-        weights: By the same names.
+        terms: Losses by name.
+        weights: Weights by the same names.
 
     >>> import torch
     >>> step = LossInputs(torch.ones(1, 1, 2, 2), *[torch.zeros(1, 1)] * 4, number=0)
@@ -35,21 +35,21 @@ class WeightedSum(nn.Module):
                 f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights) or 'nothing'}"
             )
         self.terms, self.weights = dict(terms), dict(weights)
-        self.learned = nn.ModuleDict({name: each for name, each in terms.items() if isinstance(each, nn.Module)})
+        self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
         self.whole_cells = any(map(reads_whole_cells, terms.values()))
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
-        """All of the same step."""
+        """Compute the weighted sum of the losses of one step."""
         return add_terms(self.parts(step))
 
     def parts(self, step: LossInputs) -> dict[str, Float[Tensor, ""]]:
-        """Each by its name, weighted."""
+        """Compute the weighted losses of one step, by name."""
         return {name: self.weights[name] * evaluate_loss(term, step) for name, term in self.terms.items()}
 
 
 def loss_terms(loss: Loss, step: LossInputs) -> dict[str, Float[Tensor, ""]]:
-    """What a loss adds up, by name; of one that adds nothing up, itself."""
+    """Compute the terms of a loss by name; a loss that is not a sum is its only term."""
     if isinstance(loss, WeightedSum):
         return loss.parts(step)
     function = loss.func if isinstance(loss, partial) else loss
@@ -57,7 +57,7 @@ def loss_terms(loss: Loss, step: LossInputs) -> dict[str, Float[Tensor, ""]]:
 
 
 def add_terms(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-    """The sum of the terms of a loss."""
+    """Add up the terms of a loss."""
     first, *others = terms.values()
     return sum(others, start=first)
 
@@ -73,24 +73,24 @@ def weighted_sum(
     integer_source: bool = False,
     trained_grid: int | None = None,
 ) -> WeightedSum:
-    """The losses of this package by their weights; with no weight a loss is left out.
+    """Build the weighted sum of the losses of this package; a loss with weight 0 is left out.
 
     The defaults are the objective of "Telling Left from Right": dense and contrastive, added up.
 
     Args:
-        dense: Weight of `Dense`,
-        contrastive: of `SymmetricContrastive`,
-        cross_entropy: of `GaussianCrossEntropy`, with its own defaults.
-        temperature: Of the dense loss, as the rest:
-        noise: see there.
-        contrastive_flips: `flips` of the contrastive loss.
-        integer_source: See `Dense`, and
-        trained_grid: likewise.
+        dense: Weight of `SoftArgmaxDistance`.
+        contrastive: Weight of `SymmetricContrastive`.
+        cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults.
+        temperature: `temperature` of `SoftArgmaxDistance`.
+        noise: `noise` of `SoftArgmaxDistance`.
+        contrastive_flips: `flips` of `SymmetricContrastive`.
+        integer_source: `integer_source` of `SoftArgmaxDistance`.
+        trained_grid: `trained_grid` of `SoftArgmaxDistance`.
     """
     weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
     if not any(weights.values()):
-        told = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
-        raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {told}")
+        given_weights = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+        raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {given_weights}")
     kinds = {
         "dense": lambda: SoftArgmaxDistance(temperature, noise, integer_source, trained_grid),
         "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
