@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.metrics.classes import LABELS
 from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
@@ -131,6 +131,6 @@ def _format_sensitivity(entry: Configuration) -> str:
     return NONE if None in values else format_spread(seed_statistics(values))
 
 
-def _read_classes(metrics: JsonObject) -> JsonObject:
-    classes: JsonObject = metrics["classes"]
+def _read_classes(metrics: JsonMapping) -> JsonObject:
+    classes: JsonMapping = metrics["classes"]
     return classes

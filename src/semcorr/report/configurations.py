@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.report.runs import FinishedRun
 from semcorr.report.settings import Setting, run_settings
 
@@ -144,13 +144,13 @@ def _seed(run: FinishedRun) -> str:
     return str(run.cfg.get("seed"))
 
 
-def _get_score(scores: JsonObject, *keys: str) -> float | None:
+def _get_score(scores: JsonMapping, *keys: str) -> float | None:
     """Return a score; None where there is none, and where it is not a number."""
     score = _get_nested(scores, *keys)
     return score if isinstance(score, int | float) and not math.isnan(score) else None
 
 
-def _get_interval(metrics: JsonObject, *keys: str) -> Sequence[float] | None:
+def _get_interval(metrics: JsonMapping, *keys: str) -> Sequence[float] | None:
     """Return the two ends of an interval; None where there is none."""
     ends = _get_nested(metrics, "intervals", *keys)
     return ends if isinstance(ends, list | tuple) else None
