@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,6 +29,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
@@ -126,7 +128,7 @@ def on_meta(cfg: DictConfig) -> dict[str, object]:
 
     with torch.device("meta"):
         network = timm.create_model(cfg.name, num_classes=0)
-    info = network.feature_info[-1]
+    info = cast("list[JsonObject]", network.feature_info)[-1]
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "patch": info["reduction"],

@@ -66,7 +66,8 @@ def list_checks(modules: list[ModuleType]) -> Iterator[tuple[ModuleType | type, 
     """Yield each namespace that holds a check, the name of the check in it, and the check."""
     classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     own_classes = [cls for cls in classes if cls.__module__.partition(".")[0] == "semcorr"]
-    for namespace in [*modules, *own_classes]:
+    namespaces: list[ModuleType | type] = [*modules, *own_classes]
+    for namespace in namespaces:
         for name, value in list(vars(namespace).items()):
             is_own = isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "semcorr"
             if is_own and NAMED.fullmatch(value.__name__):

@@ -11,13 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 ALPHAS = ("0.01", "0.05", "0.1", "0.15", "0.2")
 SUBSETS = ("all", "geo", "std")
 NAMES = {"all": "all keypoints", "geo": "keypoints with a visible twin (geo)", "std": "the others (std)"}
 
 
-def report(api: ModuleType, project: str, entity: str) -> object:
+def report(api: ModuleType, project: str, entity: str) -> Any:
     """Build the report without saving it."""
     runs: dict[str, list[str]] = {}  # all runs of the report's project
     # an empty entity would make W&B ask its server for the user's
