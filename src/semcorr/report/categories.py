@@ -131,6 +131,6 @@ def _format_sensitivity(entry: Configuration) -> str:
     return NONE if None in values else format_spread(seed_statistics(values))
 
 
-def _read_classes(metrics: JsonMapping) -> JsonObject:
+def _read_classes(metrics: JsonMapping) -> JsonMapping:
     classes: JsonMapping = metrics["classes"]
     return classes
