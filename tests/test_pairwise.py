@@ -9,7 +9,7 @@ from omegaconf import open_dict
 
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
-from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
+from semcorr.engine.build import build_datamodule_and_module, build_trainer, build_training_parts, score_and_save
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.timm_model import TimmModel
 

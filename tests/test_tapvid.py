@@ -91,14 +91,14 @@ def test_a_point_is_called_hidden_unless_it_returns_to_its_query(tmp_path, query
     always, checked = (follow(tmp_path, cycle, query=query) for cycle in (None, 1.0))
 
     hidden = [row["true_occluded"] for row in always.result.table.to_pylist()]
-    assert always.scores["OA"] == 1 - sum(hidden) / len(hidden)
+    assert always.result.scores["OA"] == 1 - sum(hidden) / len(hidden)
     assert not any(row["predicted_occluded"] for row in always.result.table.to_pylist())
     for row in checked.result.table.to_pylist():
         cell = int(row["query_y"] / 256 * 12) * 12 + int(row["query_x"] / 256 * 12)
         assert row["predicted_occluded"] == (not returns(video["video"], row["query_frame"], row["frame"], cell))
         assert row["true_occluded"] or not row["predicted_occluded"]
-    assert checked.scores["OA"] > 0.95
-    assert checked.scores["AJ"] > always.scores["AJ"]
+    assert checked.result.scores["OA"] > 0.95
+    assert checked.result.scores["AJ"] > always.result.scores["AJ"]
 
 
 def test_small_chunks_match_as_large_ones(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_small_chunks_match_as_large_ones(tmp_path, monkeypatch):
 
     parts = follow(tmp_path, 4.0)
 
-    assert parts.scores == whole.scores
+    assert parts.result.scores == whole.result.scores
     queries = TapVid(str(tmp_path), size=96).tracks("noise").queries
     found = torch.zeros_like(queries.evaluated).int()
     for _, rows, targets in split_queries(queries, 3):
