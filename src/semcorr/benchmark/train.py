@@ -36,18 +36,18 @@ class TrainingSteps(NamedTuple):
     workers: int | None
 
 
-def benchmark_training(run: RunSpec, asked: TrainingSteps, apart: bool = True) -> BenchmarkResult:
+def benchmark_training(run: RunSpec, spec: TrainingSteps, apart: bool = True) -> BenchmarkResult:
     """Train without and with the cache, and then on all pairs of as many images."""
-    if asked.steps <= WARM or asked.pairs < 1 or asked.blocks < 1:
+    if spec.steps <= WARM or spec.pairs < 1 or spec.blocks < 1:
         raise UserError(
-            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {asked.steps}, {asked.pairs} "
-            f"and {asked.blocks}"
+            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {spec.steps}, {spec.pairs} "
+            f"and {spec.blocks}"
         )
-    workers = "null" if asked.workers is None else asked.workers
+    workers = "null" if spec.workers is None else spec.workers
     run = run.plus(
-        f"finetune.blocks={asked.blocks}",
-        f"data.steps={asked.steps}",
-        f"data.batch_size={asked.pairs}",
+        f"finetune.blocks={spec.blocks}",
+        f"data.steps={spec.steps}",
+        f"data.batch_size={spec.pairs}",
         f"data.workers={workers}",
         "trainer.max_epochs=1",
         "+trainer.limit_val_batches=0",
@@ -56,8 +56,8 @@ def benchmark_training(run: RunSpec, asked: TrainingSteps, apart: bool = True) -
     limits = measure_machine(run.device)
     uncached = measure(run_steps, run.plus("store.place=off"), apart=apart)
     cached = measure(run_steps, run, apart=apart)
-    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * asked.pairs}"), apart=apart)
-    return _build_result(run, asked, limits, uncached, cached, all_pairs)
+    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), apart=apart)
+    return _build_result(run, spec, limits, uncached, cached, all_pairs)
 
 
 class StepTimer(Callback):

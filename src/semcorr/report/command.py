@@ -74,12 +74,12 @@ def write_report(
 
 
 def build_sections(
-    made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
+    entries: Sequence[Configuration], benchmark_pairs: Mapping[str, PairRecord] | str, options: ReportOptions
 ) -> tuple[str, list[str], list[ReportSection]]:
     """Build the title, the introduction and the sections of a report."""
-    metrics = made[0].runs[0].metrics
-    runs = sum(len(entry.runs) for entry in made)
-    summary = f"{len(made)} configurations in {runs} runs" if runs > len(made) else f"{runs} run{'s'[: runs > 1]}"
+    metrics = entries[0].runs[0].metrics
+    runs = sum(len(entry.runs) for entry in entries)
+    summary = f"{len(entries)} configurations in {runs} runs" if runs > len(entries) else f"{runs} run{'s'[: runs > 1]}"
     intro = [
         "Semantic correspondence finds, for a point in one image, the same part of another object in a second image: "
         "the left eye of this cat in that photograph. Networks describe the images; the point's description is "
@@ -90,17 +90,19 @@ def build_sections(
         f"on the same pairs by the protocol `{metrics['protocol']}`: right if the error is "
         f"{'less than' if metrics.get('strict') else 'at most'} α.",
     ]
-    several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
+    several_rules = sorted(
+        {rule for entry in entries for run in entry.runs for rule in run.metrics.get("read_outs", {})}
+    )
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
     sections = [
-        build_leaderboard(made),
-        plot_curves(made),
-        plot_categories(made),
-        plot_cost(made, wanted.seconds),
-        plot_confusion(made, shown),
-        _plot_pairs(made, shown, wanted),
-        build_settings_table(made),
+        build_leaderboard(entries),
+        plot_curves(entries),
+        plot_categories(entries),
+        plot_cost(entries, options.seconds),
+        plot_confusion(entries, benchmark_pairs),
+        _plot_pairs(entries, benchmark_pairs, options),
+        build_settings_table(entries),
     ]
     return f"Semantic correspondence on {metrics['split']}", intro, [section for section in sections if section]
 
