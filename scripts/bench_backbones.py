@@ -17,15 +17,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
@@ -50,9 +54,18 @@ WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether
 CELLS = 32
 TIME = f"ms at {CELLS} cells"
 COLUMNS = (
-    "backbone", "network", "parameters", "patch", "channels", "layers read", "size", "cells", "weights",
-    TIME, "floor",
-)  # fmt: skip
+    "backbone",
+    "network",
+    "parameters",
+    "patch",
+    "channels",
+    "layers read",
+    "size",
+    "cells",
+    "weights",
+    TIME,
+    "floor",
+)
 
 
 def described(name: str) -> dict[str, object]:
@@ -64,15 +77,18 @@ def described(name: str) -> dict[str, object]:
     row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.layers), "weights": licence}
     if need(network) > free():
         return row | on_meta(cfg)
-    backbone = instantiate(cfg, size=None, grid=CELLS).eval()
+    backbone: Backbone = instantiate(cfg, size=None, grid=CELLS).eval()
     row |= {
-        "parameters": sum(p.numel() for p in backbone.parameters()), "patch": backbone.stride,
-        "channels": backbone.channels, "size": cfg.size, "cells": cfg.size // backbone.stride,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "patch": backbone.stride,
+        "channels": backbone.channels,
+        "size": cfg.size,
+        "cells": cfg.size // backbone.stride,
+    }
     return row | timed(backbone)
 
 
-def timed(backbone: torch.nn.Module) -> dict[str, float]:
+def timed(backbone: Backbone) -> dict[str, float]:
     """Return the milliseconds of one image, and those of its multiplications alone."""
     image, seconds = torch.zeros(1, 3, backbone.size, backbone.size), []
     with torch.inference_mode():
@@ -106,17 +122,20 @@ def free() -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def on_meta(cfg) -> dict[str, object]:
+def on_meta(cfg: DictConfig) -> dict[str, object]:
     """Return the properties of a timm network on the meta device, which takes no memory."""
     import timm
 
     with torch.device("meta"):
         network = timm.create_model(cfg.name, num_classes=0)
-    info = network.feature_info[-1]
+    info = cast("list[JsonObject]", network.feature_info)[-1]
     return {
-        "parameters": sum(p.numel() for p in network.parameters()), "patch": info["reduction"],
-        "channels": info["num_chs"], "size": cfg.size, "cells": cfg.size // info["reduction"],
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "patch": info["reduction"],
+        "channels": info["num_chs"],
+        "size": cfg.size,
+        "cells": cfg.size // info["reduction"],
+    }
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
@@ -128,10 +147,10 @@ def markdown(rows: list[dict[str, object]]) -> str:
 def shown(row: dict[str, object], column: str) -> str:
     """Format a cell of the table."""
     value = row.get(column)
-    if column == "parameters":
-        return f"{float(value) / 1e6:,.1f} M"  # type: ignore[arg-type]
+    if isinstance(value, int | float) and column == "parameters":
+        return f"{value / 1e6:,.1f} M"
     if column in (TIME, "floor"):
-        return "-" if value is None else f"{float(value):,.0f}"  # type: ignore[arg-type]
+        return f"{value:,.0f}" if isinstance(value, int | float) else "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -53,9 +53,16 @@ def _write_images(root: Path, category: str) -> list[dict]:
         Image.new("RGB", SIZE, (k, 2 * k, 99)).save(folder / f"{stem}.jpg")
         kps = {str(j): [1 + (j + k) % 38, 1 + j % 28] if j in ids else None for j in range(30)}
         entry = {
-            "filename": f"{stem}.jpg", "image_width": SIZE[0], "image_height": SIZE[1], "image_depth": 3,
-            "category": category, "pose": "Unspecified", "bndbox": [1, 1, 39, 29], "kps": kps, "azimuth_id": k % 8,
-        }  # fmt: skip
+            "filename": f"{stem}.jpg",
+            "image_width": SIZE[0],
+            "image_height": SIZE[1],
+            "image_depth": 3,
+            "category": category,
+            "pose": "Unspecified",
+            "bndbox": [1, 1, 39, 29],
+            "kps": kps,
+            "azimuth_id": k % 8,
+        }
         (annotations / f"{stem}.json").write_text(json.dumps(entry))
         images.append({"stem": stem, "split": split, "kps": kps})
     return images
@@ -71,12 +78,25 @@ def _write_pair(root: Path, split: str, name: str, a: dict, b: dict) -> None:
     """Write the annotation of a pair, and its line of the layout."""
     ids = [i for i in a["kps"] if a["kps"][i] and b["kps"][i]]
     entry = {
-        "filename": name, "src_imname": f"{a['stem']}.jpg", "trg_imname": f"{b['stem']}.jpg",
-        "src_imsize": [*SIZE, 3], "trg_imsize": [*SIZE, 3], "src_bndbox": [1, 1, 39, 29], "trg_bndbox": [1, 1, 39, 29],
-        "category": name.split(":")[1], "src_pose": "Unspecified", "trg_pose": "Unspecified",
-        "src_kps": [a["kps"][i] for i in ids], "trg_kps": [b["kps"][i] for i in ids], "kps_ids": ids, "mirror": 0,
-        "viewpoint_variation": 0, "scale_variation": 0, "truncation": 0, "occlusion": 0,
-    }  # fmt: skip
+        "filename": name,
+        "src_imname": f"{a['stem']}.jpg",
+        "trg_imname": f"{b['stem']}.jpg",
+        "src_imsize": [*SIZE, 3],
+        "trg_imsize": [*SIZE, 3],
+        "src_bndbox": [1, 1, 39, 29],
+        "trg_bndbox": [1, 1, 39, 29],
+        "category": name.split(":")[1],
+        "src_pose": "Unspecified",
+        "trg_pose": "Unspecified",
+        "src_kps": [a["kps"][i] for i in ids],
+        "trg_kps": [b["kps"][i] for i in ids],
+        "kps_ids": ids,
+        "mirror": 0,
+        "viewpoint_variation": 0,
+        "scale_variation": 0,
+        "truncation": 0,
+        "occlusion": 0,
+    }
     folder = root / "PairAnnotation" / split
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(entry))

@@ -14,31 +14,32 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FunctionType, ModuleType
-from typing import Any
 
 import semcorr
 
-NAMED = re.compile(r"_?(require|check|refuse)(_\w+)?|checksum|are_finite|see|settle|read_run_config|_kind")
+NAMED = re.compile(
+    r"_?(require|check|refuse|validate)(_\w+)?|\w+_checksum|are_finite|see|settle|read_run_config|_guess_kind"
+)
 
 
 class Stopwatch:
     """Seconds and calls by function; of nested calls the outermost is timed."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._is_running = False
 
-    def time(self, function: FunctionType) -> Callable[..., Any]:
+    def time(self, function: FunctionType) -> Callable[..., object]:
         """Wrap a function to time its calls."""
         name = f"{function.__module__}.{function.__qualname__}"
 
         @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: object, **kwargs: object) -> object:
             if self._is_running:
                 return function(*args, **kwargs)
             self._is_running, start = True, time.perf_counter()
@@ -61,11 +62,12 @@ def import_modules() -> list[ModuleType]:
     return [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "semcorr"]
 
 
-def list_checks(modules: list[ModuleType]) -> Iterator[tuple[Any, str, FunctionType]]:
+def list_checks(modules: list[ModuleType]) -> Iterator[tuple[ModuleType | type, str, FunctionType]]:
     """Yield each namespace that holds a check, the name of the check in it, and the check."""
     classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     own_classes = [cls for cls in classes if cls.__module__.partition(".")[0] == "semcorr"]
-    for namespace in [*modules, *own_classes]:
+    namespaces: list[ModuleType | type] = [*modules, *own_classes]
+    for namespace in namespaces:
         for name, value in list(vars(namespace).items()):
             is_own = isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "semcorr"
             if is_own and NAMED.fullmatch(value.__name__):
@@ -75,7 +77,7 @@ def list_checks(modules: list[ModuleType]) -> Iterator[tuple[Any, str, FunctionT
 def main() -> None:
     """Evaluate as the command line would, and print a table."""
     stopwatch = Stopwatch()
-    wrapped: dict[FunctionType, Callable[..., Any]] = {}
+    wrapped: dict[FunctionType, Callable[..., object]] = {}
     for namespace, name, check in list_checks(import_modules()):
         setattr(namespace, name, wrapped.setdefault(check, stopwatch.time(check)))
     from semcorr.evaluate import main as evaluate
@@ -86,7 +88,7 @@ def main() -> None:
         start = time.perf_counter()
         evaluate()
         elapsed = time.perf_counter() - start
-    for name, seconds in stopwatch.seconds.most_common():
+    for name, seconds in sorted(stopwatch.seconds.items(), key=lambda item: -item[1]):
         print(f"{1000 * seconds:9.1f} ms {stopwatch.calls[name]:7d} calls  {name}")
     total = sum(stopwatch.seconds.values())
     print(f"{1000 * total:9.1f} ms of {elapsed:.2f} s: {100 * total / elapsed:.2f} % ({len(wrapped)} checks are timed)")

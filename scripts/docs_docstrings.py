@@ -1,7 +1,6 @@
 """An extension of griffe for `make docs`: examples become code blocks, and comments document fields."""
 
 import re
-from typing import Any
 
 import griffe
 
@@ -11,12 +10,12 @@ EXAMPLE = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)  # up to an e
 class Docstrings(griffe.Extension):
     """Adapts docstrings to Markdown, which reads `>>>` as nested quotations, and documents fields by their comments."""
 
-    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Fence the examples of a docstring."""
         if obj.docstring is not None:
             obj.docstring.value = fenced(obj.docstring.value)
 
-    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
         """Use the comment beside a field of a class as its docstring."""
         if attr.docstring is None and attr.annotation is not None and attr.parent is not None and attr.parent.is_class:
             _, _, comment = (attr.lines or [""])[-1].partition("  # ")

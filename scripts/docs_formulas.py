@@ -2,14 +2,13 @@
 
 import re
 from html import unescape
-from typing import Any
 
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, **_: object) -> str:
     """Convert the formulas that arithmatex marked."""
     return FORMULA.sub(_convert_formula, html)
 

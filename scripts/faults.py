@@ -30,7 +30,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -73,20 +72,21 @@ class Ended:
 COMMANDS = [
     Command("train", ["train", *TRAIN, OUT]),
     Command("evaluate", ["evaluate", *TINY, "store=disk", "store.root=disk/store", OUT]),
-    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2,3,4", OUT], jobs=4,
-            notes=["error.txt"]),
+    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2,3,4", OUT], jobs=4, notes=["error.txt"]),
     Command("match", ["match", "pictures/a.jpg", "pictures", "--model", "tiny", "--dense", "--out", "disk/out"]),
     Command("transfer", ["transfer", "labels.json", "pictures", "--model", "tiny", "--out", "disk/out.json"]),
     Command("export", ["export", "disk/run"], ["run"]),
     Command("audit", ["audit", "disk/run"], ["run"]),
     Command("compare", ["compare", "runs/a", "runs/b"]),
     Command("report", ["report", "runs/a", "runs/b", "--no-seconds", "--out", "disk/out"]),
-    Command("prepare", ["prepare", "pf_willow", "--archive", "PF-dataset.zip", "--archive", "test_pairs.csv",
-                        "--root", "disk/out"]),
+    Command(
+        "prepare",
+        ["prepare", "pf_willow", "--archive", "PF-dataset.zip", "--archive", "test_pairs.csv", "--root", "disk/out"],
+    ),
     Command("store verify", ["store", "verify", "--root", "disk/store"], ["store"]),
     Command("store prune", ["store", "prune", "--all", "--root", "disk/store"], ["store"]),
     Command("benchmark", ["benchmark", "conv4d", "--side", "6", "--together", "--out", "disk/out.json"], timed=True),
-]  # fmt: skip
+]
 
 PAIRS = [  # started together in one directory: one of the two must finish undisturbed, the other must be refused
     (["train", *TRAIN, "seed=1", OUT], ["train", *TRAIN, "seed=2", OUT]),
@@ -259,8 +259,10 @@ class Harness:
             else:
                 codes = [end.code for end in ends]
                 same = [result == reference for _, reference in references]
-                self.fault(f"{lines[0][:2]} beside {lines[1][:2]}", f"exit codes {codes}, as alone: {same}, "
-                           f"{[end.stderr[-300:] for end in ends]}")  # fmt: skip
+                self.fault(
+                    f"{lines[0][:2]} beside {lines[1][:2]}",
+                    f"exit codes {codes}, as alone: {same}, {[end.stderr[-300:] for end in ends]}",
+                )
         return dict(counts)
 
     def fault(self, what: str, problem: str) -> None:
@@ -338,9 +340,11 @@ class Harness:
         make_pictures(self.template)
         self.reset()
         (self.work / "disk").mkdir()
-        lines = [["train", *TRAIN, "run_dir=disk/run"],
-                 ["evaluate", *TINY, "store=disk", "store.root=disk/store", "localise=argmax", "run_dir=disk/runs/a"],
-                 ["evaluate", *TINY, "localise=soft_argmax", "run_dir=disk/runs/b"]]  # fmt: skip
+        lines = [
+            ["train", *TRAIN, "run_dir=disk/run"],
+            ["evaluate", *TINY, "store=disk", "store.root=disk/store", "localise=argmax", "run_dir=disk/runs/a"],
+            ["evaluate", *TINY, "localise=soft_argmax", "run_dir=disk/runs/b"],
+        ]
         for line in lines:
             ended = self.run(line)
             if ended.code:
@@ -440,7 +444,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def without_clocks(node: Any) -> Any:
+def without_clocks(node: object) -> object:
     """Leave out the keys that differ from run to run."""
     if isinstance(node, dict):
         return {key: without_clocks(value) for key, value in node.items() if key not in CLOCKS}
@@ -479,7 +483,7 @@ def make_pictures(root: Path) -> None:
 
     pictures = sorted((root / "data/JPEGImages/cat").glob("*.jpg"))[:4]
     (root / "pictures").mkdir()
-    content: dict[str, Any] = {"images": [], "annotations": []}
+    content: dict[str, list[object]] = {"images": [], "annotations": []}
     for i, path in enumerate(pictures):
         shutil.copy(path, root / f"pictures/{'abcd'[i]}.jpg")
         with open_image(path) as image:

@@ -11,7 +11,6 @@ split are not scored. An image is compared with templates of its own category, w
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,6 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.data.views import make_view
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str]) -> dict[str, tuple[float, int]]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [*(SYNTHETIC if not overrides else []), *overrides, "run_dir=unused"])
     module, data = build_datamodule_and_module(cfg)
+    if not isinstance(data, PairDataModule):
+        raise UserError(f"`data`: {data.name} has no pairs, whose annotations state poses. Choose another benchmark.")
     distances, truth = compared(module.backbone.eval(), data, options["templates"], int(options["sets"]))
     scores = {what: pose_accuracy(distances, truth, poses) for what, poses in CHOICES.items()}
     two = [scores["left or right"], scores["front or back"]]
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str]) -> dict[str, tuple[float, int]]:
     return scores
 
 
-def compared(backbone: Any, data: Any, split: str, sets: int) -> tuple[torch.Tensor, torch.Tensor]:
+def compared(backbone: Backbone, data: PairDataModule, split: str, sets: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return distances (images, sets, poses) of the scored images to templates of `split`, and their true poses."""
     encode = Described(backbone, data)
     gallery, scored = (posed(data.pairs(name)) for name in (split, data.split))
@@ -94,7 +97,7 @@ def first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -
 class Described:
     """An encoder of the object's cells, which encodes every image once."""
 
-    def __init__(self, backbone: Any, data: Any) -> None:
+    def __init__(self, backbone: Backbone, data: PairDataModule) -> None:
         self.backbone, self.data = backbone, data
         self.masks: dict[str, ObjectMasks] = {}
         self.known: dict[str, ObjectCells] = {}
@@ -103,7 +106,7 @@ class Described:
     def __call__(self, image: ImageRecord, split: str) -> ObjectCells:
         """Return the cells of the object in an image."""
         if image.name not in self.known:
-            masks = self.masks.setdefault(split, ObjectMasks(AdaptivePose(), self.data, split))
+            masks = self.masks.setdefault(split, ObjectMasks(AdaptivePose().mask, self.data, split))
             maps = self.backbone(make_view(image, self.backbone.size, self.data.resize).image[None])
             self.known[image.name] = cells_of_object(maps, masks(image, maps))
         return self.known[image.name]

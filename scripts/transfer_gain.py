@@ -10,7 +10,7 @@ its box.
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +80,9 @@ def main(
     show_scores(torch.cat(vote_scores))
 
 
-def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most: int | None):
+def job(
+    kinds: Iterable[str], things: Sequence[AnnotatedObject], sources: int, draw: int, most: int | None
+) -> list[tuple[str, list[AnnotatedObject], list[AnnotatedObject]]]:
     """Draw the sources: list each category with its sources and targets."""
     splits = []
     for kind in kinds:
@@ -90,7 +92,9 @@ def job(kinds, things: Sequence[AnnotatedObject], sources: int, draw: int, most:
     return splits
 
 
-def encoded(matcher: Matcher, targets: Sequence[AnnotatedObject]):
+def encoded(
+    matcher: Matcher, targets: Sequence[AnnotatedObject]
+) -> Iterator[tuple[AnnotatedObject, Crop, EncodedPicture]]:
     """Yield every target with its crop and the encoded crop."""
     for chunk in split_into_chunks(list(targets), matcher.batch):
         parts = [crop_picture(open_object_image(thing), thing.box) for thing in chunk]

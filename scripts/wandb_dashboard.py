@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 ALPHAS = ("0.01", "0.05", "0.1", "0.15", "0.2")
@@ -16,9 +18,9 @@ SUBSETS = ("all", "geo", "std")
 NAMES = {"all": "all keypoints", "geo": "keypoints with a visible twin (geo)", "std": "the others (std)"}
 
 
-def report(api: Any, project: str, entity: str) -> Any:
+def report(api: ModuleType, project: str, entity: str) -> Any:
     """Build the report without saving it."""
-    runs: dict[str, Any] = {}  # all runs of the report's project
+    runs: dict[str, list[str]] = {}  # all runs of the report's project
     # an empty entity would make W&B ask its server for the user's
     location = {"project": project, **({"entity": entity} if entity else {})}
     page = api.Report(**location, title="Semantic correspondence", description="PCK per image.", width="fluid")
@@ -43,12 +45,12 @@ def report(api: Any, project: str, entity: str) -> Any:
     return page
 
 
-def grid(api: Any, runs: dict[str, Any], panels: list[Any]) -> Any:
+def grid(api: ModuleType, runs: dict[str, list[str]], panels: Sequence[object]) -> object:
     """Build a grid of panels over the runs of the project."""
     return api.PanelGrid(runsets=[api.Runset(**runs)], panels=panels)
 
 
-def leaderboard(api: Any) -> list[Any]:
+def leaderboard(api: ModuleType) -> list[object]:
     """Build a bar chart per subset of keypoints, and accuracy against parameters."""
     bars = [
         api.BarPlot(title=NAMES[subset], metrics=[f"test/{subset}/pck@0.1"], layout=place(api, 8 * i, 8))
@@ -63,7 +65,7 @@ def leaderboard(api: Any) -> list[Any]:
     return [*bars, cost]
 
 
-def curve(api: Any, subset: str) -> Any:
+def curve(api: ModuleType, subset: str) -> object:
     """Build the curve of PCK over training at every tolerance."""
     return api.LinePlot(
         title=NAMES[subset],
@@ -73,7 +75,7 @@ def curve(api: Any, subset: str) -> Any:
     )
 
 
-def pictures(api: Any) -> list[Any]:
+def pictures(api: ModuleType) -> list[object]:
     """Build the tables of categories and the pages of matches."""
     tables = [
         api.WeavePanelSummaryTable(table_name=f"{stage}/categories", layout=place(api, 12 * i, 12))
@@ -82,9 +84,9 @@ def pictures(api: Any) -> list[Any]:
     return [*tables, api.MediaBrowser(media_keys=["val/matches", "test/matches"], layout=place(api, 0, 24, 14))]
 
 
-def training(api: Any) -> list[Any]:
+def training(api: ModuleType) -> list[object]:
     """Build the curves of loss, learning rates, speed and memory."""
-    curves = {
+    curves: dict[str, dict[str, object]] = {
         "loss": {"y": ["train/loss"]},
         "learning rates": {"metric_regex": "^lr-.*"},
         "images a second": {"y": ["cost/images_per_second"]},
@@ -96,7 +98,7 @@ def training(api: Any) -> list[Any]:
     ]
 
 
-def place(api: Any, x: int, width: int, height: int = 8) -> Any:
+def place(api: ModuleType, x: int, width: int, height: int = 8) -> object:
     """Lay out a panel on a grid of 24 columns."""
     return api.Layout(x=x, y=0, w=width, h=height)
 

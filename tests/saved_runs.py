@@ -9,7 +9,7 @@ from semcorr.engine.build import save_config
 
 
 def save_run(cfg: DictConfig, folder: Path) -> Path:
-    """The configuration of a run into its folder, which is made."""
+    """Write the configuration of a run into its folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     backbone = Backbone()
     backbone.name, backbone.sha256 = "tiny", "ab" * 32

@@ -100,7 +100,7 @@ def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
     for cfg in composed(name):
         assert cfg.protocol.name == protocol
         assert cfg.data.resize == cfg.protocol.resize
-        assert cfg.localise._target_.endswith("Several" if first else "Published")
+        assert cfg.localise._target_.endswith("ReadoutList" if first else "ProtocolReadout")
         assert cfg.localise.get("rules", [None])[0] == first
 
 

@@ -6,7 +6,7 @@ changing one axis at a time. Axes interact, so the effect of an axis holds for i
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -128,9 +128,10 @@ def _read_audit(path: Path) -> JsonObject:
     return content
 
 
-def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines: object) -> JsonObject:
+def _format_steps(steps: Sequence[AuditStep], start: JsonObject, headlines: Iterator[JsonObject]) -> JsonObject:
     """Format the steps as dictionaries: scores, what each step moved them by, and the axis of the largest move."""
-    formatted, previous = [], start
+    formatted: list[JsonObject] = []
+    previous = start
     for step in steps:
         current = next(headlines)
         change = {alpha: None if current[alpha] is None else current[alpha] - previous[alpha] for alpha in current}
@@ -141,27 +142,32 @@ def _format_steps(steps: Sequence[AuditStep], start: dict[str, float], headlines
     return {"steps": formatted, "most": largest["axis"], "moved": total}
 
 
-def print_steps(found: JsonObject) -> None:
+def print_steps(content: JsonObject) -> None:
     """Print a table per protocol."""
-    alphas = list(found["start"]["headline"])
+    alphas = list(content["start"]["headline"])
     console = Terminal()
-    for name, walk in found["protocols"].items():
+    for name, walk in content["protocols"].items():
         table = Table(
-            title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",
+            title=f"semcorr -> {name}: {content['split']}, {content['backbone']}",
             caption=f"PCK in percent, and what each change moved it by. `{walk['most']}` moved it most.",
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
-        )  # fmt: skip
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title_justify="left",
+            caption_justify="left",
+        )
         for header in ("", *alphas):
             table.add_column(header, justify="right" if header in alphas else "left", overflow="fold")
-        start = found["start"]["headline"]
-        table.add_row(f"semcorr, {found['start']['localise']}", *(f"{_format_percent(start[a])}     " for a in alphas))
+        start = content["start"]["headline"]
+        table.add_row(
+            f"semcorr, {content['start']['localise']}", *(f"{_format_percent(start[a])}     " for a in alphas)
+        )
         for step in walk["steps"]:
             cells = (f"{_format_percent(step['headline'][a])} {_format_change(step['moved'][a])}" for a in alphas)
             table.add_row(f"{step['axis']}: {step['to']}", *cells)
         table.add_section()
         table.add_row("all together", *(_format_change(walk["moved"][alpha]) for alpha in alphas))
         console.print(table)
-    for name, command in found["elsewhere"].items():
+    for name, command in content["elsewhere"].items():
         console.print(f"{name} needs other pixels: {command}", soft_wrap=True)
 
 

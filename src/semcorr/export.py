@@ -49,9 +49,7 @@ class ExportOptions(NamedTuple):
 def export_backbone(
     run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
     format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
-    out: Annotated[
-        Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
     which: Annotated[
         str, OneOf(CHECKPOINTS), typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")
     ] = "best",
@@ -150,7 +148,7 @@ def _write_files(
     """Write the files into the folder of `path`; return by how much their features differ, None if unknown."""
     from semcorr.engine.export import export_adapter, export_head, export_merged
 
-    backbone: object = module.backbone
+    backbone = module.backbone
     export_head(module.head, path.with_name("head.safetensors"), provenance)
     if options.format == "onnx":
         from semcorr.engine.onnx import export_onnx, parse_sides

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 from tiny_runs import run_dir, typed
 
-from semcorr import audit, compare, store
+from semcorr import audit, compare
 from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.data.download.verify import DIFFERS, VerificationCheck, VerificationReport
 from semcorr.evaluation.results import print_protocols, print_scores
@@ -25,6 +25,7 @@ from semcorr.report.document import NONE, ReportSection, ReportTable
 from semcorr.report.html import render_html
 from semcorr.report.writers import escape_latex, escape_spreadsheet_cell, render_csv, render_latex, render_markdown
 from semcorr.store import FeatureStore
+from semcorr.store.__main__ import main as store_main
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -249,7 +250,7 @@ def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, 
     FeatureStore(tmp_path / "store", {"backbone": NAME, "depth": NAME})
     monkeypatch.setattr(sys, "argv", ["semcorr.store", "ls", "--root", str(tmp_path / "store")])
     with pytest.raises(SystemExit):
-        store.main()
+        store_main()
     assert times_printed(capfd.readouterr().out) == 2
 
 

@@ -51,13 +51,13 @@ OUT = Path("benchmark.json")
 
 
 @app.callback()
-def about() -> None:
+def benchmark_callback() -> None:
     """Measure speed and memory, in one run with what others do and with what the machine allows."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-@app.command()
-def match(
+@app.command("match")
+def benchmark_match(
     pairs: Annotated[Count, typer.Option(help="How many.")] = 90,
     images: Annotated[Count, typer.Option(help="Of how many images.")] = 10,
     grid: Annotated[int, Range(least=2, most=1024), typer.Option(help="Cells along a side of a feature map.")] = 32,
@@ -80,8 +80,8 @@ def match(
     _run_benchmark("match", work, out, locals())
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def benchmark_evaluate(
     backbone: Backbone = "efficientnet_lite0",
     size: Size = None,
     random: Random = False,
@@ -112,7 +112,7 @@ def evaluate(
 
 
 @app.command("read_outs")
-def read_outs(
+def benchmark_read_outs(
     backbone: Backbone = "efficientnet_lite0",
     size: Size = None,
     random: Random = False,
@@ -143,8 +143,8 @@ def read_outs(
     _run_benchmark("read_outs", work, out, locals())
 
 
-@app.command()
-def train(
+@app.command("train")
+def benchmark_train(
     backbone: Backbone = "dinov2_s",
     size: Size = 224,
     random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
@@ -173,8 +173,8 @@ def train(
     _run_benchmark("train", work, out, locals())
 
 
-@app.command()
-def store(
+@app.command("store")
+def benchmark_feature_store(
     entries: Annotated[Count, typer.Option(help="How many images' features.")] = 32,
     tokens: Annotated[Count, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
     channels: Annotated[Count, typer.Option(help="Of a token.")] = 768,
@@ -206,8 +206,8 @@ def store(
     _run_benchmark("store", work, out, locals())
 
 
-@app.command()
-def conv4d(
+@app.command("conv4d")
+def benchmark_convolution(
     side: Annotated[
         list[int],
         Range(least=1, most=512),
@@ -233,8 +233,8 @@ def conv4d(
     _run_benchmark("conv4d", work, out, locals())
 
 
-@app.command()
-def startup(
+@app.command("startup")
+def benchmark_start(
     tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
     out: Out = OUT,
 ) -> None:

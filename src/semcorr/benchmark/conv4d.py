@@ -134,7 +134,7 @@ def _peak_bytes(device: str, anew: bool = False) -> int:
 
 
 def _build_result(
-    volumes: list[ConvolvedVolume], measurements: list[dict[str, Measurement]], limits: Machine
+    volumes: list[ConvolvedVolume], measurements: list[dict[str, Measurement[JsonObject]]], limits: Machine
 ) -> BenchmarkResult:
     rows, results = [], {}
     for volume, ways in zip(volumes, measurements, strict=True):
@@ -151,19 +151,24 @@ def _build_result(
             ),
         ]
         results[volume.description] = {
-            "ratio": ratio, "memory_ratio": memory, "seconds": seconds, "bytes": taken,
+            "ratio": ratio,
+            "memory_ratio": memory,
+            "seconds": seconds,
+            "bytes": taken,
             "floor": {"seconds": floor, "operations": volume.operations, "reached": floor / seconds["ours"]},
             "peak": {way: entry.peak for way, entry in ways.items()},
-        }  # fmt: skip
+        }
     caption = (
         f"{limits.description}. Memory is what a process takes at most beyond the input, one process each. Floor: one "
         "matrix product of as many operations; memory for the result, with backward also the input's gradient."
     )
     content = {
-        "ratio": min(entry["ratio"] for entry in results.values()), "volumes": results,
+        "ratio": min(entry["ratio"] for entry in results.values()),
+        "volumes": results,
         "floor": {description: entry["floor"] for description, entry in results.items()},
-        "peak": {description: entry["peak"] for description, entry in results.items()}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "peak": {description: entry["peak"] for description, entry in results.items()},
+        "machine": limits.as_json(),
+    }
     c, k = volumes[0].channels, volumes[0].kernel
     return BenchmarkResult(
         f"4-D convolution, {c} to {c} channels, {k}^4 kernels: naive is a loop of conv3d", rows, caption, content

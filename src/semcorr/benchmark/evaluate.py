@@ -5,8 +5,10 @@ the table of all keypoints. The loop counts only decoding, encoding and reading 
 the weights.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,8 +18,11 @@ from semcorr.benchmark.naive import LOOPS
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
+from semcorr.data.record import PairRecord
 
 ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
 
@@ -48,11 +53,11 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     from semcorr.engine.build import build_datamodule_and_module
 
     with compose_run("evaluate", run) as cfg:
-        data: Any
         module, data = build_datamodule_and_module(cfg)
+        assert isinstance(data, PairDataModule)
         pairs = _select_pairs(data, part)[: part.naive_pairs]
         dataset = PairDataset(pairs, data.size, data.resize, pixels=True)
-        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone = module.backbone.to(run.device).eval()
         _require_single_image(backbone)
         loop = LOOPS["full correlation"]
 
@@ -78,40 +83,47 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         trainer = build_trainer(cfg, Path(cfg.run_dir))
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
+        assert isinstance(data, PairDataModule)
         data.size, data.pixels = module.backbone.size, module.backbone.pairwise
         pairs = _select_pairs(data, part)
         after_reading = synchronised_time(run.device)
-        data.pairs = lambda split: pairs
+        data.pairs = cache(lambda split: pairs)
         trainer.test(module, datamodule=data, verbose=False)
         end = synchronised_time(run.device)
-        backbone: object = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
+        backbone = module.backbone.to(run.device).eval()
         _require_single_image(backbone)
         rows = module.result.tables["predictions"].num_rows
         results = {
             "seconds": {"all": end - start, "read": after_reading - start, **module.result.seconds},
-            "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": rows,
+            "pairs": len(pairs),
+            "images": len(unique_images(pairs)),
+            "rows": rows,
             "keypoints": rows // len(module.specs),
-        }  # fmt: skip
+        }
         return results | _measure_encoding(backbone, data.encoding_batch, run.device)
 
 
 @torch.no_grad()
-def _measure_encoding(backbone: object, batch: int, device: str) -> dict[str, float]:
+def _measure_encoding(backbone: Backbone, batch: int, device: str) -> dict[str, float]:
     """Measure one image: seconds in a batch as evaluated, operations, channels and cells."""
     image = torch.rand(batch, 3, backbone.size, backbone.size, device=device)
     counter = FlopCounterMode(display=False)
     with counter:
         values = backbone(image[:1]).values
     seconds = best_time(lambda: backbone(image), device, times=2) / batch
-    return {"encoding": seconds, "operations": counter.get_total_flops(), "channels": values.shape[1],
-            "cells": values.shape[2] * values.shape[3]}  # fmt: skip
+    return {
+        "encoding": seconds,
+        "operations": counter.get_total_flops(),
+        "channels": values.shape[1],
+        "cells": values.shape[2] * values.shape[3],
+    }
 
 
-def _select_pairs(data: object, part: SplitPart) -> object:
+def _select_pairs(data: PairDataModule, part: SplitPart) -> Sequence[PairRecord]:
     return data.pairs(data.split)[: part.pairs]
 
 
-def _require_single_image(backbone: object) -> None:
+def _require_single_image(backbone: Backbone) -> None:
     if backbone.pairwise:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"
@@ -119,7 +131,7 @@ def _require_single_image(backbone: object) -> None:
 
 
 def _build_result(
-    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement, ours: Measurement
+    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement[JsonObject], ours: Measurement[JsonObject]
 ) -> BenchmarkResult:
     results, seconds = ours.value, ours.value["seconds"]
     pair_seconds = seconds["all"] / results["pairs"]
@@ -130,29 +142,52 @@ def _build_result(
     floor = limits.floor(operations)
     minimum = results["images"] * results["encoding"] + seconds["match"]
     rows = [
-        BenchmarkRow("pairs/s, files to scores", format_rate(1 / naive.value["seconds"]), format_rate(1 / pair_seconds),
-            format_ratio(ratio), format_rate(results["pairs"] / floor)),
-        BenchmarkRow("seconds in all", f"({format_rate(naive.value['seconds'] * results['pairs'])})",
-            format_rate(seconds["all"]), "", format_rate(floor)),
+        BenchmarkRow(
+            "pairs/s, files to scores",
+            format_rate(1 / naive.value["seconds"]),
+            format_rate(1 / pair_seconds),
+            format_ratio(ratio),
+            format_rate(results["pairs"] / floor),
+        ),
+        BenchmarkRow(
+            "seconds in all",
+            f"({format_rate(naive.value['seconds'] * results['pairs'])})",
+            format_rate(seconds["all"]),
+            "",
+            format_rate(floor),
+        ),
         BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
-        BenchmarkRow(f"  encoding {results['images']:,} images", "", format_rate(seconds["encode"]), "",
-            format_rate(results["images"] * results["encoding"])),
+        BenchmarkRow(
+            f"  encoding {results['images']:,} images",
+            "",
+            format_rate(seconds["encode"]),
+            "",
+            format_rate(results["images"] * results["encoding"]),
+        ),
         BenchmarkRow(f"  matching {results['pairs']:,} pairs", "", format_rate(seconds["match"])),
-        BenchmarkRow(f"all / (images x one encoding + matching), at most {ALLOWED}", "",
-            f"{seconds['all'] / minimum:.2f}"),
+        BenchmarkRow(
+            f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / minimum:.2f}"
+        ),
         BenchmarkRow("peak memory in MB", naive.description, ours.description),
-    ]  # fmt: skip
+    ]
     caption = (
         f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
         f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the "
         f"{results['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
     )
     content = {
-        "ratio": ratio, "pairs_per_second": 1 / pair_seconds, "naive_pairs_per_second": 1 / naive.value["seconds"],
-        "floor": {"seconds": floor, "operations": operations,
-                  "encoding_seconds": results["images"] * results["encoding"]},
-        "over_encoding_and_matching": seconds["all"] / minimum, "found": results,
-        "peak": {"ours": ours.peak, "naive": naive.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "ratio": ratio,
+        "pairs_per_second": 1 / pair_seconds,
+        "naive_pairs_per_second": 1 / naive.value["seconds"],
+        "floor": {
+            "seconds": floor,
+            "operations": operations,
+            "encoding_seconds": results["images"] * results["encoding"],
+        },
+        "over_encoding_and_matching": seconds["all"] / minimum,
+        "found": results,
+        "peak": {"ours": ours.peak, "naive": naive.peak},
+        "machine": limits.as_json(),
+    }
     title = f"Evaluation of {results['pairs']:,} pairs, {results['images']:,} images: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, caption, content)

@@ -167,8 +167,8 @@ def _validate_shape(shape: MatchingShape) -> None:
 def _build_result(
     shape: MatchingShape,
     limits: Machine,
-    loops: dict[str, Measurement],
-    ours: Measurement,
+    loops: dict[str, Measurement[JsonObject]],
+    ours: Measurement[JsonObject],
     agreement: dict[str, dict[str, float]],
 ) -> BenchmarkResult:
     cells, queries = shape.grid**2, ours.value["queries"]
@@ -202,11 +202,14 @@ def _build_result(
     )
     ratios = {name: loop.value["seconds"] / seconds for name, loop in loops.items()}
     content = {
-        "ratio": ratios["full correlation"], "ratios": ratios, "pairs_per_second": 1 / seconds,
+        "ratio": ratios["full correlation"],
+        "ratios": ratios,
+        "pairs_per_second": 1 / seconds,
         "naive_pairs_per_second": {name: 1 / loop.value["seconds"] for name, loop in loops.items()},
         "floor": {"pairs_per_second": 1 / floor, "operations": operations, "bytes": moved, "reached": floor / seconds},
         "peak": {"ours": ours.peak, **{name: loop.peak for name, loop in loops.items()}},
-        "agreement": agreement, "machine": limits.as_json(),
-    }  # fmt: skip
+        "agreement": agreement,
+        "machine": limits.as_json(),
+    }
     title = f"{shape.pairs} pairs of {shape.images} images, {shape.grid} x {shape.grid} x {shape.channels}"
     return BenchmarkResult(title, rows, caption, content)

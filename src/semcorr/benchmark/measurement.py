@@ -6,20 +6,23 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 
 DEVICES = ("auto", "cpu", "cuda")
+T = TypeVar("T")
 
 
-class Measurement(NamedTuple):
+@dataclass(frozen=True)
+class Measurement(Generic[T]):
     """The result of a piece of work, and the peak memory of its process."""
 
-    value: Any
+    value: T
     memory: int  # bytes: resident, without loader processes
     gpu: int | None  # bytes allocated on the GPU; None without one
 
@@ -111,7 +114,7 @@ def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -
     return min(seconds)
 
 
-def measure(work: Callable[..., object], *args: object, apart: bool = True) -> Measurement:
+def measure(work: Callable[..., T], *args: object, apart: bool = True) -> Measurement[T]:
     """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
 
     Both must be picklable, and the result should be small.
@@ -134,7 +137,7 @@ def measure(work: Callable[..., object], *args: object, apart: bool = True) -> M
     return Measurement(*message)
 
 
-def _send_result(sender: Connection, work: Callable[..., object], args: object, method: str) -> None:
+def _send_result(sender: Connection, work: Callable[..., object], args: tuple[object, ...], method: str) -> None:
     multiprocessing.set_start_method(method, force=True)  # for loaders: a spawned process would spawn its own
     try:
         sender.send((work(*args), *_peak_memory()))

@@ -6,18 +6,31 @@ counts imports or loading the weights.
 
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.matching.readout_names import ReadoutList
 
 ONE = "window_15"
 MANY = (
-    "window_15", "argmax", "soft", "window_3", "window_5", "window_9", "window_11", "window_17", "window_15_zero",
-    "kernel_5", "kernel_7",
-)  # fmt: skip
+    "window_15",
+    "argmax",
+    "soft",
+    "window_3",
+    "window_5",
+    "window_9",
+    "window_11",
+    "window_17",
+    "window_15_zero",
+    "kernel_5",
+    "kernel_7",
+)
 ALLOWED = 1.3  # times the seconds of one read-out
 
 
@@ -49,7 +62,7 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
     return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 
 
-def _run_evaluation(run: RunSpec, cfg: object, module: object) -> JsonObject:
+def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule) -> JsonObject:
     """Run an evaluation, from the annotations to its files."""
     from semcorr.engine.build import build_datamodule, build_trainer
     from semcorr.evaluation.results import write_results
@@ -57,6 +70,7 @@ def _run_evaluation(run: RunSpec, cfg: object, module: object) -> JsonObject:
     trainer = build_trainer(cfg, Path(cfg.run_dir))
     start = synchronised_time(run.device)
     data = build_datamodule(cfg, "data", ("test",))
+    assert isinstance(data, PairDataModule)
     data.size, data.pixels = module.backbone.size, module.backbone.pairwise
     trainer.test(module, datamodule=data, verbose=False)
     metrics = write_results(module.result, data, Path(cfg.run_dir), 0)
@@ -64,7 +78,9 @@ def _run_evaluation(run: RunSpec, cfg: object, module: object) -> JsonObject:
     return {"seconds": seconds, "pairs": metrics["pairs"], "first": metrics["pck"]["all"]["image"]}
 
 
-def _build_result(run: RunSpec, measurement: Measurement, ratio: float, limits: Machine) -> BenchmarkResult:
+def _build_result(
+    run: RunSpec, measurement: Measurement[list[JsonObject]], ratio: float, limits: Machine
+) -> BenchmarkResult:
     one, many = measurement.value
     one_seconds, many_seconds = one["seconds"], many["seconds"]
     rows = [
@@ -89,8 +105,13 @@ def _build_result(run: RunSpec, measurement: Measurement, ratio: float, limits: 
         BenchmarkRow("peak memory in MB", "", measurement.description),
     ]
     content = {
-        "ratio": ratio, "floor": None, "one": one, "many": many, "rules": list(MANY),
-        "peak": {"both": measurement.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "ratio": ratio,
+        "floor": None,
+        "one": one,
+        "many": many,
+        "rules": list(MANY),
+        "peak": {"both": measurement.peak},
+        "machine": limits.as_json(),
+    }
     title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

@@ -47,8 +47,9 @@ def benchmark_startup(tries: int) -> BenchmarkResult:
     content = {
         "ratio": torch / best["python -m semcorr.train --help"].seconds,
         "seconds": {line: run.seconds for line, run in best.items()},
-        "floor": {"seconds": torch}, "peak": {line: {"memory_mb": run.memory} for line, run in best.items()},
-    }  # fmt: skip
+        "floor": {"seconds": torch},
+        "peak": {line: {"memory_mb": run.memory} for line, run in best.items()},
+    }
     caption = (
         f"Best of {tries} fresh processes each. Floor: {TORCH}, which every framework on PyTorch waits for. Peaks are "
         "upper bounds: Linux counts what started a process as well."

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,12 +77,12 @@ def time_encoding(entries: StoredFeatures) -> float:
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
     with compose_run("evaluate", RunSpec("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
-        backbone: object = build_backbone(cfg).to(entries.device).eval()
+        backbone = build_backbone(cfg).to(entries.device).eval()
         image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
         return best_time(lambda: backbone(image), entries.device, times=1)
 
 
-def _time_all(names: list[str], work: Callable[[str], Any]) -> float:
+def _time_all(names: list[str], work: Callable[[str], object]) -> float:
     start = synchronised_time()
     for name in names:
         work(name)
@@ -105,7 +105,9 @@ def _get(store: FeatureStore, name: str) -> Tensor:
     return values["features"]
 
 
-def _build_result(entries: StoredFeatures, measurement: Measurement, encoding: float) -> BenchmarkResult:
+def _build_result(
+    entries: StoredFeatures, measurement: Measurement[dict[str, float]], encoding: float
+) -> BenchmarkResult:
     limits = measure_machine(entries.device)
     size = int(measurement.value["bytes"])
     speed = {
@@ -117,11 +119,15 @@ def _build_result(entries: StoredFeatures, measurement: Measurement, encoding: f
     naive_of = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
     ratios = {access: speed[access] / speed[naive_of[access]] for access in limit_of}
     rows = [
-        BenchmarkRow(f"GB/s, {access}", format_rate(speed[naive_of[access]]), format_rate(speed[access]),
+        BenchmarkRow(
+            f"GB/s, {access}",
+            format_rate(speed[naive_of[access]]),
+            format_rate(speed[access]),
             format_ratio(ratios[access]),
-            f"{format_rate(speed[limit])} ({limit}; {speed[access] / speed[limit]:.0%} reached)")
+            f"{format_rate(speed[limit])} ({limit}; {speed[access] / speed[limit]:.0%} reached)",
+        )
         for access, limit in limit_of.items()
-    ]  # fmt: skip
+    ]
     written = speed["write"] * 1e9 / size
     rows += [
         BenchmarkRow(
@@ -139,12 +145,18 @@ def _build_result(entries: StoredFeatures, measurement: Measurement, encoding: f
         "in the reader's own tensor."
     )
     content = {
-        "ratio": ratios["later read"], "ratios": ratios, "entry_bytes": size, "entries": entries.images, "gb_s": speed,
-        "floor": {kind: {"gb_s": speed[limit], "reached": speed[kind] / speed[limit]}
-                  for kind, limit in limit_of.items()},
+        "ratio": ratios["later read"],
+        "ratios": ratios,
+        "entry_bytes": size,
+        "entries": entries.images,
+        "gb_s": speed,
+        "floor": {
+            kind: {"gb_s": speed[limit], "reached": speed[kind] / speed[limit]} for kind, limit in limit_of.items()
+        },
         "images_per_second": {"written": written, "encoded": 1 / encoding, "ratio": written * encoding},
-        "peak": {"ours": measurement.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "peak": {"ours": measurement.peak},
+        "machine": limits.as_json(),
+    }
     return BenchmarkResult(
         f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content
     )

@@ -74,10 +74,19 @@ def make_annotation(image: SyntheticImage) -> Annotation:
     box = [width // 8, height // 8, width - width // 8, height - height // 8]
     points = {i: [int(rng.integers(box[0], box[2] + 1)), int(rng.integers(box[1], box[3] + 1))] for i in visible}
     return {
-        "filename": f"{image.stem}.jpg", "image_width": width, "image_height": height, "image_depth": 3,
-        "category": image.category, "pose": "Unspecified", "truncated": 0, "occluded": 0, "difficult": 0,
-        "bndbox": box, "azimuth_id": image.number % 8, "kps": {str(i): points.get(i) for i in range(30)},
-    }  # fmt: skip
+        "filename": f"{image.stem}.jpg",
+        "image_width": width,
+        "image_height": height,
+        "image_depth": 3,
+        "category": image.category,
+        "pose": "Unspecified",
+        "truncated": 0,
+        "occluded": 0,
+        "difficult": 0,
+        "bndbox": box,
+        "azimuth_id": image.number % 8,
+        "kps": {str(i): points.get(i) for i in range(30)},
+    }
 
 
 def make_picture(image: SyntheticImage) -> Image.Image:

@@ -5,16 +5,23 @@ time to fill the cache is reported separately.
 """
 
 import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
+from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
+from semcorr.store.encode import ProcessGroup
+from semcorr.store.frozen import FrozenPrefix
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
 WARM = 2  # steps that are not timed: loaders start and memory is allocated
@@ -29,24 +36,28 @@ class TrainingSteps(NamedTuple):
     workers: int | None
 
 
-def benchmark_training(run: RunSpec, asked: TrainingSteps, apart: bool = True) -> BenchmarkResult:
+def benchmark_training(run: RunSpec, spec: TrainingSteps, apart: bool = True) -> BenchmarkResult:
     """Train without and with the cache, and then on all pairs of as many images."""
-    if asked.steps <= WARM or asked.pairs < 1 or asked.blocks < 1:
+    if spec.steps <= WARM or spec.pairs < 1 or spec.blocks < 1:
         raise UserError(
-            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {asked.steps}, {asked.pairs} "
-            f"and {asked.blocks}"
+            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {spec.steps}, {spec.pairs} "
+            f"and {spec.blocks}"
         )
-    workers = "null" if asked.workers is None else asked.workers
+    workers = "null" if spec.workers is None else spec.workers
     run = run.plus(
-        f"finetune.blocks={asked.blocks}", f"data.steps={asked.steps}", f"data.batch_size={asked.pairs}",
-        f"data.workers={workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
+        f"finetune.blocks={spec.blocks}",
+        f"data.steps={spec.steps}",
+        f"data.batch_size={spec.pairs}",
+        f"data.workers={workers}",
+        "trainer.max_epochs=1",
+        "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
-    )  # fmt: skip
+    )
     limits = measure_machine(run.device)
     uncached = measure(run_steps, run.plus("store.place=off"), apart=apart)
     cached = measure(run_steps, run, apart=apart)
-    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * asked.pairs}"), apart=apart)
-    return _build_result(run, asked, limits, uncached, cached, all_pairs)
+    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), apart=apart)
+    return _build_result(run, spec, limits, uncached, cached, all_pairs)
 
 
 class StepTimer(Callback):
@@ -59,17 +70,38 @@ class StepTimer(Callback):
         self.pairs: list[int] = []
 
     def on_train_batch_end(
-        self, trainer: object, module: object, outputs: object, batch: object, batch_idx: int
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, batch_idx: int
     ) -> None:
         """Record when the step ended, its loss and its number of pairs."""
+        assert isinstance(outputs, Mapping)
         self.ends.append(synchronised_time(self.device))
         self.losses.append(float(outputs["loss"]))
         self.pairs.append(count_pairs(batch))
 
 
-def count_pairs(batch: object) -> int:
+class TimedPrefix(FrozenPrefix):
+    """Frozen blocks of a module that measure how long it takes to fill their cache."""
+
+    def __init__(self, frozen: FrozenPrefix, device: str) -> None:
+        super().__init__(frozen.backbone, frozen.cache_config, frozen.key)
+        self.device, self.seconds = device, 0.0
+
+    def fill(
+        self,
+        shown: Sequence[ImageVariant],
+        data: PairDataModule,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Compute the values that are not cached yet, and add up the seconds."""
+        start = synchronised_time(self.device)
+        super().fill(shown, data, group, context)
+        self.seconds += synchronised_time(self.device) - start
+
+
+def count_pairs(batch: PairBatch | ImageBatch) -> int:
     """Count the pairs of a batch; of a batch of images, the ordered pairs that have something to train on."""
-    if hasattr(batch, "pair"):
+    if isinstance(batch, PairBatch):
         return len(batch.pair)
     return len(batch.queries[:, [0, 2]].unique(dim=0))
 
@@ -87,21 +119,18 @@ def run_steps(run: RunSpec) -> JsonObject:
         module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
         assert isinstance(data, PairDataModule)
         use_cached_features(module, data)
-        timer, fill_cache, fill_seconds = StepTimer(run.device), module.frozen.fill, [0.0]
-
-        def timed_fill(*args: object) -> None:
-            start = synchronised_time(run.device)
-            fill_cache(*args)
-            fill_seconds[0] += synchronised_time(run.device) - start
-
-        module.frozen.fill = timed_fill  # type: ignore[method-assign,assignment]
+        timer, frozen = StepTimer(run.device), TimedPrefix(module.frozen, run.device)
+        module.frozen = frozen
         trainer = build_trainer(cfg, Path(cfg.run_dir), callbacks=[timer])
         trainer.fit(module, datamodule=data)
         steps = [end - start for start, end in zip(timer.ends[WARM - 1 :], timer.ends[WARM:], strict=False)]
         return {
-            "step": statistics.median(steps), "filling": fill_seconds[0], "losses": timer.losses,
-            "pairs": statistics.mean(timer.pairs[WARM:]), "depth": len(module.backbone.blocks),
-        }  # fmt: skip
+            "step": statistics.median(steps),
+            "filling": frozen.seconds,
+            "losses": timer.losses,
+            "pairs": statistics.mean(timer.pairs[WARM:]),
+            "depth": len(module.backbone.blocks),
+        }
 
 
 def largest_difference(losses: list[float], others: list[float]) -> float:
@@ -126,9 +155,9 @@ def _build_result(
     run: RunSpec,
     spec: TrainingSteps,
     limits: Machine,
-    uncached: Measurement,
-    cached: Measurement,
-    all_pairs: Measurement,
+    uncached: Measurement[JsonObject],
+    cached: Measurement[JsonObject],
+    all_pairs: Measurement[JsonObject],
 ) -> BenchmarkResult:
     largest = largest_difference(uncached.value["losses"], cached.value["losses"])
     if largest > SAME:
@@ -137,33 +166,51 @@ def _build_result(
     ratio, bound = uncached.value["step"] / step, speedup_bound(depth, spec.blocks)
     per_second = [value["pairs"] / value["step"] for value in (cached.value, all_pairs.value)]
     rows = [
-        BenchmarkRow("steps/s, frozen blocks: at each step, kept", format_rate(1 / uncached.value["step"]),
-            format_rate(1 / step), format_ratio(ratio), format_ratio(bound)),
+        BenchmarkRow(
+            "steps/s, frozen blocks: at each step, kept",
+            format_rate(1 / uncached.value["step"]),
+            format_rate(1 / step),
+            format_ratio(ratio),
+            format_ratio(bound),
+        ),
         BenchmarkRow("seconds to compute ahead", "0", format_rate(cached.value["filling"])),
         BenchmarkRow("pays off after steps", "", _break_even(uncached.value["step"] - step, cached.value["filling"])),
-        *[BenchmarkRow(f"loss of step {i + 1}", f"{uncached.value['losses'][i]:.6f}",
-                       f"{cached.value['losses'][i]:.6f}")
-          for i in sorted({0, steps // 2, steps - 1})],
+        *[
+            BenchmarkRow(
+                f"loss of step {i + 1}", f"{uncached.value['losses'][i]:.6f}", f"{cached.value['losses'][i]:.6f}"
+            )
+            for i in sorted({0, steps // 2, steps - 1})
+        ],
         BenchmarkRow("largest relative difference of a loss", "", f"{largest:.1e}", "", f"{SAME:.0e}"),
-        BenchmarkRow(f"pairs/s of {2 * spec.pairs} images: {spec.pairs} pairs, all", format_rate(per_second[0]),
-            format_rate(per_second[1]), format_ratio(per_second[1] / per_second[0]),
-            format_ratio(all_pairs.value["pairs"] / spec.pairs)),
+        BenchmarkRow(
+            f"pairs/s of {2 * spec.pairs} images: {spec.pairs} pairs, all",
+            format_rate(per_second[0]),
+            format_rate(per_second[1]),
+            format_ratio(per_second[1] / per_second[0]),
+            format_ratio(all_pairs.value["pairs"] / spec.pairs),
+        ),
         BenchmarkRow("peak memory in MB", uncached.description, cached.description),
         BenchmarkRow("peak memory in MB, all pairs", cached.description, all_pairs.description),
-    ]  # fmt: skip
+    ]
     caption = (
         f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {spec.blocks} back "
         f"against {spec.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
     )
     content = {
-        "ratio": ratio, "steps_per_second": 1 / step, "naive_steps_per_second": 1 / uncached.value["step"],
-        "floor": {"ratio": bound, "reached": ratio / bound}, "filling_seconds": cached.value["filling"],
+        "ratio": ratio,
+        "steps_per_second": 1 / step,
+        "naive_steps_per_second": 1 / uncached.value["step"],
+        "floor": {"ratio": bound, "reached": ratio / bound},
+        "filling_seconds": cached.value["filling"],
         "losses": {"naive": uncached.value["losses"], "ours": cached.value["losses"], "relative_difference": largest},
         "all_pairs": {
-            "ratio": per_second[1] / per_second[0], "pairs_per_second": per_second, "pairs": all_pairs.value["pairs"],
+            "ratio": per_second[1] / per_second[0],
+            "pairs_per_second": per_second,
+            "pairs": all_pairs.value["pairs"],
         },
-        "peak": {"naive": uncached.peak, "ours": cached.peak, "all_pairs": all_pairs.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "peak": {"naive": uncached.peak, "ours": cached.peak, "all_pairs": all_pairs.peak},
+        "machine": limits.as_json(),
+    }
     return BenchmarkResult(
         f"Training of {spec.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.metrics.classes import LABELS
 from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
@@ -114,8 +114,12 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     ]
     columns = ["configuration", *(f"{45 * int(s)}°" for s in steps), "sensitivity, %"]
     title = "PCK by the change of viewpoint"
-    return ReportFigure(title, caption, [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
-                  ReportTable("azimuth", title, caption, columns, rows))  # fmt: skip
+    return ReportFigure(
+        title,
+        caption,
+        [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
+        ReportTable("azimuth", title, caption, columns, rows),
+    )
 
 
 def _azimuth_statistics(entry: Configuration, step: str) -> SeedStatistics:
@@ -127,6 +131,6 @@ def _format_sensitivity(entry: Configuration) -> str:
     return NONE if None in values else format_spread(seed_statistics(values))
 
 
-def _read_classes(metrics: JsonObject) -> JsonObject:
-    classes: JsonObject = metrics["classes"]
+def _read_classes(metrics: JsonMapping) -> JsonMapping:
+    classes: JsonMapping = metrics["classes"]
     return classes

@@ -74,12 +74,12 @@ def write_report(
 
 
 def build_sections(
-    made: Sequence[Configuration], shown: Mapping[str, PairRecord] | str, wanted: ReportOptions
+    entries: Sequence[Configuration], benchmark_pairs: Mapping[str, PairRecord] | str, options: ReportOptions
 ) -> tuple[str, list[str], list[ReportSection]]:
     """Build the title, the introduction and the sections of a report."""
-    metrics = made[0].runs[0].metrics
-    runs = sum(len(entry.runs) for entry in made)
-    summary = f"{len(made)} configurations in {runs} runs" if runs > len(made) else f"{runs} run{'s'[: runs > 1]}"
+    metrics = entries[0].runs[0].metrics
+    runs = sum(len(entry.runs) for entry in entries)
+    summary = f"{len(entries)} configurations in {runs} runs" if runs > len(entries) else f"{runs} run{'s'[: runs > 1]}"
     intro = [
         "Semantic correspondence finds, for a point in one image, the same part of another object in a second image: "
         "the left eye of this cat in that photograph. Networks describe the images; the point's description is "
@@ -90,11 +90,20 @@ def build_sections(
         f"on the same pairs by the protocol `{metrics['protocol']}`: right if the error is "
         f"{'less than' if metrics.get('strict') else 'at most'} α.",
     ]
-    several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
+    several_rules = sorted(
+        {rule for entry in entries for run in entry.runs for rule in run.metrics.get("read_outs", {})}
+    )
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
-    sections = [build_leaderboard(made), plot_curves(made), plot_categories(made), plot_cost(made, wanted.seconds),
-                plot_confusion(made, shown), _plot_pairs(made, shown, wanted), build_settings_table(made)]  # fmt: skip
+    sections = [
+        build_leaderboard(entries),
+        plot_curves(entries),
+        plot_categories(entries),
+        plot_cost(entries, options.seconds),
+        plot_confusion(entries, benchmark_pairs),
+        _plot_pairs(entries, benchmark_pairs, options),
+        build_settings_table(entries),
+    ]
     return f"Semantic correspondence on {metrics['split']}", intro, [section for section in sections if section]
 
 
@@ -114,7 +123,8 @@ def _plot_pairs(
 
 def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
     """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
-    from semcorr.engine.build import build_datamodule as built
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.engine.build import build_datamodule
     from semcorr.engine.saved_config import refuse_drawing
 
     cfg = run.cfg.copy()
@@ -123,12 +133,14 @@ def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, Pa
     try:
         if root is None:
             refuse_drawing(cfg.data)
-        data = built(cfg, "data", ())
-        pairs = {pair.name: pair for pair in data.pairs(data.split)}
+        data = build_datamodule(cfg, "data", ())
+        pairs = {pair.name: pair for pair in data.pairs(data.split)} if isinstance(data, PairDataModule) else None
     except UserError as error:
         if root is not None:
             raise
         return f"{error} (--root says where the benchmark lies now)"
+    if pairs is None:
+        raise UserError(f"{run.folder} names a benchmark of videos, which has no pairs. Give run_dirs of runs on pairs")
     unknown = set(run.evaluated.rows.pairs) - set(pairs)
     if unknown:
         raise UserError(f"{cfg.data.root} does not have the pair {min(unknown)}, which was scored. Give --root")

@@ -1,12 +1,13 @@
 """Runs that differ in their seed only, grouped, and the settings in which these groups differ."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonMapping
 from semcorr.report.runs import FinishedRun
 from semcorr.report.settings import Setting, run_settings
 
@@ -35,15 +36,13 @@ class Configuration(NamedTuple):
         scores = [
             run_metrics["pck"] if category is None else run_metrics["category"][category] for run_metrics in metrics
         ]
-        ends = [
-            None if category else _get_nested(run_metrics, "intervals", subset, by, alpha) for run_metrics in metrics
-        ]
-        return seed_statistics([_get_nested(score, subset, by, alpha) for score in scores], ends)
+        ends = [None if category else _get_interval(run_metrics, subset, by, alpha) for run_metrics in metrics]
+        return seed_statistics([_get_score(score, subset, by, alpha) for score in scores], ends)
 
     def headline(self, alpha: str) -> SeedStatistics:
         """Return the PCK as the protocol pools it; with an interval where that is per image or per point."""
         by = self.runs[0].metrics["pooling"]
-        ends = [_get_nested(run.metrics, "intervals", "all", by, alpha) for run in self.runs]
+        ends = [_get_interval(run.metrics, "all", by, alpha) for run in self.runs]
         return seed_statistics([run.metrics["headline"].get(alpha) for run in self.runs], ends)
 
     @property
@@ -116,7 +115,7 @@ def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     return labels
 
 
-def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: object) -> set[str]:
+def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: Callable[[str], bool]) -> set[str]:
     """Return the wanted keys that several configurations have, with more than one value."""
     keys = {key for settings in each for key in settings if wanted(key)}
     return {key for key in keys if len({str(settings[key]) for settings in each if key in settings}) > 1}
@@ -145,7 +144,19 @@ def _seed(run: FinishedRun) -> str:
     return str(run.cfg.get("seed"))
 
 
+def _get_score(scores: JsonMapping, *keys: str) -> float | None:
+    """Return a score; None where there is none, and where it is not a number."""
+    score = _get_nested(scores, *keys)
+    return score if isinstance(score, int | float) and not math.isnan(score) else None
+
+
+def _get_interval(metrics: JsonMapping, *keys: str) -> Sequence[float] | None:
+    """Return the two ends of an interval; None where there is none."""
+    ends = _get_nested(metrics, "intervals", *keys)
+    return ends if isinstance(ends, list | tuple) else None
+
+
 def _get_nested(node: object, *keys: str) -> object:
     for key in keys:
         node = node.get(key) if isinstance(node, Mapping) else None
-    return None if isinstance(node, float) and math.isnan(node) else node
+    return node

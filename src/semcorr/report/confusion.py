@@ -93,8 +93,17 @@ def _build_rows(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[in
         others[i] = 0.0
         worst = int(others.argmax())
         taken_for = names.get(worst, str(worst)) if others[worst] else NONE
-        lines.append([category, names.get(int(i), str(i)), f"{matrix[i].sum():,}", format_percent(float(row[i])),
-                      taken_for, format_percent(float(others[worst])), format_percent(float(row[-1]))])  # fmt: skip
+        lines.append(
+            [
+                category,
+                names.get(int(i), str(i)),
+                f"{matrix[i].sum():,}",
+                format_percent(float(row[i])),
+                taken_for,
+                format_percent(float(others[worst])),
+                format_percent(float(row[-1])),
+            ]
+        )
     return lines
 
 
@@ -136,7 +145,7 @@ def keypoint_names_of(benchmark: str, category: str) -> Mapping[int, str]:
     if benchmark not in TABLES:
         return {}
     categories: JsonMapping = benchmark_metadata(TABLES[benchmark])["categories"]
-    entry = categories.get(category, categories.get("*", {}))
+    entry: JsonMapping = next((categories[key] for key in (category, "*") if key in categories), {})
     names = entry.get("names", {})
     items = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {int(i): str(name).replace("_", " ") for i, name in items}

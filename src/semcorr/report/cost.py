@@ -1,7 +1,7 @@
 """What accuracy costs in trained parameters, seconds and memory, and how training went."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semcorr.report.configurations import Configuration, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_spread
@@ -30,8 +30,16 @@ def plot_cost(entries: Sequence[Configuration], seconds: bool = True) -> ReportS
     ]
     panels = [_draw_scatter(entries, trained, "parameters trained")] if len(set(trained)) > 1 else []
     panels += [_draw_scatter(entries, durations, "seconds to encode and match")] if seconds and len(entries) > 1 else []
-    memory_keys = sorted({key for entry in entries for run in entry.runs for row in run.history for key in row
-                     if seconds and "memory" in key})  # fmt: skip
+    memory_keys = sorted(
+        {
+            key
+            for entry in entries
+            for run in entry.runs
+            for row in run.history
+            for key in row
+            if seconds and "memory" in key
+        }
+    )
     rows = []
     for number, (entry, count, duration) in enumerate(zip(entries, trained, durations, strict=True), 1):
         peaks = [_format_maximum(entry, key) for key in memory_keys]
@@ -39,12 +47,17 @@ def plot_cost(entries: Sequence[Configuration], seconds: bool = True) -> ReportS
         rows.append([str(number), entry.label, f"{count:,.0f}", *times, *peaks, format_spread(entry.headline(ALPHA))])
     caption = (
         f"PCK at α = {ALPHA}, as the protocol pools it, against what it costs. Numbers in the figure are those of the "
-        "first column." + ("" if any(trained) else " Nothing was trained in any of these runs.")
-        + (" Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
-           "machine the run had: compare only runs of one machine. A run that found its features in the "
-           "store did not encode again and took less." if seconds else "")
+        "first column."
+        + ("" if any(trained) else " Nothing was trained in any of these runs.")
+        + (
+            " Seconds are those of encoding every image once and matching all pairs, the mean over seeds, on whatever "
+            "machine the run had: compare only runs of one machine. A run that found its features in the "
+            "store did not encode again and took less."
+            if seconds
+            else ""
+        )
         + ("" if memory_keys or not seconds else " Memory was not logged by these runs.")
-    )  # fmt: skip
+    )
     columns = [
         "place",
         "configuration",
@@ -135,13 +148,17 @@ def _plot_history(entries: Sequence[Configuration]) -> ReportFigure | None:
     panel = draw_panel(
         "Validation", [*body, *draw_line_ends(frame, [(str(numbers[i]), y, SERIES[i]) for i, y in line_ends.items()])]
     )
-    rows = [[entry.label, str(run.cfg.get("seed")), f"{x:g}", f"{100 * y:.1f}"]
-            for entry in trained for run in entry.runs for x, y in _get_curve(run.history)]  # fmt: skip
+    rows = [
+        [entry.label, str(run.cfg.get("seed")), f"{x:g}", f"{100 * y:.1f}"]
+        for entry in trained
+        for run in entry.runs
+        for x, y in _get_curve(run.history)
+    ]
     table = ReportTable(
         "validation", "Validation", caption, ["configuration", "seed", "step", f"PCK@{ALPHA}"], rows, words=3
     )
     return ReportFigure("How training went", caption, [panel], table)
 
 
-def _get_curve(history: Sequence[object]) -> list[tuple[float, float]]:
-    return [(row["step"], row[CURVE]) for row in history if CURVE in row]  # type: ignore[index,operator]
+def _get_curve(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    return [(row["step"], row[CURVE]) for row in history if CURVE in row]

@@ -18,8 +18,12 @@ from semcorr.report.svg import (
 )
 
 INTERVAL = "0.1"  # the alpha whose intervals metrics.json holds
-UNITS = {"backbone.size": "side of the input, pixels", "localise.window": "window, cells",
-         "finetune.blocks": "tuned blocks", "finetune.rank": "rank"}  # fmt: skip
+UNITS = {
+    "backbone.size": "side of the input, pixels",
+    "localise.window": "window, cells",
+    "finetune.blocks": "tuned blocks",
+    "finetune.rank": "rank",
+}
 
 
 class Curve(NamedTuple):
@@ -49,16 +53,16 @@ def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
 
 def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]:
     """Find the groups of at least two configurations that are the same except for `key`, a number."""
-    groups: dict[str, list[Configuration]] = {}
+    groups: dict[str, list[tuple[float, Configuration]]] = {}
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             rest = {k: str(v) for k, v in entry.settings.items() if k != key}
-            groups.setdefault(str(sorted(rest.items())), []).append(entry)
+            groups.setdefault(str(sorted(rest.items())), []).append((float(value), entry))
     varying = [group for group in groups.values() if len(group) > 1]
-    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in varying]
+    shared = [{k: v for k, v in group[0][1].settings.items() if k != key} for group in varying]
     return [
-        Curve(key, name, {float(entry.settings[key]): entry for entry in sorted(group, key=lambda e: e.settings[key])})
+        Curve(key, name, dict(sorted(group, key=lambda point: point[0])))
         for name, group in zip(label_configurations(shared), varying, strict=True)
     ]
 
@@ -74,10 +78,17 @@ def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
         "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
-        [curve.name, f"{value:g}", subset, *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
-         format_interval(entry.value(subset, INTERVAL).interval)]
-        for curve in curves for value, entry in curve.points.items() for subset in SUBSETS
-    ]  # fmt: skip
+        [
+            curve.name,
+            f"{value:g}",
+            subset,
+            *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
+            format_interval(entry.value(subset, INTERVAL).interval),
+        ]
+        for curve in curves
+        for value, entry in curve.points.items()
+        for subset in SUBSETS
+    ]
     columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
     title = f"PCK over {short_key(key)}"
     return ReportFigure(

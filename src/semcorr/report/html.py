@@ -71,8 +71,10 @@ def _render_rows(table: ReportTable) -> str:
     )
     lines = [
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">',
-        f'<table data-key="{escape(table.key)}">', f"<thead><tr>{head}</tr></thead>", "<tbody>",
-    ]  # fmt: skip
+        f'<table data-key="{escape(table.key)}">',
+        f"<thead><tr>{head}</tr></thead>",
+        "<tbody>",
+    ]
     for number, row in enumerate(table.rows):
         cells = "".join(f'<td class="{css}">{escape(cell)}</td>' for css, cell in zip(classes, row, strict=True))
         lines.append(f'<tr class="ours">{cells}</tr>' if number in table.ours else f"<tr>{cells}</tr>")

@@ -68,7 +68,7 @@ def _build_published_table(
         + (f"Ours are of {part}: not comparable with the rest, which are of the whole benchmark. " if part else "")
         + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
         + f"Sources: {published_sources()}."
-    )  # fmt: skip
+    )
     title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
     columns = ["method", *(f"PCK@{alpha}" for alpha in BESIDE), "protocol", "source"]
     ours = [i for i, (_, is_ours, _) in enumerate(lines) if is_ours]
@@ -119,5 +119,5 @@ def _build_full_table(entries: Sequence[Configuration], by: str = "image") -> Re
         "could be taken for them, as a left and a right eye; std: the others. The interval is over images, which are "
         "resampled"
         + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if has_std else ".")
-    )  # fmt: skip
+    )
     return ReportTable(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")

@@ -100,7 +100,5 @@ def _format_axis(protocol: Protocol, axis: str) -> str:
 
 @cache
 def _read_published() -> JsonObject:
-    content: JsonObject = json.loads(
-        (files("semcorr.report") / "published.json").read_text(encoding="utf-8")
-    )  # fmt: skip
+    content: JsonObject = json.loads((files("semcorr.report") / "published.json").read_text(encoding="utf-8"))
     return content

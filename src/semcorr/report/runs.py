@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.engine.finished_run import EvaluatedRun as Evaluated
 from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
 from semcorr.engine.rebuild import read_scored_config
@@ -16,9 +16,20 @@ from semcorr.engine.saved_config import CONFIG
 from semcorr.metrics.pck import SUBSETS
 
 KEYS = (
-    "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
-    "seconds", "intervals", "classes",
-)  # fmt: skip
+    "pck",
+    "category",
+    "headline",
+    "pooling",
+    "protocol",
+    "localise",
+    "split",
+    "pairs",
+    "images",
+    "trained_parameters",
+    "seconds",
+    "intervals",
+    "classes",
+)
 MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling", "comparison (`strict`)": "strict"}
 
 
@@ -31,7 +42,7 @@ class FinishedRun(NamedTuple):
     history: Sequence[Mapping[str, float]]  # rows of metrics.csv
 
     @property
-    def metrics(self) -> JsonObject:
+    def metrics(self) -> JsonMapping:
         """The content of metrics.json."""
         return self.evaluated.metrics
 

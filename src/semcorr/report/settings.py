@@ -1,13 +1,12 @@
 """Settings that a run's numbers depend on: its own, and those that its checkpoint was trained with."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.engine.saved_config import is_run, read_run_config
 
-Setting = Any  # a leaf of a configuration
+Setting = object  # a leaf of a configuration
 # Keys that cannot change a number, or that are compared otherwise (weights by their checksum, the protocol by name).
 APART = (
     "run_dir", "name", "seed", "data_root", "data", "test", "trained_on", "logger", "provenance", "store", "kap",

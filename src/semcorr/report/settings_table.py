@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from semcorr.report.configurations import Configuration, format_value
 from semcorr.report.document import NONE, ReportSection, ReportTable
 
-PARTS = {"size": "backbone.size", "layers": "backbone.layers", "tuned": "finetune._target_", "head": "head._target_",
-         "resize": "resize", "weights": "weights"}  # fmt: skip
+PARTS = {
+    "size": "backbone.size",
+    "layers": "backbone.layers",
+    "tuned": "finetune._target_",
+    "head": "head._target_",
+    "resize": "resize",
+    "weights": "weights",
+}
 
 
 def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:

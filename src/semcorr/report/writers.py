@@ -137,7 +137,16 @@ def _render_longtable(table: ReportTable) -> list[str]:
     head = [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
     body = [" & ".join(map(escape_latex, row)) + r" \\" for row in table.rows]
     return [
-        rf"{{\{size}", rf"\begin{{longtable}}{{@{{}}{''.join(columns)}@{{}}}}",
-        rf"\caption{{{escape_latex(f'{table.title}. {table.caption}')}\label{{tab:{table.key}}}}}\\", r"\toprule",
-        *head, r"\endfirsthead", r"\toprule", *head, r"\endhead", *body, r"\bottomrule", r"\end{longtable}}",
-    ]  # fmt: skip
+        rf"{{\{size}",
+        rf"\begin{{longtable}}{{@{{}}{''.join(columns)}@{{}}}}",
+        rf"\caption{{{escape_latex(f'{table.title}. {table.caption}')}\label{{tab:{table.key}}}}}\\",
+        r"\toprule",
+        *head,
+        r"\endfirsthead",
+        r"\toprule",
+        *head,
+        r"\endhead",
+        *body,
+        r"\bottomrule",
+        r"\end{longtable}}",
+    ]
