@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files
@@ -45,7 +45,7 @@ class AnnotatedObject(NamedTuple):
 class CocoAnnotations(NamedTuple):
     """The content of an annotation file: categories, sources and targets."""
 
-    categories: list[JsonObject]  # as in the file
+    categories: list[JsonMapping]  # as in the file
     sources: dict[Id, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture
 from semcorr.inference.plots import bright_colour, displayed_size
@@ -128,7 +128,7 @@ def draw_label_picture(
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def skeleton_edges(category: JsonObject) -> list[tuple[int, int]]:
+def skeleton_edges(category: JsonMapping) -> list[tuple[int, int]]:
     """Return a category's skeleton counted from 0: COCO counts from 1, AnimalPose from 0, and some files use names.
 
     Other entries are ignored.
