@@ -131,7 +131,7 @@ class Guard:
         if not self._said and is_speaker():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
-            advice = self.advise() or written()
+            advice = self.advise() or default_advice()
             _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
         return 128 + number
 
@@ -197,7 +197,7 @@ class Guard:
                 return number
 
 
-def written() -> str:
+def default_advice() -> str:
     """Say what a command has left, where nothing more specific is known: no file, or complete files."""
     existing = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
     if not existing:

@@ -49,8 +49,10 @@ from semcorr.models.losses import Loss
 from semcorr.store.sweep_cache import SweepFeatureCache
 
 PROFILERS: dict[str, Callable[..., object]] = {
-    "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler
-}  # fmt: skip
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 Benchmark = PairDataModule | TapVid

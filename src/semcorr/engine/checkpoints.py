@@ -25,16 +25,19 @@ from semcorr.models.backbones.file_kinds import describe_other, describe_unreada
 from semcorr.models.backbones.weights import require_finite_weights
 
 TRAINED_AS = "trained_as"
-SETTINGS = (  # of a configuration: what trained weights depend on
-    "seed", "data", "augment", "backbone", "finetune", "head", "pairs", "feature_dropout", "loss", "optimizer",
-    "scheduler",
-)  # fmt: skip
+# What trained weights depend on in a configuration.
+SETTINGS = "seed data augment backbone finetune head pairs feature_dropout loss optimizer scheduler".split()
 PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")  # of these, what may change
 REMEDY = "Take another copy of it, or train again"
 TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
-    "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
     "pytorch-lightning_version": str,
-}  # fmt: skip
+}
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -21,7 +21,7 @@ from semcorr.engine.checkpoints import (
     read_checkpoint,
     require_fit,
     weight_settings,
-)  # fmt: skip
+)
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_steps, refuse_longer

@@ -124,10 +124,18 @@ class TrackingModule(LightningModule):
         predicted, returned = (to_corner(from_view(p.flatten(0, 1), *place)).view_as(p) for p in found[:2])
         lost = (returned - query[:, None]).norm(dim=-1) > (torch.inf if self.cycle is None else self.cycle)
         return build_track_rows(
-            video=batch.video, track=queries.track, query_frame=queries.frame, query=query, truth=batch.points,
-            predicted=predicted, occluded=batch.occluded, predicted_occluded=lost, evaluated=queries.evaluated,
-            score=found.score, localise=readout_label(self.matcher.localise),
-        )  # fmt: skip
+            video=batch.video,
+            track=queries.track,
+            query_frame=queries.frame,
+            query=query,
+            truth=batch.points,
+            predicted=predicted,
+            occluded=batch.occluded,
+            predicted_occluded=lost,
+            evaluated=queries.evaluated,
+            score=found.score,
+            localise=readout_label(self.matcher.localise),
+        )
 
     def match(
         self, maps: Float[Tensor, "t c h w"], queries: TrackQueries, points: Float[Tensor, "q 2"]

@@ -97,7 +97,7 @@ def log_summary(loggers: Sequence[Logger], metrics: JsonMapping, run_dir: Path, 
         _log_summary(board, metrics, run_dir, step)
 
 
-def _log_summary(board: WandbLogger, metrics: JsonObject, run_dir: Path, step: int) -> None:
+def _log_summary(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: int) -> None:
     """Log the summary of a run, without the handling of errors."""
     import wandb
 

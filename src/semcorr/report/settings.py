@@ -9,10 +9,29 @@ from semcorr.engine.saved_config import is_run, read_run_config
 Setting = object  # a leaf of a configuration
 # Keys that cannot change a number, or that are compared otherwise (weights by their checksum, the protocol by name).
 APART = (
-    "run_dir", "name", "seed", "data_root", "data", "test", "trained_on", "logger", "provenance", "store", "kap",
-    "compile", "protocol", "checkpoint", "backbone.weights", "backbone.pretrained", "sweep", "launcher",
-    "trainer.accelerator", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.precision",
-)  # fmt: skip
+    "run_dir",
+    "name",
+    "seed",
+    "data_root",
+    "data",
+    "test",
+    "trained_on",
+    "logger",
+    "provenance",
+    "store",
+    "kap",
+    "compile",
+    "protocol",
+    "checkpoint",
+    "backbone.weights",
+    "backbone.pretrained",
+    "sweep",
+    "launcher",
+    "trainer.accelerator",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.precision",
+)
 # The same for the keys of a benchmark; its resize is compared separately.
 OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
 OF_STEPS = ("batch_size", "all_pairs", "steps")  # change no number where nothing is trained

@@ -81,7 +81,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
 
 def read_objects(
     path: Path, folder: Path, layout: str
-) -> tuple[dict[Id, JsonObject], list[AnnotatedObject], list[TransferImage]]:
+) -> tuple[dict[Id, JsonMapping], list[AnnotatedObject], list[TransferImage]]:
     """Read categories by their ids, objects, and images without annotation."""
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -138,7 +138,7 @@ def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) ->
 
 def _whole_image_objects(
     images: Sequence[TransferImage],
-    categories: Mapping[Id, JsonObject],
+    categories: Mapping[Id, JsonMapping],
     sources: Mapping[Id, Sequence[AnnotatedObject]],
     category: str | None,
     path: Path,
@@ -166,7 +166,7 @@ def _whole_image_objects(
 def _check_targets(
     targets: Sequence[AnnotatedObject],
     sources: Mapping[Id, Sequence[AnnotatedObject]],
-    categories: Mapping[Id, JsonObject],
+    categories: Mapping[Id, JsonMapping],
     path: Path,
     folder: Path,
 ) -> None:
@@ -185,6 +185,6 @@ def list_objects(annotations: CocoAnnotations) -> list[AnnotatedObject]:
     return [*annotations.targets, *(source for sources in annotations.sources.values() for source in sources)]
 
 
-def category_name(category: JsonObject) -> str:
+def category_name(category: JsonMapping) -> str:
     """Return a category's name, or its id if it has none."""
     return str(category.get("name", category.get("id")))

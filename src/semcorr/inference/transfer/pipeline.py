@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.output_dir import unique_names
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
@@ -81,7 +81,7 @@ def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
 def _encode_sources(
     matcher: Matcher,
     objects: Sequence[AnnotatedObject],
-    category: JsonObject,
+    category: JsonMapping,
     flip: bool,
     skipped_images: list[dict[str, str]] | None,
     unrotated_images: list[str],
@@ -99,7 +99,7 @@ def _encode_sources(
 
 
 def open_source(
-    matcher: Matcher, item: AnnotatedObject, category: JsonObject, flip: bool, picture: Picture | None = None
+    matcher: Matcher, item: AnnotatedObject, category: JsonMapping, flip: bool, picture: Picture | None = None
 ) -> list[LabelledSource]:
     """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
 
@@ -131,7 +131,7 @@ def _label_chunk(
     matcher: Matcher,
     sources: Sequence[LabelledSource],
     targets: Sequence[tuple[AnnotatedObject, str]],
-    category: JsonObject,
+    category: JsonMapping,
     options: tuple[str, float, float],
     skipped_images: list[dict[str, str]] | None,
     unrotated_images: list[str],

@@ -102,7 +102,7 @@ def pixel_statistics(
 
 
 def _find_config(
-    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonObject
+    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping
 ) -> PreTrainedConfig:
     """Return the config of `model_type` with its options, the one beside the weights, or the published one."""
     if model_type is not None:
@@ -137,7 +137,7 @@ def _read_config(path: Path) -> PreTrainedConfig:
         ) from error
 
 
-def _build_config(model_type: str, options: JsonObject) -> PreTrainedConfig:
+def _build_config(model_type: str, options: JsonMapping) -> PreTrainedConfig:
     """Build the config of a family with its options, and refuse those that it does not know."""
     try:
         default = AutoConfig.for_model(model_type)
