@@ -248,7 +248,7 @@ def build_backbone(cfg: DictConfig, **changed: object) -> Backbone:
 
 
 def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchmark:
-    """Build the benchmark of `cfg[key]`, read for `stages`. Its loaders come later, when the backbone's size is known."""
+    """Build the benchmark of `cfg[key]`, read for `stages`; its loaders come when the backbone's size is known."""
     data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
     if isinstance(data, PairDataModule):
         data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None

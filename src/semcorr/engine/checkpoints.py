@@ -26,7 +26,19 @@ from semcorr.models.backbones.weights import require_finite_weights
 
 TRAINED_AS = "trained_as"
 # What trained weights depend on in a configuration.
-SETTINGS = "seed data augment backbone finetune head pairs feature_dropout loss optimizer scheduler".split()
+SETTINGS = (
+    "seed",
+    "data",
+    "augment",
+    "backbone",
+    "finetune",
+    "head",
+    "pairs",
+    "feature_dropout",
+    "loss",
+    "optimizer",
+    "scheduler",
+)
 PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")  # of these, what may change
 REMEDY = "Take another copy of it, or train again"
 TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights

@@ -193,7 +193,8 @@ class CorrespondenceModule(LightningModule):
         """Make the optimiser of what moves, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
-        assert self.optimizer is not None and self.scheduler is not None, "only training makes an optimiser"
+        assert self.optimizer is not None, "only training makes an optimiser"
+        assert self.scheduler is not None, "only training makes a schedule"
         optimizer = self.optimizer([*head, *loss], backbone)
         return optimizer, self.scheduler(optimizer, steps)
 
