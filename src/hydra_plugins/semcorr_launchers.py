@@ -128,7 +128,7 @@ class Ray(Here):
             pending = {remote.remote(function, job, os.getcwd(), _thread_count()): job for job in jobs}
             while pending:
                 (ready,), _ = ray.wait([*pending], num_returns=1)
-                yield _get_outcome(lambda task=ready: ray.get(task), pending.pop(ready))
+                yield _get_outcome(partial(ray.get, ready), pending.pop(ready))
         finally:
             ray.shutdown()
 

@@ -156,8 +156,8 @@ def test_the_folder_is_private_and_gone_at_the_end_whatever_happens():
 
 def test_what_a_killed_page_left_is_removed_by_the_next_one_and_a_living_ones_is_not(tmp_path):
     code = (
-        "import sys, time; from semcorr.app.folder import private_folder\n"
-        "with private_folder() as folder:\n print(folder, flush=True); time.sleep(600)"
+        "import sys, time; from semcorr.app.folder import make_private_folder\n"
+        "with make_private_folder() as folder:\n print(folder, flush=True); time.sleep(600)"
     )
     pages = [
         subprocess.Popen(

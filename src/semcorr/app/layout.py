@@ -63,7 +63,7 @@ def build_components(page: PageEvents) -> PageComponents:
     """Lay out the components."""
     import gradio as gr
 
-    image = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
+    image: JsonObject = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
     with gr.Row(elem_id="top"):
         gr.HTML("<h1>semcorr</h1><p>Click a point on the left; see where it is on the right.</p>", elem_id="title")
         model = gr.Dropdown(
