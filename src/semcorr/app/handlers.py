@@ -71,20 +71,20 @@ class PageEvents:
 
             if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
                 raise gr.Error("The page sent a setting that it does not have.", print_exception=False)
-            before = self.sessions.get(key) if key else None
-            if key is None or before is None:
-                key, before = secrets.token_urlsafe(16), self.first()
-                self.sessions.put(key, before)
+            state = self.sessions.get(key) if key else None
+            if key is None or state is None:
+                key, state = secrets.token_urlsafe(16), self.first()
+                self.sessions.put(key, state)
                 if not begin:
                     gr.Warning(EXPIRED, title="The page starts anew", duration=12)
-                    return self.shown(key, before, opacity, of)
+                    return self.shown(key, state, opacity, of)
             try:
-                after = change(before, *others)
-                outputs = self.shown(key, after, opacity, of)
+                new_state = change(state, *others)
+                outputs = self.shown(key, new_state, opacity, of)
             except UserError as error:
                 gr.Warning(escape(str(error)), title="That did not work", duration=12)
-                return self.shown(key, before, opacity, of)
-            self.sessions.put(key, after)
+                return self.shown(key, state, opacity, of)
+            self.sessions.put(key, new_state)
             return outputs
 
         return handle
