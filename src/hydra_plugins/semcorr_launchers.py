@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 
 Number = Annotated[float, Range(least=0)]
 SLURM = {
-    "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "slurm_array_parallelism",
-}  # fmt: skip
+    "timeout_min",
+    "nodes",
+    "tasks_per_node",
+    "cpus_per_task",
+    "gpus_per_node",
+    "mem_gb",
+    "slurm_array_parallelism",
+}
 
 
 class Here(Launcher):
@@ -55,9 +62,9 @@ class Here(Launcher):
 
         setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
-        composed = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
+        configs = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = run_jobs(plan_jobs(verb, composed, folder), folder, self.map_jobs, self.elsewhere)
+        outcomes = run_jobs(plan_jobs(verb, configs, folder), folder, self.map_jobs, self.elsewhere)
         self.outcomes.extend(outcomes)
         return [_job_return(outcome) for outcome in outcomes]
 
@@ -121,7 +128,7 @@ class Ray(Here):
             pending = {remote.remote(function, job, os.getcwd(), _thread_count()): job for job in jobs}
             while pending:
                 (ready,), _ = ray.wait([*pending], num_returns=1)
-                yield _get_outcome(lambda task=ready: ray.get(task), pending.pop(ready))
+                yield _get_outcome(partial(ray.get, ready), pending.pop(ready))
         finally:
             ray.shutdown()
 
@@ -136,7 +143,7 @@ class Slurm(Here):
     """
 
     @check_arguments("hydra.launcher")
-    def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
+    def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: object) -> None:
         for key in SLURM & options.keys():
             require(f"hydra.launcher.{key}", options[key], Whole | None)
         self.folder, self.cluster, self.options = folder, cluster, options
@@ -150,8 +157,8 @@ class Slurm(Here):
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
         with executor.batch():
-            submitted = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
-        return (_get_outcome(partial(_worst_outcome, handle), job) for handle, job in submitted)
+            submissions = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
+        return (_get_outcome(partial(_worst_outcome, handle), job) for handle, job in submissions)
 
 
 def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
@@ -212,7 +219,7 @@ def _require_one_device(jobs: "Sequence[SweepJob]") -> None:
         )
 
 
-def _import_package(package: str) -> Any:
+def _import_package(package: str) -> ModuleType:
     """Import an optional package, or say how to install it."""
     import importlib
 

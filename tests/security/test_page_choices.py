@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.app.choices import ModelChoices, find_runs, list_backbones
+from semcorr.app.choices import ModelChoices, list_backbones, list_run_names
 from semcorr.core.errors import UserError
 
 
@@ -23,8 +23,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_runs_of_the_folder_are_listed_by_their_path_in_it_and_links_out_of_it_are_not(runs):
-    assert find_runs(runs) == ["one", "sweep/0"]
-    assert find_runs(runs / "nothing") == []
+    assert list_run_names(runs) == ["one", "sweep/0"]
+    assert list_run_names(runs / "nothing") == []
 
 
 def test_a_choice_leads_to_what_the_server_says(runs):

@@ -4,7 +4,7 @@ Pure ASGI, around all that gradio serves: pages, its API, event streams, uploads
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -59,7 +59,7 @@ class AccessRules(NamedTuple):
         """The cookie's name; it holds the port, since ports share cookies and two pages must not mix theirs up."""
         return f"semcorr_{self.port}"
 
-    def hosts(self, server: object) -> set[str]:
+    def hosts(self, server: Sequence[str | int | None] | None) -> set[str]:
         """List the allowed values of a Host header, in lower case.
 
         Args:
@@ -106,14 +106,17 @@ def find_access_refusal(scope: Scope, rules: AccessRules) -> Refusal | None:
     """
     hosts, allowed = list_header_values(scope, b"host"), rules.hosts(scope.get("server"))
     if len(hosts) != 1 or hosts[0].lower() not in allowed:
-        received = repr(hosts[0][:100]) if hosts else "none"
-        return Refusal(403, f"The Host header is {received}, not the address of this page. If that is a proxy's, start "
-                            "the page with --allow-host.")  # fmt: skip
+        host_name = repr(hosts[0][:100]) if hosts else "none"
+        return Refusal(
+            403,
+            f"The Host header is {host_name}, not the address of this page. If that is a proxy's, start the page with "
+            "--allow-host.",
+        )
     own_hosts = {hosts[0].lower(), *(name.lower() for name in rules.named)}
-    forwarded = [
+    forwarded_hosts = [
         part.strip().lower() for value in list_header_values(scope, b"x-forwarded-host") for part in value.split(",")
     ]
-    if list_header_values(scope, b"x-gradio-server") or not set(forwarded) <= own_hosts:
+    if list_header_values(scope, b"x-gradio-server") or not set(forwarded_hosts) <= own_hosts:
         return Refusal(403, "The request was forwarded for another host. Start the page with --allow-host.")
     if not all(_parse_authority(origin) in own_hosts for origin in list_header_values(scope, b"origin")):
         return Refusal(403, "The request comes from another page.")
@@ -187,8 +190,9 @@ def _with_headers(send: Send, cookie: str | None) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(key, value) for key, value in message.get("headers", []) if key.lower().decode() not in HEADERS]
-            added: Iterable[tuple[str, str]] = [*HEADERS.items(), *([("set-cookie", cookie)] if cookie else [])]
-            message = {**message, "headers": [*headers, *((key.encode(), value.encode()) for key, value in added)]}
+            cookies = [("set-cookie", cookie)] if cookie else []
+            headers += [(key.encode(), value.encode()) for key, value in (*HEADERS.items(), *cookies)]
+            message = {**message, "headers": headers}
         await send(message)
 
     return send_with_headers

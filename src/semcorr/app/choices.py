@@ -31,7 +31,7 @@ class ModelChoices:
         """List the models: the command line's first, then the backbones, then the runs that exist now."""
         backbones = list_backbones()
         command_line = [] if self.model in backbones else [self.model]
-        return [*command_line, *backbones, *(f"{RUN}{name}" for name in find_runs(self.runs))]
+        return [*command_line, *backbones, *(f"{RUN}{name}" for name in list_run_names(self.runs))]
 
     def line(self, name: object) -> str:
         """Return the argument of `Matcher.load` for a name.
@@ -43,10 +43,12 @@ class ModelChoices:
             if name == self.model or name in list_backbones():
                 return name
             run = name.removeprefix(RUN)
-            if name.startswith(RUN) and run in find_runs(self.runs):
+            if name.startswith(RUN) and run in list_run_names(self.runs):
                 return str(self.runs / run)
-        raise UserError("There is no such model in the list, or no longer. Choose one; the list is read anew when the "
-                        "page is loaded.")  # fmt: skip
+        raise UserError(
+            "There is no such model in the list, or no longer. Choose one; the list is read anew when the page is "
+            "loaded."
+        )
 
     def name(self, line: str) -> str:
         """Return the name of a line that `line` returned."""
@@ -60,7 +62,7 @@ def list_backbones() -> list[str]:
     return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml") if path.stem not in NO_NAMES)
 
 
-def find_runs(folder: Path) -> list[str]:
+def list_run_names(folder: Path) -> list[str]:
     """List the run directories in a folder and below it, as paths relative to the folder.
 
     A run directory holds a config.yaml. Folders that are symbolic links are skipped, and so is a config.yaml that links

@@ -9,6 +9,8 @@ from functools import wraps
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from semcorr.app import render as pictures
 from semcorr.app import session
 from semcorr.app.bounded import MIB, BoundedCache
@@ -21,6 +23,8 @@ from semcorr.data.pictures import Picture, load_picture
 
 BOXES = {"longer side of the picture": IMAGE, "box around the true places": BOX}
 SESSIONS, SESSIONS_BYTES = 64, 512 * MIB
+# the session's key, its model, both pictures, the hint, the table and PCK
+Outputs = tuple[str, str, Image.Image | None, Image.Image | None, str, str, str]
 EXPIRED = "Your pictures and points are gone: they were not used for a while, or others needed the room."
 
 
@@ -40,17 +44,20 @@ class PageEvents:
         self.examples = pictures.draw_examples()
         self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
 
-    def shown(self, key: str, state: Session, opacity: float, of: str) -> tuple[object, ...]:
+    def shown(self, key: str, state: Session, opacity: float, of: str) -> Outputs:
         """Return the session's key, its model, both pictures, the hint, the table and PCK."""
-        answer = match_session(self.models, state, pictures.displayed_size(state.b.size) if state.b else None)
+        answer = match_session(self.models, state, pictures.page_image_size(state.b.size) if state.b else None)
         return (
-            key, self.choices.name(state.model), pictures.draw_source(state, answer),
-            pictures.draw_target(state, answer, opacity / 100), pictures.format_hint(state, answer),
+            key,
+            self.choices.name(state.model),
+            pictures.draw_source(state, answer),
+            pictures.draw_target(state, answer, opacity / 100),
+            pictures.format_hint(state, answer),
             pictures.format_point_table(state, answer),
             pictures.format_accuracy(state, answer, BOXES[of]),
-        )  # fmt: skip
+        )
 
-    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., tuple[object, ...]]:
+    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., Outputs]:
         """Make the handler of an event that changes the session; a user's mistake shows a message and changes nothing.
 
         Args:
@@ -59,25 +66,25 @@ class PageEvents:
         """
 
         @wraps(change)  # gradio inspects the signature
-        def handle(key: str | None, opacity: float, of: str, *others: object) -> tuple[object, ...]:
+        def handle(key: str | None, opacity: float, of: str, *others: object) -> Outputs:
             import gradio as gr
 
             if of not in BOXES or not isinstance(opacity, int | float) or not 0 <= opacity <= 100:
                 raise gr.Error("The page sent a setting that it does not have.", print_exception=False)
-            before = self.sessions.get(key) if key else None
-            if key is None or before is None:
-                key, before = secrets.token_urlsafe(16), self.first()
-                self.sessions.put(key, before)
+            state = self.sessions.get(key) if key else None
+            if key is None or state is None:
+                key, state = secrets.token_urlsafe(16), self.first()
+                self.sessions.put(key, state)
                 if not begin:
                     gr.Warning(EXPIRED, title="The page starts anew", duration=12)
-                    return self.shown(key, before, opacity, of)
+                    return self.shown(key, state, opacity, of)
             try:
-                after = change(before, *others)
-                outputs = self.shown(key, after, opacity, of)
+                new_state = change(state, *others)
+                outputs = self.shown(key, new_state, opacity, of)
             except UserError as error:
                 gr.Warning(escape(str(error)), title="That did not work", duration=12)
-                return self.shown(key, before, opacity, of)
-            self.sessions.put(key, after)
+                return self.shown(key, state, opacity, of)
+            self.sessions.put(key, new_state)
             return outputs
 
         return handle
@@ -109,10 +116,8 @@ class PageEvents:
 
     def json(self, state: Session, of: str) -> list[str]:
         """Return the name and the data URL of a JSON file with the matches."""
-        text = (
-            json.dumps(session_to_dict(state, match_session(self.models, state), BOXES[of]), indent=1, allow_nan=False)
-            + "\n"
-        )
+        content = session_to_dict(state, match_session(self.models, state), BOXES[of])
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         return ["matches.json", _data_url("application/json", text.encode())]
 
     def png(self, state: Session, _: str) -> list[str]:

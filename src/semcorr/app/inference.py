@@ -1,5 +1,6 @@
 """Matches of a session's points: with the similarity map and window of one, their PCK, and everything as JSON."""
 
+from collections.abc import Sequence
 from functools import partial
 from threading import RLock
 from typing import NamedTuple
@@ -34,16 +35,16 @@ class LoadedModel:
 
     def __init__(self, device: str | None = None) -> None:
         self.device, self.lock = device, RLock()
-        self._said: str | None = None
+        self._model: str | None = None
         self._matcher: Matcher | None = None
         self.known: BoundedCache[int, tuple[Image.Image, EncodedPicture]] = BoundedCache(KEPT, KEPT_BYTES, _entry_bytes)
 
     def matcher(self, model: str) -> Matcher:
         """Load a model by name, run or line; the previous one is released first, as two large ones may not fit."""
-        if self._matcher is None or self._said != model:
+        if self._matcher is None or self._model != model:
             self._matcher = None
             self.known.clear()
-            self._matcher, self._said = Matcher.load(model or None, device=self.device), model
+            self._matcher, self._model = Matcher.load(model or None, device=self.device), model
         return self._matcher
 
     def encoded(self, matcher: Matcher, picture: Picture) -> EncodedPicture:
@@ -172,17 +173,22 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
         "target": {"name": session.b.name, "size": list(session.b.size), "mirrored": session.mirrored},
         "matches": [
             {
-                "number": i + 1, "source": _rounded(source), "target": _rounded(point), "score": round(score, 4),
-                "consistent": consistent, "returned": _rounded(returned), "truth": truth and _rounded(truth),
+                "number": i + 1,
+                "source": _round_point(source),
+                "target": _round_point(point),
+                "score": round(score, 4),
+                "consistent": consistent,
+                "returned": _round_point(returned),
+                "truth": truth and _round_point(truth),
             }
             for i, ((source, point, score, consistent, returned), truth) in enumerate(
                 zip(rows, session.marks.truths, strict=True)
             )
         ],
         "pck": {"annotated": result.annotated, "extent": of, "pixels": result.extent, "scores": result.pck},
-    }  # fmt: skip
+    }
 
 
-def _rounded(point: object) -> list[float]:
+def _round_point(point: Sequence[float]) -> list[float]:
     """Round coordinates to two digits."""
     return [round(value, 2) for value in point]

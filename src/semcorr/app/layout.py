@@ -4,15 +4,21 @@ Events run one at a time, and clicks wait in a queue: none is lost, and none see
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from semcorr.app import render as pictures
 from semcorr.app import session
 from semcorr.app.bounded import IDLE
-from semcorr.app.handlers import BOXES, PageEvents
+from semcorr.app.handlers import BOXES, Outputs, PageEvents
 from semcorr.app.session import Session
 from semcorr.core.text_files import JsonObject
 
+if TYPE_CHECKING:
+    import gradio as gr
+    from gradio.components import Component
+    from gradio.events import Dependency
+
+Trigger = Callable[..., "Dependency"]  # `click`, `change`, ... of a component
 ONE: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
@@ -23,23 +29,28 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 class PageComponents(NamedTuple):
     """The components that events read or write."""
 
-    state: Any
-    model: Any
-    a: Any
-    b: Any
-    hint: Any
-    table: Any
-    pck: Any
-    opacity: Any
-    of: Any
-    file: Any
-    open: tuple[object, object]  # left, right
-    edit: tuple[object, object, object]  # mirror, undo, clear
-    save: tuple[object, object]  # JSON, PNG
-    pairs: JsonObject  # examples
+    state: "gr.State"
+    model: "gr.Dropdown"
+    a: "gr.Image"
+    b: "gr.Image"
+    hint: "gr.HTML"
+    table: "gr.HTML"
+    pck: "gr.HTML"
+    opacity: "gr.Slider"
+    of: "gr.Radio"
+    file: "gr.JSON"
+    open: "tuple[gr.UploadButton, gr.UploadButton]"  # left, right
+    edit: "tuple[gr.Button, gr.Button, gr.Button]"  # mirror, undo, clear
+    save: "tuple[gr.Button, gr.Button]"  # JSON, PNG
+    pairs: "dict[str, gr.Button]"  # examples
+
+    @property
+    def outputs(self) -> "list[Component]":
+        """The components that display a session, in the order of `handlers.Outputs`."""
+        return [self.state, self.model, self.a, self.b, self.hint, self.table, self.pck]
 
 
-def build_page(page: PageEvents) -> object:
+def build_page(page: PageEvents) -> "gr.Blocks":
     """Build the page."""
     import gradio as gr
 
@@ -52,13 +63,16 @@ def build_components(page: PageEvents) -> PageComponents:
     """Lay out the components."""
     import gradio as gr
 
-    image = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
+    image: JsonObject = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
     with gr.Row(elem_id="top"):
         gr.HTML("<h1>semcorr</h1><p>Click a point on the left; see where it is on the right.</p>", elem_id="title")
         model = gr.Dropdown(
-            page.choices.names(), value=page.choices.model, elem_id="model", label="Model: a backbone, or a run",
+            page.choices.names(),
+            value=page.choices.model,
+            elem_id="model",
+            label="Model: a backbone, or a run",
             allow_custom_value=False,
-        )  # fmt: skip
+        )
     with gr.Row(elem_id="pictures"):
         a = gr.Image(**image, elem_id="a", alt_text="left picture: click to ask for a point")
         b = gr.Image(**image, elem_id="b", alt_text="right picture: click where a point truly is")
@@ -82,23 +96,25 @@ def build_components(page: PageEvents) -> PageComponents:
     return PageComponents(state, model, a, b, hint, table, pck, opacity, of, file, (left, right), edit, save, pairs)
 
 
-def connect_events(page: PageEvents, on: PageComponents, blocks: object) -> None:
+def connect_events(page: PageEvents, on: PageComponents, blocks: "gr.Blocks") -> None:
     """Connect the events of the components to their handlers."""
-    connect = _Wires(page, [on.state, on.opacity, on.of], list(on[:7]))
+    connect = _Wires(page, [on.state, on.opacity, on.of], on.outputs)
     connect.load(blocks.load)
     for trigger in (on.opacity.release, on.of.change):
-        connect(trigger, lambda old: old)
+        connect(trigger, lambda state: state)
     connect(on.model.input, page.choose, on.model, progress="full")
-    connect(on.open[0].upload, lambda old, path: session.open_pictures(old, a=page.uploaded(path)), on.open[0])
-    connect(on.open[1].upload, lambda old, path: session.open_pictures(old, b=page.uploaded(path)), on.open[1])
-    connect.clicks(on.a.select, lambda old, index: session.add_point(old, pictures.click_to_pixel(index, old.a.size)))
+    connect(on.open[0].upload, lambda state, path: session.open_pictures(state, a=page.uploaded(path)), on.open[0])
+    connect(on.open[1].upload, lambda state, path: session.open_pictures(state, b=page.uploaded(path)), on.open[1])
     connect.clicks(
-        on.b.select, lambda old, index: session.annotate_point(old, pictures.click_to_pixel(index, old.b.size))
+        on.a.select, lambda state, index: session.add_point(state, pictures.click_to_pixel(index, state.a.size))
+    )
+    connect.clicks(
+        on.b.select, lambda state, index: session.annotate_point(state, pictures.click_to_pixel(index, state.b.size))
     )
     for button, change in zip(on.edit, (session.flip_target, session.undo, session.clear_points), strict=True):
         connect(button.click, change)
     for name, button in on.pairs.items():
-        connect(button.click, lambda old, name=name: page.example(old, name))
+        connect(button.click, lambda state, name=name: page.example(state, name))
     for button, make in zip(on.save, (page.json, page.png), strict=True):
         download = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
         download.then(None, on.file, None, js=SAVE)
@@ -107,47 +123,57 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: object) -> None
 class _Wires:
     """Connects gradio's events to handlers of the page, each with the settings as inputs and the displayed outputs."""
 
-    def __init__(self, page: PageEvents, inputs: list[object], outputs: list[object]) -> None:
-        self.page, self.given, self.seen = page, inputs, outputs
+    def __init__(self, page: PageEvents, inputs: "list[Component]", outputs: "list[Component]") -> None:
+        self.page, self.inputs, self.outputs = page, inputs, outputs
 
     def __call__(
-        self, trigger: object, change: Callable[..., Session], *others: object, progress: str = "minimal"
+        self, trigger: Trigger, change: Callable[..., Session], *others: "Component", progress: str = "minimal"
     ) -> None:
+        """Connect an event; the values of other components are passed to `change`."""
         handler = self.page.event(change)
 
-        def handle(state: object, opacity: float, of: str, *values: object) -> tuple[object, ...]:
-            return handler(state, opacity, of, *values)
+        def handle(key: str | None, opacity: float, of: str, *values: object) -> Outputs:
+            return handler(key, opacity, of, *values)
 
         self._connect(trigger, handle, others, progress)
 
-    def load(self, trigger: object) -> None:
+    def load(self, trigger: Trigger) -> None:
         """Connect the loading of the page, which also lists the models that exist now."""
         import gradio as gr
 
-        handler = self.page.event(lambda old: old, begin=True)
+        handler = self.page.event(lambda state: state, begin=True)
 
-        def handle(state: object, opacity: float, of: str) -> tuple[object, ...]:
-            key, model, *others = handler(state, opacity, of)
-            return key, gr.update(choices=self.page.choices.names(), value=model), *others
+        def handle(key: str | None, opacity: float, of: str) -> tuple[object, ...]:
+            new_key, model, *others = handler(key, opacity, of)
+            return new_key, gr.update(choices=self.page.choices.names(), value=model), *others
 
         self._connect(trigger, handle, (), "minimal")
 
-    def clicks(self, trigger: object, change: Callable[..., Session]) -> None:
+    def clicks(self, trigger: Trigger, change: Callable[..., Session]) -> None:
         """Connect clicks on a picture, whose position is passed to `change`."""
         import gradio as gr
 
         handler = self.page.event(change)
 
-        def handle(state: object, opacity: float, of: str, at: gr.SelectData) -> tuple[object, ...]:
-            return handler(state, opacity, of, at.index)
+        def handle(key: str | None, opacity: float, of: str, click: gr.SelectData) -> Outputs:
+            return handler(key, opacity, of, click.index)
 
-        handle.__annotations__["at"] = gr.SelectData
+        handle.__annotations__["click"] = gr.SelectData
         self._connect(trigger, handle, (), "minimal")
 
     def _connect(
-        self, trigger: object, handler: Callable[..., object], others: tuple[object, ...], progress: str
+        self,
+        trigger: Trigger,
+        handler: Callable[..., tuple[object, ...]],
+        others: "tuple[Component, ...]",
+        progress: str,
     ) -> None:
         trigger(
-            handler, [*self.given, *others], self.seen, show_progress=progress, show_progress_on=self.seen[4],
-            api_visibility="private", **ONE,
-        )  # fmt: skip
+            handler,
+            [*self.inputs, *others],
+            self.outputs,
+            show_progress=progress,
+            show_progress_on=self.outputs[4],
+            api_visibility="private",
+            **ONE,
+        )

@@ -1,8 +1,7 @@
 """Pictures of a session with its points, tables and hints as HTML, and the example pairs."""
 
-import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -16,14 +15,15 @@ from semcorr.app.session import Point, Session
 from semcorr.core.coords import from_corner
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
-from semcorr.inference.plots import Colour, draw_label, plot_matches
+from semcorr.inference.matches import Match
+from semcorr.inference.plots import Colour, bright_colour, draw_point_label, plot_matches
 
 SIDE = 900  # pixels of the longer side of a picture in the page
 GOLDEN = (5**0.5 - 1) / 2
 MAP = np.array([[18, 22, 60], [110, 35, 110], [225, 85, 60], [255, 220, 110]])  # from dissimilar to similar
 
 
-def displayed_size(size: tuple[int, int]) -> tuple[int, int]:
+def page_image_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return width and height of a picture in the page."""
     scale = SIDE / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
@@ -38,8 +38,10 @@ def click_to_pixel(index: object, size: tuple[int, int]) -> Point:
     Raises:
         UserError: The click is not inside the picture, or not two numbers: a browser may send anything.
     """
+    coordinates = index if isinstance(index, Iterable) else ()
+    lengths = page_image_size(size)
     try:
-        x, y = (float(i) / length * side for i, length, side in zip(index, displayed_size(size), size, strict=True))
+        x, y = (float(i) / length * side for i, length, side in zip(coordinates, lengths, size, strict=True))
         is_inside = 0 <= x <= size[0] and 0 <= y <= size[1]
     except (TypeError, ValueError, OverflowError):
         is_inside = False
@@ -51,15 +53,14 @@ def click_to_pixel(index: object, size: tuple[int, int]) -> Point:
 
 def point_colours(count: int) -> list[Colour]:
     """Return bright colours as in `plot_matches`; a point keeps its colour when more are added."""
-    hues = ((i * GOLDEN) % 1.0 for i in range(count))
-    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, 1.0)) for hue in hues]  # type: ignore[misc]
+    return [bright_colour((i * GOLDEN) % 1.0) for i in range(count)]
 
 
 def draw_source(session: Session, answer: Answer) -> Image.Image | None:
     """Draw the source and its points."""
     if session.a is None:
         return None
-    image = session.a.image.resize(displayed_size(session.a.size))
+    image = session.a.image.resize(page_image_size(session.a.size))
     consistent = [True] * len(session.marks.points) if answer.match is None else answer.match.consistent.tolist()
     _draw_points(image, session.a.size, session.marks.points, consistent, session.marks.chosen)
     return image
@@ -69,7 +70,7 @@ def draw_target(session: Session, answer: Answer, opacity: float) -> Image.Image
     """Draw the target under the similarity map of the chosen point, with its window, the matches and annotations."""
     if session.b is None:
         return None
-    image = session.b.image.resize(displayed_size(session.b.size))
+    image = session.b.image.resize(page_image_size(session.b.size))
     if answer.heat is not None and opacity > 0:
         image = Image.blend(image, draw_heat_map(answer.heat).resize(image.size), opacity)
     if answer.match is None:
@@ -113,7 +114,7 @@ def format_point_table(session: Session, answer: Answer) -> str:
     return f'<div class="table"><table>{head}{"".join(_format_rows(session, match))}</table></div>'
 
 
-def _format_rows(session: Session, match: "tuple[Tensor, ...]") -> list[str]:
+def _format_rows(session: Session, match: Match) -> list[str]:
     """Format the rows of the table."""
     rows = []
     points = zip(*(x.tolist() for x in match), session.marks.truths, point_colours(len(match[0])), strict=True)
@@ -182,7 +183,7 @@ def _draw_points(
             x, y = centre
             draw.ellipse((x - 34, y - 34, x + 34, y + 34), outline="black", width=5)
             draw.ellipse((x - 33, y - 33, x + 33, y + 33), outline="white", width=3)
-        draw_label(draw, centre, str(i + 1), point_colours(len(points))[i], consistent[i])
+        draw_point_label(draw, centre, str(i + 1), point_colours(len(points))[i], consistent[i])
 
 
 def _draw_cross(draw: ImageDraw.ImageDraw, truth: Point, match: Point, colour: Colour) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from semcorr.app.access import App, Message, Receive, Refusal, Scope, Send, list_header_values, refuse
 from semcorr.core.text_files import JsonObject
@@ -94,7 +95,7 @@ def content_length(scope: Scope) -> int | None:
     return int(lengths[0]) if len(lengths[0]) <= 20 else None
 
 
-def is_inside(path: object, folder: Path) -> bool:
+def is_inside(path: object, folder: Path) -> TypeGuard[str]:
     """Tell whether a path is a file in a folder, after following symbolic links.
 
     >>> is_inside("/etc/passwd", Path("/tmp")), is_inside(3, Path("/tmp"))

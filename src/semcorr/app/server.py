@@ -46,11 +46,16 @@ def serve_page(
         routes = AllowedRoutes(build_application(page, folder), folder, lambda size: evict_files(folder, size))
         config = uvicorn.Config(
             Access(routes, rules),
-            log_level="critical", access_log=False, proxy_headers=False, server_header=False, ws="none",
-            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        ended = threading.Event()
-        threading.Thread(target=_drop_idle_entries, args=(page, folder, ended), daemon=True).start()
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        stop = threading.Event()
+        threading.Thread(target=_drop_idle_entries, args=(page, folder, stop), daemon=True).start()
         if format_host(host) not in LOOPBACK:
             print(EXPOSED, file=sys.stderr, flush=True)
         listening.listen()
@@ -59,7 +64,7 @@ def serve_page(
             with advise_on_interrupt(lambda: "The page is closed"):
                 uvicorn.Server(config).run(sockets=[listening])
         finally:
-            ended.set()
+            stop.set()
 
 
 def build_application(page: PageEvents, folder: Path) -> App:
@@ -75,10 +80,21 @@ def build_application(page: PageEvents, folder: Path) -> App:
     blocks.state_session_capacity = SESSIONS
     unused: JsonObject = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = gr.mount_gradio_app(
-        FastAPI(**unused), blocks, path="/", app_kwargs=unused, show_error=False, footer_links=[], run_history=False,
-        max_file_size=LARGEST, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=theme,
+        FastAPI(**unused),
+        blocks,
+        path="/",
+        app_kwargs=unused,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        max_file_size=LARGEST,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme,
         css_paths=Path(__file__).parent / "page.css",
-    )  # fmt: skip
+    )
     blocks.has_launched = True  # otherwise gradio reads any file that an event names
     return app
 
@@ -89,9 +105,9 @@ def format_url(rules: AccessRules) -> str:
     return f"http://{host}:{rules.port}/?token={rules.token}"
 
 
-def _drop_idle_entries(page: PageEvents, folder: Path, ended: threading.Event) -> None:
-    """Drop idle sessions, features and files at intervals, until the server has ended."""
-    while not ended.wait(SWEEP):
+def _drop_idle_entries(page: PageEvents, folder: Path, stop: threading.Event) -> None:
+    """Drop idle sessions, features and files at intervals, until the server ends."""
+    while not stop.wait(SWEEP):
         page.sessions.drop_idle()
         page.models.known.drop_idle()
         evict_files(folder)

@@ -48,11 +48,13 @@ def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour]
     consistent = match.consistent.tolist()
     for i, (start, stop, colour) in enumerate(zip(source_points, target_points, colours, strict=True)):
         for point in (start, stop):
-            draw_label(draw, point, str(i + 1), colour, consistent[i])
+            draw_point_label(draw, point, str(i + 1), colour, consistent[i])
     return canvas.resize((canvas.width // ZOOM, canvas.height // ZOOM), Image.Resampling.LANCZOS)
 
 
-def draw_label(draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool) -> None:
+def draw_point_label(
+    draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool
+) -> None:
     """Draw a disc or a ring centred at a point, with a text inside."""
     x, y = point
     r = 9 * ZOOM
