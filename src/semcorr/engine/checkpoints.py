@@ -39,15 +39,8 @@ SETTINGS = (
     "optimizer",
     "scheduler",
 )
-PLACES = (
-    "root",
-    "weights",
-    "pretrained",
-    "workers",
-    "cache_gb",
-    "encode_batch",
-    "split",
-)  # keys in these that may change
+# Keys in these sections that may change.
+PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
 TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
     "epoch": int,
