@@ -89,7 +89,7 @@ def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
 
 
 def find_state_difference(expected: object, found: object, name: str) -> str | None:
-    """Describe the first difference in structure between two states: a missing key, or a value that is no count.
+    """Describe the first key that a state lacks, or the first count in it that is invalid; None if there is neither.
 
     >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
     "x.a.b is '2'"
