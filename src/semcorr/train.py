@@ -59,9 +59,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
-            load_trained(
-                module, Path(trainer.strategy.broadcast(str(run_dir)))
-            )  # default names contain the time, and may differ
+            # Default names contain the time, and may differ between processes.
+            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
         return score_and_save(cfg, trainer, module, scored, cache)
 
 

@@ -148,7 +148,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
 
 
 def resolve_protocol_resize(cfg: DictConfig) -> None:
-    """Fill in the image geometry that the listed protocols share, where none was given; it is written to config.yaml."""
+    """Fill in the image geometry that the listed protocols share, if none is given, also for config.yaml."""
     if "protocol" not in cfg or "names" not in cfg.protocol:
         return
     if cfg.protocol.names is not None and cfg.protocol.resize is None:
@@ -381,7 +381,7 @@ def count_trained(module: nn.Module) -> int:
 
 @contextmanager
 def _redirect_scalars(folder: Path, trainer: Trainer) -> Iterator[None]:
-    """Write metrics.csv, which scoring extends, into a folder, so that it is replaced together with the other results."""
+    """Write metrics.csv, which scoring extends, into a folder, to be replaced together with the other results."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVScalarLogger)]
     paths = [logger.path for logger in loggers]
     for logger in loggers:
