@@ -60,7 +60,7 @@ class EvaluationResult(NamedTuple):
 
 
 class Evaluator:
-    """Encode every image of a split once, match every target once, and score every pair by every specification.
+    """An evaluator of a split, which encodes every image once, and scores every pair by every specification.
 
     Args:
         module: Module with the backbone and the head.

@@ -64,7 +64,13 @@ def view_geometry(images: Sequence[ImageRecord], side: int, resize: str, device:
 
 
 def extent_is_of_image(pair: PairRecord) -> bool:
-    """Tell whether a pair's extent is a side of its target image, not of its box, which is scaled differently."""
+    """Tell whether a pair's extent is a side of its target image, or of its box.
+
+    Conventions scale the two differently.
+
+    Raises:
+        UserError: The extent is neither.
+    """
     if pair.extent == longer_side(pair.target.box):
         return False
     if pair.extent == max(pair.target.size):

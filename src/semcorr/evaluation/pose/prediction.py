@@ -43,7 +43,7 @@ def vote_pose(distances: Float[Tensor, "*b sets poses"]) -> Int[Tensor, "*b"]:
 def pose_accuracy(
     distances: Float[Tensor, "b sets poses"], truth: Int[Tensor, " b"], choice: Sequence[int]
 ) -> tuple[float, int]:
-    """Return the share of right predictions among images of the poses in `choice`, and the number of these images.
+    """Return the share of correct predictions among images of the poses in `choice`, and the number of these images.
 
     Poses are predicted among those in `choice` alone. Table 1's columns: left or right, front or back, all four.
     """
