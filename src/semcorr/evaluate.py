@@ -10,7 +10,7 @@ from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
-if TYPE_CHECKING:  # it brings torch, which --help can do without
+if TYPE_CHECKING:  # it imports torch, which --help does not need
     from semcorr.store.sweep_cache import SweepFeatureCache
 
 
@@ -18,11 +18,11 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     """Score `cfg.data`'s split and write the results to `cfg.run_dir`.
 
     Args:
-        cfg: The configuration, conf/evaluate.yaml.
-        cache: Features that the jobs of a sweep hand on.
+        cfg: Configuration of the run, conf/evaluate.yaml.
+        cache: Cache of features that the jobs of a sweep share.
 
     Returns:
-        The content of metrics.json; nothing on processes other than the first.
+        The content of metrics.json; an empty dictionary on processes other than the first.
     """
     from semcorr.core.errors import UserError
     from semcorr.data.tapvid import TapVid
@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
 
 
 def _evaluate(cfg: DictConfig) -> JsonObject:
-    """Evaluate as a command: an interruption says what remains."""
+    """Evaluate as a command, with a message for the case of an interruption."""
     stored = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
     with advise_on_interrupt(lambda: f"No scores were written.{stored} Run the same line again"):
         return evaluate(cfg)

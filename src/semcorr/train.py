@@ -10,25 +10,25 @@ from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
-if TYPE_CHECKING:  # they bring torch, which --help can do without
+if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.module import CorrespondenceModule
     from semcorr.store.sweep_cache import SweepFeatureCache
 
 
 def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
-    """Train, and score the checkpoint that is best by `val/all/pck@0.1` on the test split.
+    """Train, and score the checkpoint with the best `val/all/pck@0.1` on the test split.
 
     With `cfg.checkpoint` the run is resumed from its last epoch. A frozen backbone under a head without
     weights is scored as it is: the baseline of a sweep. With `cfg.test` (`data@test=NAME`) another benchmark
     than the one trained on is scored.
 
     Args:
-        cfg: The configuration, conf/train.yaml.
-        cache: Features that the jobs of a sweep hand on.
+        cfg: Configuration of the run, conf/train.yaml.
+        cache: Cache of features that the jobs of a sweep share.
 
     Returns:
-        The content of metrics.json; nothing on processes other than the first.
+        The content of metrics.json; an empty dictionary on processes other than the first.
     """
     from semcorr.engine.build import begin_run, build_trainer, score_and_save
     from semcorr.engine.callbacks import checkpoint_callbacks, require_new_run_dir, resume_advice
@@ -43,23 +43,24 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     require_new_run_dir(run_dir, cfg.checkpoint)
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)
-    cfg.checkpoint = None  # the config.yaml of a resumed run is that of an unbroken one
+    cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
     trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir))
-    last = resume_training(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
+    last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score_and_save(cfg, trainer, module, scored, cache)
     if cache is not None:
-        cache.clear()  # training needs the room
+        cache.clear()  # training needs the memory
     with advise_on_interrupt(lambda: resume_advice(run_dir, trainer)):
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
-            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))  # default names differ by the second
+            # Default names contain the time, and may differ between processes.
+            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
         return score_and_save(cfg, trainer, module, scored, cache)
 
 
@@ -67,7 +68,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
     """Build the module, the benchmark that it is trained on and the one that it is scored on.
 
     Raises:
-        UserError: The configuration, or a benchmark, cannot be trained or scored on.
+        UserError: The configuration is invalid, or a benchmark cannot be trained or scored on.
     """
     from semcorr.core.errors import UserError
     from semcorr.data.datamodule import PairDataModule

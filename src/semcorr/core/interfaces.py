@@ -10,7 +10,7 @@ from semcorr.core.types import BackboneState, FeatureMap
 
 
 class Head(Protocol):
-    """Similarity of source points and target cells from features of both images; an `nn.Module`."""
+    """A head, an `nn.Module`: from features of both images to the similarity of source points and target cells."""
 
     def __call__(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
@@ -22,8 +22,8 @@ class Head(Protocol):
 class SiameseHead(Protocol):
     """A head that takes one image at a time until the end: `compare(describe(adapt(a), points), adapt(b))`.
 
-    Its queries into one target are matched in one product, whichever images they come from, and each
-    image is adapted once, whatever number of pairs it is in.
+    The query points of all sources of a target are matched in one product, and each image is adapted once, whatever
+    number of pairs it is in.
     """
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
@@ -46,12 +46,12 @@ class Backbone(nn.Module):
         name: Name in tables, messages and keys of cached features.
         size: Side of the square that it is evaluated at by default, in pixels.
         channels: Channels of its map.
-        widths: Channels of the maps that it lays side by side, in their order; their sum is `channels`.
+        widths: Channels of the maps that it concatenates, in their order; their sum is `channels`.
         stride: Image pixels per cell.
-        blocks: Trainable units, first to last, none beyond the last layer read.
-        norm: Applied after the last block, and trained with it; None where there is none.
+        blocks: Trainable units, first to last, up to the last layer that is read.
+        norm: Layer after the last block, trained with it; None where there is none.
         sha256: Hash of the weights that it was built with.
-        lora_targets: Endings of the names, inside a block, of the modules that LoRA goes to by default.
+        lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
         pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
     """
 
@@ -70,15 +70,15 @@ class Backbone(nn.Module):
 
         @property
         def norm(self) -> nn.Module | None:
-            """The last layer that is trained with the blocks."""
+            """Layer after the last block, trained with it."""
 
         @property
         def lora_targets(self) -> Sequence[str]:
-            """Endings of names of modules."""
+            """Endings of the names of the modules that LoRA adapts by default."""
 
         @property
         def pairwise(self) -> bool:
-            """Whether images are seen in pairs."""
+            """Whether an image's features depend on the other image of its pair."""
 
         def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
             """Compute the features of a batch of images, by `forward`."""

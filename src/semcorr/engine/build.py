@@ -1,4 +1,4 @@
-"""Building of the parts of a run from its configuration, and what train and evaluate leave in its directory."""
+"""Builders of the parts of a run from its configuration, and writers of the files in its directory."""
 
 import logging
 import warnings
@@ -86,7 +86,7 @@ def build_datamodule_and_module(
     data.size = module.backbone.size
     if isinstance(data, PairDataModule):
         data.pixels = module.backbone.pairwise
-    cfg.backbone.size = module.backbone.size  # from `grid`, where that was given: what config.yaml then holds
+    cfg.backbone.size = module.backbone.size  # from `grid`, where that was given; written to config.yaml
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
     return module, data
@@ -109,16 +109,16 @@ def check_config(cfg: DictConfig) -> None:
         require_compile_backend(cfg.compile)
     for part in ("backbone", "head", "finetune"):
         if isinstance(cfg.get(part), DictConfig):
-            _check_weights(part, to_plain_types(cfg[part]))
+            _check_weights_files(part, to_plain_types(cfg[part]))
 
 
-def _check_weights(key: str, value: object) -> None:
-    """Check the files that are given as `weights` anywhere in a part: data may be drawn before they are read."""
+def _check_weights_files(key: str, value: object) -> None:
+    """Check the files that are given as `weights` anywhere in a part: data may be rendered before they are read."""
     if key.endswith("weights") and isinstance(value, str):
         require_weights_file(value, key)
     children = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
     for name, child in children:
-        _check_weights(f"{key}.{name}", child)
+        _check_weights_files(f"{key}.{name}", child)
 
 
 def to_plain_types(cfg: DictConfig) -> JsonObject:
@@ -148,7 +148,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
 
 
 def resolve_protocol_resize(cfg: DictConfig) -> None:
-    """Fill in the image geometry that the listed protocols share, where none was typed; config.yaml then holds it."""
+    """Fill in the image geometry that the listed protocols share, if none is given, also for config.yaml."""
     if "protocol" not in cfg or "names" not in cfg.protocol:
         return
     if cfg.protocol.names is not None and cfg.protocol.resize is None:
@@ -157,7 +157,7 @@ def resolve_protocol_resize(cfg: DictConfig) -> None:
 
 
 def build_protocols(cfg: DictConfig) -> list[Protocol]:
-    """Build the protocols that a run is scored by; a configuration without any, as old runs have, means our own."""
+    """Build the protocols that a run is scored by; for a configuration without any, as in old runs, our own."""
     if "protocol" not in cfg:
         return [SEMCORR]
     protocols = instantiate(cfg.protocol)
@@ -165,7 +165,7 @@ def build_protocols(cfg: DictConfig) -> list[Protocol]:
 
 
 def build_pose_variant(cfg: DictConfig) -> PoseVariant:
-    """Build the variants that training pairs come in; evaluation and old runs have none."""
+    """Build the weights of training pairs' variants; evaluation and old runs have no variants."""
     variant: PoseVariant = instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()
     return variant
 
@@ -174,9 +174,9 @@ def build_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
     """Build the head, with the backbone's `channels`, `maps` and `grid` where these are null.
 
     Args:
-        cfg: The head's section. What was null is filled in, and config.yaml then holds it: the weights belong to it.
-        widths: Channels of the maps that the backbone lays side by side. The head must be made for them.
-        grid: Cells along the side of the backbone's map.
+        cfg: Section of the head. Null values are filled in, and written to config.yaml: the weights depend on them.
+        widths: Channels of the maps that the backbone concatenates. The head must be made for them.
+        grid: Cells along a side of the backbone's map.
 
     Raises:
         UserError: The section gives other channels than the backbone has.
@@ -199,13 +199,13 @@ def require_compile_backend(backend: str) -> None:
 
 
 def compile_blocks(backbone: Backbone, backend: str) -> None:
-    """Compile each block by itself: wherever the backbone is split, what is compiled is the same.
+    """Compile each block by itself, so that the compiled code is the same wherever the backbone is split.
 
-    The blocks of a network share their code, and dynamo counts by code: beyond its limit of 8 it would leave the rest
-    uncompiled. A block is compiled again with and without gradients, and for each size of a batch.
+    The blocks of a network share their code, and dynamo counts compilations by code: beyond its limit of 8 it would
+    leave the rest uncompiled. A block is compiled again with and without gradients, and for each size of a batch.
     """
     require_compile_backend(backend)
-    limit = "cache_size_limit"  # from PyTorch 2.7 on called recompile_limit, and still by this name
+    limit = "cache_size_limit"  # called recompile_limit from PyTorch 2.7 on, and still available by this name
     setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 8 * len(backbone.blocks)))
     for block in backbone.blocks:
         block.forward = torch.compile(block.forward, backend=backend)
@@ -213,13 +213,13 @@ def compile_blocks(backbone: Backbone, backend: str) -> None:
 
 def features_key(cfg: DictConfig) -> JsonObject:
     """Return what cached features depend on besides the backbone's weights and size, which the store knows."""
-    known_otherwise = ("pretrained", "weights", "size", "grid")
-    options = {key: value for key, value in to_plain_types(cfg.backbone).items() if key not in known_otherwise}
+    excluded = ("pretrained", "weights", "size", "grid")
+    options = {key: value for key, value in to_plain_types(cfg.backbone).items() if key not in excluded}
     return {"options": options, "precision": str(cfg.trainer.precision) if "trainer" in cfg else None}
 
 
 def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> None:
-    """Let training read frozen blocks from the cache, unless every step sees other pixels."""
+    """Let training read the features of frozen blocks from the cache, unless pixels change at every step."""
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
@@ -230,10 +230,10 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
 
 
 def build_backbone(cfg: DictConfig, **changed: object) -> Backbone:
-    """Build the backbone before any tuning. Seeding comes right before: random weights depend on nothing else.
+    """Build the backbone before any tuning, right after seeding: random weights depend on nothing else.
 
     Args:
-        cfg: The configuration of the run.
+        cfg: Configuration of the run.
         changed: Arguments of the backbone that replace those of the configuration.
 
     Raises:
@@ -248,7 +248,7 @@ def build_backbone(cfg: DictConfig, **changed: object) -> Backbone:
 
 
 def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchmark:
-    """Build the benchmark of `cfg[key]`, read for `stages`; its loaders come when the backbone's size is known."""
+    """Build the benchmark of `cfg[key]`, read for `stages`; its loaders are built when the backbone's size is known."""
     data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
     if isinstance(data, PairDataModule):
         data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
@@ -261,13 +261,13 @@ def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchm
 def build_trainer(
     cfg: DictConfig, run_dir: Path, resumes: bool = False, callbacks: Sequence[Callback] = (), **options: object
 ) -> Trainer:
-    """Build Lightning's Trainer with our loggers, progress bars and checkpoints.
+    """Build Lightning's Trainer with the loggers, progress bar and checkpoint files of semcorr.
 
     Args:
-        cfg: The configuration of the run.
-        run_dir: Its directory; logs of an earlier run there are removed.
-        resumes: Whether an earlier run is resumed, whose logs then stay.
-        callbacks: Callbacks besides ours and those of the group `callbacks`.
+        cfg: Configuration of the run.
+        run_dir: Directory of the run; logs of an earlier run there are removed, unless `resumes`.
+        resumes: Whether an earlier run is resumed.
+        callbacks: Callbacks besides the built-in ones and those of the group `callbacks`.
         options: Other arguments of the Trainer.
     """
     check_precision(cfg.trainer.precision)
@@ -276,7 +276,7 @@ def build_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen parts are
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
@@ -308,7 +308,7 @@ def build_trainer(
 
 
 def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
-    """Build the callbacks of the group `callbacks`, which come beside our own."""
+    """Build the callbacks of the group `callbacks`, which run beside the built-in ones."""
     callbacks = {name: instantiate(node) for name, node in (cfg.get("callbacks") or {}).items()}
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
@@ -342,14 +342,14 @@ def score_and_save(
     """Test, then write the results to `cfg.run_dir` and print them, on the first process.
 
     Args:
-        cfg: The configuration of the run.
+        cfg: Configuration of the run.
         trainer: Lightning's Trainer.
         module: Module to test.
         data: The benchmark.
-        cache: Features that the jobs of a sweep hand on.
+        cache: Cache of features that the jobs of a sweep share.
 
     Returns:
-        The content of metrics.json; nothing on the other processes.
+        The content of metrics.json; an empty dictionary on the other processes.
     """
     if cache is not None and isinstance(module, CorrespondenceModule):
         module.sweep_cache = partial(cache, config_hash(cfg, *LATE) + weights_sha256(module))
@@ -358,7 +358,7 @@ def score_and_save(
         return {}
     run_dir = Path(cfg.run_dir)
     with replace_results(run_dir) as folder:
-        with _scalars_in(folder, trainer):
+        with _redirect_scalars(folder, trainer):
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module.backbone, folder)
         if isinstance(module, TrackingModule):
@@ -380,8 +380,8 @@ def count_trained(module: nn.Module) -> int:
 
 
 @contextmanager
-def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
-    """Write metrics.csv, which scoring adds to, into a folder, to be replaced together with the other results."""
+def _redirect_scalars(folder: Path, trainer: Trainer) -> Iterator[None]:
+    """Write metrics.csv, which scoring extends, into a folder, to be replaced together with the other results."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVScalarLogger)]
     paths = [logger.path for logger in loggers]
     for logger in loggers:
@@ -394,9 +394,9 @@ def _scalars_in(folder: Path, trainer: Trainer) -> Iterator[None]:
 
 
 def begin_run(cfg: DictConfig, backbone: Backbone, run_dir: Path, resumes: bool) -> None:
-    """Save the configuration of a run that begins or is resumed; results of another configuration are removed first.
+    """Save the configuration of a run that begins or is resumed, and remove results of another configuration.
 
-    The scalars of a resumed run stay, and are continued.
+    The scalars of a resumed run are not removed, but continued.
     """
     path, text = run_dir / CONFIG, config_text(cfg, backbone)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -406,12 +406,12 @@ def begin_run(cfg: DictConfig, backbone: Backbone, run_dir: Path, resumes: bool)
 
 
 def save_config(cfg: DictConfig, backbone: Backbone, run_dir: Path) -> None:
-    """Write config.yaml."""
+    """Write config.yaml into a run's directory."""
     write_text(run_dir / CONFIG, config_text(cfg, backbone), "run_dir")
 
 
 def config_text(cfg: DictConfig, backbone: Backbone) -> str:
-    """Format the resolved configuration, with what else a number depends on, as YAML."""
+    """Format the resolved configuration as YAML, with the versions and weights that scores depend on as well."""
     resolved = to_plain_types(cfg)
     resolved["provenance"] = {
         **code_versions(),

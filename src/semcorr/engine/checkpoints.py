@@ -1,7 +1,7 @@
-"""Checkpoints as files: whole or not there, read without running code, and refused where they are damaged.
+"""Checkpoints as files: complete or absent, read without running code, and refused where they are damaged.
 
 A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC-32) of each of its records, which
-`torch.load` does not look at: here they are checked before anything is read.
+`torch.load` does not verify: here they are verified before anything is read.
 """
 
 import zipfile
@@ -39,7 +39,8 @@ SETTINGS = (
     "optimizer",
     "scheduler",
 )
-PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")  # of these, what may change
+# Keys in these sections that may change.
+PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
 TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
     "epoch": int,
@@ -53,28 +54,29 @@ TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints.
+    """Writer and reader of Lightning's checkpoints.
 
-    Lightning's own go through a folder for temporary files, and are torn where that is on another disk.
+    Lightning's own writer goes through a folder for temporary files, and may leave half a file where that is on another
+    disk.
 
     Args:
-        settings: What the weights are trained by, as `settings_of` gives it; is written beside them.
+        settings: Settings that the weights are trained by, from `weight_settings`; written beside the weights.
     """
 
     def __init__(self, settings: JsonMapping) -> None:
         self.settings = dict(settings)
 
     def save_checkpoint(self, checkpoint: JsonObject, path: str | Path, storage_options: object = None) -> None:
-        """Write a checkpoint beside `path`, and let it take its place when it is on the disk.
+        """Write a checkpoint beside `path`, and replace `path` by it once it is on the disk.
 
         Raises:
-            UserError: The disk is full, ... What was there before stays.
+            UserError: It cannot be written, for example because the disk is full. An earlier file at `path` stays.
         """
         path = Path(path)
-        with replace_file(path, "run_dir") as beside:
+        with replace_file(path, "run_dir") as temporary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                _write(_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
+            with temporary.open("wb") as file:
+                _save_torch(_copy_unshared({**checkpoint, TRAINED_AS: self.settings}, {}), file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
@@ -87,31 +89,31 @@ class CheckpointFiles(TorchCheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def _write(content: object, file: IO[bytes]) -> None:
+def _save_torch(content: object, file: IO[bytes]) -> None:
     try:
         torch.save(content, file)
-    except RuntimeError as error:  # its own writer's, after the file's error
+    except RuntimeError as error:  # raised by PyTorch's writer after the file's own error
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         raise cause or error from None
 
 
-def _unshared(value: object, texts: dict[str, str]) -> object:
-    """Copy a tree so that equal ones have equal bytes: a pickle says which of its parts are one object in memory."""
+def _copy_unshared(value: object, texts: dict[str, str]) -> object:
+    """Copy a tree so that equal trees give equal bytes: a pickle records which parts are the same object in memory."""
     if type(value) is dict:
-        return {_unshared(key, texts): _unshared(child, texts) for key, child in value.items()}
+        return {_copy_unshared(key, texts): _copy_unshared(child, texts) for key, child in value.items()}
     if type(value) is list:
-        return [_unshared(child, texts) for child in value]
+        return [_copy_unshared(child, texts) for child in value]
     if type(value) is tuple:
-        return tuple(_unshared(child, texts) for child in value)
+        return tuple(_copy_unshared(child, texts) for child in value)
     if type(value) is str:
         return texts.setdefault(value, value)
     return value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def weight_settings(cfg: JsonObject) -> JsonObject:
-    """What trained weights depend on in a configuration, by its keys; nothing that may be elsewhere, or faster, later.
+    """Return the settings that trained weights depend on, without those of places and speed, which may change later.
 
     >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
     {'seed': 1, 'data.steps': 3}
@@ -124,11 +126,11 @@ def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
     """Read a checkpoint of a run, onto the CPU, without running code from it.
 
     Args:
-        run: Its directory.
+        run: Directory of the run.
         which: `best` or `last`.
 
     Raises:
-        UserError: It is not there, is damaged, or is no checkpoint of ours.
+        UserError: The file does not exist, is damaged, or is no checkpoint of semcorr.
     """
     path = checkpoint_path(run, which)
     if not path.is_file():
@@ -137,18 +139,18 @@ def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
 
 
 def checkpoint_path(run: Path, which: str = "best") -> Path:
-    """Name the file of a run's checkpoint."""
+    """Return the path of a run's checkpoint."""
     return run / "checkpoints" / f"{which}.ckpt"
 
 
 def load_checkpoint(path: Path) -> JsonObject:
-    """Read a checkpoint's file, as `read_checkpoint` does."""
+    """Read the file of a checkpoint, as `read_checkpoint` does."""
     try:
-        if told := describe_other(path):
-            raise checkpoint_error(path, told.partition(". ")[0])
+        if problem := describe_other(path):
+            raise checkpoint_error(path, problem.partition(". ")[0])
         if not zipfile.is_zipfile(path):
-            told = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
-            raise checkpoint_error(path, told.partition(". ")[0])
+            problem = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
+            raise checkpoint_error(path, problem.partition(". ")[0])
         require_intact(path)
         require_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -162,11 +164,11 @@ def load_checkpoint(path: Path) -> JsonObject:
 
 
 def require_intact(path: Path) -> None:
-    """Refuse an archive whose records are not what their checksums say, or would take more memory than the file has.
+    """Refuse an archive whose records do not match their checksums, or would take more memory than the file has.
 
     Raises:
-        ValueError: With what is wrong.
-        zipfile.BadZipFile: It is no archive, or its records are out of place.
+        ValueError: A record is wrong; the message says how.
+        zipfile.BadZipFile: The file is no archive, or its records are out of place.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -176,8 +178,8 @@ def require_intact(path: Path) -> None:
             raise ValueError("its records overlap")
         if len({record.filename for record in records}) < len(records):
             raise ValueError("two of its records have one name")
-        if (wrong := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of its record {wrong} is another")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of its record {damaged} is another")
 
 
 def checkpoint_error(path: Path, reason: str) -> UserError:
@@ -186,7 +188,7 @@ def checkpoint_error(path: Path, reason: str) -> UserError:
 
 
 def require_weights(path: Path, content: object) -> None:
-    """Refuse what is not a checkpoint of ours: named weights that are numbers, and what they moved away from."""
+    """Refuse what is no checkpoint of semcorr: finite weights by name, and which base weights they belong to."""
     if not isinstance(content, dict):
         raise checkpoint_error(path, f"it holds a {type(content).__name__}, not a dictionary")
     weights, base = content.get("state_dict"), content.get("base")
@@ -203,10 +205,10 @@ def require_weights(path: Path, content: object) -> None:
 
 
 def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -> None:
-    """Give a module the weights that a run trained.
+    """Load the weights that a run trained into a module.
 
     Raises:
-        UserError: They are damaged, of another base, of other parts, or of another run than its config.yaml.
+        UserError: The weights are damaged, of another base, of other parts, or of another run than its config.yaml.
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(run, which)
@@ -224,25 +226,25 @@ def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -
 def require_fit(module: CorrespondenceModule, content: JsonMapping, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's."""
     module.on_load_checkpoint(content)
-    own = module.state_dict()
+    state = module.state_dict()
     for name, value in content["state_dict"].items():
-        if name in own and (value.shape, value.dtype) != (own[name].shape, own[name].dtype):
-            found, expected = (f"{list(each.shape)} of {each.dtype}" for each in (value, own[name]))
+        if name in state and (value.shape, value.dtype) != (state[name].shape, state[name].dtype):
+            saved, expected = (f"{list(tensor.shape)} of {tensor.dtype}" for tensor in (value, state[name]))
             raise checkpoint_error(
-                path, f"its weights {name} are {found}, this run's are {expected}".replace("torch.", "")
+                path, f"its weights {name} are {saved}, this run's are {expected}".replace("torch.", "")
             )
 
 
 def find_changed_setting(content: JsonMapping, settings: JsonMapping) -> str | None:
-    """Name the first setting that weights were trained by and that is another now; checkpoints of before say nothing.
+    """Return the first setting that differs from what weights were trained by; old checkpoints do not record any.
 
     >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})
     'seed'
     """
-    before = content.get(TRAINED_AS)
-    if not isinstance(before, dict):
+    trained_as = content.get(TRAINED_AS)
+    if not isinstance(trained_as, dict):
         return None
-    for key, value in before.items():
+    for key, value in trained_as.items():
         saved = RENAMED_TARGETS.get(value, value) if key.endswith("_target_") else value
         if key in settings and settings[key] != saved:
             return str(key)

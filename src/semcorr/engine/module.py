@@ -1,4 +1,4 @@
-"""The drawing as code: backbone -> head -> localise -> PCK, and the loss when training."""
+"""The model as a Lightning module: backbone, head, read-out and PCK, and the loss while training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -44,33 +44,35 @@ from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
 
 
 class CorrespondenceModule(LightningModule):
-    """A backbone, a head and a localiser, evaluated and trained.
+    """A backbone, a head and a read-out, evaluated and trained.
 
-    Evaluating encodes every image once and matches the pairs from the features; or pair by pair, where
-    a backbone must see both images at once. Training computes frozen blocks once per image, if told to.
+    Evaluation encodes every image once and matches the pairs from the features; or pair by pair, where
+    a backbone must see both images at once. Training computes frozen blocks once per image where their features are
+    cached.
 
     Args:
-        backbone: Image to features.
-        head: Features and query points to similarity.
-        localise: Similarity to cells.
-        finetune: Called with the backbone; says which of its weights move.
-        loss: Similarity, true cells and mask to a scalar. Only training needs it, and what follows.
-        optimizer: Called with the moving parameters of the head and of the backbone.
-        scheduler: Called with the optimiser and the number of steps.
-        seed: Of whatever is random in a step.
-        cache_config: Where features of frozen blocks are kept.
-        key: What these depend on besides the weights; names them in a store on disk.
-        variants: Of a training pair, with one or both images mirrored, and what they count.
-        dropout: Share of the features' numbers that the head does not see in a training step.
-        protocols: What it is scored by; the first is the one validated, drawn and reported as the score.
-        pose: Poses that sources of the test are tried in.
+        backbone: Backbone, from images to features.
+        head: Head, from features and query points to similarity.
+        localise: Read-out, from similarity to cells.
+        finetune: Function that is called with the backbone, and chooses its trainable weights.
+        loss: Loss, from similarity, true cells and mask to a scalar; None without training.
+        optimizer: Function from the trainable parameters of the head and of the backbone to the optimiser; None without
+            training.
+        scheduler: Function from the optimiser and the number of steps to the schedule; None without training.
+        seed: Seed of whatever is random in a training step.
+        cache_config: Place and type of the cached features of frozen blocks.
+        key: What cached features depend on besides the weights; part of their key in a store on disk.
+        variants: Weights of a training pair's variants, with one or both images mirrored.
+        dropout: Share of the features' elements that are dropped in a training step.
+        protocols: Protocols to score by; the first is the one validated, plotted and reported as the score.
+        pose: Poses in which the sources of the test are tried.
 
     Attributes:
-        uses_cached_features: Training pairs come without pixels, and frozen blocks from where they are kept.
-        specs: The protocols, each with its read-outs.
-        result: What the last validation or test found.
-        keeps_rows: Testing leaves a row per keypoint and reading.
-        kap: Testing also asks after keypoints that the target does not show.
+        uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
+        specs: Protocols, each with its read-outs.
+        result: Result of the last validation or test.
+        keeps_rows: Whether testing stores a row per keypoint and specification.
+        kap: Whether testing also detects the keypoints that the target does not show.
     """
 
     result: EvaluationResult
@@ -98,7 +100,7 @@ class CorrespondenceModule(LightningModule):
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         validate_training_options(backbone, head, loss, self.variants, dropout)
-        self.strict_loading = False  # checkpoints hold the moving weights only
+        self.strict_loading = False  # checkpoints hold the trained weights only
         buffers = [name for name, _ in backbone.named_buffers()]
         finetune(backbone)
         freeze_unused(backbone)
@@ -109,17 +111,17 @@ class CorrespondenceModule(LightningModule):
         self.steps = StepWatch()
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
-        """Frozen parts stay in eval mode."""
+        """Set the mode of the trainable parts; frozen parts stay in eval mode."""
         super().train(mode)
         keep_frozen_in_eval(self.backbone)
         return self
 
     def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
-        """Similarity of the source's keypoints to every target cell, from pixels."""
+        """Compute the similarity of the source's keypoints to every target cell, from pixels."""
         return self.head(*self.pair_features(source, target), source.keypoints)
 
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Features of both images."""
+        """Compute the features of both images of each pair, from their pixels."""
         if self.backbone.pairwise:
             return self.backbone.pair(source.image, target.image)
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
@@ -127,7 +129,7 @@ class CorrespondenceModule(LightningModule):
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
 
     def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
-        """Of a batch of images; without pixels, from what the frozen blocks made of them."""
+        """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
         if image.shape[-2]:
             return self.backbone(image)
         return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
@@ -135,52 +137,55 @@ class CorrespondenceModule(LightningModule):
     # -- training --
 
     def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
-        """The loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
+        """Compute the loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
         maps = feature_dropout(batch_features(self, batch), self.dropout)
-        step = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
+        inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
         assert self.loss is not None, "only training has steps"
-        terms = loss_terms(self.loss, step)
+        terms = loss_terms(self.loss, inputs)
         self.steps.see(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(step.mask))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs.mask))
         return loss
 
     def on_train_start(self) -> None:
-        """What the frozen blocks make of all images ahead, if that is kept; a resumed run knows its epoch by now."""
+        """Fill the cache with the frozen blocks' features of all images to come, if training uses it.
+
+        It is not done earlier, because only now a resumed run knows its epoch.
+        """
         if self.uses_cached_features:
             trainer = self.trainer
             assert trainer.max_epochs is not None, "our configurations set it"
-            ahead = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
-            validated = trainer.num_val_batches
-            scored = self._data.images_to_evaluate("val", self._most(validated)) if validated else []
-            shown = list({one.name: one for one in (*ahead, *scored)}.values())
-            self.frozen.fill(shown, self._data, self._group, self._precision)
+            to_train_on = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
+            val_batches = trainer.num_val_batches
+            to_validate = self._data.images_to_evaluate("val", self._count_batches(val_batches)) if val_batches else []
+            images = list({image.name: image for image in (*to_train_on, *to_validate)}.values())
+            self.frozen.fill(images, self._data, self._group, self._precision)
 
     def on_fit_start(self) -> None:
-        """Lightning leaves the modes as it finds them, and a new module is in training mode throughout."""
+        """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
         self.steps = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
-        """No step by gradients that are not finite; with a loss that is scaled, the scaler skips those itself."""
+        """Record the gradients, which must be finite; with a scaled loss, the scaler skips steps where they are not."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             self.steps.see_gradients(self.global_step, self.named_parameters())
 
     def on_train_end(self) -> None:
-        """What no validation and no checkpoint came after is looked at, too."""
+        """Check the steps after the last validation and the last checkpoint, too."""
         self.steps.settle()
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
-        """Whatever is random follows from the batch's place in training, so a resumed run repeats it.
+        """Seed from the batch's position in training, so that a resumed run repeats whatever is random.
 
-        The step would not do: with `accumulate_grad_batches` several batches belong to one.
+        The number of the step would not be enough: with `accumulate_grad_batches` several batches belong to one.
         """
         trainer = self.trainer
-        place = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
-        torch.manual_seed(self.seed * 1_000_003 + place * trainer.world_size + self.global_rank)
+        position = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + position * trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Separate rates for head and backbone; the schedule moves every step."""
+        """Return the optimiser, with separate rates for head and backbone, and its schedule, advanced at every step."""
         head, backbone = self.trainable_parameters()
         if not head and not backbone:
             raise UserError(
@@ -190,7 +195,7 @@ class CorrespondenceModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
-        """Make the optimiser of what moves, and its schedule over `steps` steps."""
+        """Make the optimiser of the trainable parameters, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         assert self.optimizer is not None, "only training makes an optimiser"
@@ -199,9 +204,9 @@ class CorrespondenceModule(LightningModule):
         return optimizer, self.scheduler(optimizer, steps)
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What moves of the head and of the backbone; what a loss learns is of use to it alone."""
+        """Return the trainable parameters of the head and of the backbone; those of a loss serve training alone."""
         parts = (self.head, self.backbone)
-        head, backbone = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+        head, backbone = ([p for p in module.parameters() if p.requires_grad] for module in parts)
         return head, backbone
 
     # -- evaluation --
@@ -209,42 +214,44 @@ class CorrespondenceModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""
         self.steps.settle()
-        self._start("val", self.trainer.num_val_batches, self.uses_cached_features or self.frozen.is_whole_backbone)
+        self._start_evaluation(
+            "val", self.trainer.num_val_batches, self.uses_cached_features or self.frozen.is_whole_backbone
+        )
 
     def on_test_epoch_start(self) -> None:
-        """Encode the images of the test pairs; what is reported starts here."""
+        """Encode the images of the test pairs, without what is cached: the reported times start here."""
         self.frozen.clear()
-        self._start(self._data.split, self.trainer.num_test_batches, self.frozen.is_whole_backbone)
+        self._start_evaluation(self._data.split, self.trainer.num_test_batches, self.frozen.is_whole_backbone)
 
     def validation_step(self, batch: PairBatch) -> None:
-        """Match and score."""
+        """Match and score a batch of pairs."""
         self.evaluator.update(batch)
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/<subset>/pck@<alpha>`, per image."""
-        self._log("val")
+        self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/...`, and gather the rows."""
-        self._log("test")
+        """Log `test/<subset>/pck@<alpha>`, per image, and gather the rows."""
+        self._log_scores("test")
         self.frozen.clear()
 
-    def _start(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
-        everything: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
-        asked_for = everything if self.trainer.testing else {"specs": self.specs[:1]}
+    def _start_evaluation(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
+        test_options: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
+        options = test_options if self.trainer.testing else {"specs": self.specs[:1]}
         self.evaluator = Evaluator(
-            self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **asked_for
+            self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **options
         )
-        stored = self.frozen.cache_config.root is not None
-        self.evaluator.encode(self._most(batches), reuse=(reuse or stored) and self.frozen.is_cacheable)
+        has_store = self.frozen.cache_config.root is not None
+        self.evaluator.encode(self._count_batches(batches), reuse=(reuse or has_store) and self.frozen.is_cacheable)
 
-    def _most(self, batches: Sequence[int | float]) -> int:
-        """Of any process, which is the first: all must list the same images, or some wait for ever for others."""
+    def _count_batches(self, batches: Sequence[int | float]) -> int:
+        """Return the first process's number of batches: all must list the same images, or some wait forever."""
         return int(self.trainer.strategy.broadcast(int(batches[0])))
 
-    def _log(self, stage: str) -> None:
+    def _log_scores(self, stage: str) -> None:
         self.result = self.evaluator.compute(with_tables=stage == "test")
         self.evaluator.image_features.cache = FeatureCache(0, self.device)
         for subset in SUBSETS:
@@ -269,12 +276,12 @@ class CorrespondenceModule(LightningModule):
     # -- checkpoints --
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """What training changes, and the buffers that tuning added: of the backbone, and the whole head and loss."""
+        """Return the state to save: the backbone's trained weights and added buffers, and the whole head and loss."""
         state = self.state_dict()
         return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
 
     def on_save_checkpoint(self, checkpoint: JsonObject) -> None:
-        """Save what moves, and what it moved away from; nothing that is not finite replaces what was good."""
+        """Save the trained weights, if all are finite, and which base weights they belong to."""
         self.steps.settle()
         trained = self.trainable_state_dict()
         require_finite_weights(trained, f"step {self.global_step} of the training, not saved")
@@ -285,6 +292,6 @@ class CorrespondenceModule(LightningModule):
         """Refuse weights that were trained on another base, or other parts of it."""
         require_same_base(checkpoint["base"], base_weights_id(self.backbone))
         names = set(checkpoint["state_dict"])
-        if self.loss is None:  # to be scored; what a loss learned is for training
+        if self.loss is None:  # for scoring; the weights of a loss serve training alone
             names = {name for name in names if not name.startswith("loss.")}
         require_same_parts(names, self.trainable_state_dict())

@@ -1,4 +1,4 @@
-"""Modules rebuilt from the directories of runs: as they were trained, or as they were scored."""
+"""Configurations and modules rebuilt from the directories of runs, as they were trained or as they were scored."""
 
 import difflib
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
     """Read the configuration of a training run.
 
     Args:
-        run: Its directory.
-        weights: File of the base weights, where it is elsewhere than it was.
+        run: Directory of the run.
+        weights: File of the base weights; None, the one in the configuration.
 
     Raises:
-        UserError: The run was no training.
+        UserError: The run is no training run.
     """
     cfg = read_run_config(run)
     if "loss" not in cfg:
@@ -40,7 +40,7 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
 
 
 def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> CorrespondenceModule:
-    """Rebuild the module as it was trained, in eval mode; of a frozen run, as it was built. No data is needed."""
+    """Rebuild the module as it was trained, in eval mode, or as it was built if nothing was; without any data."""
     check_options(cfg)
     module = build_module(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
@@ -51,16 +51,16 @@ def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> Corr
     return module.eval()
 
 
-FILES = ("config.yaml", "metrics.json")  # that every finished run has written
+FILES = ("config.yaml", "metrics.json")  # written by every finished run
 
 
 def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> DictConfig:
     """Read the configuration of a finished run.
 
     Args:
-        run: Its directory.
-        resize: How images become squares, where it is to be another.
-        overrides: Values to replace, `key=value`.
+        run: Directory of the run.
+        resize: How images become squares; None, as in the run.
+        overrides: Values to replace, as `key=value`.
 
     Raises:
         UserError: The folder is not that of a finished run, or an override cannot be used.
@@ -69,9 +69,9 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
     missing = [name for name in FILES if not (run / name).is_file()]
     if missing:
-        what = "has not finished" if len(missing) == 1 else "is no run_dir"
+        status = "has not finished" if len(missing) == 1 else "is no run_dir"
         raise UserError(
-            f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
+            f"{run} {status}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
     cfg = read_run_config(run, overrides)
     content = OmegaConf.to_container(cfg, resolve=False)
@@ -96,13 +96,13 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
     if "test" in cfg:
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize
-    cfg.pop("protocol", None)  # the audit starts at ours
+    cfg.pop("protocol", None)  # the audit starts from our own
     cfg.logger = {"_target_": "semcorr.engine.loggers.CSVScalarLogger"}
     return cfg
 
 
 def rebuild_scored_module(run: Path, cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModule]:
-    """Rebuild the module as it was scored, and the benchmark.
+    """Rebuild the module and the benchmark as they were scored.
 
     Raises:
         UserError: The run scored videos.

@@ -1,4 +1,4 @@
-"""Going on with a training run: whether its last checkpoint is whole, and is of the configuration given."""
+"""Resuming of a training run: checks that its last checkpoint is complete, and belongs to the configuration."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +30,10 @@ from semcorr.engine.optim import count_steps, refuse_longer
 def resume_training(
     cfg: DictConfig, module: CorrespondenceModule, trainer: Trainer, data: PairDataModule
 ) -> str | None:
-    """Return the last checkpoint of a run directory, if it has one, and carry its scalars on.
+    """Return the path of a run directory's last checkpoint, if it has one, and continue its scalars.
 
     Raises:
-        UserError: It is damaged, or it was trained by other settings or for fewer steps.
+        UserError: The checkpoint is damaged, or it was trained by other settings or for fewer steps.
     """
     run_dir = Path(cfg.run_dir)
     path = checkpoint_path(run_dir, "last")
@@ -54,7 +54,7 @@ def resume_training(
 
 
 def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:
-    """Refuse to go on by other settings: half of the run would be of these and half of those."""
+    """Refuse to resume by other settings: each part of the run would be trained by different ones."""
     settings = weight_settings(to_plain_types(cfg))
     if key := find_changed_setting(content, settings):
         raise UserError(
@@ -64,12 +64,12 @@ def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> 
 
 
 def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
-    """Refuse a checkpoint that lacks what Lightning goes on from.
+    """Refuse a checkpoint that lacks what Lightning resumes from.
 
-    What a newer or older Lightning has written is brought up to date by Lightning itself.
+    What a newer or older Lightning has written is migrated by Lightning itself.
     """
-    for key, kind in TO_GO_ON.items():
-        if not isinstance(content.get(key), kind):
+    for key, expected_type in TO_GO_ON.items():
+        if not isinstance(content.get(key), expected_type):
             raise checkpoint_error(path, f"it has no `{key}`")
     if min(content["epoch"], content["global_step"]) < 0:
         raise checkpoint_error(path, "it counts epochs or steps below 0")
@@ -77,19 +77,19 @@ def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
         raise checkpoint_error(path, "its `optimizer_states` or `lr_schedulers` are not dictionaries")
     if content["pytorch-lightning_version"] != version("lightning"):
         return
-    expected_loop = trainer.fit_loop.state_dict()
-    if odd := find_state_difference(expected_loop, content["loops"].get("fit_loop"), "loops.fit_loop"):
-        raise checkpoint_error(path, f"its {odd}")
+    fit_loop = trainer.fit_loop.state_dict()
+    if diff := find_state_difference(fit_loop, content["loops"].get("fit_loop"), "loops.fit_loop"):
+        raise checkpoint_error(path, f"its {diff}")
     for callback in getattr(trainer, "callbacks", ()):
-        expected, found = callback.state_dict(), content["callbacks"].get(callback.state_key)
-        if found is None and not type(callback).__module__.startswith("semcorr"):  # given since, beside ours
+        expected, saved = callback.state_dict(), content["callbacks"].get(callback.state_key)
+        if saved is None and not type(callback).__module__.startswith("semcorr"):  # added by the user since
             continue
-        if expected and (odd := find_state_difference(expected, found, f"callbacks.{type(callback).__name__}")):
-            raise checkpoint_error(path, f"its {odd}")
+        if expected and (diff := find_state_difference(expected, saved, f"callbacks.{type(callback).__name__}")):
+            raise checkpoint_error(path, f"its {diff}")
 
 
 def find_state_difference(expected: object, found: object, name: str) -> str | None:
-    """Say where a state is not made as expected: a key is missing, or a count is none.
+    """Describe the first key that a state lacks, or the first count in it that is invalid; None if there is neither.
 
     >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
     "x.a.b is '2'"
@@ -100,8 +100,8 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
             return f"{name} is missing" if found is None else f"{name} is {found!r:.40}"
         if missing := expected.keys() - found.keys():
             return f"{name}.{min(missing)} is missing"
-        odd = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
-        return next((each for each in odd if each), None)
+        differences = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
+        return next((diff for diff in differences if diff), None)
     if not isinstance(expected, int):  # a bool is one too
         return None
     if isinstance(found, int) and type(found) is type(expected) and found >= 0:
@@ -110,24 +110,24 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
 
 
 def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:
-    """Refuse a state of the optimiser or of its schedule that is not of this run's weights."""
+    """Refuse a state of the optimiser or of its schedule that does not fit this run's weights."""
     optimizer, schedule = module.make_optimizer(steps)
     try:
-        (moments,), (rates,) = content["optimizer_states"], content["lr_schedulers"]
-        optimizer.load_state_dict(moments)
-        odd = find_state_difference(schedule.state_dict(), rates, "lr_schedulers")
-        schedule.load_state_dict(rates)
-        states = [(weights, value) for weights, each in optimizer.state.items() for value in each.values()]
-        wrong = any(_is_wrong(value, weights) for weights, value in states)
+        (optimizer_state,), (schedule_state,) = content["optimizer_states"], content["lr_schedulers"]
+        optimizer.load_state_dict(optimizer_state)
+        diff = find_state_difference(schedule.state_dict(), schedule_state, "lr_schedulers")
+        schedule.load_state_dict(schedule_state)
+        states = [(weights, value) for weights, state in optimizer.state.items() for value in state.values()]
+        invalid = any(_is_invalid(value, weights) for weights, value in states)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise checkpoint_error(path, f"its optimizer's state is not of these weights: {error}") from error
-    if odd or wrong:
+    if diff or invalid:
         raise checkpoint_error(
-            path, f"its {odd}" if odd else "its optimizer's state has other shapes than the weights, or is not finite"
+            path, f"its {diff}" if diff else "its optimizer's state has other shapes than the weights, or is not finite"
         )
 
 
-def _is_wrong(value: object, weights: Tensor) -> bool:
+def _is_invalid(value: object, weights: Tensor) -> bool:
     if not isinstance(value, Tensor):
         return True
     return (value.ndim > 0 and value.shape != weights.shape) or not bool(torch.isfinite(value).all())

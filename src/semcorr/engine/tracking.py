@@ -1,4 +1,4 @@
-"""Point tracking by matching: every frame is a target of the frames that are asked about."""
+"""Point tracking by matching: each query is matched from its own frame to every evaluated frame."""
 
 import time
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from semcorr.metrics.tracking_table import ORDER, SCHEMA, build_track_rows, vide
 from semcorr.store.frozen import feature_origin
 
 POINTS = 256  # queries matched at once
-VALUES = 2**26  # features and similarities held at once for the targets: 256 MiB in single precision
+VALUES = 2**26  # features and similarities of the targets in memory at once: 256 MiB in single precision
 
 
 class FrameMatches(NamedTuple):
-    """What matching says of each query in each frame; only evaluated frames are filled in."""
+    """Matches of each query in each frame; only evaluated frames are filled in."""
 
     points: Float[Tensor, "q t 2"]  # pixels the backbone sees
     returned: Float[Tensor, "q t 2"]  # the same point, matched back into the query frame
@@ -38,13 +38,13 @@ class FrameMatches(NamedTuple):
 
 
 class TrackingResult(NamedTuple):
-    """Scores of videos, the same on every process, and the rows that they follow from.
+    """Scores of videos, the same on every process, and the rows that they are computed from.
 
     Attributes:
         scores: Means over videos.
         videos: Scores of each video.
-        table: A row per query and evaluated frame.
-        localise: The read-out.
+        table: Rows, one per query and evaluated frame.
+        localise: Name of the read-out.
         seconds: Time by stage.
     """
 
@@ -56,14 +56,14 @@ class TrackingResult(NamedTuple):
 
 
 class TrackingModule(LightningModule):
-    """Follows points with the parts of a `Correspondence`; a batch is one video.
+    """A tracker of points, made of the backbone, head and read-out of a `CorrespondenceModule`; a batch is one video.
 
-    Frames know nothing of each other: there is no motion model, and nothing is learnt.
+    Frames are matched independently: there is no motion model, and nothing is trained.
 
     Args:
-        matcher: Its backbone, head and localiser.
-        cycle: A point is called visible if it returns within this many pixels of its query, in the
-            official frame, when matched back; None calls every point visible.
+        matcher: Module with the backbone, head and read-out.
+        cycle: Largest distance from its query, in pixels of the official frame, at which a point that is matched back
+            is predicted visible; None predicts every point visible.
     """
 
     result: TrackingResult
@@ -76,7 +76,7 @@ class TrackingModule(LightningModule):
 
     @property
     def backbone(self) -> Backbone:
-        """The matcher's."""
+        """Backbone of the matcher."""
         return self.matcher.backbone
 
     @property
@@ -86,7 +86,7 @@ class TrackingModule(LightningModule):
         return data
 
     def test_step(self, batch: VideoTracks) -> None:
-        """Encode a video's frames once, follow its queries, keep the rows."""
+        """Encode a video's frames once, track its queries, and store the rows."""
         start = time.perf_counter()
         images = self._data.images(batch.video)
         maps = torch.cat([self.backbone(image.to(self.device, non_blocking=True)).values for image in images])
@@ -99,7 +99,7 @@ class TrackingModule(LightningModule):
         self.seconds["match"] += time.perf_counter() - encoded
 
     def on_test_epoch_end(self) -> None:
-        """Gather the rows; score every video; log the means over videos."""
+        """Gather the rows, score every video, and log the means over videos."""
         table = gather_tables(self.tables, SCHEMA, ORDER)
         videos = video_scores(table)
         scores = mean_over_videos(videos)
@@ -109,20 +109,20 @@ class TrackingModule(LightningModule):
                 self.log(f"test/{key}", scores[key])
 
     def follow(self, maps: Float[Tensor, "t c h w"], batch: VideoTracks) -> pa.Table:
-        """The rows of a video from its features."""
-        queries, place = batch.queries, (batch.scale, batch.offset)
-        each = torch.arange(len(queries.frame), device=maps.device)
-        query = batch.points[each, queries.frame]
-        found = self.match(maps, queries, to_view(from_corner(query), *place))
-        wrong = queries.evaluated & ~(found.points.isfinite().all(-1) & found.score.isfinite())
-        if bool(wrong.any()):
-            row, frame = wrong.nonzero()[0].tolist()
+        """Track the queries of a video from its features, and return its rows."""
+        queries, geometry = batch.queries, (batch.scale, batch.offset)
+        rows = torch.arange(len(queries.frame), device=maps.device)
+        query = batch.points[rows, queries.frame]
+        matches = self.match(maps, queries, to_view(from_corner(query), *geometry))
+        not_finite = queries.evaluated & ~(matches.points.isfinite().all(-1) & matches.score.isfinite())
+        if bool(not_finite.any()):
+            row, frame = not_finite.nonzero()[0].tolist()
             raise UserError(
                 f"`localise`: track {int(queries.track[row])} has no finite place in frame {frame} of video "
                 f"{batch.video}. Check the weights of the head, and `localise`'s options"
             )
-        predicted, returned = (to_corner(from_view(p.flatten(0, 1), *place)).view_as(p) for p in found[:2])
-        lost = (returned - query[:, None]).norm(dim=-1) > (torch.inf if self.cycle is None else self.cycle)
+        predicted, returned = (to_corner(from_view(p.flatten(0, 1), *geometry)).view_as(p) for p in matches[:2])
+        occluded = (returned - query[:, None]).norm(dim=-1) > (torch.inf if self.cycle is None else self.cycle)
         return build_track_rows(
             video=batch.video,
             track=queries.track,
@@ -131,53 +131,53 @@ class TrackingModule(LightningModule):
             truth=batch.points,
             predicted=predicted,
             occluded=batch.occluded,
-            predicted_occluded=lost,
+            predicted_occluded=occluded,
             evaluated=queries.evaluated,
-            score=found.score,
+            score=matches.score,
             localise=readout_label(self.matcher.localise),
         )
 
     def match(
         self, maps: Float[Tensor, "t c h w"], queries: TrackQueries, points: Float[Tensor, "q 2"]
     ) -> FrameMatches:
-        """Every query against every frame that counts; `points` in pixels the backbone sees."""
-        followed = points[:, None].repeat(1, len(maps), 1)
-        found = FrameMatches(followed, followed.clone(), torch.zeros_like(followed[..., 0]))
+        """Match every query to every evaluated frame; `points` are in pixels the backbone sees."""
+        initial = points[:, None].repeat(1, len(maps), 1)
+        matches = FrameMatches(initial, initial.clone(), torch.zeros_like(initial[..., 0]))
         for source, rows, targets in split_queries(queries, frames_per_chunk(maps)):
-            here = maps[source].expand(len(targets), -1, -1, -1)
-            there = maps[targets]
-            asked = points[rows].expand(len(targets), -1, -1)
-            reached, score = self._transfer(here, there, asked)
-            at = (rows[:, None], targets)
-            found.points[at], found.score[at] = reached.transpose(0, 1), score.T
+            source_maps = maps[source].expand(len(targets), -1, -1, -1)
+            target_maps = maps[targets]
+            query_points = points[rows].expand(len(targets), -1, -1)
+            matched, score = self._transfer(source_maps, target_maps, query_points)
+            index = (rows[:, None], targets)
+            matches.points[index], matches.score[index] = matched.transpose(0, 1), score.T
             if self.cycle is not None:
-                found.returned[at] = self._transfer(there, here, reached)[0].transpose(0, 1)
-        return found
+                matches.returned[index] = self._transfer(target_maps, source_maps, matched)[0].transpose(0, 1)
+        return matches
 
     def _transfer(
         self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"]
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
-        here, there = (FeatureMap(maps, self.backbone.stride) for maps in (source, target))
-        similarity = self.matcher.head(here, there, points).float()
-        found = to_image(self.matcher.localise(similarity), cell_stride(there, similarity))
-        return found, similarity.flatten(2).amax(-1)
+        source_maps, target_maps = (FeatureMap(maps, self.backbone.stride) for maps in (source, target))
+        similarity = self.matcher.head(source_maps, target_maps, points).float()
+        matched = to_image(self.matcher.localise(similarity), cell_stride(target_maps, similarity))
+        return matched, similarity.flatten(2).amax(-1)
 
 
 def split_queries(queries: TrackQueries, frames: int) -> Iterator[tuple[int, Int[Tensor, " n"], Int[Tensor, " b"]]]:
-    """Source frame, queries and target frames of each matching; at most `frames` targets.
+    """Yield the source frame, queries and target frames of each chunk to match; at most `frames` targets.
 
-    Queries of the same frame have the same frames to be looked for in. The chunks do not depend on
-    the number of processes, so neither do the results.
+    Queries of the same frame have the same evaluated frames. The chunks do not depend on the number of processes, so
+    neither do the results.
     """
     for source in queries.frame.unique().tolist():
         for rows in (queries.frame == source).nonzero()[:, 0].split(POINTS):
             targets = queries.evaluated[rows[0]].nonzero()[:, 0]
-            for some in targets.split(frames):
-                if len(some):
-                    yield source, rows, some
+            for chunk in targets.split(frames):
+                if len(chunk):
+                    yield source, rows, chunk
 
 
 def frames_per_chunk(maps: Float[Tensor, "t c h w"]) -> int:
-    """Target frames whose features and similarities fit into `VALUES`."""
+    """Return the number of target frames whose features and similarities fit into `VALUES`."""
     _, c, h, w = maps.shape
     return max(1, VALUES // ((c + POINTS) * h * w))

@@ -36,12 +36,12 @@ def detect_keypoints(
         similarity = _similarity(head, source, target, batch.source.keypoints[i, keypoint]).float()
         if not bool(are_finite(similarity).all()):
             raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
-        view = batch.target.scale[i][None], batch.target.offset[i][None]
-        centres = from_view(_cell_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *view)[0]
-        truth = from_view(batch.target.keypoints[i, keypoint][None], *view)[0]
+        fit = batch.target.scale[i][None], batch.target.offset[i][None]
+        centres = from_view(_cell_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *fit)[0]
+        truth = from_view(batch.target.keypoints[i, keypoint][None], *fit)[0]
         for alpha in KAP_ALPHAS:
-            reach = alpha * float(batch.extent[i])
-            scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, reach)
+            radius = alpha * float(batch.extent[i])
+            scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, radius)
             columns: JsonObject = {
                 "pair": [batch.pair[i]] * len(keypoint),
                 "category": [batch.category[i]] * len(keypoint),

@@ -60,7 +60,7 @@ class EvaluationResult(NamedTuple):
 
 
 class Evaluator:
-    """Encode every image of a split once, match every target once, and score every pair by every specification.
+    """An evaluator of a split, which encodes every image once, and scores every pair by every specification.
 
     Args:
         module: Module with the backbone and the head.
@@ -228,20 +228,20 @@ class Evaluator:
             passes.setdefault(spec.source, []).append(i)
         points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
         for pairs, target, sources in self._group_by_target(batch):
-            for members in passes.values():
-                protocol = self.specs[members[0]].protocol
+            for indices in passes.values():
+                protocol = self.specs[indices[0]].protocol
                 if protocol.query not in points_by_query:
                     batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
                     points_by_query[protocol.query] = batch_points[shared].split(counts)
                 points = [points_by_query[protocol.query][i] for i in pairs]
-                matches = self._match_target(batch, protocol, target, sources, points, pairs, members)
-                self._write_matches(predictions, members, matches, shared, pairs)
+                matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
+                self._write_matches(predictions, indices, matches, shared, pairs)
         return predictions
 
     def _write_matches(
         self,
         predictions: list[BatchPredictions],
-        members: list[int],
+        indices: list[int],
         matches: TargetMatches,
         shared: Bool[Tensor, "b n"],
         pairs: list[int],
@@ -249,13 +249,13 @@ class Evaluator:
         """Write the matches, in the order of the pairs' shared keypoints, into the predictions."""
         mask = torch.zeros_like(shared)
         mask[pairs] = shared[pairs]
-        cells = dict(zip(self._rules(members), matches.cells, strict=True))
-        for i in members:
+        cells = dict(zip(self._readouts_by_name(indices), matches.cells, strict=True))
+        for i in indices:
             predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
 
-    def _rules(self, members: Sequence[int]) -> dict[str, Readout]:
-        """Return the read-outs of some specifications by name."""
-        return {self.specs[i].localise: self.specs[i].rule for i in members}
+    def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
+        """Return the read-outs of specifications, by their names."""
+        return {self.specs[i].localise: self.specs[i].rule for i in indices}
 
     def _query_points(
         self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int
@@ -273,15 +273,15 @@ class Evaluator:
         sources: list[FeatureMap],
         points: list[Tensor],
         pairs: list[int],
-        members: list[int],
+        indices: list[int],
     ) -> TargetMatches:
         """Match the queries of some pairs to the target that they have in common."""
-        rules = list(self._rules(members).values())
+        readouts = list(self._readouts_by_name(indices).values())
         if protocol.decode == "native":
             size, head = self.records[batch.pair[pairs[0]]].target.size, self.module.head
             assert isinstance(head, SiameseHead), "check_scoring_specs comes first"
-            return match_at_full_resolution(head, target, sources, points, rules, size)
-        matches = match_to_target(self.module.head, target, sources, points, rules)
+            return match_at_full_resolution(head, target, sources, points, readouts, size)
+        matches = match_to_target(self.module.head, target, sources, points, readouts)
         h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
         self.stride, self.grid = matches.stride, (w, h)
         return matches
@@ -316,9 +316,9 @@ def require_finite_predictions(
     Raises:
         UserError: A value is not finite; the message names the first pair and keypoint.
     """
-    wrong = batch.shared & ~(predicted.isfinite().all(-1) & score.isfinite())
-    if bool(wrong.any()):
-        pair, keypoint = wrong.nonzero()[0].tolist()
+    not_finite = batch.shared & ~(predicted.isfinite().all(-1) & score.isfinite())
+    if bool(not_finite.any()):
+        pair, keypoint = not_finite.nonzero()[0].tolist()
         raise UserError(
             f"`localise`: {localise} finds no finite place for keypoint {keypoint} of pair {batch.pair[pair]} (its "
             f"similarity is {score[pair, keypoint]:g}). Check the weights of the head, and `localise`'s options"

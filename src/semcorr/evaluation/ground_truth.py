@@ -39,14 +39,14 @@ class GroundTruth(NamedTuple):
 def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: torch.device) -> GroundTruth:
     """Read the annotations from the benchmark's records, which are exact where the geometry of the views is rounded."""
 
-    def points(images: Sequence[ImageRecord]) -> Tensor:
+    def stack_keypoints(images: Sequence[ImageRecord]) -> Tensor:
         """Stack the keypoints of images."""
         return torch.stack([image.keypoints for image in images]).double().to(device)
 
     sources, targets = [pair.source for pair in records], [pair.target for pair in records]
     return GroundTruth(
-        points(sources),
-        points(targets),
+        stack_keypoints(sources),
+        stack_keypoints(targets),
         view_geometry(sources, side, resize, device),
         view_geometry(targets, side, resize, device),
         torch.tensor([image.box for image in targets], dtype=torch.double, device=device),
@@ -64,7 +64,13 @@ def view_geometry(images: Sequence[ImageRecord], side: int, resize: str, device:
 
 
 def extent_is_of_image(pair: PairRecord) -> bool:
-    """Tell whether a pair's extent is a side of its target image, or of its box. Conventions scale them differently."""
+    """Tell whether a pair's extent is a side of its target image, or of its box.
+
+    Conventions scale the two differently.
+
+    Raises:
+        UserError: The extent is neither.
+    """
     if pair.extent == longer_side(pair.target.box):
         return False
     if pair.extent == max(pair.target.size):

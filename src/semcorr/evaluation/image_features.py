@@ -23,8 +23,8 @@ class CorrespondenceModel(Protocol):
         backbone: Images to features.
         head: Features and query points to similarity.
         frozen: The frozen blocks of the backbone.
-        sweep_cache: Cache of the features of images for the jobs of a sweep: the images, and what computes their
-            features where they are not cached, to features. None outside a sweep.
+        sweep_cache: Function from images, and a function that computes their features, to the cache of these features
+            that the jobs of a sweep share; None outside a sweep.
     """
 
     backbone: Backbone

@@ -1,7 +1,7 @@
 """Protocols: everything between a similarity map and a published number, as data; the published ones by name.
 
-The axes are those on which evaluators were found to differ (docs/protocols.md says where each was read). A protocol
-is a view: the same features are scored by any of them, as long as they share the pixels that features are computed of.
+The axes are those on which evaluators were found to differ (docs/protocols.md says where each was read). Any
+protocols can score the same features, as long as they share the pixels that features are computed from.
 """
 
 from collections.abc import Sequence
@@ -29,26 +29,26 @@ class Protocol:
 
     Args:
         name: Name in tables.
-        resize: The image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
+        resize: Placing of the image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
             black (GeoAware, sd-dino), or `corner`, padded to the right and below (probe3d).
-        scaling: Original to view pixels: `exact`, pixel centres at integers and corners on corners (ours);
-            `ratio`, x S / W (GeoAware, sd-dino, SD4Match, MARCO); `whole`, the same, cut to whole pixels (probe3d);
-            `aligned`, x (S - 1) / (W - 1) (Visual-AI).
-        clamp: Scaled points are pushed inside the view (SD4Match, Visual-AI, MARCO).
-        lookup: Where the source map is read: `centre`, bilinear, cells at their centres (ours, DIFT);
+        scaling: Conversion of original to view pixels: `exact`, pixel centres at integers and corners on corners
+            (ours); `ratio`, x S / W (GeoAware, sd-dino, SD4Match, MARCO); `whole`, the same, cut to whole pixels
+            (probe3d); `aligned`, x (S - 1) / (W - 1) (Visual-AI).
+        clamp: Whether scaled points are pushed inside the view (SD4Match, Visual-AI, MARCO).
+        lookup: Position where the source map is read: `centre`, bilinear, cells at their centres (ours, DIFT);
             `containing`, the cell the point falls in (GeoAware, sd-dino); bilinear with corner cells on corner
             pixels, `aligned` (SD4Match, Visual-AI) or nearly, `aligned_fraction` (probe3d); `fraction`, bilinear half
             a cell off (MARCO).
-        read_out: Read-out of the published number; what is typed as `localise=` replaces it.
-        decode: Cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's 14 k + 7),
-            `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or `native`: the
-            read-out sees cosines with features upsampled to every original pixel (DIFT).
-        frame: Where distances are measured, and with it the extent. `original` pixels, the benchmark's extent (ours,
+        read_out: Read-out of the published number; a given `localise=` replaces it.
+        decode: Conversion of cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's
+            14 k + 7), `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or
+            `native`: the read-out sees cosines with features upsampled to every original pixel (DIFT).
+        frame: Frame in which distances and the extent are measured. `original` pixels, the benchmark's extent (ours,
             DIFT); the `view`, a box scaled axis by axis and then its longer side, or the side of the view where a
             benchmark goes by the image (GeoAware, sd-dino, SD4Match, Visual-AI, MARCO); the `unit` square, the
             longer side of the box over that of the image (probe3d).
-        strict: Right if nearer than alpha x extent (GeoAware, sd-dino, probe3d), or at most as far.
-        pooling: What is reported: the mean over pairs of their share (`image`), over all keypoints (`point`), or
+        strict: Whether a prediction must be nearer than alpha x extent (GeoAware, sd-dino, probe3d), or at most as far.
+        pooling: Reported number: the mean over pairs of their share (`image`), over all keypoints (`point`), or
             over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
             (`category_by_pairs`, sd-dino).
     """
@@ -71,7 +71,7 @@ class Protocol:
 
     @property
     def exact(self) -> bool:
-        """Whether points, cells and distances are ours: the same definition in any image geometry."""
+        """Whether points, cells and distances are defined as in semcorr, which is the same in any image geometry."""
         return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
             "exact",
             False,
@@ -86,7 +86,7 @@ class Protocol:
         return self.scaling, self.clamp, self.lookup
 
     def shown(self, resize: str) -> "Protocol":
-        """Return the protocol as it is in a run with this `resize`; its name says what is not as published."""
+        """Return the protocol as used in a run with this `resize`; its name says what is not as published."""
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
         if resize == self.resize or self.exact:
@@ -113,7 +113,7 @@ PRESETS = (
 
 
 def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
-    """Return a published protocol, or with some axes changed; then its name says which."""
+    """Return a published protocol, or a variant of it with some axes changed, which its name then lists."""
     presets = {item.name: item for item in PRESETS}
     if name not in presets:
         raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
@@ -128,7 +128,7 @@ def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -
 
 
 def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
-    """Return protocols to be scored side by side; all that are defined on these pixels if none is named."""
+    """Return protocols to score side by side; without names, all that are defined on these pixels."""
     if names is None:
         return [preset.shown(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
     if not names or len(set(names)) < len(names):
@@ -137,7 +137,7 @@ def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
 
 
 def shared_resize(names: Sequence[str]) -> str:
-    """Return the image geometry that protocols share. A run has one: others need other pixels."""
+    """Return the image geometry that protocols share, since a run has only one."""
     needed = {preset.resize: preset.name for preset in map(protocol_preset, names) if not preset.exact}
     if len(needed) > 1:
         message = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())

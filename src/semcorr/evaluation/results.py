@@ -65,8 +65,8 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
             write_predictions(result.tables[name], run_dir / f"{name}.parquet")
     write_predictions(predictions, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")
-    scored = set(table["pair"].to_pylist())
-    displayed = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored])
+    scored_pairs = set(table["pair"].to_pylist())
+    displayed = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored_pairs])
     write_picture(run_dir / "matches.png", lambda: draw.plot_predictions(displayed, table))
     return metrics
 
@@ -115,10 +115,10 @@ def print_protocols(scores: JsonMapping, pairs: int) -> None:
     )
     for header in ("", "read-out", "pooled by", *alphas):
         table.add_column(header, justify="right" if header in alphas else "left")
-    for name, rules in scores.items():
-        for rule, metrics in rules.items():
+    for name, readouts in scores.items():
+        for readout, metrics in readouts.items():
             values = ("-" if v is None else f"{100 * v:.1f}" for v in metrics["headline"].values())
-            table.add_row(name, rule, metrics["pooling"], *values)
+            table.add_row(name, readout, metrics["pooling"], *values)
     Terminal().print(table)
 
 
@@ -127,7 +127,7 @@ def print_read_outs(scores: JsonMapping, pairs: int, alpha: str = "0.1") -> None
     table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
     for header in ("", *SUBSETS):
         table.add_column(header, justify="right" if header else "left")
-    for rule, pck in scores.items():
+    for readout, pck in scores.items():
         values = [pck[subset]["image"][alpha] for subset in SUBSETS]
-        table.add_row(rule, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+        table.add_row(readout, *("-" if v is None else f"{100 * v:.1f}" for v in values))
     Terminal().print(table)

@@ -33,9 +33,9 @@ class ScoringSpec(NamedTuple):
 def build_scoring_specs(
     protocols: Sequence[Protocol], localise: Readout | ProtocolReadout
 ) -> tuple[list[ScoringSpec], Readout]:
-    """Pair every protocol with every read-out, or with its own for `ProtocolReadout`; return what to localise by, too.
+    """Return the specifications of all protocols with all read-outs, and the read-out to localise by.
 
-    For `ProtocolReadout` that is the first protocol's own read-out.
+    With `ProtocolReadout` every protocol has its own read-out alone, and the first one's is that to localise by.
     """
     if isinstance(localise, ProtocolReadout):
         return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
@@ -61,11 +61,11 @@ def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[JsonObject]) -> J
     names = list(dict.fromkeys(spec.protocol.name for spec in chosen))
     by_protocol: JsonObject = {name: {} for name in names}
     for spec, metrics in zip(chosen, each, strict=True):
-        view = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
-        by_protocol[spec.protocol.name][spec.localise] = view
+        entry = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
+        by_protocol[spec.protocol.name][spec.localise] = entry
     first = by_protocol[names[0]]
     if len(first) > 1:
-        scores["read_outs"] = {rule: view["pck"] for rule, view in first.items()}
+        scores["read_outs"] = {readout: entry["pck"] for readout, entry in first.items()}
     return scores | ({"protocols": by_protocol} if len(names) > 1 else {})
 
 

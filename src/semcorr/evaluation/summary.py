@@ -85,8 +85,12 @@ def kap_summary(detections: pa.Table) -> JsonObject:
 def format_intervals(metrics: JsonMapping) -> str:
     """Format the intervals of the three subsets, per image, in one line."""
     alpha = f"{SHOWN:g}"
-    ends = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}
-    if not any(ends.values()):
+    intervals = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}
+    if not any(intervals.values()):
         return "no intervals: too few images"
-    parts = (f"{subset} {100 * end[0]:.1f} to {100 * end[1]:.1f}" for subset, end in ends.items() if end)
+    parts = (
+        f"{subset} {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+        for subset, interval in intervals.items()
+        if interval
+    )
     return f"per image at {alpha}, 95 % over images: {', '.join(parts)}"

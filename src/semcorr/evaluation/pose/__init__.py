@@ -1,1 +1,1 @@
-"""Which pose an object is shown in, told from features: instance matching distance and what follows from it."""
+"""Poses of objects, compared and predicted by the instance matching distance of their features."""

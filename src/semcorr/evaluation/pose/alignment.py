@@ -51,12 +51,12 @@ class AdaptivePose:
     Args:
         mirror: Try the mirror image.
         rotations: Degrees anticlockwise to turn the image by, for each category.
-        mask: Whose cells are compared: `auto` is the benchmark's segmentation if it has one of every image, else
-            the box; `segmentation`, `box`; `sam`, Segment Anything prompted with the box; `none`, all cells.
+        mask: Mask of the cells that are compared: `auto` is the benchmark's segmentation if it has one of every image,
+            else the box; `segmentation`, `box`; `sam`, Segment Anything prompted with the box; `none`, all cells.
         reduce: `mean` (released code) or `sum` (paper) of the cells' distances.
         mutual: Compare only cells that are each other's nearest.
         grid: Cells along a side to which maps are resized first: 64 in the released code; null, their own.
-        twins: Which keypoints are read in a mirror image: `source`, all whose twin the source shows;
+        twins: Keypoints that are read in a mirror image: `source`, all whose twin the source shows;
             `shared`, only where the target shows it, too, as the released code does.
         sam_weights: The authors' checkpoint, for `sam`.
     """

@@ -1,4 +1,7 @@
-"""Prediction of the pose of an image: that of the closest template, by a vote of template sets (3.4)."""
+"""Prediction of the pose of an image, as that of the closest template, by a vote of template sets.
+
+"Telling Left from Right" (Zhang et al. 2024), section 3.4.
+"""
 
 from collections.abc import Sequence
 
@@ -14,17 +17,17 @@ def template_distances(image: ObjectCells, templates: Sequence[Sequence[ObjectCe
 
     As published, the image's object is matched with all of a template's image.
     """
-    whole = [
+    unmasked = [
         [template._replace(inside=torch.ones_like(template.inside)) for template in template_set]
         for template_set in templates
     ]
     return torch.stack(
-        [torch.stack([instance_distance(image, template) for template in template_set]) for template_set in whole]
+        [torch.stack([instance_distance(image, template) for template in template_set]) for template_set in unmasked]
     )
 
 
 def vote_pose(distances: Float[Tensor, "*b sets poses"]) -> Int[Tensor, "*b"]:
-    """Let each set vote for its closest pose; most votes win, of equals the pose closest on average over the sets.
+    """Let each set vote for its closest pose; most votes win, and of equals the pose closest on average over the sets.
 
     The paper does not say how ties are broken.
 
@@ -40,7 +43,7 @@ def vote_pose(distances: Float[Tensor, "*b sets poses"]) -> Int[Tensor, "*b"]:
 def pose_accuracy(
     distances: Float[Tensor, "b sets poses"], truth: Int[Tensor, " b"], choice: Sequence[int]
 ) -> tuple[float, int]:
-    """Return the share of right predictions among images of the poses in `choice`, and the number of these images.
+    """Return the share of correct predictions among images of the poses in `choice`, and the number of these images.
 
     Poses are predicted among those in `choice` alone. Table 1's columns: left or right, front or back, all four.
     """

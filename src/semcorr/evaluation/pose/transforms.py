@@ -1,4 +1,4 @@
-"""Poses of an image: its mirror image and its quarter turns, exact maps of points, pixels and cells."""
+"""Poses of an image, its mirror image and its quarter turns, as exact maps of points, pixels and cells."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from semcorr.data.record import ImageRecord
 
 
 class PoseTransform(NamedTuple):
-    """A square image mirrored, then turned."""
+    """A pose of a square image: mirrored, then turned."""
 
     mirrored: bool = False
     turned: int = 0  # degrees anticlockwise: 0, 90, 180 or 270
