@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from omegaconf import OmegaConf
 
@@ -249,6 +250,28 @@ def test_two_sweeps_do_not_share_a_directory_at_the_same_time(typed, tmp_path, t
     assert "another process runs the job in S/" in capfd.readouterr().err
     assert len(scores(tmp_path / "S")) == 1
     assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 0
+
+
+def test_the_line_in_a_sweeps_folder_is_that_of_its_jobs(typed, tmp_path, tiny, monkeypatch):
+    """Hydra writes it before anything is known; one that is refused, before or meanwhile, leaves the other's."""
+    written = tmp_path / "S" / "multirun.yaml"
+    assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 0
+    line = written.read_text()
+    with FileLock(tmp_path / "S" / ".lock"):
+        assert typed(evaluate, "-m", "seed=3,4", *tiny, "run_dir=S") == 2
+    assert written.read_text() == line
+    assert typed(evaluate, "-m", "seed=1,2", "localise=no_such", *tiny, "run_dir=S") == 2
+    assert written.read_text() == line
+
+    score = evaluate.evaluate
+
+    def beside(cfg):
+        written.write_text("another's")
+        return score(cfg)
+
+    monkeypatch.setattr(evaluate, "evaluate", beside)
+    assert typed(evaluate, "-m", "seed=1,5", *tiny, "run_dir=S") == 0
+    assert yaml.safe_load(written.read_text())["hydra"]["overrides"]["task"][0] == "seed=1,5"
 
 
 LAUNCHERS = {

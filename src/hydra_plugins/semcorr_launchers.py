@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Whole, check_arguments, require
@@ -64,7 +64,8 @@ class Here(Launcher):
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
         configs = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        outcomes = run_jobs(plan_jobs(verb, configs, folder), folder, self.map_jobs, self.elsewhere)
+        jobs, typed = plan_jobs(verb, configs, folder), OmegaConf.to_yaml(self.config)
+        outcomes = run_jobs(jobs, folder, self.map_jobs, self.elsewhere, typed)
         self.outcomes.extend(outcomes)
         return [_job_return(outcome) for outcome in outcomes]
 

@@ -23,11 +23,11 @@ from semcorr.cli.compose import (
     register_readouts,
 )
 from semcorr.cli.errors import report_user_errors
-from semcorr.cli.sweep.plan import JobOutcome
+from semcorr.cli.sweep.plan import MULTIRUN, JobOutcome
 from semcorr.cli.typed_line import check_line, find_run_place, list_absent_folders
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
-from semcorr.core.files import REASONS, write_error
+from semcorr.core.files import REASONS, write_error, write_text
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranks import ProcessWatch
 from semcorr.engine.known_targets import conf_dir, config_search_path
@@ -35,7 +35,6 @@ from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_drawing
 
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
-SWEEP = "multirun.yaml"  # is written by Hydra before the first job is composed
 
 
 def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
@@ -104,20 +103,31 @@ def check_run(cfg: DictConfig) -> None:
 
 @contextmanager
 def _remove_empty_folders(name: str) -> Iterator[None]:
-    """Remove the folders that Hydra made for a run that was refused."""
+    """Undo what Hydra did for a run that was refused: remove its folders, restore the line of the sweep before."""
     run_place, absent = find_run_place(sys.argv[1:], name), list_absent_folders(find_run_place(sys.argv[1:], name))
-    before = _list_folder(run_place)
+    before, multirun = _list_folder(run_place), _read_file(run_place / MULTIRUN)
     try:
         yield
+    except Exception:  # a sweep that has not begun: errors of its jobs are outcomes
+        if multirun is not None and _read_file(run_place / MULTIRUN) not in (multirun, None):
+            write_text(run_place / MULTIRUN, multirun, "run_dir")
+        raise
     finally:
         for folder in (_list_folder(run_place) - before) | {*absent[:1]}:
             with suppress(OSError):
-                if os.listdir(folder) == [SWEEP]:
-                    (folder / SWEEP).unlink()
+                if os.listdir(folder) == [MULTIRUN]:
+                    (folder / MULTIRUN).unlink()
                 folder.rmdir()
         for folder in absent:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _read_file(path: Path) -> str | None:
+    """Return the text of a file; None if there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text()
+    return None
 
 
 def _list_folder(folder: Path) -> set[Path]:

@@ -20,6 +20,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
+MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
 MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,17 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, is_done, read_job_metrics
+from semcorr.cli.sweep.plan import MULTIRUN, NOTE, JobOutcome, SweepJob, is_done, read_job_metrics
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.run_dir import LATE, METRICS, config_hash
 from semcorr.engine.run_lock import lock_folder
+from semcorr.store.sweep_cache import SweepFeatureCache
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +21,15 @@ log = logging.getLogger(__name__)
 LOST = "its worker was lost: out of memory, out of time or cancelled"
 
 
-Run = Callable[[SweepJob], JobOutcome]
+RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
 
 
 def run_jobs(
     jobs: Sequence[SweepJob],
     folder: Path,
-    launch: Callable[[Run, Sequence[SweepJob]], Iterator[JobOutcome]],
+    launch: Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]],
     elsewhere: str = "",
+    config: str = "",
 ) -> list[JobOutcome]:
     """Run the jobs that are not done, and return the outcomes of all; one that fails does not stop the others.
 
@@ -35,6 +38,7 @@ def run_jobs(
         folder: Directory of the sweep.
         launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
         elsewhere: Sentence on jobs that go on when this process is interrupted.
+        config: Text that multirun.yaml is to hold.
     """
     from semcorr.cli.sweep.job import run_job
 
@@ -50,9 +54,20 @@ def run_jobs(
                 f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on.",
                 flush=True,
             )
-        with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
-            outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
+        try:
+            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
+                outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
+        finally:
+            _restore_file(folder / MULTIRUN, config)
     return [outcomes.get(job.identity) or _outcome(job) for job in jobs]
+
+
+def _restore_file(path: Path, text: str) -> None:
+    """Write a file of the sweep again if another sweep, which was refused, has replaced it: Hydra takes no lock."""
+    if is_first_process() and text:
+        with suppress(OSError, UserError):  # the disk is full: the outcomes are reported in any case
+            if path.read_text() != text:
+                write_text(path, text, "run_dir")
 
 
 def _outcome(job: SweepJob) -> JobOutcome:
