@@ -265,9 +265,9 @@ def test_the_line_in_a_sweeps_folder_is_that_of_its_jobs(typed, tmp_path, tiny, 
 
     score = evaluate.evaluate
 
-    def beside(cfg):
+    def beside(cfg, cache):
         written.write_text("another's")
-        return score(cfg)
+        return score(cfg, cache)
 
     monkeypatch.setattr(evaluate, "evaluate", beside)
     assert typed(evaluate, "-m", "seed=1,5", *tiny, "run_dir=S") == 0
