@@ -109,7 +109,9 @@ def judged(
     unmirrored = SourceSimilarities(asked.similarity[::2], asked.keypoint_mask[::2], asked.stride)
     single = torch.stack([read_out_points(matcher, x, unmirrored.stride) for x in unmirrored.similarity])
     predictions = {"one source": (single, unmirrored.keypoint_mask)}
-    median = geometric_median(single, unmirrored.keypoint_mask).masked_fill(~unmirrored.keypoint_mask.any(0)[:, None], 0.0)
+    median = geometric_median(single, unmirrored.keypoint_mask).masked_fill(
+        ~unmirrored.keypoint_mask.any(0)[:, None], 0.0
+    )
     predictions["geometric median of all"] = (median[None], unmirrored.keypoint_mask.any(0)[None])
     for note, x in (("", unmirrored), (", also mirrored", asked)):
         fit = source_fitness(x.similarity, x.keypoint_mask)

@@ -12,7 +12,7 @@ from semcorr.models.backbones.segment_anything import SegmentAnything
 from semcorr.models.backbones.squeezenet import SqueezeNet
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.backbones.transformers_model import TransformersModel
-from semcorr.models.backbones.weights import weights_sha256
+from semcorr.models.weights.loading import weights_sha256
 
 VIT = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 DINOV3 = {"embed_dim": 48, "depth": 3, "num_heads": 3}

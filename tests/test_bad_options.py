@@ -8,10 +8,10 @@ from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
-from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.backbones.weights import load_weights
 from semcorr.models.finetune.last_blocks import last_blocks
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.loading import load_weights
 
 TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 SMALL = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}

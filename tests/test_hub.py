@@ -3,8 +3,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AutoConfig
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.transformers_model import TransformersModel
+from semcorr.models.weights.hub import download_error
 
 
 class Response:

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from torchscript_cases import script
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones.state_dict_conversion import convert_to_timm
 from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.weights.state_dict_conversion import convert_to_timm
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "size": 64, "patch_size": 8, "pretrained": False}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "size": 64, "pretrained": False}

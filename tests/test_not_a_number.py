@@ -16,7 +16,7 @@ from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
 from semcorr.inference import Matcher
-from semcorr.models.backbones.weights import load_weights, require_finite_weights
+from semcorr.models.weights.loading import load_weights, require_finite_weights
 from semcorr.store.frozen import FrozenPrefix
 from semcorr.train import train
 

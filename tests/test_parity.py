@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from semcorr.models.backbones.segment_anything import SegmentAnything
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.backbones.weights import load_weights
+from semcorr.models.weights.loading import load_weights
 
 SIDE = 112  # eight cells of fourteen pixels
 HUGGING_FACE = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 14}

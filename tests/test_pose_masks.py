@@ -81,9 +81,7 @@ def test_auto_is_segmentation_where_every_image_has_one_and_the_box_elsewhere(ca
 
 def test_masks_differ_by_how_they_were_asked_for(cats):
     image, maps = cats.pairs("test")[0].source, FeatureMap(torch.zeros(1, 1, 10, 10), 8.0)
-    box, segmentation = (
-        ObjectMasks(kind, cats, "test")(image, maps) for kind in ("box", "segmentation")
-    )
+    box, segmentation = (ObjectMasks(kind, cats, "test")(image, maps) for kind in ("box", "segmentation"))
 
     assert torch.equal(box, box_cells(image, 80, "squash", 10))
     assert torch.equal(segmentation, mask_cells(segmentation_mask(image), 80, "squash", 10))

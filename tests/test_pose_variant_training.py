@@ -19,9 +19,7 @@ VARIANTS = ["pairs=pose_variant", "finetune.blocks=2"]
 
 def module_of(config, *line):
     cfg = config("train", *line)
-    return build_datamodule_and_module(
-        cfg, ("fit",), build_training_parts(cfg)
-    )
+    return build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
 
 
 def fitted(config, *line):

@@ -306,4 +306,6 @@ def test_a_slurm_job_of_two_processes_has_one_outcome(tmp_path, fault):
 
     given = JobOutcome("job", fault, "why")
 
-    assert list(launcher.map_jobs(lambda job, cache: job, [given])) == [given]  # a lambda: workers cannot import this file
+    assert list(launcher.map_jobs(lambda job, cache: job, [given])) == [
+        given
+    ]  # a lambda: workers cannot import this file

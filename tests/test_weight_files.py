@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchscript_cases import script
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones.checkpoints import read_weights, unwrap_checkpoint
+from semcorr.models.weights.checkpoints import read_weights, unwrap_checkpoint
 
 
 def test_every_kind_of_tensor_in_a_torchscript_archive_is_read(tmp_path):

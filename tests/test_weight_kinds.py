@@ -9,9 +9,9 @@ from weight_kinds import OTHER, POINTER, WRAPPED, chunked, saved, write_as
 from semcorr.core.errors import UserError
 from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.engine.saved_config import read_run_config
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.state_dict_conversion import merge_block_chunks
 from semcorr.models.backbones.timm_model import TimmModel
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.state_dict_conversion import merge_block_chunks
 
 CONTAINERS = ("zip", "script", "legacy", "safetensors")
 CHECKED = ("zip", "script")  # by checksums, which the others have not

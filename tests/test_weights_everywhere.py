@@ -25,10 +25,10 @@ from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.evaluation.pose.alignment import AdaptivePose
 from semcorr.evaluation.pose.sam import load_box_prompted_sam
 from semcorr.inference.load import restore_model
-from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.backbones.transformers_model import TransformersModel
 from semcorr.models.heads.aggregation import Aggregation
+from semcorr.models.weights.checkpoints import read_weights
 
 CPU = torch.device("cpu")
 LITTLE = {"size": 64, "pretrained": False, "embed_dim": 48, "depth": 2, "num_heads": 3}

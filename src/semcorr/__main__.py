@@ -8,7 +8,20 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 
-VERBS = ["train", "evaluate", "prepare", "export", "store", "benchmark", "audit", "compare", "report", "match", "transfer", "app"]
+VERBS = [
+    "train",
+    "evaluate",
+    "prepare",
+    "export",
+    "store",
+    "benchmark",
+    "audit",
+    "compare",
+    "report",
+    "match",
+    "transfer",
+    "app",
+]
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.finished_run import read_evaluated_run
 from semcorr.inference.transfer.annotations import read_annotations
 from semcorr.metrics.predictions_table import read_predictions as read_predictions
-from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.transformers_weights import load_image_encoder as load_transformers
+from semcorr.models.weights.checkpoints import read_weights
 from semcorr.report.runs import _history
 
 ROOM = 2 << 30  # bytes

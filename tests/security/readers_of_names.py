@@ -16,7 +16,7 @@ from semcorr.data.pf_pascal import PFPascal
 from semcorr.data.pf_willow import PFWillow
 from semcorr.data.spair import SPair
 from semcorr.inference.transfer.annotations import read_annotations
-from semcorr.models.backbones.checkpoints import read_weights
+from semcorr.models.weights.checkpoints import read_weights
 
 
 class Reader(NamedTuple):

@@ -144,7 +144,7 @@ def test_a_benchmark_whose_folder_of_images_is_a_link_of_the_users_is_read(tmp_p
 
 
 def test_a_weights_folder_of_links_into_a_cache_is_read(tmp_path):
-    from semcorr.models.backbones.checkpoints import read_weights
+    from semcorr.models.weights.checkpoints import read_weights
 
     (tmp_path / "blobs").mkdir()
     (tmp_path / "model").mkdir()

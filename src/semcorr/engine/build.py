@@ -43,9 +43,9 @@ from semcorr.engine.trainer_options import MISTAKES, check_numbers, check_precis
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
-from semcorr.models.backbones.checkpoints import require_weights_file
-from semcorr.models.backbones.weights import require_finite_weights, weights_sha256
 from semcorr.models.losses import Loss
+from semcorr.models.weights.checkpoints import require_weights_file
+from semcorr.models.weights.loading import require_finite_weights, weights_sha256
 from semcorr.store.sweep_cache import SweepFeatureCache
 
 PROFILERS: dict[str, Callable[..., object]] = {

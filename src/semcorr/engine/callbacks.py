@@ -10,9 +10,9 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
 from semcorr.core.errors import UserError
-from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.engine.plain_yaml import read_plain_mapping
 
 MONITOR = "val/all/pck@0.1"
 

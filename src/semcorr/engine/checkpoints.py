@@ -15,14 +15,14 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
-from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.plain_yaml import read_plain_mapping
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
-from semcorr.models.backbones.checkpoints import format_reason
-from semcorr.models.backbones.file_kinds import describe_other, describe_unreadable
-from semcorr.models.backbones.weights import require_finite_weights
+from semcorr.models.weights.checkpoints import format_reason
+from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
+from semcorr.models.weights.loading import require_finite_weights
 
 TRAINED_AS = "trained_as"
 # What trained weights depend on in a configuration.

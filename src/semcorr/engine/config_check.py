@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from semcorr.core.errors import UserError
-from semcorr.core.plain_yaml import Place, PlainDocument
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS, KnownGroup, KnownTargets, call_controls
+from semcorr.engine.plain_yaml import Place, PlainDocument
 
 CALLED = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")  # sections that every run has had
 NEEDED = (*CALLED, "seed", "provenance")

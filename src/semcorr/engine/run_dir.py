@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
-from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.engine.plain_yaml import read_plain_mapping
 
 METRICS = "metrics.json"  # written last: a run is finished when it exists
 RESULTS = (

@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
-from semcorr.core.plain_yaml import read_plain_yaml
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.config_check import check_config
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
+from semcorr.engine.plain_yaml import read_plain_yaml
 from semcorr.engine.renamed_targets import update_targets
 
 CONFIG = "config.yaml"

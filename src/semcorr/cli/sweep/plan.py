@@ -14,9 +14,9 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
-from semcorr.core.plain_yaml import read_plain_mapping
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
+from semcorr.engine.plain_yaml import read_plain_mapping
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"

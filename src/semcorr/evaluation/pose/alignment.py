@@ -26,7 +26,7 @@ from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, instance_distance
 from semcorr.evaluation.pose.masks import MASKS, ObjectMasks
 from semcorr.evaluation.pose.transforms import PLAIN, PoseTransform, list_pose_transforms
-from semcorr.models.backbones.checkpoints import require_weights_file
+from semcorr.models.weights.checkpoints import require_weights_file
 
 SCHEMA = pa.schema(
     [

@@ -12,9 +12,9 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.data.record import ImageRecord
 from semcorr.data.transforms import load_image
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weights import load_weights
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.loading import load_weights
+from semcorr.models.weights.networks import recognise_weights
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.errors import UserError
-from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.core.text_files import JsonMapping
 from semcorr.data.coco_fields import LAYOUTS, Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
 from semcorr.data.pictures import list_image_files

@@ -16,7 +16,7 @@ from semcorr.models.backbones.layers import concatenate_layers, normalise_layer_
 from semcorr.models.backbones.noise import TIMESTEPS, add_noise
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.unet import STAGES, UNetState, coarsest_stride, list_decoder_steps, list_unet_blocks
-from semcorr.models.backbones.weights import weights_sha256
+from semcorr.models.weights.loading import weights_sha256
 
 
 class FixedPrompt(nn.Module):

@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.checkpoints import format_reason, require_weights_folder
-from semcorr.models.backbones.file_kinds import describe_other
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
-from semcorr.models.backbones.weight_paths import list_library_files
-from semcorr.models.backbones.weights import require_finite_weights
+from semcorr.models.weights.checkpoints import format_reason, require_weights_folder
+from semcorr.models.weights.file_kinds import describe_other
+from semcorr.models.weights.loading import require_finite_weights
+from semcorr.models.weights.paths import list_library_files
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

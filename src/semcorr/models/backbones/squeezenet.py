@@ -12,12 +12,12 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.layers import concatenate_layers, normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, default_lora_targets
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weights import load_weights, weights_sha256
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.loading import load_weights, weights_sha256
+from semcorr.models.weights.networks import recognise_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIRE = (3, 4, 6, 7, 9, 10, 11, 12)  # indices of the eight fire modules in torchvision's `features`

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, OptionsOf, Range, check_arguments, require
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.checkpoints import read_weights
 from semcorr.models.backbones.facets import check_facet, project_facet, tokens_to_maps
-from semcorr.models.backbones.hub import download_error
 from semcorr.models.backbones.layers import normalise_layer_indices
 from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
-from semcorr.models.backbones.state_dict_conversion import convert_to_timm
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weights import load_weights, weights_sha256
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.loading import load_weights, weights_sha256
+from semcorr.models.weights.networks import recognise_weights
+from semcorr.models.weights.state_dict_conversion import convert_to_timm
 
 if TYPE_CHECKING:
 

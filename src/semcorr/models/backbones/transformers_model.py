@@ -16,7 +16,7 @@ from semcorr.models.backbones.facets import check_facet, tokens_to_maps
 from semcorr.models.backbones.layers import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.backbones.transformers_weights import load_image_encoder, pixel_statistics, require_complete
-from semcorr.models.backbones.weights import weights_sha256
+from semcorr.models.weights.loading import weights_sha256
 
 NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")  # names of the final LayerNorm in the families
 AUGMENTED = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # options of DINOv3 for its training

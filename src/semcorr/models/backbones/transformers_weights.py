@@ -18,11 +18,11 @@ from transformers.utils import logging
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.hub import download_error
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weight_paths import require_json
-from semcorr.models.backbones.weights import require_finite_weights
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.loading import require_finite_weights
+from semcorr.models.weights.networks import recognise_weights
+from semcorr.models.weights.paths import require_json
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weights that dense features do not use

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from semcorr.models.backbones.checkpoints import read_weights
-from semcorr.models.backbones.weight_kinds import recognise_weights
-from semcorr.models.backbones.weights import load_weights
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.loading import load_weights
+from semcorr.models.weights.networks import recognise_weights
 
 # From names in the files of GeoAware-SC and DIY-SC to ours, applied in this order. None matches a name of ours.
 AGGREGATION = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones.weight_kinds import ADAPTER, recognise_weights
+from semcorr.models.weights.networks import ADAPTER, recognise_weights
 
 State = Mapping[str, Tensor]
 

@@ -18,10 +18,10 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain, quote_value, require_plain
 from semcorr.core.pickles import DAMAGE, require_torch_file
 from semcorr.core.text_files import REPORTS, JsonObject, read_json
-from semcorr.models.backbones.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
-from semcorr.models.backbones.torchscript import is_torchscript, read_torchscript
-from semcorr.models.backbones.weight_paths import list_library_files, list_shards, list_weight_files, require_json
-from semcorr.models.backbones.wrappings import list_prefixes, unwrap_checkpoint
+from semcorr.models.weights.file_kinds import AGAIN, describe_other, describe_unreadable, is_safetensors
+from semcorr.models.weights.paths import list_library_files, list_shards, list_weight_files, require_json
+from semcorr.models.weights.torchscript import is_torchscript, read_torchscript
+from semcorr.models.weights.wrappings import list_prefixes, unwrap_checkpoint
 
 # Names of parameters, which must be floating-point numbers; not of indices, masks or counters.
 NUMBERS = re.compile(r"(weight|bias|gamma|beta|lambda1|running_mean|running_var|token|tokens|pos_embed)$")

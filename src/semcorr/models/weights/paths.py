@@ -6,8 +6,8 @@ from pathlib import Path
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import read_mapping
-from semcorr.models.backbones.file_kinds import describe_placed
-from semcorr.models.backbones.weight_kinds import MERGE
+from semcorr.models.weights.file_kinds import describe_placed
+from semcorr.models.weights.networks import MERGE
 
 LIBRARY_FILES = (
     "diffusion_pytorch_model.safetensors",
