@@ -17,7 +17,7 @@ from rich.table import Table
 from semcorr.core.parquet import read_parquet
 from semcorr.core.text_files import read_mapping
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.metrics import predictions_table as table
+from semcorr.metrics import predictions as table
 
 KINDS = ("mirror", "same", "other")
 

@@ -27,9 +27,8 @@ from semcorr.data.views import make_view
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.engine.known_targets import conf_dir
 from semcorr.evaluation.pose.alignment import AdaptivePose
-from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object
+from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, pose_accuracy, template_distances
 from semcorr.evaluation.pose.masks import ObjectMasks
-from semcorr.evaluation.pose.prediction import pose_accuracy, template_distances
 
 POSES = ("Left", "Right", "Frontal", "Rear")
 CHOICES = {"left or right": (0, 1), "front or back": (2, 3), "all four": (0, 1, 2, 3)}

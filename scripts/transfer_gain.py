@@ -28,6 +28,7 @@ from semcorr.inference.transfer.annotations import AnnotatedObject, read_objects
 from semcorr.inference.transfer.crop import Crop, crop_picture
 from semcorr.inference.transfer.pipeline import open_object_image, open_source
 from semcorr.inference.transfer.propagate import (
+    PRIOR_WEIGHT,
     USES,
     LabelledSource,
     PropagatedKeypoints,
@@ -37,8 +38,9 @@ from semcorr.inference.transfer.propagate import (
     compute_source_similarities,
     propagate_from_similarities,
     read_out_points,
+    source_fitness,
+    vote_similarity,
 )
-from semcorr.inference.transfer.vote import PRIOR_WEIGHT, source_fitness, vote_similarity
 from semcorr.store.encode import split_into_chunks
 
 ALPHA = 0.1

@@ -15,7 +15,7 @@ from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, build_image_record, longer_side
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.matching.readouts import ProtocolReadout
 from semcorr.models.heads.cosine import Cosine
 
 SIDE, GRID = slow_protocols.SIDE, 20

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from semcorr.core.types import PairBatch, View
-from semcorr.data.alter import mirror_annotations
+from semcorr.data.augment import mirror_annotations
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.models.heads.cosine import Cosine
 

@@ -20,9 +20,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTConfig, 
 from transformers.models.vit.modeling_vit import ViTConfig, ViTLayer
 
 from semcorr.core.interfaces import Backbone
-from semcorr.models.finetune.adapters import AdapterBottleneck
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import AdapterBottleneck, adaptformer, houlsby
 
 C = 16
 SIZES = {"hidden_size": C, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1}

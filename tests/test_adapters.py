@@ -12,10 +12,8 @@ from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.finetune.adapters import AdapterBottleneck
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
-from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.adapters import AdapterBottleneck, adaptformer, houlsby
+from semcorr.models.finetune.state import keep_frozen_in_eval
 
 
 @pytest.mark.parametrize(("build", "place"), [(squeezenet, -1), (resnet, 1), (lite0, 3)])

@@ -13,8 +13,7 @@ from torchvision.models.resnet import Bottleneck as Torchvision
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.models.heads.aggregation import Aggregation
-from semcorr.models.heads.bottleneck import BottleneckHead
-from semcorr.models.heads.residual import ResidualBottleneck
+from semcorr.models.heads.bottleneck import BottleneckHead, ResidualBottleneck
 
 
 def as_torchvision(block: ResidualBottleneck) -> nn.Module:

@@ -6,7 +6,7 @@ from test_heads import built, maps, points
 from torch.testing import assert_close
 
 from semcorr.core.types import FeatureMap
-from semcorr.models.heads.linear_attention import linear_attention, sine_position_encoding
+from semcorr.models.heads.attention import linear_attention, sine_position_encoding
 
 
 def slow_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from semcorr import evaluate, train
 from semcorr.audit import app, audit_run, walk_axes
 from semcorr.core.errors import UserError
-from semcorr.evaluation.protocols import PRESETS, SEMCORR, protocol_preset
-from semcorr.evaluation.scoring_specs import ScoringSpec
+from semcorr.evaluation.protocols import PRESETS, SEMCORR, ScoringSpec, protocol_preset
 from semcorr.matching.readouts import argmax
 
 
@@ -219,6 +218,6 @@ def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, 
     cfg = merge_checkpoint_config(config("evaluate", *typed_line), typed_line)
 
     assert cfg.data.resize == "letterbox"
-    assert cfg.localise._target_ == "semcorr.matching.readout_names.ProtocolReadout"
+    assert cfg.localise._target_ == "semcorr.matching.readouts.ProtocolReadout"
     own = merge_checkpoint_config(config("evaluate", typed_line[0]), typed_line[:1])
     assert (own.localise.window, own.data.resize, own.protocol.name) == (5, "squash", "semcorr")

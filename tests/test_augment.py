@@ -6,9 +6,15 @@ from augmented_pairs import KINDS, PLACES, SIDE, SWAP, away, chance, equal, pair
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
-from semcorr.data.alter import GeometricChange, mirror_view, transform_annotations, transform_colours, transform_pixels
-from semcorr.data.augment import Augmentation
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.augment import (
+    Augmentation,
+    GeometricChange,
+    mirror_view,
+    transform_annotations,
+    transform_colours,
+    transform_pixels,
+)
+from semcorr.data.proposal_flow import PFWillow
 
 
 def blobs(places: torch.Tensor) -> torch.Tensor:

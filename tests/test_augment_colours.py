@@ -7,8 +7,7 @@ import torch
 from augmented_pairs import chance, equal, pair_of, record, seen
 from torch.testing import assert_close
 
-from semcorr.data.alter import ColourChange, transform_colours
-from semcorr.data.augment import Augmentation
+from semcorr.data.augment import Augmentation, ColourChange, transform_colours
 
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue", "grey"])

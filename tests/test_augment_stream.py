@@ -6,7 +6,7 @@ from augmented_pairs import equal
 
 from semcorr.core.types import PairBatch
 from semcorr.data.dataset import PairDataset, TrainingPairs
-from semcorr.data.sampler import SampleIndex
+from semcorr.data.loaders import SampleIndex
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train

@@ -13,7 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.dataset import ImageDataset, PairDataset
 from semcorr.data.image_variants import list_variants, unique_images
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFWillow
 from semcorr.data.spair import SPair
 
 IMAGE, OTHER = "ImageAnnotation/cat/one.json", "ImageAnnotation/cat/two.json"

@@ -6,7 +6,7 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFWillow
 from semcorr.data.spair import SPair
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.finetune.last_blocks import last_blocks

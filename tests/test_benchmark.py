@@ -15,7 +15,7 @@ from semcorr.benchmark import measurement as measure
 from semcorr.benchmark import synthetic_spair as spair_scale
 from semcorr.benchmark.command import app
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, publish_result, read_benchmark_file
-from semcorr.benchmark.spair_shape import make_pair_lists, official_counts, shrink_counts
+from semcorr.benchmark.synthetic_spair import make_pair_lists, official_counts, shrink_counts
 from semcorr.core.coords import to_image
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from random_tables import batches, hand_made, table
 
-from semcorr.metrics.bootstrap import ImageOverlap, image_overlap, percentile_interval, resample_ratio
-from semcorr.metrics.confidence import mcnemar, pck_differences, pck_intervals
+from semcorr.metrics.confidence import (
+    ImageOverlap,
+    image_overlap,
+    mcnemar,
+    pck_differences,
+    pck_intervals,
+    percentile_interval,
+    resample_ratio,
+)
 from semcorr.metrics.predictions import is_correct, load_predictions
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from semcorr.data.transforms import fit_to_square
+from semcorr.data.views import fit_to_square
 from semcorr.evaluate import evaluate
-from semcorr.metrics.ceiling import nearest_centres
+from semcorr.metrics.breakdown import nearest_centres
 from semcorr.metrics.pck import ALPHAS
 
 

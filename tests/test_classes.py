@@ -5,8 +5,7 @@ from random_tables import batches, hand_made, table
 from tiny_benchmarks import edit, write_spair
 
 from semcorr.data.spair import SPair
-from semcorr.metrics.breakdown import pck_from_predictions
-from semcorr.metrics.classes import LABELS, pck_by_class, sensitivity
+from semcorr.metrics.breakdown import LABELS, pck_by_class, pck_from_predictions, sensitivity
 from semcorr.metrics.predictions import load_predictions
 
 FIVE = LABELS["azimuth_difference"]

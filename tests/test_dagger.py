@@ -9,9 +9,14 @@ from random_tables import CATEGORIES, batches, hand_made, table
 
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.metrics.breakdown import pck_from_predictions
-from semcorr.metrics.confusion import keypoint_confusion, left_right_confusion, target_landmarks
+from semcorr.metrics.confusion import (
+    keypoint_confusion,
+    left_right_confusion,
+    own_is_nearest,
+    shared_landmarks,
+    target_landmarks,
+)
 from semcorr.metrics.pck import ALPHAS
-from semcorr.metrics.pck_dagger import own_is_nearest, shared_landmarks
 from semcorr.metrics.predictions import is_correct, load_predictions
 
 

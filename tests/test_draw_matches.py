@@ -9,8 +9,7 @@ from PIL import Image
 from semcorr import Matcher
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture, load_picture
-from semcorr.inference.encoded import EncodedPicture, place_picture
-from semcorr.inference.matches import Flow
+from semcorr.inference.encoded import EncodedPicture, Flow, place_picture
 from semcorr.inference.plots import FADED, GAP, displayed_size, plot_features, plot_warp
 from semcorr.match import MatchOptions, draw_outputs
 

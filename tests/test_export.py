@@ -20,7 +20,7 @@ from semcorr.evaluate import evaluate
 
 
 def test_features_that_do_not_come_out_again_leave_no_file(typed, run, no_graph, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.onnx._run", lambda path, image: torch.zeros(1, 48, 8, 8).numpy())
+    monkeypatch.setattr("semcorr.engine.export._run", lambda path, image: torch.zeros(1, 48, 8, 8).numpy())
     assert typed(run("lora"), "--format", "onnx", "--out", "new/b.onnx") == 2
 
     assert "gives other features than the run (they differ by 1.0e+00 of the largest)" in capfd.readouterr().err

@@ -22,9 +22,9 @@ from semcorr.core.interfaces import Backbone
 from semcorr.engine.export import export_head, export_merged, relative_difference
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.transformers_model import TransformersModel
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import houlsby
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.peft_tuners import lora
 
 
 @pytest.mark.parametrize("finetune", ["last_blocks", "lora"])

@@ -15,11 +15,9 @@ from exported_runs import typed as typed
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.types import FeatureMap
-from semcorr.engine.export import relative_difference
-from semcorr.engine.onnx import export_onnx
+from semcorr.engine.export import export_onnx, relative_difference
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import adaptformer, houlsby
 from semcorr.models.finetune.last_blocks import last_blocks
 
 
@@ -68,7 +66,7 @@ def test_a_graph_computes_what_the_backbone_does(tmp_path, case):
 
 
 def test_a_frozen_run_is_exported_as_a_graph_and_has_no_other_weights(typed, run, no_graph, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.onnx._run", lambda path, image: features(of_run(frozen), image).numpy())
+    monkeypatch.setattr("semcorr.engine.export._run", lambda path, image: features(of_run(frozen), image).numpy())
     frozen = run("frozen")
     assert typed(frozen, "--format", "onnx", "--out", "b.onnx") == 0
     assert ", frozen\n" in capfd.readouterr().out
@@ -111,12 +109,12 @@ def test_what_sees_two_images_is_no_graph(tmp_path):
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.onnx.find_spec", lambda package: None)
+    monkeypatch.setattr("semcorr.engine.export.find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install semcorr\[onnx\]"):
         export_onnx(tiny(), tmp_path / "b.onnx", (64, 64), FACTS)
 
 
 def test_without_onnxruntime_it_says_that_nothing_was_checked(typed, run, no_graph, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.onnx.find_spec", lambda package: package != "onnxruntime" or None)
+    monkeypatch.setattr("semcorr.engine.export.find_spec", lambda package: package != "onnxruntime" or None)
     assert typed(run("last_blocks"), "--format", "onnx", "--out", "b.onnx") == 0
     assert "Not checked: onnxruntime is not installed" in capfd.readouterr().out

@@ -18,8 +18,7 @@ from transformers import Dinov2Config, Dinov2Model
 from semcorr.engine.export import export_adapter, relative_difference
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.backbones.transformers_model import TransformersModel
-from semcorr.models.finetune.lora import lora
-from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.peft_tuners import lora, peft_tuner
 
 
 def test_stock_peft_loads_the_adapter_onto_a_whole_plain_timm_network(typed, run, tmp_path):

@@ -11,14 +11,12 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.evaluate import evaluate
-from semcorr.models.backbones.facets import parameters_unused_by_facet
+from semcorr.models.backbones.features import parameters_unused_by_facet
 from semcorr.models.backbones.fuse import FusedBackbone
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import adaptformer, houlsby
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.finetune.lora import lora
-from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.peft_tuners import lora, peft_tuner
 from semcorr.models.finetune.targets import freeze_unused
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

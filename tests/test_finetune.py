@@ -8,7 +8,7 @@ from semcorr.models.backbones.efficientnet_lite0 import EfficientNetLite0
 from semcorr.models.backbones.squeezenet import SqueezeNet
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.state import keep_frozen_in_eval
 
 
 def tiny() -> TimmModel:

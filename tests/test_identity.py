@@ -15,14 +15,14 @@ from PIL import Image
 from stored_ways import photograph
 
 from semcorr.core.errors import UserError
-from semcorr.core.output_dir import unique_names
-from semcorr.data.alter import mirror_view
+from semcorr.core.files import unique_names
+from semcorr.data.augment import mirror_view
 from semcorr.data.dataset import ImageDataset
 from semcorr.data.image_variants import ImageVariant, content_hash, mirrored_name, unmirrored_name
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.views import make_view
 from semcorr.evaluate import evaluate
-from semcorr.evaluation.pose.transforms import list_pose_transforms
+from semcorr.evaluation.pose.alignment import list_pose_transforms
 from semcorr.store.cache import FeatureCache
 
 ENDS = [

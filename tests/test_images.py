@@ -8,12 +8,12 @@ from torch.utils.data import DataLoader
 
 from semcorr.core.errors import UserError
 from semcorr.core.types import PairBatch
-from semcorr.data import loading
+from semcorr.data import loaders as loading
 from semcorr.data.augment import Augmentation
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, make_view
 from semcorr.data.image_variants import ImageVariant, content_hash, list_variants, unique_images
+from semcorr.data.loaders import SampleIndex
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import SampleIndex
 from semcorr.data.synthetic import Synthetic
 
 SIDE = 32

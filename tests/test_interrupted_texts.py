@@ -10,8 +10,7 @@ from started_programs import Program
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.store import _removed
-from semcorr.core.files import write_text
-from semcorr.core.output_dir import atomic_output_dir
+from semcorr.core.files import atomic_output_dir, write_text
 from semcorr.store import __main__ as verb
 from semcorr.store.index import StoreEntry
 

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
-from semcorr.models.backbones.joint_pca import joint_pca
+from semcorr.models.backbones.features import joint_pca
 
 
 def test_joint_components_are_those_of_both_images_together():

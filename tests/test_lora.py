@@ -8,8 +8,8 @@ from torch.nn.functional import conv2d, linear
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
-from semcorr.models.finetune.lora import lora
-from semcorr.models.finetune.modes import keep_frozen_in_eval
+from semcorr.models.finetune.peft_tuners import lora
+from semcorr.models.finetune.state import keep_frozen_in_eval
 
 
 def adapted(backbone: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from random_steps import made_step
 
 from semcorr.models.losses import GaussianCrossEntropy, LossInputs, gaussian_cross_entropy
-from semcorr.models.losses.temperature import PredictedTemperature
+from semcorr.models.losses.gaussian_cross_entropy import PredictedTemperature
 
 
 def test_a_learned_temperature_starts_where_it_is_told_and_weight_decay_leaves_it_there():

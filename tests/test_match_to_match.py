@@ -10,9 +10,8 @@ from torch.nn.functional import gelu, layer_norm, linear
 from torch.testing import assert_close
 
 from semcorr.models.heads import match_to_match
-from semcorr.models.heads.additive_attention import FastformerLayer, MatchTokens
 from semcorr.models.heads.correlation import correlation
-from semcorr.models.heads.match_to_match import MatchToMatch, rotary_angles
+from semcorr.models.heads.match_to_match import FastformerLayer, MatchTokens, MatchToMatch, rotary_angles
 
 
 def test_a_layer_is_fastformers_attention_with_rotated_pairs():

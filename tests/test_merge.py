@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import adaptformer, houlsby
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.finetune.lora import lora
 from semcorr.models.finetune.merge import merge_adapters
-from semcorr.models.finetune.peft_tuners import peft_tuner
+from semcorr.models.finetune.peft_tuners import lora, peft_tuner
 from semcorr.models.finetune.prompts import prompt
 from semcorr.models.finetune.state import checkpoint_keys
 

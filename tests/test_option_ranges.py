@@ -27,7 +27,7 @@ from semcorr.inference import Matcher
 from semcorr.matching.readouts import kernel_soft_argmax, soft_argmax, window_soft_argmax
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.finetune.lora import lora
+from semcorr.models.finetune.peft_tuners import lora
 from semcorr.models.losses import (
     GaussianCrossEntropy,
     LossInputs,

@@ -23,7 +23,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.export import _save
 from semcorr.engine.loggers import CSVScalarLogger, tensorboard
 from semcorr.evaluate import evaluate
-from semcorr.metrics.predictions_table import write_predictions
+from semcorr.metrics.predictions import write_predictions
 from semcorr.visualization import predictions as draw
 
 
@@ -233,7 +233,7 @@ def test_metrics_are_the_last_of_what_a_finished_run_has_and_the_picture_comes_a
         order.append(path.name)
         return own(path, option)
 
-    for module in ("semcorr.core.files", "semcorr.metrics.predictions_table", "semcorr.visualization.predictions"):
+    for module in ("semcorr.core.files", "semcorr.metrics.predictions", "semcorr.visualization.predictions"):
         monkeypatch.setattr(f"{module}.replace_file", noted)
     evaluate(config("evaluate", *tiny, f"run_dir={tmp_path / 'run'}"))
     assert order == ["config.yaml", "predictions.parquet", "metrics.json", "matches.png"]

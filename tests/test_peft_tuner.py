@@ -12,9 +12,8 @@ from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
 from semcorr.models.finetune.merge import merge_adapters
-from semcorr.models.finetune.modes import keep_frozen_in_eval
 from semcorr.models.finetune.peft_tuners import REFUSED, list_tuners, peft_tuner
-from semcorr.models.finetune.state import checkpoint_keys
+from semcorr.models.finetune.state import checkpoint_keys, keep_frozen_in_eval
 
 # Options that fit layers of 48 and 144 channels, and how far from the base's features each tuner starts.
 VERIFIED = {

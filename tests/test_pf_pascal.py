@@ -6,7 +6,7 @@ from tiny_pascal import SIZE, write_pascal
 
 from semcorr.core.errors import UserError
 from semcorr.data.dataset import PairDataset
-from semcorr.data.pf_pascal import PFPascal, find_pair_list
+from semcorr.data.proposal_flow import PFPascal, find_pair_list
 
 
 def pascal(root, **options) -> PFPascal:

@@ -7,12 +7,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from semcorr.core.errors import UserError
-from semcorr.data import pixel_cache, views
+from semcorr.data import views
+from semcorr.data import views as pixel_cache
 from semcorr.data.dataset import PairDataset
 from semcorr.data.image_variants import unique_images
-from semcorr.data.pixel_cache import PixelCache
 from semcorr.data.synthetic import Synthetic
-from semcorr.data.views import ViewCache
+from semcorr.data.views import PixelCache, ViewCache
 
 SIDE = 32
 SQUARE = 3 * SIDE**2 / 1e9  # gigabytes

@@ -19,9 +19,8 @@ from semcorr.data.record import ImageRecord, PairRecord, build_image_record
 from semcorr.data.views import make_view
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
-from semcorr.evaluation.pose.alignment import AdaptivePose, apply_variant, pose_summary
-from semcorr.evaluation.pose.segmentation import box_cells
-from semcorr.evaluation.pose.transforms import PLAIN, PoseTransform
+from semcorr.evaluation.pose.alignment import PLAIN, AdaptivePose, PoseTransform, apply_variant, pose_summary
+from semcorr.evaluation.pose.masks import box_cells
 from semcorr.matching.readouts import argmax
 from semcorr.models.heads.cosine import Cosine
 from semcorr.train import train

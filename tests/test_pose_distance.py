@@ -7,8 +7,15 @@ import torch
 from torch.testing import assert_close
 
 from semcorr.core.types import FeatureMap
-from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, instance_distance, nearest_cells
-from semcorr.evaluation.pose.prediction import pose_accuracy, template_distances, vote_pose
+from semcorr.evaluation.pose.distance import (
+    ObjectCells,
+    cells_of_object,
+    instance_distance,
+    nearest_cells,
+    pose_accuracy,
+    template_distances,
+    vote_pose,
+)
 
 H, W = 5, 5
 

@@ -11,9 +11,8 @@ from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.record import ImageRecord, Segmentation
 from semcorr.data.spair import SPair
-from semcorr.evaluation.pose import sam
-from semcorr.evaluation.pose.masks import ObjectMasks
-from semcorr.evaluation.pose.segmentation import box_cells, mask_cells, segmentation_mask
+from semcorr.evaluation.pose import masks as sam
+from semcorr.evaluation.pose.masks import ObjectMasks, box_cells, mask_cells, segmentation_mask
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import find_queries
-from semcorr.data.alter import mirror_annotations
+from semcorr.data.augment import mirror_annotations
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.engine.loss_inputs import batch_views, build_loss_inputs
 from semcorr.models.heads.cosine import Cosine

@@ -8,7 +8,7 @@ from posed_pairs import PAPER, SIDE, SWAP, made_pair, made_view
 from torch.utils.data import default_collate
 
 from semcorr.core.errors import UserError
-from semcorr.data.alter import mirror_annotations
+from semcorr.data.augment import mirror_annotations
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.synthetic import Synthetic
 from semcorr.engine.loss_inputs import batch_views, view_extent

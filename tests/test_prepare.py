@@ -16,7 +16,7 @@ from semcorr import prepare
 from semcorr.data.ap10k import AP10K
 from semcorr.data.download import http as fetch
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFWillow
 from semcorr.data.spair import SPair
 from semcorr.engine.known_targets import conf_dir
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
 from semcorr.core.ranks import LostProcessError, ProcessWatch
-from semcorr.data.loading import count_cores, require_shared_memory, require_workers
+from semcorr.data.loaders import count_cores, require_shared_memory, require_workers
 from semcorr.engine.trainer_options import PROCESSES, check_processes
 from semcorr.evaluate import evaluate
 

@@ -14,9 +14,8 @@ from semcorr.core.errors import UserError
 from semcorr.evaluate import evaluate
 from semcorr.models.backbones.diffusion import FixedPrompt
 from semcorr.models.backbones.fuse import FusedBackbone
-from semcorr.models.finetune.conditional_prompt import conditional_prompt
-from semcorr.models.finetune.modes import keep_frozen_in_eval
-from semcorr.models.finetune.prompts import prompt
+from semcorr.models.finetune.prompts import conditional_prompt, prompt
+from semcorr.models.finetune.state import keep_frozen_in_eval
 from semcorr.train import train
 
 SOURCE, TARGET = torch.rand(2, 2, 3, 64, 128, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
-from semcorr.matching.readout_names import ReadoutList, parse_readout
+from semcorr.matching.readouts import ReadoutList, parse_readout
 from semcorr.metrics.pck import ALPHAS
 from semcorr.models.heads.cosine import Cosine
 
@@ -220,7 +220,7 @@ def test_a_head_that_does_not_compare_by_cosine_cannot_be_read_natively(tmp_path
 
 
 def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
-    from semcorr.evaluation.ground_truth import extent_is_of_image
+    from semcorr.evaluation.conventions import extent_is_of_image
 
     pair = Blots(root=str(tmp_path), size=SIDE, workers=0).records("test")[0]
     with pytest.raises(UserError, match="Use protocol=semcorr"):

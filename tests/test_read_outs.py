@@ -11,9 +11,8 @@ from torch.testing import assert_close
 
 from semcorr.core.types import FeatureMap
 from semcorr.matching.batched import match_to_target
-from semcorr.matching.readout_names import parse_readout
-from semcorr.matching.readouts import argmax
-from semcorr.matching.upsampled import upsampled_argmax, upsampled_cosine
+from semcorr.matching.readouts import argmax, parse_readout
+from semcorr.matching.similarity import upsampled_argmax, upsampled_cosine
 from semcorr.models.heads.cosine import Cosine
 
 

@@ -6,10 +6,10 @@ from tiny_benchmarks import edit, picture, write_spair, write_willow
 from semcorr.core.coords import from_view
 from semcorr.data.dataset import PairDataset
 from semcorr.data.image_variants import unique_images
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFWillow
 from semcorr.data.record import pad_keypoints
 from semcorr.data.spair import SPair
-from semcorr.data.transforms import load_image
+from semcorr.data.views import load_image
 from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import pck
 

@@ -7,8 +7,7 @@ import pytest
 from semcorr.data.ap10k_pairs import read_animals
 from semcorr.data.coco_keypoints import COCOKeypoints, read_images
 from semcorr.data.download.verify import verify_benchmark
-from semcorr.data.pf_pascal import PFPascal
-from semcorr.data.pf_willow import read_willow_pairs
+from semcorr.data.proposal_flow import PFPascal, read_willow_pairs
 from semcorr.data.spair import read_spair_pairs
 from semcorr.evaluate import evaluate
 

@@ -2,8 +2,7 @@
 
 from tiny_runs import made, run_dir
 
-from semcorr.report.leaderboard import build_leaderboard
-from semcorr.report.published import describe_part, find_published
+from semcorr.report.leaderboard import build_leaderboard, describe_part, find_published
 
 
 def test_published_figures_stand_beside_ours_with_their_protocols(tmp_path):

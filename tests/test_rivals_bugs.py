@@ -20,7 +20,7 @@ from semcorr.engine import module as modules
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
 from semcorr.evaluation.protocols import protocol_list
-from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.matching.readouts import ProtocolReadout
 from semcorr.models.heads.cosine import Cosine
 from semcorr.train import train
 

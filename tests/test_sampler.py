@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from semcorr.data.loaders import SampleIndex, TrainingStream, batches_by_target, shard
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import SampleIndex, TrainingStream, batches_by_target, shard
 
 
 def stream(epoch: int = 0, **options: int) -> list[list[int]]:

@@ -9,8 +9,7 @@ from tiny_benchmarks import picture
 
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.record import ImageRecord
-from semcorr.store.cache import FeatureCache
-from semcorr.store.sweep_cache import SweepFeatureCache
+from semcorr.store.cache import FeatureCache, SweepFeatureCache
 
 
 def shown(path: Path, name: str = "a", upright: bool = True, mirrored: bool = False, **how: object) -> ImageVariant:

@@ -5,7 +5,7 @@ import pytest
 from tiny_benchmarks import CATS, dump, edit, write_spair
 
 from semcorr.core.errors import UserError
-from semcorr.data.spair_u import SPairU
+from semcorr.data.spair import SPairU
 
 NEW = {
     "one": {0: [5.0, 5.0], 1: [9.0, 9.0], 3: [12.0, 3.0]},

@@ -9,7 +9,7 @@ from tiny_install import prepare as prepare
 from tiny_install import root as root
 from tiny_install import server as server
 
-from semcorr.data.download import installed as tree
+from semcorr.data.download import install as tree
 from semcorr.data.download.recipe import ArchiveInfo
 
 

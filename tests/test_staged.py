@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from semcorr.core.errors import UserError
-from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, unique_names
+from semcorr.core.files import atomic_output_dir, require_inputs_kept, unique_names
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_names_are_distinct_with_all_endings_and_in_either_case():
 def test_what_a_killed_command_left_is_swept_by_the_next_in_the_same_place(home):
     """Its folder is of a process that is no more; that of one that lives is left alone."""
     program = (
-        "import os, signal\nfrom pathlib import Path\nfrom semcorr.core.output_dir import atomic_output_dir\n"
+        "import os, signal\nfrom pathlib import Path\nfrom semcorr.core.files import atomic_output_dir\n"
         "with atomic_output_dir(Path('out')) as folder:\n"
         "    (folder / 'half.png').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

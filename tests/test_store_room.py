@@ -9,7 +9,7 @@ import pytest
 from stored_features import KEY, bits, failing, features, files, put
 
 from semcorr.store import FeatureStore, feature_store
-from semcorr.store import eviction as room
+from semcorr.store import index as room
 from semcorr.store.entry_file import EntryKey, pack_entry
 
 

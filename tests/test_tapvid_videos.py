@@ -8,8 +8,7 @@ import pytest
 from tiny_tapvid import moving_square, static, write
 
 from semcorr.core.errors import UserError
-from semcorr.data.tapvid import TapVid
-from semcorr.data.tapvid_videos import read_videos
+from semcorr.data.tapvid import TapVid, read_videos
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

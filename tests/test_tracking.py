@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from semcorr.data.tapvid import first_queries, strided_queries
-from semcorr.metrics.predictions_table import gather_tables
-from semcorr.metrics.tracking import THRESHOLDS, mean_over_videos, tapvid_metrics
-from semcorr.metrics.tracking_table import ORDER, SCHEMA, build_track_rows, video_scores
+from semcorr.metrics.predictions import gather_tables
+from semcorr.metrics.tracking import (
+    ORDER,
+    SCHEMA,
+    THRESHOLDS,
+    build_track_rows,
+    mean_over_videos,
+    tapvid_metrics,
+    video_scores,
+)
 
 NEVER = torch.zeros(1, 4, dtype=torch.bool)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.inference.transfer.vote import (
+from semcorr.inference.transfer.propagate import (
     agreement,
     best_source_weights,
     location_prior,

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from semcorr.core.coords import from_view
 from semcorr.data.dataset import make_view
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import fit_to_square, load_image, render_image
+from semcorr.data.views import fit_to_square, load_image, render_image
 
 SIZES = [(400, 200), (150, 310), (97, 101), (60, 40)]  # wide, tall, odd, enlarged
 

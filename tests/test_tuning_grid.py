@@ -18,14 +18,11 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.timm_model import TimmModel
-from semcorr.models.finetune.adaptformer import adaptformer
-from semcorr.models.finetune.houlsby import houlsby
+from semcorr.models.finetune.adapters import adaptformer, houlsby
 from semcorr.models.finetune.last_blocks import last_blocks
-from semcorr.models.finetune.lora import lora
 from semcorr.models.finetune.merge import merge_adapters
-from semcorr.models.finetune.modes import keep_frozen_in_eval
-from semcorr.models.finetune.peft_tuners import peft_tuner
-from semcorr.models.finetune.state import checkpoint_keys
+from semcorr.models.finetune.peft_tuners import lora, peft_tuner
+from semcorr.models.finetune.state import checkpoint_keys, keep_frozen_in_eval
 
 
 class Way(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 from tiny_archives import listing, packed
 
 from semcorr.core.errors import UserError
-from semcorr.data.download.extract import DamagedError, extract
+from semcorr.data.download.archive import DamagedError, extract
 
 FILES = {"top/a.txt": b"one" * 50, "top/sub/b.txt": b"two" * 2000, "top/c:d.json": b"{}"}
 KINDS = ["zip", "tar", "tar.gz"]
@@ -199,7 +199,7 @@ def test_what_is_no_archive_is_told_so(tmp_path, into, content):
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_little_room_is_known_before_anything_is_written(tmp_path, into, monkeypatch, kind):
     monkeypatch.setattr(
-        "semcorr.data.download.extract.shutil.disk_usage", lambda _: type("Usage", (), {"free": 12_000})
+        "semcorr.data.download.archive.shutil.disk_usage", lambda _: type("Usage", (), {"free": 12_000})
     )
 
     with pytest.raises(UserError, match=r"needs 16.4 kB unpacked, .* has 12.0 kB left"):  # 4096, 8192, 4096 bytes
@@ -225,7 +225,7 @@ def test_a_disk_that_refuses_is_an_error_of_the_system_with_the_file(tmp_path, i
     code = f"""
 import resource
 from pathlib import Path
-from semcorr.data.download.extract import extract
+from semcorr.data.download.archive import extract
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     extract(Path({str(path)!r}), Path({str(into)!r}), "official.zip")

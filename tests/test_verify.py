@@ -16,8 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.data.ap10k import AP10K
 from semcorr.data.ap10k_pairs import write_pairs
 from semcorr.data.download.verify import VerificationCheck, VerificationReport, check_lists, verify_benchmark
-from semcorr.data.pf_pascal import PFPascal
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFPascal, PFWillow
 from semcorr.data.spair import SPair
 from semcorr.data.tapvid import TapVid
 

@@ -23,7 +23,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.build import check_config
 from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.evaluation.pose.alignment import AdaptivePose
-from semcorr.evaluation.pose.sam import load_box_prompted_sam
+from semcorr.evaluation.pose.masks import load_box_prompted_sam
 from semcorr.inference.load import restore_model
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.backbones.transformers_model import TransformersModel

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import submitit
 
     from semcorr.cli.sweep.plan import JobOutcome, SweepJob
-    from semcorr.store.sweep_cache import SweepFeatureCache
+    from semcorr.store.cache import SweepFeatureCache
 
     RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
 
@@ -71,7 +71,7 @@ class Here(Launcher):
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Apply `function` to every job and the features of the one before, and yield the outcomes."""
-        from semcorr.store.sweep_cache import SweepFeatureCache
+        from semcorr.store.cache import SweepFeatureCache
 
         features = SweepFeatureCache()
         return (function(job, features) for job in jobs)
@@ -189,7 +189,7 @@ def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | N
 @cache
 def worker_cache() -> "SweepFeatureCache":
     """Return the cache of this worker process, which serves one sweep: the features of the last job that it ran."""
-    from semcorr.store.sweep_cache import SweepFeatureCache
+    from semcorr.store.cache import SweepFeatureCache
 
     return SweepFeatureCache()
 

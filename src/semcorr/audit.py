@@ -25,8 +25,7 @@ from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from semcorr.evaluation.protocols import Protocol
-    from semcorr.evaluation.scoring_specs import ScoringSpec
+    from semcorr.evaluation.protocols import Protocol, ScoringSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
@@ -44,8 +43,8 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
     """Return the steps from a scoring to a protocol with its own read-out, axis by axis, where they differ."""
     from dataclasses import replace
 
-    from semcorr.evaluation.scoring_specs import ScoringSpec
-    from semcorr.matching.readout_names import readout_shorthand
+    from semcorr.evaluation.protocols import ScoringSpec
+    from semcorr.matching.readouts import readout_shorthand
 
     steps, current = [], start
     for axes in WALK:
@@ -84,9 +83,8 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
 
 def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     from semcorr.engine.build import build_trainer
-    from semcorr.evaluation.protocols import PRESETS, SEMCORR
-    from semcorr.evaluation.scoring_specs import ScoringSpec
-    from semcorr.matching.readout_names import list_readouts, readout_shorthand
+    from semcorr.evaluation.protocols import PRESETS, SEMCORR, ScoringSpec
+    from semcorr.matching.readouts import list_readouts, readout_shorthand
     from semcorr.models.heads.cosine import Cosine
 
     previous = _read_audit(run / "audit.json")

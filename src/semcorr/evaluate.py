@@ -11,7 +11,7 @@ from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # it imports torch, which --help does not need
-    from semcorr.store.sweep_cache import SweepFeatureCache
+    from semcorr.store.cache import SweepFeatureCache
 
 
 def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:

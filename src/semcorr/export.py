@@ -151,7 +151,7 @@ def _write_files(
     backbone = module.backbone
     export_head(module.head, path.with_name("head.safetensors"), provenance)
     if options.format == "onnx":
-        from semcorr.engine.onnx import export_onnx, parse_sides
+        from semcorr.engine.export import export_onnx, parse_sides
 
         return export_onnx(backbone, path, parse_sides(backbone, options.size), provenance)
     if not module.trainable_state_dict():

@@ -14,8 +14,7 @@ from rich.progress import Progress
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, Without, run_app
 from semcorr.core.errors import UserError
-from semcorr.core.files import write_json
-from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names
+from semcorr.core.files import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names, write_json
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonObject
@@ -25,8 +24,7 @@ if TYPE_CHECKING:  # they import torch, which --help does not need
 
     from semcorr.data.pictures import Picture
     from semcorr.inference import Matcher
-    from semcorr.inference.encoded import EncodedPicture
-    from semcorr.inference.matches import Match
+    from semcorr.inference.encoded import EncodedPicture, Match
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"

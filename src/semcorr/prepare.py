@@ -25,9 +25,8 @@ from semcorr.core.terminal import Terminal
 from semcorr.engine.known_targets import conf_dir
 
 if TYPE_CHECKING:  # a benchmark's class imports torch, which --help does not need
-    from semcorr.data.download.installed import TreeReport
+    from semcorr.data.download.install import ArchiveSource, TreeReport
     from semcorr.data.download.recipe import DownloadRecipe
-    from semcorr.data.download.sources import ArchiveSource
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -115,8 +114,7 @@ def _prepare_each(options: PrepareOptions, files: Mapping[str, Collection[str]],
 
 def _install(name: str, cfg: DictConfig, folder: Path, options: PrepareOptions) -> bool:
     """Install a benchmark unless it is installed, and tell whether its counts are the official ones."""
-    from semcorr.data.download.install import install_dataset
-    from semcorr.data.download.installed import has_official_counts
+    from semcorr.data.download.install import has_official_counts, install_dataset
 
     recipe = find_recipe(cfg)
     if recipe is None:
@@ -140,7 +138,7 @@ def _install(name: str, cfg: DictConfig, folder: Path, options: PrepareOptions) 
 
 def _describe_interruption(name: str, folder: Path) -> str:
     """Describe what an interruption has left."""
-    from semcorr.data.download.installed import PREPARED
+    from semcorr.data.download.install import PREPARED
 
     if (folder / PREPARED).is_file():
         return f"{name} is at {folder}"
@@ -151,7 +149,7 @@ def _describe_interruption(name: str, folder: Path) -> str:
 
 
 def _announce(name: str, recipe: "DownloadRecipe", folder: Path, sources: "Sequence[ArchiveSource]", yes: bool) -> None:
-    from semcorr.data.download.sources import format_announcement
+    from semcorr.data.download.install import format_announcement
 
     Terminal().print(format_announcement(name, recipe, folder, sources))
     must_ask = sys.stdin.isatty() and not yes and not all(source.given for source in sources)
@@ -161,7 +159,7 @@ def _announce(name: str, recipe: "DownloadRecipe", folder: Path, sources: "Seque
 
 def _verify(name: str, cfg: DictConfig, folder: Path, path: Path | None) -> bool:
     """Read an installed benchmark, write the report, and tell whether its counts are the official ones."""
-    from semcorr.data.download.installed import VERIFIED
+    from semcorr.data.download.install import VERIFIED
 
     if not folder.is_dir():
         raise UserError(f"{name} is not at {folder}: no such folder. Give --root DIR, or get it without --verify")

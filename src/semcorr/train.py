@@ -13,7 +13,7 @@ from semcorr.core.text_files import JsonObject
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.module import CorrespondenceModule
-    from semcorr.store.sweep_cache import SweepFeatureCache
+    from semcorr.store.cache import SweepFeatureCache
 
 
 def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:

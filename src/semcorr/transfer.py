@@ -13,8 +13,13 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf, run_app
 from semcorr.core.errors import UserError
-from semcorr.core.files import require_writable_file, write_text
-from semcorr.core.output_dir import atomic_output_dir, require_inputs_kept, require_output_dir
+from semcorr.core.files import (
+    atomic_output_dir,
+    require_inputs_kept,
+    require_output_dir,
+    require_writable_file,
+    write_text,
+)
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal, escape_controls
 

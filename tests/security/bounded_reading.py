@@ -10,19 +10,18 @@ from pathlib import Path
 
 from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
-from semcorr.data.download.extract import extract
-from semcorr.data.download.installed import has_official_counts
+from semcorr.data.download.archive import extract
+from semcorr.data.download.install import has_official_counts
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.data.pf_pascal import read_pair_list, read_pascal_annotation
-from semcorr.data.pf_willow import PFWillow
 from semcorr.data.pictures import load_picture
+from semcorr.data.proposal_flow import PFWillow, read_pair_list, read_pascal_annotation
 from semcorr.data.record import image_size, read_annotation, require_field
-from semcorr.data.tapvid_videos import read_videos
-from semcorr.data.transforms import load_image
+from semcorr.data.tapvid import read_videos
+from semcorr.data.views import load_image
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.finished_run import read_evaluated_run
 from semcorr.inference.transfer.annotations import read_annotations
-from semcorr.metrics.predictions_table import read_predictions as read_predictions
+from semcorr.metrics.predictions import read_predictions as read_predictions
 from semcorr.models.backbones.transformers_weights import load_image_encoder as load_transformers
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.report.runs import _history

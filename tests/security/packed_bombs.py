@@ -16,7 +16,7 @@ import torch
 from bombs import DEEP, GIGABYTES, deflated_zeros, sparse, zipped
 from scipy.io import savemat
 
-from semcorr.metrics.predictions_table import SCHEMA
+from semcorr.metrics.predictions import SCHEMA
 
 # -- pickles and weights --
 

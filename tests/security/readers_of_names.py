@@ -12,8 +12,7 @@ from tiny_pascal import write_pascal
 from semcorr.data.ap10k_pairs import read_animals
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.pairs_csv import PairsCSV
-from semcorr.data.pf_pascal import PFPascal
-from semcorr.data.pf_willow import PFWillow
+from semcorr.data.proposal_flow import PFPascal, PFWillow
 from semcorr.data.spair import SPair
 from semcorr.inference.transfer.annotations import read_annotations
 from semcorr.models.weights.checkpoints import read_weights

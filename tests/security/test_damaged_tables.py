@@ -13,7 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.parquet import read_parquet, write_parquet
 from semcorr.engine.finished_run import read_evaluated_run
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.metrics.predictions_table import OPTIONAL, SCHEMA, read_predictions, write_predictions
+from semcorr.metrics.predictions import OPTIONAL, SCHEMA, read_predictions, write_predictions
 
 ROWS = 40
 

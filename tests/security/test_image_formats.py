@@ -21,8 +21,8 @@ from semcorr.data.open_image import open_image
 from semcorr.data.pictures import load_picture
 from semcorr.data.record import ImageRecord, Segmentation, image_size
 from semcorr.data.spair import SPair
-from semcorr.data.transforms import load_image
-from semcorr.evaluation.pose.segmentation import segmentation_mask
+from semcorr.data.views import load_image
+from semcorr.evaluation.pose.masks import segmentation_mask
 
 PIXELS = np.kron(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10, np.ones((16, 16, 1), np.uint8))
 FORMATS = {"jpg": 4, "png": 0, "webp": 12, "tif": 0, "bmp": 0, "gif": 12, "ppm": 0, "avif": 12}  # off by, at most

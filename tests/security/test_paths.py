@@ -16,7 +16,7 @@ from semcorr.core.paths import name_fault, open_plain, quote_value, require_file
 from semcorr.data.pictures import load_picture as read_picture
 from semcorr.data.record import image_size
 from semcorr.data.spair import SPair
-from semcorr.data.transforms import load_image
+from semcorr.data.views import load_image
 
 ATTACKS = {
     "a folder above": "../outside.jpg",

@@ -22,8 +22,14 @@ from semcorr.data.download.verify import DIFFERS, VerificationCheck, Verificatio
 from semcorr.evaluation.results import print_protocols, print_scores
 from semcorr.metrics.predictions import load_predictions
 from semcorr.report.document import NONE, ReportSection, ReportTable
-from semcorr.report.html import render_html
-from semcorr.report.writers import escape_latex, escape_spreadsheet_cell, render_csv, render_latex, render_markdown
+from semcorr.report.writers import (
+    escape_latex,
+    escape_spreadsheet_cell,
+    render_csv,
+    render_html,
+    render_latex,
+    render_markdown,
+)
 from semcorr.store import FeatureStore
 from semcorr.store.__main__ import main as store_main
 

@@ -14,14 +14,19 @@ from semcorr.app.bounded import MIB, BoundedCache
 from semcorr.app.session import Point, Session, picture_bytes
 from semcorr.core.text_files import JsonObject
 from semcorr.data.pictures import Picture
-from semcorr.engine.provenance import code_versions
+from semcorr.engine.run_dir import code_versions
 from semcorr.inference import Matcher
-from semcorr.inference.encoded import EncodedPicture
+from semcorr.inference.encoded import EncodedPicture, Match
 from semcorr.inference.load import format_overrides
-from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, query_similarities
-from semcorr.matching.readout_names import Rule, readout_label, readout_shorthand
-from semcorr.matching.readouts import argmax, kernel_soft_argmax, window_soft_argmax
+from semcorr.matching.readouts import (
+    Rule,
+    argmax,
+    kernel_soft_argmax,
+    readout_label,
+    readout_shorthand,
+    window_soft_argmax,
+)
 from semcorr.metrics.pck import pck
 
 ALPHAS = (0.05, 0.1, 0.2)

@@ -15,7 +15,7 @@ from semcorr.app.session import Point, Session
 from semcorr.core.coords import from_corner
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
-from semcorr.inference.matches import Match
+from semcorr.inference.encoded import Match
 from semcorr.inference.plots import Colour, bright_colour, draw_point_label, plot_matches
 
 SIDE = 900  # pixels of the longer side of a picture in the page

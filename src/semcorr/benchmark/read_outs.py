@@ -8,14 +8,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
+from semcorr.benchmark.measurement import (
+    Machine,
+    Measurement,
+    RunSpec,
+    compose_run,
+    measure,
+    measure_machine,
+    synchronised_time,
+)
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
-from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.matching.readout_names import ReadoutList
+from semcorr.matching.readouts import ReadoutList
 
 ONE = "window_15"
 MANY = (
@@ -50,7 +57,7 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, apart: bool = True)
 def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
     """Measure the fastest run of each, by stage; both run in turn, so that other load of the machine affects both."""
     from semcorr.engine.build import build_module, build_protocols
-    from semcorr.evaluation.scoring_specs import build_scoring_specs
+    from semcorr.evaluation.protocols import build_scoring_specs
 
     runs: list[list[JsonObject]] = [[], []]
     with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:

@@ -44,7 +44,7 @@ def register_readouts(overrides: Sequence[str]) -> None:
         key, _, value = override.partition("=")
         for name in value.split(",") if key == "localise" and "[" not in value else ():
             if re.fullmatch(SHORT, name):
-                node = {"_target_": "semcorr.matching.readout_names.parse_readout", "name": name}
+                node = {"_target_": "semcorr.matching.readouts.parse_readout", "name": name}
                 ConfigStore.instance().store(group="localise", name=name, node=node, provider="semcorr")
 
 

@@ -13,12 +13,11 @@ from torch.utils.data import Dataset, default_collate
 
 from semcorr.core.errors import UserError
 from semcorr.core.types import ImageBatch
-from semcorr.data.alter import mirror_annotations
-from semcorr.data.augment import Augmentation, share_keypoint
+from semcorr.data.augment import Augmentation, mirror_annotations, share_keypoint
 from semcorr.data.image_variants import unique_images
+from semcorr.data.loaders import BatchStream
 from semcorr.data.pose_variants import PoseVariant, image_weights
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import BatchStream
 from semcorr.data.views import ViewCache
 
 

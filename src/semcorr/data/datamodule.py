@@ -17,11 +17,19 @@ from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
-from semcorr.data.loading import encoding_batch_size, num_loader_workers, require_shared_memory, require_workers
+from semcorr.data.loaders import (
+    TrainingStream,
+    batches_by_target,
+    encoding_batch_size,
+    num_loader_workers,
+    require_enough_batches,
+    require_shared_memory,
+    require_workers,
+    shard,
+)
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.sampler import TrainingStream, batches_by_target, require_enough_batches, shard
-from semcorr.data.transforms import RESIZES
+from semcorr.data.views import RESIZES
 
 AT_MOST = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode

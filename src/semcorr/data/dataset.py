@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from semcorr.core.types import PairBatch, View
-from semcorr.data.alter import mirror_annotations, mirror_view
-from semcorr.data.augment import Augmentation
+from semcorr.data.augment import Augmentation, mirror_annotations, mirror_view
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.keypoints import geometry_aware_mask
+from semcorr.data.loaders import SampleIndex
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import PairRecord
-from semcorr.data.sampler import SampleIndex
 from semcorr.data.views import ViewCache, make_view
 
 

@@ -1,7 +1,7 @@
 """Pose-variant pairs: a pair, and its variants with one or both images mirrored, from one more map per image.
 
 "Telling Left from Right", 4.3. A mirrored image's keypoints are mirrored and exchange places, left for right: the left
-paw of the mirrored cat is what was the right one. See `semcorr.data.alter.mirror_view`.
+paw of the mirrored cat is what was the right one. See `semcorr.data.augment.mirror_view`.
 """
 
 from collections.abc import Sequence

@@ -7,14 +7,14 @@ subset needs those of the target that the source does not share); PairAnnotation
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonMapping, read_lines
-from semcorr.data.datamodule import PairDataModule, PairListEntry
+from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
 from semcorr.data.record import (
@@ -24,6 +24,7 @@ from semcorr.data.record import (
     build_image_record,
     log,
     longer_side,
+    pad_keypoints,
     read_annotation,
     require_field,
     require_root,
@@ -227,3 +228,43 @@ def _find_contradiction(entry: JsonMapping, source: ImageRecord, target: ImageRe
         if tuple(map(float, require_field(entry, f"{side}_bndbox", path))) != record.box:
             return f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}."
     return None
+
+
+class SPairU(SPair):
+    """`root` is SPair-U's own tree, or SPair-71k's with ExtraPairAnnotation and ExtraImageAnnotation.
+
+    Args:
+        spair: SPair-71k, whose images and pair lists it uses.
+        **options: As for every benchmark.
+    """
+
+    name = "spair_u"
+    splits = ("test",)
+    official = OfficialCounts()
+    recipe = DownloadRecipe(
+        licence="annotations by the authors of Jamais Vu; images from PASCAL VOC (Flickr terms), research use",
+        archives=(ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),),
+        landmark="PairAnnotation/test",
+    )
+
+    def __init__(self, *, spair: str, **options: Unpack[PairOptions]) -> None:
+        super().__init__(**options)
+        self.spair = Path(spair)
+
+    def tree(self) -> SPairTree:
+        """Return the folders of whichever of the two trees exists."""
+        require_root(self.root, "SPair-U", "Run `python -m semcorr.prepare spair_u`, or give data.root=DIR.")
+        prefix = "Extra" if (self.root / "ExtraPairAnnotation").is_dir() else ""
+        pairs, images = (self.root / f"{prefix}{kind}Annotation" for kind in ("Pair", "Image"))
+        if not pairs.is_dir():
+            raise UserError(f"{self.root} has neither PairAnnotation nor ExtraPairAnnotation. Unpack SPair-U.zip.")
+        home = next((home for home in (self.root, self.spair) if (home / "JPEGImages").is_dir()), None)
+        if home is None:
+            raise UserError(f"SPair-U uses SPair-71k's images: not at {self.spair}/JPEGImages. Give data.spair=DIR.")
+        return SPairTree(
+            home / "Layout" / "large", pairs, images, home / "JPEGImages", slots=None, facts=None, partial=True
+        )
+
+    def records(self, split: str) -> list[PairRecord]:
+        """Return the pairs in the order of SPair-71k's list."""
+        return pad_keypoints(read_tree_pairs(self.tree(), FOLDERS[split]))

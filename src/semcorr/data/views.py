@@ -1,19 +1,112 @@
-"""Views: records resized into the square that a backbone sees, and their cache."""
+"""Views: records resized into the square that a backbone sees, the geometry back, and a cache of resized images."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import UInt8
-from PIL import ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from semcorr.core.coords import to_view
 from semcorr.core.errors import UserError
 from semcorr.core.types import View
 from semcorr.data.image_variants import ImageVariant
-from semcorr.data.pixel_cache import PixelCache
+from semcorr.data.pictures import read_whole
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import bytes_to_unit, fit_to_square, load_image, render_square
+
+RESIZES = ("squash", "letterbox", "corner")
+
+
+class SquareFit(NamedTuple):
+    """The geometry of an original image of one size within a square."""
+
+    size: tuple[int, int]  # width, height of the resized original inside the square
+    scale: tuple[float, float]  # square pixels per original pixel, exactly size / original
+    offset: tuple[int, int]  # padding to the left and above
+
+
+def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFit:
+    """Compute the geometry of an image in a square, without pixels.
+
+    >>> fit_to_square((400, 200), side=100, resize="letterbox")
+    SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
+    >>> fit_to_square((400, 200), side=100, resize="squash").scale
+    (0.25, 0.5)
+    """
+    if resize not in RESIZES:
+        raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
+    width, height = original
+    if resize == "squash":
+        inside = (side, side)
+    else:
+        ratio = side / max(original)
+        inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    offset = (0, 0) if resize == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
+    return SquareFit(inside, (inside[0] / width, inside[1] / height), offset)
+
+
+def load_image(path: Path, upright: bool = False) -> Image.Image:
+    """Decode an image to RGB, as stored (what annotations of the official benchmarks refer to) or upright."""
+    return read_whole(path, upright)
+
+
+def render_image(image: Image.Image, side: int, how: SquareFit) -> Float[Tensor, "3 side side"]:
+    """Resize (bicubic, antialiased) and pad an image; RGB in [0, 1]."""
+    return bytes_to_unit(render_square(image, side, how))
+
+
+def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """Convert bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
+    return pixels.float().div_(255)
+
+
+def render_square(image: Image.Image, side: int, how: SquareFit) -> UInt8[Tensor, "3 side side"]:
+    """Resize and pad an image to a square of bytes, which loses nothing: resizing yields bytes."""
+    pixels = torch.zeros(3, side, side, dtype=torch.uint8)
+    x, y = how.offset
+    resized = image.resize(how.size, Image.Resampling.BICUBIC)
+    pixels[:, y : y + how.size[1], x : x + how.size[0]] = pil_to_tensor(resized)
+    return pixels
+
+
+SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be given little of it
+
+
+class PixelCache:
+    """As many squares as fit `gigabytes` (1e9 bytes); the others are rendered at every use.
+
+    No lock: two processes that render the same square at once write the same bytes, and a square counts
+    as present only after its last byte.
+    """
+
+    def __init__(self, images: int, side: int, gigabytes: float) -> None:
+        slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
+        _require_memory(slots * 3 * side * side)
+        self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
+        self.there = torch.zeros(slots, dtype=torch.bool).share_memory_()
+
+    def get(self, slot: int, draw: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
+        """Return the square of image `slot`; not to be written to."""
+        if slot >= len(self.there):
+            return draw()
+        if not self.there[slot]:
+            self.squares[slot] = draw()
+            self.there[slot] = True
+        return self.squares[slot]
+
+
+def _require_memory(needed: int) -> None:
+    """Require enough free memory: a lack of it would end the process by a bus error, much later."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
+    if needed > free:
+        raise UserError(
+            f"`data.cache_gb`: {needed / 1e9:.2f} GB of images do not fit the shared memory of this machine, of which "
+            f"{free / 1e9:.2f} GB are free ({SHARED}). Give less, or enlarge it (docker run --shm-size)."
+        )
 
 
 def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:

@@ -34,11 +34,9 @@ from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import accepted_options, check_options
-from semcorr.engine.provenance import code_versions
-from semcorr.engine.run_dir import LATE, config_hash, remove_logs, remove_results, replace_results
+from semcorr.engine.run_dir import LATE, code_versions, config_hash, remove_logs, remove_results, replace_results
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
-from semcorr.engine.track_results import print_tracks, write_tracks
-from semcorr.engine.tracking import TrackingModule
+from semcorr.engine.tracking import TrackingModule, print_tracks, write_tracks
 from semcorr.engine.trainer_options import MISTAKES, check_numbers, check_precision, check_training, refuse_options
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
@@ -46,7 +44,7 @@ from semcorr.evaluation.results import print_scores, write_results
 from semcorr.models.losses import Loss
 from semcorr.models.weights.checkpoints import require_weights_file
 from semcorr.models.weights.loading import require_finite_weights, weights_sha256
-from semcorr.store.sweep_cache import SweepFeatureCache
+from semcorr.store.cache import SweepFeatureCache
 
 PROFILERS: dict[str, Callable[..., object]] = {
     "simple": SimpleProfiler,

@@ -28,7 +28,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     Raises:
         UserError: The folder is not that of a finished run on pairs.
     """
-    from semcorr.metrics import predictions_table as table
+    from semcorr.metrics import predictions as table
     from semcorr.metrics.predictions import load_predictions, split_by_spec
 
     missing = [name for name in ("metrics.json", "predictions.parquet") if not (folder / name).is_file()]

@@ -15,7 +15,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
 # Calls that the program itself puts into a configuration, for the short names of read-outs.
-OWN = {"localise": {"_target_": "semcorr.matching.readout_names.parse_readout", "name": "window_15"}}
+OWN = {"localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"}}
 # Options that no file names and that take a word. All other options that no file names may be a number or a switch: a
 # word could be a path or a module to load, as for timm's `checkpoint_path` and peft's `megatron_core`.
 WORDS = {

@@ -29,12 +29,16 @@ from semcorr.engine.optim import count_steps
 from semcorr.engine.step_watch import StepWatch
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.evaluation.protocols import SEMCORR, Protocol
-from semcorr.evaluation.scoring_specs import build_scoring_specs
-from semcorr.matching.readout_names import ProtocolReadout
+from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
+from semcorr.matching.readouts import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
-from semcorr.models.finetune.modes import keep_frozen_in_eval
-from semcorr.models.finetune.state import base_weights_id, checkpoint_keys, require_same_base, require_same_parts
+from semcorr.models.finetune.state import (
+    base_weights_id,
+    checkpoint_keys,
+    keep_frozen_in_eval,
+    require_same_base,
+    require_same_parts,
+)
 from semcorr.models.finetune.targets import freeze_unused
 from semcorr.models.losses import Loss, add_terms, loss_terms
 from semcorr.models.weights.loading import require_finite_weights

@@ -14,13 +14,14 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
         "semcorr.models.backbones.transformers_model.TransformersModel"
     ),
     "semcorr.data.augment.Augment": "semcorr.data.augment.Augmentation",
-    "semcorr.finetune.adaptformer.adaptformer": "semcorr.models.finetune.adaptformer.adaptformer",
-    "semcorr.finetune.conditional_prompt.conditional_prompt": (
-        "semcorr.models.finetune.conditional_prompt.conditional_prompt"
-    ),
-    "semcorr.finetune.houlsby.houlsby": "semcorr.models.finetune.houlsby.houlsby",
+    "semcorr.data.pf_pascal.PFPascal": "semcorr.data.proposal_flow.PFPascal",
+    "semcorr.data.pf_willow.PFWillow": "semcorr.data.proposal_flow.PFWillow",
+    "semcorr.data.spair_u.SPairU": "semcorr.data.spair.SPairU",
+    "semcorr.finetune.adaptformer.adaptformer": "semcorr.models.finetune.adapters.adaptformer",
+    "semcorr.finetune.conditional_prompt.conditional_prompt": ("semcorr.models.finetune.prompts.conditional_prompt"),
+    "semcorr.finetune.houlsby.houlsby": "semcorr.models.finetune.adapters.houlsby",
     "semcorr.finetune.last_blocks.last_blocks": "semcorr.models.finetune.last_blocks.last_blocks",
-    "semcorr.finetune.lora.lora": "semcorr.models.finetune.lora.lora",
+    "semcorr.finetune.lora.lora": "semcorr.models.finetune.peft_tuners.lora",
     "semcorr.finetune.peft_tuner.peft_tuner": "semcorr.models.finetune.peft_tuners.peft_tuner",
     "semcorr.finetune.prompt.prompt": "semcorr.models.finetune.prompts.prompt",
     "semcorr.frozen.Keep": "semcorr.store.frozen.FeatureCacheConfig",
@@ -53,9 +54,9 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
     "semcorr.pose_variant.PoseVariant": "semcorr.data.pose_variants.PoseVariant",
     "semcorr.protocol.preset": "semcorr.evaluation.protocols.protocol_preset",
     "semcorr.protocol.several": "semcorr.evaluation.protocols.protocol_list",
-    "semcorr.read_outs.Published": "semcorr.matching.readout_names.ProtocolReadout",
-    "semcorr.read_outs.Several": "semcorr.matching.readout_names.ReadoutList",
-    "semcorr.read_outs.named": "semcorr.matching.readout_names.parse_readout",
+    "semcorr.read_outs.Published": "semcorr.matching.readouts.ProtocolReadout",
+    "semcorr.read_outs.Several": "semcorr.matching.readouts.ReadoutList",
+    "semcorr.read_outs.named": "semcorr.matching.readouts.parse_readout",
 }
 
 

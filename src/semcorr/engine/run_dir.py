@@ -1,11 +1,13 @@
-"""The results in a run directory, of one run or none: replacing, removing, reading and comparing them."""
+"""Run directories: the results of one run or none, what is read of them, and the code that made them."""
 
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -210,3 +212,27 @@ def config_hash(cfg: DictConfig, *without: str) -> str:
         weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
         content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
+
+
+def code_versions() -> JsonObject:
+    """Return the versions of the packages that numbers depend on, and of our own code."""
+    return {"packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout that semcorr is run from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,29 +1,34 @@
-"""Point tracking by matching: each query is matched from its own frame to every evaluated frame."""
+"""Point tracking by matching: every frame is a target of the query frames; and what an evaluation of it writes."""
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
+from rich.table import Table
 from torch import Tensor
 
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
 from semcorr.core.errors import UserError
+from semcorr.core.files import write_json
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import Backbone
-from semcorr.core.text_files import JsonObject
+from semcorr.core.terminal import Terminal
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.evaluation.results import write_picture
 from semcorr.matching.batched import cell_stride
-from semcorr.matching.readout_names import readout_label
-from semcorr.metrics.predictions_table import gather_tables
-from semcorr.metrics.tracking import mean_over_videos
-from semcorr.metrics.tracking_table import ORDER, SCHEMA, build_track_rows, video_scores
+from semcorr.matching.readouts import readout_label
+from semcorr.metrics.predictions import gather_tables, write_predictions
+from semcorr.metrics.tracking import ORDER, SCHEMA, THRESHOLDS, build_track_rows, mean_over_videos, video_scores
 from semcorr.store.frozen import feature_origin
+from semcorr.visualization import tracks as draw_tracks
 
 POINTS = 256  # queries matched at once
 VALUES = 2**26  # features and similarities of the targets in memory at once: 256 MiB in single precision
@@ -181,3 +186,51 @@ def frames_per_chunk(maps: Float[Tensor, "t c h w"]) -> int:
     """Return the number of target frames whose features and similarities fit into `VALUES`."""
     _, c, h, w = maps.shape
     return max(1, VALUES // ((c + POINTS) * h * w))
+
+
+SHOWN = 6  # videos in the picture
+
+
+def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObject:
+    """Write metrics.json, predictions.parquet and tracks.png, and return the metrics."""
+    table, videos = result.table, {name: data.videos()[name].frames for name in result.videos}
+    cycle = f"cycle(threshold={data.cycle_threshold:g})"
+    metrics = {
+        "tracking": result.scores,
+        "video": result.videos,
+        "queries": table.group_by(["video", "query"]).aggregate([]).num_rows,
+        "frames": sum(len(frames) for frames in videos.values()),
+        "videos": len(videos),
+        "query_mode": data.query,
+        "occlusion": data.occlusion if data.occlusion == "visible" else cycle,
+        "localise": result.localise,
+        "protocol": "tapvid",
+        "split": f"{data.name} {data.split}",
+        "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
+    }
+    write_predictions(table, run_dir / "predictions.parquet")
+    write_json(run_dir / "metrics.json", metrics, "run_dir")
+    step = max(1, len(videos) // SHOWN)
+    displayed = dict(list(videos.items())[::step][:SHOWN])
+    write_picture(run_dir / "tracks.png", lambda: draw_tracks.plot_tracks(displayed, table))
+    return metrics
+
+
+def print_tracks(metrics: JsonMapping, title: str) -> None:
+    """Print the three scores, and the values that delta_avg and AJ are the means of, in percent."""
+    scores = metrics["tracking"]
+    table = Table(
+        title=title,
+        caption=f"TAP-Vid in percent, mean over {metrics['videos']} videos, {metrics['queries']} queries "
+        f"({metrics['query_mode']}), occlusion: {metrics['occlusion']}, {metrics['localise']}",
+    )
+    for header in ("", "mean", *(f"{threshold} px" for threshold in THRESHOLDS)):
+        table.add_column(header, justify="right" if header else "left")
+    for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
+        table.add_row(name, *(_format_percent(value) for value in (scores[mean], *scores[parts].values())))
+    table.add_row("occlusion accuracy", _format_percent(scores["OA"]))
+    Terminal().print(table)
+
+
+def _format_percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -44,7 +44,7 @@ class WandbPagesCallback(Callback):
             matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], SHOWN), table)
             log_page(board, "val", pl_module.result.scores["category"], matches, trainer.global_step)
             maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
-            log_image(board, "val/similarity", maps, similarity_map.LEGEND, trainer.global_step)
+            log_image(board, "val/similarity", maps, similarity_map.SIMILARITY_LEGEND, trainer.global_step)
 
 
 def find_wandb_run(loggers: Iterable[Logger]) -> WandbLogger | None:

@@ -15,7 +15,7 @@ from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.matching.batched import cell_stride
 from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, inside_outside
-from semcorr.metrics.predictions_table import gather_tables
+from semcorr.metrics.predictions import gather_tables
 
 
 def detect_keypoints(

@@ -19,15 +19,14 @@ from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
-from semcorr.evaluation.ground_truth import GroundTruth, ground_truth, query_points, score_predictions
+from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_points, score_predictions
 from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.evaluation.protocols import Protocol
-from semcorr.evaluation.scoring_specs import ScoringSpec, check_scoring_specs, metrics_dict
+from semcorr.evaluation.protocols import Protocol, ScoringSpec, check_scoring_specs, metrics_dict
 from semcorr.matching.batched import TargetMatches, match_at_full_resolution, match_to_target
 from semcorr.matching.readouts import Readout
 from semcorr.metrics.pck import PCK, normalised_error
-from semcorr.metrics.predictions_table import build_rows, gather_tables, with_predictions
+from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
 from semcorr.store.encode import ProcessGroup
 
 

@@ -1,4 +1,4 @@
-"""A picture encoded for matching: its features, and the geometry from its pixels to the network's square and back."""
+"""Pictures encoded for matching, and what a matcher answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
-from semcorr.data.transforms import fit_to_square, render_image
+from semcorr.data.views import fit_to_square, render_image
 
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
 
@@ -164,3 +164,29 @@ def require_inside(
                 f"`{name}`: ({x:g}, {y:g}) lies outside {picture}, which is {width} x {height} pixels. "
                 f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
             )
+
+
+class Match(NamedTuple):
+    """Matches of points of one picture in another; on the CPU, in the order of the points."""
+
+    source: Float[Tensor, "n 2"]  # (x, y), original pixels of the source: the query points
+    points: Float[Tensor, "n 2"]  # (x, y), original pixels of the target
+    scores: Float[Tensor, " n"]  # similarity at the match: a cosine for most heads; that of consensus in [0, 1]
+    consistent: Bool[Tensor, " n"]  # whether the match, matched back, lies within `cycle` cells of the point
+    cycle_points: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
+
+
+class Flow(NamedTuple):
+    """The match of every pixel of one picture in another."""
+
+    flow: Float[Tensor, "h w 2"]  # displacement to add to a pixel's (x, y), in original pixels
+    confidence: Float[Tensor, "h w"]  # similarity of cycle-consistent matches, 0 elsewhere and in padding
+
+
+class RoundTrip(NamedTuple):
+    """Matches and their matches back, in pixels of the two squares that the network sees."""
+
+    points: Float[Tensor, "n 2"]  # in the target
+    scores: Float[Tensor, " n"]
+    consistent: Bool[Tensor, " n"]  # whether the match back lies near the query point
+    cycle_points: Float[Tensor, "n 2"]  # matched back, in the source

@@ -19,18 +19,30 @@ from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap
-from semcorr.data.loading import encoding_batch_size
+from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import adapted_feature_origin
-from semcorr.inference.dense import interpolate_matches, pixel_grid, sample_bilinear
-from semcorr.inference.encoded import EncodedPicture, PicturePlacement, parse_points, place_picture
+from semcorr.inference.dense import (
+    APART,
+    cell_centres,
+    interpolate_matches,
+    pixel_grid,
+    sample_bilinear,
+    transfer_with_cycle_check,
+)
+from semcorr.inference.encoded import (
+    EncodedPicture,
+    Flow,
+    Match,
+    PicturePlacement,
+    RoundTrip,
+    parse_points,
+    place_picture,
+)
 from semcorr.inference.load import resolve_device, restore_model
-from semcorr.inference.matches import Flow, Match, RoundTrip
-from semcorr.inference.subcell import APART, cell_centres, transfer_with_cycle_check
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
-from semcorr.matching.readout_names import list_readouts
-from semcorr.matching.readouts import argmax
+from semcorr.matching.readouts import argmax, list_readouts
 
 REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels

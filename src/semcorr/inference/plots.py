@@ -12,9 +12,8 @@ from semcorr.core.coords import to_unit, to_view
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
 from semcorr.inference.dense import pixel_grid, sample_bilinear
-from semcorr.inference.encoded import EncodedPicture
-from semcorr.inference.matches import Flow, Match
-from semcorr.models.backbones.joint_pca import joint_pca
+from semcorr.inference.encoded import EncodedPicture, Flow, Match
+from semcorr.models.backbones.features import joint_pca
 
 HEIGHT, WIDEST = 480, 960  # largest size of a displayed picture, in pixels
 GAP = 8

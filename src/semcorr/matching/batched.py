@@ -14,9 +14,8 @@ from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
-from semcorr.matching.readout_names import needs_four_queries
-from semcorr.matching.readouts import Readout, apply_readouts, argmax
-from semcorr.matching.upsampled import upsampled_argmax, upsampled_cosine
+from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
+from semcorr.matching.similarity import upsampled_argmax, upsampled_cosine
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
 

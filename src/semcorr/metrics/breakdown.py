@@ -4,13 +4,15 @@ All of it follows from which keypoints are correct (`predictions.is_correct`, or
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.coords import from_view, to_grid, to_image, to_view
+from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.metrics.pck import ALPHAS, SUBSETS, Scores, pck_from_counts
 from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, subset_masks
 
@@ -77,3 +79,100 @@ def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray,
     """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each."""
     values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
     return values, np.cumsum(counts) / max(counts.sum(), 1)
+
+
+LABELS: Mapping[str, Sequence[str]] = {
+    "azimuth_difference": ("0", "1", "2", "3", "4"),  # in steps of 45 degrees ("Telling Left from Right", section 3.3)
+    "viewpoint_variation": ("easy", "medium", "hard"),
+    "scale_variation": ("easy", "medium", "hard"),
+    "truncation": ("none", "source", "target", "both"),
+    "occlusion": ("none", "source", "target", "both"),
+}
+
+
+def pck_by_class(
+    rows: Predictions,
+    labels: Mapping[str, int | None],
+    names: Sequence[str],
+    alphas: Sequence[float],
+    hits: Bool[np.ndarray, "a m"] | None = None,
+) -> JsonObject:
+    """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        labels: Classes of pairs by name; None or absent where unknown.
+        names: Names of the classes 0, 1, 2 ...
+        alphas: Tolerances.
+        hits: As in `pck_from_predictions`.
+    """
+    values = [labels.get(name) for name in rows.pairs]
+    label = np.array([-1 if value is None else value for value in values])
+    classes: JsonObject = {"unknown": int((label < 0).sum())}
+    for i, name in enumerate(names):
+        in_class = (label == i)[rows.pair]
+        scores: Scores = pck_from_predictions(
+            _select_rows(rows, in_class), alphas, None if hits is None else hits[:, in_class]
+        )["pck"]
+        classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
+    return classes
+
+
+def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+    """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
+
+    None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
+
+    >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
+    >>> sensitivity(five, "01234")
+    {'0.1': 0.5}
+    """
+    result: dict[str, float | None] = {}
+    for alpha in classes[names[0]][by]:
+        values = [classes[name][by][alpha] for name in names]
+        result[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
+    return result
+
+
+def _select_rows(rows: Predictions, keep: Bool[np.ndarray, " m"]) -> Predictions:
+    """Select some rows of the predictions."""
+    return rows._replace(
+        pair=rows.pair[keep],
+        keypoint=rows.keypoint[keep],
+        predicted=rows.predicted[keep],
+        target=rows.target[keep],
+        extent=rows.extent[keep],
+        ambiguous=rows.ambiguous[keep],
+        error=rows.error[keep],
+    )
+
+
+def nearest_centres(
+    points: Float[Tensor, "b n 2"],
+    scale: Float[Tensor, "b 2"],
+    offset: Float[Tensor, "b 2"],
+    cells: tuple[int, int],
+    stride: float,
+) -> Float[Tensor, "b n 2"]:
+    """Return the cell centre nearest to each point, in original pixels.
+
+    `from_view(to_image(clamp(round(to_grid(to_view(p))), 0, cells - 1)))`: a resize is a scale per axis, and a distance
+    in original pixels is least where both axes are. Rules that end between centres (soft-argmax and its windows) can
+    be better than this.
+
+    Args:
+        points: Points in original pixels.
+        scale: View pixels per original pixel.
+        offset: Padding of the view.
+        cells: Columns and rows of the grid.
+        stride: View pixels per cell.
+
+    Example:
+        >>> ones, none = torch.ones(1, 2), torch.zeros(1, 2)  # 4 x 4 cells of 8 pixels, centres at 3.5, 11.5 ... 27.5
+        >>> nearest_centres(torch.tensor([[[9.0, 30.0], [-4.0, 7.0]]]), ones, none, (4, 4), 8)
+        tensor([[[11.5000, 27.5000],
+                 [ 3.5000,  3.5000]]])
+    """
+    grid = to_grid(to_view(points, scale, offset), stride)
+    last = torch.tensor(cells, dtype=grid.dtype, device=grid.device) - 1
+    return from_view(to_image(torch.minimum(grid.round().clamp(min=0), last), stride), scale, offset)

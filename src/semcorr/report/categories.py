@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from semcorr.core.text_files import JsonMapping
-from semcorr.metrics.classes import LABELS
+from semcorr.metrics.breakdown import LABELS
 from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import (

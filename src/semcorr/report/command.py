@@ -10,7 +10,7 @@ import typer
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
-from semcorr.core.output_dir import atomic_output_dir, require_output_dir
+from semcorr.core.files import atomic_output_dir, require_output_dir
 from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.data.record import PairRecord
 from semcorr.report.categories import plot_categories
@@ -19,13 +19,10 @@ from semcorr.report.confusion import plot_confusion
 from semcorr.report.cost import plot_cost
 from semcorr.report.curves import plot_curves
 from semcorr.report.document import ReportSection
-from semcorr.report.examples import plot_examples
-from semcorr.report.html import render_html
-from semcorr.report.leaderboard import build_leaderboard
+from semcorr.report.examples import plot_examples, plot_similarity_maps
+from semcorr.report.leaderboard import build_leaderboard, build_settings_table
 from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
-from semcorr.report.settings_table import build_settings_table
-from semcorr.report.similarity import plot_similarity_maps
-from semcorr.report.writers import render_csv, render_latex, render_markdown
+from semcorr.report.writers import render_csv, render_html, render_latex, render_markdown
 
 GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

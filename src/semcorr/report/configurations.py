@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.report.runs import FinishedRun
-from semcorr.report.settings import Setting, run_settings
+from semcorr.report.runs import FinishedRun, Setting, run_settings
 
 # These follow from the backbone: they tell apart only configurations of the same backbone.
 FOLLOWS = ("head.channels", "head.maps", "head.grid")

@@ -1,9 +1,10 @@
-"""Pictures of pairs: the worst of the best configuration, and those that change most from the last to the first."""
+"""Pictures of pairs and similarity maps: the worst, and those that change most from the last run to the first."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,18 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from PIL import Image
 
+from semcorr.cli.errors import user_message
 from semcorr.core.text_files import JsonObject
 from semcorr.data.record import PairRecord
-from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, split_by_spec
-from semcorr.metrics.predictions_table import read_predictions
+from semcorr.engine.rebuild import rebuild_scored_module
+from semcorr.engine.saved_config import drop_store
+from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, read_predictions, split_by_spec
 from semcorr.report.configurations import Configuration
+from semcorr.report.confusion import keypoint_names_of
 from semcorr.report.document import ReportFigure, ReportSection, format_percent
 from semcorr.report.runs import FinishedRun
 from semcorr.visualization import predictions as draw
+from semcorr.visualization.similarity import SIMILARITY_LEGEND, choose_queries, plot_similarity
 
 ALPHA = 0.1
 MANY = 6  # pairs in a figure
@@ -128,3 +133,38 @@ def embed_image(image: Image.Image, about: str) -> str:
 
 def _format_score(share: float, count: int) -> str:
     return f"{round(share * count)} of {count} right ({format_percent(share)} %)"
+
+
+def plot_similarity_maps(
+    entry: Configuration, pairs: Mapping[str, PairRecord], root: Path | None
+) -> ReportFigure | str:
+    """Plot similarity maps of a configuration, or return the reason why they cannot be computed again."""
+    run = entry.runs[0]
+    rows = run.evaluated.rows
+    cfg = run.cfg.copy()
+    if root is not None:
+        cfg.data.root = str(root)
+    cfg.compile = None
+    drop_store(cfg)
+    try:
+        module, data = rebuild_scored_module(run.folder, cfg)
+    except Exception as error:  # an error in a part's arguments arrives wrapped in another exception
+        if (reason := user_message(error, "evaluate")) is None:
+            raise
+        return reason
+    queries = choose_queries(rows)
+    module.eval()
+    panels = []
+    for row, kind in queries:
+        pair = pairs[rows.pairs[rows.pair[row]]]
+        image = plot_similarity(module, data, pair, int(rows.keypoint[row]), rows.predicted[row])
+        keypoint = int(rows.keypoint[row])
+        keypoint_name = keypoint_names_of(data.name, pair.category).get(keypoint, f"keypoint {keypoint}")
+        text = f"{kind}: {keypoint_name}, off by {rows.error[row]:.2f} of the extent"
+        names = f"{pair.source.name} to {pair.target.name}"
+        panels.append(f"{embed_image(image, names)}\n<p>{escape(text)}<br>{escape(names)}</p>")
+    caption = (
+        f"{entry.label}: {SIMILARITY_LEGEND} Shown are keypoints of the geometry-aware subset with the largest errors, and others "
+        "with the smallest; each target once."
+    )
+    return ReportFigure("Similarity maps", caption, panels, layout="wide")

@@ -1,18 +1,111 @@
-"""The leaderboard: this report's runs beside published figures, and this report's runs in full."""
+"""The leaderboard: runs beside published figures, and every part of every configuration."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
 
+from semcorr.core.text_files import JsonObject
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import Configuration
-from semcorr.report.document import ReportSection, ReportTable, format_interval, format_percent, format_spread
-from semcorr.report.published import (
-    NAMED,
-    PublishedResult,
-    describe_part,
-    find_published,
-    protocol_axes,
-    published_sources,
-)
+from semcorr.report.configurations import Configuration, format_value
+from semcorr.report.document import NONE, ReportSection, ReportTable, format_interval, format_percent, format_spread
+
+OFFICIAL = {"spair": "spair71k", "ap10k": "ap10k"}
+NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
+
+
+class PublishedResult(NamedTuple):
+    """A row of a published table; its values are fractions."""
+
+    method: str
+    values: Mapping[str, float]
+    protocol: str | None  # the preset that follows the source's code; None if unknown
+    pooling: str
+    source: str
+
+
+def published_sources() -> str:
+    """Return the provenance of the published figures."""
+    return str(_read_published()["provenance"])
+
+
+def find_published(split: str, subset: str, protocol: str) -> list[PublishedResult]:
+    """Find the published rows on a split whose PCK is of the protocol's kind: per image, or category means."""
+    kind = "category" if protocol_by_name(protocol).pooling == "category" else "image"
+    rows = []
+    for table in _read_published()["tables"]:
+        if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
+            continue
+        for row in table["rows"]:
+            values = dict(zip(table["alphas"], (value / 100 for value in row["values"]), strict=True))
+            rows.append(PublishedResult(row["method"], values, row["protocol"], kind, row["source"]))
+    return rows
+
+
+def protocol_axes(protocols: Sequence[str]) -> list[list[str]]:
+    """Tabulate name and axes of the protocols; from the second on, what differs from the first is marked.
+
+    >>> [row[:4] for row in protocol_axes(["semcorr", "dift"])]
+    [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
+    >>> protocol_axes(["semcorr", "dift"])[1][4]
+    '≠ native'
+    """
+    first = protocol_by_name(protocols[0])
+    rows = []
+    for name in protocols:
+        protocol = protocol_by_name(name)
+        values = [_format_axis(protocol, axis) for axis in NAMED]
+        same = [getattr(protocol, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
+        rows.append([name, *(value if is_same else f"≠ {value}" for value, is_same in zip(values, same, strict=True))])
+    return rows
+
+
+def protocol_by_name(name: str) -> Protocol:
+    """Return a protocol by the name that tables show, changed axes included.
+
+    >>> protocol_by_name("geoaware (strict=False)").strict
+    False
+    """
+    from dataclasses import replace
+
+    base, _, changed = name.removesuffix(")").partition(" (")
+    preset = next((candidate for candidate in PRESETS if candidate.name == base), None)
+    if preset is None:
+        return Protocol(name)
+    axes = dict(part.split("=", 1) for part in changed.split(", ")) if changed else {}
+    values: JsonObject = {k: v == "True" if v in ("True", "False") else v for k, v in axes.items()}
+    return replace(preset, **values)
+
+
+def describe_part(split: str, pairs: int) -> str:
+    """Describe the part of a benchmark that a run has scored; empty if it is whole, or if no official count is known.
+
+    AP-10K's pairs depend on the file system's order of names: its counts vary a little and have a tolerance.
+
+    >>> describe_part("spair test", 600), describe_part("spair test", 12234)
+    ('600 of 12,234 pairs', '')
+    """
+    benchmark, _, part = split.partition(" ")
+    counts = benchmark_metadata(OFFICIAL[benchmark])["official"] if benchmark in OFFICIAL else {"pairs": {}}
+    official = counts["pairs"].get(part)
+    if official is None or abs(pairs - official) <= counts.get("tolerance", 0) * official:
+        return ""
+    return f"{pairs:,} of {official:,} pairs"
+
+
+def _format_axis(protocol: Protocol, axis: str) -> str:
+    value = getattr(protocol, axis)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@cache
+def _read_published() -> JsonObject:
+    content: JsonObject = json.loads((files("semcorr.report") / "published.json").read_text(encoding="utf-8"))
+    return content
+
 
 BESIDE = ("0.01", "0.05", "0.1")  # alphas of the published figures
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
@@ -121,3 +214,38 @@ def _build_full_table(entries: Sequence[Configuration], by: str = "image") -> Re
         + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if has_std else ".")
     )
     return ReportTable(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")
+
+
+PARTS = {
+    "size": "backbone.size",
+    "layers": "backbone.layers",
+    "tuned": "finetune._target_",
+    "head": "head._target_",
+    "resize": "resize",
+    "weights": "weights",
+}
+
+
+def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:
+    """Build a table with a row per configuration."""
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        cells = [str(number), entry.label, ", ".join(str(run.cfg.get("seed")) for run in entry.runs)]
+        for name, key in PARTS.items():
+            value = entry.settings.get(key)
+            cell = NONE if value is None else format_value(key, value)
+            if name == "tuned" and cell == "last_blocks":
+                blocks = entry.settings.get("finetune.blocks")
+                cell = f"last {blocks} blocks" if blocks else "frozen"
+            cells.append(cell)
+        versions = {str(run.cfg.provenance.get("git") or NONE)[:7] for run in entry.runs}
+        rows.append([*cells, str(entry.runs[0].metrics["localise"]), ", ".join(sorted(versions))])
+    caption = (
+        "size: side of the square that images are resized to, in pixels; layers: whose outputs are the features; "
+        "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's "
+        "folder has every other setting."
+    )
+    columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
+    table = ReportTable("configurations", "Configurations", caption, columns, rows, words=len(columns))
+    text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
+    return ReportSection("What was run", text, [table])

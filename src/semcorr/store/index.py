@@ -1,11 +1,12 @@
-"""Index of a store: its folders, their entries, and what killed processes left. Needs no torch."""
+"""Index of a store: its folders and entries, what killed processes left, and which entries go for room."""
 
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from semcorr.core.files import part_path, remove_parts
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.store.integrity import SUFFIX
+from semcorr.store.entry_file import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
 UNFINISHED = ".tmp"  # of older versions, which named no process
@@ -127,3 +128,45 @@ def _read_key(folder: Path) -> JsonObject:
             return dict(json.loads(file.read(LARGEST_KEY)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
+
+
+class StoreBudget:
+    """Budget of a store, from the last walk over it; walks again only when it may matter.
+
+    Other processes write as well, unnoticed between two walks. A walk is due when this process has written a
+    sixteenth of what was left, or a 256th of the budget: often enough that a few processes stay
+    near the budget, seldom enough that walks cost little against the computation.
+    """
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root, self.limit = root, limit  # bytes
+        self._oldest: deque[StoreEntry] = deque()
+        self._used = 0  # bytes in the store, as far as known
+        self._trust = 0.0  # bytes that may be written before the next walk
+
+    def make(self, size: int, kept: Callable[[Path], bool]) -> bool:
+        """Evict entries until `size` more bytes fit, but none that is `kept`; tell whether they fit."""
+        if size > self._trust:
+            self._walk()
+        self._trust -= size
+        while self._used + size > self.limit and self._oldest:
+            self._evict(self._oldest.popleft(), kept)
+        fits = self._used + size <= self.limit
+        self._used += size if fits else 0
+        return fits
+
+    def _walk(self) -> None:
+        """Walk over the store."""
+        self._oldest = deque(sort_by_use(list_store_folders(self.root)))
+        self._used = sum(entry.size for entry in self._oldest)
+        self._trust = max((self.limit - self._used) / 16, self.limit / 256)
+
+    def _evict(self, entry: StoreEntry, kept: Callable[[Path], bool]) -> None:
+        """Remove an entry, unless it is needed or has been used since the walk."""
+        if kept(entry.path):
+            return
+        with suppress(FileNotFoundError):
+            if entry.path.stat().st_mtime != entry.used:
+                return  # used since the walk
+            remove_entries([entry])
+        self._used -= entry.size

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from semcorr.core.files import replace_file
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.record import PairRecord
-from semcorr.data.transforms import load_image
+from semcorr.data.views import load_image
 
 HEIGHT = 200  # pixels of every image in the page
 RIGHT, WRONG = (40, 190, 70), (220, 50, 50)

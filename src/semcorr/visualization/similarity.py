@@ -22,7 +22,7 @@ EACH = 2  # maps of either kind
 SIDE = 260  # pixels of a picture, which is square as the network's input
 QUERY, TRUTH, FOUND = (255, 225, 60), (255, 255, 255), (235, 70, 60)
 COLD, HOT = np.array([18, 22, 60]), np.array([255, 190, 60])
-LEGEND = (
+SIMILARITY_LEGEND = (
     "left the source with the query (yellow ring), right the target, brighter where its features "
     "are more similar to the query's; from the least to the greatest similarity of each map. White ring: where the "
     "keypoint is; red cross: where it was found. Images are as the network sees them, resized to a square."

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
 from semcorr.core.text_files import JsonObject
-from semcorr.data.tapvid_videos import SIDE
+from semcorr.data.tapvid import SIDE
 
 HEIGHT, GAP = 200, 8  # pixels: height of every frame in the page, and space between frames
 ZOOM = 3  # drawn larger and reduced, for smooth lines

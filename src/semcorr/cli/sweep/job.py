@@ -16,7 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.run_lock import lock_folder
-from semcorr.store.sweep_cache import SweepFeatureCache
+from semcorr.store.cache import SweepFeatureCache
 
 ERROR = "error.txt"
 

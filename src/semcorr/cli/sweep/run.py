@@ -13,7 +13,7 @@ from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.run_dir import LATE, METRICS, config_hash
 from semcorr.engine.run_lock import lock_folder
-from semcorr.store.sweep_cache import SweepFeatureCache
+from semcorr.store.cache import SweepFeatureCache
 
 log = logging.getLogger(__name__)
 

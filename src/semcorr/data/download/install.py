@@ -6,29 +6,186 @@ Everything happens in folders beside the root. Killed at any point and run again
 same tree: what was unpacked is discarded, what was downloaded is used.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 import semcorr
 from semcorr.core.errors import UserError
-from semcorr.core.files import require_writable
-from semcorr.data.download.installed import (
-    PREPARED,
-    VERIFIED,
-    Check,
-    TreeReport,
-    convert_and_check,
-    find_dataset_folder,
-    is_complete,
-    write_note,
-)
-from semcorr.data.download.recipe import DownloadRecipe
-from semcorr.data.download.sources import ArchiveSource, archive_info, archive_sources, extract_archive, fetch_archive
+from semcorr.core.files import require_writable, write_text
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
+from semcorr.data.download import http as fetch
+from semcorr.data.download.archive import DamagedError, extract
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+
+PREPARED, VERIFIED = "prepared.json", "verify.json"
+
+
+@runtime_checkable
+class TreeReport(Protocol):
+    """The result of checking a complete tree; `semcorr.data.download.verify` makes it."""
+
+    @property
+    def failed(self) -> bool: ...  # noqa: D102
+
+    def table(self) -> object: ...  # noqa: D102
+
+    def as_json(self) -> JsonObject: ...  # noqa: D102
+
+
+Check = Callable[[Path], TreeReport]  # raises a UserError if the tree cannot be read
+
+
+def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> bool:
+    """Return whether `root` is the benchmark (True) or free (False); anything else is an error."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        if root.is_mount():
+            raise UserError(f"{root} is a mount point, which cannot be replaced. Give a folder in it with --root DIR")
+        return False
+    remedy = "Move it away, or choose another place with --root DIR"
+    if not (root / recipe.landmark).exists():
+        raise UserError(f"{root} is not empty and is not a whole {name} tree: no {recipe.landmark}. {remedy}")
+    if (root / PREPARED).is_file():
+        return True
+    try:
+        failed = _check_counts(recipe, root, check).failed
+    except UserError as error:
+        raise UserError(f"{root} is not a whole {name} tree: {error} {remedy}") from None
+    if failed:
+        raise UserError(f"{root} does not have {name}'s official counts; --verify shows them. {remedy}")
+    return True
+
+
+def _check_counts(recipe: DownloadRecipe, root: Path, check: Check) -> TreeReport:
+    """Check a tree unpacked by hand, which may lack only what we add to the official files."""
+    try:
+        return check(root)
+    except UserError:
+        if recipe.convert is None:
+            raise
+        recipe.convert(root)
+        return check(root)
+
+
+def has_official_counts(root: Path) -> bool:
+    """Return whether a complete tree has the official counts; one prepared by hand has just been checked."""
+    noted = root / PREPARED
+    return not noted.is_file() or bool(read_mapping(noted, "Prepare it again.").get("official_counts"))
+
+
+def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Path:
+    """Find the shallowest folder with the marker file; move what was unpacked beside or above into it."""
+    folders = sorted((Path(folder) for folder, _, _ in os.walk(staging)), key=lambda path: (len(path.parts), path))
+    tree = next((folder for folder in folders if (folder / recipe.landmark).exists()), None)
+    if tree is None:
+        files = ", ".join(archive.file for archive in recipe.archives)
+        raise UserError(f"{files}: not {name}'s official archive, there is no {recipe.landmark} in it.")
+    above = tree
+    while above != staging:
+        for path in sorted(set(above.parent.iterdir()) - {above}):
+            if (tree / path.name).exists():
+                raise UserError(f"{name}: {path.name} is in its archives twice. Give the official ones.")
+            path.rename(tree / path.name)
+        above = above.parent
+    return tree
+
+
+def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path, check: Check) -> TreeReport:
+    """Convert and check a tree. Its present folder is temporary: messages name the final one."""
+    try:
+        if recipe.convert:
+            recipe.convert(tree)
+        return check(tree)
+    except UserError as error:
+        message = str(error).replace(str(tree), root.name)
+        raise UserError(f"the archives do not make a whole {name} tree: {message}") from None
+
+
+def write_note(path: Path, content: JsonMapping) -> None:
+    """Write a JSON file for people and programs."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+class ArchiveSource(NamedTuple):
+    """The source of an archive: the user's own file, or else its address."""
+
+    archive: ArchiveInfo
+    given: Path | None
+
+
+def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) -> list[ArchiveSource]:
+    """Pair each archive with the user's file for it, matched by name unless there is only one archive."""
+    expected = [archive.file for archive in recipe.archives]
+    files: dict[str, Path] = {}
+    for path in given:
+        if not path.is_file():
+            raise UserError(f"--archive {path}: no such file.")
+        file = expected[0] if len(expected) == 1 else path.name
+        if file not in expected:
+            raise UserError(f"--archive {path}: {name} is made of {', '.join(expected)}. Give one by that name.")
+        if file in files:
+            raise UserError(f"--archive {path}: {files[file]} is given for {file} already. Drop one of the two.")
+        files[file] = path
+    return [ArchiveSource(archive, files.get(archive.file)) for archive in recipe.archives]
+
+
+def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource]) -> Panel:
+    """Format what is about to be used, from where and under which terms, for the user to read first."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(overflow="fold")
+    rows.add_row("licence", Text(recipe.licence))
+    for archive, given in chosen:
+        size = given.stat().st_size if given else fetch.remote_size(archive.url)
+        size_text = "unknown size" if size is None else decimal(size)
+        rows.add_row("file", Text(f"{archive.file}, {size_text}\n{given or archive.url}"))
+    rows.add_row("goes to", Text(str(root)))
+    return Panel(rows, title=Text(name), title_align="left")
+
+
+def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
+    """Fetch the archive to this disk and return its path."""
+    if source.given:
+        return source.given
+    downloads.mkdir(exist_ok=True)
+    return fetch.download_archive(source.archive, downloads)
+
+
+def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
+    """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
+    checksum, expected = fetch.file_sha256(path), source.archive.sha256
+    if expected and checksum != expected:
+        remedy = _discard(source, path)
+        raise UserError(f"{path} is not the official file: its sha256 is {checksum}, expected {expected}. {remedy}")
+    address = None if source.given else source.archive.url
+    return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": checksum}
+
+
+def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
+    """Extract the archive's files into `staging`."""
+    try:
+        extract(path, staging, source.archive.file)
+    except DamagedError as error:
+        raise UserError(f"{error}. {_discard(source, path)}") from None
+
+
+def _discard(source: ArchiveSource, path: Path) -> str:
+    """Discard a useless download, so that it is not used again; the user's own file is left alone."""
+    if source.given:
+        return f"Get it anew from {source.archive.url}"
+    path.unlink()
+    return "It is deleted: run the same line again to download it anew"
+
 
 Announce = Callable[[Sequence[ArchiveSource]], None]
 

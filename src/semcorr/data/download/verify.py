@@ -23,8 +23,7 @@ from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import measure_picture, stored_size
 from semcorr.data.record import ImageRecord, PairRecord, count_outside_image
-from semcorr.data.tapvid import TapVid
-from semcorr.data.tapvid_videos import TapVidVideo, count_outside_frame
+from semcorr.data.tapvid import TapVid, TapVidVideo, count_outside_frame
 
 OK, NOTE, DIFFERS = "ok", "note", "differs"
 COLOURS = {OK: "green", NOTE: "yellow", DIFFERS: "bold red"}

@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 
 from semcorr.core.errors import UserError
-from semcorr.core.output_dir import unique_names
+from semcorr.core.files import unique_names
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
@@ -16,8 +16,7 @@ from semcorr.inference import Matcher
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, category_name
 from semcorr.inference.transfer.crop import crop_picture, enlarge_box
 from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources, draw_label_picture, skeleton_edges
-from semcorr.inference.transfer.propagate import LabelledSource, check_rule, encode_source, propagate
-from semcorr.inference.transfer.vote import PRIOR_WEIGHT
+from semcorr.inference.transfer.propagate import PRIOR_WEIGHT, LabelledSource, check_rule, encode_source, propagate
 from semcorr.store.encode import split_into_chunks
 from semcorr.visualization.predictions import save_plot
 

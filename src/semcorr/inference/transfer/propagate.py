@@ -1,4 +1,4 @@
-"""Transfer of keypoints from annotated sources to a target: their similarities are summed and localised."""
+"""Transfer of keypoints from annotated sources to a target: similarities are weighted, summed and localised."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,16 +13,103 @@ from semcorr.data.coco_fields import Id
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.transfer.crop import Crop, mirror_crop
-from semcorr.inference.transfer.vote import (
-    agreement,
-    best_source_weights,
-    location_prior,
-    source_fitness,
-    source_weights,
-    vote_similarity,
-)
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
-from semcorr.matching.readout_names import needs_four_queries
+from semcorr.matching.readouts import needs_four_queries
+
+PRIOR_WEIGHT = 0.2  # weight of the location prior, in units of similarity
+SPREAD = 0.15  # standard deviation of the location prior, as a share of the view's side
+TEMPERATURE = 0.1  # in units of cosine: a source that fits worse by this much has 1/e of the weight
+
+
+def source_fitness(similarity: Float[Tensor, "s k h w"], keypoint_mask: Bool[Tensor, "s k"]) -> Float[Tensor, " s"]:
+    """Compute how well each source fits a target: the mean best similarity over the keypoints it shows.
+
+    It is -inf for a source that shows none.
+
+    >>> source_fitness(torch.tensor([[[[0.25, 0.5]], [[1.0, 0.0]]]]), torch.tensor([[True, True]]))
+    tensor([0.7500])
+    """
+    best = similarity.flatten(2).amax(-1)
+    mean = (best * keypoint_mask).sum(-1) / keypoint_mask.sum(-1)
+    return mean.masked_fill(~keypoint_mask.any(-1), -torch.inf)
+
+
+def source_weights(
+    fit: Float[Tensor, " s"], keypoint_mask: Bool[Tensor, "s k"], temperature: float = TEMPERATURE
+) -> Float[Tensor, "s k"]:
+    """Compute the sources' weights: a softmax of their fit over those that show a keypoint; 0 if none does.
+
+    >>> source_weights(torch.tensor([0.5, 0.5]), torch.tensor([[True, True, False], [True, False, False]]))
+    tensor([[0.5000, 1.0000, 0.0000],
+            [0.5000, 0.0000, 0.0000]])
+    """
+    logits = (fit / temperature)[:, None].masked_fill(~keypoint_mask, -torch.inf)
+    return logits.softmax(0).nan_to_num(0.0)
+
+
+def best_source_weights(fit: Float[Tensor, " s"], keypoint_mask: Bool[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+    """Give all the weight to the best-fitting source of those that show a keypoint; the first of equals.
+
+    >>> best_source_weights(torch.tensor([0.5, 0.7]), torch.tensor([[True, True, False], [True, False, False]]))
+    tensor([[0., 1., 0.],
+            [1., 0., 0.]])
+    """
+    best = fit[:, None].masked_fill(~keypoint_mask, -torch.inf).argmax(0)
+    weights = torch.zeros(keypoint_mask.shape, dtype=fit.dtype, device=fit.device)
+    return weights.scatter_(0, best[None], 1.0) * keypoint_mask
+
+
+def vote_similarity(similarity: Float[Tensor, "s k h w"], weights: Float[Tensor, "s k"]) -> Float[Tensor, "k h w"]:
+    """Return the weighted sum of the sources' similarities: maps can be summed before localisation, points cannot."""
+    return torch.einsum("skhw,sk->khw", similarity, weights)
+
+
+def location_prior(
+    cells: Float[Tensor, "s k 2"], weights: Float[Tensor, "s k"], size: tuple[int, int], spread: float = SPREAD
+) -> Float[Tensor, "k h w"]:
+    """Compute a prior of the location of keypoints, in [0, 1]: weighted Gaussians around those of the sources.
+
+    Objects in boxes are framed alike: a keypoint's position in one predicts its position in another.
+
+    Args:
+        cells: Positions of the sources' keypoints, in cells of the sources.
+        weights: Weights of the sources, per keypoint.
+        size: Width and height of the map, in cells.
+        spread: Standard deviation of a Gaussian, as a share of width and height.
+    """
+    x, y = (torch.arange(side, device=cells.device) for side in size)
+    across, down = (
+        (-(((along - cells[..., i, None]) / (spread * side)) ** 2) / 2).exp()
+        for i, (along, side) in enumerate(zip((x, y), size, strict=True))
+    )
+    return torch.einsum("sk,skh,skw->khw", weights, down, across)
+
+
+def agreement(
+    source_predictions: Float[Tensor, "s k 2"],
+    predictions: Float[Tensor, "k 2"],
+    cycle_points: Float[Tensor, "s k 2"],
+    keypoints: Float[Tensor, "s k 2"],
+    weights: Float[Tensor, "s k"],
+    max_distance: float,
+) -> Float[Tensor, " k"]:
+    """Compute the agreement of the sources with the points of the vote, in [0, 1].
+
+    The mean of two shares of the sources' weight: of those whose own point lies near the vote's, and of those to whose
+    keypoint the vote's point matches back.
+
+    Args:
+        source_predictions: Points of each source alone, in the target.
+        predictions: Points of the vote, in the target.
+        cycle_points: Points of the vote matched back to each source.
+        keypoints: Keypoints of each source.
+        weights: Weights of the sources; for each keypoint they sum to 1, or are all 0.
+        max_distance: Distance up to which two points agree, in the same pixels.
+    """
+    agree = (source_predictions - predictions).norm(dim=-1) <= max_distance
+    returns = (cycle_points - keypoints).norm(dim=-1) <= max_distance
+    return ((agree.float() + returns.float()) / 2 * weights).sum(0)
+
 
 USES: dict[str, Callable[..., Tensor]] = {"vote": source_weights, "best": best_source_weights}
 
@@ -79,7 +166,7 @@ class PropagatedKeypoints(NamedTuple):
     points: Float[Tensor, "k 2"]  # (x, y) in pixels of the crop that was encoded
     scores: Float[Tensor, " k"]  # in [0, 1]; 0 where no source shows the keypoint, or none agrees with the point
     weights: Float[Tensor, "s k"]  # weights of the sources
-    fit: Float[Tensor, " s"]  # fit of the sources, see `semcorr.inference.transfer.vote.source_fitness`
+    fit: Float[Tensor, " s"]  # fit of the sources, see `semcorr.inference.transfer.propagate.source_fitness`
 
 
 class SourceSimilarities(NamedTuple):

@@ -10,10 +10,13 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
-from semcorr.models.backbones.diffusion_networks import DiffusionNetworks, load_diffusion_networks
-from semcorr.models.backbones.joint_pca import concatenate_on_finest_grid, joint_pca
-from semcorr.models.backbones.layers import concatenate_layers, normalise_layer_indices
-from semcorr.models.backbones.noise import TIMESTEPS, add_noise
+from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
+from semcorr.models.backbones.features import (
+    concatenate_layers,
+    concatenate_on_finest_grid,
+    joint_pca,
+    normalise_layer_indices,
+)
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.unet import STAGES, UNetState, coarsest_stride, list_decoder_steps, list_unet_blocks
 from semcorr.models.weights.loading import weights_sha256

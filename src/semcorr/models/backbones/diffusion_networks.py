@@ -1,4 +1,4 @@
-"""The networks of Stable Diffusion, loaded from the hub or a directory, or built with random weights."""
+"""The networks of Stable Diffusion: from the hub or a directory, or with random weights; and the noise they see."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +20,9 @@ from semcorr.models.weights.paths import list_library_files
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 # Errors that the two libraries raise where a file is missing, or not in their format.
 BROKEN = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError)
@@ -208,3 +211,34 @@ def _require_weights(folder: Path) -> None:
     plain = f"{variant.name.partition('.')[0]}.safetensors" if variant else ""
     remedy = f"Call {variant.name} in it {plain}" if variant else "Take another copy of the folder, with its weights"
     raise UserError(f"`backbone.weights`: {folder} has no weights under the name that is read. {remedy}.")
+
+
+TIMESTEPS, BETAS = 1000, (0.00085, 0.012)  # the schedule of every Stable Diffusion 1 and 2
+
+
+def add_noise(
+    latent: Float[Tensor, "b c h w"], timestep: int, ensemble: int, seed: int
+) -> Float[Tensor, "b {ensemble} c h w"]:
+    """Add `ensemble` noises, which depend on `seed` and the latent's shape alone, to each latent.
+
+    >>> latents = torch.zeros(2, 4, 8, 8)
+    >>> torch.equal(*add_noise(latents, timestep=261, ensemble=3, seed=0))
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, where it is the same everywhere
+    noise = torch.randn(ensemble, *latent.shape[1:], generator=generator).to(latent)
+    signal_scale, noise_scale = noise_scales(timestep)
+    return signal_scale * latent[:, None] + noise_scale * noise
+
+
+def noise_scales(timestep: int) -> tuple[float, float]:
+    """Return the factors of a latent and of its noise: the roots of alpha bar and of one minus it.
+
+    Alpha bar is the running product of 1 - beta, with betas that are linear in their roots.
+
+    >>> [f"{share:.4f}" for timestep in (0, 261, 999) for share in noise_scales(timestep)]
+    ['0.9996', '0.0292', '0.8097', '0.5868', '0.0683', '0.9977']
+    """
+    betas = torch.linspace(BETAS[0] ** 0.5, BETAS[1] ** 0.5, TIMESTEPS) ** 2
+    alpha_bar = (1 - betas).cumprod(dim=0)[timestep]
+    return float(alpha_bar**0.5), float((1 - alpha_bar) ** 0.5)

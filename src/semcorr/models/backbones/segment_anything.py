@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, check_arguments
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.layers import normalise_layer_indices
+from semcorr.models.backbones.features import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.hub import download_error

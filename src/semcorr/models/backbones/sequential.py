@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
-from semcorr.models.backbones.layers import concatenate_layers
+from semcorr.models.backbones.features import concatenate_layers
 
 LARGEST = 2**14  # pixels along a side: a single larger image takes more memory than there is
 BlockForward = Callable[..., Tensor]

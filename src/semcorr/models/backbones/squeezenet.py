@@ -12,7 +12,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
-from semcorr.models.backbones.layers import concatenate_layers, normalise_layer_indices
+from semcorr.models.backbones.features import concatenate_layers, normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, default_lora_targets
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.hub import download_error

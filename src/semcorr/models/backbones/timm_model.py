@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, OptionsOf, Range, check_arguments, require
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.facets import check_facet, project_facet, tokens_to_maps
-from semcorr.models.backbones.layers import normalise_layer_indices
+from semcorr.models.backbones.features import check_facet, normalise_layer_indices, project_facet, tokens_to_maps
 from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.hub import download_error

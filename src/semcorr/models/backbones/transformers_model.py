@@ -12,8 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Positive, check_arguments
 from semcorr.core.text_files import JsonObject
-from semcorr.models.backbones.facets import check_facet, tokens_to_maps
-from semcorr.models.backbones.layers import normalise_layer_indices
+from semcorr.models.backbones.features import check_facet, normalise_layer_indices, tokens_to_maps
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.backbones.transformers_weights import load_image_encoder, pixel_statistics, require_complete
 from semcorr.models.weights.loading import weights_sha256

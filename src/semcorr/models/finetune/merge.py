@@ -5,8 +5,7 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.models.finetune.adapters import AdapterBottleneck
-from semcorr.models.finetune.conditional_prompt import ConditionalPrompt
-from semcorr.models.finetune.prompts import LearnedPrompt
+from semcorr.models.finetune.prompts import ConditionalPrompt, LearnedPrompt
 
 NEVER: dict[type[nn.Module], str] = {
     AdapterBottleneck: "adapters are not linear",

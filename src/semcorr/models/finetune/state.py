@@ -1,8 +1,9 @@
-"""What a checkpoint holds of a tuned backbone, and the identity of the base it was tuned from."""
+"""State of a tuned backbone: what a checkpoint holds, the identity of its base, and which parts are in training mode."""
 
 from collections.abc import Collection, Mapping
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
@@ -46,3 +47,19 @@ def require_same_parts(checkpoint_names: Collection[str], names: Collection[str]
             f"The checkpoint and this run train different weights: {', '.join(unmatched[:3])}. Use its finetune "
             "and head."
         )
+
+
+def keep_frozen_in_eval(backbone: nn.Module) -> None:
+    """Put every part whose parameters are all frozen back into eval mode, after `train()`.
+
+    Batch norms stay in eval mode even if their scale is trained: statistics of a few images would make a map
+    depend on its neighbours in the batch.
+    """
+    parameters = list(backbone.parameters())
+    if (parameters and not any(parameter.requires_grad for parameter in parameters)) or isinstance(
+        backbone, _BatchNorm
+    ):
+        backbone.eval()
+        return
+    for child in backbone.children():
+        keep_frozen_in_eval(child)

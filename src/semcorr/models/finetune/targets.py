@@ -6,7 +6,7 @@ from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
-from semcorr.models.backbones.facets import parameters_unused_by_facet
+from semcorr.models.backbones.features import parameters_unused_by_facet
 from semcorr.models.backbones.sequential import SequentialBackbone
 
 Kinds = tuple[type[nn.Module], ...]

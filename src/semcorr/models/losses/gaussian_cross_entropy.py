@@ -1,4 +1,4 @@
-"""Cross-entropy with a Gaussian around the true cell."""
+"""Cross-entropy with a Gaussian around the true cell, at a fixed or a learned temperature."""
 
 import math
 from typing import Annotated
@@ -6,12 +6,71 @@ from typing import Annotated
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Share, Sigma, Temperature, Whole, check_arguments
 from semcorr.core.text_files import JsonObject
 from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
-from semcorr.models.losses.temperature import build_temperature
+
+MINIMUM = 0.001
+
+
+class LearnedTemperature(nn.Module):
+    """One learned temperature for all points of all pairs.
+
+    >>> LearnedTemperature(initial=0.03)(torch.zeros(1, 1, 2, 2))
+    tensor(0.0300, grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, initial: float = 0.03, minimum: float = MINIMUM) -> None:
+        super().__init__()
+        self.start, self.minimum = inverse_softplus(initial, minimum), minimum
+        self.theta = nn.Parameter(torch.zeros(()))
+
+    def forward(self, similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, ""]:
+        """Return the temperature, which does not depend on the similarity."""
+        return softplus(self.start + self.theta) + self.minimum
+
+
+class PredictedTemperature(nn.Module):
+    """One temperature per point, predicted from its similarities: their maximum, mean and standard deviation.
+
+    These tell how peaked the similarities are. The temperature of a point depends on nothing else in the batch, and
+    its gradient trains the prediction, not the features.
+    """
+
+    def __init__(self, initial: float = 0.03, minimum: float = MINIMUM) -> None:
+        super().__init__()
+        self.start, self.minimum = inverse_softplus(initial, minimum), minimum
+        self.linear = nn.Linear(3, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 1 1"]:
+        """Predict the temperatures by which to divide the similarity."""
+        with torch.autocast(similarity.device.type, enabled=False):
+            flat = similarity.detach().flatten(2).to(self.linear.weight.dtype)
+            statistics = torch.stack((flat.amax(-1), flat.mean(-1), flat.std(-1, correction=0)), dim=-1)
+            return (softplus(self.start + self.linear(statistics)) + self.minimum)[..., None]
+
+
+KINDS = {"scalar": LearnedTemperature, "point": PredictedTemperature}
+
+
+def build_temperature(kind: str, initial: float) -> nn.Module:
+    """Build the module of a learned temperature: `scalar` or `point`."""
+    if kind not in KINDS:
+        raise UserError(f"`loss.learn` must be null or one of {', '.join(KINDS)}, got {kind!r}")
+    return KINDS[kind](initial)
+
+
+def inverse_softplus(initial: float, minimum: float) -> float:
+    """Return the number that softplus maps to `initial - minimum`."""
+    if not initial > minimum:
+        raise UserError(f"`loss.temperature` must be more than {minimum} to be learned, got {initial}")
+    return math.log(math.expm1(initial - minimum))
+
 
 Steps = Annotated[int, Range(least=1, most=255, odd=True)]
 

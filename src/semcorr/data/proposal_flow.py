@@ -1,4 +1,4 @@
-"""PF-PASCAL: 2,940 / 308 / 299 pairs of 20 classes; PCK@img by default.
+"""Proposal flow benchmarks: PF-PASCAL and PF-WILLOW.
 
 The lists are CSV files: train and val name two images, a 1-based class and whether both are
 mirrored, and their points are in the .mat annotations; test carries its points itself. 488 rows of
@@ -20,7 +20,7 @@ from typing import Unpack
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
-from semcorr.core.tables import read_table
+from semcorr.core.tables import read_rows, read_table
 from semcorr.data.datamodule import PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata
@@ -172,14 +172,16 @@ def _build_pair(
         else:
             points, box = annotation(folder / "Annotations" / category / f"{stem}.mat")
         picture = folder / "JPEGImages" / f"{stem}.jpg"
-        records.append(_build_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path))
+        records.append(
+            _build_pascal_image(stem, picture, size(picture), listed[i] if listed else points, box, mirrored, path)
+        )
     source, target = records
     target_extent = float(max(target.size)) if extent == "image" else longer_side(target.box)
     name = f"{line - 1:04d}-{source.name}-{target.name}"
     return PairRecord(name, category, source, target, target_extent)
 
 
-def _build_image(
+def _build_pascal_image(
     stem: str,
     picture: Path,
     size: tuple[int, int],
@@ -218,3 +220,74 @@ def _category(number: str, where: str) -> str:
             f"{where}: class must be 1 to {len(classes)}, got {quote_value(number)}. Restore the official list."
         )
     return str(classes[int(number) - 1])
+
+
+POINTS = 10
+COLUMNS = 2 + 4 * POINTS  # two images; then x of A, y of A, x of B, y of B
+ImageSizes = Callable[[Path], tuple[int, int]]  # width and height of a file
+
+
+class PFWillow(PairDataModule):
+    """`root` holds test_pairs.csv and PF-dataset/."""
+
+    name = "pf_willow"
+    recipe = DownloadRecipe(
+        licence="research use; images collected from the web",
+        archives=(
+            ArchiveInfo("PF-dataset.zip", "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset.zip"),
+            ArchiveInfo("test_pairs.csv", "https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv"),
+        ),
+        landmark="PF-dataset/car(G)",
+    )
+    official = benchmark_metadata("pf_willow")["official"]
+    splits = ("test",)
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Return the pairs in the order of the list."""
+        return read_willow_pairs(self.root)
+
+
+def read_willow_pairs(root: Path) -> list[PairRecord]:
+    """Read all rows of test_pairs.csv."""
+    require_root(root, "PF-WILLOW", "Run `python -m semcorr.prepare pf_willow`, or give data.root=DIR.")
+    path = root / "test_pairs.csv"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")
+    size = cache(image_size)
+    rows = read_rows(path, "Restore the official list.")[1:]
+    return [_pair(root, path, line, row, size) for line, row in rows]
+
+
+def _pair(root: Path, path: Path, line: int, row: list[str], size: ImageSizes) -> PairRecord:
+    if len(row) != COLUMNS:
+        raise UserError(f"{path}, line {line}: {len(row)} columns, expected {COLUMNS}. Restore the official list.")
+    try:
+        numbers = [float(value) for value in row[2:]]
+    except ValueError as error:
+        raise UserError(f"{path}, line {line}: {error}. Restore the official list.") from None
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{path}, line {line}: a coordinate is not a finite number. Restore the official list.")
+    records = []
+    for column, start in enumerate((0, 2 * POINTS)):
+        name = require_file_name(row[column], f"{path}, line {line}, column {column + 1},", folders=True)
+        if len(Path(name).parts) < 3:
+            raise UserError(
+                f"{path}, line {line}: {quote_value(name)} is not PF-dataset/CLASS/FILE. Restore the official list."
+            )
+        points = list(zip(numbers[start : start + POINTS], numbers[start + POINTS : start + 2 * POINTS], strict=True))
+        records.append(_build_willow_image(root, path, name, points, size))
+    source, target = records
+    category = Path(row[0]).parts[1]
+    name = f"{source.name}-{target.name}"
+    return PairRecord(name, category, source, target, longer_side(target.box))
+
+
+def _build_willow_image(
+    root: Path, path: Path, name: str, points: list[tuple[float, float]], size: ImageSizes
+) -> ImageRecord:
+    """Build the record of an image. Its box is that of the keypoints: nothing else is annotated."""
+    picture = root / name
+    xs, ys = zip(*points, strict=True)
+    box = (min(xs), min(ys), max(xs), max(ys))
+    short = "/".join(Path(name).with_suffix("").parts[1:])
+    return build_image_record(short, picture, size(picture), points, box, path)
