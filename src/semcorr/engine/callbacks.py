@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch
-from semcorr.engine.plain_yaml import read_plain_mapping
+from semcorr.engine.plain_yaml import read_plain_config
 
 MONITOR = "val/all/pck@0.1"
 
@@ -115,7 +115,7 @@ def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
     config = run_dir / "config.yaml"
     if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
         return
-    if "loss" not in read_plain_mapping(config):
+    if "loss" not in read_plain_config(config):
         raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
 
 

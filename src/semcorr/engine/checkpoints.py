@@ -17,8 +17,8 @@ from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.engine.plain_yaml import read_plain_mapping
-from semcorr.engine.renamed_targets import RENAMED_TARGETS, update_targets
+from semcorr.engine.plain_yaml import read_plain_config
+from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
 from semcorr.models.weights.checkpoints import format_reason
 from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
@@ -214,7 +214,7 @@ def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -
     content = read_checkpoint(run, which)
     require_fit(module, content, path)
     config = run / "config.yaml"
-    settings = weight_settings(update_targets(read_plain_mapping(config))) if config.is_file() else {}
+    settings = weight_settings(read_plain_config(config)) if config.is_file() else {}
     if key := find_changed_setting(content, settings):
         raise UserError(
             f"{path} was trained with {key}={content[TRAINED_AS][key]}, and {config} says {settings[key]}: they are of "

@@ -11,6 +11,7 @@ from omegaconf._utils import get_yaml_loader
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
+from semcorr.engine.renamed_targets import update_targets
 
 BYTES = 2**20
 DEPTH = 32
@@ -61,9 +62,13 @@ def read_plain_yaml(path: Path) -> PlainDocument:
     raise UserError(f"{path} cannot be read ({where}{' '.join(reason.split())}). Give a file as semcorr wrote it.")
 
 
-def read_plain_mapping(path: Path) -> JsonObject:
-    """Read a YAML document that must hold a mapping, as `read_plain_yaml` does."""
-    values = read_plain_yaml(path).values
+def read_plain_config(path: Path) -> JsonObject:
+    """Read the config.yaml of a run as plain values, its targets under today's names.
+
+    Raises:
+        UserError: It is absent, damaged, or holds no mapping.
+    """
+    values = update_targets(read_plain_yaml(path).values)
     if not isinstance(values, dict):
         raise UserError(
             f"{path} must hold keys with values, and holds a {type(values).__name__}. Give a file as semcorr wrote it."

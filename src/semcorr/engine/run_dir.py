@@ -16,7 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonObject, read_mapping
-from semcorr.engine.plain_yaml import read_plain_mapping
+from semcorr.engine.plain_yaml import read_plain_config
 
 METRICS = "metrics.json"  # written last: a run is finished when it exists
 RESULTS = (
@@ -102,7 +102,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
         if (run_dir / METRICS).is_file():
             raise UserError(f"`run_dir`: {run_dir} holds scores without a config.yaml. Choose another run_dir.")
         return
-    saved = read_plain_mapping(config)
+    saved = read_plain_config(config)
     if ("loss" in saved) != is_training:
         kind = "a training run" if "loss" in saved else "an evaluation"
         raise UserError(

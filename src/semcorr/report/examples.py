@@ -164,7 +164,7 @@ def plot_similarity_maps(
         names = f"{pair.source.name} to {pair.target.name}"
         panels.append(f"{embed_image(image, names)}\n<p>{escape(text)}<br>{escape(names)}</p>")
     caption = (
-        f"{entry.label}: {SIMILARITY_LEGEND} Shown are keypoints of the geometry-aware subset with the largest errors, and others "
-        "with the smallest; each target once."
+        f"{entry.label}: {SIMILARITY_LEGEND} Shown are keypoints of the geometry-aware subset with the largest "
+        "errors, and others with the smallest; each target once."
     )
     return ReportFigure("Similarity maps", caption, panels, layout="wide")

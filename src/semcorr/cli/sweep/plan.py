@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
-from semcorr.engine.plain_yaml import read_plain_mapping
+from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
@@ -104,7 +104,7 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
     for path in (folder / "config.yaml" for folder in folders):
         if path.is_file():
             try:
-                saved = flatten_config(read_plain_mapping(path))
+                saved = flatten_config(read_plain_config(path))
             except UserError as error:
                 return f"{error}. Move {path.parent} away to have its job done again"
             if key := _find_difference(cfg, saved):

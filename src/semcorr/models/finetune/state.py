@@ -1,4 +1,4 @@
-"""State of a tuned backbone: what a checkpoint holds, the identity of its base, and which parts are in training mode."""
+"""State of a tuned backbone: what a checkpoint holds, the identity of its base, and its parts in training mode."""
 
 from collections.abc import Collection, Mapping
 
