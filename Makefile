@@ -30,13 +30,13 @@ coverage: .venv/installed ## the same with the share of lines that run; at least
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 rounding: .venv/installed ## the same where a product's rounding depends on its shape, as on some processors
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal -p shape_rounding
+	PYTHONPATH=tests/helpers $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal -p shape_rounding
 
 slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
 browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
-	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/test_app.py tests/test_app_browser.py tests/security/test_page_*.py
+	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/app/test_app.py tests/app/test_app_browser.py tests/security/test_page_*.py
 
 .venv-app/installed: pyproject.toml constraints.txt # gradio wants an older Pillow than everything else
 	$(PYTHON) -m venv .venv-app

@@ -1,5 +1,6 @@
 """A tiny drawn benchmark, and one line to compose a configuration as the command line would."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,14 +8,23 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from repository import SMALL
 
 from semcorr.data.synthetic import write_synthetic
 from semcorr.engine.known_targets import conf_dir
 
 torch.set_num_threads(1)  # the suite runs two processes on two cores
 
-DRAWING = {"train": 3, "val": 2, "test": 3, "pixels": 96}
-SMALL = [f"data.{key}={value}" for key, value in DRAWING.items()]
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `sampled(n)` leave every nth case to `make test`; `make slow` runs the others, too."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            counts[name] += 1
 
 
 @pytest.fixture(autouse=True)

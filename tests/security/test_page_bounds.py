@@ -22,6 +22,8 @@ from semcorr.app.session import PIXELS, POINTS, Session, reduce_picture, session
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture, load_picture
 
+pytestmark = pytest.mark.integration
+
 
 class Clock:
     now = 0.0
@@ -67,6 +69,7 @@ def test_an_entry_that_nobody_used_for_its_time_is_gone():
     assert kept.get("a") is None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", [(5000, 5000), (20000, 500), (1, 9_000_000), (1601, 1600)])
 def test_a_picture_is_kept_small_and_measured_in_its_own_pixels(size):
     kept = reduce_picture(Picture(Image.new("RGB", size), size, "a"))
