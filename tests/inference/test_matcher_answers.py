@@ -131,7 +131,7 @@ def test_a_match_is_consistent_if_it_returns_to_within_so_many_cells(cats, cycle
     back = matcher.match(cats[1], cats[0], match.points).points
     off = ((back - points) / cell(matcher, size_of(cats[0]))).norm(dim=-1)
 
-    assert_close(match.cycle_points, back, atol=1e-2, rtol=0)
+    assert_close(match.returned, back, atol=1e-2, rtol=0)
     assert match.consistent.tolist() == (off <= cycle).tolist()
     assert 0 < match.consistent.sum() < len(points)
 

@@ -81,14 +81,14 @@ def test_mutual_neighbours_are_those_of_a_loop_over_all_cells(matcher, cats):
     found = matcher.mutual(a, b)
 
     assert_close(found.scores, torch.tensor(expected), atol=1e-4, rtol=0)
-    assert len(matcher.mutual(a, b, limit=3).points) == 3
+    assert len(matcher.mutual(a, b, most=3).points) == 3
 
 
 def test_mutual_neighbours_that_do_not_come_back_are_not_called_consistent(cats):
     """Cells prefer each other, and the read-out may answer with a place far from them."""
     matcher = Matcher.load("efficientnet_lite0", SMALL, "localise=soft", device="cpu", subcell=False)
     found = matcher.mutual(*cats[:2])
-    off = ((found.cycle_points - found.source) / cell(matcher, size_of(cats[0]))).norm(dim=-1)
+    off = ((found.returned - found.source) / cell(matcher, size_of(cats[0]))).norm(dim=-1)
 
     assert found.consistent.tolist() == (off <= matcher.cycle).tolist()
     assert not found.consistent.all()

@@ -43,7 +43,7 @@ def test_what_are_no_points_is_a_sentence(random, cats, points):
 def test_no_points_have_no_matches(random, cats):
     match = random.match(cats[0], cats[1], [])
 
-    assert match.points.shape == match.cycle_points.shape == (0, 2)
+    assert match.points.shape == match.returned.shape == (0, 2)
     assert match.scores.shape == match.consistent.shape == (0,)
 
 

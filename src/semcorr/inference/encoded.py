@@ -173,7 +173,7 @@ class Match(NamedTuple):
     points: Float[Tensor, "n 2"]  # (x, y), original pixels of the target
     scores: Float[Tensor, " n"]  # similarity at the match: a cosine for most heads; that of consensus in [0, 1]
     consistent: Bool[Tensor, " n"]  # whether the match, matched back, lies within `cycle` cells of the point
-    cycle_points: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
+    returned: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
 
 
 class Flow(NamedTuple):

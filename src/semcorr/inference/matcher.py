@@ -183,13 +183,13 @@ class Matcher:
             yield self._match_encoded(source, target, query_points)
 
     @torch.no_grad()
-    def mutual(self, a: Image, b: Image, limit: int | None = None) -> Match:
+    def mutual(self, a: Image, b: Image, most: int | None = None) -> Match:
         """Return mutual nearest neighbours: cells of `a` and `b` that prefer each other, the most similar first.
 
         Args:
             a: The source picture, whose cells' centres are the query points.
             b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
-            limit: Largest number of matches.
+            most: Largest number of matches.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         source_map, target_map = self.features(source, target)
@@ -200,7 +200,7 @@ class Matcher:
             cycle = match_to_target(self.module.head, source_map, [target_map], matches.points, [argmax])
         slack = max(source_map.stride, cycle.stride) / 2  # the same cell, if similarities have the grid of features
         mutual = ((cycle.points[0] - query_points).abs() <= slack).all(-1) & target.placement.shows(matches.points[0])
-        order = matches.score[mutual].argsort(descending=True, stable=True)[:limit]
+        order = matches.score[mutual].argsort(descending=True, stable=True)[:most]
         return self._match_encoded(
             source, target, source.placement.from_view(query_points[mutual][order]).cpu(), subcell=False
         )
