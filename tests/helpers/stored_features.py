@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from semcorr.store import FeatureStore
-from semcorr.store.entry_file import EntryKey, PackedEntry, pack_entry
+from semcorr.store.entry_file import PackedEntry, pack_entry
+from semcorr.store.integrity import EntryKey
 
 KEY = {"backbone": "tiny", "size": 96, "depth": 2, "dtype": "float16"}
 

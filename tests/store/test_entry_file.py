@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, safe_open
 from stored_features import bits, failing, features, files
 
-from semcorr.store.entry_file import DamagedEntryError, EntryKey, read_entry, write_entry, write_packed
+from semcorr.store.entry_file import read_entry, write_entry, write_packed
+from semcorr.store.integrity import DamagedEntryError, EntryKey
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])

@@ -10,7 +10,8 @@ from stored_features import KEY, bits, failing, features, files, put
 
 from semcorr.store import FeatureStore, feature_store
 from semcorr.store import index as room
-from semcorr.store.entry_file import EntryKey, pack_entry
+from semcorr.store.entry_file import pack_entry
+from semcorr.store.integrity import EntryKey
 
 pytestmark = pytest.mark.integration
 

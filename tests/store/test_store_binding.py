@@ -13,7 +13,7 @@ from stored_features import KEY, bits, features
 
 from semcorr.store import FeatureStore
 from semcorr.store import __main__ as verb
-from semcorr.store.entry_file import LENGTH
+from semcorr.store.integrity import LENGTH
 
 OTHER = KEY | {"depth": 3}
 NAMES = {f"{i:032x}": i for i in range(3)}  # ids, and the seed of their features

@@ -13,7 +13,8 @@ import torch
 from semcorr.__main__ import main
 from semcorr.store import FeatureStore, default_root
 from semcorr.store import __main__ as verb
-from semcorr.store.entry_file import EntryKey, pack_entry
+from semcorr.store.entry_file import pack_entry
+from semcorr.store.integrity import EntryKey
 
 KEY = {"backbone": "dinov2_b", "depth": 10, "size": 840, "dtype": "float16", "resize": "squash"}
 VALUES = {"x": torch.arange(2000.0)}

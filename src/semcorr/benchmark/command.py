@@ -101,7 +101,8 @@ def benchmark_evaluate(
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.evaluate import SplitPart, benchmark_evaluation
-        from semcorr.benchmark.measurement import build_run_spec, resolve_device_name
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.runs import build_run_spec
 
         run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)
         run = run.plus(f"data.workers={'null' if workers is None else workers}")
@@ -128,8 +129,9 @@ def benchmark_read_outs(
     """Measure how much longer a whole evaluation takes with eleven read-outs than with one."""
 
     def work() -> "BenchmarkResult":
-        from semcorr.benchmark.measurement import build_run_spec, resolve_device_name
+        from semcorr.benchmark.measurement import resolve_device_name
         from semcorr.benchmark.read_outs import benchmark_readouts
+        from semcorr.benchmark.runs import build_run_spec
 
         return benchmark_readouts(
             build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part),
@@ -161,7 +163,8 @@ def benchmark_train(
     """Measure training steps per second, with and without caching frozen blocks. Full size: --backbone dinov2."""
 
     def work() -> "BenchmarkResult":
-        from semcorr.benchmark.measurement import build_run_spec, resolve_device_name
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.runs import build_run_spec
         from semcorr.benchmark.train import TrainingSteps, benchmark_training
 
         run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)

@@ -13,18 +13,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semcorr.benchmark.measurement import (
-    Machine,
-    Measurement,
-    RunSpec,
-    best_time,
-    compose_run,
-    measure,
-    measure_machine,
-    synchronised_time,
-)
+from semcorr.benchmark.measurement import Machine, Measurement, best_time, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import LOOPS
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject

@@ -8,16 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from semcorr.benchmark.measurement import (
-    Machine,
-    Measurement,
-    RunSpec,
-    compose_run,
-    measure,
-    measure_machine,
-    synchronised_time,
-)
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
+from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule

@@ -72,7 +72,7 @@ def run_store(entries: StoredFeatures) -> dict[str, float]:
 
 def time_encoding(entries: StoredFeatures) -> float:
     """Measure the seconds to encode an image by itself, with random weights."""
-    from semcorr.benchmark.measurement import RunSpec, compose_run
+    from semcorr.benchmark.runs import RunSpec, compose_run
     from semcorr.engine.build import build_backbone
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")

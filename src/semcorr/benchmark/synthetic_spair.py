@@ -67,7 +67,7 @@ def shrink_counts(counts: Mapping[str, SplitCounts], part: float) -> dict[str, S
     """Reduce the images to a part, and the pairs in proportion; at least two of each per category and split.
 
     >>> shrink_counts({"cat": SplitCounts({"trn": 50, "test": 25}, {"trn": 2400, "test": 600})}, 0.1)
-    {'cat': Counts(images={'trn': 5, 'test': 2}, pairs={'trn': 20, 'test': 2})}
+    {'cat': SplitCounts(images={'trn': 5, 'test': 2}, pairs={'trn': 20, 'test': 2})}
     """
     reduced = {}
     for category, (images, pairs) in counts.items():

@@ -12,16 +12,9 @@ from typing import NamedTuple
 
 from lightning import Callback, LightningModule, Trainer
 
-from semcorr.benchmark.measurement import (
-    Machine,
-    Measurement,
-    RunSpec,
-    compose_run,
-    measure,
-    measure_machine,
-    synchronised_time,
-)
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch

@@ -23,7 +23,6 @@ from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.store import default_root
-from semcorr.store.entry_file import DamagedEntryError, entry_key_of, read_header, stored_image_name
 from semcorr.store.index import (
     KEY,
     StoreEntry,
@@ -34,6 +33,7 @@ from semcorr.store.index import (
     remove_orphans,
     sort_by_use,
 )
+from semcorr.store.integrity import DamagedEntryError, entry_key_of, read_header, stored_image_name
 
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds

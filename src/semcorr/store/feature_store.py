@@ -16,18 +16,9 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import remove_parts
 from semcorr.core.terminal import escape_controls
 from semcorr.core.text_files import JsonMapping
-from semcorr.store.entry_file import (
-    SUFFIX,
-    DamagedEntryError,
-    OutdatedEntryError,
-    PackedEntry,
-    entry_key_of,
-    pack_entry,
-    read_entry,
-    stored_image_name,
-    write_packed,
-)
+from semcorr.store.entry_file import PackedEntry, pack_entry, read_entry, write_packed
 from semcorr.store.index import CLAIMS, KEY, StoreBudget, folder_name
+from semcorr.store.integrity import SUFFIX, DamagedEntryError, OutdatedEntryError, entry_key_of, stored_image_name
 from semcorr.store.locks import EntryLocks
 
 log = logging.getLogger(__name__)

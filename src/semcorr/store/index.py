@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from semcorr.core.files import part_path, remove_parts
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.store.entry_file import SUFFIX
+from semcorr.store.integrity import SUFFIX
 
 KEY, CLAIMS, LOCK = "key.json", "claims", ".lock"
 UNFINISHED = ".tmp"  # of older versions, which named no process

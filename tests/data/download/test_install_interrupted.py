@@ -21,7 +21,10 @@ from semcorr.data.download import install as stage
 pytestmark = pytest.mark.integration
 
 HERE = ROOT / "tests" / "helpers"
-STEPS = ["obtain", "identified", "unpacked", "merged", "finished", "note", "os.rename", "_tidy"]
+STEPS = [
+    "fetch_archive", "archive_info", "extract_archive", "find_dataset_folder", "convert_and_check", "write_note",
+    "os.rename", "_tidy",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("step", STEPS)
