@@ -77,15 +77,20 @@ class ImageFeatures:
         """Origin of the features, for messages."""
         return adapted_feature_origin(self.module)
 
-    def encode(self, shown: list[ImageVariant], reuse: bool) -> None:
-        """Encode images; with `reuse` from the cached features of the frozen blocks, computed where missing."""
+    def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
+        """Encode images.
+
+        Args:
+            images: The images and variants.
+            use_cached_features: Start from the cached features of the frozen blocks; missing ones are computed.
+        """
 
         def make() -> FeatureCache:
             """Encode the images into a new cache."""
-            return self._encode_cached(shown) if reuse else self._encode_pixels(shown)
+            return self._encode_cached(images) if use_cached_features else self._encode_pixels(images)
 
         sweep_cache = self.module.sweep_cache if self.group.size == 1 else None
-        self.cache = make() if sweep_cache is None else sweep_cache(shown, make)
+        self.cache = make() if sweep_cache is None else sweep_cache(images, make)
 
     def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
         """Encode images from their pixels, cached for this pass."""
@@ -124,5 +129,5 @@ class ImageFeatures:
         )
         for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
             cache.add(chunk, values)
-        cache.watch.settle()
+        cache.watch.check()
         return cache

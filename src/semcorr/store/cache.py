@@ -62,7 +62,7 @@ class FeatureCache:
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
         """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
         cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
-        self.watch.see(names, cast)
+        self.watch.record(names, cast)
         if self.place == "auto":
             self.place = self._choose_place(sum(value[0].nbytes for value in cast.values()))
         cast = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in cast.items()}

@@ -61,7 +61,7 @@ def encode_images(
         work = broadcast_chunks(computed(), len(chunks), group)
         for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
             cache.add(names, values)
-    cache.watch.settle()
+    cache.watch.check()
 
 
 def encode_through_store(

@@ -11,7 +11,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
-from semcorr.engine.run_dir import LATE, METRICS, config_hash
+from semcorr.engine.run_dir import METRICS, POST_FEATURE_KEYS, config_hash
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
@@ -87,7 +87,7 @@ def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:
     """Order jobs so that those with the same features follow each other: these are then computed once."""
     groups: dict[str, list[SweepJob]] = {}
     for job in jobs:
-        groups.setdefault(config_hash(job.cfg, *LATE), []).append(job)
+        groups.setdefault(config_hash(job.cfg, *POST_FEATURE_KEYS), []).append(job)
     return [job for group in groups.values() for job in group]
 
 

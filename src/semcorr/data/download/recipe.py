@@ -18,5 +18,5 @@ class DownloadRecipe(NamedTuple):
 
     licence: str  # one line, shown before a download starts
     archives: tuple[ArchiveInfo, ...]
-    landmark: str  # a file or folder that every whole tree has, relative to its root
+    marker_file: str  # a file or folder that every whole tree has, relative to its root
     convert: Callable[[Path], None] | None = None  # what is left to do in the unpacked tree
