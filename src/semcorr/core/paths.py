@@ -57,13 +57,13 @@ def find_inside(root: Path, name: object, location: str, option: str) -> str:
     If there is none, the name is returned.
 
     Args:
-        root: As for `resolve_inside`.
-        name: Likewise.
-        location: Likewise.
-        option: Likewise.
+        root: The folder that the user gave.
+        name: A path below the folder, as it stands in a file.
+        location: Which file holds the name, and where in it.
+        option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: As for `resolve_inside`.
+        UserError: The name leads out of the folder, is no name of a file, or is that of a pipe, a device or a folder.
     """
     spellings = _spellings(root, name) if isinstance(name, str) else []
     plain = [spelling for spelling in spellings if name_fault(spelling, folders=True) is None]

@@ -112,7 +112,7 @@ UpToHalf = Annotated[float, Range(0, 0.5, off=True)]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training pairs may be changed. Everything is 0, and off, if left out.
+    """The extent to which training pairs may be changed. Everything is 0, and off, if left out.
 
     Each image of a pair has its own draw, uniform up to the number given. Geometry is that of
     the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.

@@ -104,7 +104,7 @@ def pck_by_class(
         labels: Classes of pairs by name; None or absent where unknown.
         names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances.
-        correct: As in `pck_from_predictions`.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([-1 if value is None else value for value in values])

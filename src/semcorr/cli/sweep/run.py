@@ -28,7 +28,7 @@ def run_jobs(
     jobs: Sequence[SweepJob],
     folder: Path,
     launch: Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]],
-    elsewhere: str = "",
+    remote_note: str = "",
     config: str = "",
 ) -> list[JobOutcome]:
     """Run the jobs that are not done, and return the outcomes of all; one that fails does not stop the others.
@@ -37,7 +37,7 @@ def run_jobs(
         jobs: Jobs as planned.
         folder: Directory of the sweep.
         launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
-        elsewhere: Sentence on jobs that go on when this process is interrupted.
+        remote_note: Sentence on jobs that go on when this process is interrupted.
         config: Text that multirun.yaml is to hold.
     """
     from semcorr.cli.sweep.job import run_job
@@ -55,7 +55,7 @@ def run_jobs(
                 flush=True,
             )
         try:
-            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
+            with advise_on_interrupt(lambda: _advice(jobs, folder, remote_note)):
                 outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
         finally:
             _restore_file(folder / MULTIRUN, config)

@@ -189,7 +189,7 @@ def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: 
 
 
 class Raster(NamedTuple):
-    """What the camera sees. Pixel centres are at integers; the background's depth is -inf.
+    """The camera's view of a creature. Pixel centres are at integers; the background's depth is -inf.
 
     All but depth have one row per pixel of the mask, in reading order.
     """
