@@ -70,11 +70,11 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
         The part of audit.json on this image geometry.
     """
     from semcorr.engine.run_lock import lock_folder
-    from semcorr.engine.saved_config import drop_store, refuse_drawing, replaced_by
+    from semcorr.engine.saved_config import drop_store, overridden_keys, refuse_generating
 
-    cfg, replaced = read_scored_config(run, resize, overrides), replaced_by(overrides)
+    cfg, replaced = read_scored_config(run, resize, overrides), overridden_keys(overrides)
     if "data.root" not in replaced:
-        refuse_drawing(cfg.data)
+        refuse_generating(cfg.data)
     if "store.root" not in replaced and (root := drop_store(cfg)):
         print(f"No features are kept in {root}, which the run names. Give store.root={root} for that.", file=sys.stderr)
     with lock_folder(run, "audit"):
@@ -90,7 +90,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     previous = _read_audit(run / "audit.json")
     require_writable_file(run / "audit.json", "RUN_DIR")
     module, data = rebuild_scored_module(run, cfg)
-    start = ScoringSpec(SEMCORR.shown(data.resize), list_readouts(module.localise)[0])
+    start = ScoringSpec(SEMCORR.with_resize(data.resize), list_readouts(module.localise)[0])
     reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize == data.resize]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
@@ -98,7 +98,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     module.keeps_rows = False
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
-    headlines = iter([result["headline"] for result in module.result.each])
+    headlines = iter([result["headline"] for result in module.result.spec_scores])
     content: JsonObject = {
         "split": f"{data.name} {data.split}",
         "backbone": module.backbone.name,

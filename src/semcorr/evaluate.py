@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     refuse_to_replace(Path(cfg.run_dir))
     refuse_other_run(Path(cfg.run_dir), cfg)
     module, data = build_datamodule_and_module(cfg)
-    refuse_other_run(Path(cfg.run_dir), cfg, filled=True)
+    refuse_other_run(Path(cfg.run_dir), cfg, is_filled=True)
     if cfg.checkpoint:
         load_trained(module, Path(cfg.checkpoint))
     module.kap = cfg.kap

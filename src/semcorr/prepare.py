@@ -152,7 +152,7 @@ def _announce(name: str, recipe: "DownloadRecipe", folder: Path, sources: "Seque
     from semcorr.data.download.install import format_announcement
 
     Terminal().print(format_announcement(name, recipe, folder, sources))
-    must_ask = sys.stdin.isatty() and not yes and not all(source.given for source in sources)
+    must_ask = sys.stdin.isatty() and not yes and not all(source.local_file for source in sources)
     if must_ask and not typer.confirm("Download?", default=True):
         raise UserError("nothing is downloaded. Give the files with --archive FILE")
 

@@ -191,7 +191,7 @@ def test_a_peak_is_of_the_process_that_worked_and_not_of_the_one_that_asked():
     hoard = bytearray(400_000_000)
     hoard[::4096] = b"x" * len(hoard[::4096])
     small = measure.measure(len, b"abc")
-    large = measure.measure(sum, range(3), apart=False)
+    large = measure.measure(sum, range(3), isolated=False)
     assert (small.value, large.value) == (3, 3)
     assert large.memory > 400_000_000 > 200_000_000 > small.memory
 

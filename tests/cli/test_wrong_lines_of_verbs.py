@@ -59,7 +59,7 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         ("semcorr.inference.load", "build_module"), ("semcorr.engine.rebuild", "build_module"),
         ("semcorr.benchmark.match", "measure_machine"), ("semcorr.data.download.install", "_build"),
         ("semcorr.benchmark.match", "measure"), ("semcorr.data.download.verify", "verify_benchmark"),
-        ("semcorr.benchmark.measurement", "write_spair_scale"), ("semcorr.app.command", "bind_socket"),
+        ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "bind_socket"),
     ):  # fmt: skip
         monkeypatch.setattr(importlib.import_module(module), name, begin)
     monkeypatch.setattr("semcorr.app.command.find_spec", lambda _: True)

@@ -128,11 +128,11 @@ def test_images_are_of_one_category_and_none_comes_twice():
     large, small = gallery("a", 9, 1), gallery("b", 3, 1)
 
     for draw in stream(large, small, steps=50):
-        assert len(set(draw.images)) == len(draw.images) == (4 if draw.gallery == 0 else 3)
+        assert len(set(draw.images)) == len(draw.images) == (4 if draw.category_index == 0 else 3)
 
 
 def test_categories_come_in_proportion_to_their_listed_pairs():
-    counts = Counter(draw.gallery for draw in stream(gallery("a", 9, 300), gallery("b", 9, 100), steps=4000))
+    counts = Counter(draw.category_index for draw in stream(gallery("a", 9, 300), gallery("b", 9, 100), steps=4000))
 
     assert counts[0] / 4000 == pytest.approx(0.75, abs=0.03)  # four standard deviations
 
@@ -152,7 +152,7 @@ def test_ranks_and_epochs_are_slices_of_one_stream(world):
     for rank in range(world):
         epochs = [stream(*categories, steps=4, rank=rank, world=world, epoch=lambda k=k: k) for k in range(3)]
         assert list(chain(*epochs)) == alone[rank::world]
-    assert list(epochs[1].ahead(3)) == alone[4 * world :]
+    assert list(epochs[1].batches_ahead(3)) == alone[4 * world :]
     assert alone != list(stream(*categories, steps=12 * world, seed=1))
 
 

@@ -166,10 +166,10 @@ def test_steps_that_are_not_made_show_no_images(creatures, all_pairs):
 
     listed = {one.name for one in data.images_to_train_on(2, steps=1)}
 
-    first = list(data.stream().ahead(2))[::4]  # of either epoch
-    categories, pairs = data.galleries(), data.pairs("train")
+    first = list(data.stream().batches_ahead(2))[::4]  # of either epoch
+    categories, pairs = data.category_images(), data.pairs("train")
     if all_pairs:
-        assert listed == {categories[draw.gallery].images[i].name for draw in first for i in draw.images}
+        assert listed == {categories[draw.category_index].images[i].name for draw in first for i in draw.images}
     else:
         assert listed == {one.name for one in unique_images(pairs[draw.pair] for (draw,) in first)}
 

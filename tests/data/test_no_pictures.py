@@ -94,5 +94,5 @@ def test_copies_that_systems_make_are_no_images_of_a_folder(tmp_path, caplog, fo
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    assert list_image_files(tmp_path, below=True) == [tmp_path / "a.png", tmp_path / "sub/d.png"]
+    assert list_image_files(tmp_path, recursive=True) == [tmp_path / "a.png", tmp_path / "sub/d.png"]
     assert not caplog.text

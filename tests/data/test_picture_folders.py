@@ -85,7 +85,7 @@ def test_folders_links_and_pipes_are_not_left_out_in_silence(tmp_path, caplog):
     assert list_image_files(tmp_path) == []
     assert "4 not read as images: below/, gone.jpg, linked/ and 1 more" in caplog.text
     caplog.clear()
-    assert list_image_files(tmp_path, below=True) == [tmp_path / "below/b.png"]
+    assert list_image_files(tmp_path, recursive=True) == [tmp_path / "below/b.png"]
     assert "4 not read as images: below/c.heic, gone.jpg, linked/ and 1 more" in caplog.text
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from semcorr.core.errors import UserError
-from semcorr.data.pictures import REDUCED, list_image_files, list_pictures, load_picture
+from semcorr.data.pictures import MIN_REDUCED_PIXELS, list_image_files, list_pictures, load_picture
 from semcorr.inference.encoded import place_picture, trim_borders
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -105,7 +105,7 @@ def test_a_jpeg_of_sixty_megapixels_is_never_whole_in_memory(tmp_path, orientati
 
     assert found.size == size
     assert min(found.image.size) >= 1200
-    assert found.image.width * found.image.height <= REDUCED / 4
+    assert found.image.width * found.image.height <= MIN_REDUCED_PIXELS / 4
     assert found.image.width / found.image.height == pytest.approx(size[0] / size[1], rel=1e-3)
 
 
@@ -167,7 +167,7 @@ def test_folders_below_are_looked_into_but_for_hidden_ones(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    found = list_image_files(tmp_path, below=True)
+    found = list_image_files(tmp_path, recursive=True)
 
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["below/c.jpg", "d.jpg"]
 

@@ -79,7 +79,7 @@ def test_what_one_process_decoded_no_other_decodes(data, decoded):
     found = list(DataLoader(pairs, batch_size=3, num_workers=2))  # they fill it
     decoded.clear()
 
-    assert pairs.views.cache.there.all()
+    assert pairs.views.cache.present.all()
     for batch, expected in zip(found, DataLoader(plain, batch_size=3), strict=True):
         assert torch.equal(batch.source.image, expected.source.image)
     decoded.clear()

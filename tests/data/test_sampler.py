@@ -123,7 +123,7 @@ def test_batches_by_target_do_not_depend_on_the_order_of_the_pairs():
     shuffled = random.Random(1).sample(pairs, 60)
 
     def ends(listed: list[PairRecord]) -> list[list[tuple[str, str]]]:
-        batches = batches_by_target(listed, at_most=4)
+        batches = batches_by_target(listed, max_pairs=4)
         return [[(listed[i].source.name, listed[i].target.name) for i in batch] for batch in batches]
 
     assert ends(shuffled) == ends(pairs)

@@ -33,7 +33,7 @@ def scored(tmp_path_factory, creatures):
 
 @pytest.mark.parametrize("end", [one for one in PRESETS if not one.exact], ids=lambda one: one.name)
 def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
-    start = ScoringSpec(SEMCORR.shown(end.resize), argmax)
+    start = ScoringSpec(SEMCORR.with_resize(end.resize), argmax)
 
     steps = walk_axes(start, end)
 

@@ -89,14 +89,16 @@ def test_on_a_gpu_steps_are_looked_at_together_and_the_first_is_named(monkeypatc
     )
     for step in range(3):  # nothing is said at once
         loss = torch.tensor(NAN if step else 1.0)
-        watch.see(step, ["a"], [f"pair {step}"], torch.ones(1, 2), {"dense": torch.tensor(1.0), "contrastive": loss})
+        watch.record_batch(
+            step, ["a"], [f"pair {step}"], torch.ones(1, 2), {"dense": torch.tensor(1.0), "contrastive": loss}
+        )
 
     with pytest.raises(UserError, match=r"^step 2 of the training: the loss contrastive .* began with pair 1"):
-        watch.settle()
+        watch.check()
 
 
 def test_features_are_named_before_the_loss_they_spoil():
     maps = torch.tensor([[1.0], [NAN]])
 
     with pytest.raises(UserError, match=r"^step 1 of the training: the features of image b is not finite"):
-        StepWatch().see(0, ["a", "b"], ["pair x"], maps, {"loss": torch.tensor(NAN)})
+        StepWatch().record_batch(0, ["a", "b"], ["pair x"], maps, {"loss": torch.tensor(NAN)})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from semcorr.core.errors import UserError
-from semcorr.engine.run_dir import BEFORE, METRICS, RESULTS, refuse_other_run, replace_results
+from semcorr.engine.run_dir import EARLIER_RESULTS, METRICS, RESULTS, refuse_other_run, replace_results
 from semcorr.engine.run_lock import remove_leftovers
 from semcorr.evaluate import evaluate
 from semcorr.train import train
@@ -82,9 +82,9 @@ def test_an_error_while_results_are_exchanged_leaves_the_earlier_ones(tmp_path, 
 
 def test_what_a_killed_process_had_moved_away_is_put_back(tmp_path):
     folder = tmp_path / ".results.123-x-0a1b2c3d.part"
-    (folder / BEFORE).mkdir(parents=True)
-    (folder / BEFORE / METRICS).write_text("old")
-    (folder / BEFORE / "matches.png").write_text("old")
+    (folder / EARLIER_RESULTS).mkdir(parents=True)
+    (folder / EARLIER_RESULTS / METRICS).write_text("old")
+    (folder / EARLIER_RESULTS / "matches.png").write_text("old")
     (tmp_path / "predictions.parquet").write_text("new")
 
     remove_leftovers(tmp_path)

@@ -17,7 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.build import resolve_protocol_resize
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
 from semcorr.engine.plain_yaml import read_plain_yaml
-from semcorr.engine.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_drawing
+from semcorr.engine.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_generating
 
 pytestmark = pytest.mark.integration
 
@@ -198,7 +198,7 @@ def test_nothing_is_drawn_where_only_the_run_says(run, tmp_path, monkeypatch, ca
         assert "theirs has no drawings" in capfd.readouterr().err
     assert not (tmp_path / "theirs").exists()
     with pytest.raises(UserError, match=r"Give data.root=DIR"):
-        refuse_drawing(read_run_config(run).data)
+        refuse_generating(read_run_config(run).data)
 
 
 # -- the lists --

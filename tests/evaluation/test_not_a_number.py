@@ -73,7 +73,7 @@ def test_numbers_whose_length_is_infinite_have_no_cosine_and_are_refused():
 
 def test_whole_numbers_and_nothing_are_finite():
     assert are_finite(torch.arange(6).view(2, 3)).tolist() == [True, True]
-    FiniteWatch("x").settle()
+    FiniteWatch("x").check()
 
 
 def test_the_first_image_of_a_batch_is_named_whatever_came_with_it():

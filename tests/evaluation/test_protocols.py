@@ -115,7 +115,7 @@ def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_onc
         protocol_list(None, "squash"),
         ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
     )
-    monkeypatch.setattr("semcorr.data.datamodule.AT_MOST", at_once)
+    monkeypatch.setattr("semcorr.data.datamodule.PAIRS_PER_BATCH", at_once)
     parts, _ = run(
         tmp_path,
         protocol_list(None, "squash"),
@@ -184,8 +184,8 @@ def test_presets_differ_from_ours_and_from_each_other():
 def test_an_axis_that_is_changed_is_in_the_name():
     assert protocol_preset("geoaware", strict=False).name == "geoaware (strict=False)"
     assert protocol_preset("visual_ai", resize="squash").name == "visual_ai"
-    assert protocol_preset("visual_ai").shown("letterbox").name == "visual_ai (letterbox)"
-    assert protocol_preset("semcorr").shown("letterbox").name == "semcorr"
+    assert protocol_preset("visual_ai").with_resize("letterbox").name == "visual_ai (letterbox)"
+    assert protocol_preset("semcorr").with_resize("letterbox").name == "semcorr"
 
 
 # -- mistakes --
@@ -200,7 +200,7 @@ def test_an_axis_that_is_changed_is_in_the_name():
         (lambda: protocol_list([], "squash"), "must name one"),
         (lambda: protocol_list(["dift", "dift"], "squash"), "several different ones"),
         (lambda: shared_resize(["geoaware", "visual_ai"]), "geoaware needs letterbox, visual_ai needs squash"),
-        (lambda: protocol_preset("dift").shown("letterbox"), "must be squash for dift"),
+        (lambda: protocol_preset("dift").with_resize("letterbox"), "must be squash for dift"),
         (lambda: parse_readout("window_4"), "must be odd"),
         (lambda: parse_readout("windows"), "no read-out is called 'windows'. There are argmax"),
         (lambda: parse_readout("kernel_0"), "no read-out is called"),

@@ -20,8 +20,8 @@ BELOW = ("/assets/", "/static/", f"{API}/heartbeat/")
 FILES = f"{API}/file="
 UPLOAD = f"{API}/upload"
 WRITE = (f"{API}/queue/join", f"{API}/cancel", f"{API}/reset")
-LONGEST = 2**16  # most bytes of an event
-LARGEST = 50 * 2**20  # most bytes of an upload
+MAX_EVENT_BYTES = 2**16  # most bytes of an event
+MAX_UPLOAD_BYTES = 50 * 2**20  # most bytes of an upload
 UPLOADS = 4  # at the same time
 
 
@@ -77,7 +77,7 @@ def find_route_refusal(scope: Scope, folder: Path) -> Refusal | None:
         return None
     if method != "POST" or path not in (UPLOAD, *WRITE):
         return Refusal(404, "There is no such page.")
-    length, limit = content_length(scope), LARGEST if path == UPLOAD else LONGEST
+    length, limit = content_length(scope), MAX_UPLOAD_BYTES if path == UPLOAD else MAX_EVENT_BYTES
     if length is None:
         return Refusal(411, "The request must say its length.")
     return Refusal(413, f"At most {limit} bytes can be sent here.") if length > limit else None
@@ -135,7 +135,7 @@ async def _read_body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if message["type"] != "http.request" or not message.get("more_body") or len(body) > LONGEST:
+        if message["type"] != "http.request" or not message.get("more_body") or len(body) > MAX_EVENT_BYTES:
             return body
 
 

@@ -13,7 +13,7 @@ from semcorr.app.folder import evict_files, make_private_folder
 from semcorr.app.handlers import SESSIONS, PageEvents
 from semcorr.app.inference import LoadedModel
 from semcorr.app.layout import FONTS, build_page
-from semcorr.app.routes import LARGEST, AllowedRoutes
+from semcorr.app.routes import MAX_UPLOAD_BYTES, AllowedRoutes
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
@@ -87,7 +87,7 @@ def build_application(page: PageEvents, folder: Path) -> App:
         show_error=False,
         footer_links=[],
         run_history=False,
-        max_file_size=LARGEST,
+        max_file_size=MAX_UPLOAD_BYTES,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,

@@ -71,7 +71,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"loop": convolve_
 
 
 def benchmark_conv4d(
-    sides: Sequence[int] = (16, 32), channels: int = 8, kernel: int = 3, device: str = "cpu", apart: bool = True
+    sides: Sequence[int] = (16, 32), channels: int = 8, kernel: int = 3, device: str = "cpu", isolated: bool = True
 ) -> BenchmarkResult:
     """Measure both ways, forward and with backward, on every volume."""
     if min(sides) < 1 or channels < 1 or kernel < 1 or kernel % 2 == 0:
@@ -85,7 +85,7 @@ def benchmark_conv4d(
     measurements = []
     for volume in volumes:
         results_agree(volume)
-        measurements.append({way: measure(run_convolution, volume, way, apart=apart) for way in WAYS})
+        measurements.append({way: measure(run_convolution, volume, way, isolated=isolated) for way in WAYS})
     return _build_result(volumes, measurements, limits)
 
 

@@ -50,12 +50,12 @@ class MatchingTask(NamedTuple):
     points: list[Float[Tensor, "_ 2"]]
 
 
-def benchmark_matching(shape: MatchingShape, apart: bool = True) -> BenchmarkResult:
+def benchmark_matching(shape: MatchingShape, isolated: bool = True) -> BenchmarkResult:
     """Match the same pairs by every naive loop and by ours."""
     _validate_shape(shape)
     limits = measure_machine(shape.device)
-    loops = {name: measure(run_naive_matching, shape, name, apart=apart) for name in LOOPS}
-    ours = measure(run_matching, shape, apart=apart)
+    loops = {name: measure(run_naive_matching, shape, name, isolated=isolated) for name in LOOPS}
+    ours = measure(run_matching, shape, isolated=isolated)
     agreement = {name: _agreement(loop.value, ours.value, name) for name, loop in loops.items()}
     return _build_result(shape, limits, loops, ours, agreement)
 

@@ -114,12 +114,12 @@ def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -
     return min(seconds)
 
 
-def measure(work: Callable[..., T], *args: object, apart: bool = True) -> Measurement[T]:
+def measure(work: Callable[..., T], *args: object, isolated: bool = True) -> Measurement[T]:
     """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
 
     Both must be picklable, and the result should be small.
     """
-    if not apart:
+    if not isolated:
         return Measurement(work(*args), *_peak_memory())
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

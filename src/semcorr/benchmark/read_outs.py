@@ -34,13 +34,13 @@ MANY = (
 ALLOWED = 1.3  # times the seconds of one read-out
 
 
-def benchmark_readouts(run: RunSpec, split: str, tries: int, apart: bool = True) -> BenchmarkResult:
+def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = True) -> BenchmarkResult:
     """Evaluate the same split by one and by eleven read-outs, in turn; the best of some tries of each counts."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
     run = run.plus(f"data.split={split}")
     limits = measure_machine(run.device)
-    measurement = measure(run_both, run, tries, apart=apart)
+    measurement = measure(run_both, run, tries, isolated=isolated)
     one, many = measurement.value
     if one["first"] != many["first"]:
         raise RuntimeError(f"{ONE} scores {one['first']} alone and {many['first']} among others")

@@ -33,7 +33,7 @@ class StoredFeatures(NamedTuple):
     device: str
 
 
-def benchmark_store(entries: StoredFeatures, apart: bool = True) -> BenchmarkResult:
+def benchmark_store(entries: StoredFeatures, isolated: bool = True) -> BenchmarkResult:
     """Measure writing, the first reading and a later reading, each beside its limit."""
     if min(entries.images, entries.tokens, entries.channels) < 1:
         raise UserError("--entries, --tokens and --channels must be at least 1")
@@ -43,9 +43,9 @@ def benchmark_store(entries: StoredFeatures, apart: bool = True) -> BenchmarkRes
         raise UserError(f"--root: {entries.root} is no folder. Make it, or choose another disk")
     if entries.encode_ms is not None and not entries.encode_ms > 0:
         raise UserError(f"--encode-ms must be more than 0, got {entries.encode_ms}")
-    measurement = measure(run_store, entries, apart=apart)
+    measurement = measure(run_store, entries, isolated=isolated)
     encoding = entries.encode_ms and entries.encode_ms / 1e3
-    return _build_result(entries, measurement, encoding or measure(time_encoding, entries, apart=apart).value)
+    return _build_result(entries, measurement, encoding or measure(time_encoding, entries, isolated=isolated).value)
 
 
 def run_store(entries: StoredFeatures) -> dict[str, float]:

@@ -36,7 +36,7 @@ class TrainingSteps(NamedTuple):
     workers: int | None
 
 
-def benchmark_training(run: RunSpec, spec: TrainingSteps, apart: bool = True) -> BenchmarkResult:
+def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True) -> BenchmarkResult:
     """Train without and with the cache, and then on all pairs of as many images."""
     if spec.steps <= WARM or spec.pairs < 1 or spec.blocks < 1:
         raise UserError(
@@ -54,9 +54,9 @@ def benchmark_training(run: RunSpec, spec: TrainingSteps, apart: bool = True) ->
         "+trainer.enable_checkpointing=false",
     )
     limits = measure_machine(run.device)
-    uncached = measure(run_steps, run.plus("store.place=off"), apart=apart)
-    cached = measure(run_steps, run, apart=apart)
-    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), apart=apart)
+    uncached = measure(run_steps, run.plus("store.place=off"), isolated=isolated)
+    cached = measure(run_steps, run, isolated=isolated)
+    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), isolated=isolated)
     return _build_result(run, spec, limits, uncached, cached, all_pairs)
 
 
@@ -88,14 +88,14 @@ class TimedPrefix(FrozenPrefix):
 
     def fill(
         self,
-        shown: Sequence[ImageVariant],
+        images: Sequence[ImageVariant],
         data: PairDataModule,
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         """Compute the values that are not cached yet, and add up the seconds."""
         start = synchronised_time(self.device)
-        super().fill(shown, data, group, context)
+        super().fill(images, data, group, context)
         self.seconds += synchronised_time(self.device) - start
 
 
@@ -142,13 +142,13 @@ def largest_difference(losses: list[float], others: list[float]) -> float:
     return max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(losses, others, strict=True))
 
 
-def speedup_bound(depth: int, moving: int) -> float:
+def speedup_bound(depth: int, trainable: int) -> float:
     """Bound the speed-up of a step: backward costs two forwards, and runs through the trainable blocks only.
 
     >>> round(speedup_bound(12, 2), 2), round(speedup_bound(12, 1), 2)
     (2.67, 4.67)
     """
-    return (depth + 2 * moving) / (3 * moving)
+    return (depth + 2 * trainable) / (3 * trainable)
 
 
 def _build_result(

@@ -82,9 +82,9 @@ def _is_unlisted_option(option: str) -> bool:
     """Tell whether Lightning's Trainer has an option that our files do not list."""
     if option in OmegaConf.load(conf_dir() / "trainer" / "auto.yaml"):
         return False
-    from semcorr.engine.trainer_options import OPTIONS, REFUSED  # Lightning takes seconds to import
+    from semcorr.engine.trainer_options import OPTIONS, REFUSED_OPTIONS  # Lightning takes seconds to import
 
-    return option in {*OPTIONS, *REFUSED, "plugins"}
+    return option in {*OPTIONS, *REFUSED_OPTIONS, "plugins"}
 
 
 def merge_checkpoint_config(
@@ -103,7 +103,7 @@ def merge_checkpoint_config(
     if cfg.checkpoint is None:
         return cfg
     require("checkpoint", cfg.checkpoint, NotEmpty)
-    saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", goes_on="loss" in cfg)
+    saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", resumes="loss" in cfg)
     if "loss" in cfg and "loss" not in saved_cfg:
         raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
     typed_keys = _typed(overrides)

@@ -172,7 +172,11 @@ def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         return []
     options = accepted_options(node._target_, node)
-    return [f"{section}.{name}" for name in options.stated if name not in (*node, *options.required)] if options else []
+    return (
+        [f"{section}.{name}" for name in options.annotations if name not in (*node, *options.required)]
+        if options
+        else []
+    )
 
 
 def _list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -32,7 +32,7 @@ from semcorr.core.limits import raise_open_files
 from semcorr.core.ranks import ProcessWatch
 from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
-from semcorr.engine.saved_config import refuse_drawing
+from semcorr.engine.saved_config import refuse_generating
 
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
 
@@ -175,7 +175,7 @@ def _complete_config(cfg: DictConfig, overrides: Sequence[str], sources: Sequenc
     """Merge the configuration of `checkpoint`; refuse to draw a benchmark that only the saved configuration names."""
     complete = merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir()), sources))
     if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*_typed(overrides)}:
-        refuse_drawing(complete.data)
+        refuse_generating(complete.data)
     return complete
 
 

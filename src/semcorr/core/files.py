@@ -41,7 +41,8 @@ REASONS = {  # what is nobody's mistake in a program: the disk, the permissions,
     errno.ENOENT,
     errno.ENXIO,
 }
-LONGEST = 80  # bytes of a file's own name in that of what is unfinished: with the rest it is as long as names may be
+# Bytes of a file's own name in that of its unfinished copy: with the rest it is as long as names may be.
+MAX_NAME_BYTES = 80
 WRITTEN: list[Path] = []  # by this process, in their places: what a command that is interrupted has left
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -211,7 +212,7 @@ def _require_file(path: Path) -> None:
 
 def part_path(path: Path) -> Path:
     """Name an unfinished file or folder beside `path`: hidden, of this process, unlike any other."""
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
+    name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
     return path.with_name(f".{name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}.part")
 
 

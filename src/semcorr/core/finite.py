@@ -47,8 +47,8 @@ def require_finite(origin: str, names: Sequence[str], values: Mapping[str, Tenso
         UserError: It names the first image.
     """
     watch = FiniteWatch(origin, remedy)
-    watch.see(names, values)
-    watch.settle()
+    watch.record(names, values)
+    watch.check()
 
 
 class FiniteWatch:
@@ -63,15 +63,15 @@ class FiniteWatch:
         self.origin, self.remedy = origin, remedy
         self._flags: list[tuple[Sequence[str], Tensor]] = []
 
-    def see(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
+    def record(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
         """Check a batch: at once where nothing has to be waited for, else together with later ones."""
         flags = [are_finite(value.detach()) for value in values.values()]
         if flags:
             self._flags.append((names, torch.stack(flags).all(0)))
             if flags[0].device.type == "cpu" or len(self._flags) >= BEHIND:
-                self.settle()
+                self.check()
 
-    def settle(self) -> None:
+    def check(self) -> None:
         """Check the batches that are not checked yet.
 
         Raises:

@@ -21,7 +21,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
 
 MAGIC = b"PAR1"
-LARGEST = 16 << 20  # bytes of a footer: ours has some thousand
+MAX_FOOTER_BYTES = 16 << 20  # bytes of a footer: ours has some thousand
 DEEPEST = 16  # structures within structures
 CODECS = {0: "none", 1: "Snappy"}  # what we write; others can inflate a thousandfold
 # Numbers of fields: of the file, of its groups of rows, of their columns, of what is said of those.
@@ -47,7 +47,7 @@ def require_footer(file: BinaryIO, size: int) -> None:
     """
     file.seek(max(0, size - 8))
     length, end = int.from_bytes(file.read(4), "little"), file.read(4)
-    if end != MAGIC or not 0 < length <= min(LARGEST, size - 12):
+    if end != MAGIC or not 0 < length <= min(MAX_FOOTER_BYTES, size - 12):
         raise FooterError("it has no end of a Parquet file")
     file.seek(size - 8 - length)
     try:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from semcorr.core.errors import UserError
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
-SHOWN = 80  # characters of a value that a message repeats
+MAX_QUOTED = 80  # characters of a value that a message repeats
 ORDINARY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.():-]{0,198})?")  # names that need no closer look
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
+def resolve_inside(root: Path, name: object, location: str, option: str) -> Path:
     """Return the file `name` below `root`; refuse a name that leads out of it, by itself or through a link.
 
     The root may be a link, and links below it may lead to other places below it. The file need not exist.
@@ -31,24 +31,24 @@ def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
     Args:
         root: The folder that the user gave.
         name: A path below it, as it stands in a file.
-        where: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
+        location: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
         option: What the user gives the folder by, for the remedy.
 
     Raises:
         UserError: It leads elsewhere, is no name of a file, or is a pipe, a device or a folder.
     """
-    path = root / require_file_name(name, where, folders=True)
+    path = root / require_file_name(name, location, folders=True)
     home, end = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath((home, end)) != home:
         raise UserError(
-            f"{where} names {quote_value(name)}, which a link leads out of {root}, to {end}. "
+            f"{location} names {quote_value(name)}, which a link leads out of {root}, to {end}. "
             f"Give the folder that holds the images themselves as {option}, or copy them into it."
         )
-    require_plain(path, where)
+    require_plain(path, location)
     return path
 
 
-def find_inside(root: Path, name: object, where: str, option: str) -> str:
+def find_inside(root: Path, name: object, location: str, option: str) -> str:
     """Return the name under which a file is there: as it stands in a file, or as the tool that wrote it means it.
 
     Tools on Windows put backslashes between folders, Label Studio escapes blanks as %20, and others begin with the
@@ -57,23 +57,23 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
     If there is none, the name is returned.
 
     Args:
-        root: As for `resolve_inside`.
-        name: Likewise.
-        where: Likewise.
-        option: Likewise.
+        root: The folder that the user gave.
+        name: A path below the folder, as it stands in a file.
+        location: Which file holds the name, and where in it.
+        option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: As for `resolve_inside`.
+        UserError: The name leads out of the folder, is no name of a file, or is that of a pipe, a device or a folder.
     """
     spellings = _spellings(root, name) if isinstance(name, str) else []
     plain = [spelling for spelling in spellings if name_fault(spelling, folders=True) is None]
     for spelling in plain:
-        if resolve_inside(root, spelling, where, option).is_file():
+        if resolve_inside(root, spelling, location, option).is_file():
             return spelling
     for spelling in filter(None, (_find_alike(root, spelling) for spelling in plain)):
-        if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, where, option).is_file():
+        if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, location, option).is_file():
             return spelling
-    resolve_inside(root, name, where, option)
+    resolve_inside(root, name, location, option)
     return str(name)
 
 
@@ -125,19 +125,19 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
-def require_file_name(name: object, where: str, folders: bool = False) -> str:
+def require_file_name(name: object, location: str, folders: bool = False) -> str:
     """Return a name that stands in a file, or refuse it: it must name a file below the folder it is looked for in.
 
     Args:
         name: The name.
-        where: Which file says so, and where in it.
+        location: Which file says so, and where in it.
         folders: Whether it may be of a folder below, with `/` between.
     """
     if isinstance(name, str) and ORDINARY.fullmatch(name):
         return name
     if reason := name_fault(name, folders):
         kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
-        raise UserError(f"{where} names {quote_value(name)}, which {reason}. It must be {kind}; correct it.")
+        raise UserError(f"{location} names {quote_value(name)}, which {reason}. It must be {kind}; correct it.")
     assert isinstance(name, str)
     return name
 
@@ -163,21 +163,21 @@ def name_fault(name: object, folders: bool) -> str | None:
     return next((reason for reason, applies in faults.items() if applies), None)
 
 
-def require_plain(path: Path, where: str | None = None) -> None:
+def require_plain(path: Path, location: str | None = None) -> None:
     """Refuse what is there and no regular file: reading a pipe or a device may never end.
 
     Args:
         path: The file; it need not exist.
-        where: File that names it, if not the user.
+        location: File that names it, if not the user.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError:  # absent, or not to be reached: who opens it says so
         return
     if not stat.S_ISREG(mode):
-        start = f"{where} names " if where else ""
+        start = f"{location} names " if location else ""
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if where else _not_plain(path, kind))
+        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if location else _not_plain(path, kind))
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -199,7 +199,7 @@ def open_plain(path: Path) -> BinaryIO:
 def quote_value(value: object) -> str:
     """Quote a value from a user's file for a message: on one line, and of limited length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _not_plain(path: Path, kind: str) -> str:

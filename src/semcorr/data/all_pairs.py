@@ -33,7 +33,7 @@ class CategoryImages(NamedTuple):
 class ImageSampleIndex(NamedTuple):
     """Some images of a category, and their batch's number in the stream of all processes."""
 
-    gallery: int
+    category_index: int
     images: tuple[int, ...]
     number: int
 
@@ -111,8 +111,8 @@ class ImageStream(BatchStream[ImageSampleIndex]):
         """Return the images in the batches that `ahead` lists, each once."""
         images_by_name: dict[str, ImageRecord] = {}
         all_names = {image.name for gallery in self.categories for image in gallery.images}
-        for draw in self.ahead(epochs, steps):
-            images = self.categories[draw.gallery].images
+        for draw in self.batches_ahead(epochs, steps):
+            images = self.categories[draw.category_index].images
             images_by_name.update((images[i].name, images[i]) for i in draw.images)
             if len(images_by_name) == len(all_names):
                 break
@@ -135,15 +135,15 @@ class TrainingImages(Dataset[ImageBatch]):
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
         self.variants = variants or PoseVariant()
-        self.first = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each gallery, among the views
+        self.first_view = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each category
         images = [image for gallery in categories for image in gallery.images]
         self.views = ViewCache(images, side, resize, pixels, cache_gb)
 
     def __getitem__(self, draw: ImageSampleIndex) -> ImageBatch:
-        gallery = self.categories[draw.gallery]
-        views = [self.views[self.first[draw.gallery] + i] for i in draw.images]
+        gallery = self.categories[draw.category_index]
+        views = [self.views[self.first_view[draw.category_index] + i] for i in draw.images]
         if self.augment is not None:
-            views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
+            views = self.augment.augment_views(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)
         if not self.variants:
             return ImageBatch(batch, gallery.category, find_queries(batch.visible))

@@ -17,22 +17,24 @@ from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
 from semcorr.data.record import ImageRecord, PairRecord, build_image_record, longer_side, read_annotation, require_root
 
-CROSS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
+CROSS_SPLITS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
 NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
-PREPARE = "Run `python -m semcorr.prepare ap10k`"
-DRIVE = "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
+PREPARE_REMEDY = "Run `python -m semcorr.prepare ap10k`"
+DRIVE_URL = (
+    "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
+)
 
 
 class AP10K(PairDataModule):
     """A category is a species in the splits within species, a family across species, `all` across families."""
 
     name = "ap10k"
-    splits = ("train", "val", "test", *CROSS)
+    splits = ("train", "val", "test", *CROSS_SPLITS)
     official = benchmark_metadata("ap10k")["official"]
     recipe = DownloadRecipe(
         licence="CC-BY-4.0",
-        archives=(ArchiveInfo("ap-10k.zip", DRIVE),),
-        landmark=ANNOTATIONS[0],
+        archives=(ArchiveInfo("ap-10k.zip", DRIVE_URL),),
+        marker_file=ANNOTATIONS[0],
         convert=write_pairs,
     )
 
@@ -47,7 +49,7 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
     Raises:
         UserError: Neither tree is there, or a list names an image that is not.
     """
-    require_root(root, "AP-10K", f"{PREPARE}, or give data.root=DIR.")
+    require_root(root, "AP-10K", f"{PREPARE_REMEDY}, or give data.root=DIR.")
     released = (root / "PairAnnotation").is_dir()
     names = _read_released_pair_names(root, split) if released else _read_pair_names(root, split)
     image = cache(_released_image_reader(root) if released else _image_reader(root))
@@ -61,7 +63,7 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE}."
+                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE_REMEDY}."
             ) from None
         pairs.append(PairRecord(name, label, source, target, longer_side(target.box), groups, flip))
     return pairs
@@ -70,8 +72,8 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
 def _read_pair_names(root: Path, split: str) -> list[str]:
     path = root / "pairs" / f"{split}.txt"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE}, which makes them.")
-    return read_lines(path, PREPARE + ".")
+        raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE_REMEDY}, which makes them.")
+    return read_lines(path, PREPARE_REMEDY + ".")
 
 
 def _image_reader(root: Path) -> Callable[[int], ImageRecord]:
@@ -79,7 +81,7 @@ def _image_reader(root: Path) -> Callable[[int], ImageRecord]:
 
     def image(key: int) -> ImageRecord:
         if key not in animals:
-            raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE} again.")
+            raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE_REMEDY} again.")
         return _build_record(animals[key], root / "data" / animals[key].file, root / "annotations")
 
     return image
@@ -89,7 +91,7 @@ def _read_released_pair_names(root: Path, split: str) -> list[str]:
     """Parse the pairs from file names, which carry all that the files hold: two ids and the shared label."""
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE} with another --root.")
+        raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE_REMEDY} with another --root.")
     matches = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
     pairs = sorted((match[3], int(match[1]), int(match[2])) for match in matches if match)
     return [f"{source}-{target}:{label}" for label, source, target in pairs]

@@ -105,14 +105,14 @@ def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> F
     return functional.rgb_to_grayscale(image, num_output_channels=3) if colours.grey else image
 
 
-TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
+MAX_TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
 UpTo1 = Annotated[float, Range(0, 1, off=True)]
 UpToHalf = Annotated[float, Range(0, 0.5, off=True)]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training pairs may be changed. Everything is 0, and off, if left out.
+    """The extent to which training pairs may be changed. Everything is 0, and off, if left out.
 
     Each image of a pair has its own draw, uniform up to the number given. Geometry is that of
     the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.
@@ -158,27 +158,27 @@ class Augmentation:
         """Whether only mirror images are drawn: two images to encode, once."""
         return not any(astuple(replace(self, flip=0.0)))
 
-    def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
+    def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
         """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
-        source, target = self.together(pair[:2], record.flip, chance)
+        source, target = self.augment_views(pair[:2], record.flip, rng)
         twins = geometry_aware_mask(source.visible & target.visible, target.visible, record.groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
 
-    def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
+    def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
         """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
-        colours = [self.colours(chance) for _ in views]
-        geometries, transformed = self._draw_geometries(views, permutation, chance)
+        colours = [self.colours(rng) for _ in views]
+        geometries, transformed = self._draw_geometries(views, permutation, rng)
         return [
             view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
             for view, colour, geometry in zip(transformed, colours, geometries, strict=True)
         ]
 
-    def geometry(self, chance: Generator) -> GeometricChange:
+    def geometry(self, rng: Generator) -> GeometricChange:
         """Draw a geometric change; the count of random numbers is fixed, so that options are independent."""
-        mirrored = bool(chance.random() < self.flip)
-        rotate, zoom, shear, x, y, centre_x, centre_y = chance.uniform(-1, 1, 7).tolist()
-        cut = self.crop * chance.random()
-        offsets = chance.uniform(-1, 1, (CONTROLS**2, 2))
+        mirrored = bool(rng.random() < self.flip)
+        rotate, zoom, shear, x, y, centre_x, centre_y = rng.uniform(-1, 1, 7).tolist()
+        cut = self.crop * rng.random()
+        offsets = rng.uniform(-1, 1, (CONTROLS**2, 2))
         if not any((self.rotate, self.scale, self.shift, self.shear, self.crop, self.thin_plate)):
             return GeometricChange(mirrored)
         matrix = affine_matrix(
@@ -191,22 +191,22 @@ class Augmentation:
         spline = thin_plate_coefficients(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
         return GeometricChange(mirrored, ImageWarp(matrix, spline))
 
-    def colours(self, chance: Generator) -> ColourChange:
+    def colours(self, rng: Generator) -> ColourChange:
         """Draw a colour change, from a fixed count of random numbers, too."""
-        brightness, contrast, saturation, hue = chance.uniform(-1, 1, 4).tolist()
+        brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
         return ColourChange(
             1 + self.brightness * brightness,
             1 + self.contrast * contrast,
             1 + self.saturation * saturation,
             self.hue * hue,
-            bool(chance.random() < self.grey),
+            bool(rng.random() < self.grey),
         )
 
     def _draw_geometries(
         self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
     ) -> tuple[list[GeometricChange], list[View]]:
         """Draw until a keypoint is visible in two images; return the images unchanged if none is."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             geometries = [self.geometry(rng) for _ in views]
             transformed = [
                 transform_annotations(view, geometry, permutation)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from semcorr.core.errors import UserError
-from semcorr.core.paths import SHOWN
+from semcorr.core.paths import MAX_QUOTED
 from semcorr.core.text_files import JsonMapping
-from semcorr.data.record import LARGEST, Point, is_number
+from semcorr.data.record import MAX_EXTENT, Point, is_number
 
 Id = int | str
 Entry = TypeVar("Entry")
@@ -34,16 +34,16 @@ def quote_json(value: object) -> str:
     ('[1, NaN, null]', '"7"')
     """
     text = json.dumps(value, ensure_ascii=not (isinstance(value, str) and value.isprintable()))
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
-def require_id(entry: JsonMapping, key: str, where: str) -> Id:
+def require_id(entry: JsonMapping, key: str, location: str) -> Id:
     """Return an id: a whole number, or a text."""
     value = entry[key]
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise UserError(f"{where}: `{key}` is {quote_json(value)}; it must be a whole number or a text. Correct it.")
+        raise UserError(f"{location}: `{key}` is {quote_json(value)}; it must be a whole number or a text. Correct it.")
     return value
 
 
@@ -59,18 +59,18 @@ def look_up(known: Mapping[Id, Entry], key: Id) -> Entry | None:
     return known.get(other_type) if other_type is not None else None
 
 
-def read_flag(entry: JsonMapping, key: str, where: str) -> bool:
+def read_flag(entry: JsonMapping, key: str, location: str) -> bool:
     """Return a field that is 0 or 1; absent, it is 0."""
     value = entry.get(key)
     if value is None:
         return False
     text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
     if text not in FLAGS:
-        raise UserError(f"{where}: `{key}` is {quote_json(value)}; it must be 0 or 1. Correct it.")
+        raise UserError(f"{location}: `{key}` is {quote_json(value)}; it must be 0 or 1. Correct it.")
     return FLAGS[text]
 
 
-def read_size(entry: JsonMapping, where: str) -> tuple[int, int] | None:
+def read_size(entry: JsonMapping, location: str) -> tuple[int, int] | None:
     """Return width and height, if they are given: 0 and null count as absent, and one alone is refused."""
     sides: dict[str, int] = {}
     for key in ("width", "height"):
@@ -79,15 +79,15 @@ def read_size(entry: JsonMapping, where: str) -> tuple[int, int] | None:
             continue
         if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 0:
             raise UserError(
-                f"{where}: `{key}` is {quote_json(value)}; it must be a whole number of pixels. Correct it."
+                f"{location}: `{key}` is {quote_json(value)}; it must be a whole number of pixels. Correct it."
             )
         sides[key] = int(value)
     if len(sides) == 1:
-        raise UserError(f"{where} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
+        raise UserError(f"{location} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
     return (sides["width"], sides["height"]) if sides else None
 
 
-def read_keypoints(values: object, names: Sequence[str], where: str) -> tuple[list[Point], int]:
+def read_keypoints(values: object, names: Sequence[str], location: str) -> tuple[list[Point], int]:
     """Return a point for each name, and how many of them have v = -1.
 
     They are x, y, v one after the other, or in rows. v is 0 where a keypoint is not annotated, and DeepLabCut's -1
@@ -99,57 +99,66 @@ def read_keypoints(values: object, names: Sequence[str], where: str) -> tuple[li
     flat = values if rows is None else [value for row in rows for value in row]
     if not isinstance(flat, list) or any(isinstance(value, list | dict) for value in flat):
         raise UserError(
-            f"{where}: `keypoints` must be finite numbers, x, y and v of each, got {quote_json(values)}. Correct it."
+            f"{location}: `keypoints` must be finite numbers, x, y and v of each, got {quote_json(values)}. Correct it."
         )
     if len(flat) != 3 * len(names) or (rows is not None and any(len(row) != 3 for row in rows)):
         raise UserError(
-            f"{where} has {len(flat)} numbers in `keypoints`; its category has {len(names)} keypoints, of x, y and v "
-            f"each, which are {3 * len(names)} numbers. Correct it."
+            f"{location} has {len(flat)} numbers in `keypoints`; its category has {len(names)} keypoints, of x, y and "
+            f"v each, which are {3 * len(names)} numbers. Correct it."
         )
     triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
-    points = [_read_point(*triple_and_name, where) for triple_and_name in zip(triples, names, strict=True)]
+    points = [_read_point(*triple_and_name, location) for triple_and_name in zip(triples, names, strict=True)]
     return points, sum(triple[2] == -1 for triple in triples)
 
 
-def _read_point(triple: list, name: str, where: str) -> Point:
-    (x, y, v), where = triple, f"{where}: the keypoint {quote_json(name)}"
+def _read_point(triple: list, name: str, location: str) -> Point:
+    (x, y, v), location = triple, f"{location}: the keypoint {quote_json(name)}"
     if not is_number(v) or v not in (-1, *VISIBILITY):
         raise UserError(
-            f"{where} is {quote_json(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). "
+            f"{location} is {quote_json(triple)}, and its v must be 0 (not annotated), 1 (hidden) or 2 (visible). "
             "Correct it."
         )
     for value in (x, y):
         if v <= 0 and value is None:
             continue
         if not is_number(value):
-            raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers. Correct it.")
-        if v > 0 and not abs(value) <= LARGEST:
-            raise UserError(f"{where} is {quote_json(triple)}; x and y must be finite numbers of pixels. Correct it.")
+            raise UserError(f"{location} is {quote_json(triple)}; x and y must be finite numbers. Correct it.")
+        if v > 0 and not abs(value) <= MAX_EXTENT:
+            raise UserError(
+                f"{location} is {quote_json(triple)}; x and y must be finite numbers of pixels. Correct it."
+            )
     if v > 0 and x == y == -1:
-        raise UserError(f"{where} is {quote_json(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has.")
+        raise UserError(
+            f"{location} is {quote_json(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has."
+        )
     return (float(x), float(y)) if v > 0 else None
 
 
-def read_box(values: object, layout: str, where: str, option: str) -> CocoBox | None:
+def read_box(values: object, layout: str, location: str, option: str) -> CocoBox | None:
     """Return a box, or None where there is none, or it has no area.
 
     Args:
         values: The box as in the file.
         layout: Meaning of the four numbers: one of LAYOUTS.
-        where: The annotation, for messages.
+        location: The annotation, for messages.
         option: The option that gives the layout, for messages.
     """
     if values is None or values == []:
         return None
-    if not isinstance(values, list) or len(values) != 4 or not all(is_number(v) and abs(v) <= LARGEST for v in values):
+    if (
+        not isinstance(values, list)
+        or len(values) != 4
+        or not all(is_number(v) and abs(v) <= MAX_EXTENT for v in values)
+    ):
         raise UserError(
-            f"{where}: `bbox` must be four finite numbers, {LAYOUTS[layout]}, got {quote_json(values)}. Correct it."
+            f"{location}: `bbox` must be four finite numbers, {LAYOUTS[layout]}, got {quote_json(values)}. Correct it."
         )
     a, b, c, d = map(float, values)
     xywh, corners = ((a, b, c - a, d - b), (a, b, c, d)) if layout == "xyxy" else ((a, b, c, d), (a, b, a + c, b + d))
     if xywh[2] < 0 or xywh[3] < 0:
         raise UserError(
-            f"{where}: `bbox` {quote_json(values)} has a width or a height below 0. It is read as {LAYOUTS[layout]}; "
+            f"{location}: `bbox` {quote_json(values)} has a width or a height below 0. It is read as "
+            f"{LAYOUTS[layout]}; "
             f"correct it, or change that by {option}."
         )
     flat = xywh[2] == 0 or xywh[3] == 0 or corners[2] <= corners[0] or corners[3] <= corners[1]

@@ -37,7 +37,7 @@ from semcorr.data.record import Point
 log = logging.getLogger(__name__)
 
 REMEDY = "Give a COCO keypoint file: an object with images, annotations and categories."
-SHOWN = 3  # examples in a warning
+MAX_EXAMPLES = 3  # examples in a warning
 Notes = dict[str, list[str]]  # what is to be said, and of what
 Owner = TypeVar("Owner")  # of an annotation: its image or its category
 
@@ -65,7 +65,7 @@ class CocoAnnotation(NamedTuple):
     """An object, no crowd, of a category with keypoints."""
 
     id: Id  # a free one, where the file has none
-    where: str  # for messages
+    location: str  # for messages
     image: CocoImage
     category: CocoCategory
     box: CocoBox | None  # None: none, or none with an area
@@ -84,7 +84,7 @@ class CocoFile(NamedTuple):
     images: dict[Id, CocoImage]
     categories: list[CocoCategory]  # one of each name
     annotations: list[CocoAnnotation]
-    named: set[Id]  # images that an annotation names, if only that of a crowd
+    referenced_images: set[Id]  # images that an annotation names, if only that of a crowd
 
 
 def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layout_option: str = "") -> CocoFile:
@@ -111,19 +111,21 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
     named: set[Id] = set()
     annotations: list[CocoAnnotation] = []
     for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
-        where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote_json(key)}"
-        image, category = (
-            _find_owner(entry, "image_id", images, where),
-            _find_owner(entry, "category_id", categories, where),
+        location = (
+            f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote_json(key)}"
         )
-        where += f" of {quote_json(image.file_name)}"
-        if read_flag(entry, "iscrowd", where):
+        image, category = (
+            _find_owner(entry, "image_id", images, location),
+            _find_owner(entry, "category_id", categories, location),
+        )
+        location += f" of {quote_json(image.file_name)}"
+        if read_flag(entry, "iscrowd", location):
             notes.setdefault("annotations of crowds are left out", []).append(str(key))
         elif not category.keypoints:
-            _require_none(entry, category, where)
+            _require_none(entry, category, location)
             notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
         else:
-            annotation = _read_annotation(key, entry, image, category, where, (layout, layout_option), notes)
+            annotation = _read_annotation(key, entry, image, category, location, (layout, layout_option), notes)
             if not annotation.annotated and annotation.flat is not None and not any(annotation.flat):
                 notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
                 continue  # begun and left: of its image nothing is said
@@ -138,15 +140,15 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
     """Warn of what was left out or assumed, with counts."""
     for note, examples in notes.items():
-        ellipsis = ", ..." if len(examples) > SHOWN else ""
-        log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:SHOWN]), ellipsis)
+        ellipsis = ", ..." if len(examples) > MAX_EXAMPLES else ""
+        log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:MAX_EXAMPLES]), ellipsis)
 
 
-def _require(entry: object, key: str, where: str) -> object:
+def _require(entry: object, key: str, location: str) -> object:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {quote_json(entry)} and no object. {REMEDY}")
+        raise UserError(f"{location} is {quote_json(entry)} and no object. {REMEDY}")
     if key not in entry:
-        raise UserError(f"{where}: no field `{key}`. {REMEDY}")
+        raise UserError(f"{location}: no field `{key}`. {REMEDY}")
     return entry[key]
 
 
@@ -172,16 +174,16 @@ def _read_images(entries: list, folder: Path, path: Path, option: str, notes: No
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, images[{number}]")
         key = require_id(entry, "id", f"{path}, images[{number}]")
-        where = f"{path}, image {quote_json(key)}"
-        file_name = _require(entry, "file_name", where)
-        name = find_inside(folder, file_name, f"{where}, field `file_name`,", option)
+        location = f"{path}, image {quote_json(key)}"
+        file_name = _require(entry, "file_name", location)
+        name = find_inside(folder, file_name, f"{location}, field `file_name`,", option)
         assert isinstance(file_name, str)
         if name != file_name:
             note = "names of images are read as their files are called"
             notes.setdefault(note, []).append(f"{quote_json(file_name)} as {quote_json(name)}")
         if key in images:
             raise UserError(f"{path}: two images have the id {quote_json(key)}. Give each its own.")
-        images[key] = CocoImage(key, file_name, name, folder / name, read_size(entry, where))
+        images[key] = CocoImage(key, file_name, name, folder / name, read_size(entry, location))
     return images
 
 
@@ -192,13 +194,13 @@ def _read_categories(entries: list, path: Path, notes: Notes) -> dict[Id, CocoCa
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, categories[{number}]")
         key = require_id(entry, "id", f"{path}, categories[{number}]")
-        where = f"{path}, category {quote_json(key)}"
+        location = f"{path}, category {quote_json(key)}"
         name = str(key) if entry.get("name") is None else entry["name"]
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: `name` is {quote_json(name)}; it must be a text. Correct it.")
+            raise UserError(f"{location}: `name` is {quote_json(name)}; it must be a text. Correct it.")
         if key in categories:
             raise UserError(f"{path}: two categories have the id {quote_json(key)}. Give each its own.")
-        categories[key] = CocoCategory(key, name, _keypoint_names(entry.get("keypoints"), where), entry)
+        categories[key] = CocoCategory(key, name, _keypoint_names(entry.get("keypoints"), location), entry)
         if not categories[key].keypoints:
             continue
         first = by_name.setdefault(name, categories[key])
@@ -215,15 +217,15 @@ def _read_categories(entries: list, path: Path, notes: Notes) -> dict[Id, CocoCa
     return categories
 
 
-def _keypoint_names(names: object, where: str) -> tuple[str, ...]:
+def _keypoint_names(names: object, location: str) -> tuple[str, ...]:
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: `keypoints` is {quote_json(names)}; it must be a list of names. Correct it.")
+        raise UserError(f"{location}: `keypoints` is {quote_json(names)}; it must be a list of names. Correct it.")
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:
         raise UserError(
-            f"{where}: two of its `keypoints` are called {quote_json(duplicate)}. Give each a name of its own."
+            f"{location}: two of its `keypoints` are called {quote_json(duplicate)}. Give each a name of its own."
         )
     return tuple(names)
 
@@ -251,20 +253,22 @@ def _assign_annotation_ids(entries: list, path: Path) -> list[Id]:
     ]
 
 
-def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Owner], where: str) -> Owner:
+def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Owner], location: str) -> Owner:
     """Return the image or category of an annotation."""
-    _require(entry, key, where)
-    value = require_id(entry, key, where)
+    _require(entry, key, location)
+    value = require_id(entry, key, location)
     if (owner := look_up(entries_by_id, value)) is None:
-        raise UserError(f"{where} names {key} {quote_json(value)}, which the file does not define. Drop or correct it.")
+        raise UserError(
+            f"{location} names {key} {quote_json(value)}, which the file does not define. Drop or correct it."
+        )
     return owner
 
 
-def _require_none(entry: JsonMapping, category: CocoCategory, where: str) -> None:
+def _require_none(entry: JsonMapping, category: CocoCategory, location: str) -> None:
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
-            f"{where} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their "
+            f"{location} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their "
             "names. Add them."
         )
 
@@ -274,13 +278,13 @@ def _read_annotation(
     entry: JsonMapping,
     image: CocoImage,
     category: CocoCategory,
-    where: str,
+    location: str,
     layout: tuple[str, str],
     notes: Notes,
 ) -> CocoAnnotation:
-    points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, where)
+    points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, location)
     bbox = entry.get("bbox")
-    box = read_box(bbox, layout[0], where, layout[1])
+    box = read_box(bbox, layout[0], location, layout[1])
     flat = None if box or bbox == [] else bbox
     num_visible = sum(point is not None for point in points)
     if num_negative:
@@ -290,7 +294,7 @@ def _read_annotation(
     if (num_keypoints := entry.get("num_keypoints")) not in (None, num_visible, len(points)):
         note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
         notes.setdefault(note, []).append(f"{key}: {quote_json(num_keypoints)}, not {num_visible}")
-    return CocoAnnotation(key, where, image, category, box, flat, points)
+    return CocoAnnotation(key, location, image, category, box, flat, points)
 
 
 def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:

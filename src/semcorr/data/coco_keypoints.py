@@ -31,8 +31,8 @@ from semcorr.data.record import (
     require_root,
 )
 
-UNBOXED = "annotations have no `bbox`, and the box around their keypoints serves"
-UNBOXED_POINT = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
+NO_BOX_NOTE = "annotations have no `bbox`, and the box around their keypoints serves"
+NO_EXTENT_NOTE = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
 
 
 class COCOKeypoints(PairDataModule):
@@ -130,7 +130,7 @@ def read_images(
         corners = annotation.box.corners if annotation.box else keypoint_bounding_box(annotation.points)
         if annotation.box is None:
             single = len({point for point in annotation.points if point is not None}) == 1
-            notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(annotation.id))
+            notes.setdefault(NO_EXTENT_NOTE if single else NO_BOX_NOTE, []).append(str(annotation.id))
             if single:
                 continue
         record = build_image_record(names[image.name], image.path, size, annotation.points, corners, path, upright)

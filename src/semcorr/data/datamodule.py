@@ -31,7 +31,7 @@ from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.views import RESIZES
 
-AT_MOST = 32  # pairs matched at once; they look into the same image
+PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
 
@@ -133,7 +133,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
-        self.galleries = cache(lambda: images_by_category(self.pairs("train")))
+        self.category_images = cache(lambda: images_by_category(self.pairs("train")))
         self._require_split(split)
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
@@ -162,7 +162,7 @@ class PairDataModule(LightningDataModule, ABC):
         if stage == "fit" and self.pose_variant:
             require_flips(self.pairs("train"), self.name, "pairs", "pairs=plain")
         if stage == "fit" and self.all_pairs is not None:
-            self.galleries()
+            self.category_images()
 
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
@@ -170,7 +170,7 @@ class PairDataModule(LightningDataModule, ABC):
         stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
-                self.galleries(),
+                self.category_images(),
                 self.size,
                 self.resize,
                 self.augment,
@@ -188,7 +188,7 @@ class PairDataModule(LightningDataModule, ABC):
         """Return the order of training; its length is the steps of an epoch."""
         stream_options = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
-            return ImageStream(self.galleries(), self.all_pairs, *stream_options)
+            return ImageStream(self.category_images(), self.all_pairs, *stream_options)
         return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
@@ -218,7 +218,7 @@ class PairDataModule(LightningDataModule, ABC):
         if isinstance(stream, ImageStream):
             images = stream.images_ahead(epochs, steps)
         else:
-            pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
+            pairs = {draw.pair for batch in stream.batches_ahead(epochs, steps) for draw in batch}
             images = unique_images(self.pairs("train")[i] for i in pairs)
         flips = self.augment is not None and self.augment.flip > 0
         return list_variants(images, mirrored=flips or bool(self.pose_variant))
@@ -251,7 +251,7 @@ class PairDataModule(LightningDataModule, ABC):
         return shard(batches, rank, world)
 
     def _target_batch_size(self) -> int:
-        return SMOKE if getattr(self.trainer, "fast_dev_run", False) else AT_MOST
+        return SMOKE if getattr(self.trainer, "fast_dev_run", False) else PAIRS_PER_BATCH
 
     def _place(self) -> tuple[int, int]:
         """Return this process's rank, and the number of processes."""

@@ -27,14 +27,17 @@ class PairDataset(Dataset[PairBatch]):
         indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image differently in every pair
         ends = [[indices.setdefault(id(image), len(indices)) for image in (p.source, p.target)] for p in pairs]
         records = {indices[id(image)]: image for p in pairs for image in (p.source, p.target)}
-        self.ends = torch.tensor(ends)  # of each pair, indices of the views
+        self.view_indices = torch.tensor(ends)  # of each pair, indices of the views
         self.views = ViewCache([records[index] for index in range(len(records))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
-        pair, (source, target) = self.pairs[index], (self.views[view_index] for view_index in self.ends[index].tolist())
+        pair, (source, target) = (
+            self.pairs[index],
+            (self.views[view_index] for view_index in self.view_indices[index].tolist()),
+        )
         twins = geometry_aware_mask(source.visible & target.visible, target.visible, pair.groups)
         return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
 
@@ -49,7 +52,7 @@ class PairBatches(Dataset[PairBatch]):
         self.pairs = pairs
         self.images: View = default_collate([pairs.views[index] for index in range(len(pairs.views))])
         row_by_target: dict[tuple, int] = {}  # row of the ambiguous keypoints, by target and its category's groups
-        keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
+        keys = zip(pairs.view_indices[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
         self.twin_rows = torch.tensor([row_by_target.setdefault(key, len(row_by_target)) for key in keys])
         visible_and_groups = [(pairs.views[index].visible, groups) for index, groups in row_by_target]
         self.twins = torch.stack(
@@ -62,7 +65,7 @@ class PairBatches(Dataset[PairBatch]):
 
     def __getitem__(self, indices: list[int]) -> PairBatch:
         records = [self.pairs.pairs[index] for index in indices]
-        source, target = (self._select_images(view_indices) for view_indices in self.pairs.ends[indices].T)
+        source, target = (self._select_images(view_indices) for view_indices in self.pairs.view_indices[indices].T)
         twins = source.visible & target.visible & self.twins[self.twin_rows[indices]]
         categories, names = [pair.category for pair in records], [pair.name for pair in records]
         return PairBatch(source, target, twins, self.extents[indices], categories, names)

@@ -52,17 +52,17 @@ def mirrored_name(name: str) -> str:
     return name.removesuffix(MIRRORED) if name.endswith(MIRRORED) else name + MIRRORED
 
 
-def content_hash(shown: ImageVariant) -> str:
+def content_hash(image: ImageVariant) -> str:
     """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path."""
-    record = shown.record
+    record = image.record
     try:
         status = record.path.stat()
         digest = _file_sha256(record.path, status.st_mtime_ns, status.st_size)
         digest += reading_key(record.path, record.upright, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
-    turn = f" {shown.turned}" if shown.turned else ""  # entries of earlier versions have neither turns nor reading keys
-    return hashlib.sha256(f"{digest} {record.mirrored:d} {shown.mirrored:d}{turn}".encode()).hexdigest()[:32]
+    turn = f" {image.turned}" if image.turned else ""  # entries of earlier versions have neither turns nor reading keys
+    return hashlib.sha256(f"{digest} {record.mirrored:d} {image.mirrored:d}{turn}".encode()).hexdigest()[:32]
 
 
 @cache

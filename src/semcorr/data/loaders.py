@@ -15,8 +15,8 @@ from semcorr.core.errors import UserError
 from semcorr.data.record import PairRecord
 
 SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
-AHEAD = 2  # batches that a loader process makes before they are requested
-MOST = 128  # loader processes that are of use on any machine, at least
+PREFETCHED_BATCHES = 2  # batches that a loader process makes before they are requested
+MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
 
 
 def count_cores() -> int:
@@ -24,22 +24,22 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def encoding_batch_size(asked: int | None, on_gpu: bool) -> int:
+def encoding_batch_size(batch_size: int | None, on_gpu: bool) -> int:
     """Return the images to encode at once: 8 on a GPU, 1 on a CPU, where a batch leaves the caches.
 
     Convolutional networks take 1.5 times as long then.
     """
-    return asked or (8 if on_gpu else 1)
+    return batch_size or (8 if on_gpu else 1)
 
 
-def num_loader_workers(asked: int | None, on_gpu: bool, processes: int = 1) -> int:
+def num_loader_workers(workers: int | None, on_gpu: bool, processes: int = 1) -> int:
     """Return the number of loader processes for each of `processes` on a machine.
 
     A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
     cores away from who encodes: a quarter, which of 2 cores is none.
     """
-    if asked is not None:
-        return asked
+    if workers is not None:
+        return workers
     return min(16, count_cores() // processes) if on_gpu else count_cores() // processes // 4
 
 
@@ -52,7 +52,7 @@ def require_workers(workers: object) -> None:
     Raises:
         UserError: The number is not whole, negative, or beyond all reason.
     """
-    most = max(MOST, 4 * count_cores())
+    most = max(MAX_WORKERS, 4 * count_cores())
     if workers is None or (type(workers) is int and 0 <= workers <= most):
         return
     raise UserError(
@@ -74,7 +74,7 @@ def require_shared_memory(workers: int, images: int, side: int) -> None:
     """
     if not workers or not SHARED.is_dir():
         return
-    needed, free = workers * AHEAD * images * 3 * side * side * 4, shutil.disk_usage(SHARED).free
+    needed, free = workers * PREFETCHED_BATCHES * images * 3 * side * side * 4, shutil.disk_usage(SHARED).free
     if needed > free:
         raise UserError(
             f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
@@ -90,10 +90,10 @@ class SampleIndex(NamedTuple):
     number: int
 
 
-Drawn = TypeVar("Drawn")  # the index that a training dataset takes: a batch
+BatchIndex = TypeVar("BatchIndex")  # the index that a training dataset takes: a batch
 
 
-class BatchStream(Sampler[Drawn], ABC):
+class BatchStream(Sampler[BatchIndex], ABC):
     """An endless, seeded stream of batches, cut into epochs of `steps`.
 
     Batch i of the stream depends on the seed and i alone. An epoch is a slice of it, so a run resumed
@@ -109,17 +109,17 @@ class BatchStream(Sampler[Drawn], ABC):
         self.steps, self.rank, self.world, self.epoch = max(1, steps), rank, world, epoch
 
     @abstractmethod
-    def batch(self, number: int) -> Drawn:
+    def batch(self, number: int) -> BatchIndex:
         """Return batch `number` of the stream of all processes."""
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[BatchIndex]:
         first = self.epoch() * self.steps
         return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
 
-    def ahead(self, epochs: int, steps: int | None = None) -> Iterator[Drawn]:
+    def batches_ahead(self, epochs: int, steps: int | None = None) -> Iterator[BatchIndex]:
         """List what all processes draw from the present epoch to the end of `epochs`, `steps` of each epoch."""
         steps = min(steps or self.steps, self.steps)
         for epoch in range(self.epoch(), epochs):
@@ -163,7 +163,7 @@ def _shuffled_indices(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[int]]:
+def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[int]]:
     """Group pairs with the same target image into batches, in a fixed order.
 
     The batches do not depend on how many processes share them, so neither do their results.
@@ -172,7 +172,7 @@ def batches_by_target(pairs: Sequence[PairRecord], at_most: int) -> list[list[in
     batches: list[list[int]] = []
     for i in order:
         last = batches[-1] if batches else []
-        if last and pairs[last[0]].target.name == pairs[i].target.name and len(last) < at_most:
+        if last and pairs[last[0]].target.name == pairs[i].target.name and len(last) < max_pairs:
             last.append(i)
         else:
             batches.append([i])

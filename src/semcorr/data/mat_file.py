@@ -11,7 +11,7 @@ import numpy as np
 from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
 
-LARGEST = 16 << 20  # bytes of the file, and of what it inflates to: an annotation has a kilobyte
+MAX_BYTES = 16 << 20  # bytes of the file, and of what it inflates to: an annotation has a kilobyte
 HEADER, TAG = 128, struct.Struct("<II")  # bytes before the first element, and what stands before each
 COMPRESSED = 15  # type of an element that holds another, deflated
 
@@ -31,7 +31,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
 
     try:
         with open_plain(path) as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_BYTES + 1)
         _require_bounded(content)
         arrays = loadmat(BytesIO(content), variable_names=list(names))
         return [_require_numbers(arrays[name], name) for name in names]
@@ -52,13 +52,13 @@ def _require_numbers(value: object, name: str) -> np.ndarray:
 
 def _require_bounded(content: bytes) -> None:
     """Inflate each element of a file of version 5 up to the limit, and discard the result."""
-    if len(content) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST >> 20} MB")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
     if content.startswith(b"\x89HDF") or content[:HEADER].startswith(b"MATLAB 7.3"):
         raise ValueError("it is of version 7.3, which is HDF5; save it with -v7")
     if content[126:128] != b"IM":  # of version 4, which compresses nothing, or big-endian
         return
-    start, room = HEADER, LARGEST
+    start, room = HEADER, MAX_BYTES
     while start + TAG.size <= len(content):
         kind, size = TAG.unpack_from(content, start)
         start += TAG.size
@@ -66,5 +66,5 @@ def _require_bounded(content: bytes) -> None:
             inflate = zlib.decompressobj()
             room -= len(inflate.decompress(content[start : start + size], room))
             if inflate.unconsumed_tail or room <= 0:
-                raise ValueError(f"it inflates to more than {LARGEST >> 20} MB")
+                raise ValueError(f"it inflates to more than {MAX_BYTES >> 20} MB")
         start += size

@@ -22,7 +22,7 @@ from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
 from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames
 from semcorr.data.record import (
-    LARGEST,
+    MAX_EXTENT,
     ImageRecord,
     PairRecord,
     Point,
@@ -89,7 +89,7 @@ class _Images(NamedTuple):
     path: Path  # of the list
 
     def record(
-        self, row: Mapping[str, str], side: str, points: list[Point], box: Sequence[float], where: str
+        self, row: Mapping[str, str], side: str, points: list[Point], box: Sequence[float], location: str
     ) -> ImageRecord:
         column = f"{side}_image"
         file = self.files[row[column]]
@@ -98,7 +98,7 @@ class _Images(NamedTuple):
             read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
             remedy = f"{SAVE} Or restore it" if read_as and not row[column].isascii() else "Restore it, or drop the row"
             raise UserError(
-                f"{where}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. "
+                f"{location}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. "
                 f"{remedy}."
             )
         size, upright = self.measure(path)
@@ -147,28 +147,28 @@ def _find_files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
     for line, row in table.rows:
         for column in ("source_image", "target_image"):
             if row[column] not in files:
-                where = f"{path}, line {line}, column {column},"
-                files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
+                location = f"{path}, line {line}, column {column},"
+                files[row[column]] = find_inside(root, row[column].strip(), location, "data.root")
     renamed = [f"{quote_json(cell)} as {quote_json(file)}" for cell, file in files.items() if cell.strip() != file]
     warn_notes(path, {"names of images are read as their files are called": renamed} if renamed else {})
     return files
 
 
-def _build_pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
+def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
     if broken := next((column for column, cell in row.items() if "\n" in cell or "\r" in cell), None):
-        raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote, or write it in one.")
-    sides = {"source": _parse_points(row, "A", where), "target": _parse_points(row, "B", where)}
+        raise UserError(f"{location}: column {broken} goes on over several lines. Close its quote, or write it in one.")
+    sides = {"source": _parse_points(row, "A", location), "target": _parse_points(row, "B", location)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
-            f"{where}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
+            f"{location}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
             "Give as many, empty where one is not visible."
         )
-    box = _parse_box(row, where)
+    box = _parse_box(row, location)
     if box is None and extent == "box":
         lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"
-        raise UserError(f"{where}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
+        raise UserError(f"{location}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
     source, target = (
-        images.record(row, side, points, (side == "target" and box) or _bounding_box(points), where)
+        images.record(row, side, points, (side == "target" and box) or _bounding_box(points), location)
         for side, points in sides.items()
     )
     lengths = {
@@ -184,10 +184,10 @@ def _bounding_box(points: Sequence[Point]) -> Sequence[float]:
     return keypoint_bounding_box(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
 
 
-def _parse_points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
-    columns = [_parse_numbers(row[f"{axis}{side}"], f"{axis}{side}", where) for axis in "XY"]
+def _parse_points(row: Mapping[str, str], side: str, location: str) -> list[Point]:
+    columns = [_parse_numbers(row[f"{axis}{side}"], f"{axis}{side}", location) for axis in "XY"]
     if len(columns[0]) != len(columns[1]):
-        raise UserError(f"{where}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
+        raise UserError(f"{location}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
     points: list[Point] = []
     for i, (x, y) in enumerate(zip(*columns, strict=True)):
         if x is None and y is None:
@@ -195,17 +195,19 @@ def _parse_points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
         elif x is None or y is None:
             present_axes = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
             raise UserError(
-                f"{where}: point {i + 1} has only a number in {present_axes}{side}. Give both numbers, or leave "
+                f"{location}: point {i + 1} has only a number in {present_axes}{side}. Give both numbers, or leave "
                 "both empty."
             )
         elif x == y == -1:
-            raise UserError(f"{where}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there.")
+            raise UserError(
+                f"{location}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there."
+            )
         else:
             points.append((x, y))
     return points
 
 
-def _parse_numbers(cell: str, column: str, where: str) -> list[float | None]:
+def _parse_numbers(cell: str, column: str, location: str) -> list[float | None]:
     """Return the numbers of a cell, separated by `;`; None where there is none."""
     numbers: list[float | None] = []
     parts = cell.split(";")
@@ -216,25 +218,27 @@ def _parse_numbers(cell: str, column: str, where: str) -> list[float | None]:
         text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
         if "," in text:
             raise UserError(
-                f"{where}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several "
+                f"{location}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several "
                 "numbers. Write ; between numbers, a point before decimals, and nothing between thousands."
             )
         if not NUMBER.fullmatch(text):
-            raise UserError(f"{where}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")
-        if not abs(float(text)) <= LARGEST:
-            raise UserError(f"{where}: {column} holds {quote_value(part)}, which is no number of pixels. Correct it.")
+            raise UserError(f"{location}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")
+        if not abs(float(text)) <= MAX_EXTENT:
+            raise UserError(
+                f"{location}: {column} holds {quote_value(part)}, which is no number of pixels. Correct it."
+            )
         numbers.append(float(text))
     return numbers
 
 
-def _parse_box(row: Mapping[str, str], where: str) -> list[float] | None:
+def _parse_box(row: Mapping[str, str], location: str) -> list[float] | None:
     cell = row.get("box", "")
     if cell.strip().lower() in NOTHING:
         return None
-    numbers = [number for number in _parse_numbers(cell, "box", where) if number is not None]
+    numbers = [number for number in _parse_numbers(cell, "box", location) if number is not None]
     if len(numbers) != 4 or cell.count(";") != 3 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
         raise UserError(
-            f"{where}: box is {quote_value(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it."
+            f"{location}: box is {quote_value(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it."
         )
     return numbers
 

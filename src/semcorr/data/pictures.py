@@ -19,15 +19,15 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
 from semcorr.data.colours import image_from_array, is_converted, to_channels_last, to_rgb
-from semcorr.data.open_image import DAMAGE, open_image
+from semcorr.data.open_image import DAMAGE_ERRORS, open_image
 
 log = logging.getLogger(__name__)
 
-REDUCED = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
-ENOUGH = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
+MIN_REDUCED_PIXELS = 2**24  # pixels of a JPEG from which it is decoded at a half, a quarter or an eighth of its sides
+MIN_REDUCED_SIDE = 1024  # pixels of the shorter side that are left then, at least: of one below 2048 nothing is reduced
 STEPS = {"L;2": 85, "L;4": 17}  # of 8 bits between greys of fewer, by Pillow's name for them
 ORIENTATION = 0x0112  # EXIF's
-TURNS = {  # its values, and what turns the picture upright
+TRANSPOSES = {  # its values, and what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,11 +36,14 @@ TURNS = {  # its values, and what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPPING = [TURNS[value] for value in (5, 6, 7, 8)]
-BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
-LATE = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks that may hold an orientation
+SIDE_SWAPPING = [TRANSPOSES[value] for value in (5, 6, 7, 8)]
+INVERSE_TRANSPOSES = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+ORIENTATION_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks that may hold an orientation
 KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp")  # of those of them that are texts
-ENDINGS = {  # of files, by the format that Pillow must know for them
+SUFFIXES = {  # of files, by the format that Pillow must know for them
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -50,13 +53,14 @@ ENDINGS = {  # of files, by the format that Pillow must know for them
     "GIF": (".gif",),
     "AVIF": (".avif",),
 }
-BESIDE = (  # files that lie beside images and are not taken for any
+IGNORED_SUFFIXES = (  # files that lie beside images and are not taken for any
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".mat", ".npy", ".npz",
     ".pt", ".xlsx", ".db", ".ini", ".py",
 )  # fmt: skip
-SHOWN = 3  # names in a warning
-SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders of copies that systems make
-COUNTED: ContextVar[dict[Path, None] | None] = ContextVar("COUNTED", default=None)  # of `counting_frames`
+MAX_EXAMPLES = 3  # names in a warning
+# Folders of copies that operating systems make.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+FRAME_FILES: ContextVar[dict[Path, None] | None] = ContextVar("FRAME_FILES", default=None)  # of `counting_frames`
 Source = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -111,10 +115,10 @@ def read_picture(path: Path) -> Picture:
         return _decode(image, str(path), reduced=_draft_huge_jpeg(image))
 
 
-def read_annotated(path: Path, annotated: tuple[int, int] | None) -> tuple[Picture, bool]:
+def read_annotated(path: Path, annotated_size: tuple[int, int] | None) -> tuple[Picture, bool]:
     """Read a file in the orientation of its annotated size (`measure_picture`); return also if upright."""
     with open_image(path, "Replace the file", "Give the path of an image") as image:
-        upright = _measure_size(image, path, annotated).upright
+        upright = _measure_size(image, path, annotated_size).upright
         return _decode(image, str(path), upright, _draft_huge_jpeg(image)), upright
 
 
@@ -124,34 +128,34 @@ def read_whole(path: Path, upright: bool) -> Image.Image:
         return _decode(image, str(path), upright).image
 
 
-def measure_picture(path: Path, annotated: tuple[int, int] | None = None) -> PictureSize:
+def measure_picture(path: Path, annotated_size: tuple[int, int] | None = None) -> PictureSize:
     """Read a picture's size from its header alone, and whether its annotations mean it upright.
 
     They do, unless the annotated size fits the stored pixels alone.
 
     Args:
         path: The file.
-        annotated: Width and height that the annotations give; None: they give none.
+        annotated_size: Width and height that the annotations give; None: they give none.
 
     Raises:
         UserError: The file is no image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path) as image:
-        return _measure_size(image, path, annotated)
+        return _measure_size(image, path, annotated_size)
 
 
-def _measure_size(image: Image.Image, path: Path, annotated: tuple[int, int] | None) -> PictureSize:
+def _measure_size(image: Image.Image, path: Path, annotated_size: tuple[int, int] | None) -> PictureSize:
     _note_frames(path, image)
     turn, stored = _upright_transpose(image, str(path)), stored_size(image)
-    upright = stored[::-1] if turn in SWAPPING else stored
-    if annotated is None or tuple(annotated) == upright:
+    upright = stored[::-1] if turn in SIDE_SWAPPING else stored
+    if annotated_size is None or tuple(annotated_size) == upright:
         return PictureSize(upright, True)
-    if tuple(annotated) == stored:
+    if tuple(annotated_size) == stored:
         return PictureSize(stored, False)
     as_stored = "" if upright == stored else f" (stored as {stored[0]} x {stored[1]})"
     raise UserError(
-        f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated[0]} x "
-        f"{annotated[1]}. Give the image that was annotated, or correct the annotated width and height"
+        f"{path} is {upright[0]} x {upright[1]} pixels{as_stored}, and its annotations are of {annotated_size[0]} x "
+        f"{annotated_size[1]}. Give the image that was annotated, or correct the annotated width and height"
     )
 
 
@@ -161,13 +165,13 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if swaps else image.size
 
 
-def warn_stored_orientation(where: str, names: Sequence[str]) -> None:
+def warn_stored_orientation(origin: str, names: Sequence[str]) -> None:
     """Warn of pictures that are read as stored, because their annotated size fits no other way round."""
     if names:
         log.warning(
             "%s: the annotated width and height of %d images (%s) fit their pixels as stored, and not as viewers show "
             "them: their EXIF orientation is not applied",
-            where,
+            origin,
             len(names),
             _format_examples(names),
         )
@@ -206,34 +210,34 @@ def list_pictures(folder: Path) -> list[Path]:
 def readable_suffixes() -> tuple[str, ...]:
     """Return the endings of image files that the installed Pillow can read."""
     Image.init()
-    return tuple(ending for kind, endings in ENDINGS.items() if kind in Image.OPEN for ending in endings)
+    return tuple(ending for kind, endings in SUFFIXES.items() if kind in Image.OPEN for ending in endings)
 
 
-def list_image_files(folder: Path, below: bool = False, besides: Collection[Path] = ()) -> list[Path]:
+def list_image_files(folder: Path, recursive: bool = False, known: Collection[Path] = ()) -> list[Path]:
     """List image files by their endings, in order; a warning names what else there is.
 
-    The warning omits hidden files, as macOS's ._a.jpg, folders that systems make (SYSTEM), and texts, tables and
-    labels (BESIDE).
+    The warning omits hidden files, as macOS's ._a.jpg, folders that systems make (SYSTEM_FOLDERS), and texts, tables
+    and labels (IGNORED_SUFFIXES).
 
     Args:
         folder: The folder of the files.
-        below: Whether to list files in the folders below, too.
-        besides: Files that are known already, resolved; they are left out.
+        recursive: Whether to list files in the folders below, too.
+        known: Files that are known already, resolved; they are left out.
 
     Raises:
         UserError: A folder cannot be listed.
     """
     files, others, suffixes = [], [], readable_suffixes()
     for parent, folders, names in os.walk(folder, onerror=_refuse_folder):
-        visible_folders = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
-        folders[:] = visible_folders if below else []
-        others += [Path(parent, name) for name in visible_folders if not below or Path(parent, name).is_symlink()]
+        visible_folders = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_FOLDERS)
+        folders[:] = visible_folders if recursive else []
+        others += [Path(parent, name) for name in visible_folders if not recursive or Path(parent, name).is_symlink()]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if besides and path.resolve() in besides:
+            if known and path.resolve() in known:
                 continue
             if path.suffix.lower() in suffixes and path.is_file():
                 files.append(path)
-            elif path.suffix.lower() not in BESIDE:
+            elif path.suffix.lower() not in IGNORED_SUFFIXES:
                 others.append(path)
     if others:
         unread = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in sorted(others)]
@@ -248,22 +252,22 @@ def list_image_files(folder: Path, below: bool = False, besides: Collection[Path
 
 
 @contextmanager
-def warn_about_frames(where: Path | None) -> Iterator[None]:
+def warn_about_frames(origin: Path | None) -> Iterator[None]:
     """Warn once of all files read within the context of which only the first frame or page is read.
 
     Args:
-        where: The source of the files, for the message; None: no warning, as they are read again.
+        origin: The source of the files, for the message; None: no warning, as they are read again.
     """
     files: dict[Path, None] = {}
-    token = COUNTED.set(files)
+    token = FRAME_FILES.set(files)
     try:
         yield
     finally:
-        COUNTED.reset(token)
-    if files and where is not None:
+        FRAME_FILES.reset(token)
+    if files and origin is not None:
         log.warning(
             "%s: %d images (%s) hold several frames or pages, of which the first is read",
-            where,
+            origin,
             len(files),
             _format_examples([path.name for path in files]),
         )
@@ -273,7 +277,7 @@ def _note_frames(path: Path, image: Image.Image) -> None:
     """Count an animation or a file of several pages; outside `warn_about_frames`, warn of it."""
     if image.format == "MPO" or not getattr(image, "is_animated", False):  # an MPO's other images are the camera's
         return
-    files = COUNTED.get()
+    files = FRAME_FILES.get()
     if files is None:
         _warn_frames(path)
     else:
@@ -289,9 +293,9 @@ def _warn_frames(path: Path) -> None:
 def _draft_huge_jpeg(image: Image.Image) -> tuple[int, int] | None:
     """Have a huge JPEG, unless it is a strip, decoded at a fraction of its sides; return its true size then."""
     size = width, height = image.size
-    if image.format not in ("JPEG", "MPO") or width * height <= REDUCED:
+    if image.format not in ("JPEG", "MPO") or width * height <= MIN_REDUCED_PIXELS:
         return None
-    share = min(1.0, ENOUGH / min(size))
+    share = min(1.0, MIN_REDUCED_SIDE / min(size))
     image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
     return size
 
@@ -304,9 +308,9 @@ def _decode(image: Image.Image, name: str, upright: bool = True, reduced: tuple[
     if image.format == "TIFF":  # PIL turns it while it decodes
         if size_before != size:  # it says so, and did not, as of some that it opened by their path
             raise UserError(f"{name} is a TIFF that could not be turned upright. Save it as PNG or JPEG")
-        turn = None if upright or turn is None else BACK.get(turn, turn)
+        turn = None if upright or turn is None else INVERSE_TRANSPOSES.get(turn, turn)
     rgb = to_rgb(image, name)
-    return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SWAPPING else size, name)
+    return Picture(rgb if turn is None else rgb.transpose(turn), size[::-1] if turn in SIDE_SWAPPING else size, name)
 
 
 def _scale_key(image: Image.Image) -> None:
@@ -326,13 +330,13 @@ def _upright_transpose(image: Image.Image, name: str) -> Image.Transpose | None:
         value = exif(image).get(ORIENTATION)
     except UserError:
         raise
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         _warn_exif(name, str(error))
         return None
     if isinstance(value, bytes) and len(value) == 1:  # written as a byte, where EXIF has a short number
         value = value[0]
     if isinstance(value, int):
-        return TURNS.get(value)
+        return TRANSPOSES.get(value)
     if value is not None:
         _warn_exif(name, f"its orientation is {value!r}, and no number")
     return None
@@ -356,7 +360,7 @@ def _iterate_late_chunks(file: BinaryIO) -> Iterator[bool]:
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         after |= kind == b"IDAT"
-        if after and kind in LATE:
+        if after and kind in ORIENTATION_CHUNKS:
             yield kind == b"eXIf" or file.read(min(length, 80)).startswith(KEYWORDS)
             file.seek(-min(length, 80) if kind != b"eXIf" else 0, os.SEEK_CUR)
         file.seek(length + 4, os.SEEK_CUR)
@@ -373,5 +377,5 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _format_examples(names: Sequence[str]) -> str:
-    ellipsis = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(escape_controls, names[:SHOWN])) + ellipsis
+    ellipsis = f" and {len(names) - MAX_EXAMPLES} more" if len(names) > MAX_EXAMPLES else ""
+    return ", ".join(map(escape_controls, names[:MAX_EXAMPLES])) + ellipsis

@@ -67,7 +67,7 @@ class PFPascal(PairDataModule):
                 "pf-pascal_image_pairs.zip", "https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip"
             ),
         ),
-        landmark="PF-dataset-PASCAL/JPEGImages",
+        marker_file="PF-dataset-PASCAL/JPEGImages",
     )
 
     def __init__(self, *, extent: str = "image", **options: Unpack[PairOptions]) -> None:
@@ -159,10 +159,10 @@ def _build_pair(
     size: Callable[[Path], tuple[int, int]],
     annotation: Callable[[Path], Annotation],
 ) -> PairRecord:
-    where = f"{path}, line {line}"
-    category, mirrored = _category(row["class"], where), row.get("flip") == "1"
+    location = f"{path}, line {line}"
+    category, mirrored = _category(row["class"], location), row.get("flip") == "1"
     stems = [Path(row[f"{side}_image"]).stem for side in ("source", "target")]
-    listed = [_parse_points(row, side, where) for side in "AB"] if "XA" in row else None
+    listed = [_parse_points(row, side, location) for side in "AB"] if "XA" in row else None
     records = []
     points: Sequence[Point]
     box: Sequence[float]
@@ -203,21 +203,21 @@ def _build_pascal_image(
     return build_image_record(f"{stem}~mirrored", picture, size, points, box, path)._replace(mirrored=True)
 
 
-def _parse_points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
+def _parse_points(row: Mapping[str, str], side: str, location: str) -> list[Point]:
     try:
         x, y = ([float(value) for value in row[f"{axis}{side}"].split(";")] for axis in "XY")
         return list(zip(x, y, strict=True))
     except ValueError:
         raise UserError(
-            f"{where}: X{side} and Y{side} must be numbers, as many in both. Restore the official list."
+            f"{location}: X{side} and Y{side} must be numbers, as many in both. Restore the official list."
         ) from None
 
 
-def _category(number: str, where: str) -> str:
+def _category(number: str, location: str) -> str:
     classes = benchmark_metadata("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
     if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= len(classes):
         raise UserError(
-            f"{where}: class must be 1 to {len(classes)}, got {quote_value(number)}. Restore the official list."
+            f"{location}: class must be 1 to {len(classes)}, got {quote_value(number)}. Restore the official list."
         )
     return str(classes[int(number) - 1])
 
@@ -237,7 +237,7 @@ class PFWillow(PairDataModule):
             ArchiveInfo("PF-dataset.zip", "https://www.di.ens.fr/willow/research/proposalflow/dataset/PF-dataset.zip"),
             ArchiveInfo("test_pairs.csv", "https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv"),
         ),
-        landmark="PF-dataset/car(G)",
+        marker_file="PF-dataset/car(G)",
     )
     official = benchmark_metadata("pf_willow")["official"]
     splits = ("test",)

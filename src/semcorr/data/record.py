@@ -25,7 +25,8 @@ from semcorr.data.pictures import stored_size
 
 log = logging.getLogger(__name__)
 
-SMALLEST, LARGEST = 1e-6, 1e9  # pixels of an extent: outside, an error over it is 0 or infinite in single precision
+# Pixels of an extent: outside of them, an error over it is 0 or infinite in single precision.
+MIN_EXTENT, MAX_EXTENT = 1e-6, 1e9
 Point = Sequence[float] | None  # (x, y), or None where the keypoint is not annotated
 
 
@@ -162,25 +163,25 @@ def count_outside_image(record: ImageRecord) -> int:
 
 
 def check_pairs(
-    pairs: Sequence[PairRecord], benchmark: str, images_before: dict[str, ImageRecord] | None = None
+    pairs: Sequence[PairRecord], benchmark: str, checked_images: dict[str, ImageRecord] | None = None
 ) -> Sequence[PairRecord]:
     """Refuse pairs with nothing to score and ambiguous names; count and report keypoints outside their image.
 
     Args:
         pairs: The pairs of a split.
         benchmark: The benchmark, for messages.
-        images_before: Images of the splits that were checked before, by name; those of this split are added.
+        checked_images: Images of the splits that were checked before, by name; those of this split are added.
     """
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
-    _require_unique(pairs, benchmark, {} if images_before is None else images_before)
+    _require_unique(pairs, benchmark, {} if checked_images is None else checked_images)
     for pair in pairs:
         if not bool((pair.source.visible & pair.target.visible).any()):
             raise UserError(
                 f"{benchmark}: pair {pair.name} has no keypoint visible in both {pair.source.path.name} and "
                 f"{pair.target.path.name}. Drop it from the pair list."
             )
-        if not SMALLEST <= pair.extent <= LARGEST:
+        if not MIN_EXTENT <= pair.extent <= MAX_EXTENT:
             raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size. Drop it.")
     images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():

@@ -57,7 +57,7 @@ class SPair(PairDataModule):
         archives=(
             ArchiveInfo("SPair-71k.tar.gz", "https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz"),
         ),
-        landmark="Layout/large/test.txt",
+        marker_file="Layout/large/test.txt",
     )
     official = benchmark_metadata("spair71k")["official"]
 
@@ -244,7 +244,7 @@ class SPairU(SPair):
     recipe = DownloadRecipe(
         licence="annotations by the authors of Jamais Vu; images from PASCAL VOC (Flickr terms), research use",
         archives=(ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),),
-        landmark="PairAnnotation/test",
+        marker_file="PairAnnotation/test",
     )
 
     def __init__(self, *, spair: str, **options: Unpack[PairOptions]) -> None:

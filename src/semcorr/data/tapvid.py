@@ -128,7 +128,7 @@ def count_outside_frame(video: TapVidVideo) -> int:
     return int(((visible < 0) | (visible > SIDE)).any(-1).sum())
 
 
-EVERY = 5  # frames between the query frames of `strided`
+QUERY_INTERVAL = 5  # frames between the query frames of `strided`
 OCCLUSIONS = ("visible", "cycle")
 
 
@@ -168,8 +168,8 @@ def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
     >>> strided_queries(torch.tensor([[False, False], [True, False]]))
     TrackQueries(track=tensor([0]), frame=tensor([0]), evaluated=tensor([[False,  True]]))
     """
-    query_index, track = (~occluded[:, ::EVERY]).T.nonzero(as_tuple=True)
-    frame = query_index * EVERY
+    query_index, track = (~occluded[:, ::QUERY_INTERVAL]).T.nonzero(as_tuple=True)
+    frame = query_index * QUERY_INTERVAL
     return TrackQueries(track, frame, torch.arange(occluded.shape[1]) != frame[:, None])
 
 
@@ -201,7 +201,7 @@ class TapVid(LightningDataModule):
     recipe = DownloadRecipe(
         licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",
         archives=(ArchiveInfo("tapvid_davis.zip", "https://storage.googleapis.com/dm-tapnet/tapvid_davis.zip"),),
-        landmark=FILE,
+        marker_file=FILE,
     )
 
     @check_arguments("data")

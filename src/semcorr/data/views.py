@@ -54,9 +54,9 @@ def load_image(path: Path, upright: bool = False) -> Image.Image:
     return read_whole(path, upright)
 
 
-def render_image(image: Image.Image, side: int, how: SquareFit) -> Float[Tensor, "3 side side"]:
+def render_image(image: Image.Image, side: int, fit: SquareFit) -> Float[Tensor, "3 side side"]:
     """Resize (bicubic, antialiased) and pad an image; RGB in [0, 1]."""
-    return bytes_to_unit(render_square(image, side, how))
+    return bytes_to_unit(render_square(image, side, fit))
 
 
 def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
@@ -64,12 +64,12 @@ def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
     return pixels.float().div_(255)
 
 
-def render_square(image: Image.Image, side: int, how: SquareFit) -> UInt8[Tensor, "3 side side"]:
+def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor, "3 side side"]:
     """Resize and pad an image to a square of bytes, which loses nothing: resizing yields bytes."""
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
-    x, y = how.offset
-    resized = image.resize(how.size, Image.Resampling.BICUBIC)
-    pixels[:, y : y + how.size[1], x : x + how.size[0]] = pil_to_tensor(resized)
+    x, y = fit.offset
+    resized = image.resize(fit.size, Image.Resampling.BICUBIC)
+    pixels[:, y : y + fit.size[1], x : x + fit.size[0]] = pil_to_tensor(resized)
     return pixels
 
 
@@ -87,15 +87,15 @@ class PixelCache:
         slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
         _require_memory(slots * 3 * side * side)
         self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
-        self.there = torch.zeros(slots, dtype=torch.bool).share_memory_()
+        self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
-    def get(self, slot: int, draw: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
+    def get(self, slot: int, render: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
         """Return the square of image `slot`; not to be written to."""
-        if slot >= len(self.there):
-            return draw()
-        if not self.there[slot]:
-            self.squares[slot] = draw()
-            self.there[slot] = True
+        if slot >= len(self.present):
+            return render()
+        if not self.present[slot]:
+            self.squares[slot] = render()
+            self.present[slot] = True
         return self.squares[slot]
 
 
@@ -142,7 +142,7 @@ class ViewCache:
         self, records: Sequence[ImageRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
     ) -> None:
         self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
-        self.bare: dict[int, View] = {}
+        self.geometries: dict[int, View] = {}
         slots: dict[str, int] = {}  # an image may have many records
         self.slots = [slots.setdefault(record.name, len(slots)) for record in records]
         self.cache = PixelCache(len(slots), side, cache_gb) if pixels and cache_gb else None
@@ -151,9 +151,11 @@ class ViewCache:
         return len(self.records)
 
     def __getitem__(self, index: int) -> View:
-        if index not in self.bare:
-            self.bare[index] = make_view(self.records[index], self.side, self.resize, pixels=False)
-        return self.bare[index]._replace(image=self._read_pixels(index)) if self.pixels else self.bare[index]
+        if index not in self.geometries:
+            self.geometries[index] = make_view(self.records[index], self.side, self.resize, pixels=False)
+        return (
+            self.geometries[index]._replace(image=self._read_pixels(index)) if self.pixels else self.geometries[index]
+        )
 
     def _read_pixels(self, index: int) -> Tensor:
         def render() -> Tensor:

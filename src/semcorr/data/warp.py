@@ -16,9 +16,9 @@ from torch.nn.functional import grid_sample, interpolate
 from semcorr.core.coords import from_unit, to_unit
 
 CONTROLS = 4  # control points of the thin plate, per side
-STEEPEST = 0.5  # how much faster than the points themselves their displacement may change
-FINEST = 257  # of these displacements; the rest is interpolated, within 0.05 px at 840
-ROUNDS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
+MAX_SLOPE = 0.5  # how much faster than the points themselves their displacement may change
+MAX_GRID = 257  # of these displacements; the rest is interpolated, within 0.05 px at 840
+ITERATIONS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
 
 
 class ImageWarp(NamedTuple):
@@ -44,7 +44,7 @@ def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Ten
     if warp.spline is None:
         return bent
     points_of_result = bent
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)
     return points_of_result
 
@@ -83,7 +83,7 @@ def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2
     lattice = thin_plate_displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
     along_x, along_y = lattice.diff(dim=0)[:, :-1], lattice.diff(dim=1)[:-1]
     slope = float(torch.stack((along_x, along_y)).square().sum((0, -1)).sqrt().max() / (lines[1] - lines[0]))
-    return coefficients * min(1.0, STEEPEST / max(slope, 1e-9))
+    return coefficients * min(1.0, MAX_SLOPE / max(slope, 1e-9))
 
 
 def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -109,7 +109,7 @@ def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, 
 
 def _dense_displacement(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
     """Return the displacement at every pixel, row by row; interpolated from at most FINEST x FINEST, for speed."""
-    count = min(side, FINEST)
+    count = min(side, MAX_GRID)
     coarse = thin_plate_displacement(coefficients, _pixel_lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T
 

@@ -34,10 +34,23 @@ from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import accepted_options, check_options
-from semcorr.engine.run_dir import LATE, code_versions, config_hash, remove_logs, remove_results, replace_results
+from semcorr.engine.run_dir import (
+    POST_FEATURE_KEYS,
+    code_versions,
+    config_hash,
+    remove_logs,
+    remove_results,
+    replace_results,
+)
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
 from semcorr.engine.tracking import TrackingModule, print_tracks, write_tracks
-from semcorr.engine.trainer_options import MISTAKES, check_numbers, check_precision, check_training, refuse_options
+from semcorr.engine.trainer_options import (
+    LIGHTNING_ERRORS,
+    check_numbers,
+    check_precision,
+    check_training,
+    refuse_options,
+)
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
@@ -159,7 +172,7 @@ def build_protocols(cfg: DictConfig) -> list[Protocol]:
     if "protocol" not in cfg:
         return [SEMCORR]
     protocols = instantiate(cfg.protocol)
-    return protocols if isinstance(protocols, list) else [protocols.shown(cfg.data.resize)]
+    return protocols if isinstance(protocols, list) else [protocols.with_resize(cfg.data.resize)]
 
 
 def build_pose_variant(cfg: DictConfig) -> PoseVariant:
@@ -227,18 +240,18 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     module.uses_cached_features, data.train_pixels = True, False
 
 
-def build_backbone(cfg: DictConfig, **changed: object) -> Backbone:
+def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
     """Build the backbone before any tuning, right after seeding: random weights depend on nothing else.
 
     Args:
         cfg: Configuration of the run.
-        changed: Arguments of the backbone that replace those of the configuration.
+        overrides: Arguments of the backbone that replace those of the configuration.
 
     Raises:
         UserError: The weights are not finite.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone: Backbone = instantiate(cfg.backbone, **changed)
+    backbone: Backbone = instantiate(cfg.backbone, **overrides)
     weights = cfg.backbone.get("weights")
     origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
     require_finite_weights(backbone.state_dict(), origin)
@@ -296,7 +309,7 @@ def build_trainer(
             **options,
         )
     except InstantiationException as error:
-        if isinstance(error.__cause__, MISTAKES):
+        if isinstance(error.__cause__, LIGHTNING_ERRORS):
             raise refuse_options(error) from error
         raise
     watch_processes(trainer)
@@ -320,7 +333,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     loggers: list[Logger] = [CSVScalarLogger(run_dir)]
     for key, node in logger_nodes(resolved["logger"]).items():
         options = accepted_options(node["_target_"], node)
-        takes_folder = options is None or options.is_open or "save_dir" in options.stated
+        takes_folder = options is None or options.is_open or "save_dir" in options.annotations
         logger = instantiate(node, **({"save_dir": str(run_dir)} if takes_folder else {}))
         if not isinstance(logger, Logger):
             raise UserError(f"`{key}` must be a logger of Lightning, got a {type(logger).__name__}")
@@ -350,7 +363,7 @@ def score_and_save(
         The content of metrics.json; an empty dictionary on the other processes.
     """
     if cache is not None and isinstance(module, CorrespondenceModule):
-        module.sweep_cache = partial(cache, config_hash(cfg, *LATE) + weights_sha256(module))
+        module.sweep_cache = partial(cache, config_hash(cfg, *POST_FEATURE_KEYS) + weights_sha256(module))
     if not trainer.is_global_zero:
         trainer.test(module, datamodule=data, verbose=False)
         return {}

@@ -40,9 +40,9 @@ SETTINGS = (
     "scheduler",
 )
 # Keys in these sections that may change.
-PLACES = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
+CHANGEABLE_KEYS = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
-TO_GO_ON = {  # what Lightning reads of a checkpoint besides the weights
+RESUME_STATE = {  # what Lightning reads of a checkpoint besides the weights
     "epoch": int,
     "global_step": int,
     "loops": dict,
@@ -119,7 +119,7 @@ def weight_settings(cfg: JsonObject) -> JsonObject:
     {'seed': 1, 'data.steps': 3}
     """
     flat = flatten_config({key: cfg[key] for key in SETTINGS if key in cfg})
-    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in PLACES}
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in CHANGEABLE_KEYS}
 
 
 def read_checkpoint(run: Path, which: str = "best") -> JsonObject:

@@ -9,13 +9,14 @@ from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS, KnownGroup, KnownTargets, call_controls
 from semcorr.engine.plain_yaml import Place, PlainDocument
 
-CALLED = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")  # sections that every run has had
-NEEDED = (*CALLED, "seed", "provenance")
-TRAINING = ("loss", "optimizer", "scheduler")  # all three of a training run, none of another
-LATER = ("test", "augment", "pairs", "protocol", "pose", "store")  # sections that older runs lack
+# Sections with a call that every run has had.
+CALLED_SECTIONS = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")
+REQUIRED_SECTIONS = (*CALLED_SECTIONS, "seed", "provenance")
+TRAINING_SECTIONS = ("loss", "optimizer", "scheduler")  # all three of a training run, none of another
+OPTIONAL_SECTIONS = ("test", "augment", "pairs", "protocol", "pose", "store")  # sections that older runs lack
 GROUPS = {"test": "data"}  # groups of sections that have another name than their group
-SEVERAL = ("logger", "callbacks")  # sections that hold any number of calls, by names
-UNUSED = ("logger",)  # sections never built from a saved configuration: their options are free
+MULTIPLE_CALLS = ("logger", "callbacks")  # sections that hold any number of calls, by names
+UNUSED_SECTIONS = ("logger",)  # sections never built from a saved configuration: their options are free
 SEEDS = 2**32
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # not escaped by a backslash
 WORD = re.compile(r"[\w.:-]{1,64}")
@@ -41,38 +42,40 @@ KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no con
     ("store", "root"): (TEXT + NOTHING, "text or null"),
     ("trainer", "precision"): ((str, int, *NOTHING), "text or null"),
 }
-ALWAYS = {("data", "resize"), ("provenance", "backbone"), ("provenance", "weights_sha256")}
+REQUIRED_KEYS = {("data", "resize"), ("provenance", "backbone"), ("provenance", "weights_sha256")}
 
 
-def check_config(path: Path, plain: PlainDocument, known: KnownTargets, replaced: frozenset[str] = frozenset()) -> None:
+def check_config(
+    path: Path, document: PlainDocument, known: KnownTargets, overridden: frozenset[str] = frozenset()
+) -> None:
     """Refuse a saved configuration that holds anything that semcorr would not have written.
 
     Args:
         path: File of the configuration, for errors.
-        plain: Content of the file.
+        document: Content of the file.
         known: Targets that may be called, with their options.
-        replaced: Dotted keys whose values will not be used; they may be anything.
+        overridden: Dotted keys whose values will not be used; they may be anything.
 
     Raises:
         UserError: A value is refused; the message names the file, the line, the key and the problem.
     """
-    values = plain.values
-    if not isinstance(values, dict) or (missing := [key for key in NEEDED if key not in values]):
+    values = document.values
+    if not isinstance(values, dict) or (missing := [key for key in REQUIRED_SECTIONS if key not in values]):
         lacks = f"no `{'`, `'.join(missing)}`" if isinstance(values, dict) else "it holds no sections"
         raise UserError(f"{path} is not of semcorr: {lacks}. Give the run_dir of a run.")
-    training = [key for key in TRAINING if key in values]
-    if training and len(training) < len(TRAINING):
-        missing = [key for key in TRAINING if key not in values]
+    training = [key for key in TRAINING_SECTIONS if key in values]
+    if training and len(training) < len(TRAINING_SECTIONS):
+        missing = [key for key in TRAINING_SECTIONS if key not in values]
         raise UserError(f"{path} has `{training[0]}` and no `{'`, `'.join(missing)}`. Give the run_dir of a run.")
-    checker = _ConfigChecker(path, plain.lines, known, replaced)
+    checker = _ConfigChecker(path, document.lines, known, overridden)
     checker.text((), values)
     checker.kinds(values)
     for name, node in values.items():
-        if name == "callbacks" and name in replaced and isinstance(node, dict):
+        if name == "callbacks" and name in overridden and isinstance(node, dict):
             continue
-        if name in SEVERAL:
+        if name in MULTIPLE_CALLS:
             checker.several(name, node)
-        elif name in (*CALLED, *TRAINING, *LATER):
+        elif name in (*CALLED_SECTIONS, *TRAINING_SECTIONS, *OPTIONAL_SECTIONS):
             checker.section(name, node)
         else:
             checker.uncalled((name,), node)
@@ -101,7 +104,7 @@ class _ConfigChecker:
             section: object = values if len(keys) == 1 else values.get(str(keys[0]))
             if not isinstance(section, dict):
                 continue
-            if keys[-1] not in section and keys in ALWAYS:
+            if keys[-1] not in section and keys in REQUIRED_KEYS:
                 raise self.refused((keys[0],), f"has no `{keys[-1]}`")
             value = section.get(keys[-1])
             if keys[-1] in section and not _has_type(value, kinds):
@@ -121,7 +124,7 @@ class _ConfigChecker:
             raise self.refused((name,), "must be a section")
         known = self.known.group(name) or KnownGroup()
         calls = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
-        if name in CALLED and ("_target_" in node or not calls):
+        if name in CALLED_SECTIONS and ("_target_" in node or not calls):
             self.section(name, {key: value for key, value in node.items() if key not in calls})
         elif unexpected := next((key for key in node if key not in calls), None):
             raise self.refused((name, unexpected), "must be a section with a `_target_`")
@@ -156,12 +159,12 @@ class _ConfigChecker:
             ):
                 return self.call(keys, value, known)
             self.bare(keys, value)
-            if key not in known.mappings and keys[0] not in UNUSED:
+            if key not in known.mappings and keys[0] not in UNUSED_SECTIONS:
                 raise self.refused(keys, "is a mapping where none is expected")
         elif replaced:
             return None
         if isinstance(value, str) and not (
-            key in known.options or keys[0] in UNUSED or self.is_word(key, value, known)
+            key in known.options or keys[0] in UNUSED_SECTIONS or self.is_word(key, value, known)
         ):
             raise self.refused(
                 keys,

@@ -32,7 +32,7 @@ from semcorr.engine.build import build_backbone
 from semcorr.models.finetune.merge import merge_adapters
 
 
-def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
     """Fold what tuning added into the network and write all its weights.
 
     Returns:
@@ -43,7 +43,7 @@ def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[s
         raise UserError(f"{backbone.name} takes no weights from a file, so none is written. Try --format onnx.")
     expected = compute_features(backbone)
     merge_adapters(backbone)
-    _save(network.state_dict(), path, facts)
+    _save(network.state_dict(), path, metadata)
     config = getattr(network, "config", None)
     if config is not None:  # the transformers library reads beside the weights how to build and normalise
         config.save_pretrained(str(path.parent))
@@ -52,7 +52,7 @@ def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[s
     return relative_difference(compute_features(build_backbone(cfg, weights=str(path)).eval()), expected)
 
 
-def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[str, str]) -> float:
+def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
     """Write `path`, an adapter_config.json, and the weights beside it.
 
     Returns:
@@ -66,11 +66,11 @@ def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[
     prefix, _ = unwrapped_network(backbone)
     weights = get_peft_model_state_dict(backbone, save_embedding_layers=False)
     adapter_weights = {f"base_model.model.{name.removeprefix(prefix)}": value for name, value in weights.items()}
-    _save(adapter_weights, path.with_name("adapter_model.safetensors"), facts)
+    _save(adapter_weights, path.with_name("adapter_model.safetensors"), metadata)
     config = deepcopy(vars(backbone)["peft_config"]["default"])
     # peft's own names are shortened to this network
     config.target_modules = sorted(name.removeprefix(prefix) for name in adapted_layers)
-    config.base_model_name_or_path, config.inference_mode = facts["base"], True
+    config.base_model_name_or_path, config.inference_mode = metadata["base"], True
     config.save_pretrained(str(path.parent))
     base_backbone = build_backbone(cfg).eval()
     with warnings.catch_warnings():
@@ -79,10 +79,10 @@ def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, facts: dict[
     return relative_difference(compute_features(base_backbone.eval()), compute_features(backbone))
 
 
-def export_head(head: nn.Module, path: Path, facts: dict[str, str]) -> None:
+def export_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write the weights of a head, if it has any."""
     if head.state_dict():
-        _save(head.state_dict(), path, facts)
+        _save(head.state_dict(), path, metadata)
 
 
 def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
@@ -114,20 +114,20 @@ def noise_image(sides: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
     return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(1))
 
 
-def relative_difference(found: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:
+def relative_difference(actual: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:
     """Return the largest absolute difference, as a fraction of the largest expected magnitude."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
-    """Write weights as safetensors, with facts as metadata.
+def _save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write weights as safetensors, with metadata.
 
     Raises:
         OSError: The file cannot be written, which safetensors reports by an error of its own.
     """
     tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     try:
-        save_file(tensors, path, metadata={"format": "pt", **facts})
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -135,7 +135,7 @@ def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: dict[str, str]) -> float | None:
+def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata: dict[str, str]) -> float | None:
     """Write the graph of a backbone for images of `sides`, height and width.
 
     Returns:
@@ -160,7 +160,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], facts: d
                 verbose=False,
             )
             assert program is not None
-            program.model.metadata_props.update(facts | {"image": "RGB in [0, 1]", "stride": str(backbone.stride)})
+            program.model.metadata_props.update(metadata | {"image": "RGB in [0, 1]", "stride": str(backbone.stride)})
             program.save(path)
     except torch.onnx.OnnxExporterError as error:
         raise UserError(

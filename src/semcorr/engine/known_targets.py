@@ -15,7 +15,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
 # Calls that the program itself puts into a configuration, for the short names of read-outs.
-OWN = {"localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"}}
+BUILTIN_CALLS = {"localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"}}
 # Options that no file names and that take a word. All other options that no file names may be a number or a switch: a
 # word could be a path or a module to load, as for timm's `checkpoint_path` and peft's `megatron_core`.
 WORDS = {
@@ -56,26 +56,26 @@ class KnownGroup:
     nested: set[tuple[str, ...]] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
 
-    def add(self, node: JsonMapping, place: tuple[str, ...] = ()) -> None:
+    def add(self, node: JsonMapping, path: tuple[str, ...] = ()) -> None:
         """Add a node of a file, and those inside it."""
         if "_target_" in node:
             self.targets.setdefault(str(node["_target_"]), set()).add(call_controls(node))
         for key, value in node.items():
             if key not in CONTROLS:
                 self.options.add(key)
-                self._add_value(key, value, (*place, key))
+                self._add_value(key, value, (*path, key))
 
-    def _add_value(self, key: str, value: object, place: tuple[str, ...]) -> None:
+    def _add_value(self, key: str, value: object, path: tuple[str, ...]) -> None:
         if isinstance(value, list):
             for item in value:
-                self._add_value(key, item, (*place, "*"))
+                self._add_value(key, item, (*path, "*"))
         elif isinstance(value, dict) and "_target_" in value:
-            self.nested.add(place)
-            self.add(value, place)
+            self.nested.add(path)
+            self.add(value, path)
         elif isinstance(value, dict):
             self.mappings.add(key)
             for name, item in value.items():
-                self._add_value(key, item, (*place, str(name)))
+                self._add_value(key, item, (*path, str(name)))
 
 
 def call_controls(node: JsonMapping) -> frozenset[tuple[str, str]]:
@@ -112,8 +112,8 @@ class KnownTargets:
             ):
                 if isinstance(node, dict):
                     known.add(node)
-            if name in OWN:
-                known.add(OWN[name])
+            if name in BUILTIN_CALLS:
+                known.add(BUILTIN_CALLS[name])
         return self.groups[name]
 
     @cached_property

@@ -108,11 +108,11 @@ class CorrespondenceModule(LightningModule):
         buffers = [name for name, _ in backbone.named_buffers()]
         finetune(backbone)
         freeze_unused(backbone)
-        self.saved = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
+        self.saved_keys = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
         self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
-        self.steps = StepWatch()
+        self.step_watch = StepWatch()
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Set the mode of the trainable parts; frozen parts stay in eval mode."""
@@ -146,7 +146,7 @@ class CorrespondenceModule(LightningModule):
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
-        self.steps.see(self.global_step, *batch_names(batch), maps.values, terms)
+        self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs.mask))
         return loss
@@ -168,16 +168,16 @@ class CorrespondenceModule(LightningModule):
     def on_fit_start(self) -> None:
         """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
-        self.steps = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
+        self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         """Record the gradients, which must be finite; with a scaled loss, the scaler skips steps where they are not."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            self.steps.see_gradients(self.global_step, self.named_parameters())
+            self.step_watch.record_gradients(self.global_step, self.named_parameters())
 
     def on_train_end(self) -> None:
         """Check the steps after the last validation and the last checkpoint, too."""
-        self.steps.settle()
+        self.step_watch.check()
 
     def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
         """Seed from the batch's position in training, so that a resumed run repeats whatever is random.
@@ -217,7 +217,7 @@ class CorrespondenceModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""
-        self.steps.settle()
+        self.step_watch.check()
         self._start_evaluation(
             "val", self.trainer.num_val_batches, self.uses_cached_features or self.frozen.is_whole_backbone
         )
@@ -249,7 +249,9 @@ class CorrespondenceModule(LightningModule):
             self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **options
         )
         has_store = self.frozen.cache_config.root is not None
-        self.evaluator.encode(self._count_batches(batches), reuse=(reuse or has_store) and self.frozen.is_cacheable)
+        self.evaluator.encode(
+            self._count_batches(batches), use_cached_features=(reuse or has_store) and self.frozen.is_cacheable
+        )
 
     def _count_batches(self, batches: Sequence[int | float]) -> int:
         """Return the first process's number of batches: all must list the same images, or some wait forever."""
@@ -282,11 +284,11 @@ class CorrespondenceModule(LightningModule):
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return the state to save: the backbone's trained weights and added buffers, and the whole head and loss."""
         state = self.state_dict()
-        return {name: state[name] for name in state if name in self.saved or name.startswith(("head.", "loss."))}
+        return {name: state[name] for name in state if name in self.saved_keys or name.startswith(("head.", "loss."))}
 
     def on_save_checkpoint(self, checkpoint: JsonObject) -> None:
         """Save the trained weights, if all are finite, and which base weights they belong to."""
-        self.steps.settle()
+        self.step_watch.check()
         trained = self.trainable_state_dict()
         require_finite_weights(trained, f"step {self.global_step} of the training, not saved")
         checkpoint["state_dict"] = trained

@@ -16,7 +16,7 @@ from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, require
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS
 
-TOP: JsonObject = {  # options that go to no constructor
+TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "seed": Seed,
     "feature_dropout": Annotated[float, Range(least=0, below=1, off=True)],
     "kap": bool,
@@ -26,8 +26,9 @@ TOP: JsonObject = {  # options that go to no constructor
     "checkpoint": NotEmpty | None,
     "data_root": NotEmpty,
 }
-SEVERAL = ("logger", "callbacks")  # sections that may hold any number of calls, under names that the user chooses
-FITTED = ("channels", "maps", "grid")  # options of a head; null takes the backbone's
+# Sections that may hold any number of calls, under names that the user chooses.
+MULTIPLE_CALLS = ("logger", "callbacks")
+FITTED_OPTIONS = ("channels", "maps", "grid")  # options of a head; null takes the backbone's
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -41,7 +42,7 @@ def check_options(cfg: DictConfig) -> None:
     """
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
-    for key, hint in TOP.items():
+    for key, hint in TOP_LEVEL.items():
         if key in content:
             require(key, content[key], hint)
     for name, node in content.items():
@@ -52,15 +53,15 @@ class AcceptedOptions(NamedTuple):
     """The options that a call takes.
 
     Attributes:
-        stated: Annotations by the names of the options.
+        annotations: Annotations by the names of the options.
         is_open: Whether the call takes other names as well.
-        is_ours: Whether the annotations can be checked in full: ours state ranges and leave nothing out.
+        is_semcorr: Whether the annotations can be checked in full: ours state ranges and leave nothing out.
         required: Names of the options without a default.
     """
 
-    stated: JsonObject
+    annotations: JsonObject
     is_open: bool
-    is_ours: bool
+    is_semcorr: bool
     required: Sequence[str] = ()
 
 
@@ -69,7 +70,7 @@ def _check_node(key: str, node: object) -> None:
     inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, Mapping) and "_target_" in node:
         _check_call(key, node)
-    elif key in SEVERAL and isinstance(node, Mapping):
+    elif key in MULTIPLE_CALLS and isinstance(node, Mapping):
         for name, value in inner:
             if not _is_built(value):
                 raise UserError(f"`{key}.{name}` must be {BUILT}, got {value!r:.60}")
@@ -86,22 +87,22 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
     if accepted is None:
         _refuse_missing(f"{key}._target_", target)
         return
-    is_one_of_several = key.partition(".")[0] in SEVERAL
+    is_one_of_several = key.partition(".")[0] in MULTIPLE_CALLS
     missing = [name for name in accepted.required if name not in (*node, "save_dir")] if is_one_of_several else []
     if missing and not node.get("_args_"):
         raise UserError(f"`{key}` needs `{missing[0]}`. Give +{key}.{missing[0]}=VALUE.")
     if key.startswith("callbacks."):
         _require_callback(key, target)
     for name, value in node.items():
-        if name in CONTROLS or (key in SEVERAL and _is_built(value)):
+        if name in CONTROLS or (key in MULTIPLE_CALLS and _is_built(value)):
             continue
-        if name not in accepted.stated:
+        if name not in accepted.annotations:
             if not accepted.is_open:
-                raise UserError(_format_unknown_option(key, str(name), [*accepted.stated]))
+                raise UserError(_format_unknown_option(key, str(name), [*accepted.annotations]))
             continue
         if not _is_built(value) and value != "???" and not (value is None and _is_fitted(key, name)):
-            check = require if accepted.is_ours else require_kind
-            check(f"{key}.{name}", value, accepted.stated[name])
+            check = require if accepted.is_semcorr else require_kind
+            check(f"{key}.{name}", value, accepted.annotations[name])
 
 
 def _refuse_missing(key: str, target: str) -> None:
@@ -165,7 +166,7 @@ def _inspect_options(target: Callable[..., object], node: Mapping[str, object]) 
                 )
                 is_open |= marker is None and (not ours or function is functions[-1])
                 is_open |= marker is not None and (not inner or (any(x.is_open for x in inner) and not marker.by))
-                stated = {key: hint for options in inner for key, hint in options.stated.items()} | stated
+                stated = {key: hint for options in inner for key, hint in options.annotations.items()} | stated
             elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
                 stated.setdefault(name, parameter.annotation)
     first = _resolve_signature(functions[0]).parameters.items()
@@ -208,7 +209,7 @@ def _find_option_targets(marker: OptionsOf, node: Mapping[str, object]) -> list[
 
 
 def _is_fitted(key: str, name: object) -> bool:
-    return key == "head" and name in FITTED
+    return key == "head" and name in FITTED_OPTIONS
 
 
 def _is_built(value: object) -> bool:
@@ -224,7 +225,7 @@ def stated_parameters(target: object) -> JsonObject:
     Third-party targets, whose annotations are not written to be checked, give an empty dictionary.
     """
     accepted = _inspect_options(target, {}) if callable(target) else None
-    return accepted.stated if accepted and accepted.is_ours else {}
+    return accepted.annotations if accepted and accepted.is_semcorr else {}
 
 
 def _take_nothing() -> None:

@@ -13,7 +13,7 @@ from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.build import to_plain_types
 from semcorr.engine.checkpoints import (
-    TO_GO_ON,
+    RESUME_STATE,
     TRAINED_AS,
     checkpoint_error,
     checkpoint_path,
@@ -68,7 +68,7 @@ def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
 
     What a newer or older Lightning has written is migrated by Lightning itself.
     """
-    for key, expected_type in TO_GO_ON.items():
+    for key, expected_type in RESUME_STATE.items():
         if not isinstance(content.get(key), expected_type):
             raise checkpoint_error(path, f"it has no `{key}`")
     if min(content["epoch"], content["global_step"]) < 0:
@@ -88,7 +88,7 @@ def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
             raise checkpoint_error(path, f"its {diff}")
 
 
-def find_state_difference(expected: object, found: object, name: str) -> str | None:
+def find_state_difference(expected: object, actual: object, name: str) -> str | None:
     """Describe the first key that a state lacks, or the first count in it that is invalid; None if there is neither.
 
     >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
@@ -96,17 +96,17 @@ def find_state_difference(expected: object, found: object, name: str) -> str | N
     >>> find_state_difference({"a": 1}, {"a": 7, "c": 1}, "x")
     """
     if isinstance(expected, dict):
-        if not isinstance(found, dict):
-            return f"{name} is missing" if found is None else f"{name} is {found!r:.40}"
-        if missing := expected.keys() - found.keys():
+        if not isinstance(actual, dict):
+            return f"{name} is missing" if actual is None else f"{name} is {actual!r:.40}"
+        if missing := expected.keys() - actual.keys():
             return f"{name}.{min(missing)} is missing"
-        differences = (find_state_difference(value, found[key], f"{name}.{key}") for key, value in expected.items())
+        differences = (find_state_difference(value, actual[key], f"{name}.{key}") for key, value in expected.items())
         return next((diff for diff in differences if diff), None)
     if not isinstance(expected, int):  # a bool is one too
         return None
-    if isinstance(found, int) and type(found) is type(expected) and found >= 0:
+    if isinstance(actual, int) and type(actual) is type(expected) and actual >= 0:
         return None
-    return f"{name} is {found!r:.40}"
+    return f"{name} is {actual!r:.40}"
 
 
 def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:

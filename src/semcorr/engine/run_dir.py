@@ -29,10 +29,11 @@ RESULTS = (
     "audit.json",
     "metrics.csv",
 )
-BEFORE = ".before"  # folder of the earlier results, inside that of the new ones
-FILLED = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")  # options that a run fills in from others
-BESIDE = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
-LOADING = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
+EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
+# Options that a run fills in from others.
+FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")
+UNSCORED_SECTIONS = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
+LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
 LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
 
 
@@ -54,7 +55,7 @@ def replace_results(run_dir: Path) -> Iterator[Path]:
         except UserError as error:  # of a file in the folder, which the user knows by its final path
             raise UserError(str(error).replace(str(folder), str(run_dir))) from error
         written = sorted(path.name for path in folder.iterdir() if path.name != METRICS)
-        earlier = folder / BEFORE
+        earlier = folder / EARLIER_RESULTS
         earlier.mkdir()
         try:
             for name in dict.fromkeys((*RESULTS, *written)):
@@ -78,7 +79,7 @@ def replace_results(run_dir: Path) -> Iterator[Path]:
 
 def restore_results(run_dir: Path, folder: Path) -> None:
     """Put back earlier results that `replace_results` had not finished to replace."""
-    earlier = folder / BEFORE
+    earlier = folder / EARLIER_RESULTS
     if (run_dir / METRICS).exists() or not (earlier / METRICS).is_file():
         return
     remove_results(run_dir)
@@ -86,13 +87,13 @@ def restore_results(run_dir: Path, folder: Path) -> None:
         path.replace(run_dir / path.name)
 
 
-def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> None:
+def refuse_other_run(run_dir: Path, cfg: DictConfig, is_filled: bool = False) -> None:
     """Refuse to replace the scores of another run.
 
     Args:
         run_dir: Directory that the scores would be written to.
         cfg: Configuration of the run.
-        filled: Whether the run has filled in its options, as in config.yaml; otherwise these are not compared.
+        is_filled: Whether the run has filled in its options, as in config.yaml; otherwise these are not compared.
 
     Raises:
         UserError: The directory holds another run, or scores without a configuration.
@@ -114,7 +115,7 @@ def refuse_other_run(run_dir: Path, cfg: DictConfig, filled: bool = False) -> No
     resolved = _resolve(cfg)
     options, saved_options = _score_options(resolved), _score_options(saved)
     for key in sorted(options.keys() | saved_options.keys()):
-        if (key in FILLED and not filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
+        if (key in FILLED_OPTIONS and not is_filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
             continue
         if options.get(key) != saved_options.get(key):
             raise UserError(
@@ -132,8 +133,8 @@ def _resolve(cfg: DictConfig) -> JsonObject:
 
 def _score_options(cfg: JsonObject) -> JsonObject:
     """Return the options that scores depend on, by their keys, with absolute paths."""
-    flat = flatten_config({key: value for key, value in cfg.items() if key not in BESIDE})
-    options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADING}
+    flat = flatten_config({key: value for key, value in cfg.items() if key not in UNSCORED_SECTIONS})
+    options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADER_OPTIONS}
     for key, value in options.items():
         if key == "checkpoint" or key.endswith((".root", ".weights")):
             options[key] = os.path.abspath(value) if isinstance(value, str) else value
@@ -190,22 +191,20 @@ def _is_score(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
-APART = ("run_dir", "name", "logger")  # sections that no number depends on
+EXCLUDED_KEYS = ("run_dir", "name", "logger")  # sections that no number depends on
+POST_FEATURE_KEYS = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
 
 
-LATE = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
-
-
-def config_hash(cfg: DictConfig, *without: str) -> str:
+def config_hash(cfg: DictConfig, *excluded: str) -> str:
     """Return a hash of the resolved configuration and of the trained weights that it scores.
 
-    Sections that no number depends on are left out, and those named by `without`.
+    Sections that no number depends on are left out, and those in `excluded`.
 
     >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
     >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
     (True, False)
     """
-    content = {key: value for key, value in _resolve(cfg).items() if key not in (*APART, *without)}
+    content = {key: value for key, value in _resolve(cfg).items() if key not in (*EXCLUDED_KEYS, *excluded)}
     if not content.get("callbacks"):  # older sweeps have none
         content.pop("callbacks", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now

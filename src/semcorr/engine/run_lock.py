@@ -31,8 +31,8 @@ NO_LOCKS = {
     errno.ENOTSUP,
     errno.EINVAL,
 }  # errors of file systems without flock
-LONGEST = 4096  # bytes of a lock file that are read, at most
-LEFT = re.compile(
+MAX_LOCK_BYTES = 4096  # bytes of a lock file that are read, at most
+LEFTOVER = re.compile(
     r"\..+\.\d+-[^/]*-[0-9a-f]{8}\.part"
     r"|\.(metrics\.json|metrics\.csv|config\.yaml|job\.json|audit\.json|\w+\.parquet|\w+\.png)\.\d+",  # older versions
     re.DOTALL,
@@ -71,14 +71,14 @@ class Lock:
 
 
 @contextmanager
-def lock_folder(folder: Path, what: str) -> Iterator[Path]:
+def lock_folder(folder: Path, command: str) -> Iterator[Path]:
     """Lock a run directory for this process, and remove unfinished files of killed processes from it.
 
     The first process of a run locks it for all of them.
 
     Args:
         folder: The directory, which is created if it is missing.
-        what: Name of the command, such as `train`, for the messages of other processes.
+        command: Name of the command, such as `train`, for the messages of other processes.
 
     Raises:
         LockedError: Another process writes to the directory.
@@ -87,7 +87,7 @@ def lock_folder(folder: Path, what: str) -> Iterator[Path]:
     if not is_first_process():
         yield folder
         return
-    lock = take_lock(folder, what)
+    lock = take_lock(folder, command)
     try:
         remove_leftovers(folder)
         yield folder
@@ -98,7 +98,7 @@ def lock_folder(folder: Path, what: str) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
+def lock_new_folder(folder: Path, command: str) -> Iterator[Path]:
     """Lock a directory that is new: `folder`, or the first new one of `folder-2`, `folder-3`, ...
 
     Two commands that start in the same second have the same default name.
@@ -109,7 +109,7 @@ def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
     for number in count(1):
         path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
-            lock = take_lock(path, what)
+            lock = take_lock(path, command)
         except LockedError:
             continue
         if os.listdir(path) == [LOCK]:
@@ -123,15 +123,15 @@ def lock_new_folder(folder: Path, what: str) -> Iterator[Path]:
     lock.release()
 
 
-def take_lock(folder: Path, what: str) -> Lock:
+def take_lock(folder: Path, command: str) -> Lock:
     """Lock a directory, or raise an error that names the process that holds it."""
     path = folder / LOCK
     try:
-        lock, note = _open_lock(path, what)
+        lock, note = _open_lock(path, command)
         if note:
-            log.warning("%s: %s was killed; what it left unfinished goes", folder, _format_owner(note, what))
+            log.warning("%s: %s was killed; what it left unfinished goes", folder, _format_owner(note, command))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        owner = {"verb": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        owner = {"verb": command, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
         try:
             os.ftruncate(lock.descriptor, 0)
             os.pwrite(lock.descriptor, json.dumps(owner).encode(), 0)
@@ -143,7 +143,7 @@ def take_lock(folder: Path, what: str) -> Lock:
     return lock
 
 
-def _open_lock(path: Path, what: str) -> tuple[Lock, bytes]:
+def _open_lock(path: Path, command: str) -> tuple[Lock, bytes]:
     """Open and lock the file; return the lock and the text that a killed process left in the file."""
     for _ in range(100):  # other processes may remove the file as they end
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,53 +155,54 @@ def _open_lock(path: Path, what: str) -> tuple[Lock, bytes]:
                 descriptor, is_new = os.open(path, options, 0o666), False
         except FileNotFoundError:
             continue
-        note, by_existence = os.pread(descriptor, LONGEST, 0), False
+        note, by_existence = os.pread(descriptor, MAX_LOCK_BYTES, 0), False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             by_existence = error.errno in NO_LOCKS
             if not (by_existence and is_new):
                 os.close(descriptor)
-                _refuse(error, path, note, what)
+                _refuse(error, path, note, command)
         if os.fstat(descriptor).st_nlink:
-            return Lock(path, descriptor, by_existence), os.pread(descriptor, LONGEST, 0)
+            return Lock(path, descriptor, by_existence), os.pread(descriptor, MAX_LOCK_BYTES, 0)
         os.close(descriptor)
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _refuse(error: OSError, path: Path, note: bytes, what: str) -> None:
+def _refuse(error: OSError, path: Path, note: bytes, command: str) -> None:
     """Raise the error of a lock that was not given: another process holds it, or there are no locks."""
     if error.errno in NO_LOCKS:
         raise LockedError(
-            f"`run_dir`: {_format_owner(note, what)} writes to {path.parent}, or was killed there: its file system has "
-            f"no locks, so nobody can tell. If that process is gone, remove {path}; else choose another run_dir"
+            f"`run_dir`: {_format_owner(note, command)} writes to {path.parent}, or was killed there: its file "
+            f"system has no locks, so nobody can tell. If that process is gone, remove {path}; else choose another "
+            "run_dir"
         )
     if error.errno not in (errno.EAGAIN, errno.EACCES):
         raise error
-    name, owner = _parse_note(note, what)
+    name, owner = _parse_note(note, command)
     raise LockedError(
         f"`run_dir`: another process runs {name} in {path.parent}{f' ({owner})' if owner else ''}. "
         "Wait for it, stop it, or choose another run_dir"
     )
 
 
-def _format_owner(note: bytes, what: str) -> str:
+def _format_owner(note: bytes, command: str) -> str:
     """Describe the process of a lock file, for messages."""
-    name, owner = _parse_note(note, what)
+    name, owner = _parse_note(note, command)
     return f"{name} ({owner})" if owner else f"a process that runs {name}"
 
 
-def _parse_note(note: bytes, what: str) -> tuple[str, str]:
+def _parse_note(note: bytes, command: str) -> tuple[str, str]:
     """Return the command and a description of the process in a lock file; the latter may be empty.
 
-    A lock of another program gives `what` and no description.
+    A lock of another program gives `command` and no description.
     """
     try:
         owner = json.loads(note)
         process = f"pid {owner['pid']:d} on {owner['host']!s:.64}, since {owner['since']!s:.32}"
         return str(owner["verb"])[:40], process
     except (ValueError, TypeError, KeyError):
-        return what, ""
+        return command, ""
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -212,7 +213,7 @@ def remove_leftovers(folder: Path) -> None:
     from semcorr.engine.run_dir import restore_results
 
     for path in (path for parent in (folder, folder / "checkpoints") for path in parent.glob(".*")):
-        if LEFT.fullmatch(path.name):
+        if LEFTOVER.fullmatch(path.name):
             with suppress(OSError):
                 restore_results(folder, path)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

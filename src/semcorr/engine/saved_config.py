@@ -20,7 +20,7 @@ from semcorr.engine.plain_yaml import read_plain_yaml
 from semcorr.engine.renamed_targets import update_targets
 
 CONFIG = "config.yaml"
-DRAWN = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # generated benchmarks, and the file that marks them
+GENERATED = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # generated benchmarks, and the file that marks them
 
 
 def is_run(folder: Path) -> bool:
@@ -33,20 +33,20 @@ def is_run(folder: Path) -> bool:
 
 def read_run_config(
     run: Path,
-    typed: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     search: tuple[str, ...] | None = None,
     option: str | None = None,
-    goes_on: bool = False,
+    resumes: bool = False,
 ) -> DictConfig:
     """Read the configuration of a run; for an evaluation, check that of the run it scored as well, if it exists.
 
     Args:
         run: Folder of the run.
-        typed: Overrides of this command line. The values that they replace may be anything.
+        overrides: Overrides of this command line. The values that they replace may be anything.
         search: Trees whose files say what may be called, as returned by `config_search_path`; by default semcorr's own
             and those of installed plug-ins.
         option: Name of the option that the user gave the run by, such as `checkpoint`, for the error.
-        goes_on: Whether the run is continued, with its callbacks, which are left out otherwise.
+        resumes: Whether the run is continued, with its callbacks, which are left out otherwise.
 
     Returns:
         The configuration, without interpolations.
@@ -69,10 +69,10 @@ def read_run_config(
             raise UserError(f"{start}{run} is a file, not the run_dir of a training run. {remedy}.")
         raise UserError(f"{start}{run / CONFIG} does not exist. Give the run_dir of a training run.")
     known = read_known_targets(config_search_path(str(conf_dir())) if search is None else search)
-    replaced = replaced_by(typed)
-    replaced |= set() if goes_on else {"callbacks"}
+    replaced = overridden_keys(overrides)
+    replaced |= set() if resumes else {"callbacks"}
     values = read_plain_config(run / CONFIG, known, replaced)
-    if not goes_on and "callbacks" in values:
+    if not resumes and "callbacks" in values:
         values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
@@ -80,28 +80,28 @@ def read_run_config(
     return OmegaConf.create(values)
 
 
-def read_plain_config(path: Path, known: KnownTargets, replaced: frozenset[str] = frozenset()) -> JsonObject:
+def read_plain_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
     """Read a saved configuration as plain values, or refuse it.
 
     Args:
         path: The file.
         known: Targets that may be called.
-        replaced: Dotted keys whose saved values will not be used.
+        overridden: Dotted keys whose saved values will not be used.
     """
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
-    check_config(path, plain, known, replaced)
+    check_config(path, plain, known, overridden)
     assert isinstance(plain.values, dict), "check_config has seen to it"
     return plain.values
 
 
-def replaced_by(typed: Sequence[str]) -> frozenset[str]:
+def overridden_keys(overrides: Sequence[str]) -> frozenset[str]:
     """Return the dotted keys that overrides give a value.
 
-    >>> sorted(replaced_by(["head._target_=my.Head", "+backbone={depth: 2, layers: [1, 2]}", "data=spair"]))
+    >>> sorted(overridden_keys(["head._target_=my.Head", "+backbone={depth: 2, layers: [1, 2]}", "data=spair"]))
     ['backbone.depth', 'backbone.layers', 'head._target_']
     """
-    return frozenset(key for override in typed for key in _parse_keys(override) if "." in key)
+    return frozenset(key for override in overrides for key in _parse_keys(override) if "." in key)
 
 
 def _parse_keys(override: str) -> Iterator[str]:
@@ -149,13 +149,13 @@ def drop_store(cfg: DictConfig) -> str | None:
     return root
 
 
-def refuse_drawing(data: DictConfig) -> None:
+def refuse_generating(data: DictConfig) -> None:
     """Refuse a benchmark that would now be generated, in a folder that only a saved configuration names.
 
     Raises:
         UserError: The benchmark is refused; the message names the folder and asks the user to type it.
     """
-    if data._target_ in DRAWN and not (Path(data.root) / DRAWN[data._target_]).is_file():
+    if data._target_ in GENERATED and not (Path(data.root) / GENERATED[data._target_]).is_file():
         raise UserError(
             f"`data.root`: {data.root} has no drawings, and the run's {CONFIG} would have them drawn there. "
             f"Give data.root=DIR, the same or another folder."

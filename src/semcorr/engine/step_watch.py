@@ -16,7 +16,7 @@ class WatchedStep(NamedTuple):
     step: int
     labels: Sequence[str]  # description of each flag
     flags: Tensor  # (n) bool
-    shown: str  # description of the batch, for messages
+    description: str  # description of the batch, for messages
 
 
 class StepWatch:
@@ -30,15 +30,15 @@ class StepWatch:
         self.every = every
         self._seen: list[WatchedStep] = []
 
-    def see(
-        self, step: int, images: Sequence[str], shown: Sequence[str], values: Tensor, terms: Mapping[str, Tensor]
+    def record_batch(
+        self, step: int, images: Sequence[str], batch_names: Sequence[str], values: Tensor, terms: Mapping[str, Tensor]
     ) -> None:
         """Record a batch before its gradients are computed.
 
         Args:
             step: Number of optimiser steps before this one.
             images: Names of the images, one per feature map.
-            shown: Names of the pairs of the batch, or of its images, for messages.
+            batch_names: Names of the pairs of the batch, or of its images, for messages.
             values: Features of the images, along the first axis.
             terms: Terms of the loss, by name.
         """
@@ -46,9 +46,9 @@ class StepWatch:
         flags = torch.cat(
             [are_finite(values.detach()), torch.stack([term.detach() for term in terms.values()]).isfinite()]
         )
-        self._add(WatchedStep(step, labels, flags, f"the batch began with {shown[0]}"))
+        self._add(WatchedStep(step, labels, flags, f"the batch began with {batch_names[0]}"))
 
-    def see_gradients(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def record_gradients(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Record the gradients before the optimiser uses them."""
         gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
         if gradients:
@@ -59,7 +59,7 @@ class StepWatch:
                 )
             )
 
-    def settle(self) -> None:
+    def check(self) -> None:
         """Check all recorded steps.
 
         Raises:
@@ -72,13 +72,13 @@ class StepWatch:
             for label, is_finite in zip(step.labels, flags, strict=True):
                 if not is_finite:
                     raise UserError(
-                        f"step {step.step + 1} of the training: {label} is not finite (NaN or infinite); {step.shown}. "
-                        "Nothing of this step is saved. Lower optimizer.lr and optimizer.backbone_lr, or set "
-                        "trainer.gradient_clip_val=1"
+                        f"step {step.step + 1} of the training: {label} is not finite (NaN or infinite); "
+                        f"{step.description}. Nothing of this step is saved. Lower optimizer.lr and "
+                        "optimizer.backbone_lr, or set trainer.gradient_clip_val=1"
                     )
 
     def _add(self, step: WatchedStep) -> None:
         """Record a step, and check the recorded ones if they are on a CPU or enough."""
         self._seen.append(step)
         if step.flags.device.type == "cpu" or len(self._seen) >= 2 * self.every:
-            self.settle()
+            self.check()

@@ -38,7 +38,7 @@ class FrameMatches(NamedTuple):
     """Matches of each query in each frame; only evaluated frames are filled in."""
 
     points: Float[Tensor, "q t 2"]  # pixels the backbone sees
-    returned: Float[Tensor, "q t 2"]  # the same point, matched back into the query frame
+    cycle_points: Float[Tensor, "q t 2"]  # the same point, matched back into the query frame
     score: Float[Tensor, "q t"]  # similarity of the best cell
 
 
@@ -99,7 +99,7 @@ class TrackingModule(LightningModule):
         require_finite(feature_origin(self.backbone), frames, {"maps": maps})
         encoded = time.perf_counter()
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
-            self.tables.append(self.follow(maps.float(), batch))
+            self.tables.append(self.track_video(maps.float(), batch))
         self.seconds["encode"] += encoded - start
         self.seconds["match"] += time.perf_counter() - encoded
 
@@ -113,7 +113,7 @@ class TrackingModule(LightningModule):
             if scores[key] is not None:
                 self.log(f"test/{key}", scores[key])
 
-    def follow(self, maps: Float[Tensor, "t c h w"], batch: VideoTracks) -> pa.Table:
+    def track_video(self, maps: Float[Tensor, "t c h w"], batch: VideoTracks) -> pa.Table:
         """Track the queries of a video from its features, and return its rows."""
         queries, geometry = batch.queries, (batch.scale, batch.offset)
         rows = torch.arange(len(queries.frame), device=maps.device)
@@ -156,7 +156,7 @@ class TrackingModule(LightningModule):
             index = (rows[:, None], targets)
             matches.points[index], matches.score[index] = matched.transpose(0, 1), score.T
             if self.cycle is not None:
-                matches.returned[index] = self._transfer(target_maps, source_maps, matched)[0].transpose(0, 1)
+                matches.cycle_points[index] = self._transfer(target_maps, source_maps, matched)[0].transpose(0, 1)
         return matches
 
     def _transfer(
@@ -188,7 +188,7 @@ def frames_per_chunk(maps: Float[Tensor, "t c h w"]) -> int:
     return max(1, VALUES // ((c + POINTS) * h * w))
 
 
-SHOWN = 6  # videos in the picture
+DISPLAYED_VIDEOS = 6  # videos in the picture
 
 
 def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObject:
@@ -210,8 +210,8 @@ def write_tracks(result: TrackingResult, data: TapVid, run_dir: Path) -> JsonObj
     }
     write_predictions(table, run_dir / "predictions.parquet")
     write_json(run_dir / "metrics.json", metrics, "run_dir")
-    step = max(1, len(videos) // SHOWN)
-    displayed = dict(list(videos.items())[::step][:SHOWN])
+    step = max(1, len(videos) // DISPLAYED_VIDEOS)
+    displayed = dict(list(videos.items())[::step][:DISPLAYED_VIDEOS])
     write_picture(run_dir / "tracks.png", lambda: draw_tracks.plot_tracks(displayed, table))
     return metrics
 

@@ -22,8 +22,8 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PROCESSES = 8  # processes that may share a CPU, however few cores it has
-SHORT = ("32", "bf16", "16")  # Lightning's short names of these precisions
-MISTAKES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)  # errors of Lightning
+SHORT_PRECISIONS = ("32", "bf16", "16")  # Lightning's short names of these precisions
+LIGHTNING_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)  # errors of Lightning
 
 OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e30 and text crash
     "devices": Annotated[int, Range(least=-1)] | str | Sequence[Whole],
@@ -60,7 +60,7 @@ OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e3
     "enable_autolog_hparams": bool,
 }
 BUILDABLE = ("accelerator", "strategy", "profiler", "plugins")  # options that may be objects, by a _target_
-REFUSED = {  # options that a run sets itself, unless they are null or off, and what to give instead
+REFUSED_OPTIONS = {  # options that a run sets itself, unless they are null or off, and what to give instead
     "logger": "loggers are chosen by `logger`: logger=csv writes metrics.csv alone, logger=[wandb,tensorboard] both",
     "callbacks": "callbacks are given by `callbacks`, as +callbacks.mine._target_=my.Callback",
     "default_root_dir": "a run has one directory. Give run_dir=DIR",
@@ -81,7 +81,7 @@ def check_numbers(trainer: JsonMapping) -> None:
     Raises:
         UserError: An option is refused.
     """
-    for key, reason in REFUSED.items():
+    for key, reason in REFUSED_OPTIONS.items():
         is_off = key != "logger" and trainer.get(key) in (False, 0)
         if trainer.get(key) is not None and not is_off:
             raise UserError(f"`trainer.{key}`: {reason}.")
@@ -118,7 +118,7 @@ def check_trainer(cfg: DictConfig) -> None:
             warnings.simplefilter("ignore")  # the trainer that is used warns again
             instantiate(cfg.trainer, logger=False, callbacks=None, enable_progress_bar=False)
     except InstantiationException as error:
-        if isinstance(error.__cause__, MISTAKES):
+        if isinstance(error.__cause__, LIGHTNING_ERRORS):
             raise refuse_options(error) from error
         raise
 
@@ -148,10 +148,10 @@ def refuse_options(error: Exception) -> UserError:
     return UserError(f"`trainer`: Lightning refuses these options: {reason}")
 
 
-def check_precision(given: str | int | None) -> None:
+def check_precision(precision: str | int | None) -> None:
     """Refuse precisions other than single and mixed, in which weights and pixels stay single; null is single, too."""
-    if given is not None and str(given) not in (*PRECISIONS, *SHORT):
-        raise UserError(f"`trainer.precision` must be one of {', '.join(PRECISIONS)}, got {given}")
+    if precision is not None and str(precision) not in (*PRECISIONS, *SHORT_PRECISIONS):
+        raise UserError(f"`trainer.precision` must be one of {', '.join(PRECISIONS)}, got {precision}")
 
 
 def check_training(trainer: DictConfig, keeps_best: bool) -> None:

@@ -18,7 +18,7 @@ from semcorr.visualization import predictions as draw
 from semcorr.visualization import similarity as similarity_map
 
 ALPHA = "0.1"
-SHOWN = 6  # pairs on a page
+PAIRS_PER_PAGE = 6  # pairs on a page
 
 
 class WandbPagesCallback(Callback):
@@ -41,7 +41,7 @@ class WandbPagesCallback(Callback):
         names = set(table["pair"].to_pylist())
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in names}
         with warn_once_on_failure(board):
-            matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], SHOWN), table)
+            matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], PAIRS_PER_PAGE), table)
             log_page(board, "val", pl_module.result.scores["category"], matches, trainer.global_step)
             maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
             log_image(board, "val/similarity", maps, similarity_map.SIMILARITY_LEGEND, trainer.global_step)

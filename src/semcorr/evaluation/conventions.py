@@ -40,33 +40,33 @@ def resize_geometry(
 
 
 def original_to_view(
-    points: Float[Tensor, "b n 2"], at: ResizeGeometry, how: str, clamp: bool = False
+    points: Float[Tensor, "b n 2"], geometry: ResizeGeometry, fit: str, clamp: bool = False
 ) -> Float[Tensor, "b n 2"]:
     """Convert original pixels to view pixels.
 
     exact: (x + 1/2) s + o - 1/2, s = inside / size. ratio: x S / W + o. whole: the same, cut to whole pixels.
     aligned: x (inside - 1) / (size - 1) + o.
     """
-    factor, offset = _factor(at, how)[:, None], at.offset[:, None]
-    view = (points + 0.5) * factor + offset - 0.5 if how == "exact" else points * factor + offset
-    view = view.trunc() if how == "whole" else view
-    return view.clamp(EPSILON, at.side - 1 - EPSILON) if clamp else view
+    factor, offset = _factor(geometry, fit)[:, None], geometry.offset[:, None]
+    view = (points + 0.5) * factor + offset - 0.5 if fit == "exact" else points * factor + offset
+    view = view.trunc() if fit == "whole" else view
+    return view.clamp(EPSILON, geometry.side - 1 - EPSILON) if clamp else view
 
 
-def view_to_original(points: Float[Tensor, "b n 2"], at: ResizeGeometry, how: str) -> Float[Tensor, "b n 2"]:
+def view_to_original(points: Float[Tensor, "b n 2"], geometry: ResizeGeometry, fit: str) -> Float[Tensor, "b n 2"]:
     """Convert view pixels to original pixels: the inverse of `original_to_view`, but for what it clamps or cuts."""
-    factor, offset = _factor(at, how)[:, None], at.offset[:, None]
-    return (points + 0.5 - offset) / factor - 0.5 if how == "exact" else (points - offset) / factor
+    factor, offset = _factor(geometry, fit)[:, None], geometry.offset[:, None]
+    return (points + 0.5 - offset) / factor - 0.5 if fit == "exact" else (points - offset) / factor
 
 
-def _factor(at: ResizeGeometry, how: str) -> Float[Tensor, "b 2"]:
+def _factor(geometry: ResizeGeometry, fit: str) -> Float[Tensor, "b 2"]:
     """Return the view pixels per original pixel of each axis."""
-    if how == "exact":
-        return at.inside / at.size
-    return (at.inside - 1) / (at.size - 1) if how == "aligned" else at.scale
+    if fit == "exact":
+        return geometry.inside / geometry.size
+    return (geometry.inside - 1) / (geometry.size - 1) if fit == "aligned" else geometry.scale
 
 
-def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, how: str) -> Float[Tensor, "b n 2"]:
+def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, lookup: str) -> Float[Tensor, "b n 2"]:
     """Convert view pixels to the (fractional) cell at which a source map of `grid` x `grid` cells is read.
 
     centre: (x + 1/2) g / S - 1/2. containing: floor(x g / S). aligned: x (g - 1) / (S - 1).
@@ -76,18 +76,18 @@ def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, ho
     >>> view_to_source_cell(points, 840, 60, "centre"), view_to_source_cell(points, 840, 60, "containing")
     (tensor([[[0.0000, 0.5357]]], dtype=torch.float64), tensor([[[0., 1.]]], dtype=torch.float64))
     """
-    if how == "centre":
+    if lookup == "centre":
         cells = (points + 0.5) * grid / side - 0.5
-    elif how == "containing":
+    elif lookup == "containing":
         cells = (points * grid / side).floor()
-    elif how == "aligned":
+    elif lookup == "aligned":
         cells = points * (grid - 1) / (side - 1)
     else:
-        cells = points * (grid if how == "fraction" else grid - 1) / side
+        cells = points * (grid if lookup == "fraction" else grid - 1) / side
     return cells.clamp(0, grid - 1)
 
 
-def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, how: str) -> Float[Tensor, "b n 2"]:
+def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, decode: str) -> Float[Tensor, "b n 2"]:
     """Convert cells of the target to view pixels.
 
     centre: (k + 1/2) S / g - 1/2; for 60 cells of 840 pixels, 14 k + 6.5. half_stride: k S / g + S / 2g; 14 k + 7.
@@ -95,20 +95,20 @@ def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, how
 
     >>> last = torch.tensor([[[0.0, 59.0]]]).double()
     >>> ways = ("centre", "half_stride", "aligned", "fraction")
-    >>> [target_cell_to_view(last, 840, 60, how).flatten().tolist() for how in ways]
+    >>> [target_cell_to_view(last, 840, 60, decode).flatten().tolist() for decode in ways]
     [[6.5, 832.5], [7.0, 833.0], [0.0, 839.0], [0.0, 826.0]]
     """
     stride = side / grid
-    if how == "centre":
+    if decode == "centre":
         return (cells + 0.5) * stride - 0.5
-    if how == "half_stride":
+    if decode == "half_stride":
         return cells * stride + stride / 2
-    return cells * ((side - 1) / max(grid - 1, 1)) if how == "aligned" else cells * stride
+    return cells * ((side - 1) / max(grid - 1, 1)) if decode == "aligned" else cells * stride
 
 
-def box_extent(box: Float[Tensor, "b 4"], at: ResizeGeometry, how: str) -> Float[Tensor, " b"]:
+def box_extent(box: Float[Tensor, "b 4"], geometry: ResizeGeometry, fit: str) -> Float[Tensor, " b"]:
     """Return the longer side of a box whose sides were scaled axis by axis, in view pixels."""
-    return ((box[:, 2:] - box[:, :2]) * _factor(at, how)).amax(-1)
+    return ((box[:, 2:] - box[:, :2]) * _factor(geometry, fit)).amax(-1)
 
 
 class GroundTruth(NamedTuple):
@@ -116,8 +116,8 @@ class GroundTruth(NamedTuple):
 
     source: Float[Tensor, "b n 2"]
     target: Float[Tensor, "b n 2"]
-    source_at: ResizeGeometry
-    target_at: ResizeGeometry
+    source_geometry: ResizeGeometry
+    target_geometry: ResizeGeometry
     box: Float[Tensor, "b 4"]  # of the target
     extent: Float[Tensor, " b"]
     by_image: Bool[Tensor, " b"]  # the extent is the longer side of the image, not of the box
@@ -170,8 +170,8 @@ def extent_is_of_image(pair: PairRecord) -> bool:
 
 def query_points(pairs: GroundTruth, protocol: Protocol, grid: int) -> Float[Tensor, "b n 2"]:
     """Return the view pixels, in our own convention, where a source map of grid x grid cells is read."""
-    side = pairs.source_at.side
-    view = original_to_view(pairs.source, pairs.source_at, protocol.scaling, protocol.clamp)
+    side = pairs.source_geometry.side
+    view = original_to_view(pairs.source, pairs.source_geometry, protocol.scaling, protocol.clamp)
     return to_image(view_to_source_cell(view, side, grid, protocol.lookup), side / grid).float()
 
 
@@ -186,7 +186,7 @@ def score_predictions(
         cells: Predicted cells of the target's map, or its original pixels where the protocol decodes natively.
         grid: Cells along a side of the map.
     """
-    geometry = pairs.target_at
+    geometry = pairs.target_geometry
     if protocol.decode == "native":
         original = cells.double()
         view = original_to_view(original, geometry, protocol.scaling)

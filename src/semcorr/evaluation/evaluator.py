@@ -42,7 +42,7 @@ class EvaluationResult(NamedTuple):
 
     Attributes:
         specs: Protocols and read-outs; the first is the one reported.
-        each: Scores of each specification.
+        spec_scores: Scores of each specification.
         scores: Scores as metrics.json has them.
         tables: Rows by name: `predictions`, and `poses` and `detections` where they are computed; none for a
             validation.
@@ -51,7 +51,7 @@ class EvaluationResult(NamedTuple):
     """
 
     specs: Sequence[ScoringSpec]
-    each: list[JsonObject]
+    spec_scores: list[JsonObject]
     scores: JsonObject
     tables: dict[str, pa.Table]
     grid: tuple[int, int] | None
@@ -89,7 +89,7 @@ class Evaluator:
         self.specs, self.keeps_rows, self.kap = list(specs), keeps_rows, kap
         check_scoring_specs(self.specs, module.head)
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
-        self.foreign = not all(spec.protocol.exact for spec in self.specs)
+        self.needs_ground_truth = not all(spec.protocol.exact for spec in self.specs)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
             PCK(data.categories(split), keypoints, strict=spec.protocol.strict, pooling=spec.protocol.pooling).to(
@@ -98,7 +98,7 @@ class Evaluator:
             for spec in self.specs
         ]
         self.image_features = ImageFeatures(module, data, group, context)
-        self.align = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
+        self.aligner = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
         self.tables: list[pa.Table] = []
         self.detections: list[pa.Table] = []
         self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
@@ -106,17 +106,19 @@ class Evaluator:
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
-    def encode(self, batches: int, reuse: bool) -> None:
+    def encode(self, batches: int, use_cached_features: bool) -> None:
         """Encode every image of the pairs once; none where the backbone takes pairs.
 
         Args:
             batches: Number of the split's batches on each process.
-            reuse: Start from the cached features of the frozen blocks, and cache them for the next time.
+            use_cached_features: Start from the cached features of the frozen blocks, and cache them for the next time.
         """
         start = time.perf_counter()
         if not self.module.backbone.pairwise:
             images = self.data.images_to_evaluate(self.split, batches)
-            self.image_features.encode(self.align.shown(images) if self.align else images, reuse)
+            self.image_features.encode(
+                self.aligner.add_variants(images) if self.aligner else images, use_cached_features
+            )
         self.seconds["encode"] += time.perf_counter() - start
 
     def update(self, batch: PairBatch) -> list[BatchPredictions]:
@@ -175,8 +177,8 @@ class Evaluator:
     def gather_tables(self) -> dict[str, pa.Table]:
         """Gather all processes' rows: keypoints, and poses and detections where they are computed."""
         tables = {"predictions": gather_tables(self.tables)}
-        if self.align:
-            tables["poses"] = gather_tables(self.align.tables, adaptive.SCHEMA, adaptive.ORDER)
+        if self.aligner:
+            tables["poses"] = gather_tables(self.aligner.tables, adaptive.SCHEMA, adaptive.ORDER)
         if self.kap:
             tables["detections"] = detection.gather_detections(self.detections)
         return tables
@@ -184,7 +186,7 @@ class Evaluator:
     def _ground_truth(self, batch: PairBatch, records: Sequence[PairRecord]) -> GroundTruth | None:
         """Return the ground truth of published protocols, or None where the batch itself is enough."""
         side = batch.target.image.shape[-1]
-        return ground_truth(records, side, self.data.resize, batch.extent.device) if self.foreign else None
+        return ground_truth(records, side, self.data.resize, batch.extent.device) if self.needs_ground_truth else None
 
     def _score(
         self,
@@ -198,17 +200,17 @@ class Evaluator:
         if annotations is None or protocol.exact:
             predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
             return predicted, normalised_error(predicted, truth, batch.extent)
-        grid = round(annotations.target_at.side / self.stride)
+        grid = round(annotations.target_geometry.side / self.stride)
         predicted, errors = score_predictions(annotations, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
     def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
         """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
-        if self.align is None:
+        if self.aligner is None:
             return self._match(batch, annotations)
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
-        for pairs, part, records in self.align.parts(batch, self.image_features):
+        for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
             for merged, part_predictions in zip(
                 predictions, self._match(part, self._ground_truth(part, records)), strict=True
             ):

@@ -77,15 +77,20 @@ class ImageFeatures:
         """Origin of the features, for messages."""
         return adapted_feature_origin(self.module)
 
-    def encode(self, shown: list[ImageVariant], reuse: bool) -> None:
-        """Encode images; with `reuse` from the cached features of the frozen blocks, computed where missing."""
+    def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
+        """Encode images.
+
+        Args:
+            images: The images and variants.
+            use_cached_features: Start from the cached features of the frozen blocks; missing ones are computed.
+        """
 
         def make() -> FeatureCache:
             """Encode the images into a new cache."""
-            return self._encode_cached(shown) if reuse else self._encode_pixels(shown)
+            return self._encode_cached(images) if use_cached_features else self._encode_pixels(images)
 
         sweep_cache = self.module.sweep_cache if self.group.size == 1 else None
-        self.cache = make() if sweep_cache is None else sweep_cache(shown, make)
+        self.cache = make() if sweep_cache is None else sweep_cache(images, make)
 
     def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
         """Encode images from their pixels, cached for this pass."""
@@ -97,7 +102,7 @@ class ImageFeatures:
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
-            len(images), self.group.device, cache_config.where, cache_config.type, self.group.size, self._origin
+            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.size, self._origin
         )
         encode_images(cache, images, self.data, compute, self.group)
         return cache
@@ -120,9 +125,9 @@ class ImageFeatures:
                     yield chunk, to_channels_last(self.adapted(frozen.features(chunk, size, device)))
 
         cache = FeatureCache(
-            len(images), device, frozen.cache_config.where, frozen.cache_config.type, self.group.size, self._origin
+            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.size, self._origin
         )
         for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
             cache.add(chunk, values)
-        cache.watch.settle()
+        cache.watch.check()
         return cache

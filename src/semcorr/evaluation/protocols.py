@@ -97,7 +97,7 @@ class Protocol:
         """Options that decide where the source is read: protocols that agree in them share a similarity."""
         return self.scaling, self.clamp, self.lookup
 
-    def shown(self, resize: str) -> "Protocol":
+    def with_resize(self, resize: str) -> "Protocol":
         """Return the protocol as used in a run with this `resize`; its name says what is not as published."""
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
@@ -142,10 +142,10 @@ def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -
 def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
     """Return protocols to score side by side; without names, all that are defined on these pixels."""
     if names is None:
-        return [preset.shown(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
+        return [preset.with_resize(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
     if not names or len(set(names)) < len(names):
         raise UserError(f"`protocol` must name one protocol or several different ones, got {list(names)}")
-    return [protocol_preset(name).shown(resize) for name in names]
+    return [protocol_preset(name).with_resize(resize) for name in names]
 
 
 def shared_resize(names: Sequence[str]) -> str:
@@ -186,9 +186,9 @@ def build_scoring_specs(
     return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
 
 
-def check_scoring_specs(chosen: Sequence[ScoringSpec], head: nn.Module) -> None:
+def check_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> None:
     """Refuse specifications that the head does not support."""
-    for protocol, _ in chosen:
+    for protocol, _ in specs:
         if protocol.decode == "native" and not isinstance(head, Cosine):
             raise UserError(
                 f"`protocol`: {protocol.name} upsamples features, so it needs a head that compares them by cosine; "
@@ -196,15 +196,15 @@ def check_scoring_specs(chosen: Sequence[ScoringSpec], head: nn.Module) -> None:
             )
 
 
-def metrics_dict(chosen: Sequence[ScoringSpec], each: Sequence[JsonObject]) -> JsonObject:
+def metrics_dict(specs: Sequence[ScoringSpec], spec_scores: Sequence[JsonObject]) -> JsonObject:
     """Return the scores of metrics.json: of the first specification, and of the others beside it if there are any.
 
     `headline` is what the protocol's authors report, at each alpha.
     """
-    scores: JsonObject = each[0] | _protocol_options(chosen[0])
-    names = list(dict.fromkeys(spec.protocol.name for spec in chosen))
+    scores: JsonObject = spec_scores[0] | _protocol_options(specs[0])
+    names = list(dict.fromkeys(spec.protocol.name for spec in specs))
     by_protocol: JsonObject = {name: {} for name in names}
-    for spec, metrics in zip(chosen, each, strict=True):
+    for spec, metrics in zip(specs, spec_scores, strict=True):
         entry = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
         by_protocol[spec.protocol.name][spec.localise] = entry
     first = by_protocol[names[0]]

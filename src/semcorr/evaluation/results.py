@@ -35,7 +35,7 @@ from semcorr.metrics.pck import ALPHAS, SUBSETS, normalised_error
 from semcorr.metrics.predictions import Predictions, is_correct, load_predictions, write_predictions
 from semcorr.visualization import predictions as draw
 
-SHOWN = 0.1  # the alpha of intervals and classes
+SUMMARY_ALPHA = 0.1  # the alpha of intervals and classes
 
 
 def summarise_predictions(
@@ -55,7 +55,7 @@ def summarise_predictions(
     correct = is_correct(rows, ALPHAS, strict)
     flips = {pair.category: pair.flip for pair in pairs if pair.flip is not None}
     return {
-        "intervals": pck_intervals(rows, correct[[ALPHAS.index(SHOWN)]], [SHOWN]),
+        "intervals": pck_intervals(rows, correct[[ALPHAS.index(SUMMARY_ALPHA)]], [SUMMARY_ALPHA]),
         "category_mean": category_mean(pck_from_predictions(rows, ALPHAS, correct)["category"]),
         "dagger": pck_from_predictions(rows, ALPHAS, correct & own_is_nearest(rows))["pck"],
         "geometry_aware": subset_proportions(rows),
@@ -84,7 +84,9 @@ def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool 
     for kind, names in LABELS.items():
         labels = {pair.name: pair.details.get(kind) for pair in pairs}
         if any(value is not None for value in labels.values()):
-            metrics[kind] = pck_by_class(rows, labels, names, [SHOWN], is_correct(rows, [SHOWN], strict))
+            metrics[kind] = pck_by_class(
+                rows, labels, names, [SUMMARY_ALPHA], is_correct(rows, [SUMMARY_ALPHA], strict)
+            )
     if "azimuth_difference" in metrics:
         metrics["azimuth_sensitivity"] = sensitivity(metrics["azimuth_difference"], LABELS["azimuth_difference"])
     return metrics
@@ -100,7 +102,7 @@ def kap_summary(detections: pa.Table) -> JsonObject:
 
 def format_intervals(metrics: JsonMapping) -> str:
     """Format the intervals of the three subsets, per image, in one line."""
-    alpha = f"{SHOWN:g}"
+    alpha = f"{SUMMARY_ALPHA:g}"
     intervals = {subset: metrics["intervals"][subset]["image"][alpha] for subset in SUBSETS}
     if not any(intervals.values()):
         return "no intervals: too few images"
@@ -115,7 +117,7 @@ def format_intervals(metrics: JsonMapping) -> str:
 log = logging.getLogger(__name__)
 
 # Tables beside the predictions: the key in metrics.json, and the function that summarises them.
-BESIDE: dict[str, tuple[str, Callable[[pa.Table], JsonObject]]] = {
+EXTRA_TABLES: dict[str, tuple[str, Callable[[pa.Table], JsonObject]]] = {
     "poses": ("pose", pose_summary),
     "detections": ("kap", kap_summary),
 }
@@ -150,7 +152,7 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
         **summarise_predictions(table, data, result.grid, first.protocol.strict),
     }
-    for name, (key, summarise) in BESIDE.items():
+    for name, (key, summarise) in EXTRA_TABLES.items():
         if name in result.tables:
             metrics[key] = summarise(result.tables[name])
             write_predictions(result.tables[name], run_dir / f"{name}.parquet")
@@ -162,15 +164,15 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
     return metrics
 
 
-def write_picture(path: Path, make: Callable[[], Image.Image]) -> None:
+def write_picture(path: Path, make_picture: Callable[[], Image.Image]) -> None:
     """Draw and write a picture of a run, or warn that it could not be: figures do not depend on it.
 
     Args:
         path: The file.
-        make: Function that draws the picture.
+        make_picture: Function that draws the picture.
     """
     try:
-        draw.save_plot(make(), path)
+        draw.save_plot(make_picture(), path)
     except (OSError, UserError, MemoryError, Image.DecompressionBombError) as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         log.warning("%s is not drawn (%s). All else of the run is there", path.name, escape_controls(reason))

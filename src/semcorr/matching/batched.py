@@ -55,9 +55,9 @@ def match_to_target(
         values: Largest number of similarities in memory at once.
     """
     h, w = target.values.shape[-2:]
-    at_once = max(1, values // (h * w))
+    chunk_size = max(1, values // (h * w))
     chunks, stride = [], target.stride
-    for similarity in query_similarities(head, target, sources, points, at_once):
+    for similarity in query_similarities(head, target, sources, points, chunk_size):
         stride = cell_stride(target, similarity)
         chunks.append(apply_readouts(similarity.float(), [rule for rule in rules if not needs_four_queries(rule)]))
     direct = iter(
@@ -65,7 +65,7 @@ def match_to_target(
     )
     bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
     bilinear = iter(
-        match_bilinear(head, target, sources, points, bilinear_rules, max(4, at_once // 4 * 4))
+        match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4))
         if bilinear_rules
         else []
     )
@@ -79,7 +79,7 @@ def match_bilinear(
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
     rules: Sequence[Readout],
-    at_once: int,
+    chunk_size: int,
 ) -> list[Float[Tensor, "q 2"]]:
     """Match the four source cells around each point, and blend the four matches by bilinear weights."""
     grid, stride = sources[0].values.shape[-1], sources[0].stride
@@ -89,7 +89,7 @@ def match_bilinear(
     query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
     matches: list[list[Tensor]] = [[] for _ in rules]
     start, weights = 0, torch.cat([image_weights[0] for _, image_weights in neighbours])
-    for similarity in query_similarities(head, target, sources, query_points, at_once):
+    for similarity in query_similarities(head, target, sources, query_points, chunk_size):
         corners = similarity.float().unflatten(1, (-1, 4))
         chunk_weights = weights[start : start + corners.shape[1]][None]
         start += corners.shape[1]
@@ -117,10 +117,10 @@ def match_at_full_resolution(
     others = [rule for rule in rules if rule is not argmax]
     with torch.autocast(descriptors.device.type, enabled=False):
         pixel, score = upsampled_argmax(descriptors, target.values, size, values)
-        at_once = max(1, values // (size[0] * size[1])) if others else max(1, len(descriptors))
+        chunk_size = max(1, values // (size[0] * size[1])) if others else max(1, len(descriptors))
         chunks = [
             apply_readouts(upsampled_cosine(chunk, target.values, size), others)[0] if others else []
-            for chunk in descriptors.split(at_once)
+            for chunk in descriptors.split(chunk_size)
         ]
     matches = iter([torch.cat([cells[i][0] for cells in chunks]) for i in range(len(others))])
     return TargetMatches([pixel if rule is argmax else next(matches) for rule in rules], score, 1.0)
@@ -131,16 +131,16 @@ def query_similarities(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    at_once: int,
+    chunk_size: int,
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
-    """Yield the similarities of all queries in their order, at most `at_once` queries at a time."""
+    """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
     if isinstance(head, SiameseHead):
         descriptors = [head.describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)]
-        for queries in torch.cat(descriptors).split(at_once):
+        for queries in torch.cat(descriptors).split(chunk_size):
             yield head.compare(queries[None], target)
         return
     for source, source_points in zip(sources, points, strict=True):
-        for chunk in source_points.split(at_once):
+        for chunk in source_points.split(chunk_size):
             yield head(source, target, chunk[None])
 
 
@@ -169,12 +169,12 @@ def all_pairs_similarity(
 
 
 def all_pairs_similarity_from_descriptors(
-    head: SiameseHead, described: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
+    head: SiameseHead, descriptors: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
 ) -> Float[Tensor, "r h w"]:
     """Compute the similarity of the queries from descriptors of all keypoints and adapted maps."""
     source, keypoint, target = queries.unbind(-1)
-    m, n, _ = described.shape
-    return head.compare(described.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]
+    m, n, _ = descriptors.shape
+    return head.compare(descriptors.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]
 
 
 def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def kernel_soft_argmax(
 
 
 Readout = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)
-AROUND = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
+PEAK_READOUTS = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
 
 
 def apply_readouts(
@@ -146,7 +146,7 @@ def apply_readouts(
     score, index = similarity.flatten(2).max(-1)
     w = similarity.shape[-1]
     best = (index % w, index // w)
-    takes_best = [(rule.func if isinstance(rule, partial) else rule) in AROUND for rule in rules]
+    takes_best = [(rule.func if isinstance(rule, partial) else rule) in PEAK_READOUTS for rule in rules]
     return [
         rule(similarity, best=best) if with_best else rule(similarity)
         for rule, with_best in zip(rules, takes_best, strict=True)
@@ -179,7 +179,7 @@ def _window_positions(best: Int[Tensor, "b n"], reach: int, length: int) -> Int[
 
 
 Rule = Readout
-SPELLED = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), window_15_zero, kernel_7 (any sigma)"
+READOUT_NAMES = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), window_15_zero, kernel_7 (any sigma)"
 
 
 class ReadoutList:
@@ -227,7 +227,7 @@ def parse_readout(name: str) -> Readout:
         return partial(window_rule, outside="zero") if window[2] else window_rule
     kernel = re.fullmatch(r"kernel_(\d+\.?\d*)", name)
     if kernel is None or not float(kernel[1]):
-        raise UserError(f"`localise`: no read-out is called {name!r}. There are {SPELLED}")
+        raise UserError(f"`localise`: no read-out is called {name!r}. There are {READOUT_NAMES}")
     return partial(kernel_soft_argmax, sigma=float(kernel[1]))
 
 

@@ -18,24 +18,24 @@ from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correc
 
 
 def pck_from_predictions(
-    rows: Predictions, alphas: Sequence[float] = ALPHAS, hits: Bool[np.ndarray, "a m"] | None = None
+    rows: Predictions, alphas: Sequence[float] = ALPHAS, correct: Bool[np.ndarray, "a m"] | None = None
 ) -> JsonObject:
     """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit.
 
     Args:
         rows: Predictions of one read-out and protocol.
         alphas: Tolerances.
-        hits: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
-    hits = is_correct(rows, alphas) if hits is None else hits
+    correct = is_correct(rows, alphas) if correct is None else correct
     max_keypoints = int(np.bincount(rows.pair).max(initial=0))
     shape = (len(SUBSETS), len(rows.categories), len(alphas), max_keypoints + 1)
-    correct, pairs = np.zeros(shape, int), np.zeros((shape[0], shape[1], shape[3]), int)
+    correct_counts, pairs = np.zeros(shape, int), np.zeros((shape[0], shape[1], shape[3]), int)
     for s, mask in enumerate(subset_masks(rows).values()):
-        pair_correct, n = correct_per_pair(rows, hits, mask)
+        pair_correct, n = correct_per_pair(rows, correct, mask)
         np.add.at(pairs[s], (rows.category, n), 1)
-        np.add.at(correct[s].transpose(0, 2, 1), (rows.category, n), pair_correct.T)
-    counts = torch.from_numpy(correct), torch.from_numpy(pairs)
+        np.add.at(correct_counts[s].transpose(0, 2, 1), (rows.category, n), pair_correct.T)
+    counts = torch.from_numpy(correct_counts), torch.from_numpy(pairs)
     by_category = {
         name: pck_from_counts(counts[0][:, i], counts[1][:, i], alphas) for i, name in enumerate(rows.categories)
     }
@@ -95,7 +95,7 @@ def pck_by_class(
     labels: Mapping[str, int | None],
     names: Sequence[str],
     alphas: Sequence[float],
-    hits: Bool[np.ndarray, "a m"] | None = None,
+    correct: Bool[np.ndarray, "a m"] | None = None,
 ) -> JsonObject:
     """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
 
@@ -104,7 +104,7 @@ def pck_by_class(
         labels: Classes of pairs by name; None or absent where unknown.
         names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances.
-        hits: As in `pck_from_predictions`.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([-1 if value is None else value for value in values])
@@ -112,7 +112,7 @@ def pck_by_class(
     for i, name in enumerate(names):
         in_class = (label == i)[rows.pair]
         scores: Scores = pck_from_predictions(
-            _select_rows(rows, in_class), alphas, None if hits is None else hits[:, in_class]
+            _select_rows(rows, in_class), alphas, None if correct is None else correct[:, in_class]
         )["pck"]
         classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
     return classes

@@ -10,8 +10,8 @@ from scipy.stats import binomtest, norm, t
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.predictions import Predictions, correct_per_pair, subset_masks
 
-FEWEST = 10  # images: with less in a stratum, all strata are one; with less in all, there is no interval
-AT_ONCE = 100  # draws
+MIN_IMAGES = 10  # images: with less in a stratum, all strata are one; with less in all, there is no interval
+DRAWS_PER_CHUNK = 100  # draws
 
 
 class ImageOverlap(NamedTuple):
@@ -44,7 +44,7 @@ def image_overlap(
                 first[image] = c
             root[root == root[c]] = root[first[image]]
     _, stratum = np.unique(root[first], return_inverse=True)
-    if np.bincount(stratum).min(initial=FEWEST) < FEWEST:
+    if np.bincount(stratum).min(initial=MIN_IMAGES) < MIN_IMAGES:
         stratum = np.zeros(images, int)
     return ImageOverlap(source, target, stratum)
 
@@ -66,7 +66,7 @@ def resample_ratio(
         seed: Seed of the draws, which are the same every time, so that two runs on the same pairs can be
             compared draw by draw.
     """
-    if len(shared.stratum) < FEWEST or not whole.any(axis=1).all():
+    if len(shared.stratum) < MIN_IMAGES or not whole.any(axis=1).all():
         return None
     value = part.sum(1) / whole.sum(1)
     samples = np.concatenate(
@@ -93,7 +93,7 @@ def _count_draws(shared: ImageOverlap, draws: int, seed: int) -> Sequence[tuple[
     for stratum in range(shared.stratum.max() + 1):
         members = np.flatnonzero(shared.stratum == stratum)
         counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
-    return [(counts[i : i + AT_ONCE],) for i in range(0, draws, AT_ONCE)]
+    return [(counts[i : i + DRAWS_PER_CHUNK],) for i in range(0, draws, DRAWS_PER_CHUNK)]
 
 
 def _resampled_ratios(
@@ -153,7 +153,7 @@ def _sum_group_squares(values: Float[np.ndarray, "k n"], group: Int[np.ndarray, 
 
 
 Interval = list[float] | None
-WAYS = ("image", "point")
+POOLINGS = ("image", "point")
 
 
 class PCKRatio(NamedTuple):
@@ -174,32 +174,32 @@ class McNemarResult(NamedTuple):
     p: float
 
 
-def pck_ratios(rows: Predictions, hits: Bool[np.ndarray, "a m"], alphas: Sequence[float]) -> list[PCKRatio]:
+def pck_ratios(rows: Predictions, correct: Bool[np.ndarray, "a m"], alphas: Sequence[float]) -> list[PCKRatio]:
     """Return the ratios per image and per point of every subset that has a keypoint."""
     ratios = []
     for subset, mask in subset_masks(rows).items():
-        correct, n = correct_per_pair(rows, hits, mask)
+        pair_correct, n = correct_per_pair(rows, correct, mask)
         if not n.any():
             continue
-        for alpha, k in zip(alphas, correct, strict=True):
+        for alpha, k in zip(alphas, pair_correct, strict=True):
             ratios.append(PCKRatio(subset, "image", alpha, k / np.maximum(n, 1), (n > 0).astype(float)))
             ratios.append(PCKRatio(subset, "point", alpha, k.astype(float), n.astype(float)))
     return ratios
 
 
 def pck_intervals(
-    rows: Predictions, hits: Bool[np.ndarray, "a m"], alphas: Sequence[float], draws: int = 2000, seed: int = 0
+    rows: Predictions, correct: Bool[np.ndarray, "a m"], alphas: Sequence[float], draws: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Interval]]]:
     """Compute 95 % bootstrap intervals over images: {subset: {"image"|"point": {alpha: [low, high]}}}.
 
-    None where there are too few images (`bootstrap.FEWEST`).
+    None where there are too few images (`MIN_IMAGES`).
     """
     intervals: dict[str, dict[str, dict[str, Interval]]] = {}
     for subset in subset_masks(rows):
-        ratios = [ratio for ratio in pck_ratios(rows, hits, alphas) if ratio.subset == subset]
+        ratios = [ratio for ratio in pck_ratios(rows, correct, alphas) if ratio.subset == subset]
         samples = _resample(rows, ratios, draws, seed) if ratios else None
         ends = [None] * len(ratios) if samples is None else percentile_interval(samples).tolist()
-        intervals[subset] = {by: {f"{alpha:g}": None for alpha in alphas} for by in WAYS}
+        intervals[subset] = {by: {f"{alpha:g}": None for alpha in alphas} for by in POOLINGS}
         for ratio, pair in zip(ratios, ends, strict=True):
             intervals[subset][ratio.by][f"{ratio.alpha:g}"] = pair
     return intervals

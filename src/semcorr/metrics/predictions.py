@@ -104,12 +104,12 @@ def subset_masks(rows: Predictions) -> dict[str, Bool[np.ndarray, " m"]]:
 
 
 def correct_per_pair(
-    rows: Predictions, hits: Bool[np.ndarray, "a m"], mask: Bool[np.ndarray, " m"]
+    rows: Predictions, correct: Bool[np.ndarray, "a m"], mask: Bool[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, "a p"], Int[np.ndarray, " p"]]:
     """Count each pair's correct keypoints in `mask`, and all its keypoints in `mask`."""
     count = len(rows.pairs)
-    correct = [np.bincount(rows.pair[mask & hit], minlength=count) for hit in hits]
-    return np.stack(correct), np.bincount(rows.pair[mask], minlength=count)
+    counts = [np.bincount(rows.pair[mask & is_correct], minlength=count) for is_correct in correct]
+    return np.stack(counts), np.bincount(rows.pair[mask], minlength=count)
 
 
 SCHEMA = pa.schema(

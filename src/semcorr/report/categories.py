@@ -20,7 +20,7 @@ from semcorr.report.svg import (
 )
 
 ALPHA = "0.1"
-SHOWN = 4  # configurations drawn; the table lists all
+DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 AZIMUTH = "azimuth_difference"
 ROW = 34  # pixels of a category's two bars
 
@@ -28,14 +28,14 @@ ROW = 34  # pixels of a category's two bars
 def plot_categories(entries: Sequence[Configuration]) -> ReportSection:
     """Plot bars per category, geo against std, and the scores by the change of azimuth."""
     names = sorted(entries[0].runs[0].metrics["category"])
-    drawn_entries = entries[:SHOWN]
+    drawn_entries = entries[:DRAWN_CONFIGURATIONS]
     caption = (
         f"PCK at α = {ALPHA} per image and category. Keypoints of the geometry-aware subset (geo) have a twin in the "
         "target image that could be taken for them, as a left and a right eye; the others (std) have none. A long std "
         "bar over a short geo bar: the part is recognised, its side is not. "
         + (
-            f"Drawn are the best {SHOWN} of {len(entries)} configurations; the table has all."
-            if entries[SHOWN:]
+            f"Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)} configurations; the table has all."
+            if entries[DRAWN_CONFIGURATIONS:]
             else ""
         )
     )
@@ -92,7 +92,9 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     statistics = [{step: _azimuth_statistics(entry, step) for step in steps} for entry in entries]
     frame = PlotFrame(
         (-0.15, 4.15),
-        ticks_up_to([v.mean for by_step in statistics[:SHOWN] for v in by_step.values() if v.mean is not None]),
+        ticks_up_to(
+            [v.mean for by_step in statistics[:DRAWN_CONFIGURATIONS] for v in by_step.values() if v.mean is not None]
+        ),
         30,
     )
     body = draw_axes(frame, {i: f"{45 * i}°" for i in range(len(steps))}, "between the two views")
@@ -101,7 +103,7 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
         points = [(float(s), v.mean) for s, v in by_step.items() if v.mean is not None]
         body += draw_polyline(frame, points, css)
         line_ends.append((f"{number}", points[-1][1], css))
-    legend = "; ".join(f"{i}: {entry.label}" for i, entry in enumerate(entries[:SHOWN], 1))
+    legend = "; ".join(f"{i}: {entry.label}" for i, entry in enumerate(entries[:DRAWN_CONFIGURATIONS], 1))
     counts = ", ".join(f"{45 * int(s)}°: {classes[s]['pairs']:,}" for s in steps)
     caption = (
         f"PCK at α = {ALPHA} per image, by how far apart the azimuths of the two views are. Pairs: {counts}; not "

@@ -122,14 +122,14 @@ def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, Pa
     """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.build import build_datamodule
-    from semcorr.engine.saved_config import refuse_drawing
+    from semcorr.engine.saved_config import refuse_generating
 
     cfg = run.cfg.copy()
     if root is not None:
         cfg.data.root = str(root)
     try:
         if root is None:
-            refuse_drawing(cfg.data)
+            refuse_generating(cfg.data)
         data = build_datamodule(cfg, "data", ())
         pairs = {pair.name: pair for pair in data.pairs(data.split)} if isinstance(data, PairDataModule) else None
     except UserError as error:

@@ -94,7 +94,7 @@ def build_configurations(runs: Sequence[FinishedRun]) -> list[Configuration]:
     return sorted(configurations, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
 
 
-def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
+def label_configurations(settings_list: Sequence[Mapping[str, Setting]]) -> list[str]:
     """Label each configuration by its backbone and by whatever distinguishes it from the others.
 
     >>> windows = [{"backbone": "a", "localise.window": size} for size in (5, 9)]
@@ -102,10 +102,10 @@ def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     ['a, window 5', 'a, window 9', 'b']
     """
     labels = []
-    for settings in each:
-        same_backbone = [other for other in each if other["backbone"] == settings["backbone"]]
+    for settings in settings_list:
+        same_backbone = [other for other in settings_list if other["backbone"] == settings["backbone"]]
         keys = differing_keys(
-            each, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
+            settings_list, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
         ) | differing_keys(same_backbone, lambda key: True)
         parts = [
             f"{short_key(key, keys)} {format_value(key, settings[key])}" for key in sorted(keys) if key in settings
@@ -114,10 +114,10 @@ def label_configurations(each: Sequence[Mapping[str, Setting]]) -> list[str]:
     return labels
 
 
-def differing_keys(each: Sequence[Mapping[str, Setting]], wanted: Callable[[str], bool]) -> set[str]:
+def differing_keys(settings_list: Sequence[Mapping[str, Setting]], wanted: Callable[[str], bool]) -> set[str]:
     """Return the wanted keys that several configurations have, with more than one value."""
-    keys = {key for settings in each for key in settings if wanted(key)}
-    return {key for key in keys if len({str(settings[key]) for settings in each if key in settings}) > 1}
+    keys = {key for settings in settings_list for key in settings if wanted(key)}
+    return {key for key in keys if len({str(settings[key]) for settings in settings_list if key in settings}) > 1}
 
 
 def short_key(key: str, among: Sequence[str] | set[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What each keypoint is taken for: matrices of the best configuration, left against right in all."""
+"""Confusion of keypoints: matrices of the best configuration, left against right in all."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

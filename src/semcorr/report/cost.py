@@ -1,4 +1,4 @@
-"""What accuracy costs in trained parameters, seconds and memory, and how training went."""
+"""The cost of accuracy in trained parameters, seconds and memory, and the course of the training."""
 
 import math
 from collections.abc import Mapping, Sequence

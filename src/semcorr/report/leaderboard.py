@@ -107,7 +107,7 @@ def _read_published() -> JsonObject:
     return content
 
 
-BESIDE = ("0.01", "0.05", "0.1")  # alphas of the published figures
+PUBLISHED_ALPHAS = ("0.01", "0.05", "0.1")  # alphas of the published figures
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
 
 
@@ -144,12 +144,12 @@ def _build_published_table(
     part = describe_part(first["split"], first["pairs"])
     lines: list[tuple[float, bool, list[str]]] = []
     for entry in entries:
-        statistics = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in BESIDE]
+        statistics = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in PUBLISHED_ALPHAS]
         source = f"this report, {part}" if part else "this report"
         cells = [entry.label, *(format_spread(value) for value in statistics), first["protocol"], source]
         lines.append((statistics[-1].mean or 0.0, True, cells))
     for row in published:
-        values = [row.values.get(alpha) for alpha in BESIDE]
+        values = [row.values.get(alpha) for alpha in PUBLISHED_ALPHAS]
         differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
         protocol = f"{row.protocol}{differs}" if row.protocol else "not stated"
         lines.append((values[-1] or 0.0, False, [row.method, *map(format_percent, values), protocol, row.source]))
@@ -163,7 +163,7 @@ def _build_published_table(
         + f"Sources: {published_sources()}."
     )
     title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
-    columns = ["method", *(f"PCK@{alpha}" for alpha in BESIDE), "protocol", "source"]
+    columns = ["method", *(f"PCK@{alpha}" for alpha in PUBLISHED_ALPHAS), "protocol", "source"]
     ours = [i for i, (_, is_ours, _) in enumerate(lines) if is_ours]
     return ReportTable(
         f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours

@@ -62,7 +62,7 @@ class FeatureCache:
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
         """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
         cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
-        self.watch.see(names, cast)
+        self.watch.record(names, cast)
         if self.place == "auto":
             self.place = self._choose_place(sum(value[0].nbytes for value in cast.values()))
         cast = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in cast.items()}
@@ -138,15 +138,15 @@ class SweepFeatureCache:
         self._images: list[tuple[object, ...]] = []
         self._features: FeatureCache | None = None
 
-    def __call__(self, key: str, shown: Sequence[ImageVariant], make: Callable[[], FeatureCache]) -> FeatureCache:
+    def __call__(self, key: str, variants: Sequence[ImageVariant], make: Callable[[], FeatureCache]) -> FeatureCache:
         """Return the cached features if key and images are the same; else `make()`, which takes their place.
 
         Args:
             key: Everything that features depend on but the image.
-            shown: Images of the features.
+            variants: Images of the features.
             make: Function that computes the features.
         """
-        images = [_identity(image) for image in shown]
+        images = [_identity(image) for image in variants]
         if self._features is not None and self._key == key and self._images == images:
             return self._features
         self.clear()  # first, since there may not be room for both
@@ -158,12 +158,12 @@ class SweepFeatureCache:
         self._key, self._images, self._features = None, [], None
 
 
-def _identity(shown: ImageVariant) -> tuple[object, ...]:
+def _identity(image: ImageVariant) -> tuple[object, ...]:
     """Identify the content of an image: by the next job, its name alone may belong to another file."""
-    record = shown.record
+    record = image.record
     try:
         status = record.path.stat()
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError:  # opening the file raises the error
         state = None
-    return shown.name, record.path, record.upright, record.mirrored, state
+    return image.name, record.path, record.upright, record.mirrored, state

@@ -29,24 +29,24 @@ class ProcessGroup(NamedTuple):
 
 def encode_images(
     cache: FeatureCache,
-    shown: Sequence[ImageVariant],
+    images: Sequence[ImageVariant],
     data: PairDataModule,
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
 ) -> None:
-    """Fill `cache` with every image of `shown` that it lacks.
+    """Fill `cache` with all images that it lacks.
 
     The images go in chunks of a fixed list, and process r of n computes every n-th chunk: what an
     image's features are, to the last bit, does not depend on the number of processes.
 
     Args:
         cache: Cache of the values, by name.
-        shown: Images, the same on every process.
+        images: Images, the same on every process.
         data: The benchmark, which decodes images.
         compute: Function from a batch of images to values.
         group: Processes that share the work.
     """
-    missing = [image for image in shown if image.name not in cache]
+    missing = [image for image in images if image.name not in cache]
     chunks = split_into_chunks(range(len(missing)), data.encoding_batch)
     local_chunks = chunks[group.rank :: group.size]
     if not missing:
@@ -61,13 +61,13 @@ def encode_images(
         work = broadcast_chunks(computed(), len(chunks), group)
         for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
             cache.add(names, values)
-    cache.watch.settle()
+    cache.watch.check()
 
 
 def encode_through_store(
     cache: FeatureCache,
     store: FeatureStore,
-    shown: Sequence[ImageVariant],
+    images: Sequence[ImageVariant],
     data: PairDataModule,
     compute: Callable[[Tensor], Values],
     group: ProcessGroup,
@@ -78,7 +78,7 @@ def encode_through_store(
     evicted, is computed again.
     """
     for _ in range(TRIES):
-        missing = {content_hash(image): image for image in shown if image.name not in cache}
+        missing = {content_hash(image): image for image in images if image.name not in cache}
         if not missing:
             return
         _compute_missing(cache, store, missing, data, compute, group)
@@ -89,11 +89,11 @@ def encode_through_store(
                     f"`store.root`: {store.folder}", [image.name], batch, f"Remove {store.folder}, run again"
                 )
                 cache.put(image.name, values)
-        names_by_content = {content_hash(image): image.name for image in shown if image.name in cache}
-        for image in shown:  # files with the same content have one entry
+        names_by_content = {content_hash(image): image.name for image in images if image.name in cache}
+        for image in images:  # files with the same content have one entry
             if image.name not in cache and content_hash(image) in names_by_content:
                 cache.put(image.name, cache[names_by_content[content_hash(image)]])
-    encode_images(cache, shown, data, compute, group._replace(rank=0, size=1))
+    encode_images(cache, images, data, compute, group._replace(rank=0, size=1))
 
 
 def _compute_missing(

@@ -93,7 +93,7 @@ class FeatureStore:
         """
         if entry not in self:
             packed = pack_entry(values, name, entry_key_of(self._path(entry)))
-            if self._room and not self._room.make(packed.size, self._is_kept):
+            if self._room and not self._room.evict_for(packed.size, self._is_kept):
                 return self._refuse(
                     entry, packed.size, f"`store.max_gb` is {self.max_gb:g}, all of it in use by this run"
                 )

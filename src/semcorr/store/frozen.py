@@ -52,7 +52,7 @@ class FeatureCacheConfig:
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
-    def where(self) -> str:
+    def storage(self) -> str:
         """Place of what is cached in any case."""
         return "auto" if self.place == "off" else self.place
 
@@ -104,7 +104,7 @@ class FrozenPrefix:
 
     def fill(
         self,
-        shown: Sequence[ImageVariant],
+        images: Sequence[ImageVariant],
         data: PairDataModule,
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[object]],
@@ -112,7 +112,7 @@ class FrozenPrefix:
         """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
         if self.cache is None:
             self.cache = FeatureCache(
-                len(shown), group.device, self.cache_config.where, self.cache_config.type, group.size, self.origin
+                len(images), group.device, self.cache_config.storage, self.cache_config.type, group.size, self.origin
             )
 
         def compute(image: Tensor) -> Values:
@@ -121,12 +121,12 @@ class FrozenPrefix:
 
         with torch.no_grad():
             if self.cache_config.root is None:
-                encode_images(self.cache, shown, data, compute, group)
+                encode_images(self.cache, images, data, compute, group)
             else:
                 store = FeatureStore(
                     Path(self.cache_config.root).expanduser(), self._key(data), self.cache_config.max_gb
                 )
-                encode_through_store(self.cache, store, shown, data, compute, group)
+                encode_through_store(self.cache, store, images, data, compute, group)
 
     def clear(self) -> None:
         """Free the cached values."""

@@ -76,9 +76,9 @@ def list_store_folders(root: Path) -> list[StoreFolder]:
     ]
 
 
-def sort_by_use(found: Iterable[StoreFolder]) -> list[StoreEntry]:
+def sort_by_use(folders: Iterable[StoreFolder]) -> list[StoreEntry]:
     """Sort the entries of folders, the least recently used first."""
-    return sorted((entry for folder in found for entry in folder.entries), key=lambda entry: entry.used)
+    return sorted((entry for folder in folders for entry in folder.entries), key=lambda entry: entry.used)
 
 
 def remove_entries(entries: Iterable[StoreEntry]) -> list[StoreEntry]:
@@ -144,13 +144,13 @@ class StoreBudget:
         self._used = 0  # bytes in the store, as far as known
         self._trust = 0.0  # bytes that may be written before the next walk
 
-    def make(self, size: int, kept: Callable[[Path], bool]) -> bool:
-        """Evict entries until `size` more bytes fit, but none that is `kept`; tell whether they fit."""
+    def evict_for(self, size: int, is_protected: Callable[[Path], bool]) -> bool:
+        """Evict entries until `size` more bytes fit, but no protected ones; tell whether they fit."""
         if size > self._trust:
             self._walk()
         self._trust -= size
         while self._used + size > self.limit and self._oldest:
-            self._evict(self._oldest.popleft(), kept)
+            self._evict(self._oldest.popleft(), is_protected)
         fits = self._used + size <= self.limit
         self._used += size if fits else 0
         return fits
@@ -161,9 +161,9 @@ class StoreBudget:
         self._used = sum(entry.size for entry in self._oldest)
         self._trust = max((self.limit - self._used) / 16, self.limit / 256)
 
-    def _evict(self, entry: StoreEntry, kept: Callable[[Path], bool]) -> None:
+    def _evict(self, entry: StoreEntry, is_protected: Callable[[Path], bool]) -> None:
         """Remove an entry, unless it is needed or has been used since the walk."""
-        if kept(entry.path):
+        if is_protected(entry.path):
             return
         with suppress(FileNotFoundError):
             if entry.path.stat().st_mtime != entry.used:

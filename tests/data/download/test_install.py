@@ -43,7 +43,7 @@ def test_what_is_about_to_happen_is_told_before_anything_is_downloaded(prepare, 
     prepare(given=given(tmp_path / "mine", "pairs.csv"), announce=lambda it: seen.append((it, list(server.requests))))
 
     [(sources, requests)] = seen
-    assert [source.given and source.given.name for source in sources] == [None, "pairs.csv"]
+    assert [source.local_file and source.local_file.name for source in sources] == [None, "pairs.csv"]
     assert requests == []
 
 

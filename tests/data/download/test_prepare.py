@@ -250,7 +250,7 @@ def test_every_recipe_can_be_followed():
         assert isinstance(recipe, DownloadRecipe)
         assert recipe.licence
         assert "\n" not in recipe.licence
-        assert not Path(recipe.landmark).is_absolute()
+        assert not Path(recipe.marker_file).is_absolute()
         files = [archive.file for archive in recipe.archives]
         assert files
         assert len(set(files)) == len(files)

@@ -110,7 +110,7 @@ def test_a_run_counts_and_saves_what_moves(config, tiny):
 
     module, _ = build_datamodule_and_module(config("evaluate", *line))
 
-    saved = {name.split("blocks.3.")[1] for name in module.saved if "blocks.3." in name}
+    saved = {name.split("blocks.3.")[1] for name in module.saved_keys if "blocks.3." in name}
     assert saved == {"norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias"}
     counted = evaluate(config("evaluate", *line))["trained_parameters"]
     assert counted == sum(value.numel() for value in module.trainable_state_dict().values())

@@ -17,7 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.plain_yaml import read_plain_config
-from semcorr.engine.run_dir import APART, FILLED, METRICS, config_hash, flatten_config, read_scores
+from semcorr.engine.run_dir import EXCLUDED_KEYS, FILLED_OPTIONS, METRICS, config_hash, flatten_config, read_scores
 
 NOTE = "job.json"
 MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
@@ -119,8 +119,10 @@ def _find_difference(cfg: DictConfig, saved: JsonMapping) -> str | None:
     """Find a key whose value differs in a saved configuration; what a run fills in is not compared."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    options = flatten_config({key: value for key, value in resolved.items() if key not in (*APART, "checkpoint")})
-    comparable = (key for key in options if key not in FILLED and options[key] is not None and key in saved)
+    options = flatten_config(
+        {key: value for key, value in resolved.items() if key not in (*EXCLUDED_KEYS, "checkpoint")}
+    )
+    comparable = (key for key in options if key not in FILLED_OPTIONS and options[key] is not None and key in saved)
     return next((key for key in comparable if options[key] != saved[key]), None)
 
 

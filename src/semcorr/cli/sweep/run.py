@@ -11,7 +11,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
-from semcorr.engine.run_dir import LATE, METRICS, config_hash
+from semcorr.engine.run_dir import METRICS, POST_FEATURE_KEYS, config_hash
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
@@ -28,7 +28,7 @@ def run_jobs(
     jobs: Sequence[SweepJob],
     folder: Path,
     launch: Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]],
-    elsewhere: str = "",
+    remote_note: str = "",
     config: str = "",
 ) -> list[JobOutcome]:
     """Run the jobs that are not done, and return the outcomes of all; one that fails does not stop the others.
@@ -37,7 +37,7 @@ def run_jobs(
         jobs: Jobs as planned.
         folder: Directory of the sweep.
         launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
-        elsewhere: Sentence on jobs that go on when this process is interrupted.
+        remote_note: Sentence on jobs that go on when this process is interrupted.
         config: Text that multirun.yaml is to hold.
     """
     from semcorr.cli.sweep.job import run_job
@@ -55,7 +55,7 @@ def run_jobs(
                 flush=True,
             )
         try:
-            with advise_on_interrupt(lambda: _advice(jobs, folder, elsewhere)):
+            with advise_on_interrupt(lambda: _advice(jobs, folder, remote_note)):
                 outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
         finally:
             _restore_file(folder / MULTIRUN, config)
@@ -87,7 +87,7 @@ def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:
     """Order jobs so that those with the same features follow each other: these are then computed once."""
     groups: dict[str, list[SweepJob]] = {}
     for job in jobs:
-        groups.setdefault(config_hash(job.cfg, *LATE), []).append(job)
+        groups.setdefault(config_hash(job.cfg, *POST_FEATURE_KEYS), []).append(job)
     return [job for group in groups.values() for job in group]
 
 

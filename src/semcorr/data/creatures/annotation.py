@@ -79,14 +79,14 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
 
 
 def choose_creature_pairs(
-    annotations: Sequence[Annotation], most: int | None, rng: Generator
+    annotations: Sequence[Annotation], max_pairs: int | None, rng: Generator
 ) -> list[tuple[Annotation, Annotation]]:
-    """Choose ordered pairs that share three keypoints, or a random `most` of them in the same order."""
+    """Choose ordered pairs that share three keypoints, or a random `max_pairs` of them in the same order."""
     pairs = [
         (source, target)
         for source, target in permutations(annotations, 2)
         if sum(bool(source["kps"][i] and target["kps"][i]) for i in source["kps"]) >= 3
     ]
-    if most is None or most >= len(pairs):
+    if max_pairs is None or max_pairs >= len(pairs):
         return pairs
-    return [pairs[i] for i in sorted(rng.choice(len(pairs), most, replace=False))]
+    return [pairs[i] for i in sorted(rng.choice(len(pairs), max_pairs, replace=False))]

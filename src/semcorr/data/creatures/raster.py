@@ -189,7 +189,7 @@ def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: 
 
 
 class Raster(NamedTuple):
-    """What the camera sees. Pixel centres are at integers; the background's depth is -inf.
+    """The camera's view of a creature. Pixel centres are at integers; the background's depth is -inf.
 
     All but depth have one row per pixel of the mask, in reading order.
     """
@@ -239,9 +239,9 @@ def rasterise_part(
     camera: Camera,
     x: np.ndarray,
     y: np.ndarray,
-    before: Float[np.ndarray, " n"],
+    depth: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
-    """Rasterise one part over the box of pixels x times y, where it is not far behind the depth `before`.
+    """Rasterise one part over the box of pixels x times y, where it is not far behind the earlier `depth`.
 
     Returns its depth there, which pixels these are, and their normal, coat position, tip and 1.
     """
@@ -252,7 +252,7 @@ def rasterise_part(
     downward = np.multiply.outer(view[1], (y - camera.centre[1]) / camera.scale) - origin[:, None]
     lines = (across[:, None, :] + downward[:, :, None]).reshape(3, -1)
     near, t = ray_hit(part, lines, view[2])
-    visible = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
+    visible = np.flatnonzero(near > np.maximum(depth - 8 * BLEND, -1e9))
     near = near[visible]
     point = lines[:, visible] + np.multiply.outer(view[2], near)
     away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[visible])) / squash

@@ -107,7 +107,7 @@ def wave_noise(point: Float[np.ndarray, "n 3"], wave: Waves) -> Float[np.ndarray
 class Light(NamedTuple):
     """A soft lamp and the sky."""
 
-    way: tuple[float, float, float] = (0.0, -0.6, 0.8)  # to the lamp: right, down, to the viewer
+    direction: tuple[float, float, float] = (0.0, -0.6, 0.8)  # to the lamp: right, down, to the viewer
     lamp: float = 0.6
     sky: float = 0.5
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -122,7 +122,7 @@ class Light(NamedTuple):
 
 def shade_creature(raster: Raster, coat: Coat, light: Light) -> Picture:
     """Shade the creature; black where there is none."""
-    material, way = raster.material, np.array(light.way) / np.linalg.norm(light.way)
+    material, way = raster.material, np.array(light.direction) / np.linalg.norm(light.direction)
     under, facing = 0.5 + 0.5 * raster.normal[:, 1], raster.normal @ way
     colour, fur = coat.solids[material], material == FUR
     colour[fur] = coat.paint(raster.coat[fur], raster.tip[fur], under[fur])

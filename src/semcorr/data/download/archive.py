@@ -29,10 +29,10 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import name_fault, open_plain, quote_value
 
 CHUNK = 1 << 20
-MOST = 1_000_000  # members of an archive; a benchmark has some 100,000
+MAX_MEMBERS = 1_000_000  # members of an archive; a benchmark has some 100,000
 HEADERS = 1 << 20  # bytes that a header of an archive may ask to be read at once: a name, or a few attributes
-WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take gigabytes by their own settings
-DAMAGE = (  # what the standard library raises for bytes that make no sense
+COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take gigabytes by their own settings
+DAMAGE_ERRORS = (  # what the standard library raises for bytes that make no sense
     zipfile.BadZipFile,
     tarfile.TarError,
     gzip.BadGzipFile,
@@ -74,7 +74,7 @@ def open_archive(path: Path) -> Iterator[Opened]:
             yield [_convert_zip_member(info) for info in archive.infolist()], partial(_open_zip_member, archive)
     else:
         with _open_tar_stream(path) as stream, tarfile.open(fileobj=cast(BinaryIO, _Bounded(stream)), mode="r:") as tar:
-            members = [_convert_tar_member(info) for info in islice(tar, MOST + 1)]
+            members = [_convert_tar_member(info) for info in islice(tar, MAX_MEMBERS + 1)]
             _require_count(len(members))
             _check_end(tar)
             yield members, partial(_open_tar_member, tar)
@@ -120,8 +120,8 @@ def _open_tar_stream(path: Path) -> Iterator[BufferedIOBase]:
 
 
 def _require_count(count: int) -> None:
-    if count > MOST:
-        raise tarfile.ReadError(f"it has more than {MOST} members")
+    if count > MAX_MEMBERS:
+        raise tarfile.ReadError(f"it has more than {MAX_MEMBERS} members")
 
 
 def _convert_zip_member(info: zipfile.ZipInfo) -> ArchiveMember:
@@ -130,7 +130,7 @@ def _convert_zip_member(info: zipfile.ZipInfo) -> ArchiveMember:
     A folder's name ends with a slash. The upper half of `external_attr` is the Unix mode, 0 if there is none.
     """
     plain = "folder" if info.is_dir() else "file"
-    if info.compress_type not in WAYS:
+    if info.compress_type not in COMPRESSION_METHODS:
         raise zipfile.BadZipFile(f"{info.filename!r} is compressed in a way that is not read")
     kinds = {0: plain, stat.S_IFREG: plain, stat.S_IFDIR: plain, stat.S_IFLNK: "symbolic link"}
     kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "special file")
@@ -178,7 +178,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 JUNK = ("__MACOSX", ".DS_Store")
-UNSUSPICIOUS, RATIO = 1 << 30, 100  # bytes that any archive may unpack to; or bytes for each of its own
+SAFE_BYTES, MAX_RATIO = 1 << 30, 100  # bytes that any archive may unpack to; or bytes for each of its own
 BLOCK = 4096  # bytes a small file takes on most disks; a benchmark is tens of thousands of them
 
 
@@ -186,32 +186,32 @@ class DamagedError(UserError):
     """The archive's bytes are not what was packed: another copy may be."""
 
 
-def extract(path: Path, into: Path, name: str) -> None:
-    """Extract all files of `path` below `into`; copy a file whose official `name` is no archive's there.
+def extract(path: Path, destination: Path, name: str) -> None:
+    """Extract all files of `path` below `destination`; copy a file whose official `name` is no archive's there.
 
     Raises:
         DamagedError: The archive is cut short or altered.
         UserError: A member is unsafe, or the disk lacks space.
     """
     if not name.endswith(ARCHIVES):
-        _require_space(path, path.stat().st_size, into)
+        _require_space(path, path.stat().st_size, destination)
         with path.open("rb") as file:
-            _write_file(file, into / name)
+            _write_file(file, destination / name)
         return
     try:
         with open_archive(path) as (members, open_member):
             plan = extraction_plan(path, members)
             _refuse_bomb(path, sum(member.size for member in plan.values()))
-            _refuse_to_overwrite(path, plan, into)
-            _require_space(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), into)
+            _refuse_to_overwrite(path, plan, destination)
+            _require_space(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), destination)
             with Progress(transient=True) as bar:
                 for parts, member in bar.track(plan.items(), description=f"Unpacking {name}"):
                     with open_member(member) as source:
-                        _write_file(source, into.joinpath(*parts))
+                        _write_file(source, destination.joinpath(*parts))
     except UserError:
         raise
-    except (*DAMAGE, OSError) as error:
-        if not isinstance(error, DAMAGE) and (error.filename or error.errno not in (None, errno.EINVAL)):
+    except (*DAMAGE_ERRORS, OSError) as error:
+        if not isinstance(error, DAMAGE_ERRORS) and (error.filename or error.errno not in (None, errno.EINVAL)):
             raise  # of the disk; an offset that makes no sense is EINVAL, of no file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedError(f"{path} is damaged or not an archive ({reason})") from None
@@ -257,7 +257,7 @@ def _refuse_to_overwrite(path: Path, plan: Iterable[tuple[str, ...]], into: Path
 
 def _refuse_bomb(path: Path, total: int) -> None:
     """Refuse a decompression bomb: pictures do not shrink, and lists of numbers to a tenth."""
-    if total > max(UNSUSPICIOUS, RATIO * (size := path.stat().st_size)):
+    if total > max(SAFE_BYTES, MAX_RATIO * (size := path.stat().st_size)):
         raise UserError(
             f"{path} would unpack from {decimal(size)} to {decimal(total)}: no benchmark does. Give the official file."
         )

@@ -21,10 +21,11 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.download.recipe import ArchiveInfo
 
 TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
-TRIES = 5  # connections in a row; another follows only where bytes were received
+MAX_TRIES = 5  # connections in a row; another follows only where bytes were received
 PAUSE = 1.0  # seconds between them
 CHUNK = 1 << 16  # what a killed download loses at most
-BROKEN = (requests.RequestException, HTTPError)  # requests wraps urllib3's errors, but not those of a raw read
+# requests wraps urllib3's errors, but not those of a raw read.
+CONNECTION_ERRORS = (requests.RequestException, HTTPError)
 PLAIN = {"Accept-Encoding": "identity"}  # the file's own bytes: only they can be counted and resumed
 
 
@@ -50,14 +51,14 @@ def download_archive(archive: ArchiveInfo, folder: Path) -> Path:
         UserError: The download failed. The part received is kept, unless it is useless.
     """
     done, part = folder / archive.file, folder / f"{archive.file}.part"
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, MAX_TRIES + 1):
         if done.is_file():
             return done
         previous_size = _file_size(part)
         try:
             _fetch(archive, part)
-        except BROKEN as error:
-            if attempt == TRIES or _file_size(part) <= previous_size:
+        except CONNECTION_ERRORS as error:
+            if attempt == MAX_TRIES or _file_size(part) <= previous_size:
                 raise UserError(_connection_message(archive, part, error)) from None
             time.sleep(PAUSE)
         else:

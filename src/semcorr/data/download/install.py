@@ -53,8 +53,8 @@ def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> 
             raise UserError(f"{root} is a mount point, which cannot be replaced. Give a folder in it with --root DIR")
         return False
     remedy = "Move it away, or choose another place with --root DIR"
-    if not (root / recipe.landmark).exists():
-        raise UserError(f"{root} is not empty and is not a whole {name} tree: no {recipe.landmark}. {remedy}")
+    if not (root / recipe.marker_file).exists():
+        raise UserError(f"{root} is not empty and is not a whole {name} tree: no {recipe.marker_file}. {remedy}")
     if (root / PREPARED).is_file():
         return True
     try:
@@ -86,10 +86,10 @@ def has_official_counts(root: Path) -> bool:
 def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Path:
     """Find the shallowest folder with the marker file; move what was unpacked beside or above into it."""
     folders = sorted((Path(folder) for folder, _, _ in os.walk(staging)), key=lambda path: (len(path.parts), path))
-    tree = next((folder for folder in folders if (folder / recipe.landmark).exists()), None)
+    tree = next((folder for folder in folders if (folder / recipe.marker_file).exists()), None)
     if tree is None:
         files = ", ".join(archive.file for archive in recipe.archives)
-        raise UserError(f"{files}: not {name}'s official archive, there is no {recipe.landmark} in it.")
+        raise UserError(f"{files}: not {name}'s official archive, there is no {recipe.marker_file} in it.")
     above = tree
     while above != staging:
         for path in sorted(set(above.parent.iterdir()) - {above}):
@@ -120,14 +120,14 @@ class ArchiveSource(NamedTuple):
     """The source of an archive: the user's own file, or else its address."""
 
     archive: ArchiveInfo
-    given: Path | None
+    local_file: Path | None
 
 
-def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) -> list[ArchiveSource]:
+def archive_sources(name: str, recipe: DownloadRecipe, local_files: Sequence[Path]) -> list[ArchiveSource]:
     """Pair each archive with the user's file for it, matched by name unless there is only one archive."""
     expected = [archive.file for archive in recipe.archives]
     files: dict[str, Path] = {}
-    for path in given:
+    for path in local_files:
         if not path.is_file():
             raise UserError(f"--archive {path}: no such file.")
         file = expected[0] if len(expected) == 1 else path.name
@@ -139,13 +139,13 @@ def archive_sources(name: str, recipe: DownloadRecipe, given: Sequence[Path]) ->
     return [ArchiveSource(archive, files.get(archive.file)) for archive in recipe.archives]
 
 
-def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: Sequence[ArchiveSource]) -> Panel:
+def format_announcement(name: str, recipe: DownloadRecipe, root: Path, sources: Sequence[ArchiveSource]) -> Panel:
     """Format what is about to be used, from where and under which terms, for the user to read first."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column()
     rows.add_column(overflow="fold")
     rows.add_row("licence", Text(recipe.licence))
-    for archive, given in chosen:
+    for archive, given in sources:
         size = given.stat().st_size if given else fetch.remote_size(archive.url)
         size_text = "unknown size" if size is None else decimal(size)
         rows.add_row("file", Text(f"{archive.file}, {size_text}\n{given or archive.url}"))
@@ -155,8 +155,8 @@ def format_announcement(name: str, recipe: DownloadRecipe, root: Path, chosen: S
 
 def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
     """Fetch the archive to this disk and return its path."""
-    if source.given:
-        return source.given
+    if source.local_file:
+        return source.local_file
     downloads.mkdir(exist_ok=True)
     return fetch.download_archive(source.archive, downloads)
 
@@ -167,7 +167,7 @@ def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
     if expected and checksum != expected:
         remedy = _discard(source, path)
         raise UserError(f"{path} is not the official file: its sha256 is {checksum}, expected {expected}. {remedy}")
-    address = None if source.given else source.archive.url
+    address = None if source.local_file else source.archive.url
     return {"file": source.archive.file, "address": address, "bytes": path.stat().st_size, "sha256": checksum}
 
 
@@ -181,7 +181,7 @@ def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
 
 def _discard(source: ArchiveSource, path: Path) -> str:
     """Discard a useless download, so that it is not used again; the user's own file is left alone."""
-    if source.given:
+    if source.local_file:
         return f"Get it anew from {source.archive.url}"
     path.unlink()
     return "It is deleted: run the same line again to download it anew"
@@ -191,7 +191,7 @@ Announce = Callable[[Sequence[ArchiveSource]], None]
 
 
 def install_dataset(
-    name: str, recipe: DownloadRecipe, root: Path, given: Sequence[Path], check: Check, announce: Announce
+    name: str, recipe: DownloadRecipe, root: Path, local_files: Sequence[Path], check: Check, announce: Announce
 ) -> TreeReport | None:
     """Install a complete benchmark at `root`.
 
@@ -199,7 +199,7 @@ def install_dataset(
         name: The benchmark's name.
         recipe: The benchmark's recipe.
         root: Absent or empty; a complete tree is left as it is.
-        given: The user's files, which need not be downloaded.
+        local_files: The user's files, which need not be downloaded.
         check: Reads a complete tree and counts it.
         announce: Called with the sources before anything is downloaded; may refuse.
 
@@ -213,7 +213,7 @@ def install_dataset(
         require_writable(root, "--root")
     root = root.resolve()  # of a link, its end: a rename stays on one disk
     try:
-        sources = archive_sources(name, recipe, given)
+        sources = archive_sources(name, recipe, local_files)
         if is_complete(name, recipe, root, check) and not any(path.exists() for path in _temporary_paths(root)):
             return None
         require_writable(root, "--root")
@@ -221,11 +221,11 @@ def install_dataset(
             if is_complete(
                 name, recipe, root, check
             ):  # another process was faster, or ours was killed while tidying up
-                _tidy(root, given)
+                _tidy(root, local_files)
                 return None
             announce(sources)
             report = _build(name, recipe, root, sources, check)
-            _tidy(root, given)
+            _tidy(root, local_files)
             return report
     except OSError as error:
         location = error.filename2 or error.filename or root.parent
@@ -240,10 +240,10 @@ def _temporary_paths(root: Path) -> tuple[Path, Path, Path]:
     return preparing, downloads, lock
 
 
-def _tidy(root: Path, given: Sequence[Path]) -> None:
+def _tidy(root: Path, local_files: Sequence[Path]) -> None:
     staging, downloads, _ = _temporary_paths(root)
     shutil.rmtree(staging, ignore_errors=True)
-    if not any(path.resolve().is_relative_to(downloads) for path in given):
+    if not any(path.resolve().is_relative_to(downloads) for path in local_files):
         shutil.rmtree(downloads, ignore_errors=True)
 
 

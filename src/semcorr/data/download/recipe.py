@@ -1,4 +1,4 @@
-"""What `prepare` needs to know of a benchmark: its archives, and how they become a tree."""
+"""Recipes by which `prepare` installs a benchmark: its archives, and how they become a tree."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,9 @@ class ArchiveInfo(NamedTuple):
 
 
 class DownloadRecipe(NamedTuple):
-    """How to get a benchmark. Its class carries one as `recipe`; None: there is nothing to get."""
+    """The recipe of a benchmark's files. Its class has one as `recipe`; None where nothing is downloaded."""
 
     licence: str  # one line, shown before a download starts
     archives: tuple[ArchiveInfo, ...]
-    landmark: str  # a file or folder that every whole tree has, relative to its root
+    marker_file: str  # a file or folder that every whole tree has, relative to its root
     convert: Callable[[Path], None] | None = None  # what is left to do in the unpacked tree

@@ -30,7 +30,7 @@ COLOURS = {OK: "green", NOTE: "yellow", DIFFERS: "bold red"}
 UPRIGHT = (None, 1)  # values of EXIF's orientation that turn nothing
 EXIF_ORIENTATION = 0x0112
 UNWANTED = ("exact duplicates", "images in both")  # worth a note where no number was published
-SHOWN = 3  # examples in the table; verify.json has them all
+MAX_EXAMPLES = 3  # examples in the table; verify.json has them all
 
 
 class VerificationCheck(NamedTuple):
@@ -68,11 +68,11 @@ class VerificationReport(NamedTuple):
             official = "" if check.official is None else f"{check.official:,}"
             found_text = f"{check.found:,}" if isinstance(check.found, int) else check.found
             table.add_row(check.what, check.where, found_text, official, Text(check.verdict, colour))
-            examples = () if check.verdict == OK else check.examples[:SHOWN]
+            examples = () if check.verdict == OK else check.examples[:MAX_EXAMPLES]
             for example in examples:
                 table.add_row(Text(f"  {escape_controls(example)}", "dim"))
-            if examples and len(check.examples) > SHOWN:
-                table.add_row(Text(f"  and {len(check.examples) - SHOWN:,} more", "dim"))
+            if examples and len(check.examples) > MAX_EXAMPLES:
+                table.add_row(Text(f"  and {len(check.examples) - MAX_EXAMPLES:,} more", "dim"))
         return table
 
     def as_json(self) -> JsonObject:

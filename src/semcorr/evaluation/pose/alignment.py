@@ -43,7 +43,7 @@ class PoseTransform(NamedTuple):
         words = ["mirrored"] * self.mirrored + [f"turned {self.turned}"] * bool(self.turned)
         return " ".join(words) or "plain"
 
-    def of(self, record: ImageRecord) -> ImageVariant:
+    def image_variant(self, record: ImageRecord) -> ImageVariant:
         """Return the variant of an image in this pose: the backbone's input, and the key of its features."""
         return ImageVariant(record, *self)
 
@@ -175,23 +175,23 @@ class PoseAligner:
         self.masks = ObjectMasks(options.mask, data, split, device, options.sam_weights)
         self.tables: list[pa.Table] = []
 
-    def shown(self, images: Sequence[ImageVariant]) -> list[ImageVariant]:
+    def add_variants(self, images: Sequence[ImageVariant]) -> list[ImageVariant]:
         """Return images, and their variants where they are the source of a pair, in the order of their names."""
         variants = {image.name: image for image in images}
         for pair in self.records.values():
             if ImageVariant(pair.source).name in variants:
-                candidates = [variant.of(pair.source) for variant in self.options.candidates(pair.category)]
+                candidates = [variant.image_variant(pair.source) for variant in self.options.candidates(pair.category)]
                 variants |= {image.name: image for image in candidates if image.name not in variants}
         return [variants[name] for name in sorted(variants)]
 
-    def parts(self, batch: PairBatch, held: Callable[[str], FeatureMap]) -> list[PosePart]:
+    def split_batch(self, batch: PairBatch, features: Callable[[str], FeatureMap]) -> list[PosePart]:
         """Split the batch into the parts to match: every shared keypoint of it is in one part.
 
         Args:
             batch: Batch of pairs without pixels.
-            held: Function that returns the features of an image, or of a variant of it, by name.
+            features: Function that returns the features of an image, or of a variant of it, by name.
         """
-        variants = self._choose_variants(batch, held)
+        variants = self._choose_variants(batch, features)
         posed = [self._pose_source(batch, i, variant) for i, variant in enumerate(variants)]
         names = [view.name for view in posed]
         stacked = [torch.stack(column) for column in zip(*(view[:-1] for view in posed), strict=True)]
@@ -231,7 +231,7 @@ class PoseAligner:
         self, record: ImageRecord, variant: PoseTransform, features: Callable[[str], FeatureMap]
     ) -> ObjectCells:
         """Return the object's cells of an image in a pose."""
-        maps = features(variant.of(record).name)
+        maps = features(variant.image_variant(record).name)
         mask = self.masks(record, maps)
         return cells_of_object(maps, None if mask is None else variant.pixels(mask), self.options.grid)
 
@@ -251,7 +251,7 @@ class PoseAligner:
             usable = batch.shared[i] if self.options.twins == "shared" else visible
             keypoints, visible = mirror_twins(keypoints, visible, usable, record.flip)
         points = variant.points(keypoints, (source.image.shape[-1],) * 2)
-        return source._replace(keypoints=points, visible=visible, name=variant.of(record.source).name)
+        return source._replace(keypoints=points, visible=visible, name=variant.image_variant(record.source).name)
 
 
 def pose_summary(table: pa.Table) -> JsonObject:
@@ -261,9 +261,9 @@ def pose_summary(table: pa.Table) -> JsonObject:
 
 
 def mirror_twins(
-    keypoints: Float[Tensor, "n 2"], visible: Bool[Tensor, " n"], shown: Bool[Tensor, " n"], flip: Sequence[int]
+    keypoints: Float[Tensor, "n 2"], visible: Bool[Tensor, " n"], usable: Bool[Tensor, " n"], flip: Sequence[int]
 ) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """Return where keypoints of the mirror image are in the image itself, and which of those in `shown` are visible.
+    """Return where keypoints of the mirror image are in the image itself, and which of those in `usable` are visible.
 
     A mirrored left ear is a right ear: the mirror image's keypoint i is where the image's keypoint flip[i] is.
 
@@ -273,7 +273,7 @@ def mirror_twins(
     tensor([False, False,  True])
     """
     order = _pad_flip(flip, len(keypoints))
-    return keypoints[order], visible & shown[order]
+    return keypoints[order], visible & usable[order]
 
 
 def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:

@@ -76,12 +76,14 @@ def instance_distance(
     return {"mean": distances.mean, "sum": distances.sum}[reduce]()
 
 
-def nearest_cells(here: Float[Tensor, "s c"], there: Float[Tensor, "t c"], values: int = VALUES) -> Int[Tensor, " s"]:
+def nearest_cells(
+    source_cells: Float[Tensor, "s c"], target_cells: Float[Tensor, "t c"], values: int = VALUES
+) -> Int[Tensor, " s"]:
     """Find the nearest target cell of each source cell, by one matrix product per chunk."""
-    lengths = there.square().sum(-1)
-    with torch.autocast(here.device.type, enabled=False):
-        chunks = here.split(max(1, values // len(there)))
-        return torch.cat([torch.argmin(lengths - 2 * chunk @ there.T, dim=-1) for chunk in chunks])
+    lengths = target_cells.square().sum(-1)
+    with torch.autocast(source_cells.device.type, enabled=False):
+        chunks = source_cells.split(max(1, values // len(target_cells)))
+        return torch.cat([torch.argmin(lengths - 2 * chunk @ target_cells.T, dim=-1) for chunk in chunks])
 
 
 def template_distances(image: ObjectCells, templates: Sequence[Sequence[ObjectCells]]) -> Float[Tensor, "sets poses"]:

@@ -91,7 +91,7 @@ def read_objects(
     images = {key: _to_transfer_image(image, path, folder) for key, image in content.images.items()}
     objects = [_to_object(annotation, images[annotation.image.id], layout) for annotation in content.annotations]
     categories = {category.id: category.entry for category in content.categories}
-    return categories, objects, _unannotated_images(images, content.named, folder)
+    return categories, objects, _unannotated_images(images, content.referenced_images, folder)
 
 
 def _to_transfer_image(image: CocoImage, path: Path, folder: Path) -> TransferImage:
@@ -111,7 +111,7 @@ def _unannotated_images(
     annotated = {paths[i] for i in annotated_ids}  # an image may have two entries, so paths are compared
     free_ids = count(1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0))
     known_paths = set(paths.values())
-    unnamed = list_image_files(folder, below=True, besides=known_paths)
+    unnamed = list_image_files(folder, recursive=True, known=known_paths)
     return [image for i, image in images.items() if paths[i] not in annotated] + [
         TransferImage(next(free_ids), file.relative_to(folder).as_posix(), file, None) for file in unnamed
     ]
@@ -121,7 +121,7 @@ def _to_object(annotation: CocoAnnotation, image: TransferImage, layout: str) ->
     """Return an object of the annotation file; a box without area is refused if it has no keypoint either."""
     if annotation.flat is not None and not annotation.annotated:
         raise UserError(
-            f"{annotation.where}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
+            f"{annotation.location}: `bbox` {quote_json(annotation.flat)} has no area. It is read as {layout}; "
             "--box says otherwise"
         )
     keypoint_mask = torch.tensor([point is not None for point in annotation.points])

@@ -15,7 +15,7 @@ from semcorr.core.interfaces import Backbone
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.features import concatenate_layers
 
-LARGEST = 2**14  # pixels along a side: a single larger image takes more memory than there is
+MAX_SIDE = 2**14  # pixels along a side: a single larger image takes more memory than there is
 BlockForward = Callable[..., Tensor]
 Step = Callable[..., object]  # step(i, the block's original forward, its arguments) -> its output
 
@@ -33,9 +33,9 @@ class CellGrid(NamedTuple):
         448
         """
         key, pixels = ("size", size or 0) if cells is None else ("grid", cells * self.stride)
-        if pixels > LARGEST:
-            limit = LARGEST if cells is None else LARGEST // self.stride
-            raise UserError(f"`backbone.{key}` must be at most {limit} for {name}, {LARGEST} pixels along a side")
+        if pixels > MAX_SIDE:
+            limit = MAX_SIDE if cells is None else MAX_SIDE // self.stride
+            raise UserError(f"`backbone.{key}` must be at most {limit} for {name}, {MAX_SIDE} pixels along a side")
         if pixels > 0 and pixels % self.multiple == 0:
             return pixels
         below = pixels // self.multiple * self.multiple

@@ -25,7 +25,7 @@ from semcorr.models.weights.state_dict_conversion import convert_to_timm
 if TYPE_CHECKING:
 
     class TimmNetwork(nn.Module):
-        """What timm's networks have in common, as far as it is used here."""
+        """The attributes that all of timm's networks have, as far as they are used here."""
 
         feature_info: Sequence[JsonObject]  # of each block or stage: `module`, `num_chs`, `reduction`
         pretrained_cfg: JsonObject

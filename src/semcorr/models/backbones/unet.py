@@ -123,7 +123,7 @@ def list_unet_blocks(unet: nn.Module, last: int, freeu: str | None) -> list[nn.M
     Args:
         unet: UNet of diffusers.
         last: Index of the last decoder step.
-        freeu: What FreeU's stages are told apart by, one of `STAGES`; None to do without FreeU.
+        freeu: How FreeU's stages are distinguished, one of `STAGES`; None disables FreeU.
     """
     blocks: list[nn.Module] = []
     decoder, first = list_decoder_steps(unet), 1  # skip 0 is the input of the encoder
