@@ -80,8 +80,13 @@ def main() -> None:
     wrapped: dict[FunctionType, Callable[..., object]] = {}
     for namespace, name, check in list_checks(import_modules()):
         setattr(namespace, name, wrapped.setdefault(check, stopwatch.time(check)))
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     from semcorr.evaluate import main as evaluate
 
+    OverridesParser.create().parse_overrides(
+        ["seed=1"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         overrides = sys.argv[1:]
         sys.argv = ["semcorr.evaluate", "data.workers=0", f"run_dir={folder}/run", *overrides]

@@ -14,6 +14,8 @@ from semcorr.core.errors import UserError
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
 MAX_QUOTED = 80  # characters of a value that a message repeats
 ORDINARY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.():-]{0,198})?")  # names that need no closer look
+PART = r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.()-]{0,198})?"  # without a colon: no drive and no URL
+ORDINARY_PATH = re.compile(rf"({PART}/){{0,4}}{PART}")
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -133,7 +135,7 @@ def require_file_name(name: object, location: str, folders: bool = False) -> str
         location: Which file says so, and where in it.
         folders: Whether it may be of a folder below, with `/` between.
     """
-    if isinstance(name, str) and ORDINARY.fullmatch(name):
+    if isinstance(name, str) and (ORDINARY_PATH if folders else ORDINARY).fullmatch(name):
         return name
     if reason := name_fault(name, folders):
         kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
