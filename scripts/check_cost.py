@@ -84,9 +84,7 @@ def main() -> None:
 
     from semcorr.evaluate import main as evaluate
 
-    OverridesParser.create().parse_overrides(
-        ["seed=1"]
-    )
+    OverridesParser.create().parse_overrides(["seed=1"])
     with tempfile.TemporaryDirectory() as folder:
         overrides = sys.argv[1:]
         sys.argv = ["semcorr.evaluate", "data.workers=0", f"run_dir={folder}/run", *overrides]

@@ -18,8 +18,8 @@ from repository import ROOT
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_cache")
 CONTRACTS = {
-    "backbone": ("vgg16", ["test_backbones.py", "test_split.py", "test_backbone_configs.py", "test_tuning_grid.py"]),
-    "head": ("linear", ["test_heads.py"]),
+    "backbone": ("vgg16", ["models/backbones", "models/finetune/test_tuning_grid.py"]),
+    "head": ("linear", ["models/heads/test_heads.py"]),
 }
 PARTS = {1: (20, 30), 2: (90, 25), 3: (60, 70)}  # of a bird
 Command = Callable[..., subprocess.CompletedProcess]
@@ -51,6 +51,13 @@ def added(tmp_path: Path) -> Callable[[str], Command]:
         return run
 
     return apply
+
+
+@pytest.mark.parametrize("page", ["backbone", "head", "benchmark"])
+def test_the_diff_of_a_page_applies(page, tmp_path):
+    done = subprocess.run(["git", "apply", "--check", "-"], cwd=ROOT, input=shown(page), text=True, capture_output=True)
+
+    assert done.returncode == 0, done.stderr
 
 
 def scores(folder: Path) -> dict:
