@@ -13,7 +13,7 @@ from semcorr.data.augment import Augmentation
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs, make_view
 from semcorr.data.image_variants import ImageVariant, content_hash, list_variants, unique_images
 from semcorr.data.loaders import SampleIndex
-from semcorr.data.record import ImageRecord, PairRecord
+from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.synthetic import Synthetic
 
 SIDE = 32
@@ -257,3 +257,16 @@ def test_who_decodes_follows_from_who_encodes(monkeypatch, on_gpu, processes, ex
     assert loading.num_loader_workers(None, on_gpu, processes) == expected
     assert loading.num_loader_workers(3, on_gpu, processes) == 3
     assert loading.encoding_batch_size(None, on_gpu) == (8 if on_gpu else 1)
+
+
+def test_a_pair_of_other_numbers_of_keypoints_is_refused_by_name(creatures):
+    """Two such pairs, whose numbers agree in all: each must be looked at by itself."""
+    pairs = Synthetic(root=str(creatures), size=64, train=3, val=2, test=3, pixels=96).pairs("test")[:2]
+
+    def cut(image, rows):
+        return image._replace(keypoints=image.keypoints[:rows], visible=image.visible[:rows])
+
+    first = pairs[0]._replace(source=cut(pairs[0].source, 3), target=cut(pairs[0].target, 4))
+    second = pairs[1]._replace(source=cut(pairs[1].source, 4), target=cut(pairs[1].target, 3))
+    with pytest.raises(UserError, match=f"pair {first.name} has 3 keypoints in its source and 4 in its target"):
+        check_pairs([first, second], "birds")

@@ -175,6 +175,13 @@ def check_pairs(
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
     _require_unique(pairs, benchmark, {} if checked_images is None else checked_images)
+    for pair in pairs:
+        rows = (len(pair.source.visible), len(pair.target.visible))
+        if rows[0] != rows[1]:
+            raise UserError(
+                f"{benchmark}: pair {pair.name} has {rows[0]} keypoints in its source and {rows[1]} in its target. "
+                "Give both a row for each keypoint of the category; those that are not visible are marked so."
+            )
     for pair, is_shared in zip(pairs, _have_shared(pairs), strict=True):
         if not is_shared:
             raise UserError(
