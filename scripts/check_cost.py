@@ -4,13 +4,14 @@
 
 Every function of semcorr that is named as a check is timed, whichever module calls it, on the process's first thread;
 of nested checks the outermost counts. Their sum is compared with the time of the whole evaluation, from composing the
-configuration to writing the last file.
+configuration to writing the last file, and with that of the same line as a command, which starts Python and imports.
 """
 
 import functools
 import importlib
 import pkgutil
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FunctionType, ModuleType
+
+from omegaconf import OmegaConf
 
 import semcorr
 
@@ -84,17 +87,26 @@ def main() -> None:
 
     from semcorr.evaluate import main as evaluate
 
-    OverridesParser.create().parse_overrides(["seed=1"])
+    # Hydra and OmegaConf parse the same texts after our checks; whoever comes first fills the tables of their grammars.
+    OverridesParser.create().parse_overrides(["data.workers=0", *sys.argv[1:]])
+    assert OmegaConf.create({"root": "a", "data": "${root}/b"}).data == "a/b"
     with tempfile.TemporaryDirectory() as folder:
         overrides = sys.argv[1:]
         sys.argv = ["semcorr.evaluate", "data.workers=0", f"run_dir={folder}/run", *overrides]
         start = time.perf_counter()
         evaluate()
         elapsed = time.perf_counter() - start
+        line = ["-m", *sys.argv[:1], "data.workers=0", f"run_dir={folder}/command", *overrides]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *line], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = time.perf_counter() - start
     for name, seconds in sorted(stopwatch.seconds.items(), key=lambda item: -item[1]):
         print(f"{1000 * seconds:9.1f} ms {stopwatch.calls[name]:7d} calls  {name}")
     total = sum(stopwatch.seconds.values())
-    print(f"{1000 * total:9.1f} ms of {elapsed:.2f} s: {100 * total / elapsed:.2f} % ({len(wrapped)} checks are timed)")
+    print(
+        f"{1000 * total:9.1f} ms of {elapsed:.2f} s: {100 * total / elapsed:.2f} %; of {command:.2f} s, the whole "
+        f"command with its start: {100 * total / command:.2f} % ({len(wrapped)} checks are timed)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What Lightning takes is honoured beside our own or refused: every argument of its Trainer, callbacks, loggers."""
 
 import inspect
+import random
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -17,7 +19,7 @@ from semcorr.engine.build import build_trainer, check_config
 from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks
 from semcorr.engine.loggers import CSVScalarLogger, TensorBoardSideLogger
 from semcorr.engine.saved_config import read_run_config
-from semcorr.engine.trainer_options import check_trainer
+from semcorr.engine.trainer_options import INDEPENDENT_OPTIONS, check_numbers, check_trainer, is_ordinary
 from semcorr.evaluate import evaluate
 
 pytestmark = pytest.mark.integration
@@ -104,6 +106,42 @@ def test_an_option_that_a_run_settles_itself_is_refused(training, key):
 
     with pytest.raises(UserError, match=rf"^`trainer\.{key}`: .+[.]$"):
         check_config(training) or check_trainer(training)
+
+
+INDEPENDENT_VALUES = {
+    "precision": ("32-true", "bf16-mixed", "16-mixed", 32, 16, None),
+    "max_epochs": (1, 10**6),
+    "gradient_clip_val": (None, 0, 0.5, 1e6),
+    "accumulate_grad_batches": (1, 10**6),
+    "log_every_n_steps": (None, 1, 10**6),
+    "fast_dev_run": (False, True, 0, 1, 7),
+    "num_sanity_val_steps": (None, -1, 0, 3),
+    "use_distributed_sampler": (None, False),
+    "enable_model_summary": (None, False, True),
+    "enable_progress_bar": (None, False, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(30))
+def test_lightning_takes_what_is_not_built_on_trial(config, tiny, seed):
+    """Random choices of all independent options: a trial that is left out must never have refused."""
+    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    chooser = random.Random(seed)
+    for key in INDEPENDENT_OPTIONS:
+        OmegaConf.update(trainer, key, chooser.choice(INDEPENDENT_VALUES[key]), force_add=True)
+    check_numbers(OmegaConf.to_container(trainer))
+
+    assert is_ordinary(trainer)
+    assert instantiate(trainer, logger=False).num_devices == 1
+
+
+@pytest.mark.parametrize("key", ["max_time", "strategy", "devices", "limit_test_batches", "accelerator", "profiler"])
+def test_a_trainer_with_any_other_option_is_built_on_trial(config, tiny, key):
+    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    OmegaConf.update(trainer, key, "other", force_add=True)
+
+    assert not is_ordinary(trainer)
 
 
 @pytest.mark.parametrize("node", [CHECKPOINTS, {"_target_": "lightning.pytorch.plugins.HalfPrecision"}])

@@ -188,7 +188,7 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
     """What becomes of a configuration: an error, or numbers."""
     try:
         if "/" not in group:
-            check_options(OmegaConf.create({group: node}))
+            check_options({group: node})
         unbuilt = any(word in node["_target_"].rpartition(".")[2] for word in UNBUILT)
         return None, [] if unbuilt else WORKS.get(group, works_built)(node)
     except UserError as error:

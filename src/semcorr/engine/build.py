@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -109,18 +110,21 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         UserError: The message names the first such key.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...")
-    resolve_protocol_resize(cfg)
-    if "trainer" in cfg:
-        check_numbers(to_plain_types(cfg.trainer))
-        check_precision(cfg.trainer.precision)
-    check_options(cfg)
-    if cfg.get("compile") is not None:
-        require_compile_backend(cfg.compile)
+    try:
+        resolve_protocol_resize(cfg)
+        content = to_plain_types(cfg)
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        if not (missing := sorted(OmegaConf.missing_keys(cfg))):
+            raise
+        raise UserError(f"no value for {', '.join(f'`{key}`' for key in missing)}. Give {missing[0]}=...") from None
+    if "trainer" in content:
+        check_numbers(content["trainer"])
+        check_precision(content["trainer"]["precision"])
+    check_options(content)
+    if content.get("compile") is not None:
+        require_compile_backend(content["compile"])
     for part in ("backbone", "head", "finetune"):
-        if isinstance(cfg.get(part), DictConfig):
-            _check_weights_files(part, to_plain_types(cfg[part]))
+        _check_weights_files(part, content.get(part))
 
 
 def _check_weights_files(key: str, value: object) -> None:
@@ -134,7 +138,7 @@ def _check_weights_files(key: str, value: object) -> None:
 
 def to_plain_types(cfg: DictConfig) -> JsonObject:
     """Convert a section of a configuration to Python's own types."""
-    content = OmegaConf.to_container(cfg, resolve=True)
+    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

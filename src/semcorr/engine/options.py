@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import _locate
 from lightning import Callback
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from semcorr.core.errors import UserError
@@ -31,22 +30,20 @@ MULTIPLE_CALLS = ("logger", "callbacks")
 FITTED_OPTIONS = ("channels", "maps", "grid")  # options of a head; null takes the backbone's
 
 
-def check_options(cfg: DictConfig) -> None:
+def check_options(content: JsonObject) -> None:
     """Refuse the first option that its constructor does not take, or that is not of the stated type or range.
 
     Args:
-        cfg: Configuration of a command. Missing values (???) are left to the code that needs them.
+        content: Resolved configuration of a command. Missing values (???) are left to the code that needs them.
 
     Raises:
         UserError: An option is refused; the message names its whole key and says what is allowed.
     """
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
     for key, hint in TOP_LEVEL.items():
         if key in content:
             require(key, content[key], hint)
     for name, node in content.items():
-        _check_node(str(name), node)
+        _check_node(name, node)
 
 
 class AcceptedOptions(NamedTuple):

@@ -10,7 +10,7 @@ from yaml import YAMLError
 
 from semcorr.core.errors import UserError
 from semcorr.data.datamodule import PairDataModule
-from semcorr.engine.build import build_datamodule_and_module, build_module
+from semcorr.engine.build import build_datamodule_and_module, build_module, to_plain_types
 from semcorr.engine.checkpoints import load_trained
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import check_options
@@ -41,7 +41,7 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
 
 def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> CorrespondenceModule:
     """Rebuild the module as it was trained, in eval mode, or as it was built if nothing was; without any data."""
-    check_options(cfg)
+    check_options(to_plain_types(cfg))
     module = build_module(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
     if module.trainable_state_dict():

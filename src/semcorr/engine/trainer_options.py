@@ -59,6 +59,19 @@ OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e3
     "sync_batchnorm": bool,
     "enable_autolog_hparams": bool,
 }
+ORDINARY = {"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+INDEPENDENT_OPTIONS = (  # options in which Lightning takes all that we let through, whatever the others are
+    "precision",
+    "max_epochs",
+    "gradient_clip_val",
+    "accumulate_grad_batches",
+    "log_every_n_steps",
+    "fast_dev_run",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+    "enable_model_summary",
+    "enable_progress_bar",
+)
 BUILDABLE = ("accelerator", "strategy", "profiler", "plugins")  # options that may be objects, by a _target_
 REFUSED_OPTIONS = {  # options that a run sets itself, unless they are null or off, and what to give instead
     "logger": "loggers are chosen by `logger`: logger=csv writes metrics.csv alone, logger=[wandb,tensorboard] both",
@@ -111,6 +124,8 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if is_training:
         check_training(cfg.trainer, keeps_best=True)
+    if is_ordinary(cfg.trainer):
+        return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
@@ -121,6 +136,16 @@ def check_trainer(cfg: DictConfig) -> None:
         if isinstance(error.__cause__, LIGHTNING_ERRORS):
             raise refuse_options(error) from error
         raise
+
+
+def is_ordinary(trainer: JsonMapping) -> bool:
+    """Tell whether Lightning takes these options for sure: building a trainer on trial takes 10 ms.
+
+    Args:
+        trainer: Options that `check_numbers` has let through.
+    """
+    others = {key: value for key, value in trainer.items() if key not in INDEPENDENT_OPTIONS}
+    return others == ORDINARY
 
 
 def _check_plugins(plugins: object) -> None:
