@@ -259,6 +259,7 @@ def test_two_sweeps_do_not_share_a_directory_at_the_same_time(typed, tmp_path, t
     assert typed(evaluate, "-m", "seed=1,2", *tiny, "run_dir=S") == 0
 
 
+@pytest.mark.slow
 def test_the_line_in_a_sweeps_folder_is_that_of_its_jobs(typed, tmp_path, tiny, monkeypatch):
     """Hydra writes it before anything is known; one that is refused, before or meanwhile, leaves the other's."""
     written = tmp_path / "S" / "multirun.yaml"

@@ -47,7 +47,7 @@ def by_id(animals):
 
 
 def mutual(a, b) -> int:
-    return sum(p is not None and q is not None for p, q in zip(a.keypoints, b.keypoints, strict=True))
+    return sum(map(all, zip(a.keypoints, b.keypoints, strict=True)))
 
 
 # -- which images --

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 from repository import SMALL
 
+from semcorr.cli.compose import merge_checkpoint_config
+from semcorr.evaluate import evaluate
+
 pytestmark = pytest.mark.integration
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
@@ -95,13 +98,15 @@ def test_more_processes_than_there_is_to_score_are_refused(tmp_path):
     assert "`trainer.devices` must be at most 1 here, got 2 processes" in done.stderr
 
 
-def test_two_processes_train_validate_and_test(creatures, tmp_path):
+def test_two_processes_train_validate_and_test(creatures, tmp_path, config):
     """Both take their own batches; validation is complete; one run directory."""
     metrics = _run(
         "train", creatures, tmp_path / "run", *TWO, "data.steps=2", "data.batch_size=4", "trainer.max_epochs=2"
     )
 
-    alone = _run("evaluate", creatures, tmp_path / "again", f"checkpoint={tmp_path / 'run'}", "trainer=cpu")
+    line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu"]
+    line += [f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'again'}"]
+    alone = evaluate(merge_checkpoint_config(config("evaluate", *line), line))
     assert metrics["pck"] == alone["pck"]
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 

@@ -139,6 +139,7 @@ def test_a_match_is_consistent_if_it_returns_to_within_so_many_cells(cats, cycle
 # -- each picture once --
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_hundred_targets_cost_a_hundred_and_one_encodings(random, cats, monkeypatch, batch):
     seen = encodings(random, monkeypatch)

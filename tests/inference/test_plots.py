@@ -51,6 +51,7 @@ def test_a_warp_shows_the_source_where_the_flow_from_the_target_leads():
     assert np.abs(middle[:, : width // 2] - grey[:, : width // 2, None]).max() <= 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_commands_warp_is_what_the_target_shows(tmp_path, swapped):
     """A picture and a part of it: the warp of one is like the other where it is sure, and unlike without a flow."""

@@ -33,6 +33,7 @@ def test_no_cell_centre_is_nearer_than_the_nearest(resize, size):
         assert min(math.dist(best, centre) for centre in centres) < 1e-9
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_argmax_never_beats_the_ceiling_of_its_run(config, tiny, resize):
     metrics = evaluate(config("evaluate", *tiny, "localise=argmax", f"data.resize={resize}"))

@@ -139,6 +139,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("attack", "run"),
     [

@@ -58,7 +58,7 @@ def trained(config, *line):
 @pytest.mark.parametrize(
     "line",
     [
-        ["finetune.blocks=2"],
+        pytest.param(["finetune.blocks=2"], marks=pytest.mark.slow),
         pytest.param(["finetune.blocks=1", "augment=flip"], marks=pytest.mark.slow),
         pytest.param(["finetune=lora", "finetune.blocks=1"], marks=pytest.mark.slow),
         pytest.param(["data.all_pairs=3"], marks=pytest.mark.slow),

@@ -135,7 +135,7 @@ def test_tuning_starts_from_the_features_of_the_base_to_the_bit_in_either_mode(n
     assert torch.equal(features(backbone), before)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @GRID
 def test_only_what_is_promised_asks_for_gradients_and_gets_one(name, way):
     run = trained(name, way)

@@ -80,7 +80,7 @@ def encoded(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "batches"),
     [
-        ("bottleneck", []),
+        pytest.param("bottleneck", [], marks=pytest.mark.slow),
         ("cross_attention", ["data.all_pairs=3"]),
         *(
             pytest.param(name, [], marks=pytest.mark.slow)
