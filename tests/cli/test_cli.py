@@ -207,7 +207,7 @@ def test_other_benchmarks_are_seen_in_the_geometry_that_weights_were_trained_in(
     assert merge_checkpoint_config(config("evaluate", *typed), typed).data.resize == resize
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_config_file_composes_and_its_target_accepts_its_keys(config, path):
     group, name = path.parts

@@ -86,7 +86,7 @@ def test_the_head_comment_holds_commands_that_are_understood_and_figures(config,
             config(verb, *overrides)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", with_slow_tables(SWEEPS))
 def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(name):
     found = composed(name)
@@ -136,7 +136,7 @@ def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
 
 # Of a table this is its first row. The others differ from it by what other experiments train here: the heads of
 # unified/, the losses and pairs of geo_aware/; by backbones, which are replaced; and by how many blocks move.
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @experiments
 def test_it_trains_on_tiny_parts(config, tiny, name):
     plain = config("train", f"experiment={name}", *tiny)

@@ -204,6 +204,7 @@ def test_what_is_read_is_not_written_over(name, inputs, no_work, tmp_path, monke
 # -- what a run leaves --
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_and_the_figures_are_there(
     config: Callable[..., DictConfig], tiny, tmp_path, monkeypatch, caplog
 ):

@@ -70,6 +70,7 @@ def test_an_audit_begins_with_our_number_and_ends_with_theirs(scored):
         assert biggest[told["most"]] == max(biggest.values())
 
 
+@pytest.mark.slow
 def test_other_pixels_are_audited_beside_the_runs_own(scored, capsys):
     run, _ = scored
     squash = audit_run(run)

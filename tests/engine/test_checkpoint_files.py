@@ -99,6 +99,7 @@ def test_nothing_of_a_checkpoint_goes_through_the_folder_for_temporary_files(tmp
     assert content == {"epoch": 1, "trained_as": {"seed": 1}}
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_two_checkpoints_ends_with_the_same_bytes(creatures, trained, tmp_path, monkeypatch):
     """The best of an epoch is written, the last is not. Gone on with in another place, too."""
     save, written = CheckpointFiles.save_checkpoint, []

@@ -13,6 +13,7 @@ from semcorr.train import train
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_images_per_second_are_those_of_training_alone(config, tiny, tmp_path, monkeypatch):
     """Two steps of four pairs take a second each; validating them, and drawing what was found, an hour."""
     now, step, score = [time.perf_counter()], CorrespondenceModule.training_step, CorrespondenceModule.validation_step

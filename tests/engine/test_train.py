@@ -102,6 +102,7 @@ def test_another_base_is_refused_by_name(config, tiny, tmp_path):
         evaluate(other)
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_not_trained_into_twice(config, tiny):
     cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
     train(cfg)

@@ -24,7 +24,7 @@ def test_a_precision_that_does_not_work_is_refused(config, tiny, verb, precision
     assert str(error.value) == f"`trainer.precision` must be one of 32-true, bf16-mixed, 16-mixed, got {precision}"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.filterwarnings("ignore:.*discouraged.*:UserWarning", "ignore:.*fp16 is not supported on CPU.*:UserWarning")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "32", "'32'", "bf16", "16", "null"])
 def test_a_precision_that_works_is_not_refused_by_any_of_its_names(config, tiny, precision):
@@ -51,6 +51,7 @@ def test_a_training_that_could_not_end_well_is_not_begun(config, tiny, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("option", ["trainer.max_epochs=0", "+trainer.limit_val_batches=0"])
 def test_an_evaluation_and_a_single_step_do_not_ask_for_it(config, tiny, option):
     assert evaluate(config("evaluate", *tiny, option))["pairs"] == 30

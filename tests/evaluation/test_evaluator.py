@@ -41,6 +41,7 @@ def test_a_run_leaves_config_metrics_table_and_picture(config, tiny, tmp_path):
     assert "weights_sha256" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_every_number_follows_from_the_table(config, tiny, tmp_path, resize):
     """PCK by a loop over the rows of predictions.parquet equals metrics.json exactly."""

@@ -237,6 +237,7 @@ def test_what_is_wrong_with_the_folder_of_pictures_is_told_of_draw(creatures, wr
     assert not (tmp_path / "o.json").exists()
 
 
+@pytest.mark.slow
 def test_a_higher_min_score_labels_and_draws_less(creatures, written, tmp_path):
     """What scores not more has v = 0, and no disc; the rest is as it was."""
     line = (written(coco(creatures)), alone(creatures, tmp_path))

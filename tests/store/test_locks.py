@@ -175,6 +175,7 @@ def test_a_store_that_ends_while_it_computes_leaves_no_files(tmp_path):
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_program_leaves_no_files(tmp_path):
     program = f"""
 from pathlib import Path

@@ -77,7 +77,7 @@ def told(read: Callable[[], object]) -> str:
     return said
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_says_what_a_file_is_and_reads_what_wraps_its_own(tmp_path, name) -> None:
     build, path = FAMILIES[name], tmp_path / "w.pth"

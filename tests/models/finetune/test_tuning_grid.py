@@ -146,6 +146,7 @@ def test_only_what_is_promised_asks_for_gradients_and_gets_one(name, way):
         assert (parameter.grad is not None) == (key in run.promised), key
 
 
+@pytest.mark.sampled(8)
 @GRID
 def test_steps_move_all_that_is_promised_and_not_a_bit_of_the_rest(name, way):
     run = trained(name, way)

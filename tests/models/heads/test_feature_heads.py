@@ -77,6 +77,7 @@ def encoded(monkeypatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batches"),
     [
