@@ -6,7 +6,7 @@ PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
 # Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test rounding slow browser docs lint types format clean
+.PHONY: help demo test unit coverage lowest rounding slow browser docs lint types format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -20,23 +20,37 @@ help: ## this list
 demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
 	$(BIN)/python scripts/demo.py
 
-test: .venv/installed ## all tests but the slow ones
+test: .venv/installed ## unit and integration tests, 6 minutes
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
+unit: .venv/installed ## unit tests, 2 minutes
+	$(BIN)/python -m pytest -q -m "not slow and not integration" -n 2 --dist worksteal
+
+coverage: .venv/installed ## the same with the share of lines that run; at least 90 %
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+
 rounding: .venv/installed ## the same where a product's rounding depends on its shape, as on some processors
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal -p shape_rounding
+	PYTHONPATH=tests/helpers $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal -p shape_rounding
 
 slow: .venv/installed ## the proofs that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
 browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
-	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/test_app.py tests/test_app_browser.py tests/security/test_page_*.py
+	.venv-app/bin/python -m pytest -q -m "slow or not slow" tests/app/test_app.py tests/app/test_app_browser.py tests/security/test_page_*.py
 
 .venv-app/installed: pyproject.toml constraints.txt # gradio wants an older Pillow than everything else
 	$(PYTHON) -m venv .venv-app
 	grep -v '^pillow==' constraints.txt > .venv-app/constraints.txt
 	.venv-app/bin/python -m pip install --quiet --no-compile --constraint .venv-app/constraints.txt --editable '.[demo,dev,app,browser]'
 	touch $@
+
+lowest: ## the tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	all = p["dependencies"] + p["optional-dependencies"]["demo"] + p["optional-dependencies"]["onnx"]; \
+	print(*(re.split("[<,]", d)[0].replace(">=", "==") for d in all), sep="\n")' > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-compile --constraint .venv-lowest/constraints.txt --editable '.[demo,onnx,dev]'
+	.venv-lowest/bin/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 docs: .venv/docs ## these pages and the API as a site, into site/
 	$(BIN)/mkdocs build --strict
@@ -45,10 +59,11 @@ docs: .venv/docs ## these pages and the API as a site, into site/
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-lint: .venv/installed ## ruff and codespell
+lint: .venv/installed ## ruff, codespell, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/installed ## mypy, strict
 	$(BIN)/mypy
@@ -58,4 +73,4 @@ format: .venv/installed ## ruff's formatting and fixes
 	$(BIN)/ruff format .
 
 clean: ## forget the environments and the site
-	rm -rf .venv .venv-app site
+	rm -rf .venv .venv-app .venv-lowest site

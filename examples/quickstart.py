@@ -1,4 +1,4 @@
-"""Where points of one drawn cat lie on another. Needs no network: pip install semcorr[demo]."""
+"""Match points of one synthetic cat on another. Needs no network: pip install semcorr[demo]."""
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
-"""The table of docs/backbones.md: what every backbone is, and how long an image takes it here.
+"""Make the table of docs/backbones.md: the properties of every backbone, and its time for one image here.
 
     python scripts/bench_backbones.py                 # every file of conf/backbone, into docs/backbones.md
-    python scripts/bench_backbones.py dinov2 sam      # these, on the terminal
+    python scripts/bench_backbones.py dinov2 sam      # these two, on the terminal
 
-Each is built in a process of its own, with random weights, and given a black image of 32 x 32 cells: the
-best of three times, or the only one where that takes longer than ten seconds. A network that does not
-fit into the free memory is counted on PyTorch's meta device, and not timed. The floor beside it is the
-same number of multiplications and additions, at the rate of this machine's matrix product.
+Every backbone is built in a process of its own, with random weights, and encodes a black image of 32 x 32 cells:
+once with operations counted, then up to three times more within about ten seconds; the shortest time counts. A
+network that does not fit into the free memory is counted on PyTorch's meta device, and not timed. The floor is the
+time of the same number of multiplications and additions, at the rate of this machine's matrix product.
 """
 
 import json
@@ -17,21 +17,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from semcorr.cli import conf_dir
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
+from semcorr.engine.known_targets import conf_dir
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
-LEFT_OUT = ("timm", "transformers", "tiny")  # any network by name, and one for tests
-WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether one has to ask for them
+LEFT_OUT = ("timm", "transformers", "tiny")  # networks by name, and the one for tests
+WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether access is gated
     "clip": "MIT",
     "dinov3": "DINOv3 License; Meta's own files are gated",
     "dino": "Apache-2.0",
@@ -50,13 +54,22 @@ WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether
 CELLS = 32
 TIME = f"ms at {CELLS} cells"
 COLUMNS = (
-    "backbone", "network", "parameters", "patch", "channels", "layers read", "size", "cells", "weights",
-    TIME, "floor",
-)  # fmt: skip
+    "backbone",
+    "network",
+    "parameters",
+    "patch",
+    "channels",
+    "layers read",
+    "size",
+    "cells",
+    "weights",
+    TIME,
+    "floor",
+)
 
 
 def described(name: str) -> dict[str, object]:
-    """A row, but for its times: the backbone is built, in this process."""
+    """Build a backbone in this process and return its row of the table."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [f"backbone={name}", "backbone.pretrained=false"]).backbone
     network = cfg.get("name", name).partition(".")[0]
@@ -64,16 +77,19 @@ def described(name: str) -> dict[str, object]:
     row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.layers), "weights": licence}
     if need(network) > free():
         return row | on_meta(cfg)
-    backbone = instantiate(cfg, size=None, grid=CELLS).eval()
+    backbone: Backbone = instantiate(cfg, size=None, grid=CELLS).eval()
     row |= {
-        "parameters": sum(p.numel() for p in backbone.parameters()), "patch": backbone.stride,
-        "channels": backbone.channels, "size": cfg.size, "cells": cfg.size // backbone.stride,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "patch": backbone.stride,
+        "channels": backbone.channels,
+        "size": cfg.size,
+        "cells": cfg.size // backbone.stride,
+    }
     return row | timed(backbone)
 
 
-def timed(backbone: torch.nn.Module) -> dict[str, float]:
-    """Milliseconds of one image, and of its multiplications alone."""
+def timed(backbone: Backbone) -> dict[str, float]:
+    """Return the milliseconds of one image, and those of its multiplications alone."""
     image, seconds = torch.zeros(1, 3, backbone.size, backbone.size), []
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
@@ -84,54 +100,57 @@ def timed(backbone: torch.nn.Module) -> dict[str, float]:
 
 
 def clocked(work: Callable[[], object]) -> float:
-    """Seconds that it takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def rate() -> float:
-    """Operations per second of a large matrix product."""
+    """Measure the operations per second of a large matrix product."""
     a = torch.rand(2048, 2048)
     return 2 * 2048**3 / min(clocked(lambda: a @ a) for _ in range(10))
 
 
 def need(network: str) -> float:
-    """Bytes of the largest network there is a file for, and of all others less than is worth asking."""
+    """Return the bytes that a network needs; 0 for all networks that are small enough to be built anywhere."""
     return 30e9 if "7b" in network else 0
 
 
 def free() -> float:
-    """Bytes of memory."""
+    """Return the bytes of available memory."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def on_meta(cfg) -> dict[str, object]:
-    """What can be said of a timm network without giving it memory."""
+def on_meta(cfg: DictConfig) -> dict[str, object]:
+    """Return the properties of a timm network on the meta device, which takes no memory."""
     import timm
 
     with torch.device("meta"):
         network = timm.create_model(cfg.name, num_classes=0)
-    info = network.feature_info[-1]
+    info = cast("list[JsonObject]", network.feature_info)[-1]
     return {
-        "parameters": sum(p.numel() for p in network.parameters()), "patch": info["reduction"],
-        "channels": info["num_chs"], "size": cfg.size, "cells": cfg.size // info["reduction"],
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "patch": info["reduction"],
+        "channels": info["num_chs"],
+        "size": cfg.size,
+        "cells": cfg.size // info["reduction"],
+    }
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    """The rows as a table of Markdown."""
+    """Format the rows as a Markdown table."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *([shown(row, column) for column in COLUMNS] for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def shown(row: dict[str, object], column: str) -> str:
-    """A cell of the table."""
+    """Format a cell of the table."""
     value = row.get(column)
-    if column == "parameters":
-        return f"{float(value) / 1e6:,.1f} M"  # type: ignore[arg-type]
+    if isinstance(value, int | float) and column == "parameters":
+        return f"{value / 1e6:,.1f} M"
     if column in (TIME, "floor"):
-        return "-" if value is None else f"{float(value):,.0f}"  # type: ignore[arg-type]
+        return f"{value:,.0f}" if isinstance(value, int | float) else "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -142,10 +161,10 @@ def main() -> None:
     names = sys.argv[1:] or sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
     rows = []
     for name in track([name for name in names if name not in LEFT_OUT], "Backbones"):
-        done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        process = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(f"{name}: {process.stderr.strip().splitlines()[-1]}")
+        rows.append(json.loads(process.stdout.strip().splitlines()[-1]))
     table = Table(*COLUMNS)
     for row in rows:
         table.add_row(*(shown(row, column) for column in COLUMNS))

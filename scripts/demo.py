@@ -1,6 +1,6 @@
-"""make demo: the same backbone frozen and fine-tuned, on creatures drawn on the spot.
+"""Compare a backbone frozen and fine-tuned, on synthetic creatures: `make demo`.
 
-Leaves two run directories under runs/demo/<time>, each with its metrics and matches.png.
+Writes two run directories under runs/demo/<time>, each with its metrics and matches.png.
 """
 
 import sys
@@ -11,16 +11,16 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from semcorr.cli import conf_dir
+from semcorr.engine.known_targets import conf_dir
 from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import SUBSETS
 from semcorr.train import train
 
-SHARED = ("data", "backbone", "localise", "trainer", "seed")  # what the frozen run takes from the experiment
+SHARED = ("data", "backbone", "localise", "trainer", "seed")  # keys that the frozen run copies from the experiment
 
 
 def main(out: Path) -> None:
-    """Run both and print them side by side."""
+    """Run both and print their scores side by side."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         tuned = compose("train", ["experiment=demo", f"run_dir={out / 'tuned'}"])
         frozen = compose("evaluate", ["data=synthetic", "backbone=efficientnet_lite0", f"run_dir={out / 'frozen'}"])

@@ -1,10 +1,6 @@
-"""Docstrings as a page needs them: examples as blocks of code, fields with the comment beside them.
-
-An extension of griffe for `make docs`.
-"""
+"""An extension of griffe for `make docs`: examples become code blocks, and comments document fields."""
 
 import re
-from typing import Any
 
 import griffe
 
@@ -12,24 +8,24 @@ EXAMPLE = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)  # up to an e
 
 
 class Docstrings(griffe.Extension):
-    """Without it Markdown takes `>>>` for three nested quotations, and types without docstrings have no fields."""
+    """Adapts docstrings to Markdown, which reads `>>>` as nested quotations, and documents fields by their comments."""
 
-    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Fence the examples of one docstring."""
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        """Fence the examples of a docstring."""
         if obj.docstring is not None:
             obj.docstring.value = fenced(obj.docstring.value)
 
-    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """A field of a class says what it is in the comment beside it, if its name and shape do not."""
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
+        """Use the comment beside a field of a class as its docstring."""
         if attr.docstring is None and attr.annotation is not None and attr.parent is not None and attr.parent.is_class:
             _, _, comment = (attr.lines or [""])[-1].partition("  # ")
             attr.docstring = griffe.Docstring(comment, lineno=attr.lineno, parent=attr)
 
 
 def fenced(text: str) -> str:
-    r"""The same with a fence around each run of lines that starts with `>>>`.
+    r"""Put a fence around each block of lines that starts with `>>>`.
 
     >>> fenced("Twice.\n\n>>> twice(1)\n2\n\nMore.")
     'Twice.\n\n```pycon\n>>> twice(1)\n2\n```\n\nMore.'
     """
-    return EXAMPLE.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", text)
+    return EXAMPLE.sub(lambda match: f"{match[1]}```pycon\n{match[0]}\n{match[1]}```", text)

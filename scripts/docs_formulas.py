@@ -1,20 +1,20 @@
-"""Formulas of the pages as MathML, so that a browser needs no script to show them; a hook of `make docs`."""
+"""A hook of `make docs` that converts formulas to MathML, so that a browser needs no script to display them."""
 
 import re
 from html import unescape
-from typing import Any
 
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """What arithmatex marked, converted."""
-    return FORMULA.sub(_mathml, html)
+def on_page_content(html: str, **_: object) -> str:
+    """Convert the formulas that arithmatex marked."""
+    return FORMULA.sub(_convert_formula, html)
 
 
-def _mathml(found: re.Match[str]) -> str:
-    display = "block" if found[1] == "div" else "inline"
-    bars = '<mo stretchy="false">&#x02016;</mo>'  # of a norm, as high as what they stand around
-    return convert(unescape(found[2]).strip(), display=display).replace("<mo>&#x02016;</mo>", bars)
+def _convert_formula(match: re.Match[str]) -> str:
+    """Convert one formula."""
+    display = "block" if match[1] == "div" else "inline"
+    bars = '<mo stretchy="false">&#x02016;</mo>'  # bars of a norm, stretched to the height of their content
+    return convert(unescape(match[2]).strip(), display=display).replace("<mo>&#x02016;</mo>", bars)

@@ -1,12 +1,12 @@
-"""Kill every command at random moments, give it too small a disk, start two at once; compare with undisturbed runs.
+"""Kill commands at random moments, run them on too small disks and two at once; compare with undisturbed runs.
 
     python scripts/faults.py --moments 20 --out faults.json
 
-Commands work on drawn data with a random network of four blocks. A trial is a process of its own, forked from this
-one, which spares it the imports. After a fault the same command is given again (training goes on by checkpoint=), and
-what lies there then must be what an undisturbed run leaves, byte by byte wherever no clock is written down.
+Commands work on synthetic data with a random network of four blocks. A trial is a process of its own, forked from this
+one to save the imports. After a fault the same command is run again (training resumes by checkpoint=), and the files it
+leaves must equal those of an undisturbed run, byte by byte except for recorded times.
 
-Linux only; small disks (tmpfs) need root, and are counted as not run without.
+Linux only; small disks (tmpfs) need root, and are counted as not run without it.
 """
 
 import argparse
@@ -30,7 +30,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -39,9 +38,9 @@ from rich.table import Table
 EXIT = {"TERM": 143, "INT": 130, "KILL": 137}
 LIMIT = 300.0  # seconds that a command may take
 SIZES = (0.5, 1.0, 2.0, 3.0, 5.0)  # MB of small disks
-CLOCKS = {"seconds", "code"}  # keys of JSON files that hold times
-WANDB = ("wandb-media", "wandb-artifacts")  # empty folders of a library that timm imports; no kill lets it remove them
-NO_BYTES = {".lock"}  # who holds it, and since when
+CLOCKS = {"seconds", "code"}  # keys of JSON files that differ between runs: times, and versions of the code
+WANDB = ("wandb-media", "wandb-artifacts")  # empty folders of a library that timm imports, left when it is killed
+NO_BYTES = {".lock"}  # holds the process and its start time
 TINY = ["data=synthetic", "data.root=data", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96"]
 TINY += ["data.workers=0", "backbone=tiny", "trainer=cpu"]
 TRAIN = [*TINY, "data.steps=4", "data.batch_size=2", "trainer.max_epochs=3", "finetune.blocks=1"]
@@ -50,19 +49,19 @@ OUT = "run_dir=disk/out"
 
 @dataclass(frozen=True)
 class Command:
-    """A command that reads what `make_template` made and writes below `disk`; `copies` are put there first."""
+    """A command that reads the files of `make_template` and writes below `disk`, where `copies` are placed first."""
 
     name: str
     line: Sequence[str]
     copies: Sequence[str] = ()
-    timed: bool = False  # its results are seconds: they are compared by their files' names
-    jobs: int = 1  # that may fail, each with a sentence
-    notes: Sequence[str] = ()  # names of files that say what failed, until it is done again
+    timed: bool = False  # results are times, so that only the names of files are compared
+    jobs: int = 1  # jobs of a sweep, each of which may fail with an error message
+    notes: Sequence[str] = ()  # names of files that report failures until the job is run again
 
 
 @dataclass
 class Ended:
-    """How a command ended."""
+    """The end of a command: exit code, messages, time and surviving processes."""
 
     code: int
     stderr: str
@@ -73,22 +72,23 @@ class Ended:
 COMMANDS = [
     Command("train", ["train", *TRAIN, OUT]),
     Command("evaluate", ["evaluate", *TINY, "store=disk", "store.root=disk/store", OUT]),
-    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2,3,4", OUT], jobs=4,
-            notes=["error.txt"]),
+    Command("sweep", ["train", "-m", *TRAIN, "trainer.max_epochs=1", "seed=1,2,3,4", OUT], jobs=4, notes=["error.txt"]),
     Command("match", ["match", "pictures/a.jpg", "pictures", "--model", "tiny", "--dense", "--out", "disk/out"]),
     Command("transfer", ["transfer", "labels.json", "pictures", "--model", "tiny", "--out", "disk/out.json"]),
     Command("export", ["export", "disk/run"], ["run"]),
     Command("audit", ["audit", "disk/run"], ["run"]),
     Command("compare", ["compare", "runs/a", "runs/b"]),
     Command("report", ["report", "runs/a", "runs/b", "--no-seconds", "--out", "disk/out"]),
-    Command("prepare", ["prepare", "pf_willow", "--archive", "PF-dataset.zip", "--archive", "test_pairs.csv",
-                        "--root", "disk/out"]),
+    Command(
+        "prepare",
+        ["prepare", "pf_willow", "--archive", "PF-dataset.zip", "--archive", "test_pairs.csv", "--root", "disk/out"],
+    ),
     Command("store verify", ["store", "verify", "--root", "disk/store"], ["store"]),
     Command("store prune", ["store", "prune", "--all", "--root", "disk/store"], ["store"]),
     Command("benchmark", ["benchmark", "conv4d", "--side", "6", "--together", "--out", "disk/out.json"], timed=True),
-]  # fmt: skip
+]
 
-PAIRS = [  # started at once in one directory: one of the two finishes with its own digits, the other is refused
+PAIRS = [  # started together in one directory: one of the two must finish undisturbed, the other must be refused
     (["train", *TRAIN, "seed=1", OUT], ["train", *TRAIN, "seed=2", OUT]),
     (["train", *TRAIN, "head=bottleneck", OUT], ["train", *TRAIN, OUT]),
     (["train", *TRAIN, "finetune=lora", OUT], ["train", *TRAIN, "finetune=frozen", OUT]),
@@ -103,11 +103,11 @@ PAIRS = [  # started at once in one directory: one of the two finishes with its 
 
 
 def main() -> None:
-    """Run the trials that were asked for, print a table and write the figures."""
+    """Run the trials of the command line, print a table and write the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=20, help="kills of each command by each signal")
     parser.add_argument("--signals", nargs="*", default=list(EXIT), choices=list(EXIT))
-    parser.add_argument("--commands", nargs="*", default=[one.name for one in COMMANDS])
+    parser.add_argument("--commands", nargs="*", default=[command.name for command in COMMANDS])
     parser.add_argument("--no-disks", action="store_true", help="no small disks")
     parser.add_argument("--no-pairs", action="store_true", help="no two commands at once")
     parser.add_argument("--seed", type=int, default=0)
@@ -116,8 +116,8 @@ def main() -> None:
     import_everything()
     with tempfile.TemporaryDirectory(prefix="semcorr-faults-") as folder:
         harness = Harness(Path(folder), random.Random(typed.seed))
-        commands = [one for one in COMMANDS if one.name in typed.commands]
-        rows = {one.name: harness.try_command(one, typed) for one in track(commands, "Commands")}
+        commands = [command for command in COMMANDS if command.name in typed.commands]
+        rows = {command.name: harness.try_command(command, typed) for command in track(commands, "Commands")}
         if not typed.no_pairs:
             rows["pairs"] = harness.try_pairs()
     print_table(rows)
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 class Harness:
-    """Trials in a work folder, and the faults they found."""
+    """Runs trials in a work folder and records the faults they find."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.template, self.work, self.chance = folder / "template", folder / "work", chance
@@ -136,31 +136,33 @@ class Harness:
         self.make_template()
 
     def try_command(self, command: Command, typed: argparse.Namespace) -> dict[str, int]:
-        """Count what became of a command's trials."""
+        """Run the trials of a command and count their outcomes."""
         counts: Counter[str] = Counter()
         self.reset(command)
-        whole = self.run(command.line)
+        undisturbed = self.run(command.line)
         reference = snapshot(self.work / "disk", command.timed)
-        counts["exit code"] = whole.code
-        if whole.code not in (0, 1):
-            self.faults.append(f"{command.name}: undisturbed it ends with {whole.code}: {whole.stderr[-500:]}")
+        counts["exit code"] = undisturbed.code
+        if undisturbed.code not in (0, 1):
+            self.faults.append(
+                f"{command.name}: undisturbed it ends with {undisturbed.code}: {undisturbed.stderr[-500:]}"
+            )
             return dict(counts)
         for name in typed.signals:
-            already = counts["finished first"]
+            previous = counts["finished first"]
             for i in range(typed.moments):
-                delay = (i + self.chance.random()) / typed.moments * whole.seconds
-                self.try_kill(command, name, delay, whole.code, reference, counts)
-            if counts["finished first"] - already == typed.moments > 1:
+                delay = (i + self.chance.random()) / typed.moments * undisturbed.seconds
+                self.try_kill(command, name, delay, undisturbed.code, reference, counts)
+            if counts["finished first"] - previous == typed.moments > 1:
                 self.fault(command.name, f"no {name} came in time")
         if not typed.no_disks:
             for size in SIZES:
-                self.try_disk(command, size, whole.code, reference, counts)
+                self.try_disk(command, size, undisturbed.code, reference, counts)
         return dict(counts)
 
     def try_kill(
         self, command: Command, name: str, delay: float, code: int, reference: Mapping[str, str], counts: Counter[str]
     ) -> None:
-        """Kill a command after a while, look at what it left, go on, compare."""
+        """Kill a command after `delay` seconds, check the files it left, run it again and compare."""
         what = f"{command.name}, {name} after {delay:.2f} s"
         self.reset(command)
         before = set(snapshot(self.work / "disk", command.timed))
@@ -170,9 +172,9 @@ class Harness:
             counts["finished first"] += 1
         elif ended.code != EXIT[name]:
             self.fault(what, f"exit code {ended.code}, not {EXIT[name]}: {ended.stderr[-300:]}")
-        left = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
-        if name != "KILL" and (left or any(self.temporary.iterdir())):
-            self.fault(what, f"left {sorted(left)} {[path.name for path in self.temporary.iterdir()]}")
+        leftovers = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
+        if name != "KILL" and (leftovers or any(self.temporary.iterdir())):
+            self.fault(what, f"left {sorted(leftovers)} {[path.name for path in self.temporary.iterdir()]}")
         if "Traceback" in ended.stderr:
             self.fault(what, f"a traceback: {ended.stderr[-600:]}")
         self.check_after(what, command, ended, code, reference, counts)
@@ -180,7 +182,7 @@ class Harness:
     def try_disk(
         self, command: Command, size: float, code: int, reference: Mapping[str, str], counts: Counter[str]
     ) -> None:
-        """Run a command on a disk of `size` MB, make the disk larger, go on, compare."""
+        """Run a command on a disk of `size` MB, enlarge the disk, run it again and compare."""
         what = f"{command.name} on {size} MB"
         self.reset()
         disk = self.work / "disk"
@@ -188,8 +190,8 @@ class Harness:
             path.stat().st_size + 4096 for name in command.copies for path in (self.template / name).rglob("*")
         )
         disk.mkdir()
-        with mounted(disk, int(size * 1e6) + inputs) as possible:
-            if not possible:
+        with mounted(disk, int(size * 1e6) + inputs) as is_mounted:
+            if not is_mounted:
                 counts["disks not run"] += 1
                 return
             self.copy_inputs(command)
@@ -197,19 +199,19 @@ class Harness:
             ended = self.run(command.line)
             counts["disks"] += 1
             counts["disks too small"] += ended.code == 2
-            sentences = ended.stderr.count("Error: ")  # a sweep has one for each job
-            if ended.code not in (2, code) or (ended.code == 2 and not 1 <= sentences <= command.jobs):
+            messages = ended.stderr.count("Error: ")  # a sweep prints one for each job
+            if ended.code not in (2, code) or (ended.code == 2 and not 1 <= messages <= command.jobs):
                 self.fault(what, f"exit code {ended.code}: {ended.stderr[-600:]}")
-            left = {name for name in snapshot(disk, command.timed) if Path(name).name not in command.notes}
-            if left := left - before - set(reference):
-                self.fault(what, f"left {sorted(left)}")
+            leftovers = {name for name in snapshot(disk, command.timed) if Path(name).name not in command.notes}
+            if leftovers := leftovers - before - set(reference):
+                self.fault(what, f"left {sorted(leftovers)}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             self.check_after(what, command, ended, code, reference, counts)
 
     def check_after(
         self, what: str, command: Command, ended: Ended, code: int, reference: Mapping[str, str], counts: Counter[str]
     ) -> None:
-        """Every file must be whole; and going on must give what an undisturbed run gives."""
+        """Check that every file is intact, and that running the command again equals an undisturbed run."""
         disk = self.work / "disk"
         for path in disk.rglob("*"):
             if path.is_file() and not path.name.startswith(".") and (damage := damage_of(path)):
@@ -218,56 +220,58 @@ class Harness:
             self.fault(what, f"{ended.orphans} processes lived on")
         if is_same(snapshot(disk, command.timed), reference) and ended.code != 2:
             return
-        onward = ["checkpoint=disk/out"] if command.name == "train" and [*disk.glob("out/checkpoints/*.ckpt")] else []
-        again = self.run([*command.line, *onward])
-        found = snapshot(disk, command.timed)
-        if command.jobs > 1:  # a job that has its scores is not done again for a picture that was said to be missing
+        resume = ["checkpoint=disk/out"] if command.name == "train" and [*disk.glob("out/checkpoints/*.ckpt")] else []
+        again = self.run([*command.line, *resume])
+        result = snapshot(disk, command.timed)
+        if command.jobs > 1:  # a job that has its scores is not run again for a picture that it reported missing
             undrawn = {
-                name for name in reference if name not in found and f"{Path(name).name} is not drawn" in ended.stderr
+                name for name in reference if name not in result and f"{Path(name).name} is not drawn" in ended.stderr
             }
             reference = {name: digest for name, digest in reference.items() if name not in undrawn}
             counts["pictures not drawn"] += len(undrawn)
-        if not is_same(found, reference):
-            names = {*found} | {*reference}
-            differing = sorted(name for name in names if found.get(name) != reference.get(name))
+        if not is_same(result, reference):
+            names = {*result} | {*reference}
+            differing = sorted(name for name in names if result.get(name) != reference.get(name))
             self.fault(what, f"after going on ({again.code}) these differ: {differing} {again.stderr[-300:]}")
         elif again.code != code:
             self.fault(what, f"going on ended with {again.code}: {again.stderr[-300:]}")
-        left = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
-        if left:
-            self.fault(what, f"left in TMPDIR after going on: {left}")
+        leftovers = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
+        if leftovers:
+            self.fault(what, f"left in TMPDIR after going on: {leftovers}")
 
     def try_pairs(self) -> dict[str, int]:
         """Start two commands at once in one directory."""
         counts: Counter[str] = Counter()
         for lines in PAIRS:
-            alone = []
+            references = []
             for line in lines:
                 self.reset()
-                alone.append((self.run(line).code, snapshot(self.work / "disk")))
+                references.append((self.run(line).code, snapshot(self.work / "disk")))
             self.reset()
-            both = [self.start(line, f"{i}") for i, line in enumerate(lines)]
-            ends = [self.wait(pid, f"{i}") for i, pid in enumerate(both)]
+            processes = [self.start(line, f"{i}") for i, line in enumerate(lines)]
+            ends = [self.wait(pid, f"{i}") for i, pid in enumerate(processes)]
             result = snapshot(self.work / "disk")
             winners = [i for i, end in enumerate(ends) if end.code == 0]
             losers = [end for end in ends if end.code == 2 and end.stderr.count("Error: ") == 1]
             counts["pairs"] += 1
-            if len(winners) == len(losers) == 1 and result == alone[winners[0]][1]:
+            if len(winners) == len(losers) == 1 and result == references[winners[0]][1]:
                 counts["one refused"] += 1
             else:
                 codes = [end.code for end in ends]
-                same = [result == one for _, one in alone]
-                self.fault(f"{lines[0][:2]} beside {lines[1][:2]}", f"exit codes {codes}, as alone: {same}, "
-                           f"{[end.stderr[-300:] for end in ends]}")  # fmt: skip
+                same = [result == reference for _, reference in references]
+                self.fault(
+                    f"{lines[0][:2]} beside {lines[1][:2]}",
+                    f"exit codes {codes}, as alone: {same}, {[end.stderr[-300:] for end in ends]}",
+                )
         return dict(counts)
 
     def fault(self, what: str, problem: str) -> None:
-        """Write a fault down, and say it."""
+        """Record a fault and print it."""
         self.faults.append(f"{what}: {problem}")
         print(self.faults[-1], flush=True)
 
     def reset(self, command: Command | None = None) -> None:
-        """Put the work folder back to what it was at first."""
+        """Restore the initial state of the work folder."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         for path in self.template.iterdir():
@@ -279,12 +283,12 @@ class Harness:
             self.copy_inputs(command)
 
     def copy_inputs(self, command: Command) -> None:
-        """Copy what the command changes."""
+        """Copy the inputs that the command changes."""
         for name in command.copies:
             shutil.copytree(self.template / name, self.work / "disk" / name)
 
     def run(self, line: Sequence[str], kill: signal.Signals | None = None, delay: float = 0.0) -> Ended:
-        """Run a command to its end; or send it a signal after `delay` seconds."""
+        """Run a command to its end, or send it a signal after `delay` seconds."""
         pid = self.start(line)
         if kill is not None:
             time.sleep(delay)
@@ -313,7 +317,7 @@ class Harness:
             time.sleep(0.005)
         seconds = time.monotonic() - self.began
         orphans = 0
-        for _ in range(100):  # ten seconds for what it started to end by itself
+        for _ in range(100):  # ten seconds for its subprocesses to end
             try:
                 os.killpg(pid, 0)
             except ProcessLookupError:
@@ -328,7 +332,7 @@ class Harness:
         return Ended(code, (self.work.parent / f"stderr{stream}").read_text(errors="replace"), seconds, orphans)
 
     def make_template(self) -> None:
-        """Draw data and make runs for the commands to read."""
+        """Write synthetic data and make the runs that commands read."""
         from semcorr.data.synthetic import write_synthetic
 
         self.template.mkdir(parents=True)
@@ -336,9 +340,11 @@ class Harness:
         make_pictures(self.template)
         self.reset()
         (self.work / "disk").mkdir()
-        lines = [["train", *TRAIN, "run_dir=disk/run"],
-                 ["evaluate", *TINY, "store=disk", "store.root=disk/store", "localise=argmax", "run_dir=disk/runs/a"],
-                 ["evaluate", *TINY, "localise=soft_argmax", "run_dir=disk/runs/b"]]  # fmt: skip
+        lines = [
+            ["train", *TRAIN, "run_dir=disk/run"],
+            ["evaluate", *TINY, "store=disk", "store.root=disk/store", "localise=argmax", "run_dir=disk/runs/a"],
+            ["evaluate", *TINY, "localise=soft_argmax", "run_dir=disk/runs/b"],
+        ]
         for line in lines:
             ended = self.run(line)
             if ended.code:
@@ -348,41 +354,41 @@ class Harness:
 
 
 def import_everything() -> None:
-    """Import what the commands import, once."""
+    """Import the modules of all commands once."""
     import timm  # noqa: F401
     import torch
     import torch._dynamo
 
     import semcorr.audit
     import semcorr.benchmark.command
+    import semcorr.cli.store
+    import semcorr.cli.sweep.table
     import semcorr.compare
+    import semcorr.engine.build
     import semcorr.export
+    import semcorr.inference
     import semcorr.match
-    import semcorr.matcher
     import semcorr.prepare
     import semcorr.report.command
-    import semcorr.run
-    import semcorr.store.command
-    import semcorr.sweep_table
-    import semcorr.transfer.command  # noqa: F401
+    import semcorr.transfer  # noqa: F401
 
     torch.set_num_threads(1)  # a process with threads cannot be forked
 
 
 def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path, begin: int) -> None:
-    """Be the process of a command; does not return. Closes `begin` when the command itself begins."""
+    """Run a command in this process, which then exits; `begin` is closed when the command itself begins."""
     code = 1
     try:
         os.setsid()
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
         for stream, path in ((1, "/dev/null"), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
         sys.argv = ["semcorr", *line]
         atexit._clear()
-        from semcorr.cli import main
+        from semcorr.__main__ import main
 
         os.close(begin)
         main()
@@ -400,17 +406,17 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
 
 @contextmanager
 def mounted(folder: Path, size: int) -> Iterator[bool]:
-    """Mount a small disk at a folder; yield whether that is allowed here."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    """Mount a small disk at a folder, and yield whether that was permitted."""
+    process = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
     try:
-        yield done.returncode == 0
+        yield process.returncode == 0
     finally:
-        if done.returncode == 0:
+        if process.returncode == 0:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def snapshot(folder: Path, names_only: bool = False) -> dict[str, str]:
-    """Digest every file below a folder, without what clocks wrote."""
+    """Digest every file below a folder, without recorded times."""
     return {
         str(path.relative_to(folder)): "" if names_only or path.name in NO_BYTES else digest(path)
         for path in sorted(folder.rglob("*"))
@@ -419,18 +425,18 @@ def snapshot(folder: Path, names_only: bool = False) -> dict[str, str]:
 
 
 def is_same(found: Mapping[str, str], reference: Mapping[str, str]) -> bool:
-    """Tell whether two snapshots are equal but for empty locks, which go with a run that an interrupt ends at last."""
-    first, second = ({k: v for k, v in each.items() if Path(k).name not in NO_BYTES} for each in (found, reference))
+    """Tell whether two snapshots are equal, except that the first may lack locks."""
+    first, second = ({k: v for k, v in files.items() if Path(k).name not in NO_BYTES} for files in (found, reference))
     return first == second and not {*found} - {*reference}
 
 
 def digest(path: Path) -> str:
-    """Hash what a file says."""
+    """Hash the content of a file."""
     content = path.read_bytes()
     with suppress(ValueError):
         if path.suffix == ".json":
             content = json.dumps(without_clocks(json.loads(content))).encode()
-        elif path.name == "config.yaml":  # the code may be committed meanwhile
+        elif path.name == "config.yaml":  # a commit during the trials changes this line
             content = b"\n".join(line for line in content.splitlines() if not line.startswith(b"  git:"))
         elif path.name == "metrics.csv":
             rows = csv.DictReader(io.StringIO(content.decode()))
@@ -438,15 +444,15 @@ def digest(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def without_clocks(node: Any) -> Any:
-    """Leave out what differs from run to run."""
+def without_clocks(node: object) -> object:
+    """Leave out the keys that differ from run to run."""
     if isinstance(node, dict):
         return {key: without_clocks(value) for key, value in node.items() if key not in CLOCKS}
     return [without_clocks(value) for value in node] if isinstance(node, list) else node
 
 
 def damage_of(path: Path) -> str | None:
-    """Say why a file is not whole."""
+    """Return why a file is not intact; None if it is."""
     import pyarrow.parquet as pq
     import torch
 
@@ -472,20 +478,20 @@ def damage_of(path: Path) -> str | None:
 
 
 def make_pictures(root: Path) -> None:
-    """Lay out pictures, their labels, and a small archive of PF-WILLOW."""
+    """Write pictures, their annotations, and a small archive of PF-WILLOW."""
     from semcorr.data.open_image import open_image
 
     pictures = sorted((root / "data/JPEGImages/cat").glob("*.jpg"))[:4]
     (root / "pictures").mkdir()
-    content: dict[str, Any] = {"images": [], "annotations": []}
+    content: dict[str, list[object]] = {"images": [], "annotations": []}
     for i, path in enumerate(pictures):
         shutil.copy(path, root / f"pictures/{'abcd'[i]}.jpg")
         with open_image(path) as image:
             size = image.size
         content["images"].append({"id": i, "file_name": f"{'abcd'[i]}.jpg", "width": size[0], "height": size[1]})
-        about = {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 80, 80]}
+        annotation = {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 80, 80]}
         content["annotations"].append(
-            about | ({"keypoints": [20, 30, 2, 60, 40, 2], "num_keypoints": 2} if i < 2 else {})
+            annotation | ({"keypoints": [20, 30, 2, 60, 40, 2], "num_keypoints": 2} if i < 2 else {})
         )
     content["categories"] = [{"id": 1, "name": "cat", "keypoints": ["nose", "tail"], "skeleton": []}]
     (root / "labels.json").write_text(json.dumps(content))

@@ -1,10 +1,10 @@
-"""What aligning poses gains where they differ by a mirror: two runs on the synthetic benchmark, by azimuth.
+"""Compare runs with and without pose alignment on the synthetic benchmark, by how the azimuths of a pair differ.
 
     python -m semcorr.evaluate data=synthetic ... run_dir=A
     python -m semcorr.evaluate data=synthetic ... run_dir=B pose=adaptive
     python scripts/pose_gain.py data/synthetic A B
 
-Azimuths are the annotation's, in steps of 45 degrees: k and 8 - k are each other's mirror images.
+Azimuths are those of the annotation, in steps of 45 degrees: k and 8 - k are mirror images of each other.
 """
 
 import sys
@@ -16,50 +16,50 @@ from rich.table import Table
 
 from semcorr.core.parquet import read_parquet
 from semcorr.core.text_files import read_mapping
-from semcorr.metrics import table
-from semcorr.pose import adaptive
+from semcorr.evaluation.pose import alignment as adaptive
+from semcorr.metrics import predictions as table
 
 KINDS = ("mirror", "same", "other")
 
 
 def main(root: Path, runs: list[Path]) -> None:
-    """Geometry-aware PCK@0.1 and choices, by how the poses of a pair differ."""
+    """Print geometry-aware PCK@0.1 and the pairs whose source was mirrored, by how the poses of a pair differ."""
     azimuth = {
         f"{path.parent.name}/{path.stem}": read_mapping(path)["azimuth_id"]
         for path in (root / "ImageAnnotation").glob("*/*.json")
     }
-    shown = Table(title="Geometry-aware PCK@0.1 in percent, per image / per point; pairs whose source was mirrored")
+    summary = Table(title="Geometry-aware PCK@0.1 in percent, per image / per point; pairs whose source was mirrored")
     for header in ("poses", "pairs", *map(str, runs)):
-        shown.add_column(header, justify="left" if header == "poses" else "right")
+        summary.add_column(header, justify="left" if header == "poses" else "right")
     columns = [told(run, azimuth) for run in runs]
     for kind in KINDS:
-        shown.add_row(kind, *(str(columns[0][kind][0]),), *(column[kind][1] for column in columns))
-    Console().print(shown)
+        summary.add_row(kind, *(str(columns[0][kind][0]),), *(column[kind][1] for column in columns))
+    Console().print(summary)
 
 
 def told(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
-    """Of one run, pairs with an ambiguous keypoint, and their score, by kind."""
-    hits: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
-    for row in table.read(run / "predictions.parquet").to_pylist():
+    """Count the pairs of a run with an ambiguous keypoint and format their score, by kind."""
+    correct: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
+    for row in table.read_predictions(run / "predictions.parquet").to_pylist():
         if row["ambiguous"]:
             dx, dy = (row[f"predicted_{axis}"] - row[f"target_{axis}"] for axis in "xy")
-            right = (dx * dx + dy * dy) ** 0.5 <= 0.1 * row["extent"]
-            hits[kind_of(azimuth[row["source"]], azimuth[row["target"]])][row["pair"]].append(right)
+            is_correct = (dx * dx + dy * dy) ** 0.5 <= 0.1 * row["extent"]
+            correct[kind_of(azimuth[row["source"]], azimuth[row["target"]])][row["pair"]].append(is_correct)
     chosen: Counter[tuple[str, str]] = Counter()
     if (run / "poses.parquet").is_file():
         rows = (row for row in read_parquet(run / "poses.parquet", adaptive.SCHEMA).to_pylist() if row["chosen"])
         chosen.update((kind_of(azimuth[row["source"]], azimuth[row["target"]]), row["variant"]) for row in rows)
-    found = {}
-    for kind, pairs in hits.items():
-        per_image = sum(sum(one) / len(one) for one in pairs.values()) / max(1, len(pairs))
-        points = [hit for one in pairs.values() for hit in one]
-        share = f"{100 * per_image:.1f} / {100 * sum(points) / max(1, len(points)):.1f}"
-        found[kind] = (len(pairs), f"{share}; {chosen[kind, 'mirrored']}")
-    return found
+    results = {}
+    for kind, pairs in correct.items():
+        per_image = sum(sum(points) / len(points) for points in pairs.values()) / max(1, len(pairs))
+        pooled = [point for points in pairs.values() for point in points]
+        score = f"{100 * per_image:.1f} / {100 * sum(pooled) / max(1, len(pooled)):.1f}"
+        results[kind] = (len(pairs), f"{score}; {chosen[kind, 'mirrored']}")
+    return results
 
 
 def kind_of(source: int, target: int) -> str:
-    """How two azimuths differ.
+    """Classify how two azimuths differ.
 
     >>> kind_of(2, 6), kind_of(7, 1), kind_of(4, 4), kind_of(0, 4)
     ('mirror', 'mirror', 'same', 'other')

@@ -1,17 +1,16 @@
-"""Zero-shot pose prediction ("Telling Left from Right", Table 1): the pose of the closest templates, by a vote of sets.
+"""Zero-shot pose prediction ("Telling Left from Right", Table 1): the pose of the closest templates, by majority vote.
 
     python scripts/pose_prediction.py                                         # synthetic creatures, EfficientNet-Lite0
     python scripts/pose_prediction.py data=spair backbone=dinov2              # any benchmark that states poses
     python scripts/pose_prediction.py data=spair data.root=DIR templates=test # templates from the split that is scored
 
-The paper's templates are generated images. Here they are images of the split `templates` (train, if left out), whose
-annotation says Left, Right, Frontal or Rear, `sets` (3) of each pose and category; those of the scored split itself
-are not predicted. An image is compared with templates of its own category, which is known.
+The paper's templates are generated images. Here they are images of the split `templates` (default: train) whose
+annotated pose is Left, Right, Frontal or Rear, `sets` (default: 3) of each pose and category; templates from the scored
+split are not scored. An image is compared with templates of its own category, which is known.
 """
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -19,16 +18,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from semcorr.cli import conf_dir
-from semcorr.data.images import unique_images
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.views import view
-from semcorr.errors import UserError
-from semcorr.pose.adaptive import AdaptivePose
-from semcorr.pose.distance import Cells, cells_of_object
-from semcorr.pose.masks import Masks
-from semcorr.pose.prediction import accuracy, template_distances
-from semcorr.run import build
+from semcorr.data.views import make_view
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.known_targets import conf_dir
+from semcorr.evaluation.pose.alignment import AdaptivePose
+from semcorr.evaluation.pose.distance import ObjectCells, cells_of_object, pose_accuracy, template_distances
+from semcorr.evaluation.pose.masks import ObjectMasks
 
 POSES = ("Left", "Right", "Frontal", "Rear")
 CHOICES = {"left or right": (0, 1), "front or back": (2, 3), "all four": (0, 1, 2, 3)}
@@ -36,52 +36,54 @@ SYNTHETIC = ["data=synthetic", "backbone=efficientnet_lite0", "backbone.size=320
 
 
 def main(arguments: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """Print accuracy against chance; and return it, with the number of images."""
-    own = {"sets": "3", "templates": "train"}
-    own |= {key: value for key, _, value in (one.partition("=") for one in arguments) if key in own}
-    overrides = [one for one in arguments if one.partition("=")[0] not in own]
+    """Print accuracy beside chance; return the accuracies, each with its number of images."""
+    options = {"sets": "3", "templates": "train"}
+    options |= {key: value for key, _, value in (item.partition("=") for item in arguments) if key in options}
+    overrides = [item for item in arguments if item.partition("=")[0] not in options]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [*(SYNTHETIC if not overrides else []), *overrides, "run_dir=unused"])
-    module, data = build(cfg)
-    distances, truth = compared(module.backbone.eval(), data, own["templates"], int(own["sets"]))
-    scores = {what: accuracy(distances, truth, among) for what, among in CHOICES.items()}
+    module, data = build_datamodule_and_module(cfg)
+    if not isinstance(data, PairDataModule):
+        raise UserError(f"`data`: {data.name} has no pairs, whose annotations state poses. Choose another benchmark.")
+    distances, truth = compared(module.backbone.eval(), data, options["templates"], int(options["sets"]))
+    scores = {what: pose_accuracy(distances, truth, poses) for what, poses in CHOICES.items()}
     two = [scores["left or right"], scores["front or back"]]
     scores["either, told which"] = (sum(s * n for s, n in two) / sum(n for _, n in two), sum(n for _, n in two))
-    show(scores, f"{data.name} {data.split}, {module.backbone.name}, {own['sets']} template sets")
+    show(scores, f"{data.name} {data.split}, {module.backbone.name}, {options['sets']} template sets")
     return scores
 
 
-def compared(backbone: Any, data: Any, split: str, sets: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances (images, sets, poses) of the scored split's images to templates of `split`; and their true poses."""
-    described = Described(backbone, data)
+def compared(backbone: Backbone, data: PairDataModule, split: str, sets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances (images, sets, poses) of the scored images to templates of `split`, and their true poses."""
+    encode = Described(backbone, data)
     gallery, scored = (posed(data.pairs(name)) for name in (split, data.split))
-    templates = {category: first(some, sets, category) for category, some in gallery.items()}
-    used = {image.name for some in templates.values() for row in some for image in row} if split == data.split else ()
+    templates = {category: first(group, sets, category) for category, group in gallery.items()}
+    used = {image.name for group in templates.values() for row in group for image in row} if split == data.split else ()
     distances, truth = [], []
-    asked = [(c, image, pose) for c, some in scored.items() for image, pose in some if image.name not in used]
-    for category, image, pose in track(asked, description="Comparing", transient=True):
-        cells = [[described(template, split) for template in row] for row in templates[category]]
-        distances.append(template_distances(described(image, data.split), cells))
+    queries = [(c, image, pose) for c, group in scored.items() for image, pose in group if image.name not in used]
+    for category, image, pose in track(queries, description="Comparing", transient=True):
+        cells = [[encode(template, split) for template in row] for row in templates[category]]
+        distances.append(template_distances(encode(image, data.split), cells))
         truth.append(POSES.index(pose))
     return torch.stack(distances), torch.tensor(truth)
 
 
 def posed(pairs: Iterable[PairRecord]) -> Mapping[str, list[tuple[ImageRecord, str]]]:
-    """By category, the images that show one of the four poses."""
+    """Group the images that show one of the four poses by category, each with its pose."""
     pairs = list(pairs)
-    told = {p.source.name: (p.category, p.details.get("src_pose")) for p in pairs}
-    told |= {p.target.name: (p.category, p.details.get("trg_pose")) for p in pairs}
-    found: dict[str, list[tuple[ImageRecord, str]]] = {}
+    annotations = {p.source.name: (p.category, p.details.get("src_pose")) for p in pairs}
+    annotations |= {p.target.name: (p.category, p.details.get("trg_pose")) for p in pairs}
+    images: dict[str, list[tuple[ImageRecord, str]]] = {}
     for image in unique_images(pairs):
-        category, pose = told[image.name]
+        category, pose = annotations[image.name]
         if pose in POSES:
-            found.setdefault(category, []).append((image, pose))
-    return found
+            images.setdefault(category, []).append((image, pose))
+    return images
 
 
 def first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -> list[list[ImageRecord]]:
-    """The first few of each pose: rows are sets, columns poses."""
-    columns = [[image for image, pose in images if pose == wanted] for wanted in POSES]
+    """Select the first `sets` images of each pose, as rows of sets and columns of poses."""
+    columns = [[image for image, pose in images if pose == name] for name in POSES]
     if (least := min(map(len, columns))) < sets:
         scarce = POSES[[len(column) for column in columns].index(least)]
         raise UserError(
@@ -92,25 +94,25 @@ def first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -
 
 
 class Described:
-    """Cells of images, each encoded once."""
+    """An encoder of the object's cells, which encodes every image once."""
 
-    def __init__(self, backbone: Any, data: Any) -> None:
+    def __init__(self, backbone: Backbone, data: PairDataModule) -> None:
         self.backbone, self.data = backbone, data
-        self.masks: dict[str, Masks] = {}
-        self.known: dict[str, Cells] = {}
+        self.masks: dict[str, ObjectMasks] = {}
+        self.known: dict[str, ObjectCells] = {}
 
     @torch.no_grad()
-    def __call__(self, image: ImageRecord, split: str) -> Cells:
-        """Of one image."""
+    def __call__(self, image: ImageRecord, split: str) -> ObjectCells:
+        """Return the cells of the object in an image."""
         if image.name not in self.known:
-            masks = self.masks.setdefault(split, Masks(AdaptivePose(), self.data, split))
-            maps = self.backbone(view(image, self.backbone.size, self.data.resize).image[None])
+            masks = self.masks.setdefault(split, ObjectMasks(AdaptivePose().mask, self.data, split))
+            maps = self.backbone(make_view(image, self.backbone.size, self.data.resize).image[None])
             self.known[image.name] = cells_of_object(maps, masks(image, maps))
         return self.known[image.name]
 
 
 def show(scores: Mapping[str, tuple[float, int]], title: str) -> None:
-    """Accuracy against chance."""
+    """Print a table of accuracy beside chance."""
     table = Table(title=title)
     for header in ("among", "images", "accuracy", "chance"):
         table.add_column(header, justify="left" if header == "among" else "right")

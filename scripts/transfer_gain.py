@@ -1,15 +1,16 @@
-"""What voting gains over one source when a few annotated images label the others; on AnimalPose.
+"""Measure the gain of voting over a single source when a few annotated images label the others, on AnimalPose.
 
     python scripts/transfer_gain.py data/animal-pose
     python scripts/transfer_gain.py data/animal-pose --model "backbone=squeezenet"
 
-Five images of each category are drawn, and label the category's other images by their boxes, as
-`python -m semcorr.transfer` does; three times. A point is right within a tenth of the longer side of its box.
+Five random images of each category label the other images of the category by their boxes, as
+`python -m semcorr.transfer` does; this is repeated three times. A point is correct within a tenth of the longer side of
+its box.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,18 +21,30 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from semcorr.cli import explaining
-from semcorr.encoding import chunked
-from semcorr.matcher import Matcher
-from semcorr.matcher.encoded import Encoded
-from semcorr.transfer.carry import USES, Asked, Carried, Labelled, ask, check_rule, placed_alike, read, settled
-from semcorr.transfer.coco import Thing, read_things
-from semcorr.transfer.cut import Cut, cut
-from semcorr.transfer.folder import opened, source
-from semcorr.transfer.vote import PLACE, fitness, vote
+from semcorr.cli.errors import report_user_errors
+from semcorr.inference import Matcher
+from semcorr.inference.encoded import EncodedPicture
+from semcorr.inference.transfer.annotations import AnnotatedObject, read_objects
+from semcorr.inference.transfer.crop import Crop, crop_picture
+from semcorr.inference.transfer.pipeline import open_object_image, open_source
+from semcorr.inference.transfer.propagate import (
+    PRIOR_WEIGHT,
+    USES,
+    LabelledSource,
+    PropagatedKeypoints,
+    SourceSimilarities,
+    boxed_locations,
+    check_rule,
+    compute_source_similarities,
+    propagate_from_similarities,
+    read_out_points,
+    source_fitness,
+    vote_similarity,
+)
+from semcorr.store.encode import split_into_chunks
 
 ALPHA = 0.1
-Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: right (s k) or (1 k), and where it has an answer
+Hits = dict[str, tuple[Tensor, Tensor]]  # per rule: correct (s k) or (1 k), and whether the rule predicts the point
 
 
 def main(
@@ -42,99 +55,115 @@ def main(
     most: Annotated[int | None, typer.Option("--most", min=1, help="Targets per category; all, if left out.")] = None,
     device: Annotated[str | None, typer.Option("--device")] = None,
 ) -> None:
-    with explaining("evaluate"):
-        kinds, things, _ = read_things(root / "keypoints.json", root / "images", "xyxy")
+    with report_user_errors("evaluate"):
+        kinds, things, _ = read_objects(root / "keypoints.json", root / "images", "xyxy")
         matcher = Matcher.load(model, device=device)
         check_rule(matcher)
         scores: list[dict[str, tuple[float, float]]] = []
-        believed: list[Tensor] = []
+        vote_scores: list[Tensor] = []
         with Progress(transient=True) as bar:
             task = bar.add_task("Labelling", total=None)
             jobs = [job(kinds, things, sources, draw, most) for draw in range(draws)]
-            bar.update(task, total=sum(len(targets) for drawn in jobs for _, _, targets in drawn))
-            for drawn in jobs:
-                found: list[Hits] = []
-                for kind, some, targets in drawn:
-                    known = [each for one in some for each in source(matcher, one, kinds[kind], flip=True)]
+            bar.update(task, total=sum(len(targets) for categories in jobs for _, _, targets in categories))
+            for categories in jobs:
+                hits: list[Hits] = []
+                for kind, labelled, targets in categories:
+                    known = [x for item in labelled for x in open_source(matcher, item, kinds[kind], flip=True)]
                     for thing, part, target in encoded(matcher, targets):
-                        asked = ask(matcher, known, target)
-                        placed = settled(matcher, known, target, asked, "vote", PLACE)
-                        rules = judged(matcher, asked, thing, part, target)
-                        rules |= by_place(matcher, known, asked, placed, thing, part, target)
-                        found.append(rules)
-                        believed.append(scored(placed, thing, part))
+                        similarities = compute_source_similarities(matcher, known, target)
+                        placed = propagate_from_similarities(matcher, known, target, similarities, "vote", PRIOR_WEIGHT)
+                        rules = judged(matcher, similarities, thing, part, target)
+                        rules |= by_place(matcher, known, similarities, placed, thing, part, target)
+                        hits.append(rules)
+                        vote_scores.append(scored(placed, thing, part))
                         bar.advance(task)
-                scores.append(summary(found))
+                scores.append(summary(hits))
     show(scores, sources, sum(len(targets) for _, _, targets in jobs[0]))
-    show_scores(torch.cat(believed))
+    show_scores(torch.cat(vote_scores))
 
 
-def job(kinds, things: Sequence[Thing], sources: int, draw: int, most: int | None):
-    """Of one draw: category, sources, targets."""
-    found = []
+def job(
+    kinds: Iterable[str], things: Sequence[AnnotatedObject], sources: int, draw: int, most: int | None
+) -> list[tuple[str, list[AnnotatedObject], list[AnnotatedObject]]]:
+    """Draw the sources: list each category with its sources and targets."""
+    splits = []
     for kind in kinds:
-        mine = [thing for thing in things if thing.category == kind and bool(thing.shown.any())]
-        random.Random(f"{draw}/{kind}").shuffle(mine)
-        found.append((kind, mine[:sources], mine[sources:][:most]))
-    return found
+        annotated = [thing for thing in things if thing.category == kind and bool(thing.keypoint_mask.any())]
+        random.Random(f"{draw}/{kind}").shuffle(annotated)
+        splits.append((kind, annotated[:sources], annotated[sources:][:most]))
+    return splits
 
 
-def encoded(matcher: Matcher, targets: Sequence[Thing]):
-    for some in chunked(list(targets), matcher.batch):
-        parts = [cut(opened(thing), thing.box) for thing in some]
-        yield from zip(some, parts, matcher.encoded([part.picture for part in parts]), strict=True)
+def encoded(
+    matcher: Matcher, targets: Sequence[AnnotatedObject]
+) -> Iterator[tuple[AnnotatedObject, Crop, EncodedPicture]]:
+    """Yield every target with its crop and the encoded crop."""
+    for chunk in split_into_chunks(list(targets), matcher.batch):
+        parts = [crop_picture(open_object_image(thing), thing.box) for thing in chunk]
+        yield from zip(chunk, parts, matcher.encode_all([part.picture for part in parts]), strict=True)
 
 
-def judged(matcher: Matcher, asked: Asked, thing: Thing, part: Cut, target: Encoded) -> Hits:
-    """What every rule says of one target: whether it is right, of the keypoints the target shows."""
-    own = Asked(asked.similarity[::2], asked.shown[::2], asked.stride)  # sources alternate with their mirror images
-    alone = torch.stack([read(matcher, some, own.stride) for some in own.similarity])
-    said = {"one source": (alone, own.shown)}
-    median = geometric_median(alone, own.shown).masked_fill(~own.shown.any(0)[:, None], 0.0)
-    said["geometric median of all"] = (median[None], own.shown.any(0)[None])
-    for note, some in (("", own), (", also mirrored", asked)):
-        fit = fitness(some.similarity, some.shown)
+def judged(
+    matcher: Matcher, asked: SourceSimilarities, thing: AnnotatedObject, part: Crop, target: EncodedPicture
+) -> Hits:
+    """Score the rules that use only features on one target; the key "" holds the keypoints it shows."""
+    # sources alternate with their mirror images
+    unmirrored = SourceSimilarities(asked.similarity[::2], asked.keypoint_mask[::2], asked.stride)
+    single = torch.stack([read_out_points(matcher, x, unmirrored.stride) for x in unmirrored.similarity])
+    predictions = {"one source": (single, unmirrored.keypoint_mask)}
+    median = geometric_median(single, unmirrored.keypoint_mask).masked_fill(
+        ~unmirrored.keypoint_mask.any(0)[:, None], 0.0
+    )
+    predictions["geometric median of all"] = (median[None], unmirrored.keypoint_mask.any(0)[None])
+    for note, x in (("", unmirrored), (", also mirrored", asked)):
+        fit = source_fitness(x.similarity, x.keypoint_mask)
         for name, use in (("best source", "best"), ("vote of all", "vote")):
-            found = read(matcher, vote(some.similarity, USES[use](fit, some.shown)), some.stride)
-            said[name + note] = (found[None], some.shown.any(0)[None])
-    return {rule: (right(points, thing, part, target), there.cpu()) for rule, (points, there) in said.items()} | {
-        "": (thing.shown[None], own.shown.any(0).cpu()[None])
+            voted = read_out_points(matcher, vote_similarity(x.similarity, USES[use](fit, x.keypoint_mask)), x.stride)
+            predictions[name + note] = (voted[None], x.keypoint_mask.any(0)[None])
+    return {rule: (right(points, thing, part, target), mask.cpu()) for rule, (points, mask) in predictions.items()} | {
+        "": (thing.keypoint_mask[None], unmirrored.keypoint_mask.any(0).cpu()[None])
     }
 
 
 def by_place(
-    matcher: Matcher, known: Sequence[Labelled], asked: Asked, found: Carried, thing: Thing, part: Cut, target: Encoded
+    matcher: Matcher,
+    known: Sequence[LabelledSource],
+    asked: SourceSimilarities,
+    found: PropagatedKeypoints,
+    thing: AnnotatedObject,
+    part: Crop,
+    target: EncodedPicture,
 ) -> Hits:
-    """The vote that also counts where sources have a keypoint; and that alone, which looks at no feature."""
-    shown = asked.shown
-    even = shown / shown.sum(0).clamp_min(1)
-    blind = read(matcher, placed_alike(known, even, asked), asked.stride)
-    there = shown.any(0).cpu()[None]
+    """Score the vote that also counts locations of the sources' keypoints, and these locations without features."""
+    shown = asked.keypoint_mask
+    uniform = shown / shown.sum(0).clamp_min(1)
+    points = read_out_points(matcher, boxed_locations(known, uniform, asked), asked.stride)
+    mask = shown.any(0).cpu()[None]
     return {
-        "place alone": (right(blind[None], thing, part, target), there),
-        "vote of all, also mirrored, and place": (near(found.points, thing, part)[None], there),
+        "place alone": (right(points[None], thing, part, target), mask),
+        "vote of all, also mirrored, and place": (near(found.points, thing, part)[None], mask),
     }
 
 
-def right(points: Tensor, thing: Thing, part: Cut, target: Encoded) -> Tensor:
-    """(s k) of points (s k 2) in the network's pixels."""
-    return torch.stack([near(target.placed.from_view(some).cpu(), thing, part) for some in points])
+def right(points: Tensor, thing: AnnotatedObject, part: Crop, target: EncodedPicture) -> Tensor:
+    """Tell which points (s k 2), in the network's pixels, are correct (s k)."""
+    return torch.stack([near(target.placement.from_view(x).cpu(), thing, part) for x in points])
 
 
-def near(points: Tensor, thing: Thing, part: Cut) -> Tensor:
-    """(k) of points (k 2) in the part's pixels."""
+def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
+    """Tell which points (k 2), in pixels of the crop, are correct (k)."""
     assert thing.box is not None
     return (part.out_of(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
 
 
-def scored(found: Carried, thing: Thing, part: Cut) -> Tensor:
-    """Rows (k 3) of a vote: its score, whether it is right, whether the target shows the keypoint."""
-    hits = near(found.points, thing, part)
-    return torch.stack((found.scores, hits.float(), thing.shown.float()), dim=-1)
+def scored(found: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
+    """Return rows (k 3) of a vote: its score, whether it is correct, whether the target shows the keypoint."""
+    correct = near(found.points, thing, part)
+    return torch.stack((found.scores, correct.float(), thing.keypoint_mask.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
-    """Of points (s k 2) that are there (s k), by Weiszfeld's iteration: the other way to vote."""
+    """Compute the geometric median of the points (s k 2) that `there` (s k) marks, by Weiszfeld's iteration."""
     weights = there.float()
     for _ in range(steps):
         middle = (points * weights[..., None]).sum(0) / weights.sum(0).clamp_min(1e-9)[:, None]
@@ -143,25 +172,26 @@ def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
 
 
 def summary(found: Sequence[Hits]) -> dict[str, tuple[float, float]]:
-    """Per rule, percent right of the keypoints of targets that some source shows; and of all.
+    """Return the percentage of correct keypoints per rule: of keypoints that some source shows, and of all.
 
-    One source is the mean of all sources that show the keypoint; of all keypoints, of all sources, where one that does
-    not show it is wrong.
+    "One source" is a mean over sources: in the first percentage over those that show the keypoint, in the second over
+    all, where a source that does not show the keypoint counts as wrong.
     """
     counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     answerable = sum(int((hits[""][0] & hits[""][1]).sum()) for hits in found)
     everything = sum(int(hits[""][0].sum()) for hits in found)
     for hits in found:
-        visible, some = (each[0] for each in hits[""])
-        for rule, (correct, there) in hits.items():
+        visible, labelled = (mask[0] for mask in hits[""])
+        for rule, (correct, predicted) in hits.items():
             if rule:
-                good = (correct & there).float()
-                counts[rule][0] += float((good.sum(0) / there.sum(0).clamp_min(1))[visible & some].sum())
-                counts[rule][1] += float(good.mean(0)[visible].sum())
-    return {rule: (100 * one / answerable, 100 * all_ / everything) for rule, (one, all_) in counts.items()}
+                hit = (correct & predicted).float()
+                counts[rule][0] += float((hit.sum(0) / predicted.sum(0).clamp_min(1))[visible & labelled].sum())
+                counts[rule][1] += float(hit.mean(0)[visible].sum())
+    return {rule: (100 * shown / answerable, 100 * total / everything) for rule, (shown, total) in counts.items()}
 
 
 def show(scores: Sequence[dict[str, tuple[float, float]]], sources: int, targets: int) -> None:
+    """Print a table of the rules, with their gain over one source."""
     table = Table(
         title=f"PCK@{ALPHA} per point in percent; {sources} sources per category, {targets} targets, "
         f"mean of {len(scores)} draws"
@@ -169,23 +199,23 @@ def show(scores: Sequence[dict[str, tuple[float, float]]], sources: int, targets
     for header in ("rule", "of keypoints that a source shows", "gain (least of draws)", "of all keypoints"):
         table.add_column(header, justify="left" if header == "rule" else "right")
     for rule in scores[0]:
-        mine, one = ([score[name][0] for score in scores] for name in (rule, "one source"))
-        gains = [a - b for a, b in zip(mine, one, strict=True)]
-        every = sum(score[rule][1] for score in scores) / len(scores)
-        mean, gain = sum(mine) / len(mine), sum(gains) / len(gains)
-        table.add_row(rule, f"{mean:.1f}", f"{gain:+.1f} ({min(gains):+.1f})", f"{every:.1f}")
+        values, baseline = ([score[name][0] for score in scores] for name in (rule, "one source"))
+        gains = [a - b for a, b in zip(values, baseline, strict=True)]
+        overall = sum(score[rule][1] for score in scores) / len(scores)
+        mean, gain = sum(values) / len(values), sum(gains) / len(gains)
+        table.add_row(rule, f"{mean:.1f}", f"{gain:+.1f} ({min(gains):+.1f})", f"{overall:.1f}")
     Console(width=120).print(table)
 
 
 def show_scores(rows: Tensor) -> None:
-    """What --min-score leaves."""
+    """Print the shares of keypoints that --min-score keeps."""
     table = Table(title="the last rule: what scores more than --min-score, in percent")
     for header in ("--min-score", "of shown keypoints", "of these right", "of hidden keypoints"):
         table.add_column(header, justify="right")
-    score, right_, shown = rows.unbind(-1)
+    score, correct, shown = rows.unbind(-1)
     for least in (0.0, 0.05, 0.1, 0.2, 0.3):
-        kept = score > least
-        shares = kept[shown > 0].float().mean(), right_[kept & (shown > 0)].mean(), kept[shown == 0].float().mean()
+        mask = score > least
+        shares = mask[shown > 0].float().mean(), correct[mask & (shown > 0)].mean(), mask[shown == 0].float().mean()
         table.add_row(f"{least:g}", *(f"{100 * float(share):.0f}" for share in shares))
     Console(width=120).print(table)
 

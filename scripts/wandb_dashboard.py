@@ -1,13 +1,16 @@
-"""python scripts/wandb_dashboard.py PROJECT [--entity NAME] [--dry-run]: the project's saved report in W&B.
+"""Save a report of a project in W&B: python scripts/wandb_dashboard.py PROJECT [--entity NAME] [--dry-run].
 
-Curves of all, geo and std, categories, costs and pages of matches of every run, sweeps by group, configurations side
-by side. Needs pip install semcorr[dashboard]. Without a key, or with --dry-run, it prints what it would build.
+The report has curves of all, geo and std, categories, costs and pages of matches of every run, sweeps by group, and
+configurations side by side. Needs pip install semcorr[dashboard]. Without a key, or with --dry-run, it prints what it
+would save.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 ALPHAS = ("0.01", "0.05", "0.1", "0.15", "0.2")
@@ -15,12 +18,13 @@ SUBSETS = ("all", "geo", "std")
 NAMES = {"all": "all keypoints", "geo": "keypoints with a visible twin (geo)", "std": "the others (std)"}
 
 
-def report(api: Any, project: str, entity: str) -> Any:
-    """W&B's report, not saved yet."""
-    runs: dict[str, Any] = {}  # those of the report's own project
-    where = {"project": project, **({"entity": entity} if entity else {})}  # else W&B asks its server who we are
-    made = api.Report(**where, title="Semantic correspondence", description="PCK per image.", width="fluid")
-    made.blocks = [
+def report(api: ModuleType, project: str, entity: str) -> Any:
+    """Build the report without saving it."""
+    runs: dict[str, list[str]] = {}  # all runs of the report's project
+    # an empty entity would make W&B ask its server for the user's
+    location = {"project": project, **({"entity": entity} if entity else {})}
+    page = api.Report(**location, title="Semantic correspondence", description="PCK per image.", width="fluid")
+    page.blocks = [
         api.TableOfContents(),
         api.H1("Leaderboard"),
         api.P("PCK@0.1 per image on the test split, one bar a run, and what it cost to train."),
@@ -38,16 +42,16 @@ def report(api: Any, project: str, entity: str) -> Any:
         grid(api, runs | {"groupby": ["Group"]}, [curve(api, "all")]),
         grid(api, runs, [api.RunComparer(diff_only="split", layout=place(api, 0, 24))]),
     ]
-    return made
+    return page
 
 
-def grid(api: Any, runs: dict[str, Any], panels: list[Any]) -> Any:
-    """Panels over the runs of the project."""
+def grid(api: ModuleType, runs: dict[str, list[str]], panels: Sequence[object]) -> object:
+    """Build a grid of panels over the runs of the project."""
     return api.PanelGrid(runsets=[api.Runset(**runs)], panels=panels)
 
 
-def leaderboard(api: Any) -> list[Any]:
-    """A bar chart per kind of keypoint; accuracy against parameters."""
+def leaderboard(api: ModuleType) -> list[object]:
+    """Build a bar chart per subset of keypoints, and accuracy against parameters."""
     bars = [
         api.BarPlot(title=NAMES[subset], metrics=[f"test/{subset}/pck@0.1"], layout=place(api, 8 * i, 8))
         for i, subset in enumerate(SUBSETS)
@@ -61,8 +65,8 @@ def leaderboard(api: Any) -> list[Any]:
     return [*bars, cost]
 
 
-def curve(api: Any, subset: str) -> Any:
-    """PCK over training at every tolerance."""
+def curve(api: ModuleType, subset: str) -> object:
+    """Build the curve of PCK over training at every tolerance."""
     return api.LinePlot(
         title=NAMES[subset],
         x="trainer/global_step",
@@ -71,8 +75,8 @@ def curve(api: Any, subset: str) -> Any:
     )
 
 
-def pictures(api: Any) -> list[Any]:
-    """Tables of categories and pages of matches."""
+def pictures(api: ModuleType) -> list[object]:
+    """Build the tables of categories and the pages of matches."""
     tables = [
         api.WeavePanelSummaryTable(table_name=f"{stage}/categories", layout=place(api, 12 * i, 12))
         for i, stage in enumerate(("val", "test"))
@@ -80,47 +84,47 @@ def pictures(api: Any) -> list[Any]:
     return [*tables, api.MediaBrowser(media_keys=["val/matches", "test/matches"], layout=place(api, 0, 24, 14))]
 
 
-def training(api: Any) -> list[Any]:
-    """Loss, rates, speed and memory."""
-    shown = {
+def training(api: ModuleType) -> list[object]:
+    """Build the curves of loss, learning rates, speed and memory."""
+    curves: dict[str, dict[str, object]] = {
         "loss": {"y": ["train/loss"]},
         "learning rates": {"metric_regex": "^lr-.*"},
         "images a second": {"y": ["cost/images_per_second"]},
         "memory in GB": {"y": ["cost/memory_gb", "cost/gpu_gb"]},
     }
     return [
-        api.LinePlot(title=title, x="trainer/global_step", layout=place(api, 6 * i, 6), **what)
-        for i, (title, what) in enumerate(shown.items())
+        api.LinePlot(title=title, x="trainer/global_step", layout=place(api, 6 * i, 6), **options)
+        for i, (title, options) in enumerate(curves.items())
     ]
 
 
-def place(api: Any, x: int, width: int, height: int = 8) -> Any:
-    """On a grid of 24 columns."""
+def place(api: ModuleType, x: int, width: int, height: int = 8) -> object:
+    """Lay out a panel on a grid of 24 columns."""
     return api.Layout(x=x, y=0, w=width, h=height)
 
 
 def main() -> int:
-    """Build it; save it if there is a key."""
+    """Build the report, and save it if there is a key."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project")
     parser.add_argument("--entity", default="")
     parser.add_argument("--dry-run", action="store_true", help="print W&B's specification of the report; send nothing")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
         from wandb_workspaces.reports import v2 as api
     except ImportError:
         print("Error: wandb-workspaces is not installed. pip install wandb-workspaces", file=sys.stderr)
         return 2
-    keyless = not os.environ.get("WANDB_API_KEY")
-    if asked.dry_run or keyless:
-        made = report(api, asked.project, asked.entity or "ENTITY")
-        print(json.dumps(json.loads(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)), indent=1))
-        if not asked.dry_run:
+    is_keyless = not os.environ.get("WANDB_API_KEY")
+    if options.dry_run or is_keyless:
+        page = report(api, options.project, options.entity or "ENTITY")
+        print(json.dumps(json.loads(page._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)), indent=1))
+        if not options.dry_run:
             print("No WANDB_API_KEY: this is what would be built. Set it, and the report is saved.", file=sys.stderr)
         return 0
-    made = report(api, asked.project, asked.entity)
-    made.save(draft=False)
-    print(made.url)
+    page = report(api, options.project, options.entity)
+    page.save(draft=False)
+    print(page.url)
     return 0
 
 

@@ -1,31 +1,47 @@
 """A tiny drawn benchmark, and one line to compose a configuration as the command line would."""
 
+# torch and what needs it are imported by who runs tests: the process that only hands them out starts 8 seconds earlier.
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from repository import SMALL
 
-from semcorr.cli import conf_dir
-from semcorr.data.synthetic import write_synthetic
 
-torch.set_num_threads(1)  # the suite runs two processes on two cores
+def pytest_configure(config: pytest.Config) -> None:
+    """Use one thread for each process that runs tests: the suite runs two on two cores."""
+    if not config.getoption("numprocesses", None):
+        import torch
 
-DRAWING = {"train": 3, "val": 2, "test": 3, "pixels": 96}
-SMALL = [f"data.{key}={value}" for key, value in DRAWING.items()]
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `sampled(n)` leave every nth case to `make test`; `make slow` runs the others, too."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            counts[name] += 1
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """A test draws the same whatever ran before it, in whichever process."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifteen training images, ten for validation, fifteen for testing."""
+    from semcorr.data.synthetic import write_synthetic
+
     root = tmp_path_factory.mktemp("data") / "synthetic"
     return write_synthetic(root, images={"trn": 3, "val": 2, "test": 3}, size=96)
 
@@ -39,6 +55,9 @@ def tiny(creatures: Path) -> list[str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
     """config("train", "finetune.blocks=2") is what that command line gives the program."""
+    from hydra import compose, initialize_config_dir
+
+    from semcorr.engine.known_targets import conf_dir
 
     def build(name: str, *overrides: str) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

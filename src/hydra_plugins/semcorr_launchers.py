@@ -1,186 +1,217 @@
-"""Where the jobs of a sweep run: `hydra/launcher=here`, `joblib`, `ray` or `submitit_slurm`.
+"""Launchers, which run the jobs of a sweep: `hydra/launcher=here`, `joblib`, `ray` or `submitit_slurm`.
 
-Hydra looks for launchers in this package. Those published for it run whatever they are given; these run what
-`semcorr.sweep` says is missing. What they need besides is imported when one of them is asked for.
+Hydra looks for launchers in this package. Its published launchers run every job that they are given; these run only the
+jobs that `semcorr.cli.sweep.plan` finds missing. The packages they need are imported when a launcher is used.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from semcorr.core.ranges import Whole, Within, ranged, require
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, Whole, check_arguments, require
 
-Number = Annotated[float, Within(least=0)]
+if TYPE_CHECKING:
+    import submitit
+
+    from semcorr.cli.sweep.plan import JobOutcome, SweepJob
+    from semcorr.store.cache import SweepFeatureCache
+
+    RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
+
+Number = Annotated[float, Range(least=0)]
 SLURM = {
-    "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "slurm_array_parallelism",
-}  # fmt: skip
+    "timeout_min",
+    "nodes",
+    "tasks_per_node",
+    "cpus_per_task",
+    "gpus_per_node",
+    "mem_gb",
+    "slurm_array_parallelism",
+}
 
 
 class Here(Launcher):
-    """One after another, in this process."""
+    """Launcher that runs the jobs one after another in this process."""
 
     config: DictConfig
     hydra_context: HydraContext
-    elsewhere = ""  # what becomes, if the sweep is interrupted, of jobs that do not end with it
+    elsewhere = ""  # sentence about jobs that outlive an interrupted sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's part of the constructor."""
+        """Receive the context and the configuration from Hydra."""
         self.hydra_context, self.config = hydra_context, config
+        self.outcomes: list[JobOutcome] = vars(task_function).get("outcomes", [])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose every job, run what is missing, and remember what became of them."""
-        from semcorr import sweep
-        from semcorr.cli import composed_job
+        """Compose every job, run the missing ones, and record their outcomes."""
+        from semcorr.cli.hydra_app import compose_sweep_job
+        from semcorr.cli.sweep.plan import plan_jobs
+        from semcorr.cli.sweep.run import run_jobs
 
         setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
-        composed = [composed_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
+        configs = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)
-        jobs, typed = sweep.planned(verb, composed, folder), OmegaConf.to_yaml(self.config)
-        outcomes = sweep.run(jobs, folder, self.over, self.elsewhere, typed)
-        sweep.OUTCOMES.extend(outcomes)
-        return [_returned(sweep, outcome) for outcome in outcomes]
+        jobs, typed = plan_jobs(verb, configs, folder), OmegaConf.to_yaml(self.config)
+        outcomes = run_jobs(jobs, folder, self.map_jobs, self.elsewhere, typed)
+        self.outcomes.extend(outcomes)
+        return [_job_return(outcome) for outcome in outcomes]
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        """`function` of every job."""
-        return map(function, jobs)
+    def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
+        """Apply `function` to every job and the features of the one before, and yield the outcomes."""
+        from semcorr.store.cache import SweepFeatureCache
+
+        features = SweepFeatureCache()
+        return (function(job, features) for job in jobs)
 
 
 class Joblib(Here):
-    """In processes of this machine.
+    """Launcher that runs the jobs in processes of this machine.
 
     Args:
-        n_jobs: How many at a time.
+        n_jobs: Jobs at a time; -1 for as many as there are cores.
     """
 
-    @ranged("hydra.launcher")
-    def __init__(self, n_jobs: Annotated[int, Within(least=-1)] = 2) -> None:
+    @check_arguments("hydra.launcher")
+    def __init__(self, n_jobs: Annotated[int, Range(least=-1)] = 2) -> None:
         if n_jobs == 0:
             raise UserError("`hydra.launcher.n_jobs` must be at least 1, or -1 for as many as there are cores, got 0")
         self.n_jobs = n_jobs
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        """Each worker computes with as many threads as this process would, for the same digits."""
-        joblib = _needed("joblib")
-        _one_process_each(jobs)
-        work = (joblib.delayed(in_worker)(function, job, os.getcwd(), _threads()) for job in jobs)
-        with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_threads()):
-            outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(work)
-            with suppress(joblib.externals.loky.process_executor.BrokenProcessPool):  # a worker was killed: what is
-                yield from outcomes  # missing then counts as failed
+    def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
+        """Yield outcomes as they come; workers use as many threads as this process would, for the same digits."""
+        joblib = _import_package("joblib")
+        _require_one_device(jobs)
+        tasks = (joblib.delayed(in_worker)(function, job, os.getcwd(), _thread_count()) for job in jobs)
+        with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_thread_count()):
+            outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
+            with suppress(joblib.externals.loky.process_executor.BrokenProcessPool):  # a worker was killed:
+                yield from outcomes  # jobs without an outcome count as failed
 
 
 class Ray(Here):
-    """On a Ray cluster, or on one that is started here and ends with the sweep.
+    """Launcher that runs the jobs on a Ray cluster, either a running one or one that ends with the sweep.
 
     Args:
-        num_cpus: Of a job.
-        num_gpus: Of a job; a share, where several fit on one. None: one, if this machine has any.
-        address: Of a cluster that runs; None starts one here.
+        num_cpus: Processors of a job.
+        num_gpus: GPUs of a job; a fraction where several jobs share one. None: one, if this machine has any.
+        address: Address of a running cluster; None starts one on this machine.
     """
 
-    @ranged("hydra.launcher")
+    @check_arguments("hydra.launcher")
     def __init__(self, num_cpus: Number = 1, num_gpus: Number | None = None, address: str | None = None) -> None:
         import torch
 
         self.num_cpus, self.address = num_cpus, address
         self.num_gpus = float(torch.cuda.is_available()) if num_gpus is None else num_gpus
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        """Outcomes as they come. A cluster on another machine must see the same files."""
-        ray = _needed("ray")
-        _one_process_each(jobs)
-        ended_by = signal.getsignal(signal.SIGTERM)
+    def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
+        """Yield outcomes as they come; a cluster on other machines must see the same files."""
+        ray = _import_package("ray")
+        _require_one_device(jobs)
+        previous_handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
         try:
-            signal.signal(signal.SIGTERM, ended_by)  # Ray's own would end the sweep with exit code 15
+            signal.signal(signal.SIGTERM, previous_handler)  # Ray's handler would end the sweep with exit code 15
             remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
-            left = {remote.remote(function, job, os.getcwd(), _threads()): job for job in jobs}
-            while left:
-                (ready,), _ = ray.wait([*left], num_returns=1)
-                yield _result(lambda of=ready: ray.get(of), left.pop(ready))
+            pending = {remote.remote(function, job, os.getcwd(), _thread_count()): job for job in jobs}
+            while pending:
+                (ready,), _ = ray.wait([*pending], num_returns=1)
+                yield _get_outcome(partial(ray.get, ready), pending.pop(ready))
         finally:
             ray.shutdown()
 
 
 class Slurm(Here):
-    """As jobs of SLURM, by submitit. This process waits for them, and may be started again if it is killed.
+    """Launcher that submits the jobs to SLURM by submitit, and waits for them; a killed sweep can be started again.
 
     Args:
-        folder: Where submitit keeps its scripts and logs; beside the jobs if None.
-        cluster: `slurm`; `local` tries a sweep on this machine first.
-        options: Of `submitit.AutoExecutor.update_parameters`, as `timeout_min`, `slurm_partition`.
+        folder: Folder of submitit's scripts and logs; beside the jobs if None.
+        cluster: `slurm`; or `local`, to try a sweep on this machine first.
+        options: Options of `submitit.AutoExecutor.update_parameters`, such as `timeout_min` or `slurm_partition`.
     """
 
-    @ranged("hydra.launcher")
-    def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: Any) -> None:
+    @check_arguments("hydra.launcher")
+    def __init__(self, folder: str | None = None, cluster: str = "slurm", **options: object) -> None:
         for key in SLURM & options.keys():
             require(f"hydra.launcher.{key}", options[key], Whole | None)
         self.folder, self.cluster, self.options = folder, cluster, options
         if cluster == "slurm":
             self.elsewhere = "Those that SLURM has go on by themselves (scancel ends them). "
 
-    def over(self, function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        """Outcomes as they come."""
-        submitit = _needed("submitit")
+    def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
+        """Yield outcomes in the order of the jobs."""
+        submitit = _import_package("submitit")
         folder = Path(self.folder or self.config.hydra.sweep.dir) / ".submitit"
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
         with executor.batch():
-            left = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
-        return (_result(partial(_worst, sent), job) for sent, job in left)
+            submissions = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
+        return (_get_outcome(partial(_worst_outcome, handle), job) for handle, job in submissions)
 
 
-def in_worker(function: Any, job: Any, folder: str, threads: int | None) -> Any:
-    """A job in a process that knows nothing yet.
+def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
+    """Run a job in a new process.
 
     Args:
-        function: Of the job.
-        job: The job.
-        folder: Where the sweep was started: what was typed may be relative to it.
-        threads: As many as the process that started it; None leaves it to the machine.
+        function: Function to apply to the job.
+        job: Job to run.
+        folder: Working directory of the sweep, which paths of the configuration may be relative to.
+        threads: Threads of the process that started the sweep; None leaves the number to the machine.
     """
     import torch
 
     from semcorr.core import interrupt
 
     os.chdir(folder)
-    setup_globals()  # resolvers of configurations
-    if interrupt.current() is None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who started this one ends it
+    setup_globals()  # resolvers of configuration values
+    if interrupt.current_guard() is None and threading.current_thread() is threading.main_thread():
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a terminal's Ctrl-C reaches every process; the sweep ends this one
     if threads is not None:
         torch.set_num_threads(threads)
-    return function(job)
+    return function(job, worker_cache())
 
 
-def _worst(sent: Any) -> Any:
-    """Of a job's processes, one per GPU, the one to be told of: they have one outcome, or some failed."""
-    return max(sent.results(), key=lambda outcome: outcome.fault)
+@cache
+def worker_cache() -> "SweepFeatureCache":
+    """Return the cache of this worker process, which serves one sweep: the features of the last job that it ran."""
+    from semcorr.store.cache import SweepFeatureCache
+
+    return SweepFeatureCache()
 
 
-def _result(get: Any, job: Any) -> Any:
-    """What became of a job whose worker may have gone: killed for memory, out of time, cancelled."""
-    from semcorr.sweep import Outcome
+def _worst_outcome(handle: "submitit.Job[JobOutcome]") -> "JobOutcome":
+    """Return the worst outcome of a job's processes, one per GPU; all are equal unless some process failed."""
+    return max(handle.results(), key=lambda outcome: outcome.fault)
+
+
+def _get_outcome(get: "Callable[[], JobOutcome]", job: "SweepJob") -> "JobOutcome":
+    """Return the outcome of a job whose worker may be lost: killed for memory, out of time, cancelled."""
+    from semcorr.cli.sweep.plan import JobOutcome
 
     try:
         return get()
     except Exception as error:
-        return Outcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
+        return JobOutcome(job, 1, f"its worker was lost: {type(error).__name__}: {error}")
 
 
-def _one_process_each(jobs: Sequence[Any]) -> None:
-    from semcorr.errors import UserError
+def _require_one_device(jobs: "Sequence[SweepJob]") -> None:
+    """Raise if a job needs more than the one device of its worker."""
+    from semcorr.core.errors import UserError
 
     if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
         raise UserError(
@@ -189,10 +220,11 @@ def _one_process_each(jobs: Sequence[Any]) -> None:
         )
 
 
-def _needed(package: str) -> Any:
+def _import_package(package: str) -> ModuleType:
+    """Import an optional package, or say how to install it."""
     import importlib
 
-    from semcorr.errors import UserError
+    from semcorr.core.errors import UserError
 
     try:
         return importlib.import_module(package)
@@ -202,14 +234,18 @@ def _needed(package: str) -> Any:
         ) from None
 
 
-def _threads() -> int:
+def _thread_count() -> int:
+    """Return the number of PyTorch's threads in this process."""
     import torch
 
     return torch.get_num_threads()
 
 
-def _returned(sweep: Any, outcome: Any) -> JobReturn:
-    done = not outcome.fault and sweep.done(outcome.job)
+def _job_return(outcome: "JobOutcome") -> JobReturn:
+    """Convert an outcome to what Hydra expects of a job."""
+    from semcorr.cli.sweep.plan import is_done, read_job_metrics
+
+    is_successful = not outcome.fault and is_done(outcome.job)
     result = JobReturn(overrides=outcome.job.overrides, cfg=outcome.job.cfg, working_dir=str(outcome.job.folder))
-    result.status, result.return_value = JobStatus.COMPLETED, sweep.metrics_of(outcome.job) if done else None
+    result.status, result.return_value = JobStatus.COMPLETED, read_job_metrics(outcome.job) if is_successful else None
     return result

@@ -7,7 +7,7 @@ benchmark files -data-> PairBatch -backbone-> FeatureMap -head-> similarity (b n
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semcorr.matcher import Matcher
+    from semcorr.inference import Matcher
 
 __all__ = ["Matcher"]
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`from semcorr import Matcher`, which brings torch: only when it is asked for."""
     if name == "Matcher":
-        from semcorr.matcher import Matcher
+        from semcorr.inference import Matcher
 
         return Matcher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,237 +1,184 @@
-"""python -m semcorr.audit RUN_DIR: how far the same features move from one convention to the next, and what moves them.
+"""The command python -m semcorr.audit RUN_DIR: how far the scores of the same features move between conventions.
 
 A finished run is built again, its images are encoded once, and each published protocol is reached from ours by
-changing one axis at a time. Axes interact: what one of them moves is said at its place in the walk.
+changing one axis at a time. Axes interact, so the effect of an axis holds for its position in this order.
 """
 
-import difflib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich import box
 from rich.table import Table
 
-from semcorr.cli import explaining, run_app
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import OneOf, run_app
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
 from semcorr.core.terminal import Terminal
-from semcorr.core.text_files import REPORTS, read_json
-from semcorr.errors import UserError
-from semcorr.verb_line import OneOf
+from semcorr.core.text_files import REPORTS, JsonObject, read_json
+from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from semcorr.protocol import Protocol
-    from semcorr.readings import Reading
+    from semcorr.evaluation.protocols import Protocol, ScoringSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-LEFT = ("config.yaml", "metrics.json")  # what every finished run has left
 WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
 
 
-class Step(NamedTuple):
-    """A change of one axis."""
+class AuditStep(NamedTuple):
+    """The change of one axis, and the scoring that results."""
 
     axis: str
     value: str
-    reading: "Reading"
+    reading: "ScoringSpec"
 
 
-def walk(start: "Reading", end: "Protocol") -> "list[Step]":
-    """From a reading to a protocol with its own read-out, one axis after the other; none that agree already."""
+def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
+    """Return the steps from a scoring to a protocol with its own read-out, axis by axis, where they differ."""
     from dataclasses import replace
 
-    from semcorr.read_outs import short
-    from semcorr.readings import Reading
+    from semcorr.evaluation.protocols import ScoringSpec
+    from semcorr.matching.readouts import readout_shorthand
 
-    steps, at = [], start
+    steps, current = [], start
     for axes in WALK:
         if axes == ("read_out",):
-            moved = Reading(at.protocol, end.read_out)
-            value = short(end.read_out)
+            changed_spec = ScoringSpec(current.protocol, end.read_out)
+            value = readout_shorthand(end.read_out)
         else:
             changed = {axis: getattr(end, axis) for axis in axes}
-            moved = Reading(replace(at.protocol, **changed), at.rule)
-            value = ", ".join(str(v) if axis != "clamp" else "clamped" for axis, v in changed.items() if v is not False)
-        if moved.protocol != at.protocol or moved.localise != at.localise:
-            steps.append(Step(axes[0], value or "not strict", moved))
-            at = moved
+            changed_spec = ScoringSpec(replace(current.protocol, **changed), current.rule)
+            value = ", ".join(
+                str(choice) if axis != "clamp" else "clamped" for axis, choice in changed.items() if choice is not False
+            )
+        if changed_spec.protocol != current.protocol or changed_spec.localise != current.localise:
+            steps.append(AuditStep(axes[0], value or "not strict", changed_spec))
+            current = changed_spec
     return steps
 
 
-def configuration(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> "DictConfig":
-    """What a finished run was; refuses a folder that is none, and says what it lacks."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from semcorr.run_dir import flatten
-    from semcorr.saved_config import read_run_config
-
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
-    missing = [name for name in LEFT if not (run / name).is_file()]
-    if missing:
-        what = "has not finished" if len(missing) == 1 else "is no run_dir"
-        raise UserError(
-            f"{run} {what}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
-        )
-    cfg = read_run_config(run, overrides)
-    content = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(content, dict)
-    keys = [override.partition("=")[0] for override in overrides]
-    for override, key in zip(overrides, keys, strict=True):
-        _, equals, value = override.partition("=")
-        if not equals or OmegaConf.select(cfg, key, default=...) is ...:
-            close = difflib.get_close_matches(key, flatten(content), n=2, cutoff=0.7)
-            hint = f"Did you mean {' or '.join(close)}?" if close else "Give key=value, as data.root=DIR."
-            raise UserError(f"{override!r}: the run's config.yaml has no key {key!r}. {hint}")
-        if isinstance(OmegaConf.select(cfg, key), DictConfig):
-            raise UserError(f"{override!r}: {key!r} is a section of config.yaml. Give keys in it, as data.root=DIR.")
-        if not value.strip():
-            raise UserError(f"{override!r} has no value. Give {key}=VALUE, or leave it out.")
-        if keys.count(key) > 1:
-            raise UserError(f"{key!r} is given twice. Give it once.")
-        try:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
-        except (YAMLError, OmegaConfBaseException):
-            raise UserError(f"{override!r}: {value!r} is no YAML value. Put what has a colon in quotes") from None
-    if "test" in cfg:
-        cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
-    cfg.data.resize = resize or cfg.data.resize
-    cfg.pop("protocol", None)  # the walk starts at ours
-    cfg.logger = {"_target_": "semcorr.loggers.CSV"}
-    return cfg
-
-
-def built(run: Path, cfg: "DictConfig") -> tuple[Any, Any]:
-    """The module as it was scored, and the data."""
-    from semcorr.checkpoint_files import load_trained
-    from semcorr.data.datamodule import PairDataModule
-    from semcorr.run import build
-
-    origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
-    module, data = build(cfg)
-    if not isinstance(data, PairDataModule):
-        raise UserError(
-            f"{run} scored {cfg.data._target_.rsplit('.', 1)[-1]}, which has no pairs to be scored otherwise."
-        )
-    if origin and module.moving():
-        load_trained(module, origin)
-    return module, data
-
-
-def audit(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Walk to every protocol that is defined on these pixels; leave audit.json in the run.
+def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> JsonObject:
+    """Walk to every protocol that is defined on the run's pixels, and write audit.json into the run.
 
     Returns:
-        What audit.json holds of this image geometry.
+        The part of audit.json on this image geometry.
     """
-    from semcorr.run_lock import lock_folder
-    from semcorr.saved_config import drop_store, refuse_drawing, replaced_by
+    from semcorr.engine.run_lock import lock_folder
+    from semcorr.engine.saved_config import drop_store, overridden_keys, refuse_generating
 
-    cfg, replaced = configuration(run, resize, overrides), replaced_by(overrides)
+    cfg, replaced = read_scored_config(run, resize, overrides), overridden_keys(overrides)
     if "data.root" not in replaced:
-        refuse_drawing(cfg.data)
+        refuse_generating(cfg.data)
     if "store.root" not in replaced and (root := drop_store(cfg)):
         print(f"No features are kept in {root}, which the run names. Give store.root={root} for that.", file=sys.stderr)
     with lock_folder(run, "audit"):
-        return _audited(run, cfg)
+        return _audit_locked(run, cfg)
 
 
-def _audited(run: Path, cfg: "DictConfig") -> dict[str, Any]:
-    from semcorr.heads.cosine import Cosine
-    from semcorr.protocol import PRESETS, SEMCORR
-    from semcorr.read_outs import rules_of, short
-    from semcorr.readings import Reading
-    from semcorr.run import make_trainer
+def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
+    from semcorr.engine.build import build_trainer
+    from semcorr.evaluation.protocols import PRESETS, SEMCORR, ScoringSpec
+    from semcorr.matching.readouts import list_readouts, readout_shorthand
+    from semcorr.models.heads.cosine import Cosine
 
-    known = _before(run / "audit.json")
+    previous = _read_audit(run / "audit.json")
     require_writable_file(run / "audit.json", "RUN_DIR")
-    module, data = built(run, cfg)
-    start = Reading(SEMCORR.shown(data.resize), rules_of(module.localise)[0])
-    near = [one for one in PRESETS if not one.exact and one.resize == data.resize]
-    near = [one for one in near if one.decode != "native" or isinstance(module.head, Cosine)]
-    walks = {one.name: walk(start, one) for one in near}
-    module.readings = [start, *(step.reading for steps in walks.values() for step in steps)]
-    module.tabled = False
+    module, data = rebuild_scored_module(run, cfg)
+    start = ScoringSpec(SEMCORR.with_resize(data.resize), list_readouts(module.localise)[0])
+    reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize == data.resize]
+    reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
+    walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
+    module.specs = [start, *(step.reading for steps in walks.values() for step in steps)]
+    module.keeps_rows = False
     with temporary_folder(run, "audit") as folder:
-        make_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
-    headlines = iter([found["headline"] for found in module.each])
-    content: dict[str, Any] = {
+        build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
+    headlines = iter([result["headline"] for result in module.result.spec_scores])
+    content: JsonObject = {
         "split": f"{data.name} {data.split}",
         "backbone": module.backbone.name,
-        "start": {"protocol": "semcorr", "localise": short(start.rule), "headline": (ours := next(headlines))},
-        "protocols": {name: _told(steps, ours, headlines) for name, steps in walks.items()},
+        "start": {
+            "protocol": "semcorr",
+            "localise": readout_shorthand(start.rule),
+            "headline": (start_headline := next(headlines)),
+        },
+        "protocols": {name: _format_steps(steps, start_headline, headlines) for name, steps in walks.items()},
         "elsewhere": {
-            one.name: f"python -m semcorr.audit {run} --resize {one.resize}"
-            for one in PRESETS
-            if one.resize != data.resize
+            protocol.name: f"python -m semcorr.audit {run} --resize {protocol.resize}"
+            for protocol in PRESETS
+            if protocol.resize != data.resize
         },
     }
-    write_json(run / "audit.json", {**known, data.resize: content}, "RUN_DIR")
+    write_json(run / "audit.json", {**previous, data.resize: content}, "RUN_DIR")
     return {**content, "resize": data.resize}
 
 
-def _before(path: Path) -> dict[str, Any]:
-    """What an audit of other pixels has found."""
-    found = read_json(path, "Move it away.", REPORTS) if path.exists() else {}
-    if not isinstance(found, dict):
+def _read_audit(path: Path) -> JsonObject:
+    """Read audit.json, which may hold audits of other image geometries; empty if there is none."""
+    content = read_json(path, "Move it away.", REPORTS) if path.exists() else {}
+    if not isinstance(content, dict):
         raise UserError(f"{path} is not an audit.json. Move it away.")
-    return found
+    return content
 
 
-def _told(steps: Sequence[Step], ours: dict[str, float], headlines: Any) -> dict[str, Any]:
-    """Every step's numbers, by how much it moved them, and the axis that moved any of them most."""
-    told, before = [], ours
+def _format_steps(steps: Sequence[AuditStep], start: JsonObject, headlines: Iterator[JsonObject]) -> JsonObject:
+    """Format the steps as dictionaries: scores, what each step moved them by, and the axis of the largest move."""
+    formatted: list[JsonObject] = []
+    previous = start
     for step in steps:
-        after = next(headlines)
-        moved = {alpha: None if after[alpha] is None else after[alpha] - before[alpha] for alpha in after}
-        told.append({"axis": step.axis, "to": step.value, "headline": after, "moved": moved})
-        before = after
-    most = max(told, key=lambda one: max(abs(value or 0) for value in one["moved"].values()))
-    total = {alpha: None if before[alpha] is None else before[alpha] - ours[alpha] for alpha in before}
-    return {"steps": told, "most": most["axis"], "moved": total}
+        current = next(headlines)
+        change = {alpha: None if current[alpha] is None else current[alpha] - previous[alpha] for alpha in current}
+        formatted.append({"axis": step.axis, "to": step.value, "headline": current, "moved": change})
+        previous = current
+    largest = max(formatted, key=lambda step_dict: max(abs(value or 0) for value in step_dict["moved"].values()))
+    total = {alpha: None if previous[alpha] is None else previous[alpha] - start[alpha] for alpha in previous}
+    return {"steps": formatted, "most": largest["axis"], "moved": total}
 
 
-def show(found: dict[str, Any]) -> None:
-    """A table per protocol."""
-    alphas = list(found["start"]["headline"])
+def print_steps(content: JsonObject) -> None:
+    """Print a table per protocol."""
+    alphas = list(content["start"]["headline"])
     console = Terminal()
-    for name, told in found["protocols"].items():
+    for name, walk in content["protocols"].items():
         table = Table(
-            title=f"semcorr -> {name}: {found['split']}, {found['backbone']}",
-            caption=f"PCK in percent, and what each change moved it by. `{told['most']}` moved it most.",
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
-        )  # fmt: skip
+            title=f"semcorr -> {name}: {content['split']}, {content['backbone']}",
+            caption=f"PCK in percent, and what each change moved it by. `{walk['most']}` moved it most.",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title_justify="left",
+            caption_justify="left",
+        )
         for header in ("", *alphas):
             table.add_column(header, justify="right" if header in alphas else "left", overflow="fold")
-        start = found["start"]["headline"]
-        table.add_row(f"semcorr, {found['start']['localise']}", *(f"{_percent(start[a])}     " for a in alphas))
-        for step in told["steps"]:
-            cells = (f"{_percent(step['headline'][a])} {_signed(step['moved'][a])}" for a in alphas)
+        start = content["start"]["headline"]
+        table.add_row(
+            f"semcorr, {content['start']['localise']}", *(f"{_format_percent(start[a])}     " for a in alphas)
+        )
+        for step in walk["steps"]:
+            cells = (f"{_format_percent(step['headline'][a])} {_format_change(step['moved'][a])}" for a in alphas)
             table.add_row(f"{step['axis']}: {step['to']}", *cells)
         table.add_section()
-        table.add_row("all together", *(_signed(told["moved"][alpha]) for alpha in alphas))
+        table.add_row("all together", *(_format_change(walk["moved"][alpha]) for alpha in alphas))
         console.print(table)
-    for name, command in found["elsewhere"].items():
+    for name, command in content["elsewhere"].items():
         console.print(f"{name} needs other pixels: {command}", soft_wrap=True)
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _signed(value: float | None) -> str:
+def _format_change(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}"
 
 
 @app.command()
-def command(
+def run_command(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
         list[str] | None,
@@ -245,14 +192,14 @@ def command(
         typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew."),
     ] = None,
 ) -> None:
-    """How far the same features move from one published convention to the next, and which axis moves them."""
+    """Measure how far the scores move from one published convention to the next, and which axis moves them."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        show(audit(run, resize, overrides or []))
+    with report_user_errors("evaluate"):
+        print_steps(audit_run(run, resize, overrides or []))
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `semcorr audit`."""
     run_app(app, prog_name="semcorr audit")
 
 

@@ -1,60 +1,68 @@
 """python -m semcorr.evaluate: score a backbone, or a training run, on a benchmark."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from semcorr.cli import hydra_main
+from semcorr.cli.hydra_app import hydra_main
 from semcorr.core.files import ROOM, require_writable
-from semcorr.core.interrupt import advising
+from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.text_files import JsonObject
+
+if TYPE_CHECKING:  # it imports torch, which --help does not need
+    from semcorr.store.cache import SweepFeatureCache
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score `cfg.data`'s split and leave the results in `cfg.run_dir`.
+def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
+    """Score `cfg.data`'s split and write the results to `cfg.run_dir`.
+
+    Args:
+        cfg: Configuration of the run, conf/evaluate.yaml.
+        cache: Cache of features that the jobs of a sweep share.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json; an empty dictionary on processes other than the first.
     """
-    from semcorr.callbacks import refuse_to_replace
-    from semcorr.checkpoint_files import load_trained
+    from semcorr.core.errors import UserError
     from semcorr.data.tapvid import TapVid
-    from semcorr.errors import UserError
-    from semcorr.run import build, make_trainer, score
-    from semcorr.run_dir import refuse_other_run
-    from semcorr.track_results import print_tracks, write_tracks
-    from semcorr.tracking import Tracking
-    from semcorr.trainer_options import check_processes
+    from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
+    from semcorr.engine.callbacks import refuse_to_replace
+    from semcorr.engine.checkpoints import load_trained
+    from semcorr.engine.run_dir import refuse_other_run
+    from semcorr.engine.tracking import TrackingModule
+    from semcorr.engine.trainer_options import check_processes
 
     check_processes(cfg.trainer)
     require_writable(Path(cfg.run_dir), "run_dir", ROOM)
     refuse_to_replace(Path(cfg.run_dir))
     refuse_other_run(Path(cfg.run_dir), cfg)
-    module, data = build(cfg)
-    refuse_other_run(Path(cfg.run_dir), cfg, filled=True)
+    module, data = build_datamodule_and_module(cfg)
+    refuse_other_run(Path(cfg.run_dir), cfg, is_filled=True)
     if cfg.checkpoint:
         load_trained(module, Path(cfg.checkpoint))
     module.kap = cfg.kap
     module.pose.check(module.backbone, data)
-    trainer = make_trainer(cfg, Path(cfg.run_dir))
+    trainer = build_trainer(cfg, Path(cfg.run_dir))
     if isinstance(data, TapVid) and module.backbone.pairwise:
         raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
-    if isinstance(data, TapVid) and (len(module.readings) > 1 or module.readings[0].protocol.name != "semcorr"):
+    if isinstance(data, TapVid) and (len(module.specs) > 1 or module.specs[0].protocol.name != "semcorr"):
         raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")
     if isinstance(data, TapVid):
         cycle = data.cycle_threshold if data.occlusion == "cycle" else None
-        return score(cfg, trainer, Tracking(module, cycle), data, (write_tracks, print_tracks))
-    return score(cfg, trainer, module, data)
+        return score_and_save(cfg, trainer, TrackingModule(module, cycle), data)
+    return score_and_save(cfg, trainer, module, data, cache)
 
 
-def _evaluate(cfg: DictConfig) -> dict[str, Any]:
-    kept = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
-    with advising(lambda: f"No scores were written.{kept} Run the same line again"):
+def _evaluate(cfg: DictConfig) -> JsonObject:
+    """Evaluate as a command, with a message for the case of an interruption."""
+    stored = f" Features that were computed are in the store {cfg.store.root}." if cfg.store.get("root") else ""
+    with advise_on_interrupt(lambda: f"No scores were written.{stored} Run the same line again"):
         return evaluate(cfg)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     hydra_main(_evaluate, "evaluate")
 
 

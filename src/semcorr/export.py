@@ -1,6 +1,6 @@
-"""python -m semcorr.export RUN: the backbone that a training run tuned, for use elsewhere.
+"""The command python -m semcorr.export RUN: the backbone that a training run tuned, for use elsewhere.
 
-Whatever is written is read back, and its features compared with the run's, before it gets its name.
+What is written is read back, and its features are compared with the run's, before it gets its final name.
 """
 
 import logging
@@ -9,32 +9,32 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from omegaconf import DictConfig
 from rich.console import Console
 
-from semcorr.cli import explaining, run_app
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import OneOf, run_app
+from semcorr.core.errors import UserError
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
-from semcorr.core.ranges import Spelled
-from semcorr.errors import UserError
-from semcorr.run_lock import lock_folder
-from semcorr.verb_line import OneOf
+from semcorr.core.ranges import Pattern
+from semcorr.engine.run_lock import lock_folder
 
-if TYPE_CHECKING:  # it brings torch, which --help can do without
-    from semcorr.module import Correspondence
+if TYPE_CHECKING:  # this imports torch, which --help does not need
+    from semcorr.engine.module import CorrespondenceModule
 
-FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # and where they go in RUN/export
+FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # their paths in RUN/export
 CHECKPOINTS = ("best", "last")
-SIDES = Spelled(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
-TOLERANCE = 1e-4  # of the largest feature
+SIDES = Pattern(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
+TOLERANCE = 1e-4  # relative to the largest feature
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Typed(NamedTuple):
-    """What was asked for."""
+class ExportOptions(NamedTuple):
+    """The options of the command line."""
 
     run: Path
     format: str
@@ -46,7 +46,7 @@ class Typed(NamedTuple):
 
 
 @app.command()
-def export(
+def export_backbone(
     run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
     format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
     out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
@@ -67,105 +67,118 @@ def export(
     the image itself and leaves the features as the backbone gives them, not of unit length.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("train"):
+    with report_user_errors("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
-        _export(Typed(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
+        _run_export(ExportOptions(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
 
 
-def _export(typed: Typed) -> None:
-    if typed.which not in CHECKPOINTS:
-        raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {typed.which}")
-    if typed.size is not None and typed.format != "onnx":
+def _run_export(options: ExportOptions) -> None:
+    if options.which not in CHECKPOINTS:
+        raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {options.which}")
+    if options.size is not None and options.format != "onnx":
         raise UserError("--size goes with --format onnx: only a graph has a fixed size")
-    ending = Path(FORMATS[typed.format]).suffix
-    if ending and typed.out.suffix != ending:  # readers go by it
-        raise UserError(f"--out must end with {ending} for --format {typed.format}, got {typed.out}")
-    from semcorr.export_run import configuration, rebuilt
+    ending = Path(FORMATS[options.format]).suffix
+    if ending and options.out.suffix != ending:  # readers recognise the format by it
+        raise UserError(f"--out must end with {ending} for --format {options.format}, got {options.out}")
+    from semcorr.engine.rebuild import load_trained_module, read_trained_config
 
-    cfg = configuration(typed.run, typed.weights)
-    _require_weights(typed)
-    final = typed.out / "adapter_config.json" if typed.format == "peft" else typed.out
+    cfg = read_trained_config(options.run, options.weights)
+    _require_weights(options)
+    final = options.out / "adapter_config.json" if options.format == "peft" else options.out
     require_writable(final.parent, "--out")
-    _refuse(final, typed.force)
-    _refuse_read(final, cfg)
+    _refuse_existing(final, options.force)
+    _refuse_base_weights(final, cfg)
     with Console(file=sys.stderr).status("") as status:
-        status.update(f"Building the backbone of {typed.run}")
-        module = rebuilt(cfg, typed.run, typed.which)
-        facts = _facts(module, typed)  # before merging, after which nothing moves
-        status.update(f"Writing {typed.out}")
-        inside = typed.run.resolve() in final.resolve().parents
-        with lock_folder(typed.run, "export") if inside else nullcontext(), placing(final, typed.force) as beside:
-            difference = _write(module, cfg, typed, beside, facts)
+        status.update(f"Building the backbone of {options.run}")
+        module = load_trained_module(cfg, options.run, options.which)
+        provenance = _collect_provenance(module, options)  # before merging, after which no parameter is trainable
+        status.update(f"Writing {options.out}")
+        in_run = options.run.resolve() in final.resolve().parents
+        with (
+            lock_folder(options.run, "export") if in_run else nullcontext(),
+            place_export(final, options.force) as staged,
+        ):
+            difference = _write_files(module, cfg, options, staged, provenance)
             if difference is not None and not difference <= TOLERANCE:
                 raise UserError(
-                    f"What {typed.out} would hold gives other features than the run (they differ by {difference:.1e} "
+                    f"What {options.out} would hold gives other features than the run (they differ by {difference:.1e} "
                     "of the largest), so it was not written. Try another --format."
                 )
-            names = sorted(path.name for path in beside.parent.iterdir())
-    _tell(typed, facts, [final.with_name(name) for name in names], difference)
+            names = sorted(path.name for path in staged.parent.iterdir())
+    _print_summary(options, provenance, [final.with_name(name) for name in names], difference)
 
 
-def _require_weights(typed: Typed) -> None:
-    """Refuse, before the network is built, a run that has no such checkpoint, and a file of weights that is none."""
-    from semcorr.checkpoint_files import checkpoint_path
+def _require_weights(options: ExportOptions) -> None:
+    """Refuse a run without that checkpoint and a missing file of weights, before the network is built."""
+    from semcorr.engine.checkpoints import checkpoint_path
 
-    paths = {which: checkpoint_path(typed.run, which) for which in CHECKPOINTS}
-    there = [which for which, path in paths.items() if path.is_file()]
-    is_frozen = not paths["best"].parent.is_dir() and (typed.run / "metrics.json").is_file()
-    if is_frozen and typed.which != CHECKPOINTS[0]:
-        raise UserError(f"--which has no effect: {typed.run} is a frozen run, which trained nothing. Leave it out.")
-    if typed.which not in there and not is_frozen:
+    paths = {which: checkpoint_path(options.run, which) for which in CHECKPOINTS}
+    existing = [which for which, path in paths.items() if path.is_file()]
+    is_frozen = not paths["best"].parent.is_dir() and (options.run / "metrics.json").is_file()
+    if is_frozen and options.which != CHECKPOINTS[0]:
+        raise UserError(f"--which has no effect: {options.run} is a frozen run, which trained nothing. Leave it out.")
+    if options.which not in existing and not is_frozen:
         hint = (
-            f"Give --which {there[0]}." if there else f"Go on with it: python -m semcorr.train checkpoint={typed.run}"
+            f"Give --which {existing[0]}."
+            if existing
+            else f"Go on with it: python -m semcorr.train checkpoint={options.run}"
         )
-        raise UserError(f"{paths[typed.which]} does not exist: the training has not come so far. {hint}")
-    if typed.weights is not None and not typed.weights.exists():
-        raise UserError(f"--weights: {typed.weights} does not exist. Give the file of the base's weights.")
+        raise UserError(f"{paths[options.which]} does not exist: the training has not come so far. {hint}")
+    if options.weights is not None and not options.weights.exists():
+        raise UserError(f"--weights: {options.weights} does not exist. Give the file of the base's weights.")
 
 
-def _facts(module: "Correspondence", typed: Typed) -> dict[str, str]:
-    """Where the numbers come from."""
+def _collect_provenance(module: "CorrespondenceModule", options: ExportOptions) -> dict[str, str]:
+    """Return the provenance of the weights."""
     from semcorr import __version__
 
     return {
         "semcorr": __version__,
         "base": module.backbone.name,
         "base_sha256": module.backbone.sha256,
-        "run": str(typed.run.resolve()),
-        "checkpoint": typed.which if module.moving() else "none",
+        "run": str(options.run.resolve()),
+        "checkpoint": options.which if module.trainable_state_dict() else "none",
     }
 
 
-def _write(module: "Correspondence", cfg: DictConfig, typed: Typed, path: Path, facts: dict[str, str]) -> float | None:
-    """The files, into the folder of `path`. By how much the features that come out of them differ, if that is known."""
-    from semcorr.export_weights import adapter, merged, write_head
+def _write_files(
+    module: "CorrespondenceModule", cfg: DictConfig, options: ExportOptions, path: Path, provenance: dict[str, str]
+) -> float | None:
+    """Write the files into the folder of `path`; return by how much their features differ, None if unknown."""
+    from semcorr.engine.export import export_adapter, export_head, export_merged
 
-    backbone: Any = module.backbone
-    write_head(module.head, path.with_name("head.safetensors"), facts)
-    if typed.format == "onnx":
-        from semcorr.onnx_graph import graph, sides
+    backbone = module.backbone
+    export_head(module.head, path.with_name("head.safetensors"), provenance)
+    if options.format == "onnx":
+        from semcorr.engine.export import export_onnx, parse_sides
 
-        return graph(backbone, path, sides(backbone, typed.size), facts)
-    if not module.moving():
+        return export_onnx(backbone, path, parse_sides(backbone, options.size), provenance)
+    if not module.trainable_state_dict():
         raise UserError(
-            f"{typed.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
+            f"{options.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
             "Use those, by backbone.weights=FILE or by name; or --format onnx."
         )
-    return (adapter if typed.format == "peft" else merged)(backbone, cfg, path, facts)
+    return (export_adapter if options.format == "peft" else export_merged)(backbone, cfg, path, provenance)
 
 
-def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: float | None) -> None:
+def _print_summary(
+    options: ExportOptions, provenance: dict[str, str], files: list[Path], difference: float | None
+) -> None:
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")
-    tuned = f"tuned as {typed.run}/checkpoints/{typed.which}.ckpt says" if facts["checkpoint"] != "none" else "frozen"
-    print(f"{facts['base']} with base weights of sha256 {facts['base_sha256'][:12]}, {tuned}")
-    use = {
-        "merged": f"backbone.weights={typed.out}",
-        "peft": f'PeftModel.from_pretrained(network, "{typed.out}")',
+    origin = (
+        f"tuned as {options.run}/checkpoints/{options.which}.ckpt says"
+        if provenance["checkpoint"] != "none"
+        else "frozen"
+    )
+    print(f"{provenance['base']} with base weights of sha256 {provenance['base_sha256'][:12]}, {origin}")
+    usage = {
+        "merged": f"backbone.weights={options.out}",
+        "peft": f'PeftModel.from_pretrained(network, "{options.out}")',
         "onnx": "image: RGB in [0, 1], normalised inside; features: as the backbone gives them, not of unit length",
     }
-    print(use[typed.format])
+    print(usage[options.format])
     if difference is None:
         print("Not checked: onnxruntime is not installed. pip install semcorr[onnx]")
     else:
@@ -173,33 +186,33 @@ def _tell(typed: Typed, facts: dict[str, str], files: list[Path], difference: fl
 
 
 @contextmanager
-def placing(final: Path, force: bool = False) -> Iterator[Path]:
-    """A place to write `final` and what goes with it; all get their names when that is done, `final` last."""
-    home = next(folder for folder in final.absolute().parents if folder.is_dir())
+def place_export(final: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path for `final` and its companions; all get their names in the end, `final` last."""
+    parent = next(folder for folder in final.absolute().parents if folder.is_dir())
     try:
-        with temporary_folder(home, final.name) as folder:
+        with temporary_folder(parent, final.name) as folder:
             yield folder / final.name
-            made = [*folder.iterdir()]
-            for path in made:
-                _refuse(final.with_name(path.name), force)
-                path.chmod(0o666 & ~_umask())  # safetensors' own are for their owner's eyes only
+            files = [*folder.iterdir()]
+            for path in files:
+                _refuse_existing(final.with_name(path.name), force)
+                path.chmod(0o666 & ~_get_umask())  # safetensors writes files that only their owner can read
             move_files(folder, final.parent, last=final.name)
     except OSError as error:
         raise UserError(write_error(final, error, "--out")) from None
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _refuse(path: Path, force: bool) -> None:
+def _refuse_existing(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise UserError(f"{path} exists. Replace it with --force, or choose another place with --out")
 
 
-def _refuse_read(path: Path, cfg: DictConfig) -> None:
+def _refuse_base_weights(path: Path, cfg: DictConfig) -> None:
     """Refuse to replace the weights that the run was built on."""
     base = cfg.backbone.get("weights")
     if base and path.resolve() == Path(base).resolve():
@@ -207,7 +220,7 @@ def _refuse_read(path: Path, cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `semcorr export`."""
     run_app(app, prog_name="semcorr export")
 
 

@@ -1,4 +1,4 @@
-"""python -m semcorr.match A B: where points of one picture lie in another, or in every picture of a folder."""
+"""python -m semcorr.match A B: match points of one picture to another, or to every picture of a folder."""
 
 import logging
 import re
@@ -6,46 +6,47 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.progress import Progress
 
-from semcorr.cli import explaining, run_app
-from semcorr.core.files import write_json
-from semcorr.core.ranges import Within
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import DEVICE, PRECISION, Without, run_app
+from semcorr.core.errors import UserError
+from semcorr.core.files import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names, write_json
+from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
-from semcorr.staged import distinct, refuse_inputs, require_folder, staged
-from semcorr.verb_line import DEVICE, PRECISION, Without
+from semcorr.core.text_files import JsonObject
 
-if TYPE_CHECKING:  # they bring torch, which --help can do without
+if TYPE_CHECKING:  # they import torch, which --help does not need
+    from PIL.Image import Image
+
     from semcorr.data.pictures import Picture
-    from semcorr.matcher import Matcher
-    from semcorr.matcher.encoded import Encoded
-    from semcorr.matcher.found import Match
+    from semcorr.inference import Matcher
+    from semcorr.inference.encoded import EncodedPicture, Match
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
 
 
-class Wanted(NamedTuple):
-    """What to make of a pair."""
+class MatchOptions(NamedTuple):
+    """The options of the command that select points and outputs."""
 
     points: Sequence[tuple[float, float]] | None
     mutual: bool
-    most: int
+    limit: int
     dense: bool
     pca: bool
 
     @property
     def endings(self) -> list[str]:
-        """Of a target's pictures."""
+        """Suffixes of the names of a target's output pictures."""
         return ["", *["_warped"] * self.dense, *["_features"] * self.pca]
 
 
 @app.command()
-def match(
+def match_pictures(
     a: Annotated[Path, typer.Argument(metavar="A", readable=False, help="The picture whose points are asked for.")],
     b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Where to: a picture, or a folder of them.")],
     points: Annotated[
@@ -56,7 +57,7 @@ def match(
     mutual: Annotated[bool, typer.Option("--mutual", help="Mutual nearest neighbours, in place of points.")] = False,
     most: Annotated[
         int,
-        Within(least=1, most=100_000),
+        Range(least=1, most=100_000),
         Without("points"),
         typer.Option("--most", min=1, help="How many of these, or about in the grid."),
     ] = 30,
@@ -69,162 +70,172 @@ def match(
     device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
     precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
-    """Where points of A lie in B: a picture with numbers, and matches.json."""
+    """Find where points of A lie in B: a picture with numbers, and matches.json."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        wanted = Wanted(_parsed(points), mutual, most, dense, pca)
-        from semcorr.data.pictures import counting_frames, picture, pictures_in
-        from semcorr.matcher import Matcher
-        from semcorr.matcher.encoded import require_inside
+    with report_user_errors("evaluate"):
+        options = MatchOptions(_parse_points(points), mutual, most, dense, pca)
+        from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames
+        from semcorr.inference import Matcher
+        from semcorr.inference.encoded import require_inside
 
-        source, targets = picture(a), pictures_in(b) if b.is_dir() else [b]
+        source, targets = load_picture(a), list_pictures(b) if b.is_dir() else [b]
         if not b.is_dir():
-            picture(b)  # a mistake is known before the network is
-        require_inside(wanted.points or [], source.size, source.name, "--points")
-        named = names(targets, wanted.endings)
-        files = [f"{name}{ending}.png" for name in named.values() for ending in wanted.endings]
-        refuse_inputs(out, [*files, "matches.json"], [a, *targets])
-        require_folder(out)
+            load_picture(b)  # report a mistake before loading the network
+        require_inside(options.points or [], source.size, source.name, "--points")
+        output_stems = output_names(targets, options.endings)
+        output_files = [f"{name}{ending}.png" for name in output_stems.values() for ending in options.endings]
+        require_inputs_kept(out, [*output_files, "matches.json"], [a, *targets])
+        require_output_dir(out)
         matcher = Matcher.load(model, device=device, precision=precision)
-        with staged(out) as folder, counting_frames(b):
-            said = [*matched(matcher, source, named, wanted, folder)]
-            write_matches(folder / "matches.json", source, model, said)
-    for one in said if len(said) == 1 else ():
-        show(one)
-    Terminal().print(f"{len(said)} picture{'s'[: len(said) > 1]} matched: {out}")
+        with atomic_output_dir(out) as folder, warn_about_frames(b):
+            summaries = [*draw_targets(matcher, source, output_stems, options, folder)]
+            write_matches(folder / "matches.json", source, model, summaries)
+    for summary in summaries if len(summaries) == 1 else ():
+        print_matches(summary)
+    Terminal().print(f"{len(summaries)} picture{'s'[: len(summaries) > 1]} matched: {out}")
 
 
-def matched(
-    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], wanted: Wanted, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Draw every target's matches into the folder, by the name it has there; what JSON says of them."""
-    from semcorr.data.pictures import picture
-    from semcorr.draw import save
-    from semcorr.encoding import chunked
-    from semcorr.matcher.encoded import asked
+def draw_targets(
+    matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], options: MatchOptions, folder: Path
+) -> Iterator[JsonObject]:
+    """Draw every target's matches into the folder, and yield each one's entry of the JSON file."""
+    from semcorr.data.pictures import load_picture
+    from semcorr.inference.encoded import parse_points
+    from semcorr.store.encode import split_into_chunks
+    from semcorr.visualization.predictions import save_plot
 
-    known = matcher.encode(source)
-    asked(wanted.points or [], known)  # a mistake is known before anything is computed
+    encoded_source = matcher.encode(source)
+    parse_points(options.points or [], encoded_source)  # report a mistake before computing anything
     with Progress(transient=True, disable=len(targets) == 1) as bar:
         task = bar.add_task("Matching", total=len(targets))
-        for some in chunked(list(targets), matcher.batch):
-            pictures = [picture(path) for path in some]
-            for path, one, target in zip(some, pictures, matcher.encoded(pictures), strict=True):
-                found = answers(matcher, known, target, wanted)
-                for suffix, image in drawn(matcher, (source, one), (known, target), found, wanted):
-                    save(image, folder / f"{targets[path]}{suffix}.png")
+        for paths in split_into_chunks(list(targets), matcher.batch):
+            pictures = [load_picture(path) for path in paths]
+            for path, picture, target in zip(paths, pictures, matcher.encode_all(pictures), strict=True):
+                matches = match_pair(matcher, encoded_source, target, options)
+                for suffix, image in draw_outputs(
+                    matcher, (source, picture), (encoded_source, target), matches, options
+                ):
+                    save_plot(image, folder / f"{targets[path]}{suffix}.png")
                 bar.advance(task)
-                yield described(one, found, f"{targets[path]}.png")
+                yield match_to_dict(picture, matches, f"{targets[path]}.png")
 
 
-def answers(matcher: "Matcher", a: "Encoded", b: "Encoded", wanted: Wanted) -> "Match":
-    """Of the points; or mutual nearest neighbours; or of a grid over the object."""
-    from semcorr.matcher.salient import grid_over
+def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", options: MatchOptions) -> "Match":
+    """Match the given points, mutual nearest neighbours, or a grid over the object."""
+    from semcorr.inference.foreground import foreground_grid
 
-    if wanted.mutual:
-        return matcher.mutual(a, b, wanted.most)
-    points = wanted.points or grid_over(a, matcher.features(a, b)[0], wanted.most)
+    if options.mutual:
+        return matcher.mutual(a, b, options.limit)
+    points = options.points or foreground_grid(a, matcher.features(a, b)[0], options.limit)
     return matcher.match(a, b, points)
 
 
-def drawn(
+def draw_outputs(
     matcher: "Matcher",
     pictures: "tuple[Picture, Picture]",
-    encoded: "tuple[Encoded, Encoded]",
-    found: "Match",
-    wanted: Wanted,
-) -> "Iterator[tuple[str, Any]]":
-    """Endings of names, and images."""
-    from semcorr import draw_matches
+    encoded_pictures: "tuple[EncodedPicture, EncodedPicture]",
+    match: "Match",
+    options: MatchOptions,
+) -> "Iterator[tuple[str, Image]]":
+    """Yield the suffix of its name and the image of every output."""
+    from semcorr.inference import plots as draw_matches
 
-    yield "", draw_matches.numbered(*pictures, found)
-    if wanted.dense:
-        a, b = encoded
-        flow = matcher.dense(b, a, draw_matches.shown(b.size))
-        yield "_warped", draw_matches.warped(*pictures, flow)
-    if wanted.pca:
-        yield "_features", draw_matches.coloured(*pictures, encoded, matcher.features(*encoded))
+    yield "", draw_matches.plot_matches(*pictures, match)
+    if options.dense:
+        a, b = encoded_pictures
+        flow = matcher.dense(b, a, draw_matches.displayed_size(b.size))
+        yield "_warped", draw_matches.plot_warp(*pictures, flow)
+    if options.pca:
+        yield "_features", draw_matches.plot_features(*pictures, encoded_pictures, matcher.features(*encoded_pictures))
 
 
-def described(target: "Picture", found: "Match", image: str) -> dict[str, Any]:
-    """What JSON says of a target."""
-    rows = zip(*(one.tolist() for one in found[:4]), strict=True)
+def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
+    """Return the entry of a target in the JSON file."""
+    rows = zip(*(x.tolist() for x in match[:4]), strict=True)
     return {
         "target": target.name,
         "size": list(target.size),
         "image": image,
         "matches": [
-            {"number": i, "source": _two(source), "target": _two(point), "score": round(score, 4), "consistent": sure}
-            for i, (source, point, score, sure) in enumerate(rows, 1)
+            {
+                "number": i,
+                "source": _round_point(source),
+                "target": _round_point(point),
+                "score": round(score, 4),
+                "consistent": consistent,
+            }
+            for i, (source, point, score, consistent) in enumerate(rows, 1)
         ],
     }
 
 
-def write_matches(path: Path, source: "Picture", model: str | None, said: Sequence[dict[str, Any]]) -> None:
-    """All of it."""
-    from semcorr.matcher.restore import arguments
+def write_matches(path: Path, source: "Picture", model: str | None, summaries: Sequence[JsonObject]) -> None:
+    """Write the matches of all targets to a JSON file."""
+    from semcorr.inference.load import format_overrides
 
     content = {
-        "model": " ".join(arguments(model)),
+        "model": " ".join(format_overrides(model)),
         "source": source.name,
         "size": list(source.size),
         "points": "x, y in original pixels, upright; pixel centres at integers",
-        "targets": said,
+        "targets": summaries,
     }
     write_json(path, content, "--out")
 
 
-def show(said: dict[str, Any]) -> None:
-    """One target's matches as lines."""
-    for one in said["matches"]:
-        (x, y), (u, v) = one["source"], one["target"]
-        doubt = "" if one["consistent"] else "   does not come back: do not trust it"
-        print(f"{one['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {one['score']:.2f}{doubt}")
+def print_matches(summary: JsonObject) -> None:
+    """Print the matches of one target, one a line."""
+    for match in summary["matches"]:
+        (x, y), (u, v) = match["source"], match["target"]
+        warning = "" if match["consistent"] else "   does not come back: do not trust it"
+        print(f"{match['number']:3d}   {x:7.1f} {y:7.1f}  ->  {u:7.1f} {v:7.1f}   {match['score']:.2f}{warning}")
 
 
-def names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
-    """Of what is written about each: its own without the ending, or with, where two would be the same."""
+def output_names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
+    """Return a unique name for the outputs of each path: its stem, or its name if stems collide."""
     stems = Counter(path.stem for path in paths)
-    wished = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
-    return dict(zip(paths, distinct(wished, endings), strict=True))
+    candidates = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
+    return dict(zip(paths, unique_names(candidates, endings), strict=True))
 
 
-def repeated(arguments: Sequence[str]) -> list[str]:
-    """Points after one --points, each with its own; an empty one, where none follows.
+def split_repeated_points(arguments: Sequence[str]) -> list[str]:
+    """Split several points after one --points into one --points each, which is empty if none follows.
 
-    >>> repeated(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
+    >>> split_repeated_points(["a.jpg", "b.jpg", "--points", "120,80", "-0.5,3", "--dense"])
     ['a.jpg', 'b.jpg', '--points=120,80', '--points=-0.5,3', '--dense']
-    >>> repeated(["a.jpg", "b.jpg", "--points"])
+    >>> split_repeated_points(["a.jpg", "b.jpg", "--points"])
     ['a.jpg', 'b.jpg', '--points=']
     """
-    found, before, inside = [], "", False
+    words, previous, is_point = [], "", False
     for word in [*arguments, ""]:
-        alone = before == "--points" and (word.startswith("--") or not word)
-        inside = not alone and (before == "--points" or (inside and re.fullmatch(NUMBERS, word) is not None))
-        found += ["--points="] * alone
-        if inside:
-            found.append(f"--points={word}")
+        is_empty = previous == "--points" and (word.startswith("--") or not word)
+        is_point = not is_empty and (previous == "--points" or (is_point and re.fullmatch(NUMBERS, word) is not None))
+        words += ["--points="] * is_empty
+        if is_point:
+            words.append(f"--points={word}")
         elif word != "--points":
-            found.append(word)
-        before = word
-    return found[:-1]
+            words.append(word)
+        previous = word
+    return words[:-1]
 
 
-def _parsed(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
+def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
+    """Convert the values of --points, as `120,80`, to coordinates; None if there are none."""
     try:
         return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
     except ValueError:
-        given = " ".join(points or [])
-        raise UserError(f"--points must be like 120,80 200,40, got {given!r}. Leave it out for a grid") from None
+        text = " ".join(points or [])
+        raise UserError(f"--points must be like 120,80 200,40, got {text!r}. Leave it out for a grid") from None
 
 
-def _two(point: Sequence[float]) -> list[float]:
+def _round_point(point: Sequence[float]) -> list[float]:
+    """Round coordinates to hundredths of a pixel."""
     return [round(value, 2) for value in point]
 
 
 def main() -> None:
-    """The command."""
-    run_app(app, repeated(sys.argv[1:]))
+    """Run the command."""
+    run_app(app, split_repeated_points(sys.argv[1:]))
 
 
 if __name__ == "__main__":

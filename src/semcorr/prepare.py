@@ -1,6 +1,6 @@
-"""python -m semcorr.prepare NAME: a benchmark from its official archives to a tree that is read and counted.
+"""The command python -m semcorr.prepare NAME: a benchmark from official archives to a tree that is read and counted.
 
-None of it is ours to pass on: archives come from their authors' addresses, or with --archive.
+No data are redistributed: archives come from their authors' addresses, or with --archive.
 """
 
 import difflib
@@ -16,23 +16,23 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from semcorr.cli import conf_dir, explained, explaining, run_app
+from semcorr.cli.errors import report_user_errors, user_message
+from semcorr.cli.verb_line import Needs, Without, run_app
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
-from semcorr.core.interrupt import advising
+from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
-from semcorr.verb_line import Needs, Without
+from semcorr.engine.known_targets import conf_dir
 
-if TYPE_CHECKING:  # a benchmark's class brings torch, which --help can do without
-    from semcorr.data.recipe import Recipe
-    from semcorr.data.sources import Source
-    from semcorr.data.tree import Report
+if TYPE_CHECKING:  # a benchmark's class imports torch, which --help does not need
+    from semcorr.data.download.install import ArchiveSource, TreeReport
+    from semcorr.data.download.recipe import DownloadRecipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Typed(NamedTuple):
-    """What was asked for, besides the benchmark."""
+class PrepareOptions(NamedTuple):
+    """The options of the command line, without the benchmark's name."""
 
     given: Sequence[Path] = ()
     root: Path | None = None
@@ -42,7 +42,7 @@ class Typed(NamedTuple):
 
 
 @app.command()
-def prepare(
+def prepare_benchmark(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
     archive: Annotated[
         list[Path] | None,
@@ -66,157 +66,158 @@ def prepare(
     code is 0 if it is there with its official counts, 1 if they differ, 2 if it could not be prepared.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    typed = Typed(archive or [], root, verify, report, yes)
-    with explaining("evaluate"):
-        code = _all(typed) if name == "all" else _one(name, typed)
+    options = PrepareOptions(archive or [], root, verify, report, yes)
+    with report_user_errors("evaluate"):
+        code = _prepare_all(options) if name == "all" else _one(name, options)
     raise typer.Exit(code)
 
 
-def _one(name: str, typed: Typed) -> int:
-    cfg = composed(name)
-    place = typed.root or Path(cfg.data.root)
-    official = _verified(name, cfg, place, typed.report) if typed.verify else _installed(name, cfg, place, typed)
-    if not official:
-        print(f"Error: {name} at {place} does not have its official counts; --verify shows them", file=sys.stderr)
-    return 0 if official else 1
+def _one(name: str, options: PrepareOptions) -> int:
+    cfg = compose_benchmark(name)
+    folder = options.root or Path(cfg.data.root)
+    is_official = _verify(name, cfg, folder, options.report) if options.verify else _install(name, cfg, folder, options)
+    if not is_official:
+        print(f"Error: {name} at {folder} does not have its official counts; --verify shows them", file=sys.stderr)
+    return 0 if is_official else 1
 
 
-def _all(typed: Typed) -> int:
-    """One after another; what fails stops no other."""
-    if typed.root or typed.report:
+def _prepare_all(options: PrepareOptions) -> int:
+    """Prepare all benchmarks one after another; a failure does not stop the others."""
+    if options.root or options.report:
         raise UserError("`all` goes to every benchmark's own data.root. SEMCORR_DATA=DIR moves them together")
-    files = {name: {archive.file for archive in recipe.archives} for name, recipe in obtainable().items()}
+    files = {name: {archive.file for archive in recipe.archives} for name, recipe in list_obtainable().items()}
     expected = set().union(*files.values())
-    if strange := [path for path in typed.given if path.name not in expected]:
-        raise UserError(f"--archive {strange[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
+    if unknown := [path for path in options.given if path.name not in expected]:
+        raise UserError(f"--archive {unknown[0]}: no benchmark has such a file, only {', '.join(sorted(expected))}")
     codes: dict[str, int] = {}
-    onward = "Run the same line again" if typed.verify else "Run the same line again to go on"
-    with advising(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {onward}"):
-        _each(typed, files, codes)
+    advice = "Run the same line again" if options.verify else "Run the same line again to go on"
+    with advise_on_interrupt(lambda: f"{len(codes)} of {len(files)} benchmarks are done. {advice}"):
+        _prepare_each(options, files, codes)
     if failed := [name for name, code in codes.items() if code]:
         print(f"Error: {len(failed)} of {len(codes)} not as they should be: {', '.join(failed)}", file=sys.stderr)
     return max(codes.values())
 
 
-def _each(typed: Typed, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
-    """Exit codes of all, as they come."""
+def _prepare_each(options: PrepareOptions, files: Mapping[str, Collection[str]], codes: dict[str, int]) -> None:
+    """Prepare each benchmark, and store its exit code at once."""
     for name in files:
         try:
-            codes[name] = _one(name, typed._replace(given=[path for path in typed.given if path.name in files[name]]))
+            codes[name] = _one(
+                name, options._replace(given=[path for path in options.given if path.name in files[name]])
+            )
         except Exception as error:
-            if (message := explained(error, "evaluate")) is None:
+            if (message := user_message(error, "evaluate")) is None:
                 raise
             print(f"Error: {name}: {message}", file=sys.stderr)
             codes[name] = 2
 
 
-def _installed(name: str, cfg: DictConfig, place: Path, typed: Typed) -> bool:
-    """Get it, unless it is there. Whether its counts are the official ones."""
-    from semcorr.data.stage import install
-    from semcorr.data.tree import has_official_counts
+def _install(name: str, cfg: DictConfig, folder: Path, options: PrepareOptions) -> bool:
+    """Install a benchmark unless it is installed, and tell whether its counts are the official ones."""
+    from semcorr.data.download.install import has_official_counts, install_dataset
 
-    recipe = recipe_of(cfg)
+    recipe = find_recipe(cfg)
     if recipe is None:
-        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(obtainable())}")
-    with advising(lambda: _told(name, place)):
-        report = install(
+        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(list_obtainable())}")
+    with advise_on_interrupt(lambda: _describe_interruption(name, folder)):
+        report = install_dataset(
             name,
             recipe,
-            place,
-            typed.given,
-            check=lambda tree: checked(cfg, tree, place),
-            announce=lambda chosen: _announce(name, recipe, place, chosen, typed.yes),
+            folder,
+            options.given,
+            check=lambda tree: check_splits(cfg, tree, folder),
+            announce=lambda sources: _announce(name, recipe, folder, sources, options.yes),
         )
         if report is None:
-            print(f"{name} is at {place} already; there is nothing to do")
-            return has_official_counts(place)
+            print(f"{name} is at {folder} already; there is nothing to do")
+            return has_official_counts(folder)
         Terminal().print(report.table())
-        print(f"{name} is at {place}")
+        print(f"{name} is at {folder}")
         return not report.failed
 
 
-def _told(name: str, place: Path) -> str:
-    """What an interruption left."""
-    from semcorr.data.tree import PREPARED
+def _describe_interruption(name: str, folder: Path) -> str:
+    """Describe what an interruption has left."""
+    from semcorr.data.download.install import PREPARED
 
-    if (place / PREPARED).is_file():
-        return f"{name} is at {place}"
-    downloads = place.resolve().with_name(f".{place.resolve().name}.downloads")
+    if (folder / PREPARED).is_file():
+        return f"{name} is at {folder}"
+    downloads = folder.resolve().with_name(f".{folder.resolve().name}.downloads")
     if any(downloads.glob("*")):
         return "What was downloaded is kept. Run the same line again to go on"
     return "Nothing was written. Run the same line again"
 
 
-def _announce(name: str, recipe: "Recipe", place: Path, chosen: "Sequence[Source]", yes: bool) -> None:
-    from semcorr.data.sources import announcement
+def _announce(name: str, recipe: "DownloadRecipe", folder: Path, sources: "Sequence[ArchiveSource]", yes: bool) -> None:
+    from semcorr.data.download.install import format_announcement
 
-    Terminal().print(announcement(name, recipe, place, chosen))
-    asked = sys.stdin.isatty() and not yes and not all(source.given for source in chosen)
-    if asked and not typer.confirm("Download?", default=True):
+    Terminal().print(format_announcement(name, recipe, folder, sources))
+    must_ask = sys.stdin.isatty() and not yes and not all(source.local_file for source in sources)
+    if must_ask and not typer.confirm("Download?", default=True):
         raise UserError("nothing is downloaded. Give the files with --archive FILE")
 
 
-def _verified(name: str, cfg: DictConfig, place: Path, path: Path | None) -> bool:
-    """Read what is there, write what was found. Whether its counts are the official ones."""
-    from semcorr.data.tree import VERIFIED
+def _verify(name: str, cfg: DictConfig, folder: Path, path: Path | None) -> bool:
+    """Read an installed benchmark, write the report, and tell whether its counts are the official ones."""
+    from semcorr.data.download.install import VERIFIED
 
-    if not place.is_dir():
-        raise UserError(f"{name} is not at {place}: no such folder. Give --root DIR, or get it without --verify")
-    path = path or place / VERIFIED
+    if not folder.is_dir():
+        raise UserError(f"{name} is not at {folder}: no such folder. Give --root DIR, or get it without --verify")
+    path = path or folder / VERIFIED
     require_writable_file(path, "--report")
-    report = checked(cfg, place, place)
+    report = check_splits(cfg, folder, folder)
     Terminal().print(report.table())
     write_json(path, report.as_json(), "--report")
     return not report.failed
 
 
-def checked(cfg: DictConfig, tree: Path, place: Path) -> "Report":
-    """Every split of `tree`, read and counted; told as what lies at `place`, where it is about to go."""
-    from semcorr.data.verify import verify
+def check_splits(cfg: DictConfig, tree: Path, place: Path) -> "TreeReport":
+    """Read and count every split of `tree`, and report it as at `place`, its final folder."""
+    from semcorr.data.download.verify import verify_benchmark
 
-    found = verify(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
+    verified = verify_benchmark(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
     checks = [
         check._replace(examples=tuple(example.replace(str(tree), str(place)) for example in check.examples))
-        for check in found.checks
+        for check in verified.checks
     ]
-    report: Report = found._replace(root=str(place), checks=tuple(checks))
+    report: TreeReport = verified._replace(root=str(place), checks=tuple(checks))
     return report
 
 
-def composed(name: str) -> DictConfig:
-    """The configuration that `python -m semcorr.evaluate data=NAME` has."""
-    cfg = _composed(name) if name in _files() else None
-    if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the others
-        near = difflib.get_close_matches(name.lower(), [*_files(), "all"], n=1)
-        if near and near[0] != name:
-            raise UserError(f"no benchmark is called `{name}`. Did you mean {near[0]}?")
-        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(obtainable())}, or all")
+def compose_benchmark(name: str) -> DictConfig:
+    """Compose the configuration of `python -m semcorr.evaluate data=NAME`."""
+    cfg = _compose(name) if name in _benchmark_names() else None
+    if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the other files
+        similar = difflib.get_close_matches(name.lower(), [*_benchmark_names(), "all"], n=1)
+        if similar and similar[0] != name:
+            raise UserError(f"no benchmark is called `{name}`. Did you mean {similar[0]}?")
+        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(list_obtainable())}, or all")
     return cfg
 
 
-def obtainable() -> "dict[str, Recipe]":
-    """Every benchmark of conf/data with a recipe."""
-    recipes = {name: recipe_of(_composed(name)) for name in _files()}
+def list_obtainable() -> "dict[str, DownloadRecipe]":
+    """List the benchmarks of conf/data that have a recipe, with their recipes."""
+    recipes = {name: find_recipe(_compose(name)) for name in _benchmark_names()}
     return {name: recipe for name, recipe in recipes.items() if recipe}
 
 
-def recipe_of(cfg: DictConfig) -> "Recipe | None":
-    """What the benchmark's class says of where it is to be had."""
+def find_recipe(cfg: DictConfig) -> "DownloadRecipe | None":
+    """Return the download recipe of the benchmark's class, or None if it has none."""
     return getattr(get_class(cfg.data._target_), "recipe", None) if "_target_" in cfg.data else None
 
 
-def _files() -> list[str]:
+def _benchmark_names() -> list[str]:
     return sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
 
 
-def _composed(name: str) -> DictConfig:
+def _compose(name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("evaluate", [f"data={name}"])
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `semcorr prepare`."""
     run_app(app, prog_name="semcorr prepare")
 
 

@@ -1,74 +1,94 @@
 """python -m semcorr.train: fine-tune a backbone and a head on a benchmark, then score them."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from semcorr.cli import hydra_main
+from semcorr.cli.hydra_app import hydra_main
 from semcorr.core.files import ROOM, require_writable
-from semcorr.core.interrupt import advising
+from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.text_files import JsonObject
+
+if TYPE_CHECKING:  # they import torch, which --help does not need
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.engine.module import CorrespondenceModule
+    from semcorr.store.cache import SweepFeatureCache
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train, keep the best by `val/all/pck@0.1`, score it on the test split.
+def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
+    """Train, and score the checkpoint with the best `val/all/pck@0.1` on the test split.
 
-    With `cfg.checkpoint` the run is continued from its last epoch. A frozen backbone under a head without
+    With `cfg.checkpoint` the run is resumed from its last epoch. A frozen backbone under a head without
     weights is scored as it is: the baseline of a sweep. With `cfg.test` (`data@test=NAME`) another benchmark
     than the one trained on is scored.
 
+    Args:
+        cfg: Configuration of the run, conf/train.yaml.
+        cache: Cache of features that the jobs of a sweep share.
+
     Returns:
-        What metrics.json holds.
+        The content of metrics.json; an empty dictionary on processes other than the first.
     """
-    from semcorr.callbacks import advice, checkpoints, refuse_to_mix
-    from semcorr.checkpoint_files import checkpoint_path, load_trained
-    from semcorr.resuming import resume
-    from semcorr.run import begin_run, make_trainer, score
-    from semcorr.run_dir import refuse_other_run
-    from semcorr.shelf import SHELF
-    from semcorr.trainer_options import check_processes
+    from semcorr.engine.build import begin_run, build_trainer, score_and_save
+    from semcorr.engine.callbacks import checkpoint_callbacks, require_new_run_dir, resume_advice
+    from semcorr.engine.checkpoints import checkpoint_path, load_trained
+    from semcorr.engine.resume import resume_training
+    from semcorr.engine.run_dir import refuse_other_run
+    from semcorr.engine.trainer_options import check_processes
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
     require_writable(run_dir, "run_dir", ROOM)
-    refuse_to_mix(run_dir, cfg.checkpoint)
+    require_new_run_dir(run_dir, cfg.checkpoint)
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)
-    cfg.checkpoint = None  # where it goes on, config.yaml says by itself: it is that of an unbroken run
-    module, data, scored = _built(cfg)
-    goes_on = checkpoint_path(run_dir, "last").is_file()
-    trainer = make_trainer(cfg, run_dir, goes_on, callbacks=checkpoints(run_dir))
-    last = resume(cfg, module, trainer, data)  # may refuse, and the run's config.yaml stays as it was
+    cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
+    module, data, scored = build_training(cfg)
+    resumes = checkpoint_path(run_dir, "last").is_file()
+    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir))
+    last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if trainer.is_global_zero:
-        begin_run(cfg, module, run_dir, goes_on)
-    if not any(module.trained()):
+        begin_run(cfg, module.backbone, run_dir, resumes)
+    if not any(module.trainable_parameters()):
         print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
-        return score(cfg, trainer, module, scored)
-    SHELF.clear()  # before training needs the room
-    with advising(lambda: advice(run_dir, trainer)):
+        return score_and_save(cfg, trainer, module, scored, cache)
+    if cache is not None:
+        cache.clear()  # training needs the memory
+    with advise_on_interrupt(lambda: resume_advice(run_dir, trainer)):
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
-            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))  # default names differ by the second
-        return score(cfg, trainer, module, scored)
+            # Default names contain the time, and may differ between processes.
+            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
+        return score_and_save(cfg, trainer, module, scored, cache)
 
 
-def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
-    """The module, what it is trained on and what it is scored on."""
-    from hydra.utils import instantiate
+def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModule, PairDataModule]":
+    """Build the module, the benchmark that it is trained on and the one that it is scored on.
 
+    Raises:
+        UserError: The configuration is invalid, or a benchmark cannot be trained or scored on.
+    """
+    from semcorr.core.errors import UserError
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.errors import UserError
-    from semcorr.run import benchmark, build, check_config, reuse
+    from semcorr.engine.build import (
+        build_datamodule,
+        build_datamodule_and_module,
+        build_training_parts,
+        check_config,
+        use_cached_features,
+    )
 
     check_config(cfg)
-    training = {key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-    other = benchmark(cfg, "test", ("test",)) if "test" in cfg else None
+    parts = build_training_parts(cfg)
+    other = build_datamodule(cfg, "test", ("test",)) if "test" in cfg else None
     if other is not None and not isinstance(other, PairDataModule):
         raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
-    data: Any
-    module, data = build(cfg, ("fit",) if other else ("fit", "test"), **training)
-    reuse(module, data)
+    module, data = build_datamodule_and_module(cfg, ("fit",) if other else ("fit", "test"), parts)
+    if not isinstance(data, PairDataModule):
+        raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
+    use_cached_features(module, data)
     scored = other or data
     module.pose.check(module.backbone, scored)
     scored.size, scored.pixels = data.size, data.pixels
@@ -76,7 +96,7 @@ def _built(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     hydra_main(train, "train")
 
 

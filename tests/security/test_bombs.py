@@ -9,8 +9,9 @@ from pathlib import Path
 import bombs
 import packed_bombs
 import pytest
+from repository import ROOT
 
-HERE = Path(__file__).parent
+HERE = ROOT / "tests" / "helpers"
 KINDS = {  # what is read, its bombs, and the ending of the file
     **dict.fromkeys(("load_image", "image_size", "picture"), (bombs.IMAGES, ".png")),
     **dict.fromkeys(("coco", "annotation", "sheet", "config", "index", "metrics"), (bombs.JSON, ".json")),
@@ -53,6 +54,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     return dict(zip(CASES, told, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "bomb"), CASES, ids=[f"{reader}: {bomb}" for reader, bomb in CASES])
 def test_a_bomb_is_one_sentence_within_two_gigabytes(outcomes, reader, bomb):
     kind, message, seconds, _ = outcomes[reader, bomb]

@@ -14,15 +14,15 @@ from PIL import Image, ImageFile
 from tiny_benchmarks import write_coco, write_spair
 
 import semcorr
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
-from semcorr.data.masks import segmented
+from semcorr.data.download.verify import check_images
 from semcorr.data.open_image import open_image
-from semcorr.data.pictures import picture
+from semcorr.data.pictures import load_picture
 from semcorr.data.record import ImageRecord, Segmentation, image_size
 from semcorr.data.spair import SPair
-from semcorr.data.transforms import load_image
-from semcorr.data.verify import image_checks
-from semcorr.errors import UserError
+from semcorr.data.views import load_image
+from semcorr.evaluation.pose.masks import segmentation_mask
 
 PIXELS = np.kron(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10, np.ones((16, 16, 1), np.uint8))
 FORMATS = {"jpg": 4, "png": 0, "webp": 12, "tif": 0, "bmp": 0, "gif": 12, "ppm": 0, "avif": 12}  # off by, at most
@@ -44,11 +44,11 @@ FAKES = {
 
 def read_segmentation(path: Path) -> None:
     record = ImageRecord("a", path, (8, 8), torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 7.0, 7.0))
-    segmented(record._replace(segmentation=Segmentation(path, 1)))
+    segmentation_mask(record._replace(segmentation=Segmentation(path, 1)))
 
 
 def check(path: Path) -> None:
-    image_checks([ImageRecord("a", path, (8, 8), torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 7.0, 7.0))])
+    check_images([ImageRecord("a", path, (8, 8), torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 7.0, 7.0))])
 
 
 def evaluate(path: Path) -> None:
@@ -65,7 +65,7 @@ def list_pairs(path: Path) -> None:
     COCOKeypoints(root=str(root), size=32, val=0, test=1).pairs("test")
 
 
-READERS = [load_image, image_size, picture, read_segmentation, check, evaluate, list_pairs]
+READERS = [load_image, image_size, load_picture, read_segmentation, check, evaluate, list_pairs]
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_the_formats_that_are_read_are_told_by_their_bytes(tmp_path, suffix, nam
     Image.fromarray(PIXELS).save(tmp_path / f"b.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
     path = (tmp_path / f"b.{suffix}").rename(tmp_path / name.format(suffix))
 
-    for image in (load_image(path), picture(path).image):
+    for image in (load_image(path), load_picture(path).image):
         assert np.abs(np.asarray(image).astype(int) - PIXELS).max() <= FORMATS[suffix]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("read", [load_image, picture])
+@pytest.mark.parametrize("read", [load_image, load_picture])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
 def test_a_truncated_image_is_refused_in_every_format(tmp_path, suffix, read, share):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -132,7 +132,6 @@ def test_a_truncated_image_is_refused_in_every_format(tmp_path, suffix, read, sh
 
 
 def test_no_library_of_ours_has_truncated_images_read():
-    from semcorr.backbones import timm_model, transformers_model  # noqa: F401
 
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -158,7 +157,7 @@ def test_a_damaged_tiff_of_any_compression_is_an_image_or_a_users_error(tmp_path
             load_image(path)
 
 
-@pytest.mark.parametrize("read", [load_image, image_size, picture])
+@pytest.mark.parametrize("read", [load_image, image_size, load_picture])
 def test_corrupt_metadata_is_told_once_and_the_image_used(tmp_path, caplog, read: Callable[[Path], object]):
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "x" * 200, 1

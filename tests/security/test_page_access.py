@@ -3,12 +3,12 @@
 import pytest
 from page_requests import OWN, TOKEN, Behind, Reply, request
 
-from semcorr.app.access import CLOSED, Access, Rules
+from semcorr.app.access import CLOSED, Access, AccessRules
 
 ROUTES = ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=/tmp/x", "/assets/index.js")
 
 
-def reply(*args, rules: Rules = Rules("127.0.0.1", 7860, (), TOKEN), **options) -> Reply:  # noqa: B008
+def reply(*args, rules: AccessRules = AccessRules("127.0.0.1", 7860, (), TOKEN), **options) -> Reply:  # noqa: B008
     behind = Behind()
     return request(Access(behind, rules), behind, *args, **options)
 
@@ -118,8 +118,8 @@ def test_the_printed_url_gives_a_cookie_that_no_script_and_no_other_site_has():
 
 
 def test_with_no_token_at_all_nobody_comes_in():
-    assert reply(f"/?token={TOKEN}", rules=Rules("127.0.0.1", 7860)).status == 403
-    assert reply("/?token=", {"host": OWN["host"]}, rules=Rules("127.0.0.1", 7860)).status == 403
+    assert reply(f"/?token={TOKEN}", rules=AccessRules("127.0.0.1", 7860)).status == 403
+    assert reply("/?token=", {"host": OWN["host"]}, rules=AccessRules("127.0.0.1", 7860)).status == 403
 
 
 @pytest.mark.parametrize("headers", [{}, {"host": "evil.example"}, {**OWN, "origin": "http://evil.example"}])
@@ -140,15 +140,15 @@ def test_every_answer_forbids_frames_sniffing_and_other_machines(headers):
 @pytest.mark.parametrize(
     ("rules", "host", "status"),
     [
-        (Rules("0.0.0.0", 7860, (), TOKEN), "192.168.1.5:7860", 200),  # the address that the request came to
-        (Rules("0.0.0.0", 7860, (), TOKEN), "192.168.1.6:7860", 403),
-        (Rules("0.0.0.0", 7860, (), TOKEN), "evil.example:7860", 403),
-        (Rules("192.168.1.5", 7860, (), TOKEN), "192.168.1.5:7860", 200),
-        (Rules("192.168.1.5", 7860, (), TOKEN), "localhost:7860", 403),
-        (Rules("127.0.0.1", 80, (), TOKEN), "127.0.0.1", 200),
-        (Rules("127.0.0.1", 7860, ("page.example",), TOKEN), "page.example", 200),
-        (Rules("127.0.0.1", 7860, ("page.example",), TOKEN), "page.example:7860", 403),
-        (Rules("127.0.0.1", 7860, ("page.example",), TOKEN), "sub.page.example", 403),
+        (AccessRules("0.0.0.0", 7860, (), TOKEN), "192.168.1.5:7860", 200),  # the address that the request came to
+        (AccessRules("0.0.0.0", 7860, (), TOKEN), "192.168.1.6:7860", 403),
+        (AccessRules("0.0.0.0", 7860, (), TOKEN), "evil.example:7860", 403),
+        (AccessRules("192.168.1.5", 7860, (), TOKEN), "192.168.1.5:7860", 200),
+        (AccessRules("192.168.1.5", 7860, (), TOKEN), "localhost:7860", 403),
+        (AccessRules("127.0.0.1", 80, (), TOKEN), "127.0.0.1", 200),
+        (AccessRules("127.0.0.1", 7860, ("page.example",), TOKEN), "page.example", 200),
+        (AccessRules("127.0.0.1", 7860, ("page.example",), TOKEN), "page.example:7860", 403),
+        (AccessRules("127.0.0.1", 7860, ("page.example",), TOKEN), "sub.page.example", 403),
     ],
 )
 def test_a_host_is_an_address_that_was_listened_on_or_a_name_that_was_allowed(rules, host, status):

@@ -13,13 +13,16 @@ import pytest
 from PIL import Image
 
 from semcorr import Matcher
-from semcorr.app import pictures, session
-from semcorr.app.answers import KEPT_BYTES, Models, answer, told
-from semcorr.app.bounded import Bounded
-from semcorr.app.folder import make_room, private_folder, remove_abandoned
-from semcorr.app.session import PIXELS, POINTS, Session, reduced, session_bytes
-from semcorr.data.pictures import Picture, picture
-from semcorr.errors import UserError
+from semcorr.app import render as pictures
+from semcorr.app import session
+from semcorr.app.bounded import BoundedCache
+from semcorr.app.folder import evict_files, make_private_folder, remove_abandoned
+from semcorr.app.inference import KEPT_BYTES, LoadedModel, match_session, session_to_dict
+from semcorr.app.session import PIXELS, POINTS, Session, reduce_picture, session_bytes
+from semcorr.core.errors import UserError
+from semcorr.data.pictures import Picture, load_picture
+
+pytestmark = pytest.mark.integration
 
 
 class Clock:
@@ -33,7 +36,7 @@ class Clock:
 
 
 def test_the_entry_that_was_used_longest_ago_goes_when_there_are_too_many():
-    kept: Bounded[str, int] = Bounded(3, 100, lambda size: size)
+    kept: BoundedCache[str, int] = BoundedCache(3, 100, lambda size: size)
     for key in "abc":
         kept.put(key, 1)
     assert kept.get("a") == 1
@@ -42,7 +45,7 @@ def test_the_entry_that_was_used_longest_ago_goes_when_there_are_too_many():
 
 
 def test_entries_go_until_the_bytes_fit_and_the_newest_stays():
-    kept: Bounded[str, int] = Bounded(10, 100, lambda size: size)
+    kept: BoundedCache[str, int] = BoundedCache(10, 100, lambda size: size)
     for key, size in (("a", 40), ("b", 40), ("c", 40)):
         kept.put(key, size)
     assert [kept.get(key) for key in "abc"] == [None, 40, 40]
@@ -54,7 +57,7 @@ def test_entries_go_until_the_bytes_fit_and_the_newest_stays():
 
 def test_an_entry_that_nobody_used_for_its_time_is_gone():
     clock = Clock()
-    kept: Bounded[str, int] = Bounded(10, 100, lambda size: size, idle=60, clock=clock)
+    kept: BoundedCache[str, int] = BoundedCache(10, 100, lambda size: size, idle=60, clock=clock)
     kept.put("a", 1)
     kept.put("b", 1)
     clock.now = 50
@@ -66,9 +69,10 @@ def test_an_entry_that_nobody_used_for_its_time_is_gone():
     assert kept.get("a") is None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", [(5000, 5000), (20000, 500), (1, 9_000_000), (1601, 1600)])
 def test_a_picture_is_kept_small_and_measured_in_its_own_pixels(size):
-    kept = reduced(Picture(Image.new("RGB", size), size, "a"))
+    kept = reduce_picture(Picture(Image.new("RGB", size), size, "a"))
     assert kept.size == size
     assert kept.image.width * kept.image.height <= PIXELS
     assert session_bytes(Session("tiny", kept, kept)) <= 8 * PIXELS + 2**20
@@ -76,14 +80,14 @@ def test_a_picture_is_kept_small_and_measured_in_its_own_pixels(size):
 
 def test_points_of_a_reduced_picture_are_told_in_the_pixels_of_the_file(creatures, monkeypatch):
     cats = sorted((creatures / "JPEGImages/cat").glob("*.jpg"))
-    large = [one._replace(image=one.image.resize((960, 960)), size=(960, 960)) for one in map(picture, cats[:2])]
+    large = [one._replace(image=one.image.resize((960, 960)), size=(960, 960)) for one in map(load_picture, cats[:2])]
     monkeypatch.setattr(session, "PIXELS", 480 * 480)
-    small = [reduced(one) for one in large]
+    small = [reduce_picture(one) for one in large]
     assert small[0].image.size == (480, 480)
 
-    begun = session.opened(Session("tiny"), *small)
-    clicked = session.asked(begun, pictures.clicked((450, 300), begun.a.size))
-    said = told(clicked, answer(Models("cpu"), clicked), "image")
+    begun = session.open_pictures(Session("tiny"), *small)
+    clicked = session.add_point(begun, pictures.click_to_pixel((450, 300), begun.a.size))
+    said = session_to_dict(clicked, match_session(LoadedModel("cpu"), clicked), "image")
     (match,) = said["matches"]
     expected = Matcher.load("tiny", device="cpu").match(*large, [[479.5, 319.5]])
     assert said["source"]["size"] == [960, 960]
@@ -93,7 +97,7 @@ def test_points_of_a_reduced_picture_are_told_in_the_pixels_of_the_file(creature
 
 
 def test_features_are_bounded_by_their_bytes():
-    models = Models("cpu")
+    models = LoadedModel("cpu")
     matcher = models.matcher("tiny")
     rng = np.random.default_rng(0)
     for i in range(30):
@@ -109,11 +113,11 @@ def test_features_are_bounded_by_their_bytes():
 
 
 def test_points_are_bounded():
-    state = session.opened(Session("tiny"), *[Picture(Image.new("RGB", (10**4, 10)), (10**4, 10), "a")] * 2)
+    state = session.open_pictures(Session("tiny"), *[Picture(Image.new("RGB", (10**4, 10)), (10**4, 10), "a")] * 2)
     reach = 0.03 * 10**4
-    state = state._replace(marks=session.Marks(((-10.0 * reach, 0.0),) * POINTS, (None,) * POINTS, 0))
+    state = state._replace(marks=session.SessionPoints(((-10.0 * reach, 0.0),) * POINTS, (None,) * POINTS, 0))
     with pytest.raises(UserError, match="100 points, the most"):
-        session.asked(state, (5.0, 5.0))
+        session.add_point(state, (5.0, 5.0))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_points_are_bounded():
 )  # fmt: skip
 def test_a_click_is_a_place_in_the_picture(index):
     with pytest.raises(UserError, match="a place in the picture"):
-        pictures.clicked(index, (100, 50))
+        pictures.click_to_pixel(index, (100, 50))
 
 
 # -- the disk --
@@ -137,16 +141,16 @@ def test_old_files_go_and_the_oldest_until_there_is_room(tmp_path):
         changed = time.time() - 1000 * age
         os.utime(tmp_path / name / "a.png", (changed, changed))
 
-    make_room(tmp_path, idle=2500)
+    evict_files(tmp_path, idle=2500)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "newer", "old"]
-    make_room(tmp_path, size=10, room=30)
+    evict_files(tmp_path, size=10, room=30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "newer"]
-    make_room(tmp_path, size=100, room=30)
+    evict_files(tmp_path, size=100, room=30)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_is_private_and_gone_at_the_end_whatever_happens():
-    with pytest.raises(KeyboardInterrupt), private_folder() as folder:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), make_private_folder() as folder:  # noqa: PT012
         (folder / "x").write_text("x")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         raise KeyboardInterrupt
@@ -155,8 +159,8 @@ def test_the_folder_is_private_and_gone_at_the_end_whatever_happens():
 
 def test_what_a_killed_page_left_is_removed_by_the_next_one_and_a_living_ones_is_not(tmp_path):
     code = (
-        "import sys, time; from semcorr.app.folder import private_folder\n"
-        "with private_folder() as folder:\n print(folder, flush=True); time.sleep(600)"
+        "import sys, time; from semcorr.app.folder import make_private_folder\n"
+        "with make_private_folder() as folder:\n print(folder, flush=True); time.sleep(600)"
     )
     pages = [
         subprocess.Popen(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.app.choices import Choices, backbones, find_runs
-from semcorr.errors import UserError
+from semcorr.app.choices import ModelChoices, list_backbones, list_run_names
+from semcorr.core.errors import UserError
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_runs_of_the_folder_are_listed_by_their_path_in_it_and_links_out_of_it_are_not(runs):
-    assert find_runs(runs) == ["one", "sweep/0"]
-    assert find_runs(runs / "nothing") == []
+    assert list_run_names(runs) == ["one", "sweep/0"]
+    assert list_run_names(runs / "nothing") == []
 
 
 def test_a_choice_leads_to_what_the_server_says(runs):
-    choices = Choices("backbone=tiny localise=argmax", runs)
-    assert choices.names() == ["backbone=tiny localise=argmax", *backbones(), "run: one", "run: sweep/0"]
+    choices = ModelChoices("backbone=tiny localise=argmax", runs)
+    assert choices.names() == ["backbone=tiny localise=argmax", *list_backbones(), "run: one", "run: sweep/0"]
     for name in choices.names():
         assert choices.name(choices.line(name)) == name
     assert choices.line("run: sweep/0") == str(runs / "sweep/0")
@@ -37,7 +37,7 @@ def test_a_choice_leads_to_what_the_server_says(runs):
 
 
 def test_a_run_that_is_made_later_can_be_chosen_and_one_that_is_gone_cannot(runs):
-    choices = Choices("tiny", runs)
+    choices = ModelChoices("tiny", runs)
     (runs / "two").mkdir()
     (runs / "two" / "config.yaml").write_text("seed: 1\n")
     assert choices.line("run: two") == str(runs / "two")
@@ -61,11 +61,11 @@ def test_what_is_not_in_the_list_is_refused(runs, name):
     if isinstance(name, str):
         name = name.replace("{runs}", str(runs)).replace("{outside}", str(runs.parent / "outside"))
     with pytest.raises(UserError, match="no such model in the list"):
-        Choices("efficientnet_lite0", runs).line(name)
+        ModelChoices("efficientnet_lite0", runs).line(name)
 
 
 def test_the_command_lines_own_line_is_its_owners(runs):
     line = "backbone=tiny localise.window=3"
-    assert Choices(line, runs).line(line) == line
+    assert ModelChoices(line, runs).line(line) == line
     with pytest.raises(UserError):
-        Choices(line, runs).line("backbone=tiny localise.window=5")
+        ModelChoices(line, runs).line("backbone=tiny localise.window=5")

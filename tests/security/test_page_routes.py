@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from page_requests import Behind, Reply, request
 
-from semcorr.app.routes import LARGEST, LONGEST, Routes
+from semcorr.app.routes import MAX_EVENT_BYTES, MAX_UPLOAD_BYTES, AllowedRoutes
 
 JOIN = "/gradio_api/queue/join"
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def reply(folder: Path, *args, **options) -> Reply:
     behind = Behind()
-    return request(Routes(behind, folder), behind, *args, **options)
+    return request(AllowedRoutes(behind, folder), behind, *args, **options)
 
 
 def post(folder: Path, content: object, **options) -> Reply:
@@ -121,9 +121,10 @@ def test_an_event_that_cannot_be_read_is_refused(folder, body):
 @pytest.mark.parametrize(
     ("path", "length", "status"),
     [
-        (JOIN, str(LONGEST + 1), 413), (JOIN, str(10**30), 411), (JOIN, "-1", 411), (JOIN, "1e3", 411), (JOIN, "", 411),
-        (JOIN, "٣", 411), ("/gradio_api/upload", str(LARGEST + 1), 413), ("/gradio_api/upload", "x", 411),
-        ("/gradio_api/upload", str(LARGEST), 200),
+        (JOIN, str(MAX_EVENT_BYTES + 1), 413), (JOIN, str(10**30), 411), (JOIN, "-1", 411), (JOIN, "1e3", 411),
+        (JOIN, "", 411),
+        (JOIN, "٣", 411), ("/gradio_api/upload", str(MAX_UPLOAD_BYTES + 1), 413), ("/gradio_api/upload", "x", 411),
+        ("/gradio_api/upload", str(MAX_UPLOAD_BYTES), 200),
     ],
 )  # fmt: skip
 def test_a_body_has_a_length_that_is_told_and_bounded(folder, path, length, status):

@@ -11,12 +11,12 @@ from readers_of_names import READERS, Reader
 from safetensors.torch import save_file
 from tiny_benchmarks import picture, write_spair
 
-from semcorr.core.paths import name_fault, open_plain, require_file_name, resolve_inside, shorten
-from semcorr.data.pictures import picture as read_picture
+from semcorr.core.errors import UserError
+from semcorr.core.paths import name_fault, open_plain, quote_value, require_file_name, resolve_inside
+from semcorr.data.pictures import load_picture as read_picture
 from semcorr.data.record import image_size
 from semcorr.data.spair import SPair
-from semcorr.data.transforms import load_image
-from semcorr.errors import UserError
+from semcorr.data.views import load_image
 
 ATTACKS = {
     "a folder above": "../outside.jpg",
@@ -61,7 +61,7 @@ def test_a_name_that_leads_out_of_its_folder_is_one_sentence(tmp_path, reader, n
 
     message = str(refused.value)
     assert about.file in message
-    assert shorten(name).strip(".'")[:20] in message
+    assert quote_value(name).strip(".'")[:20] in message
     assert len(message.splitlines()) == 1
     assert len(message) < 600
 
@@ -144,7 +144,7 @@ def test_a_benchmark_whose_folder_of_images_is_a_link_of_the_users_is_read(tmp_p
 
 
 def test_a_weights_folder_of_links_into_a_cache_is_read(tmp_path):
-    from semcorr.backbones.weight_files import read_weights
+    from semcorr.models.weights.checkpoints import read_weights
 
     (tmp_path / "blobs").mkdir()
     (tmp_path / "model").mkdir()

@@ -16,15 +16,22 @@ from rich.console import Console
 from rich.table import Table as Printed
 from tiny_runs import run_dir, typed
 
-from semcorr import audit, compare, store
-from semcorr.core.terminal import Terminal, printable
-from semcorr.data.verify import DIFFERS, Check, Report
-from semcorr.metrics.scored import scored
-from semcorr.report.page import page
-from semcorr.report.parts import NONE, Section, Table
-from semcorr.report.texts import as_cell, escaped, latex, markdown, tidy
-from semcorr.results import print_protocols, print_scores
+from semcorr import audit, compare
+from semcorr.core.terminal import Terminal, escape_controls
+from semcorr.data.download.verify import DIFFERS, VerificationCheck, VerificationReport
+from semcorr.evaluation.results import print_protocols, print_scores
+from semcorr.metrics.predictions import load_predictions
+from semcorr.report.document import NONE, ReportSection, ReportTable
+from semcorr.report.writers import (
+    escape_latex,
+    escape_spreadsheet_cell,
+    render_csv,
+    render_html,
+    render_latex,
+    render_markdown,
+)
 from semcorr.store import FeatureStore
+from semcorr.store.__main__ import main as store_main
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -46,10 +53,10 @@ ATTACKS = [
 ALLOWED = {"h1", "h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 
-def report_of(name: str) -> tuple[str, list[str], list[Section]]:
+def report_of(name: str) -> tuple[str, list[str], list[ReportSection]]:
     """A report with the name wherever there is text."""
-    table = Table("numbers", name, name, ["configuration", name], [[name, "50.0"], ["plain", "49.0"]])
-    return name, [f"A split `{name}`, and {name}."], [Section(name, name, [table])]
+    table = ReportTable("numbers", name, name, ["configuration", name], [[name, "50.0"], ["plain", "49.0"]])
+    return name, [f"A split `{name}`, and {name}."], [ReportSection(name, name, [table])]
 
 
 def flat(tokens: list[Token]) -> list[Token]:
@@ -58,7 +65,7 @@ def flat(tokens: list[Token]) -> list[Token]:
 
 def shown(text: str) -> str:
     """What a reader is to see of a name, blanks aside."""
-    return "".join(printable(text).replace("`", "").split())
+    return "".join(escape_controls(text).replace("`", "").split())
 
 
 # -- files --
@@ -67,7 +74,9 @@ def shown(text: str) -> str:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_markdown_shows_a_name_as_it_is_and_makes_nothing_of_it(name):
     tokens = flat(
-        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown(*report_of(name)))
+        MarkdownIt("commonmark", {"html": True})
+        .enable(["table", "strikethrough"])
+        .parse(render_markdown(*report_of(name)))
     )
 
     kinds = {token.type for token in tokens}
@@ -97,7 +106,7 @@ def test_markdown_shows_a_name_as_it_is_and_makes_nothing_of_it(name):
 
 
 def test_plain_code_stays_code_in_markdown():
-    assert markdown("a", ["The split `spair test` of last_blocks."], []) == (
+    assert render_markdown("a", ["The split `spair test` of last_blocks."], []) == (
         "# a\n\nThe split `spair test` of last_blocks.\n"
     )
 
@@ -119,15 +128,15 @@ NUMBERS = ["50.0", "-1.5", "+1.5", "-1.5 ± 0.2", "-1.5 to 3.4", "1,234", "-1e-0
 
 def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers():
     rows = [[text, "50.0", text] for text in [*FORMULAS, *NUMBERS]]
-    table = Table("numbers", "", "", ["=A1", "value", "@other"], rows)
-    read = [*csv.reader(io.StringIO(tidy([Section("", "", [table])])))]
+    table = ReportTable("numbers", "", "", ["=A1", "value", "@other"], rows)
+    read = [*csv.reader(io.StringIO(render_csv([ReportSection("", "", [table])])))]
 
     for row in read:
         for cell in row:
             assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d")) or cell in NUMBERS
             assert cell.isprintable()
-    assert [row[4] for row in read[1:]][1::2] == [*(f"'{printable(text)}" for text in FORMULAS), *NUMBERS]
-    assert as_cell("-1.5") == "-1.5"
+    assert [row[4] for row in read[1:]][1::2] == [*(f"'{escape_controls(text)}" for text in FORMULAS), *NUMBERS]
+    assert escape_spreadsheet_cell("-1.5") == "-1.5"
 
 
 LATEX = {
@@ -144,8 +153,8 @@ LATEX = {
 @pytest.mark.parametrize("name", LATEX)
 def test_latex_takes_no_name_for_a_command(name):
     title, _, sections = report_of(name)
-    assert escaped(name) == LATEX[name]
-    text = latex(title, sections)
+    assert escape_latex(name) == LATEX[name]
+    text = render_latex(title, sections)
     assert text.count(LATEX[name]) == 6
     assert text.count(r"\end{document}") == 1
 
@@ -170,7 +179,7 @@ class Tags(HTMLParser):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_page_makes_nothing_of_a_name(name):
-    page_of = Tags(page(*report_of(name)))
+    page_of = Tags(render_html(*report_of(name)))
     assert not {"script", "img", "b", "i", "u", "a"} & {*page_of.tags} - {"a"}
     assert all(link.startswith(("#", "data:")) for link in page_of.links)
 
@@ -226,28 +235,28 @@ def times_printed(out: str) -> int:
 
 def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, monkeypatch):
     runs = [run_dir(tmp_path / name, localise=NAME) for name in "ab"]
-    rows = scored(pq.read_table(runs[0] / "predictions.parquet"))
-    both = [compare.Run(NAME, {"localise": NAME, "protocol": NAME}, rows)] * 2
-    compare.show([], (both[0], both[1]), {})
+    rows = load_predictions(pq.read_table(runs[0] / "predictions.parquet"))
+    both = [compare.EvaluatedRun(NAME, {"localise": NAME, "protocol": NAME}, rows)] * 2
+    compare.print_comparison([], (both[0], both[1]), {})
     assert times_printed(capfd.readouterr().out) == 6
 
     found = {"start": {"headline": {"0.1": 0.5}, "localise": NAME}, "split": NAME, "backbone": NAME}
     told = {"most": NAME, "steps": [{"axis": NAME, "to": NAME, "headline": {"0.1": 0.5}, "moved": {"0.1": 0}}]}
     walked = {NAME: told | {"moved": {"0.1": 0.0}}}
-    audit.show(found | {"protocols": walked, "elsewhere": {NAME: NAME}})
+    audit.print_steps(found | {"protocols": walked, "elsewhere": {NAME: NAME}})
     assert times_printed(capfd.readouterr().out) == 9
 
     print_scores(METRICS, NAME)
     print_protocols({NAME: {NAME: {"headline": {"0.1": 0.5}, "pooling": NAME}}}, 3)
     assert times_printed(capfd.readouterr().out) == 5
 
-    Terminal().print(Report(NAME, NAME, (Check(NAME, NAME, 3, 4, DIFFERS, (NAME,)),)).table())
+    Terminal().print(VerificationReport(NAME, NAME, (VerificationCheck(NAME, NAME, 3, 4, DIFFERS, (NAME,)),)).table())
     assert times_printed(capfd.readouterr().out) == 5
 
     FeatureStore(tmp_path / "store", {"backbone": NAME, "depth": NAME})
     monkeypatch.setattr(sys, "argv", ["semcorr.store", "ls", "--root", str(tmp_path / "store")])
     with pytest.raises(SystemExit):
-        store.main()
+        store_main()
     assert times_printed(capfd.readouterr().out) == 2
 
 
@@ -268,4 +277,4 @@ def test_only_the_terminal_of_ours_prints_what_may_be_foreign():
     plain = [path.name for path in sorted(root.rglob("*.py")) if "Console().print" in path.read_text()]
     assert plain == []
     assert issubclass(Terminal, Console)
-    assert json.loads(json.dumps(PRINTED)) == printable(NAME)
+    assert json.loads(json.dumps(PRINTED)) == escape_controls(NAME)

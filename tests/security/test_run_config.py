@@ -20,11 +20,13 @@ from PIL import Image
 from saved_runs import save_run
 from tiny_runs import run_dir
 
-from semcorr import Matcher, audit, cli, compare, evaluate, export, match, train, transfer
-from semcorr.cli import explaining, with_checkpoint
-from semcorr.errors import UserError
+from semcorr import Matcher, audit, compare, evaluate, export, match, train, transfer
+from semcorr.cli import compose as cli
+from semcorr.cli.compose import merge_checkpoint_config
+from semcorr.cli.errors import report_user_errors
+from semcorr.core.errors import UserError
+from semcorr.engine.saved_config import read_run_config
 from semcorr.report import command as report
-from semcorr.saved_config import read_run_config
 
 SECRET = "hunter2"
 LABELS = (
@@ -86,9 +88,9 @@ def by_checkpoint(verb: str, task: Callable) -> Callable[[str], None]:
     """As the command does it, without Hydra's own part."""
 
     def run(name: str) -> None:
-        with explaining(verb):
+        with report_user_errors(verb):
             cfg = deepcopy(composed(verb, f"checkpoint={name}", "run_dir=OUT"))
-            task(with_checkpoint(cfg, [f"checkpoint={name}"]))
+            task(merge_checkpoint_config(cfg, [f"checkpoint={name}"]))
 
     return run
 
@@ -137,6 +139,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("attack", "run"),
     [
@@ -192,7 +195,7 @@ def test_compare_reads_no_configuration(place, capfd):
     for run in runs:
         written(CODE["os.system"](yaml.safe_load((run / "config.yaml").read_text())), run / "config.yaml")
 
-    compare.compare(*runs, alphas="0.1", draws=100, seed=0)
+    compare.compare_runs(*runs, alphas="0.1", draws=100, seed=0)
 
     assert "B - A" in capfd.readouterr().out
     assert not (place / MARKER).exists()

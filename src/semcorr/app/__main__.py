@@ -1,4 +1,4 @@
-"""python -m semcorr.app."""
+"""Entry point of `python -m semcorr.app`."""
 
 from semcorr.app import main
 

@@ -1,10 +1,10 @@
-"""Who may reach the page: requests to its own address, from its own pages, that hold this start's token.
+"""Access rules of the page: requests to its own address, from its own pages, that hold the token of this start.
 
 Pure ASGI, around all that gradio serves: pages, its API, event streams, uploads, files, websockets.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -33,20 +33,20 @@ HEADERS = {
 
 
 class Refusal(NamedTuple):
-    """Why a request is not answered."""
+    """The status and the sentence that a refused request is answered with."""
 
     status: int
     sentence: str
 
 
-class Rules(NamedTuple):
-    """What a request must have.
+class AccessRules(NamedTuple):
+    """The properties that a request must have.
 
     Attributes:
-        host: The address that the page listens on, as `--host`.
-        port: Its port.
-        named: What else a Host header may say, as a browser writes it (`--allow-host`): `page.example`.
-        token: Of this start.
+        host: Address that the page listens on, as in `--host`.
+        port: Port that the page listens on.
+        named: Further values that a Host header may have, as a browser writes them (`--allow-host`): `page.example`.
+        token: Token of this start.
     """
 
     host: str
@@ -56,18 +56,18 @@ class Rules(NamedTuple):
 
     @property
     def cookie(self) -> str:
-        """Name the cookie; ports share cookies, and pages on two ports must not take each other's."""
+        """The cookie's name; it holds the port, since ports share cookies and two pages must not mix theirs up."""
         return f"semcorr_{self.port}"
 
-    def hosts(self, server: Any) -> set[str]:
-        """List what a Host header may say, in lower case.
+    def hosts(self, server: Sequence[str | int | None] | None) -> set[str]:
+        """List the allowed values of a Host header, in lower case.
 
         Args:
-            server: The address of this machine that the request came to, and the port, as ASGI tells it.
+            server: Address and port of this machine that the request arrived at, as in the ASGI scope.
         """
-        names = [bracketed(self.host)] if self.host not in WILDCARDS else []
+        names = [format_host(self.host)] if self.host not in WILDCARDS else []
         if self.host in WILDCARDS and server:
-            names.append(bracketed(str(server[0])))
+            names.append(format_host(str(server[0])))
         if not names or set(names) & set(LOOPBACK) or self.host in WILDCARDS:
             names += LOOPBACK
         ports = [f":{self.port}", ""] if self.port == 80 else [f":{self.port}"]
@@ -75,77 +75,85 @@ class Rules(NamedTuple):
 
 
 class Access:
-    """The page behind its checks.
+    """The page behind its access rules.
 
     Args:
-        app: All that is behind.
-        rules: What a request must have.
+        app: Application to protect.
+        rules: Rules that every request must meet.
     """
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: App, rules: AccessRules) -> None:
         self.app, self.rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif (refusal := find_refusal(scope, self.rules)) is not None:
+        elif (refusal := find_access_refusal(scope, self.rules)) is not None:
             await refuse(scope, send, refusal)
         else:
-            given = query_token(scope)
-            hidden = {**scope, "query_string": b""} if given else scope  # nothing behind it writes the token anywhere
-            cookie = f"{self.rules.cookie}={self.rules.token}; Path=/; HttpOnly; SameSite=Strict" if given else None
-            await self.app(hidden, receive, _with_headers(send, cookie))
+            token = read_query_token(scope)
+            scope_without_token = {**scope, "query_string": b""} if token else scope  # the application cannot log it
+            cookie = f"{self.rules.cookie}={self.rules.token}; Path=/; HttpOnly; SameSite=Strict" if token else None
+            await self.app(scope_without_token, receive, _with_headers(send, cookie))
 
 
-def find_refusal(scope: Scope, rules: Rules) -> Refusal | None:
-    """Say why a request is refused; None if it is not.
+def find_access_refusal(scope: Scope, rules: AccessRules) -> Refusal | None:
+    """Return why a request is refused; None if it is allowed.
 
-    A foreign Host is how a name that points here (DNS rebinding) gives itself away; a foreign Origin is another page
+    A foreign Host reveals a name that was pointed at this address (DNS rebinding); a foreign Origin is another page
     that a visitor's browser has open.
     """
-    hosts, allowed = header(scope, b"host"), rules.hosts(scope.get("server"))
+    hosts, allowed = list_header_values(scope, b"host"), rules.hosts(scope.get("server"))
     if len(hosts) != 1 or hosts[0].lower() not in allowed:
-        given = repr(hosts[0][:100]) if hosts else "none"
-        return Refusal(403, f"The Host header is {given}, not the address of this page. If that is a proxy's, start "
-                            "the page with --allow-host.")  # fmt: skip
-    same = {hosts[0].lower(), *(name.lower() for name in rules.named)}
-    forwarded = [part.strip().lower() for value in header(scope, b"x-forwarded-host") for part in value.split(",")]
-    if header(scope, b"x-gradio-server") or not set(forwarded) <= same:
+        host_name = repr(hosts[0][:100]) if hosts else "none"
+        return Refusal(
+            403,
+            f"The Host header is {host_name}, not the address of this page. If that is a proxy's, start the page with "
+            "--allow-host.",
+        )
+    own_hosts = {hosts[0].lower(), *(name.lower() for name in rules.named)}
+    forwarded_hosts = [
+        part.strip().lower() for value in list_header_values(scope, b"x-forwarded-host") for part in value.split(",")
+    ]
+    if list_header_values(scope, b"x-gradio-server") or not set(forwarded_hosts) <= own_hosts:
         return Refusal(403, "The request was forwarded for another host. Start the page with --allow-host.")
-    if not all(_authority(origin) in same for origin in header(scope, b"origin")):
+    if not all(_parse_authority(origin) in own_hosts for origin in list_header_values(scope, b"origin")):
         return Refusal(403, "The request comes from another page.")
-    sites, modes = header(scope, b"sec-fetch-site"), header(scope, b"sec-fetch-mode")
+    sites, modes = list_header_values(scope, b"sec-fetch-site"), list_header_values(scope, b"sec-fetch-mode")
     if not {*sites} <= {"same-origin", "none"} and modes != ["navigate"]:
         return Refusal(403, "The request comes from another page.")
     return None if _holds_token(scope, rules) else Refusal(403, CLOSED)
 
 
-def _holds_token(scope: Scope, rules: Rules) -> bool:
-    given = [query_token(scope) or ""]
-    for value in header(scope, b"cookie"):
+def _holds_token(scope: Scope, rules: AccessRules) -> bool:
+    """Tell whether a request holds the token, in the URL or in the cookie."""
+    tokens = [read_query_token(scope) or ""]
+    for value in list_header_values(scope, b"cookie"):
         pairs = (part.strip().partition("=") for part in value.split(";"))
-        given += [token for name, _, token in pairs if name == rules.cookie]
-    return bool(rules.token) and any(secrets.compare_digest(one.encode(), rules.token.encode()) for one in given)
+        tokens += [token for name, _, token in pairs if name == rules.cookie]
+    return bool(rules.token) and any(
+        secrets.compare_digest(candidate.encode(), rules.token.encode()) for candidate in tokens
+    )
 
 
-def query_token(scope: Scope) -> str | None:
-    """Read the token in the page's URL. No other route takes one there."""
+def read_query_token(scope: Scope) -> str | None:
+    """Read the token in the URL of the page; no other route takes one in its URL."""
     if scope["type"] != "http" or scope["path"] != "/":
         return None
     tokens = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
     return tokens[0] if len(tokens) == 1 else None
 
 
-def header(scope: Scope, name: bytes) -> list[str]:
-    """List a header's values, one for each time it is there."""
+def list_header_values(scope: Scope, name: bytes) -> list[str]:
+    """List the values of a header, one per occurrence."""
     return [value.decode("latin-1").strip() for key, value in scope["headers"] if key.lower() == name]
 
 
-def bracketed(host: str) -> str:
-    """Write an address as it stands in a URL.
+def format_host(host: str) -> str:
+    """Format an address as part of a URL.
 
-    >>> bracketed("::1"), bracketed("::ffff:10.0.0.1"), bracketed("localhost")
+    >>> format_host("::1"), format_host("::ffff:10.0.0.1"), format_host("localhost")
     ('[::1]', '10.0.0.1', 'localhost')
     """
     try:
@@ -156,7 +164,8 @@ def bracketed(host: str) -> str:
     return str(mapped or address) if mapped or address.version == 4 else f"[{address}]"
 
 
-def _authority(origin: str) -> str | None:
+def _parse_authority(origin: str) -> str | None:
+    """Return host and port of an origin; None if it is no web address."""
     try:
         parts = urlsplit(origin)
     except ValueError:
@@ -176,11 +185,14 @@ async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
 
 
 def _with_headers(send: Send, cookie: str | None) -> Send:
-    async def sending(message: Message) -> None:
+    """Wrap `send` to set the security headers, and a cookie if one is given."""
+
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [(key, value) for key, value in message.get("headers", []) if key.lower().decode() not in HEADERS]
-            own: Iterable[tuple[str, str]] = [*HEADERS.items(), *([("set-cookie", cookie)] if cookie else [])]
-            message = {**message, "headers": [*kept, *((key.encode(), value.encode()) for key, value in own)]}
+            headers = [(key, value) for key, value in message.get("headers", []) if key.lower().decode() not in HEADERS]
+            cookies = [("set-cookie", cookie)] if cookie else []
+            headers += [(key.encode(), value.encode()) for key, value in (*HEADERS.items(), *cookies)]
+            message = {**message, "headers": headers}
         await send(message)
 
-    return sending
+    return send_with_headers

@@ -1,4 +1,4 @@
-"""What the page keeps in memory: bounded in number, in bytes and in time; what was used longest ago goes first."""
+"""A cache in memory, bounded in entries, bytes and idle time; the least recently used entry is dropped first."""
 
 import time
 from collections import OrderedDict
@@ -13,15 +13,15 @@ MIB = 2**20
 IDLE = 1800.0  # seconds
 
 
-class Bounded(Generic[Key, Value]):
-    """A mapping that forgets.
+class BoundedCache(Generic[Key, Value]):
+    """A least-recently-used cache with bounds on its entries, its bytes and their idle time.
 
     Args:
-        count: Entries that are kept at most.
-        size: Bytes that they have at most, together; one alone is kept whatever it has.
-        measure: An entry's bytes.
-        idle: Seconds after which an entry that nobody used is dropped.
-        clock: Seconds that only grow.
+        count: Largest number of entries.
+        size: Largest number of bytes of all entries; a single entry is kept whatever its size.
+        measure: Function that returns the bytes of an entry.
+        idle: Seconds without use after which an entry is dropped.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Bounded(Generic[Key, Value]):
         return len(self._entries)
 
     def get(self, key: Key) -> Value | None:
-        """Return an entry, used now; None if it is not there, or no longer."""
+        """Return an entry and mark it as used now; None if the cache does not hold it, or no longer."""
         with self._lock:
             self.drop_idle()
             if key not in self._entries:
@@ -50,7 +50,7 @@ class Bounded(Generic[Key, Value]):
             return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep an entry, and drop those that there is no more room for."""
+        """Add an entry, and drop the least recently used ones that exceed the bounds."""
         with self._lock:
             self.drop_idle()
             self._entries.pop(key, None)
@@ -63,12 +63,12 @@ class Bounded(Generic[Key, Value]):
         return sum(size for _, size, _ in self._entries.values())
 
     def drop_idle(self) -> None:
-        """Drop what nobody used for too long."""
+        """Drop the entries that were idle for too long."""
         with self._lock:
             while self._entries and self.clock() - next(iter(self._entries.values()))[0] > self.idle:
                 self._entries.popitem(last=False)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all entries."""
         with self._lock:
             self._entries.clear()

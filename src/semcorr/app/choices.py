@@ -1,85 +1,88 @@
-"""The models that a visitor may choose: names that lead to a model, found by the page itself.
+"""The models that a visitor may choose: backbones, and runs that the page itself found.
 
-What a visitor sends is looked up here, and never becomes a part of a configuration line.
+A name that a visitor sends is looked up in this list, and never becomes a part of a configuration line.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from semcorr.cli import conf_dir
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.engine.known_targets import conf_dir
 
-NO_NAMES = ("tiny", "timm", "transformers")  # random; and two that take more than a name
+NO_NAMES = ("tiny", "timm", "transformers")  # a random network; and two that need more options than their name
 RUN = "run: "
-DEPTH = 4  # folders below the one with the runs: a sweep of sweeps
-MOST = 500  # runs that are listed
+DEPTH = 4  # levels below the folder of runs, enough for a sweep of sweeps
+MOST = 500  # runs that are listed at most
 
 
-class Choices:
-    """What can be chosen.
+class ModelChoices:
+    """The models of the page's list.
 
     Args:
-        model: The command line's own model: a backbone, a run's folder or a configuration line.
-        runs: A folder of run directories; there may be none.
+        model: Model of the command line: a backbone, a run directory or a configuration line.
+        runs: Folder of run directories; it need not exist.
     """
 
     def __init__(self, model: str, runs: Path) -> None:
         self.model, self.runs = model, runs
 
     def names(self) -> list[str]:
-        """List them: the command line's own first, backbones, runs that there are by now."""
-        known = backbones()
-        own = [] if self.model in known else [self.model]
-        return [*own, *known, *(f"{RUN}{name}" for name in find_runs(self.runs))]
+        """List the models: the command line's first, then the backbones, then the runs that exist now."""
+        backbones = list_backbones()
+        command_line = [] if self.model in backbones else [self.model]
+        return [*command_line, *backbones, *(f"{RUN}{name}" for name in list_run_names(self.runs))]
 
-    def line(self, name: Any) -> str:
-        """Return what `Matcher.load` takes for a name.
+    def line(self, name: object) -> str:
+        """Return the argument of `Matcher.load` for a name.
 
         Raises:
-            UserError: It is none of `names`.
+            UserError: The name is none of `names`.
         """
         if isinstance(name, str):
-            if name == self.model or name in backbones():
+            if name == self.model or name in list_backbones():
                 return name
             run = name.removeprefix(RUN)
-            if name.startswith(RUN) and run in find_runs(self.runs):
+            if name.startswith(RUN) and run in list_run_names(self.runs):
                 return str(self.runs / run)
-        raise UserError("There is no such model in the list, or no longer. Choose one; the list is read anew when the "
-                        "page is loaded.")  # fmt: skip
+        raise UserError(
+            "There is no such model in the list, or no longer. Choose one; the list is read anew when the page is "
+            "loaded."
+        )
 
     def name(self, line: str) -> str:
-        """Return the name of a line that `line` gave."""
-        if line == self.model or line in backbones():
+        """Return the name of a line that `line` returned."""
+        if line == self.model or line in list_backbones():
             return line
         return f"{RUN}{Path(line).relative_to(self.runs)}"
 
 
-def backbones() -> list[str]:
-    """Names to choose from."""
+def list_backbones() -> list[str]:
+    """List the backbones that need no option but their name."""
     return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml") if path.stem not in NO_NAMES)
 
 
-def find_runs(folder: Path) -> list[str]:
-    """List run directories in a folder and below it, by their path from there.
+def list_run_names(folder: Path) -> list[str]:
+    """List the run directories in a folder and below it, as paths relative to the folder.
 
-    A run directory holds a config.yaml. Folders that are links are passed over, and a config.yaml that is a link out.
+    A run directory holds a config.yaml. Folders that are symbolic links are skipped, and so is a config.yaml that links
+    out of the folder.
     """
     root = folder.resolve()
-    found = []
-    for run in _walk(root):
+    names = []
+    for run in _walk_folders(root):
         config = run / "config.yaml"
         if config.is_file() and config.resolve().is_relative_to(root):
-            found.append(str(run.relative_to(root)))
-            if len(found) == MOST:
+            names.append(str(run.relative_to(root)))
+            if len(names) == MOST:
                 break
-    return sorted(name for name in found if name != "." and name.isprintable())
+    return sorted(name for name in names if name != "." and name.isprintable())
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for at, names, _ in os.walk(root, followlinks=False):
-        place = Path(at)
-        deep = len(place.relative_to(root).parts) >= DEPTH
-        names[:] = [] if deep else sorted(name for name in names if not name.startswith("."))
-        yield place
+def _walk_folders(root: Path) -> Iterator[Path]:
+    """Yield a folder and those below it, down to `DEPTH` levels, without hidden ones."""
+    for path, subfolders, _ in os.walk(root, followlinks=False):
+        folder = Path(path)
+        is_deepest = len(folder.relative_to(root).parts) >= DEPTH
+        subfolders[:] = [] if is_deepest else sorted(name for name in subfolders if not name.startswith("."))
+        yield folder

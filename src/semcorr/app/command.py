@@ -1,4 +1,4 @@
-"""python -m semcorr.app: the page at http://127.0.0.1:7860. It asks nothing of any other machine."""
+"""The command `python -m semcorr.app`: the page at http://127.0.0.1:7860, which contacts no other machine."""
 
 import logging
 import os
@@ -9,17 +9,17 @@ from typing import Annotated
 
 import typer
 
-from semcorr.cli import explaining
-from semcorr.core.ranges import Spelled, Within
-from semcorr.errors import UserError
-from semcorr.verb_line import DEVICE
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import DEVICE
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Pattern, Range
 
-HOST = Spelled(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
+HOST = Pattern(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
+def start_page(
     model: Annotated[
         str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
     ] = None,
@@ -30,7 +30,7 @@ def command(
         str, HOST, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, Within(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+        int, Range(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
     ] = 7860,
     allow_host: Annotated[
         list[str] | None,
@@ -39,42 +39,42 @@ def command(
     ] = None,
     device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
 ) -> None:
-    """A page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
+    """Show a page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
+    with report_user_errors("evaluate"):
         if find_spec("gradio") is None:
             raise UserError("The page needs gradio, which is not installed: pip install 'semcorr[app]'")
         if runs is not None and not runs.is_dir():
             raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
-        from semcorr.matcher.restore import DEFAULT, arguments
+        from semcorr.inference.load import DEFAULT, format_overrides
 
-        arguments(model)
-        listening = listen(host, port)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
-        from semcorr.app.answers import Models
-        from semcorr.app.choices import Choices
-        from semcorr.app.server import serve
+        format_overrides(model)
+        listening = bind_socket(host, port)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+        from semcorr.app.choices import ModelChoices
+        from semcorr.app.inference import LoadedModel
+        from semcorr.app.server import serve_page
 
-        models, choices = Models(device), Choices(model or DEFAULT, runs or Path("runs"))
-        models.matcher(choices.model)  # a mistake is known before the page is
-        serve(models, choices, listening, host, tuple(allow_host or ()))
+        models, choices = LoadedModel(device), ModelChoices(model or DEFAULT, runs or Path("runs"))
+        models.matcher(choices.model)  # reports a mistake before the page is served
+        serve_page(models, choices, listening, host, tuple(allow_host or ()))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the address, so that nobody else can; port 0 is any that is free.
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Bind an address, so that no other program can; port 0 is any free port.
 
     Raises:
-        UserError: Somebody has it, or it is none of this machine.
+        UserError: The address is in use, or does not belong to this machine.
     """
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
     except (OSError, UnicodeError) as error:
-        bound.close()
+        listening.close()
         is_name = isinstance(error, UnicodeError | socket.gaierror)
         raise UserError(
             f"--host {host} --port {port} is not to be had ({getattr(error, 'strerror', None) or 'no such name'}). "
             f"Give {'--host 127.0.0.1, or 0.0.0.0 for the network' if is_name else '--port 0 for any that is free'}"
         ) from None
-    return bound
+    return listening

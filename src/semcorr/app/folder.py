@@ -1,4 +1,4 @@
-"""The folder on the disk for uploads and drawn pictures: private, of a bounded size, gone at the end."""
+"""The folder for uploads and drawn pictures: private, of bounded size, removed at the end."""
 
 import os
 import re
@@ -11,28 +11,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from semcorr.app.bounded import IDLE
+from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, is_alive, write_error
-from semcorr.errors import UserError
 
 PREFIX = "semcorr-app-"
 ROOM = 2**29  # bytes of all files
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
-    """Make a folder that only this user may open; remove it at the end, and those of pages that were killed.
+def make_private_folder() -> Iterator[Path]:
+    """Make a folder that only this user may open, and remove it at the end.
+
+    Folders that killed pages left behind are removed first.
 
     Raises:
-        UserError: The place for temporary files cannot be written.
+        UserError: The folder for temporary files cannot be written.
     """
-    place = Path(tempfile.gettempdir())
-    remove_abandoned(place)
+    parent = Path(tempfile.gettempdir())
+    remove_abandoned(parent)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_host()}-", dir=place)).resolve()
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_host_name()}-", dir=parent)).resolve()
     except OSError as error:
         if error.errno not in REASONS:
             raise
-        raise UserError(write_error(place, error, "TMPDIR")) from error
+        raise UserError(write_error(parent, error, "TMPDIR")) from error
     try:
         yield folder
     finally:
@@ -40,38 +42,39 @@ def private_folder() -> Iterator[Path]:
 
 
 def remove_abandoned(place: Path) -> None:
-    """Remove this user's folders of pages of this machine that do not run any more."""
+    """Remove the folders of this user's pages on this machine that no longer run."""
     for folder in place.glob(f"{PREFIX}*"):
-        pid = re.fullmatch(rf"{PREFIX}(\d+)-{_host()}-\w+", folder.name)
+        pid = re.fullmatch(rf"{PREFIX}(\d+)-{_host_name()}-\w+", folder.name)
         with suppress(OSError):
-            ours = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()
-            if pid and ours and not is_alive(int(pid[1])):
+            is_own = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()
+            if pid and is_own and not is_alive(int(pid[1])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_room(folder: Path, size: int = 0, room: int = ROOM, idle: float = IDLE) -> None:
-    """Remove old files, and the oldest of all until so many bytes have room.
+def evict_files(folder: Path, size: int = 0, room: int = ROOM, idle: float = IDLE) -> None:
+    """Remove idle files, and then the oldest ones until `size` more bytes fit.
 
     Args:
-        folder: Where they are.
-        size: Bytes to come.
-        room: Bytes that the files may have, with those to come.
-        idle: Seconds after which a file is old.
+        folder: Folder of the files.
+        size: Bytes that are about to be written.
+        room: Largest number of bytes of all files, including those about to be written.
+        idle: Seconds without change after which a file is removed.
     """
     files = []
     for path in folder.rglob("*"):
-        with suppress(OSError):  # another one removed it
+        with suppress(OSError):  # another thread removed it
             if path.is_file():
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
-    left, now = sum(length for _, length, _ in files), time.time()
+    total, now = sum(length for _, length, _ in files), time.time()
     for changed, length, path in sorted(files):
-        if now - changed > idle or left + size > room:
+        if now - changed > idle or total + size > room:
             with suppress(OSError):
                 path.unlink()
             with suppress(OSError):
-                path.parent.rmdir()  # the last of its folder
-            left -= length
+                path.parent.rmdir()  # empty once its last file is removed
+            total -= length
 
 
-def _host() -> str:
+def _host_name() -> str:
+    """Return the name of this machine, as part of a file name."""
     return re.sub(r"\W", "_", socket.gethostname())[:64]

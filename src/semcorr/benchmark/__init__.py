@@ -1,4 +1,4 @@
-"""How fast, beside what others do and beside what the machine allows: both in one run, as a ratio.
+"""Benchmarks of speed and memory, as ratios to what others do and to what the machine allows, in one run.
 
 `python -m semcorr.benchmark match|evaluate|read_outs|train|store|conv4d|startup`; each prints a table and
 writes benchmark.json.
@@ -8,10 +8,11 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The command."""
-    from semcorr.cli import explaining, run_app
+    """Run the command `semcorr benchmark`."""
+    from semcorr.cli.errors import report_user_errors
+    from semcorr.cli.verb_line import run_app
 
-    with explaining("evaluate"):  # imports take seconds
+    with report_user_errors("evaluate"):  # imports take seconds
         from semcorr.benchmark.command import app
 
         run_app(app, prog_name="semcorr benchmark")

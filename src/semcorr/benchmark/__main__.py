@@ -1,6 +1,6 @@
-"""python -m semcorr.benchmark."""
+"""The entry point of python -m semcorr.benchmark."""
 
 from semcorr.benchmark import main
 
-if __name__ == "__main__":  # what is measured apart starts as a fresh process, which imports this file
+if __name__ == "__main__":  # a measurement in a process of its own imports this file
     main()

@@ -1,21 +1,23 @@
-"""python -m semcorr.benchmark SUB: the command line. Work begins with the sub-command, and so do the imports."""
+"""The command python -m semcorr.benchmark SUB. Each sub-command imports what it needs when it begins."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semcorr.cli import conf_dir, explaining
-from semcorr.core.ranges import Count, Whole, Window, Within
-from semcorr.verb_line import Needs, OneOf, Without
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import Needs, OneOf, Without
+from semcorr.core.ranges import Count, Range, Whole, Window
+from semcorr.core.text_files import JsonObject
+from semcorr.engine.known_targets import conf_dir
 
 if TYPE_CHECKING:
-    from semcorr.benchmark.report import Outcome
+    from semcorr.benchmark.report import BenchmarkResult
 
 
-def backbones() -> list[str]:
+def list_backbone_files() -> list[str]:
     """List the files of conf/backbone."""
     return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
 
@@ -27,7 +29,7 @@ Device = Annotated[str, OneOf(("auto", "cpu", "cuda")), typer.Option("--device",
 Together = Annotated[
     bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
 ]
-Backbone = Annotated[str, OneOf(backbones), typer.Option("--backbone", help="A file of conf/backbone.")]
+Backbone = Annotated[str, OneOf(list_backbone_files), typer.Option("--backbone", help="A file of conf/backbone.")]
 Size = Annotated[Count | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
 Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
 Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]
@@ -43,41 +45,43 @@ Folder = Annotated[
     typer.Option("--folder", readable=False, help="Where --scale writes, if not to a temporary folder."),
 ]
 Part = Annotated[
-    float, Within(above=0, most=1), Needs("scale"), typer.Option("--part", help="Of the images of --scale spair.")
+    float, Range(above=0, most=1), Needs("scale"), typer.Option("--part", help="Of the images of --scale spair.")
 ]
 OUT = Path("benchmark.json")
 
 
 @app.callback()
-def about() -> None:
-    """Ours against what others do, in one run, and against what the machine allows."""
+def benchmark_callback() -> None:
+    """Measure speed and memory, in one run with what others do and with what the machine allows."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-@app.command()
-def match(
+@app.command("match")
+def benchmark_match(
     pairs: Annotated[Count, typer.Option(help="How many.")] = 90,
     images: Annotated[Count, typer.Option(help="Of how many images.")] = 10,
-    grid: Annotated[int, Within(least=2, most=1024), typer.Option(help="Cells along a side of a feature map.")] = 32,
+    grid: Annotated[int, Range(least=2, most=1024), typer.Option(help="Cells along a side of a feature map.")] = 32,
     channels: Annotated[Count, typer.Option(help="Of a feature map.")] = 384,
     naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loops match.")] = 30,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Pairs matched per second, from features. At full size: --pairs 600 --images 25 --grid 60 --channels 768."""
+    """Measure pairs matched per second from features. Full size: --pairs 600 --images 25 --grid 60 --channels 768."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.match import Shape, match
-        from semcorr.benchmark.measure import chosen
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.match import MatchingShape, benchmark_matching
+        from semcorr.benchmark.measurement import resolve_device_name
 
-        return match(Shape(pairs, images, grid, channels, naive_pairs, chosen(device)), not together)
+        return benchmark_matching(
+            MatchingShape(pairs, images, grid, channels, naive_pairs, resolve_device_name(device)), not together
+        )
 
-    _run("match", work, out, locals())
+    _run_benchmark("match", work, out, locals())
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def benchmark_evaluate(
     backbone: Backbone = "efficientnet_lite0",
     size: Size = None,
     random: Random = False,
@@ -93,22 +97,22 @@ def evaluate(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Pairs evaluated per second, from files to scores. At full size: --scale spair --backbone dinov2_s --random."""
+    """Measure pairs evaluated per second from files. Full size: --scale spair --backbone dinov2_s --random."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.evaluate import Part, evaluate
-        from semcorr.benchmark.measure import chosen
-        from semcorr.benchmark.runs import wanted
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.evaluate import SplitPart, benchmark_evaluation
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.runs import build_run_spec
 
-        run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
+        run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)
         run = run.plus(f"data.workers={'null' if workers is None else workers}")
-        return evaluate(run, Part(split, pairs, naive_pairs), not together)
+        return benchmark_evaluation(run, SplitPart(split, pairs, naive_pairs), not together)
 
-    _run("evaluate", work, out, locals())
+    _run_benchmark("evaluate", work, out, locals())
 
 
 @app.command("read_outs")
-def read_outs(
+def benchmark_read_outs(
     backbone: Backbone = "efficientnet_lite0",
     size: Size = None,
     random: Random = False,
@@ -122,27 +126,30 @@ def read_outs(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Eleven read-outs beside one: how much longer a whole evaluation takes."""
+    """Measure how much longer a whole evaluation takes with eleven read-outs than with one."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.measure import chosen
-        from semcorr.benchmark.read_outs import read_outs
-        from semcorr.benchmark.runs import wanted
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.read_outs import benchmark_readouts
+        from semcorr.benchmark.runs import build_run_spec
 
-        return read_outs(
-            wanted(root, scale, folder, chosen(device), backbone, size, random, part), split, tries, not together
+        return benchmark_readouts(
+            build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part),
+            split,
+            tries,
+            not together,
         )
 
-    _run("read_outs", work, out, locals())
+    _run_benchmark("read_outs", work, out, locals())
 
 
-@app.command()
-def train(
+@app.command("train")
+def benchmark_train(
     backbone: Backbone = "dinov2_s",
     size: Size = 224,
     random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
     blocks: Annotated[Count, typer.Option(help="How many of the last blocks move.")] = 2,
-    steps: Annotated[int, Within(least=3), typer.Option(help="Of each run.")] = 12,
+    steps: Annotated[int, Range(least=3), typer.Option(help="Of each run.")] = 12,
     pairs: Annotated[Count, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
     root: Root = None,
     scale: Scale = "demo",
@@ -153,21 +160,21 @@ def train(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Steps per second with and without keeping what frozen blocks make of the images. Full size: --backbone dinov2."""
+    """Measure training steps per second, with and without caching frozen blocks. Full size: --backbone dinov2."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.measure import chosen
-        from semcorr.benchmark.runs import wanted
-        from semcorr.benchmark.train import Steps, train
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.runs import build_run_spec
+        from semcorr.benchmark.train import TrainingSteps, benchmark_training
 
-        run = wanted(root, scale, folder, chosen(device), backbone, size, random, part)
-        return train(run, Steps(steps, blocks, pairs, workers), not together)
+        run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)
+        return benchmark_training(run, TrainingSteps(steps, blocks, pairs, workers), not together)
 
-    _run("train", work, out, locals())
+    _run_benchmark("train", work, out, locals())
 
 
-@app.command()
-def store(
+@app.command("store")
+def benchmark_feature_store(
     entries: Annotated[Count, typer.Option(help="How many images' features.")] = 32,
     tokens: Annotated[Count, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
     channels: Annotated[Count, typer.Option(help="Of a token.")] = 768,
@@ -176,7 +183,7 @@ def store(
     ] = "float16",
     root: Annotated[Path | None, typer.Option(readable=False, help="A folder on the disk in question.")] = None,
     encode_ms: Annotated[
-        float | None, Within(above=0), typer.Option(help="Milliseconds to encode an image; measured if left out.")
+        float | None, Range(above=0), typer.Option(help="Milliseconds to encode an image; measured if left out.")
     ] = None,
     backbone: Annotated[Backbone, Without("encode_ms")] = "dinov2",
     size: Annotated[Count, Without("encode_ms"), typer.Option(help="Of the image that is encoded, in pixels.")] = 840,
@@ -184,24 +191,26 @@ def store(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """The feature store's GB/s, writing and reading, beside a plain write and a copy in memory."""
+    """Measure the feature store's GB/s, writing and reading, beside a plain write and a copy in memory."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.measure import chosen
-        from semcorr.benchmark.store import Entries, store
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.store import StoredFeatures, benchmark_store
 
-        place = None if root is None else str(root)
-        asked = Entries(entries, tokens, channels, dtype, place, encode_ms, backbone, size, chosen(device))
-        return store(asked, not together)
+        folder = None if root is None else str(root)
+        entries_spec = StoredFeatures(
+            entries, tokens, channels, dtype, folder, encode_ms, backbone, size, resolve_device_name(device)
+        )
+        return benchmark_store(entries_spec, not together)
 
-    _run("store", work, out, locals())
+    _run_benchmark("store", work, out, locals())
 
 
-@app.command()
-def conv4d(
+@app.command("conv4d")
+def benchmark_convolution(
     side: Annotated[
         list[int],
-        Within(least=1, most=512),
+        Range(least=1, most=512),
         typer.Option(help="Cells along each axis of a volume; may be given several times."),
     ] = [  # noqa: B006
         16,
@@ -213,36 +222,40 @@ def conv4d(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """A 4-D convolution's seconds and memory, forward and with backward, beside a loop of 3-D convolutions."""
+    """Measure a 4-D convolution's seconds and memory, forward and with backward, beside a loop of 3-D convolutions."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.conv4d import conv4d
-        from semcorr.benchmark.measure import chosen
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.conv4d import benchmark_conv4d
+        from semcorr.benchmark.measurement import resolve_device_name
 
-        return conv4d(side, channels, kernel, chosen(device), not together)
+        return benchmark_conv4d(side, channels, kernel, resolve_device_name(device), not together)
 
-    _run("conv4d", work, out, locals())
+    _run_benchmark("conv4d", work, out, locals())
 
 
-@app.command()
-def startup(
+@app.command("startup")
+def benchmark_start(
     tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
     out: Out = OUT,
 ) -> None:
-    """Seconds until a fresh process is ready, beside the import of PyTorch."""
+    """Measure the seconds until a fresh process is ready, beside the import of PyTorch."""
 
-    def work() -> "Outcome":
-        from semcorr.benchmark.startup import startup
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.startup import benchmark_startup
 
-        return startup(tries)
+        return benchmark_startup(tries)
 
-    _run("startup", work, out, locals())
+    _run_benchmark("startup", work, out, locals())
 
 
-def _run(name: str, work: "Callable[[], Outcome]", out: Path, typed: Mapping[str, Any]) -> None:
-    with explaining("evaluate"):
-        from semcorr.benchmark.report import known, publish
+def _run_benchmark(name: str, work: "Callable[[], BenchmarkResult]", out: Path, arguments: JsonObject) -> None:
+    with report_user_errors("evaluate"):
+        from semcorr.benchmark.report import publish_result, read_benchmark_file
 
-        known(out)
-        settings = {key: str(v) if isinstance(v, Path) else v for key, v in typed.items() if key not in ("work", "out")}
-        publish(name, work(), out, settings)
+        read_benchmark_file(out)
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in arguments.items()
+            if key not in ("work", "out")
+        }
+        publish_result(name, work(), out, settings)

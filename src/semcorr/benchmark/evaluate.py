@@ -1,150 +1,193 @@
 """Evaluation from files to scores: `semcorr.evaluate` against a loop that encodes both images of every pair.
 
-What is counted of ours: reading the pair lists and annotations, making the loaders, encoding, matching, four
-read-outs, scoring, the table of all keypoints. Of the loop: decoding, encoding and reading out, no more. Neither
-counts imports or the weights.
+Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four read-outs, scoring and
+the table of all keypoints. The loop counts only decoding, encoding and reading out. Neither counts imports or loading
+the weights.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semcorr.benchmark.measure import Machine, Measured, best, machine, measured, now
+from semcorr.benchmark.measurement import Machine, Measurement, best_time, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import LOOPS
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.data.images import unique_images
-from semcorr.errors import UserError
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import unique_images
+from semcorr.data.record import PairRecord
 
-ALLOWED = 1.3  # of the seconds that encoding every image once and matching take by themselves
+ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
 
 
-class Part(NamedTuple):
-    """How much of the split."""
+class SplitPart(NamedTuple):
+    """A split, and how many of its pairs are evaluated."""
 
     split: str
     pairs: int | None
     naive_pairs: int
 
 
-def evaluate(run: Wanted, part: Part, apart: bool = True) -> Outcome:
-    """The same split by both."""
+def benchmark_evaluation(run: RunSpec, part: SplitPart, isolated: bool = True) -> BenchmarkResult:
+    """Evaluate the same split by the naive loop and by ours."""
     if part.naive_pairs < 1 or (part.pairs is not None and part.pairs < 1):
         raise UserError(f"--pairs and --naive-pairs must be at least 1, got {part.pairs} and {part.naive_pairs}")
     run = run.plus("localise=all", f"data.split={part.split}")
-    limits = machine(run.device)
-    naive = measured(run_naive, run, part, apart=apart)
-    ours = measured(run_ours, run, part, apart=apart)
-    return _outcome(run, part, limits, naive, ours)
+    limits = measure_machine(run.device)
+    naive = measure(run_naive_evaluation, run, part, isolated=isolated)
+    ours = measure(run_evaluation, run, part, isolated=isolated)
+    return _build_result(run, part, limits, naive, ours)
 
 
 @torch.no_grad()
-def run_naive(run: Wanted, part: Part) -> dict[str, Any]:
-    """Seconds per pair."""
+def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
+    """Measure the seconds per pair of the naive loop."""
     from semcorr.data.dataset import PairDataset
-    from semcorr.run import build
+    from semcorr.engine.build import build_datamodule_and_module
 
-    with configured("evaluate", run) as cfg:
-        data: Any
-        module, data = build(cfg)
-        pairs = _first(data, part)[: part.naive_pairs]
-        shown = PairDataset(pairs, data.size, data.resize, pixels=True)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
-        _require_single(backbone)
+    with compose_run("evaluate", run) as cfg:
+        module, data = build_datamodule_and_module(cfg)
+        assert isinstance(data, PairDataModule)
+        pairs = _select_pairs(data, part)[: part.naive_pairs]
+        dataset = PairDataset(pairs, data.size, data.resize, pixels=True)
+        backbone = module.backbone.to(run.device).eval()
+        _require_single_image(backbone)
         loop = LOOPS["full correlation"]
 
-        def one(i: int) -> None:
-            source, target = shown[i][:2]
+        def match_pair(i: int) -> None:
+            source, target = dataset[i][:2]
             maps = [backbone(view.image[None].to(run.device)) for view in (source, target)]
             points = source.keypoints[source.visible & target.visible].to(run.device)
             loop(maps[0].values[0].float(), maps[1].values[0].float(), points, float(backbone.stride))
 
-        one(0)
-        start = now(run.device)
+        match_pair(0)
+        start = synchronised_time(run.device)
         for i in range(len(pairs)):
-            one(i)
-        return {"seconds": (now(run.device) - start) / len(pairs), "pairs": len(pairs)}
+            match_pair(i)
+        return {"seconds": (synchronised_time(run.device) - start) / len(pairs), "pairs": len(pairs)}
 
 
-def run_ours(run: Wanted, part: Part) -> dict[str, Any]:
-    """Seconds by stage, and what encoding alone takes."""
-    from semcorr.run import assembled, benchmark, make_trainer
+def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
+    """Measure the seconds by stage, and what encoding alone takes."""
+    from semcorr.engine.build import build_datamodule, build_module, build_trainer
 
-    with configured("evaluate", run) as cfg:
-        module = assembled(cfg)
-        trainer = make_trainer(cfg, Path(cfg.run_dir))
-        start = now(run.device)
-        data = benchmark(cfg, "data", ("test",))
+    with compose_run("evaluate", run) as cfg:
+        module = build_module(cfg)
+        trainer = build_trainer(cfg, Path(cfg.run_dir))
+        start = synchronised_time(run.device)
+        data = build_datamodule(cfg, "data", ("test",))
+        assert isinstance(data, PairDataModule)
         data.size, data.pixels = module.backbone.size, module.backbone.pairwise
-        pairs = _first(data, part)
-        read = now(run.device)
-        data.pairs = lambda split: pairs
+        pairs = _select_pairs(data, part)
+        after_reading = synchronised_time(run.device)
+        data.pairs = cache(lambda split: pairs)
         trainer.test(module, datamodule=data, verbose=False)
-        done = now(run.device)
-        backbone: Any = module.backbone.to(run.device).eval()  # type: ignore[attr-defined]
-        _require_single(backbone)
-        found = {
-            "seconds": {"all": done - start, "read": read - start, **module.seconds},
-            "pairs": len(pairs), "images": len(unique_images(pairs)), "rows": module.table.num_rows,
-            "keypoints": module.table.num_rows // len(module.readings),
-        }  # fmt: skip
-        return found | _encoding(backbone, data.at_once, run.device)
+        end = synchronised_time(run.device)
+        backbone = module.backbone.to(run.device).eval()
+        _require_single_image(backbone)
+        rows = module.result.tables["predictions"].num_rows
+        results = {
+            "seconds": {"all": end - start, "read": after_reading - start, **module.result.seconds},
+            "pairs": len(pairs),
+            "images": len(unique_images(pairs)),
+            "rows": rows,
+            "keypoints": rows // len(module.specs),
+        }
+        return results | _measure_encoding(backbone, data.encoding_batch, run.device)
 
 
 @torch.no_grad()
-def _encoding(backbone: Any, batch: int, device: str) -> dict[str, float]:
-    """Of one image: seconds in a batch as evaluated, operations, values."""
+def _measure_encoding(backbone: Backbone, batch: int, device: str) -> dict[str, float]:
+    """Measure one image: seconds in a batch as evaluated, operations, channels and cells."""
     image = torch.rand(batch, 3, backbone.size, backbone.size, device=device)
     counter = FlopCounterMode(display=False)
     with counter:
         values = backbone(image[:1]).values
-    seconds = best(lambda: backbone(image), device, times=2) / batch
-    return {"encoding": seconds, "operations": counter.get_total_flops(), "channels": values.shape[1],
-            "cells": values.shape[2] * values.shape[3]}  # fmt: skip
+    seconds = best_time(lambda: backbone(image), device, times=2) / batch
+    return {
+        "encoding": seconds,
+        "operations": counter.get_total_flops(),
+        "channels": values.shape[1],
+        "cells": values.shape[2] * values.shape[3],
+    }
 
 
-def _first(data: Any, part: Part) -> Any:
+def _select_pairs(data: PairDataModule, part: SplitPart) -> Sequence[PairRecord]:
     return data.pairs(data.split)[: part.pairs]
 
 
-def _require_single(backbone: Any) -> None:
+def _require_single_image(backbone: Backbone) -> None:
     if backbone.pairwise:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"
         )
 
 
-def _outcome(run: Wanted, part: Part, limits: Machine, naive: Measured, ours: Measured) -> Outcome:
-    mine, seconds = ours.value, ours.value["seconds"]
-    each = seconds["all"] / mine["pairs"]
-    ratio = naive.value["seconds"] / each
-    operations = mine["images"] * mine["operations"] + 2 * mine["keypoints"] * mine["cells"] * mine["channels"]
+def _build_result(
+    run: RunSpec, part: SplitPart, limits: Machine, naive: Measurement[JsonObject], ours: Measurement[JsonObject]
+) -> BenchmarkResult:
+    results, seconds = ours.value, ours.value["seconds"]
+    pair_seconds = seconds["all"] / results["pairs"]
+    ratio = naive.value["seconds"] / pair_seconds
+    operations = (
+        results["images"] * results["operations"] + 2 * results["keypoints"] * results["cells"] * results["channels"]
+    )
     floor = limits.floor(operations)
-    alone = mine["images"] * mine["encoding"] + seconds["match"]
+    minimum = results["images"] * results["encoding"] + seconds["match"]
     rows = [
-        Row("pairs/s, files to scores", rate(1 / naive.value["seconds"]), rate(1 / each), times(ratio),
-            rate(mine["pairs"] / floor)),
-        Row("seconds in all", f"({rate(naive.value['seconds'] * mine['pairs'])})", rate(seconds["all"]), "",
-            rate(floor)),
-        Row("  reading annotations", "", rate(seconds["read"])),
-        Row(f"  encoding {mine['images']:,} images", "", rate(seconds["encode"]), "",
-            rate(mine["images"] * mine["encoding"])),
-        Row(f"  matching {mine['pairs']:,} pairs", "", rate(seconds["match"])),
-        Row(f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / alone:.2f}"),
-        Row("peak memory in MB", naive.told, ours.told),
-    ]  # fmt: skip
+        BenchmarkRow(
+            "pairs/s, files to scores",
+            format_rate(1 / naive.value["seconds"]),
+            format_rate(1 / pair_seconds),
+            format_ratio(ratio),
+            format_rate(results["pairs"] / floor),
+        ),
+        BenchmarkRow(
+            "seconds in all",
+            f"({format_rate(naive.value['seconds'] * results['pairs'])})",
+            format_rate(seconds["all"]),
+            "",
+            format_rate(floor),
+        ),
+        BenchmarkRow("  reading annotations", "", format_rate(seconds["read"])),
+        BenchmarkRow(
+            f"  encoding {results['images']:,} images",
+            "",
+            format_rate(seconds["encode"]),
+            "",
+            format_rate(results["images"] * results["encoding"]),
+        ),
+        BenchmarkRow(f"  matching {results['pairs']:,} pairs", "", format_rate(seconds["match"])),
+        BenchmarkRow(
+            f"all / (images x one encoding + matching), at most {ALLOWED}", "", f"{seconds['all'] / minimum:.2f}"
+        ),
+        BenchmarkRow("peak memory in MB", naive.description, ours.description),
+    ]
     caption = (
-        f"{limits.told}. Imports and weights are not counted; the naive loop ran on {naive.value['pairs']} pairs. "
-        f"Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the {mine['encoding'] * 1e3:.1f} ms that "
-        "it takes by itself. Loader processes' memory is apart."
+        f"{limits.description}. Imports and weights are not counted; the naive loop ran on "
+        f"{naive.value['pairs']} pairs. Floor: {operations / 1e12:.2f} TFLOP; of encoding, every image at the "
+        f"{results['encoding'] * 1e3:.1f} ms that it takes by itself. Loader processes' memory is apart."
     )
     content = {
-        "ratio": ratio, "pairs_per_second": 1 / each, "naive_pairs_per_second": 1 / naive.value["seconds"],
-        "floor": {"seconds": floor, "operations": operations, "encoding_seconds": mine["images"] * mine["encoding"]},
-        "over_encoding_and_matching": seconds["all"] / alone, "found": mine,
-        "peak": {"ours": ours.peak, "naive": naive.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
-    title = f"Evaluation of {mine['pairs']:,} pairs, {mine['images']:,} images: {' '.join(run.overrides)}"
-    return Outcome(title, rows, caption, content)
+        "ratio": ratio,
+        "pairs_per_second": 1 / pair_seconds,
+        "naive_pairs_per_second": 1 / naive.value["seconds"],
+        "floor": {
+            "seconds": floor,
+            "operations": operations,
+            "encoding_seconds": results["images"] * results["encoding"],
+        },
+        "over_encoding_and_matching": seconds["all"] / minimum,
+        "found": results,
+        "peak": {"ours": ours.peak, "naive": naive.peak},
+        "machine": limits.as_json(),
+    }
+    title = f"Evaluation of {results['pairs']:,} pairs, {results['images']:,} images: {' '.join(run.overrides)}"
+    return BenchmarkResult(title, rows, caption, content)

@@ -1,22 +1,23 @@
-"""Matching from features that are there: every pair by itself, or all queries into one target at once."""
+"""Matching from precomputed features: every pair by itself, or all queries into one target at once."""
 
 from functools import partial
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import KERNEL, LOOPS, SIGMA, SOFT
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.coords import to_grid, to_image
-from semcorr.errors import UserError
-from semcorr.heads.cosine import Cosine
-from semcorr.localise import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
-from semcorr.matching import match_into
-from semcorr.types import FeatureMap
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.coords import to_grid, to_image
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
+from semcorr.core.types import FeatureMap
+from semcorr.matching.batched import match_to_target
+from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
+from semcorr.models.heads.cosine import Cosine
 
 STRIDE = 14.0
 RULES = (
@@ -25,12 +26,12 @@ RULES = (
     partial(kernel_soft_argmax, sigma=SIGMA, temperature=KERNEL),
     window_soft_argmax,
 )
-SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # read-outs of theirs that are defined as one of ours
+SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # read-outs of the naive loops, by the index of the equal rule of ours
 AGREED = 0.999  # share of the points on the same cell
 
 
-class Shape(NamedTuple):
-    """What is matched."""
+class MatchingShape(NamedTuple):
+    """The numbers of pairs and images and the size of the features that are matched."""
 
     pairs: int
     images: int
@@ -41,149 +42,174 @@ class Shape(NamedTuple):
     seed: int = 0
 
 
-class Task(NamedTuple):
-    """Features, pairs of them, and the points asked of each pair, in pixels."""
+class MatchingTask(NamedTuple):
+    """Features of images, pairs of them, and the query points of each pair, in pixels."""
 
     maps: Float[Tensor, "images c h w"]
     pairs: list[tuple[int, int]]
     points: list[Float[Tensor, "_ 2"]]
 
 
-def match(shape: Shape, apart: bool = True) -> Outcome:
-    """The same pairs by every loop and by ours."""
-    _check(shape)
-    limits = machine(shape.device)
-    loops = {name: measured(run_naive, shape, name, apart=apart) for name in LOOPS}
-    ours = measured(run_ours, shape, apart=apart)
+def benchmark_matching(shape: MatchingShape, isolated: bool = True) -> BenchmarkResult:
+    """Match the same pairs by every naive loop and by ours."""
+    _validate_shape(shape)
+    limits = measure_machine(shape.device)
+    loops = {name: measure(run_naive_matching, shape, name, isolated=isolated) for name in LOOPS}
+    ours = measure(run_matching, shape, isolated=isolated)
     agreement = {name: _agreement(loop.value, ours.value, name) for name, loop in loops.items()}
-    return _outcome(shape, limits, loops, ours, agreement)
+    return _build_result(shape, limits, loops, ours, agreement)
 
 
-def task(shape: Shape) -> Task:
-    """The same for everyone: images of one scene, each shifted and with noise of its own."""
-    chance = torch.Generator().manual_seed(shape.seed)
+def build_task(shape: MatchingShape) -> MatchingTask:
+    """Build the task that all measure: images of one scene, each shifted and with noise of its own."""
+    generator = torch.Generator().manual_seed(shape.seed)
     grid, channels = shape.grid, shape.channels
-    scene = torch.randn(channels, grid, grid, generator=chance)
+    scene = torch.randn(channels, grid, grid, generator=generator)
     maps = torch.empty(shape.images, channels, grid, grid)
     for i in range(shape.images):
-        shift = torch.randint(grid, (2,), generator=chance).tolist()
-        maps[i] = scene.roll(shift, (1, 2)) + 0.7 * torch.randn(scene.shape, generator=chance)
-    every = list(permutations(range(shape.images), 2))
-    pairs = [every[i] for i in torch.randperm(len(every), generator=chance)[: shape.pairs].tolist()]
-    counts = 3 + (torch.rand(len(pairs), 17, generator=chance) < 5 / 17).sum(-1)  # 3 to 20, 8 on average
-    points = [torch.rand(n, 2, generator=chance) * (grid * STRIDE - 1) for n in counts.tolist()]
-    return Task(maps.to(shape.device), pairs, [some.to(shape.device) for some in points])
+        shift = torch.randint(grid, (2,), generator=generator).tolist()
+        maps[i] = scene.roll(shift, (1, 2)) + 0.7 * torch.randn(scene.shape, generator=generator)
+    ordered_pairs = list(permutations(range(shape.images), 2))
+    pairs = [ordered_pairs[i] for i in torch.randperm(len(ordered_pairs), generator=generator)[: shape.pairs].tolist()]
+    counts = 3 + (torch.rand(len(pairs), 17, generator=generator) < 5 / 17).sum(-1)  # 3 to 20, 8 on average
+    points = [torch.rand(n, 2, generator=generator) * (grid * STRIDE - 1) for n in counts.tolist()]
+    return MatchingTask(maps.to(shape.device), pairs, [pair_points.to(shape.device) for pair_points in points])
 
 
 @torch.no_grad()
-def run_naive(shape: Shape, name: str) -> dict[str, Any]:
-    """Seconds per pair, and the answers."""
-    maps, pairs, points = task(shape)
-    loop, answers = LOOPS[name], []
+def run_naive_matching(shape: MatchingShape, name: str) -> JsonObject:
+    """Measure the seconds per pair of a naive loop, and return its matches."""
+    maps, pairs, points = build_task(shape)
+    loop, matches = LOOPS[name], []
     loop(maps[0], maps[1], points[0], STRIDE)
-    start = now(shape.device)
-    for (source, target), asked in zip(pairs[: shape.naive_pairs], points, strict=False):
-        answers.append(loop(maps[source], maps[target], asked, STRIDE))
-    seconds = now(shape.device) - start
-    found = {key: torch.cat([each[key] for each in answers]).tolist() for key in answers[0]}
-    return {"seconds": seconds / len(answers), "cells": found}
+    start = synchronised_time(shape.device)
+    for (source, target), query_points in zip(pairs[: shape.naive_pairs], points, strict=False):
+        matches.append(loop(maps[source], maps[target], query_points, STRIDE))
+    seconds = synchronised_time(shape.device) - start
+    cells = {key: torch.cat([pair_matches[key] for pair_matches in matches]).tolist() for key in matches[0]}
+    return {"seconds": seconds / len(matches), "cells": cells}
 
 
 @torch.no_grad()
-def run_ours(shape: Shape) -> dict[str, Any]:
-    """Seconds per pair, and the answers; those at the cells' own centres as well, where nothing is interpolated."""
-    work = task(shape)
-    work = work._replace(maps=work.maps.to(memory_format=torch.channels_last))  # as evaluation keeps them
-    _grouped(work._replace(pairs=work.pairs[: shape.naive_pairs]))
-    start = now(shape.device)
-    cells = _grouped(work)
-    seconds = now(shape.device) - start
-    few = Task(work.maps, work.pairs[: shape.naive_pairs], [_centred(some) for some in work.points])
+def run_matching(shape: MatchingShape) -> JsonObject:
+    """Measure our seconds per pair, and return the matches, also those of cell centres, which need no interpolation."""
+    task = build_task(shape)
+    task = task._replace(maps=task.maps.to(memory_format=torch.channels_last))  # the layout that evaluation uses
+    _match_by_target(task._replace(pairs=task.pairs[: shape.naive_pairs]))
+    start = synchronised_time(shape.device)
+    cells = _match_by_target(task)
+    seconds = synchronised_time(shape.device) - start
+    centred_task = MatchingTask(
+        task.maps, task.pairs[: shape.naive_pairs], [_move_to_centres(pair_points) for pair_points in task.points]
+    )
     return {
-        "seconds": seconds / len(work.pairs),
-        "queries": sum(map(len, work.points)),
-        "targets": len({target for _, target in work.pairs}),
-        "cells": _listed(cells[: shape.naive_pairs]),
-        "centred": _listed(_grouped(few)),
+        "seconds": seconds / len(task.pairs),
+        "queries": sum(map(len, task.points)),
+        "targets": len({target for _, target in task.pairs}),
+        "cells": _list_by_rule(cells[: shape.naive_pairs]),
+        "centred": _list_by_rule(_match_by_target(centred_task)),
     }
 
 
-def _grouped(work: Task) -> list[list[Float[Tensor, "n 2"]]]:
-    """By pair and rule. All queries into one target in one product."""
-    found: dict[int, list[Tensor]] = {}
+def _match_by_target(task: MatchingTask) -> list[list[Float[Tensor, "n 2"]]]:
+    """Match all queries into one target in one product; return the cells by pair and rule."""
+    cells_by_pair: dict[int, list[Tensor]] = {}
     groups: dict[int, list[int]] = {}
-    for i, (_, target) in enumerate(work.pairs):
+    for i, (_, target) in enumerate(task.pairs):
         groups.setdefault(target, []).append(i)
     head = Cosine()
     for target, members in groups.items():
-        sources = [FeatureMap(work.maps[work.pairs[i][0], None], STRIDE) for i in members]
-        asked = [work.points[i] for i in members]
-        cells = match_into(head, FeatureMap(work.maps[target, None], STRIDE), sources, asked, RULES).points
-        parts = [to_grid(rule, STRIDE).split([len(some) for some in asked]) for rule in cells]
-        found |= {i: [part[k] for part in parts] for k, i in enumerate(members)}
-    return [found[i] for i in range(len(work.pairs))]
+        sources = [FeatureMap(task.maps[task.pairs[i][0], None], STRIDE) for i in members]
+        query_points = [task.points[i] for i in members]
+        cells = match_to_target(head, FeatureMap(task.maps[target, None], STRIDE), sources, query_points, RULES).points
+        parts = [to_grid(rule, STRIDE).split([len(pair_points) for pair_points in query_points]) for rule in cells]
+        cells_by_pair |= {i: [part[position] for part in parts] for position, i in enumerate(members)}
+    return [cells_by_pair[i] for i in range(len(task.pairs))]
 
 
-def _centred(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """The centres of the cells that hold the points."""
+def _move_to_centres(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Return the centres of the cells that contain the points."""
     return to_image((points / STRIDE).floor(), STRIDE)
 
 
-def _listed(cells: list[list[Tensor]]) -> list[list[list[float]]]:
+def _list_by_rule(cells: list[list[Tensor]]) -> list[list[list[float]]]:
     return [torch.cat([pair[i] for pair in cells]).tolist() for i in range(len(RULES))]
 
 
-def _agreement(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> dict[str, float]:
-    """Share of points on the same cell, and the farthest two answers of a soft read-out, in cells."""
-    mine = ours["centred" if name == "full correlation" else "cells"]
-    apart = {key: (torch.tensor(theirs["cells"][key]) - torch.tensor(mine[i])).norm(dim=-1) for key, i in SAME.items()}
-    share = (apart["nearest"] == 0).float().mean().item()
+def _agreement(naive: JsonObject, ours: JsonObject, name: str) -> dict[str, float]:
+    """Compute the share of points on the same cell, and the largest distance between soft read-outs, in cells."""
+    cells = ours["centred" if name == "full correlation" else "cells"]
+    distances = {
+        key: (torch.tensor(naive["cells"][key]) - torch.tensor(cells[i])).norm(dim=-1) for key, i in SAME.items()
+    }
+    share = (distances["nearest"] == 0).float().mean().item()
     if share < AGREED:
         raise RuntimeError(f"ours and `{name}` find the same cell for {share:.1%} of the points only")
-    return {"same_cell": share, "soft_cells": apart["soft"].max().item(), "kernel_cells": apart["kernel"].max().item()}
+    return {
+        "same_cell": share,
+        "soft_cells": distances["soft"].max().item(),
+        "kernel_cells": distances["kernel"].max().item(),
+    }
 
 
-def _check(shape: Shape) -> None:
-    most = shape.images * (shape.images - 1)
-    if shape.images < 2 or not 1 <= shape.pairs <= most:
-        raise UserError(f"--pairs {shape.pairs}: {shape.images} images make up to {max(most, 0)} pairs. Give --images")
+def _validate_shape(shape: MatchingShape) -> None:
+    largest = shape.images * (shape.images - 1)
+    if shape.images < 2 or not 1 <= shape.pairs <= largest:
+        raise UserError(
+            f"--pairs {shape.pairs}: {shape.images} images make up to {max(largest, 0)} pairs. Give --images"
+        )
     if not 1 <= shape.naive_pairs <= shape.pairs:
         raise UserError(f"--naive-pairs must be between 1 and --pairs, {shape.pairs}, got {shape.naive_pairs}")
     if shape.grid < 2 or shape.channels < 1:
         raise UserError(f"--grid must be at least 2 and --channels at least 1, got {shape.grid} and {shape.channels}")
 
 
-def _outcome(
-    shape: Shape, limits: Machine, loops: dict[str, Measured], ours: Measured, agreement: dict[str, dict[str, float]]
-) -> Outcome:
+def _build_result(
+    shape: MatchingShape,
+    limits: Machine,
+    loops: dict[str, Measurement[JsonObject]],
+    ours: Measurement[JsonObject],
+    agreement: dict[str, dict[str, float]],
+) -> BenchmarkResult:
     cells, queries = shape.grid**2, ours.value["queries"]
     operations = 2 * queries * cells * shape.channels
     moved = 4 * (ours.value["targets"] * shape.channels * cells + 2 * queries * cells)
-    floor, mine = limits.floor(operations, moved) / shape.pairs, ours.value["seconds"]
+    floor, seconds = limits.floor(operations, moved) / shape.pairs, ours.value["seconds"]
     rows = [
-        Row(
-            f"pairs/s, {name}", rate(1 / (s := loop.value["seconds"])), rate(1 / mine), times(s / mine), rate(1 / floor)
+        BenchmarkRow(
+            f"pairs/s, {name}",
+            format_rate(1 / (naive_seconds := loop.value["seconds"])),
+            format_rate(1 / seconds),
+            format_ratio(naive_seconds / seconds),
+            format_rate(1 / floor),
         )
         for name, loop in loops.items()
     ]
-    rows += [Row(f"peak memory in MB, {name}", loop.told, ours.told) for name, loop in loops.items()]
     rows += [
-        Row(f"same best cell as ours; soft answers within, {name}", f"{found['same_cell']:.1%}; {soft:.0e} cells")
-        for name, found in agreement.items()
-        for soft in [max(found["soft_cells"], found["kernel_cells"])]
+        BenchmarkRow(f"peak memory in MB, {name}", loop.description, ours.description) for name, loop in loops.items()
+    ]
+    rows += [
+        BenchmarkRow(
+            f"same best cell as ours; soft answers within, {name}", f"{agreed['same_cell']:.1%}; {soft:.0e} cells"
+        )
+        for name, agreed in agreement.items()
+        for soft in [max(agreed["soft_cells"], agreed["kernel_cells"])]
     ]
     caption = (
-        f"{limits.told}. Features in memory, one process each; the naive loops run on {shape.naive_pairs} pairs. "
-        f"Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets read once, similarities written "
-        "and read once."
+        f"{limits.description}. Features in memory, one process each; the naive loops run on "
+        f"{shape.naive_pairs} pairs. Floor: {operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB: targets "
+        "read once, similarities written and read once."
     )
-    ratios = {name: loop.value["seconds"] / mine for name, loop in loops.items()}
+    ratios = {name: loop.value["seconds"] / seconds for name, loop in loops.items()}
     content = {
-        "ratio": ratios["full correlation"], "ratios": ratios, "pairs_per_second": 1 / mine,
+        "ratio": ratios["full correlation"],
+        "ratios": ratios,
+        "pairs_per_second": 1 / seconds,
         "naive_pairs_per_second": {name: 1 / loop.value["seconds"] for name, loop in loops.items()},
-        "floor": {"pairs_per_second": 1 / floor, "operations": operations, "bytes": moved, "reached": floor / mine},
+        "floor": {"pairs_per_second": 1 / floor, "operations": operations, "bytes": moved, "reached": floor / seconds},
         "peak": {"ours": ours.peak, **{name: loop.peak for name, loop in loops.items()}},
-        "agreement": agreement, "machine": limits.as_json(),
-    }  # fmt: skip
+        "agreement": agreement,
+        "machine": limits.as_json(),
+    }
     title = f"{shape.pairs} pairs of {shape.images} images, {shape.grid} x {shape.grid} x {shape.channels}"
-    return Outcome(title, rows, caption, content)
+    return BenchmarkResult(title, rows, caption, content)

@@ -1,82 +1,117 @@
 """Evaluation by eleven read-outs against evaluation by one: the same whole run, from files to predictions.parquet.
 
-Both read the pair lists, encode every image, match, score, gather the table, write it and its metrics. Neither counts
-imports or the weights.
+Both read the pair lists, encode every image, match, score, gather the table, and write it and its metrics. Neither
+counts imports or loading the weights.
 """
 
 from pathlib import Path
-from typing import Any
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.errors import UserError
-from semcorr.read_outs import Several
+from omegaconf import DictConfig
+
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.matching.readouts import ReadoutList
 
 ONE = "window_15"
 MANY = (
-    "window_15", "argmax", "soft", "window_3", "window_5", "window_9", "window_11", "window_17", "window_15_zero",
-    "kernel_5", "kernel_7",
-)  # fmt: skip
+    "window_15",
+    "argmax",
+    "soft",
+    "window_3",
+    "window_5",
+    "window_9",
+    "window_11",
+    "window_17",
+    "window_15_zero",
+    "kernel_5",
+    "kernel_7",
+)
 ALLOWED = 1.3  # times the seconds of one read-out
 
 
-def read_outs(run: Wanted, split: str, tries: int, apart: bool = True) -> Outcome:
-    """The same split by one and by eleven, in turn; the best of some tries each."""
+def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = True) -> BenchmarkResult:
+    """Evaluate the same split by one and by eleven read-outs, in turn; the best of some tries of each counts."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
     run = run.plus(f"data.split={split}")
-    limits = machine(run.device)
-    found = measured(run_both, run, tries, apart=apart)
-    one, many = found.value
+    limits = measure_machine(run.device)
+    measurement = measure(run_both, run, tries, isolated=isolated)
+    one, many = measurement.value
     if one["first"] != many["first"]:
         raise RuntimeError(f"{ONE} scores {one['first']} alone and {many['first']} among others")
-    return _outcome(run, found, many["seconds"]["all"] / one["seconds"]["all"], limits)
+    return _build_result(run, measurement, many["seconds"]["all"] / one["seconds"]["all"], limits)
 
 
-def run_both(run: Wanted, tries: int) -> list[dict[str, Any]]:
-    """Seconds of the fastest run of each, by stage. In turn: what else the machine does is then shared."""
-    from semcorr.readings import readings
-    from semcorr.run import assembled, protocols
+def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
+    """Measure the fastest run of each, by stage; both run in turn, so that other load of the machine affects both."""
+    from semcorr.engine.build import build_module, build_protocols
+    from semcorr.evaluation.protocols import build_scoring_specs
 
-    found: list[list[dict[str, Any]]] = [[], []]
-    with configured("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
-        module = assembled(cfg)
+    runs: list[list[JsonObject]] = [[], []]
+    with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
+        module = build_module(cfg)
         for _ in range(tries):
-            for into, names in zip(found, ((ONE,), MANY), strict=True):
-                module.readings, module.localise = readings(protocols(cfg), Several(names))
-                into.append(_whole(run, cfg, module))
-    return [min(each, key=lambda one: one["seconds"]["all"]) for each in found]
+            for results, names in zip(runs, ((ONE,), MANY), strict=True):
+                module.specs, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
+                results.append(_run_evaluation(run, cfg, module))
+    return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 
 
-def _whole(run: Wanted, cfg: Any, module: Any) -> dict[str, Any]:
-    """An evaluation, from the annotations to its files."""
-    from semcorr.results import write_results
-    from semcorr.run import benchmark, make_trainer
+def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule) -> JsonObject:
+    """Run an evaluation, from the annotations to its files."""
+    from semcorr.engine.build import build_datamodule, build_trainer
+    from semcorr.evaluation.results import write_results
 
-    trainer = make_trainer(cfg, Path(cfg.run_dir))
-    start = now(run.device)
-    data = benchmark(cfg, "data", ("test",))
+    trainer = build_trainer(cfg, Path(cfg.run_dir))
+    start = synchronised_time(run.device)
+    data = build_datamodule(cfg, "data", ("test",))
+    assert isinstance(data, PairDataModule)
     data.size, data.pixels = module.backbone.size, module.backbone.pairwise
     trainer.test(module, datamodule=data, verbose=False)
-    metrics = write_results(module, data, Path(cfg.run_dir))
-    seconds = {"all": now(run.device) - start, **module.seconds}
+    metrics = write_results(module.result, data, Path(cfg.run_dir), 0)
+    seconds = {"all": synchronised_time(run.device) - start, **module.result.seconds}
     return {"seconds": seconds, "pairs": metrics["pairs"], "first": metrics["pck"]["all"]["image"]}
 
 
-def _outcome(run: Wanted, found: Measured, ratio: float, limits: Machine) -> Outcome:
-    one, many = found.value
-    alone, all_of = one["seconds"], many["seconds"]
+def _build_result(
+    run: RunSpec, measurement: Measurement[list[JsonObject]], ratio: float, limits: Machine
+) -> BenchmarkResult:
+    one, many = measurement.value
+    one_seconds, many_seconds = one["seconds"], many["seconds"]
     rows = [
-        Row("", "one read-out", f"{len(MANY)} read-outs"),
-        Row("seconds in all", rate(alone["all"]), rate(all_of["all"]), f"{ratio:.2f}, at most {ALLOWED}"),
-        *(Row(f"  {stage}", rate(alone[stage]), rate(all_of[stage])) for stage in ("encode", "match")),
-        Row("  everything else", *(rate(s["all"] - s["encode"] - s["match"]) for s in (alone, all_of))),
-        Row("peak memory in MB", "", found.told),
+        BenchmarkRow("", "one read-out", f"{len(MANY)} read-outs"),
+        BenchmarkRow(
+            "seconds in all",
+            format_rate(one_seconds["all"]),
+            format_rate(many_seconds["all"]),
+            f"{ratio:.2f}, at most {ALLOWED}",
+        ),
+        *(
+            BenchmarkRow(f"  {stage}", format_rate(one_seconds[stage]), format_rate(many_seconds[stage]))
+            for stage in ("encode", "match")
+        ),
+        BenchmarkRow(
+            "  everything else",
+            *(
+                format_rate(seconds["all"] - seconds["encode"] - seconds["match"])
+                for seconds in (one_seconds, many_seconds)
+            ),
+        ),
+        BenchmarkRow("peak memory in MB", "", measurement.description),
     ]
     content = {
-        "ratio": ratio, "floor": None, "one": one, "many": many, "rules": list(MANY),
-        "peak": {"both": found.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
+        "ratio": ratio,
+        "floor": None,
+        "one": one,
+        "many": many,
+        "rules": list(MANY),
+        "peak": {"both": measurement.peak},
+        "machine": limits.as_json(),
+    }
     title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
-    return Outcome(title, rows, f"{limits.told}. Imports and weights are not counted.", content)
+    return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

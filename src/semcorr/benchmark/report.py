@@ -1,22 +1,23 @@
-"""What a benchmark leaves behind: a table to read, and its part of benchmark.json."""
+"""The output of a benchmark: a table to read, and its part of benchmark.json."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.terminal import Terminal
-from semcorr.errors import UserError
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 HEADERS = ("", "naive", "ours", "ratio", "floor")
 
 
-class Row(NamedTuple):
-    """A line of the table: what the naive way and ours give, how many times better ours is, what is possible."""
+class BenchmarkRow(NamedTuple):
+    """A line of the table: the naive value, ours, how many times better ours is, and the limit."""
 
     what: str
     naive: str = ""
@@ -25,38 +26,38 @@ class Row(NamedTuple):
     floor: str = ""
 
 
-class Outcome(NamedTuple):
-    """What was found.
+class BenchmarkResult(NamedTuple):
+    """The result of a benchmark.
 
-    `content` is what benchmark.json holds of it: `ratio`, `floor` and `peak` among the rest.
+    `content` is its part of benchmark.json, with `ratio`, `floor` and `peak` among other keys.
     """
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[BenchmarkRow]
     caption: str
-    content: Mapping[str, Any]
+    content: JsonMapping
 
 
-def times(ratio: float) -> str:
-    """A ratio, to be read.
+def format_ratio(ratio: float) -> str:
+    """Format a ratio for a table.
 
-    >>> times(12.345), times(150.2)
+    >>> format_ratio(12.345), format_ratio(150.2)
     ('12.3x', '150x')
     """
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
-def rate(value: float) -> str:
-    """A number per second, or of seconds, to be read.
+def format_rate(value: float) -> str:
+    """Format a number per second, or of seconds, for a table.
 
-    >>> rate(1234.5), rate(0.01234)
+    >>> format_rate(1234.5), format_rate(0.01234)
     ('1,234', '0.0123')
     """
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def known(out: Path) -> dict[str, Any]:
-    """What benchmark.json holds so far. Asked before anything is measured: it may not be one, or not be writable."""
+def read_benchmark_file(out: Path) -> JsonObject:
+    """Read benchmark.json as it is so far, before anything is measured: it may be another file, or not be writable."""
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
     require_writable_file(out, "--out")
@@ -71,14 +72,14 @@ def known(out: Path) -> dict[str, Any]:
     return content
 
 
-def publish(name: str, outcome: Outcome, out: Path, settings: Mapping[str, Any]) -> None:
-    """Print the table; put the rest in the place of what `out` held under the same name."""
+def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonMapping) -> None:
+    """Print the table, and write the rest to `out` in place of an earlier result of the same name."""
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in HEADERS:
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*row)
     Terminal().print(table)
-    about = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(out, {**known(out), name: {**outcome.content, **about}}, "--out")
+    context = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(out, {**read_benchmark_file(out), name: {**outcome.content, **context}}, "--out")
     Terminal().print(f"written to {out}")

@@ -1,4 +1,4 @@
-"""What is run: a benchmark's tree, a backbone, and the configuration that a command line would have made of them."""
+"""The runs of a benchmark: a dataset's tree, a backbone, and the configuration that a command line composes."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,28 +10,30 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from semcorr.benchmark.spair_scale import default_folder, write_spair_scale
-from semcorr.cli import conf_dir
-from semcorr.errors import UserError
+from semcorr.benchmark.synthetic_spair import default_folder, write_spair_scale
+from semcorr.core.errors import UserError
+from semcorr.engine.known_targets import conf_dir
 
 SCALES = ("demo", "spair")
+
+
 GPU = ("trainer=auto", "trainer.accelerator=gpu")
 
 
-class Wanted(NamedTuple):
-    """A run as it is asked for; what a fresh process is sent."""
+class RunSpec(NamedTuple):
+    """The specification of a run, which a fresh process can receive."""
 
     data: str
     root: str
     device: str
     overrides: tuple[str, ...] = ()
 
-    def plus(self, *overrides: str) -> "Wanted":
-        """The same, with more said."""
+    def plus(self, *overrides: str) -> "RunSpec":
+        """Return the same run with more overrides."""
         return self._replace(overrides=(*self.overrides, *overrides))
 
 
-def wanted(
+def build_run_spec(
     root: Path | None,
     scale: str,
     folder: Path | None,
@@ -40,8 +42,8 @@ def wanted(
     size: int | None,
     random: bool,
     part: float = 1.0,
-) -> Wanted:
-    """Which tree and which backbone. A tree that is made up is written now, so that nobody waits for it later."""
+) -> RunSpec:
+    """Choose tree and backbone. A synthetic tree is written now, so that no measurement waits for it."""
     if scale not in SCALES:
         raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if part != 1 and scale != "spair":
@@ -57,17 +59,17 @@ def wanted(
     overrides += [f"backbone.size={size}"] if size is not None else []
     overrides += ["backbone.pretrained=false"] if random else []
     if root is not None:
-        return Wanted("spair", str(root.resolve()), device, tuple(overrides))
+        return RunSpec("spair", str(root.resolve()), device, tuple(overrides))
     if scale == "spair":
-        place = write_spair_scale((folder or default_folder()).resolve(), part)
-        return Wanted("spair", str(place), device, tuple(overrides))
-    place = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
-    return Wanted("synthetic", str(place), device, tuple(overrides))
+        tree = write_spair_scale((folder or default_folder()).resolve(), part)
+        return RunSpec("spair", str(tree), device, tuple(overrides))
+    tree = (folder or Path(tempfile.gettempdir()) / "semcorr-synthetic").resolve()
+    return RunSpec("synthetic", str(tree), device, tuple(overrides))
 
 
 @contextmanager
-def configured(verb: str, run: Wanted) -> Iterator[DictConfig]:
-    """What `python -m semcorr.VERB` would have; its run directory goes in the end."""
+def compose_run(verb: str, run: RunSpec) -> Iterator[DictConfig]:
+    """Compose the configuration of `python -m semcorr.VERB`, with a run directory that is deleted in the end."""
     GlobalHydra.instance().clear()
     trainer = GPU if run.device == "cuda" else ("trainer=cpu",)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), tempfile.TemporaryDirectory() as run_dir:

@@ -1,4 +1,4 @@
-"""How long it takes until anything happens: fresh processes, beside the import of PyTorch alone."""
+"""Start-up time of fresh processes, beside the import of PyTorch alone."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.errors import UserError
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.errors import UserError
 
 TORCH = "python -c 'import torch'"
 LINES = {
@@ -17,41 +17,48 @@ LINES = {
 }
 
 
-class Run(NamedTuple):
-    """One process."""
+class ProcessTime(NamedTuple):
+    """The time and the peak memory of a process."""
 
     seconds: float
     memory: float  # MB at its peak
 
 
-def startup(tries: int) -> Outcome:
-    """The best of some tries of each, in turns: what is busy beside them hits all of them."""
+def benchmark_startup(tries: int) -> BenchmarkResult:
+    """Measure the best of some tries of each command, in turn, so that other load of the machine affects all."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
-    found: dict[str, list[Run]] = {line: [] for line in LINES}
+    runs_by_line: dict[str, list[ProcessTime]] = {line: [] for line in LINES}
     for _ in range(tries):
         for line, arguments in LINES.items():
-            found[line].append(timed(arguments))
-    best = {line: min(runs) for line, runs in found.items()}
-    torch, mine = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
+            runs_by_line[line].append(time_process(arguments))
+    best = {line: min(runs) for line, runs in runs_by_line.items()}
+    torch, ours = best[TORCH].seconds, {line: run for line, run in best.items() if line != TORCH}
     rows = [
-        Row(line, "", f"{rate(run.seconds)} s, {run.memory:.0f} MB", times(torch / run.seconds), f"{rate(torch)} s")
-        for line, run in mine.items()
+        BenchmarkRow(
+            line,
+            "",
+            f"{format_rate(run.seconds)} s, {run.memory:.0f} MB",
+            format_ratio(torch / run.seconds),
+            f"{format_rate(torch)} s",
+        )
+        for line, run in ours.items()
     ]
     content = {
         "ratio": torch / best["python -m semcorr.train --help"].seconds,
         "seconds": {line: run.seconds for line, run in best.items()},
-        "floor": {"seconds": torch}, "peak": {line: {"memory_mb": run.memory} for line, run in best.items()},
-    }  # fmt: skip
+        "floor": {"seconds": torch},
+        "peak": {line: {"memory_mb": run.memory} for line, run in best.items()},
+    }
     caption = (
         f"Best of {tries} fresh processes each. Floor: {TORCH}, which every framework on PyTorch waits for. Peaks are "
         "upper bounds: Linux counts what started a process as well."
     )
-    return Outcome("Start", rows, caption, content)
+    return BenchmarkResult("Start", rows, caption, content)
 
 
-def timed(arguments: tuple[str, ...]) -> Run:
-    """A Python process to its end."""
+def time_process(arguments: tuple[str, ...]) -> ProcessTime:
+    """Run a Python process to its end, and measure it."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -59,4 +66,4 @@ def timed(arguments: tuple[str, ...]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    return ProcessTime(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)

@@ -1,40 +1,40 @@
-"""Features to the disk and back, beside a plain write and a plain copy of as many bytes."""
+"""Features written to the disk and read back, beside a plain write and a plain copy of as many bytes."""
 
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from semcorr.benchmark.measure import Measured, best, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.errors import UserError
+from semcorr.benchmark.measurement import Measurement, best_time, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.core.errors import UserError
 from semcorr.store import FeatureStore
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 KEY = {"benchmark": "store"}
-RING = 16  # tensors copied in turn: more than a cache holds
+RING = 16  # tensors copied in turn: more than a processor's cache holds
 
 
-class Entries(NamedTuple):
-    """What is stored: the features of so many images, tokens x channels each."""
+class StoredFeatures(NamedTuple):
+    """The features that are stored: those of so many images, tokens x channels each."""
 
     images: int
     tokens: int
     channels: int
     dtype: str
     root: str | None
-    encode_ms: float | None  # of an image; None: measured
+    encode_ms: float | None  # milliseconds to encode an image; measured if None
     backbone: str
     size: int
     device: str
 
 
-def store(entries: Entries, apart: bool = True) -> Outcome:
-    """Write, read for the first time, read again; each beside its limit."""
+def benchmark_store(entries: StoredFeatures, isolated: bool = True) -> BenchmarkResult:
+    """Measure writing, the first reading and a later reading, each beside its limit."""
     if min(entries.images, entries.tokens, entries.channels) < 1:
         raise UserError("--entries, --tokens and --channels must be at least 1")
     if entries.dtype not in DTYPES:
@@ -43,94 +43,120 @@ def store(entries: Entries, apart: bool = True) -> Outcome:
         raise UserError(f"--root: {entries.root} is no folder. Make it, or choose another disk")
     if entries.encode_ms is not None and not entries.encode_ms > 0:
         raise UserError(f"--encode-ms must be more than 0, got {entries.encode_ms}")
-    found = measured(run_store, entries, apart=apart)
+    measurement = measure(run_store, entries, isolated=isolated)
     encoding = entries.encode_ms and entries.encode_ms / 1e3
-    return _outcome(entries, found, encoding or measured(encode, entries, apart=apart).value)
+    return _build_result(entries, measurement, encoding or measure(time_encoding, entries, isolated=isolated).value)
 
 
-def run_store(entries: Entries) -> dict[str, float]:
-    """Seconds for all entries, by what is done."""
+def run_store(entries: StoredFeatures) -> dict[str, float]:
+    """Measure the seconds for all entries, by kind of access."""
     values = torch.randn(entries.tokens, entries.channels).to(DTYPES[entries.dtype])
-    names, into = [f"{i:032x}" for i in range(entries.images)], torch.empty_like(values)
+    names, buffer = [f"{i:032x}" for i in range(entries.images)], torch.empty_like(values)
     with tempfile.TemporaryDirectory(dir=entries.root, prefix="semcorr-benchmark-") as root:
-        folder, kept = Path(root), FeatureStore(Path(root) / "store", KEY)
-        fresh = FeatureStore(Path(root) / "store", KEY)  # which has checked nothing
+        folder, writer = Path(root), FeatureStore(Path(root) / "store", KEY)
+        reader = FeatureStore(Path(root) / "store", KEY)  # this instance has verified no entry yet
         seconds = {
-            "plain write": _timed(names, lambda name: _plain_write(folder / f"{name}.bin", values)),
-            "naive write": _timed(names, lambda name: torch.save(values, folder / f"{name}.pt")),
-            "write": _timed(names, lambda name: _stored(kept, name, values)),
-            "naive read": _timed(names, lambda name: into.copy_(torch.load(folder / f"{name}.pt"))),
-            "first read": _timed(names, lambda name: into.copy_(_read(fresh, name))),
-            "later read": _timed(names, lambda name: into.copy_(_read(fresh, name))),
+            "plain write": _time_all(names, lambda name: _write_plain(folder / f"{name}.bin", values)),
+            "naive write": _time_all(names, lambda name: torch.save(values, folder / f"{name}.pt")),
+            "write": _time_all(names, lambda name: _put(writer, name, values)),
+            "naive read": _time_all(names, lambda name: buffer.copy_(torch.load(folder / f"{name}.pt"))),
+            "first read": _time_all(names, lambda name: buffer.copy_(_get(reader, name))),
+            "later read": _time_all(names, lambda name: buffer.copy_(_get(reader, name))),
         }
-        if not torch.equal(_read(fresh, names[-1]), values):
+        if not torch.equal(_get(reader, names[-1]), values):
             raise RuntimeError("the store gave back something else than was put into it")
     sources = [values.clone() for _ in range(min(entries.images, RING))]
-    copied = best(lambda: [into.copy_(one) for one in sources]) / len(sources)
+    copied = best_time(lambda: [buffer.copy_(tensor) for tensor in sources]) / len(sources)
     return {**seconds, "copy": copied * entries.images, "bytes": values.nbytes}
 
 
-def encode(entries: Entries) -> float:
-    """Seconds in which an image is encoded by itself, with random weights."""
-    from semcorr.benchmark.runs import Wanted, configured
-    from semcorr.run import base
+def time_encoding(entries: StoredFeatures) -> float:
+    """Measure the seconds to encode an image by itself, with random weights."""
+    from semcorr.benchmark.runs import RunSpec, compose_run
+    from semcorr.engine.build import build_backbone
 
     overrides = (f"backbone={entries.backbone}", f"backbone.size={entries.size}", "backbone.pretrained=false")
-    with configured("evaluate", Wanted("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
-        backbone: Any = base(cfg).to(entries.device).eval()
+    with compose_run("evaluate", RunSpec("synthetic", "", entries.device, overrides)) as cfg, torch.no_grad():
+        backbone = build_backbone(cfg).to(entries.device).eval()
         image = torch.rand(1, 3, backbone.size, backbone.size, device=entries.device)
-        return best(lambda: backbone(image), entries.device, times=1)
+        return best_time(lambda: backbone(image), entries.device, times=1)
 
 
-def _timed(names: list[str], work: Callable[[str], Any]) -> float:
-    start = now()
+def _time_all(names: list[str], work: Callable[[str], object]) -> float:
+    start = synchronised_time()
     for name in names:
         work(name)
-    return now() - start
+    return synchronised_time() - start
 
 
-def _plain_write(path: Path, values: Tensor) -> None:
+def _write_plain(path: Path, values: Tensor) -> None:
     with path.open("wb") as file:
         file.write(values.flatten().view(torch.uint8).numpy().data)
 
 
-def _stored(store: FeatureStore, name: str, values: Tensor) -> None:
+def _put(store: FeatureStore, name: str, values: Tensor) -> None:
     if not store.put(name, {"features": values}, name):
         raise UserError(f"--root: there is no room for the entries in {store.root}. Give --entries fewer")
 
 
-def _read(store: FeatureStore, name: str) -> Tensor:
+def _get(store: FeatureStore, name: str) -> Tensor:
     values = store.get(name)
     assert values is not None
     return values["features"]
 
 
-def _outcome(entries: Entries, found: Measured, encoding: float) -> Outcome:
-    limits = machine(entries.device)
-    size = int(found.value["bytes"])
-    speed = {what: size * entries.images / s / 1e9 for what, s in found.value.items() if what != "bytes"}  # GB/s
-    against = {"write": "plain write", "first read": "copy", "later read": "copy"}
-    naive = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
-    ratios = {what: speed[what] / speed[naive[what]] for what in against}
+def _build_result(
+    entries: StoredFeatures, measurement: Measurement[dict[str, float]], encoding: float
+) -> BenchmarkResult:
+    limits = measure_machine(entries.device)
+    size = int(measurement.value["bytes"])
+    speed = {
+        access: size * entries.images / seconds / 1e9
+        for access, seconds in measurement.value.items()
+        if access != "bytes"
+    }  # GB/s
+    limit_of = {"write": "plain write", "first read": "copy", "later read": "copy"}
+    naive_of = {"write": "naive write", "first read": "naive read", "later read": "naive read"}
+    ratios = {access: speed[access] / speed[naive_of[access]] for access in limit_of}
     rows = [
-        Row(f"GB/s, {what}", rate(speed[naive[what]]), rate(speed[what]), times(ratios[what]),
-            f"{rate(speed[limit])} ({limit}; {speed[what] / speed[limit]:.0%} reached)")
-        for what, limit in against.items()
-    ]  # fmt: skip
+        BenchmarkRow(
+            f"GB/s, {access}",
+            format_rate(speed[naive_of[access]]),
+            format_rate(speed[access]),
+            format_ratio(ratios[access]),
+            f"{format_rate(speed[limit])} ({limit}; {speed[access] / speed[limit]:.0%} reached)",
+        )
+        for access, limit in limit_of.items()
+    ]
     written = speed["write"] * 1e9 / size
     rows += [
-        Row("images/s written; encoded", "", f"{rate(written)}; {rate(1 / encoding)}", times(written * encoding)),
-        Row("peak memory in MB", "", found.told),
+        BenchmarkRow(
+            "images/s written; encoded",
+            "",
+            f"{format_rate(written)}; {format_rate(1 / encoding)}",
+            format_ratio(written * encoding),
+        ),
+        BenchmarkRow("peak memory in MB", "", measurement.description),
     ]
     caption = (
-        f"{limits.told}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, {encoding * 1e3:,.0f} ms "
-        "to encode an image. Naive: torch.save and torch.load of one file per image, as GeoAware-SC does. Nothing "
-        "waits for the disk; what is read was written just now; a read ends with all of it in the reader's own tensor."
+        f"{limits.description}; {os.cpu_count()} cores. {entries.images} entries of {size:,} bytes, "
+        f"{encoding * 1e3:,.0f} ms to encode an image. Naive: torch.save and torch.load of one file per image, as "
+        "GeoAware-SC does. Nothing waits for the disk; what is read was written just now; a read ends with all of it "
+        "in the reader's own tensor."
     )
     content = {
-        "ratio": ratios["later read"], "ratios": ratios, "entry_bytes": size, "entries": entries.images, "gb_s": speed,
-        "floor": {w: {"gb_s": speed[limit], "reached": speed[w] / speed[limit]} for w, limit in against.items()},
+        "ratio": ratios["later read"],
+        "ratios": ratios,
+        "entry_bytes": size,
+        "entries": entries.images,
+        "gb_s": speed,
+        "floor": {
+            kind: {"gb_s": speed[limit], "reached": speed[kind] / speed[limit]} for kind, limit in limit_of.items()
+        },
         "images_per_second": {"written": written, "encoded": 1 / encoding, "ratio": written * encoding},
-        "peak": {"ours": found.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
-    return Outcome(f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content)
+        "peak": {"ours": measurement.peak},
+        "machine": limits.as_json(),
+    }
+    return BenchmarkResult(
+        f"Feature store: {entries.tokens} x {entries.channels} {entries.dtype}", rows, caption, content
+    )

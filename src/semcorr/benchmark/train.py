@@ -1,56 +1,67 @@
-"""Training steps per second with frozen blocks computed at every step and with their output kept; all pairs of a batch.
+"""Training steps per second with frozen blocks computed at every step or cached, and on all pairs of a batch.
 
-Both runs see the same batches and must have the same losses. Steps are timed one by one: the median counts, and what
-is computed ahead is told apart.
+Both runs see the same batches and must have the same losses. Steps are timed one by one, the median counts, and the
+time to fill the cache is reported separately.
 """
 
 import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hydra.utils import instantiate
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
-from semcorr.benchmark.measure import Machine, Measured, machine, measured, now
-from semcorr.benchmark.report import Outcome, Row, rate, times
-from semcorr.benchmark.runs import Wanted, configured
-from semcorr.errors import UserError
+from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
+from semcorr.benchmark.runs import RunSpec, compose_run
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
+from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
+from semcorr.store.encode import ProcessGroup
+from semcorr.store.frozen import FrozenPrefix
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
-WARM = 2  # steps that are not timed: loaders start, memory is taken
+WARM = 2  # steps that are not timed: loaders start and memory is allocated
 
 
-class Steps(NamedTuple):
-    """What is trained."""
+class TrainingSteps(NamedTuple):
+    """The number of steps, trainable blocks and pairs of the measured training."""
 
     steps: int
     blocks: int
-    pairs: int  # of a batch
+    pairs: int  # pairs of a batch
     workers: int | None
 
 
-def train(run: Wanted, asked: Steps, apart: bool = True) -> Outcome:
-    """Without and with what is kept; then all pairs of as many images."""
-    if asked.steps <= WARM or asked.pairs < 1 or asked.blocks < 1:
+def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True) -> BenchmarkResult:
+    """Train without and with the cache, and then on all pairs of as many images."""
+    if spec.steps <= WARM or spec.pairs < 1 or spec.blocks < 1:
         raise UserError(
-            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {asked.steps}, {asked.pairs} "
-            f"and {asked.blocks}"
+            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {spec.steps}, {spec.pairs} "
+            f"and {spec.blocks}"
         )
-    workers = "null" if asked.workers is None else asked.workers
+    workers = "null" if spec.workers is None else spec.workers
     run = run.plus(
-        f"finetune.blocks={asked.blocks}", f"data.steps={asked.steps}", f"data.batch_size={asked.pairs}",
-        f"data.workers={workers}", "trainer.max_epochs=1", "+trainer.limit_val_batches=0",
+        f"finetune.blocks={spec.blocks}",
+        f"data.steps={spec.steps}",
+        f"data.batch_size={spec.pairs}",
+        f"data.workers={workers}",
+        "trainer.max_epochs=1",
+        "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
-    )  # fmt: skip
-    limits = machine(run.device)
-    again = measured(run_steps, run.plus("store.place=off"), apart=apart)
-    kept = measured(run_steps, run, apart=apart)
-    every = measured(run_steps, run.plus(f"data.all_pairs={2 * asked.pairs}"), apart=apart)
-    return _outcome(run, asked, limits, again, kept, every)
+    )
+    limits = measure_machine(run.device)
+    uncached = measure(run_steps, run.plus("store.place=off"), isolated=isolated)
+    cached = measure(run_steps, run, isolated=isolated)
+    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), isolated=isolated)
+    return _build_result(run, spec, limits, uncached, cached, all_pairs)
 
 
-class Clock(Callback):
-    """When each step ended, and its loss."""
+class StepTimer(Callback):
+    """A callback that records when each step ended, and its loss."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -58,99 +69,152 @@ class Clock(Callback):
         self.losses: list[float] = []
         self.pairs: list[int] = []
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Remember."""
-        self.ends.append(now(self.device))
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, batch_idx: int
+    ) -> None:
+        """Record when the step ended, its loss and its number of pairs."""
+        assert isinstance(outputs, Mapping)
+        self.ends.append(synchronised_time(self.device))
         self.losses.append(float(outputs["loss"]))
-        self.pairs.append(pairs_of(batch))
+        self.pairs.append(count_pairs(batch))
 
 
-def pairs_of(batch: Any) -> int:
-    """Of a batch of pairs; ordered pairs with something to train on of a batch of images."""
-    if hasattr(batch, "pair"):
+class TimedPrefix(FrozenPrefix):
+    """Frozen blocks of a module that measure how long it takes to fill their cache."""
+
+    def __init__(self, frozen: FrozenPrefix, device: str) -> None:
+        super().__init__(frozen.backbone, frozen.cache_config, frozen.key)
+        self.device, self.seconds = device, 0.0
+
+    def fill(
+        self,
+        images: Sequence[ImageVariant],
+        data: PairDataModule,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Compute the values that are not cached yet, and add up the seconds."""
+        start = synchronised_time(self.device)
+        super().fill(images, data, group, context)
+        self.seconds += synchronised_time(self.device) - start
+
+
+def count_pairs(batch: PairBatch | ImageBatch) -> int:
+    """Count the pairs of a batch; of a batch of images, the ordered pairs that have something to train on."""
+    if isinstance(batch, PairBatch):
         return len(batch.pair)
     return len(batch.queries[:, [0, 2]].unique(dim=0))
 
 
-def run_steps(run: Wanted) -> dict[str, Any]:
-    """Seconds of a step, of what is computed ahead, the losses, and what a step consists of."""
-    from semcorr.run import build, make_trainer, reuse
+def run_steps(run: RunSpec) -> JsonObject:
+    """Measure the seconds of a step and of filling the cache, the losses, the pairs of a step and the depth."""
+    from semcorr.engine.build import (
+        build_datamodule_and_module,
+        build_trainer,
+        build_training_parts,
+        use_cached_features,
+    )
 
-    with configured("train", run) as cfg:
-        module, data = build(
-            cfg, ("fit",), **{key: instantiate(cfg[key]) for key in ("loss", "optimizer", "scheduler")}
-        )
-        reuse(module, data)  # type: ignore[arg-type]
-        clock, fill, filling = Clock(run.device), module.frozen.fill, [0.0]
-
-        def timed(*args: Any) -> None:
-            start = now(run.device)
-            fill(*args)
-            filling[0] += now(run.device) - start
-
-        module.frozen.fill = timed  # type: ignore[method-assign,assignment]
-        trainer = make_trainer(cfg, Path(cfg.run_dir), callbacks=[clock])
+    with compose_run("train", run) as cfg:
+        module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
+        assert isinstance(data, PairDataModule)
+        use_cached_features(module, data)
+        timer, frozen = StepTimer(run.device), TimedPrefix(module.frozen, run.device)
+        module.frozen = frozen
+        trainer = build_trainer(cfg, Path(cfg.run_dir), callbacks=[timer])
         trainer.fit(module, datamodule=data)
-        steps = [end - start for start, end in zip(clock.ends[WARM - 1 :], clock.ends[WARM:], strict=False)]
+        steps = [end - start for start, end in zip(timer.ends[WARM - 1 :], timer.ends[WARM:], strict=False)]
         return {
-            "step": statistics.median(steps), "filling": filling[0], "losses": clock.losses,
-            "pairs": statistics.mean(clock.pairs[WARM:]), "depth": len(module.backbone.blocks),
-        }  # fmt: skip
+            "step": statistics.median(steps),
+            "filling": frozen.seconds,
+            "losses": timer.losses,
+            "pairs": statistics.mean(timer.pairs[WARM:]),
+            "depth": len(module.backbone.blocks),
+        }
 
 
-def difference(losses: list[float], others: list[float]) -> float:
-    """The largest relative one.
+def largest_difference(losses: list[float], others: list[float]) -> float:
+    """Return the largest relative difference of two lists of losses.
 
-    >>> difference([1.0, 2.0], [1.0, 2.002])
+    >>> largest_difference([1.0, 2.0], [1.0, 2.002])
     0.000999...
     """
     return max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(losses, others, strict=True))
 
 
-def bound(depth: int, moving: int) -> float:
-    """How many times faster a step can become: backward costs two forwards, and is through moving blocks only.
+def speedup_bound(depth: int, trainable: int) -> float:
+    """Bound the speed-up of a step: backward costs two forwards, and runs through the trainable blocks only.
 
-    >>> round(bound(12, 2), 2), round(bound(12, 1), 2)
+    >>> round(speedup_bound(12, 2), 2), round(speedup_bound(12, 1), 2)
     (2.67, 4.67)
     """
-    return (depth + 2 * moving) / (3 * moving)
+    return (depth + 2 * trainable) / (3 * trainable)
 
 
-def _outcome(run: Wanted, asked: Steps, limits: Machine, again: Measured, kept: Measured, every: Measured) -> Outcome:
-    apart = difference(again.value["losses"], kept.value["losses"])
-    if apart > SAME:
-        raise RuntimeError(f"the losses of both runs differ by {apart:.2e}, relatively; {SAME} are allowed")
-    depth, step, steps = kept.value["depth"], kept.value["step"], asked.steps
-    ratio, most = again.value["step"] / step, bound(depth, asked.blocks)
-    per_second = [one["pairs"] / one["step"] for one in (kept.value, every.value)]
+def _build_result(
+    run: RunSpec,
+    spec: TrainingSteps,
+    limits: Machine,
+    uncached: Measurement[JsonObject],
+    cached: Measurement[JsonObject],
+    all_pairs: Measurement[JsonObject],
+) -> BenchmarkResult:
+    largest = largest_difference(uncached.value["losses"], cached.value["losses"])
+    if largest > SAME:
+        raise RuntimeError(f"the losses of both runs differ by {largest:.2e}, relatively; {SAME} are allowed")
+    depth, step, steps = cached.value["depth"], cached.value["step"], spec.steps
+    ratio, bound = uncached.value["step"] / step, speedup_bound(depth, spec.blocks)
+    per_second = [value["pairs"] / value["step"] for value in (cached.value, all_pairs.value)]
     rows = [
-        Row("steps/s, frozen blocks: at each step, kept", rate(1 / again.value["step"]), rate(1 / step), times(ratio),
-            times(most)),
-        Row("seconds to compute ahead", "0", rate(kept.value["filling"])),
-        Row("pays off after steps", "", _pays(again.value["step"] - step, kept.value["filling"])),
-        *[Row(f"loss of step {i + 1}", f"{again.value['losses'][i]:.6f}", f"{kept.value['losses'][i]:.6f}")
-          for i in sorted({0, steps // 2, steps - 1})],
-        Row("largest relative difference of a loss", "", f"{apart:.1e}", "", f"{SAME:.0e}"),
-        Row(f"pairs/s of {2 * asked.pairs} images: {asked.pairs} pairs, all", rate(per_second[0]), rate(per_second[1]),
-            times(per_second[1] / per_second[0]), times(every.value["pairs"] / asked.pairs)),
-        Row("peak memory in MB", again.told, kept.told),
-        Row("peak memory in MB, all pairs", kept.told, every.told),
-    ]  # fmt: skip
+        BenchmarkRow(
+            "steps/s, frozen blocks: at each step, kept",
+            format_rate(1 / uncached.value["step"]),
+            format_rate(1 / step),
+            format_ratio(ratio),
+            format_ratio(bound),
+        ),
+        BenchmarkRow("seconds to compute ahead", "0", format_rate(cached.value["filling"])),
+        BenchmarkRow("pays off after steps", "", _break_even(uncached.value["step"] - step, cached.value["filling"])),
+        *[
+            BenchmarkRow(
+                f"loss of step {i + 1}", f"{uncached.value['losses'][i]:.6f}", f"{cached.value['losses'][i]:.6f}"
+            )
+            for i in sorted({0, steps // 2, steps - 1})
+        ],
+        BenchmarkRow("largest relative difference of a loss", "", f"{largest:.1e}", "", f"{SAME:.0e}"),
+        BenchmarkRow(
+            f"pairs/s of {2 * spec.pairs} images: {spec.pairs} pairs, all",
+            format_rate(per_second[0]),
+            format_rate(per_second[1]),
+            format_ratio(per_second[1] / per_second[0]),
+            format_ratio(all_pairs.value["pairs"] / spec.pairs),
+        ),
+        BenchmarkRow("peak memory in MB", uncached.description, cached.description),
+        BenchmarkRow("peak memory in MB, all pairs", cached.description, all_pairs.description),
+    ]
     caption = (
-        f"{limits.told}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {asked.blocks} back against "
-        f"{asked.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
+        f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {spec.blocks} back "
+        f"against {spec.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
     )
     content = {
-        "ratio": ratio, "steps_per_second": 1 / step, "naive_steps_per_second": 1 / again.value["step"],
-        "floor": {"ratio": most, "reached": ratio / most}, "filling_seconds": kept.value["filling"],
-        "losses": {"naive": again.value["losses"], "ours": kept.value["losses"], "relative_difference": apart},
+        "ratio": ratio,
+        "steps_per_second": 1 / step,
+        "naive_steps_per_second": 1 / uncached.value["step"],
+        "floor": {"ratio": bound, "reached": ratio / bound},
+        "filling_seconds": cached.value["filling"],
+        "losses": {"naive": uncached.value["losses"], "ours": cached.value["losses"], "relative_difference": largest},
         "all_pairs": {
-            "ratio": per_second[1] / per_second[0], "pairs_per_second": per_second, "pairs": every.value["pairs"],
+            "ratio": per_second[1] / per_second[0],
+            "pairs_per_second": per_second,
+            "pairs": all_pairs.value["pairs"],
         },
-        "peak": {"naive": again.peak, "ours": kept.peak, "all_pairs": every.peak}, "machine": limits.as_json(),
-    }  # fmt: skip
-    return Outcome(f"Training of {asked.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content)
+        "peak": {"naive": uncached.peak, "ours": cached.peak, "all_pairs": all_pairs.peak},
+        "machine": limits.as_json(),
+    }
+    return BenchmarkResult(
+        f"Training of {spec.blocks} of {depth} blocks: {' '.join(run.overrides)}", rows, caption, content
+    )
 
 
-def _pays(saved: float, filling: float) -> str:
+def _break_even(saved: float, filling: float) -> str:
     return f"{filling / saved:,.0f}" if saved > 0 else "never"

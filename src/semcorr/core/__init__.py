@@ -1,1 +1,1 @@
-"""What every other room stands on. Imports nothing of them."""
+"""Foundations of all other packages; imports none of them."""

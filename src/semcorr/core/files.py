@@ -1,4 +1,4 @@
-"""Write files that are whole or not there: beside, flushed to the disk, then renamed into place.
+"""Writing of files that are complete or absent: written to a temporary file, flushed, then renamed into place.
 
 What is unfinished carries the process and the machine that it is of in its name. It goes when that process does; where
 a process was killed, the next that writes to the same place removes it.
@@ -13,20 +13,36 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from unicodedata import normalize
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
 ROOM = 1 << 18  # bytes: what a run leaves at the least
 REASONS = {  # what is nobody's mistake in a program: the disk, the permissions, the limits of a process
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE, errno.ENOENT, errno.ENXIO,
-}  # fmt: skip
-LONGEST = 80  # bytes of a file's own name in that of what is unfinished: with the rest it is as long as names may be
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ELOOP,
+    errno.ESTALE,
+    errno.ENOENT,
+    errno.ENXIO,
+}
+# Bytes of a file's own name in that of its unfinished copy: with the rest it is as long as names may be.
+MAX_NAME_BYTES = 80
 WRITTEN: list[Path] = []  # by this process, in their places: what a command that is interrupted has left
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -39,7 +55,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
 
     Args:
         path: The file; its folder must exist.
-        option: What the user gave it by, as `run_dir`; named in the error.
+        option: Option that names the file, as `run_dir`; named in the error.
 
     Raises:
         UserError: The disk is full, the folder cannot be written, ...
@@ -67,7 +83,7 @@ def write_text(path: Path, text: str, option: str | None = None) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any, option: str | None = None) -> None:
+def write_json(path: Path, content: object, option: str | None = None) -> None:
     """Write a JSON file, as `replace_file` does; NaN, for which JSON has no word, is an error of ours."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", option)
 
@@ -77,8 +93,8 @@ def temporary_folder(home: Path, name: str = "semcorr") -> Iterator[Path]:
     """Yield a folder in `home` that is gone in the end; remove what killed processes left of theirs there.
 
     Args:
-        home: Where; must exist.
-        name: What it is of, for who sees it.
+        home: Parent folder; must exist.
+        name: Readable part of the folder's name.
     """
     remove_parts(home)
     folder = part_path(home / name)
@@ -93,9 +109,9 @@ def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
     """Move all files of a folder to another on the same disk, flushed; nothing, where one of them cannot go.
 
     Args:
-        folder: Where they are.
-        out: Where they go; is made if it is missing.
-        last: The name of the file that says that the others are there.
+        folder: Folder of the files.
+        out: Folder to move them to; made if it is missing.
+        last: Name of the file that is moved last, as the sign that the others are complete.
 
     Raises:
         OSError: There is no room, or a folder has the name of a file.
@@ -125,17 +141,17 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
     """Refuse, before any work, a folder that nothing can be written to. The folder need not exist yet.
 
     Args:
-        folder: Where results will go.
-        option: What the user gave it by.
-        size: Bytes that will be written at the least.
+        folder: Folder of the results.
+        option: Option that names the folder.
+        size: Least number of bytes that will be written.
 
     Raises:
         UserError: It or the folder above it is a file, is read-only, or its disk is full.
     """
     try:
         home = _nearest(folder)
-        about = os.statvfs(home)
-        if about.f_bavail * about.f_frsize < size:
+        disk = os.statvfs(home)
+        if disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         probe = part_path(home / "probe")
         try:
@@ -154,8 +170,8 @@ def require_writable_file(path: Path, option: str, size: int = 0) -> None:
 
     Args:
         path: The file.
-        option: What the user gave it by.
-        size: Bytes that will be written at the least.
+        option: Option that names the file.
+        size: Least number of bytes that will be written.
 
     Raises:
         UserError: It is a folder or a device; its folder is missing or cannot be written.
@@ -174,12 +190,12 @@ def _nearest(folder: Path) -> Path:
     """Return the folder itself, or the nearest above it that there is, if what is missing can be made in it."""
     if "\0" in str(folder):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    place = folder.absolute()
-    home = next(above for above in (place, *place.parents) if os.path.lexists(above))
+    absolute = folder.absolute()
+    home = next(parent for parent in (absolute, *absolute.parents) if os.path.lexists(parent))
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    longest = max((len(os.fsencode(part)) for part in place.relative_to(home).parts), default=0)
-    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(place)) >= os.pathconf(home, "PC_PATH_MAX"):
+    longest = max((len(os.fsencode(part)) for part in absolute.relative_to(home).parts), default=0)
+    if longest > os.pathconf(home, "PC_NAME_MAX") or len(os.fsencode(absolute)) >= os.pathconf(home, "PC_PATH_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     return home
 
@@ -196,7 +212,7 @@ def _require_file(path: Path) -> None:
 
 def part_path(path: Path) -> Path:
     """Name an unfinished file or folder beside `path`: hidden, of this process, unlike any other."""
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
+    name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
     return path.with_name(f".{name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}.part")
 
 
@@ -252,3 +268,72 @@ def _flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
+    """Yield a folder whose files move to `out` in the end; after a failure `out` is as it was before.
+
+    It lies in `out` itself, or in the nearest folder above that there is: a file moves within a disk. What killed
+    processes left of theirs there goes first.
+
+    Args:
+        out: Folder of the results; may be missing.
+        option: Option that names the folder.
+    """
+    home = require_output_dir(out, option)
+    try:
+        with temporary_folder(home) as folder:
+            yield folder
+            move_files(folder, out)
+    except OSError as error:
+        raise UserError(write_error(out, error, option)) from None
+
+
+def require_output_dir(out: Path, option: str = "--out") -> Path:
+    """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists."""
+    try:
+        home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    except OSError as error:  # a name that is too long, links in a circle
+        raise UserError(write_error(out, error, option)) from None
+    if not home.is_dir():
+        raise UserError(f"{option}: {home} is a file. Give a folder")
+    require_writable(out, option)
+    return home
+
+
+def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
+    """Refuse, before anything is computed, outputs that would overwrite an input."""
+    inputs = {path.resolve() for path in read}
+    for path in (folder / file for file in files):
+        if path.resolve() in inputs:
+            raise UserError(
+                f"{option}: {path} is one of the pictures that are read, and would be replaced. Choose another place"
+            )
+
+
+def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
+    """Choose for each the first of its possible names whose files no other has; with a number, if there is none.
+
+    A and a are the same, as they are on some disks, and so are two spellings of ä.
+
+    Args:
+        wished: Possible names of each, at least one.
+        endings: Endings of the files that are written under a name.
+
+    >>> unique_names([["a"], ["a", "b"], ["A"]])
+    ['a', 'b', 'A-2']
+    >>> unique_names([["b"], ["b_warped", "b_warped.jpg"]], endings=["", "_warped"])
+    ['b', 'b_warped.jpg']
+    """
+    chosen: list[str] = []
+    taken: set[str] = set()
+
+    def files(name: str) -> set[str]:
+        return {normalize("NFC", normalize("NFC", f"{name}{ending}").casefold()) for ending in endings}
+
+    for names in wished:
+        numbered = (f"{names[-1]}-{i}" for i in count(2))
+        chosen.append(next(name for name in chain(names, numbered) if not files(name) & taken))
+        taken |= files(chosen[-1])
+    return chosen

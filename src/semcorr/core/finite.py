@@ -1,4 +1,4 @@
-"""Whether numbers are finite, at the cost of reading them once. A NaN that is scored is wrong, and nobody knows why."""
+"""Checks that numbers are finite, in one pass: a NaN that is scored gives a wrong result without a warning."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 BEHIND = 32  # batches that are looked at together on a device that would have to be waited for
 HALF = (torch.float16, torch.bfloat16)
@@ -14,7 +14,7 @@ REMEDY = "Check the weights; in half precision, try trainer.precision=32-true an
 
 
 def are_finite(values: Tensor) -> Bool[Tensor, " b"]:
-    """Tell of each entry of the first axis whether its numbers are finite, and its length is.
+    """Tell for each entry of the first axis whether its numbers are finite, and its length is.
 
     A sum of squares in single precision: where it overflows there is no cosine either. It reads every number once and
     writes none; `isfinite` writes a flag per number and takes twenty times as long. Half precision does not overflow.
@@ -38,41 +38,41 @@ def require_finite(origin: str, names: Sequence[str], values: Mapping[str, Tenso
     """Refuse features of a batch of images that are not finite. On a GPU this waits for them.
 
     Args:
-        origin: What computed them, or where they were read.
-        names: Of the images.
-        values: First axis first; more than one where a network was cut.
-        remedy: What to do.
+        origin: What computed the features, or where they were read.
+        names: Names of the images.
+        values: Features, first axis first; more than one tensor where a network was cut.
+        remedy: Sentence that tells what to do.
 
     Raises:
         UserError: It names the first image.
     """
-    watch = Watch(origin, remedy)
-    watch.see(names, values)
-    watch.settle()
+    watch = FiniteWatch(origin, remedy)
+    watch.record(names, values)
+    watch.check()
 
 
-class Watch:
-    """Notice features that are not finite, without waiting for a GPU at each batch.
+class FiniteWatch:
+    """Watch for features that are not finite, without waiting for a GPU at each batch.
 
     Args:
-        origin: What computes them.
-        remedy: What to do about it.
+        origin: What computes the features.
+        remedy: Sentence that tells what to do.
     """
 
     def __init__(self, origin: str, remedy: str = REMEDY) -> None:
         self.origin, self.remedy = origin, remedy
         self._flags: list[tuple[Sequence[str], Tensor]] = []
 
-    def see(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """Look at a batch: at once where nothing has to be waited for, else together with those that follow."""
-        flags = [are_finite(each.detach()) for each in values.values()]
+    def record(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
+        """Check a batch: at once where nothing has to be waited for, else together with later ones."""
+        flags = [are_finite(value.detach()) for value in values.values()]
         if flags:
             self._flags.append((names, torch.stack(flags).all(0)))
             if flags[0].device.type == "cpu" or len(self._flags) >= BEHIND:
-                self.settle()
+                self.check()
 
-    def settle(self) -> None:
-        """Look at what was seen and not yet looked at.
+    def check(self) -> None:
+        """Check the batches that are not checked yet.
 
         Raises:
             UserError: It names the first image whose features are not finite.

@@ -1,8 +1,8 @@
-"""End a command from outside: in a sentence, with the signal's exit code, and with nothing of it left running.
+"""Interruption of a command by a signal: with a message, the signal's exit code, and no process left running.
 
-Only commands come here, by `semcorr.cli`: a library leaves the signals to whoever uses it. A signal raises
-`Interrupted` in the main thread, which unwinds as any error does. A thread of its own sees to it that this takes
-seconds: one matrix product, a wait for another process, or somebody's bare `except` may hold the main thread up.
+Only commands use this, through `semcorr.cli.hydra_app`: a library leaves the signals to its users. A signal raises
+`Interrupted` in the main thread, which unwinds as any error does. A separate thread ensures that this takes
+seconds: a matrix product, a wait for another process, or a bare `except` may hold the main thread up.
 """
 
 import atexit
@@ -15,24 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 from semcorr.core.files import WRITTEN
-from semcorr.core.ranks import LostProcessError, Watch, speaks
-from semcorr.core.terminal import printable
+from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
+from semcorr.core.terminal import escape_controls
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-UNWINDING = 4.0  # seconds the main thread has to come back from what it computes
-LEAVING = 10.0  # seconds more for what goes with the process: workers, temporary folders
-TWICE = 0.5  # seconds within which a second Ctrl-C is the first, sent again by a program between
-PLACES = ("in ", "while ")  # how advice begins that says where the command was
+UNWINDING = 4.0  # seconds the main thread has to return from what it computes
+LEAVING = 10.0  # seconds more to remove what belongs to the process: workers, temporary folders
+TWICE = 0.5  # seconds within which a second Ctrl-C is the first one, repeated by another program
+PLACES = ("in ", "while ")  # beginnings of advice that says where the command was
 
 
 class Interrupted(BaseException):
-    """Stop for a signal. No `Exception`, which a job of a sweep survives; no `KeyboardInterrupt`, which others take.
+    """A stop by a signal; no `Exception`, which a sweep's job survives, and no `KeyboardInterrupt`, which others catch.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,25 +40,25 @@ class Interrupted(BaseException):
 
 
 class Guard:
-    """Signals of this process while a command runs.
+    """Handling of the signals of this process while a command runs.
 
     Attributes:
-        number: Of the signal that came; None before.
-        advice: What was saved and how to go on, by each part of the command that knows; the outermost says it.
-        ranks: The watch over the other processes of a run; None where there are none.
+        number: Number of the signal that came; None before.
+        advice: Functions that return what was saved and how to go on, the outermost first, which is used.
+        ranks: Watch over the other processes of a run; None where there are none.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
-        self.ranks: Watch | None = None
+        self.ranks: ProcessWatch | None = None
         self._begun, self._raised, self._said, self._closed = False, False, False, False
         self._unwound = threading.Event()
-        self._before: dict[int, Any] = {}
-        self._repeats = 0  # of the signal by ourselves, that are still to come
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._repeats = 0  # signals sent again by this process, not yet received
 
     def install(self) -> None:
-        """Take the signals that are not ignored, as those of `nohup` are, and begin to watch."""
+        """Handle the signals that are not ignored, as SIGHUP is by `nohup`, and begin to watch."""
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -77,24 +76,24 @@ class Guard:
             self.handle(self.number, None)
 
     def remove(self) -> None:
-        """Put everything back; after a signal, only say that the main thread is on its way out."""
+        """Restore the earlier handling of signals; after a signal, only record that the main thread has unwound."""
         self._unwound.set()
         if self.ranks is not None:
             self.ranks.close()
         if self.number is not None:
             return
-        self._begun, self._closed = False, True  # the command has ended: what comes now is too late
+        self._begun, self._closed = False, True  # the command has ended: later signals are ignored
         os.write(self._writing, b"\0")
         self._thread.join()
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         sys.unraisablehook = self._hook
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._reading)
         os.close(self._writing)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise at the first signal; whatever comes while the command unwinds must not disturb that."""
+        """Raise at the first signal; later ones must not disturb the command while it unwinds."""
         self.number = self.number or number
         if self._begun and not self._raised:
             self._raised = True
@@ -105,45 +104,45 @@ class Guard:
         if not isinstance(swallowed.exc_value, Interrupted):
             self._hook(swallowed)
             return
-        later = threading.Timer(0.01, self._repeat)
-        later.daemon = True
-        later.start()
+        timer = threading.Timer(0.01, self._send_again)
+        timer.daemon = True
+        timer.start()
 
-    def _repeat(self) -> None:
-        number, main = self.number, threading.main_thread().ident
-        if number is not None and main is not None and not self._unwound.is_set():
+    def _send_again(self) -> None:
+        number, main_thread = self.number, threading.main_thread().ident
+        if number is not None and main_thread is not None and not self._unwound.is_set():
             self._raised, self._repeats = False, self._repeats + 1
-            signal.pthread_kill(main, number)
+            signal.pthread_kill(main_thread, number)
 
-    def watch(self, ranks: Watch) -> None:
-        """Look after the other processes of a run from now on."""
+    def watch(self, ranks: ProcessWatch) -> None:
+        """Watch the other processes of a run from now on."""
         self.ranks = ranks
         ranks.start()
 
     def forked(self) -> None:
-        """Leave signals to the parent, in a process that was forked from this one, as a loader's are."""
+        """Leave signals to the parent, in a process that was forked from this one, such as a loader's."""
         signal.set_wakeup_fd(-1)
         for number in self._before:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
     def say(self) -> int:
-        """Print what was interrupted, once; return the exit code."""
+        """Print once that the command was interrupted, and return the exit code."""
         number = self.number or signal.SIGINT
-        if not self._said and speaks():
+        if not self._said and is_speaker():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
-            advice = self.advise() or written()
+            advice = self.advise() or default_advice()
             _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
         return 128 + number
 
     def end(self, text: str, code: int) -> None:
-        """End this process because of another one, with a sentence if there is one."""
+        """End this process because of another one, with a message unless it is empty."""
         if text and not self._said:
             _print(f"Error: {self.complete(text)}")
         self.force(code)
 
     def complete(self, text: str) -> str:
-        """Add to a sentence on what ended the command how it goes on."""
+        """Return a message on what ended the command, extended by how to go on."""
         advice = self.advise()
         return f"{text} {'It was ' if advice.startswith(PLACES) else ''}{advice}".rstrip()
 
@@ -153,42 +152,42 @@ class Guard:
             end_children(patience=0.0)
         else:
             end_children(patience=1.0)
-            leaving = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # temporary folders, above all
-            leaving.start()
-            leaving.join(2.0)
+            cleanup = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # mainly to remove temporary folders
+            cleanup.start()
+            cleanup.join(2.0)
         os._exit(code)
 
     def advise(self) -> str:
-        """Say what was saved and how to go on; nothing where nobody knows."""
+        """Return what was saved and how to go on; empty where no part of the command knows."""
         with suppress(Exception):
             return self.advice[0]() if self.advice else ""
         return "Run the same line again"
 
     def _watch(self) -> None:
-        """Wait for a signal, then for the main thread. Numbers come by a pipe, whatever that thread is doing."""
-        number = self._received(None)
+        """Wait for a signal, then for the main thread; numbers come by a pipe, whatever that thread is doing."""
+        number = self._next_signal(None)
         if number is None:
             return
         self.number = number
-        began = time.monotonic()
+        start = time.monotonic()
         if self.ranks is not None:
             self.ranks.interrupt(number)
         for seconds in (UNWINDING, LEAVING):
-            until = time.monotonic() + seconds
-            while (again := self._received(until)) is not None:
+            deadline = time.monotonic() + seconds
+            while (repeated := self._next_signal(deadline)) is not None:
                 if self._repeats:
                     self._repeats -= 1
-                elif again == signal.SIGINT and time.monotonic() > began + TWICE:
+                elif repeated == signal.SIGINT and time.monotonic() > start + TWICE:
                     self._unwound.set()
                     self.force(self.say())
             if not self._unwound.is_set():
                 break
         self.force(self.say())
 
-    def _received(self, until: float | None) -> int | None:
-        """Return the number of the next signal of ours; None if the time is over, or the guard has been removed."""
+    def _next_signal(self, deadline: float | None) -> int | None:
+        """Return the number of the next signal; None after the deadline, or once the guard has been removed."""
         while True:
-            wait = None if until is None else max(0.0, until - time.monotonic())
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self._reading], [], [], wait)[0]:
                 return None
             number = os.read(self._reading, 1)[0]
@@ -198,43 +197,43 @@ class Guard:
                 return number
 
 
-def written() -> str:
-    """Say what a command has left, where nothing better is known: no file, or those that are in their places."""
-    there = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
-    if not there:
+def default_advice() -> str:
+    """Return which files a command has written, and how to go on, where nothing more specific is known."""
+    existing = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
+    if not existing:
         return "Nothing was written. Run the same line again"
-    others = f" and {len(there) - 1} other files are" if len(there) > 1 else " is"
-    return f"{printable(str(there[-1]))}{others} written. Run the same line again for what is not"
+    others = f" and {len(existing) - 1} other files are" if len(existing) > 1 else " is"
+    return f"{escape_controls(str(existing[-1]))}{others} written. Run the same line again for what is not"
 
 
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
 
 
-def _forked() -> None:
+def _leave_signals_to_parent() -> None:
     for guard in _GUARDS:
         guard.forked()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_leave_signals_to_parent)
 
 
-def current() -> Guard | None:
+def current_guard() -> Guard | None:
     """Return the guard of the command that runs, if one does."""
     return _GUARDS[0] if _GUARDS else None
 
 
 @contextmanager
-def interruptible() -> Iterator[Guard | None]:
+def guard_signals() -> Iterator[Guard | None]:
     """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
 
-    Inside another block it is that one's; in another thread there is none.
+    Inside another block it is that block's guard; outside the main thread it is None.
     """
     if _GUARDS or threading.current_thread() is not threading.main_thread():
-        yield current()
+        yield current_guard()
         return
     guard = Guard()
-    WRITTEN.clear()  # what a command before this one wrote, as in a notebook
+    WRITTEN.clear()  # files of an earlier command in this process, as in a notebook
     _GUARDS.append(guard)
     try:
         guard.install()
@@ -245,9 +244,9 @@ def interruptible() -> Iterator[Guard | None]:
 
 
 @contextmanager
-def advising(advice: Callable[[], str]) -> Iterator[None]:
-    """Say `advice()` if the block is interrupted: what was saved, and how to go on. The outermost is said."""
-    guard = current()
+def advise_on_interrupt(advice: Callable[[], str]) -> Iterator[None]:
+    """Print `advice()`, what was saved and how to go on, if the block is interrupted; of nested ones the outermost."""
+    guard = current_guard()
     if guard is None:
         yield
         return
@@ -260,37 +259,37 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def leave_within_seconds(code: int) -> None:
-    """End the process in a while if the interpreter cannot: connections to processes that have gone may hang it."""
-    leaving = threading.Timer(UNWINDING, os._exit, [code])
-    leaving.daemon = True
-    leaving.start()
+    """End the process after a few seconds if the interpreter cannot: connections to lost processes may hang it."""
+    timer = threading.Timer(UNWINDING, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def end_children(patience: float = 2.0) -> None:
-    """End every process that this one has started, and theirs: asked first, then killed.
+    """End every process that this one has started, and their children: terminated first, then killed.
 
     Args:
-        patience: Seconds they have after they were asked.
+        patience: Seconds that processes have to end before they are killed.
     """
     import psutil
 
-    def cleans(process: psutil.Process) -> bool:  # shared memory, once this process has gone; then it ends by itself
+    def is_resource_tracker(process: psutil.Process) -> bool:  # it removes shared memory after this process, then ends
         with suppress(psutil.Error):
             return "resource_tracker" in " ".join(process.cmdline())
         return False
 
-    children = [each for each in psutil.Process().children(recursive=True) if not cleans(each)]
+    children = [child for child in psutil.Process().children(recursive=True) if not is_resource_tracker(child)]
     for process in children:
         with suppress(psutil.Error):
             process.terminate() if patience else process.kill()
-    _, left = psutil.wait_procs(children, timeout=patience)
-    for process in left:
+    _, remaining = psutil.wait_procs(children, timeout=patience)
+    for process in remaining:
         with suppress(psutil.Error):
             process.kill()
 
 
 def _print(text: str) -> None:
-    """To the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
-    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
+    """Print to the terminal itself: the main thread may hold the stream. A progress bar has hidden its cursor."""
+    show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError, ValueError):
-        os.write(2, f"{shown}{text}\n".encode())
+        os.write(2, f"{show_cursor}{text}\n".encode())

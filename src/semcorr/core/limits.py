@@ -1,4 +1,4 @@
-"""Limits of the machine, in a sentence: files open at once, memory, shared memory, disks and permissions."""
+"""Messages for limits of the machine: open files, memory, shared memory, disks and permissions."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from semcorr.core.files import REASONS
 
-ABSENT = {errno.ENOENT, errno.ENXIO}  # of a place that cannot be written; of a file that is read, a defect of ours
+ABSENT = {errno.ENOENT, errno.ENXIO}  # for a path to write, a user's mistake; for a file to read, a defect of semcorr
 FILES = 65536  # more than a command ever has open at once
 MEMORY = (
     "Lower `data.encode_batch`, `data.batch_size`, `data.workers` or `backbone.grid`; store=disk keeps features on disk"
@@ -27,47 +27,50 @@ KILLED = r"dataloader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: kille
 
 
 def raise_open_files() -> None:
-    """Allow this process as many open files as the system lets it have: loaders and stores take many."""
+    """Raise the limit on open files as far as the system allows: loaders and stores need many."""
     try:
         import resource
     except ImportError:  # not a Unix
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    limit = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def explain_limit(error: BaseException) -> str | None:
-    """Return the sentence for an error of the machine's, not of the program's; None for any other.
+    """Return the message for an error caused by a limit of the machine; None for any other.
 
     Args:
-        error: What was raised. What it was raised from on purpose counts, too.
+        error: Error that was raised; its explicit causes are examined, too.
     """
-    for cause in _causes(error):
-        if (said := _explain_text(cause) or _explain_number(cause)) is not None:
-            return said
+    for cause in _iterate_causes(error):
+        if (message := _explain_text(cause) or _explain_number(cause)) is not None:
+            return message
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _explain_text(error: BaseException) -> str | None:
-    """PyTorch and loader processes hand on the text alone."""
-    kind, text = type(error).__name__, str(error).lower()
-    if kind in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text:
+    """Explain an error by its text, which is all that PyTorch and loader processes pass on."""
+    error_type, text = type(error).__name__, str(error).lower()
+    if error_type in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text:
         return f"the GPU has run out of memory. {MEMORY}"
     if isinstance(error, MemoryError):
         return f"there is not enough memory. {MEMORY}"
     if not isinstance(error, RuntimeError | OSError | ImportError):
         return None
     if re.search(OPEN, text):
-        return f"too many files are open at once{_allowed()}. Raise the limit (ulimit -n 4096), or lower `data.workers`"
+        return (
+            f"too many files are open at once{_format_file_limit()}. Raise the limit (ulimit -n 4096), or lower "
+            "`data.workers`"
+        )
     if re.search(NO_MEMORY, text):
         return f"there is not enough memory. {MEMORY}"
     if isinstance(error, RuntimeError) and re.search(FULL_SHARED, text):
@@ -83,19 +86,19 @@ def _explain_number(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     number, name, reason = error.errno, error.filename2 or error.filename, error.strerror
-    if number is None and (told := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
-        number, reason, name = int(told[1]), told[2], told[3]  # from a loader process
+    if number is None and (match := re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?\s*$", str(error))):
+        number, reason, name = int(match[1]), match[2], match[3]  # from a loader process
     if number not in REASONS - ABSENT:
         return None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{name or 'a file'} cannot be written ({reason}). Free some space, or choose another place"
     if name is None:
         return None
-    place = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
-    return f"{place}: {reason}. See to its permissions, or choose another place"
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else str(name)
+    return f"{path}: {reason}. See to its permissions, or choose another place"
 
 
-def _allowed() -> str:
+def _format_file_limit() -> str:
     try:
         import resource
     except ImportError:

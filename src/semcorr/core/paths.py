@@ -1,4 +1,4 @@
-"""Names and files that come from a file: nothing of them leads out of its folder, or makes a reader wait."""
+"""Names and files that come from a file: none may lead out of its folder, or block a reader."""
 
 import os
 import re
@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # what file systems take, of one part and of a whole path
-SHOWN = 80  # characters of a value that a message repeats
+MAX_QUOTED = 80  # characters of a value that a message repeats
 ORDINARY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.():-]{0,198})?")  # names that need no closer look
 PART = r"[A-Za-z0-9_]([A-Za-z0-9_.() -][A-Za-z0-9_.()-]{0,198})?"  # without a colon: no drive and no URL
 ORDINARY_PATH = re.compile(rf"({PART}/){{0,4}}{PART}")
 KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-}  # fmt: skip
+}
 
 
-def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
+def resolve_inside(root: Path, name: object, location: str, option: str) -> Path:
     """Return the file `name` below `root`; refuse a name that leads out of it, by itself or through a link.
 
     The root may be a link, and links below it may lead to other places below it. The file need not exist.
@@ -30,24 +33,24 @@ def resolve_inside(root: Path, name: object, where: str, option: str) -> Path:
     Args:
         root: The folder that the user gave.
         name: A path below it, as it stands in a file.
-        where: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
+        location: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
         option: What the user gives the folder by, for the remedy.
 
     Raises:
         UserError: It leads elsewhere, is no name of a file, or is a pipe, a device or a folder.
     """
-    path = root / require_file_name(name, where, folders=True)
+    path = root / require_file_name(name, location, folders=True)
     home, end = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath((home, end)) != home:
         raise UserError(
-            f"{where} names {shorten(name)}, which a link leads out of {root}, to {end}. "
+            f"{location} names {quote_value(name)}, which a link leads out of {root}, to {end}. "
             f"Give the folder that holds the images themselves as {option}, or copy them into it."
         )
-    require_plain(path, where)
+    require_plain(path, location)
     return path
 
 
-def find_inside(root: Path, name: object, where: str, option: str) -> str:
+def find_inside(root: Path, name: object, location: str, option: str) -> str:
     """Return the name under which a file is there: as it stands in a file, or as the tool that wrote it means it.
 
     Tools on Windows put backslashes between folders, Label Studio escapes blanks as %20, and others begin with the
@@ -56,59 +59,59 @@ def find_inside(root: Path, name: object, where: str, option: str) -> str:
     If there is none, the name is returned.
 
     Args:
-        root: As for `resolve_inside`.
-        name: Likewise.
-        where: Likewise.
-        option: Likewise.
+        root: The folder that the user gave.
+        name: A path below the folder, as it stands in a file.
+        location: Which file holds the name, and where in it.
+        option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: As for `resolve_inside`.
+        UserError: The name leads out of the folder, is no name of a file, or is that of a pipe, a device or a folder.
     """
     spellings = _spellings(root, name) if isinstance(name, str) else []
     plain = [spelling for spelling in spellings if name_fault(spelling, folders=True) is None]
     for spelling in plain:
-        if resolve_inside(root, spelling, where, option).is_file():
+        if resolve_inside(root, spelling, location, option).is_file():
             return spelling
     for spelling in filter(None, (_find_alike(root, spelling) for spelling in plain)):
-        if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, where, option).is_file():
+        if name_fault(spelling, folders=True) is None and resolve_inside(root, spelling, location, option).is_file():
             return spelling
-    resolve_inside(root, name, where, option)
+    resolve_inside(root, name, location, option)
     return str(name)
 
 
 def _spellings(root: Path, name: str) -> list[str]:
-    """The name itself, then what may be meant by it."""
+    """Return the name itself, then what may be meant by it."""
     slashed = name.replace("\\", "/")
     folders = Path(os.path.abspath(root)).parts[1:]
-    spelt = [name]
+    candidates = [name]
     for spelling in dict.fromkeys((name, slashed, unquote(name), unquote(slashed))):
         parts = [part for part in spelling.split("/") if part not in ("", ".")]
         least = len(folders) if spelling.startswith("/") else 0  # of an absolute path the whole folder is left out
-        given = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
-        spelt += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + given]
-    return list(dict.fromkeys(spelt))
+        below_root = [i for i in range(1, len(parts)) if i >= least and tuple(parts[:i]) == folders[-i:]]
+        candidates += ["/".join(parts[i:]) for i in ([0] if least == 0 else []) + below_root]
+    return list(dict.fromkeys(candidates))
 
 
 def _find_alike(root: Path, name: str) -> str | None:
-    """The one path below the root that is this but for case, the form of its characters and blanks around its parts."""
-    found: list[str] = []
+    """Find the one path below the root that equals this up to case, Unicode form and blanks around its parts."""
+    parts: list[str] = []
     for part in (part for part in name.split("/") if part not in ("", ".")):
-        place = root.joinpath(*found)
-        if not os.path.lexists(place / part):
+        folder = root.joinpath(*parts)
+        if not os.path.lexists(folder / part):
             try:
-                alike = _names_alike(place, os.stat(place).st_mtime_ns).get(_fold(part), [])
+                matches = _names_alike(folder, os.stat(folder).st_mtime_ns).get(_fold(part), [])
             except OSError:  # no folder, or not to be listed
                 return None
-            if len(alike) != 1:
+            if len(matches) != 1:
                 return None
-            part = alike[0]
-        found.append(part)
-    return "/".join(found)
+            part = matches[0]
+        parts.append(part)
+    return "/".join(parts)
 
 
 @lru_cache(maxsize=64)
 def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
-    """What is in a folder, by what its names have in common; `changed` is for the cache."""
+    """Group the names in a folder by what they have in common; `changed` is for the cache."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         names.setdefault(_fold(name), []).append(name)
@@ -116,7 +119,7 @@ def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
 
 
 def _fold(name: str) -> str:
-    """The same for names that some systems and tools take for one.
+    """Map names to one form that some systems and tools take for the same.
 
     >>> _fold("Z\u00fcrich.JPG ") == _fold("zu\u0308rich.jpg"), _fold("a.jpg") == _fold("a.jpeg")
     (True, False)
@@ -124,19 +127,19 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
-def require_file_name(name: object, where: str, folders: bool = False) -> str:
+def require_file_name(name: object, location: str, folders: bool = False) -> str:
     """Return a name that stands in a file, or refuse it: it must name a file below the folder it is looked for in.
 
     Args:
         name: The name.
-        where: Which file says so, and where in it.
+        location: Which file says so, and where in it.
         folders: Whether it may be of a folder below, with `/` between.
     """
     if isinstance(name, str) and (ORDINARY_PATH if folders else ORDINARY).fullmatch(name):
         return name
     if reason := name_fault(name, folders):
         kind = "a path below the folder, with / between its parts" if folders else "the plain name of a file, without /"
-        raise UserError(f"{where} names {shorten(name)}, which {reason}. It must be {kind}; correct it.")
+        raise UserError(f"{location} names {quote_value(name)}, which {reason}. It must be {kind}; correct it.")
     assert isinstance(name, str)
     return name
 
@@ -146,10 +149,10 @@ def name_fault(name: object, folders: bool) -> str | None:
     if not isinstance(name, str):
         return "is no text"
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    odd = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    control = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     faults = {
         "names no file": not parts or name.endswith(("/", "/.")),
-        f"holds the control character {odd!r}": odd is not None,
+        f"holds the control character {control!r}": control is not None,
         "is a URL, and files must be on disk": re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name),
         "is an absolute path": name.startswith("/"),
         "names a drive": re.match(r"[A-Za-z]:", name),
@@ -157,26 +160,26 @@ def name_fault(name: object, folders: bool) -> str | None:
         "holds a backslash": "\\" in name,
         "begins with ~, a home folder": name.startswith("~"),
         "names a folder": len(parts) > 1 and not folders,
-        f"is longer than the {NAME_BYTES} bytes of a file's name": odd is None and _too_long(name, parts),
+        f"is longer than the {NAME_BYTES} bytes of a file's name": control is None and _too_long(name, parts),
     }
     return next((reason for reason, applies in faults.items() if applies), None)
 
 
-def require_plain(path: Path, where: str | None = None) -> None:
+def require_plain(path: Path, location: str | None = None) -> None:
     """Refuse what is there and no regular file: reading a pipe or a device may never end.
 
     Args:
         path: The file; it need not exist.
-        where: What names it, if not the user.
+        location: File that names it, if not the user.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError:  # absent, or not to be reached: who opens it says so
         return
     if not stat.S_ISREG(mode):
-        start = f"{where} names " if where else ""
+        start = f"{location} names " if location else ""
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if where else _not_plain(path, kind))
+        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if location else _not_plain(path, kind))
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -195,10 +198,10 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
-def shorten(value: object) -> str:
-    """Quote a value of somebody's file for a message: on one line, and not at any length."""
+def quote_value(value: object) -> str:
+    """Quote a value from a user's file for a message: on one line, and of limited length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _not_plain(path: Path, kind: str) -> str:

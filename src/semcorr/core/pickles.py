@@ -1,4 +1,4 @@
-"""Look at a pickle, or at a PyTorch file, before it is read: nothing in it may take gigabytes, or for ever.
+"""Checks of a pickle or a PyTorch file before it is read: it may not take gigabytes, nor endless time.
 
 Reading with a list of allowed names keeps code from being run. It does not keep a file of 3 MB from inflating to 3 GB,
 or an instruction of five bytes from asking for a table of four billion entries.
@@ -22,18 +22,34 @@ MEMBERS = 1_000_000  # files in an archive
 SHARE, FREE = 20, 64 << 20  # bytes that may come of a byte of an archive, and bytes that may come of any archive
 LEGACY = 5  # pickles one after the other at the start of a PyTorch file that is no archive
 DAMAGE = (  # what reading bytes that make no sense, or too many of them, ends with
-    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, EOFError, ValueError,
-    AttributeError, KeyError, IndexError, TypeError, OverflowError, MemoryError, NotImplementedError, AssertionError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    AssertionError,
+)
 OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 COUNTED = {  # bytes of the length that stands before an argument
-    pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}  # fmt: skip
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
 
 
 class BombError(ValueError):
-    """What would take more memory or time than anything of its kind needs."""
+    """An input that would take more memory or time than anything of its kind needs."""
 
 
 def require_torch_file(path: Path, crc: bool = False) -> None:
@@ -62,16 +78,16 @@ def require_torch_file(path: Path, crc: bool = False) -> None:
             for member in archive.infolist():
                 if member.filename.endswith("/data.pkl"):
                     require_bounded_pickle(BytesIO(read_member(archive, member.filename)), member.file_size)
-            if crc and (odd := archive.testzip()):
-                raise zipfile.BadZipFile(f"the checksum of {odd} in it does not fit")
+            if crc and (damaged := archive.testzip()):
+                raise zipfile.BadZipFile(f"the checksum of {damaged} in it does not fit")
 
 
 def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive whose members overlap, or inflate far beyond its size.
 
     Args:
-        archive: Of PyTorch: begins with its first member.
-        size: Of the file, in bytes.
+        archive: Archive of PyTorch; begins with its first member.
+        size: Size of the file, in bytes.
     """
     members = archive.infolist()
     if len(members) > MEMBERS:
@@ -97,11 +113,11 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
-    """Walk through the instructions of one pickle, and refuse what would take more memory than it has bytes.
+    """Walk through the instructions of one pickle, and refuse one that would take more memory than it has bytes.
 
     Args:
-        file: At the pickle's start; stands at its end afterwards.
-        size: At which the file ends.
+        file: File, positioned at the pickle's start, and at its end afterwards.
+        size: Size of the file, in bytes.
 
     Raises:
         BombError: It has too many instructions, or one claims more than follows.
@@ -123,7 +139,7 @@ def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
 
 
 def _skip_argument(file: BinaryIO | BufferedIOBase, opcode: pickletools.OpcodeInfo, size: int) -> str:
-    """Pass over an argument; return it as text where it is a number."""
+    """Skip an argument; return it as text where it is a number."""
     if opcode.arg is None:
         return ""
     width = opcode.arg.n

@@ -1,7 +1,7 @@
 """Ranges of options, stated in the signature they belong to: `rank: Count`, `temperature: Temperature`.
 
 A configuration may hold anything: text, null, lists, NaN, 1e30. Types and ranges are checked by one function, whether
-an option comes from a configuration (`semcorr.options`) or from Python (`ranged`).
+an option comes from a configuration (`semcorr.engine.options`) or from Python (`ranged`).
 """
 
 import inspect
@@ -9,13 +9,27 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,16 +40,16 @@ DIGITS = 60  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
-class Within:
-    """Where a number must lie.
+class Range:
+    """Range in which a number must lie.
 
     Args:
-        least: The smallest it may be,
-        most: and the largest.
-        above: What it must be more than,
-        below: and less than.
-        off: The smallest number switches something off.
-        odd: It must be odd.
+        least: Smallest number that is allowed.
+        most: Largest number that is allowed.
+        above: Number that it must exceed.
+        below: Number that it must stay below.
+        off: Whether the smallest number switches something off.
+        odd: Whether it must be odd.
     """
 
     least: float | None = None
@@ -46,7 +60,7 @@ class Within:
     odd: bool = False
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number lies there; it must not be absurd either, see `LARGEST`."""
+        """Tell whether a number lies in the range; it must not be absurd either, see `LARGEST`."""
         return (
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -65,24 +79,24 @@ class Within:
     def words(self) -> str:
         """Say where a number must lie, as after "must be"."""
         off = ", which is off," if self.off else ""
-        end = f" and at most {_plain(self.most)}" if self.most is not None else ""
+        end = f" and at most {_format_number(self.most)}" if self.most is not None else ""
         if self.below is not None:
-            end = f" and {'less than' if self.off else 'below'} {_plain(self.below)}"
+            end = f" and {'less than' if self.off else 'below'} {_format_number(self.below)}"
         if self.odd:
-            return "odd and positive" if self.most is None else f"odd, between 1 and {_plain(self.most)}"
+            return "odd and positive" if self.most is None else f"odd, between 1 and {_format_number(self.most)}"
         if self.above is not None:
-            return f"more than {_plain(self.above)}{end}" if self.above or end else "positive"
+            return f"more than {_format_number(self.above)}{end}" if self.above or end else "positive"
         if self.least is None:
             return end.removeprefix(" and ") or "finite"
         if self.most is not None:
-            return f"between {_plain(self.least)}{off} and {_plain(self.most)}"
+            return f"between {_format_number(self.least)}{off} and {_format_number(self.most)}"
         if self.off and not end:
-            return f"{_plain(self.least)}{off} or more"
-        return f"at least {_plain(self.least)}{off}{end}"
+            return f"{_format_number(self.least)}{off} or more"
+        return f"at least {_format_number(self.least)}{off}{end}"
 
 
 class OptionsOf(NamedTuple):
-    """Marks `**options` that are handed on: `**options: Annotated[Any, OptionsOf(StableDiffusion)]`.
+    """Marker of `**options` that are passed on: `**options: Annotated[object, OptionsOf(StableDiffusion)]`.
 
     Attributes:
         target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
@@ -90,44 +104,51 @@ class OptionsOf(NamedTuple):
         by: The option that it depends on.
     """
 
-    target: Any
+    target: Callable[..., Any]
     by: str = ""
 
 
+@runtime_checkable
+class DataclassInstance(Protocol):
+    """An object of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
+
+
 @dataclass(frozen=True)
-class Spelled:
-    """How a text must be spelled.
+class Pattern:
+    """Pattern that a text must match.
 
     Args:
-        pattern: What all of it must match.
-        words: The same, as after "must be".
+        pattern: Regular expression that the whole text must match.
+        words: Description of the pattern, as after "must be".
     """
 
     pattern: str
     words: str
 
 
-Count = Annotated[int, Within(least=1)]
-Whole = Annotated[int, Within(least=0)]
-Seed = Annotated[int, Within(least=0, most=2**32 - 1)]  # what NumPy and Lightning take
-Positive = Annotated[float, Within(above=0)]
-Weight = Annotated[float, Within(least=0, off=True)]  # of a term, or how strong something is
-Dropout = Annotated[float, Within(least=0, below=1)]
-Share = Annotated[float, Within(least=0, most=1)]
-Rate = Annotated[float, Within(least=0, most=10)]  # of learning
-Temperature = Annotated[float, Within(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
-Sigma = Annotated[float, Within(least=1e-3, most=1e6)]  # below, a distance over its square is
-Window = Annotated[int, Within(least=1, odd=True)]
-NotEmpty = Annotated[str, Spelled(r"(?s).*\S.*", "text, not empty")]
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # what NumPy and Lightning take
+Positive = Annotated[float, Range(above=0)]
+Weight = Annotated[float, Range(least=0, off=True)]  # of a term, or how strong something is
+Dropout = Annotated[float, Range(least=0, below=1)]
+Share = Annotated[float, Range(least=0, most=1)]
+Rate = Annotated[float, Range(least=0, most=10)]  # of learning
+Temperature = Annotated[float, Range(least=1e-6, most=1e6)]  # below, a similarity over it is infinite
+Sigma = Annotated[float, Range(least=1e-3, most=1e6)]  # below, a distance over its square is
+Window = Annotated[int, Range(least=1, odd=True)]
+NotEmpty = Annotated[str, Pattern(r"(?s).*\S.*", "text, not empty")]
 
 
-def require(option: str, value: Any, hint: Any) -> None:
+def require(option: str, value: object, hint: object) -> None:
     """Refuse a value that an annotation does not allow.
 
     Args:
-        option: Its name, as a user types it.
-        value: What was given.
-        hint: A type, with a `Within` where it is a number; unions, lists and null included. What is no type of plain
+        option: Name of the option, as a user types it.
+        value: Value that was given.
+        hint: Type, with a `Range` where it is a number; unions, lists and null included. What is no type of plain
             values (a class of ours, a callable) allows everything but those.
 
     Raises:
@@ -135,40 +156,40 @@ def require(option: str, value: Any, hint: Any) -> None:
 
     >>> require("finetune.rank", 0, Count)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `finetune.rank` must be at least 1, got 0
+    semcorr.core.errors.UserError: `finetune.rank` must be at least 1, got 0
     >>> require("loss.temperature", "warm", Temperature | None)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
+    semcorr.core.errors.UserError: `loss.temperature` must be a number, between 1e-06 and 1000000, or null, got 'warm'
     """
-    if (allowed := _problem(value, hint)) is not None:
-        raise UserError(f"`{option}` must be {allowed}, got {_shown(value)}")
+    if (allowed := _describe_refusal(value, hint)) is not None:
+        raise UserError(f"`{option}` must be {allowed}, got {_format_value(value)}")
 
 
-def require_kind(option: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type than other people's annotation says, as far as it can be told.
+def require_kind(option: str, value: object, hint: object) -> None:
+    """Refuse a value of another type than a third-party annotation says, as far as it can be checked.
 
     Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
     plain values may be made of any.
 
     >>> require_kind("head.width", "wide", int)
     Traceback (most recent call last):
-    semcorr.errors.UserError: `head.width` must be a whole number, got 'wide'
+    semcorr.core.errors.UserError: `head.width` must be a whole number, got 'wide'
     """
-    words = None if value is None else _other_kind(value, hint)
+    words = None if value is None else _describe_kind_refusal(value, hint)
     if words is not None:
-        raise UserError(f"`{option}` must be {words}, got {_shown(value)}")
+        raise UserError(f"`{option}` must be {words}, got {_format_value(value)}")
 
 
-def _other_kind(value: Any, hint: Any) -> str | None:
+def _describe_kind_refusal(value: object, hint: object) -> str | None:
     if get_origin(hint) in (Union, UnionType):
-        refused = [_other_kind(value, member) for member in get_args(hint) if member is not NoneType]
+        refused = [_describe_kind_refusal(value, member) for member in get_args(hint) if member is not NoneType]
         return None if None in refused or not refused else " or ".join(dict.fromkeys(map(str, refused)))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is int:
-        return None if whole else "a whole number"
+        return None if is_integer else "a whole number"
     if kind is float:
         return None if _is_number(value) and not math.isnan(value) else "a number"
     if kind in (str, Path):
@@ -178,123 +199,127 @@ def _other_kind(value: Any, hint: Any) -> str | None:
     if kind in (list, tuple, Sequence) or get_origin(kind) in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
             return None if isinstance(value, str) and get_args(kind)[:1] == (str,) else "a list"
-        inside = [each for each in get_args(kind) if each is not Ellipsis]
-        refused_each = [_other_kind(each, inside[0]) for each in value] if len({*inside}) == 1 else []
+        inside = [item for item in get_args(kind) if item is not Ellipsis]
+        refused_each = [_describe_kind_refusal(item, inside[0]) for item in value] if len({*inside}) == 1 else []
         return next((f"a list, each entry {words}" for words in refused_each if words), None)
     if kind in (dict, Mapping) or get_origin(kind) in (dict, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
     return None
 
 
-def ranged(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function or a constructor: its arguments must be what its annotations say.
 
     Args:
-        group: What its options are typed under, as `loss`.
+        group: Group of its options, as `loss`.
     """
 
-    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        stated = {key: one.annotation for key, one in signature.parameters.items() if _is_plain(one.annotation)}
+        hints = {
+            key: parameter.annotation
+            for key, parameter in signature.parameters.items()
+            if _is_plain(parameter.annotation)
+        }
 
         @wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind_partial(*args, **kwargs).arguments
+                arguments = signature.bind_partial(*args, **kwargs).arguments
             except TypeError:
                 return function(*args, **kwargs)  # Python says best what is wrong
-            for key in given.keys() & stated.keys():
-                require(f"{group}.{key}", given[key], stated[key])
+            for key in arguments.keys() & hints.keys():
+                require(f"{group}.{key}", arguments[key], hints[key])
             return function(*args, **kwargs)
 
-        return checked
+        return check_and_call
 
-    return decorated
-
-
-def require_fields(options: Any, group: str) -> None:
-    """The same for a dataclass, as the first line of its `__post_init__`."""
-    for each in fields(options):
-        require(f"{group}.{each.name}", getattr(options, each.name), each.type)
+    return decorate
 
 
-def _problem(value: Any, hint: Any) -> str | None:
-    """What an annotation allows, in words, if not this; None: it does."""
+def require_fields(options: DataclassInstance, group: str) -> None:
+    """Check the fields of a dataclass, as the first line of its `__post_init__`."""
+    for option in fields(options):
+        require(f"{group}.{option.name}", getattr(options, option.name), option.type)
+
+
+def _describe_refusal(value: object, hint: object) -> str | None:
+    """Return what an annotation allows, in words, if it does not allow this; else None."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    refused = [_refused(value, member) for member in members]
+    refused = [_describe_member_refusal(value, member) for member in members]
     if None in refused:
         return None
-    words = [each for each in refused if each is not None and each not in ("null", BUILT)] or [BUILT]
-    join = ", or " if any("," in each for each in words) else " or "
+    words = [text for text in refused if text is not None and text not in ("null", BUILT)] or [BUILT]
+    join = ", or " if any("," in text for text in words) else " or "
     return join.join(map(str, [*dict.fromkeys(words), *(["null"] if NoneType in members else [])]))
 
 
-def _refused(value: Any, hint: Any) -> str | None:
-    range_ = next((each for each in get_args(hint)[1:] if isinstance(each, Within)), None)
+def _describe_member_refusal(value: object, hint: object) -> str | None:
+    range_ = next((item for item in get_args(hint)[1:] if isinstance(item, Range)), None)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if kind is Any or kind is inspect.Parameter.empty:
         return None
     if kind in (int, float):
-        return _refused_number(value, kind, range_ or Within())
+        return _describe_number_refusal(value, kind, range_ or Range())
     if kind in (NoneType, None):
         return None if value is None else "null"
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
-        spelled = next((each for each in get_args(hint)[1:] if isinstance(each, Spelled)), Spelled("(?s).*", "text"))
+        spelled = next((item for item in get_args(hint)[1:] if isinstance(item, Pattern)), Pattern("(?s).*", "text"))
         return None if isinstance(value, str) and re.fullmatch(spelled.pattern, value) else spelled.words
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Sequence, list, tuple):
-        return _refused_list(value, get_args(kind)[0])
+        return _describe_list_refusal(value, get_args(kind)[0])
     if get_origin(kind) is Mapping:
         return None if isinstance(value, Mapping) else "a mapping"
     plain = value is None or isinstance(value, bool | numbers.Number | str | list | tuple)
     return BUILT if plain else None
 
 
-def _refused_number(value: Any, kind: type, range_: Within) -> str | None:
-    whole, words = kind is int, range_.words()
-    if not _is_number(value) or (whole and not isinstance(value, numbers.Integral)):
+def _describe_number_refusal(value: object, kind: type, range_: Range) -> str | None:
+    is_integer, words = kind is int, range_.words()
+    if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
-            return "a whole number" if whole else "a finite number"
-        return f"{'a whole number' if whole else 'a number'}, {words}"
+            return "a whole number" if is_integer else "a finite number"
+        return f"{'a whole number' if is_integer else 'a number'}, {words}"
     if isinstance(value, float) and not math.isfinite(value):
         return words
     if range_.is_absurd(value):
         most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
-        return f"at most {_plain(most)}" if value > 0 else f"at least {_plain(-most)}"
+        return f"at most {_format_number(most)}" if value > 0 else f"at least {_format_number(-most)}"
     return None if range_.holds(value) else words
 
 
-def _refused_list(value: Any, of: Any) -> str | None:
+def _describe_list_refusal(value: object, of: object) -> str | None:
     if of is str and isinstance(value, str):
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return "a list"
-    refused = next((words for each in value if (words := _problem(each, of))), None)
+    refused = next((words for item in value if (words := _describe_refusal(item, of))), None)
     return refused and f"a list, each entry {refused}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_plain(hint: Any) -> bool:
-    """Whether it says anything of what a user types: a number, text, ..."""
+def _is_plain(hint: object) -> bool:
+    """Tell whether an annotation describes what a user types: a number, text, ..."""
     if get_origin(hint) in (Union, UnionType):
-        return any(_is_plain(each) for each in get_args(hint) if each is not NoneType)
+        return any(_is_plain(member) for member in get_args(hint) if member is not NoneType)
     if get_origin(hint) in (Annotated, Sequence, list, tuple):
         return _is_plain(get_args(hint)[0])
     return hint in (int, float, bool, str)
 
 
-def _plain(number: float | None) -> str:
-    """All digits of a whole number, a few of any other."""
+def _format_number(number: float | None) -> str:
+    """Format all digits of an integer, a few of any other number."""
     return f"{number:.0f}" if number is not None and number == int(number) and abs(number) < 1e12 else f"{number:g}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 64:

@@ -1,4 +1,4 @@
-"""The processes that compute one run together: when one of them goes, the others end within seconds.
+"""Processes that compute one run together: when one of them ends early, the others end within seconds.
 
 Collectives wait for each other: a process whose sibling was killed, or has raised, may wait for half an hour. The
 first process started the others and sees how they ended; they see whether it is still their parent.
@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-EVERY = 0.5  # seconds between two looks
-PATIENCE = 3.0  # seconds the main thread has, after another process has gone, to end by itself
+EVERY = 0.5  # seconds between two checks
+PATIENCE = 3.0  # seconds the main thread has, after another process is lost, to end by itself
 FAREWELL = 30.0  # seconds the others have to end once all work is done
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run has gone.
+    """Error for another process of the run that has ended.
 
     Args:
-        text: Which, and how; nothing where it has said so itself.
-        code: What this process ends with.
+        text: Which process, and how it ended; empty where it has reported that itself.
+        code: Exit code of this process.
     """
 
     def __init__(self, text: str, code: int = 1) -> None:
@@ -31,13 +31,13 @@ class LostProcessError(RuntimeError):
         self.code = code
 
 
-class Watch(threading.Thread):
-    """Look after the processes of a run from one of them.
+class ProcessWatch(threading.Thread):
+    """Watch over the processes of a run from one of them.
 
     Args:
-        children: Those that this process has started, in the order of their ranks, which begin with 1.
-        end: Ends this process with a sentence and an exit code, whatever its main thread does.
-        parent: The process that has started this one; None if the run does not depend on it.
+        children: Processes that this one has started, in the order of their ranks, which begin with 1.
+        end: Function that ends this process with a message and an exit code, whatever its main thread does.
+        parent: Process that has started this one; None if the run does not depend on it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Watch(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Look until the work is over or a process has gone; end this one if nothing else has by then."""
+        """Check until the work is over or a process is lost; then end this process, unless it ends in time itself."""
         while not self._over.wait(EVERY):
             if (lost := self.lost()) is not None:
                 if not self._over.wait(PATIENCE):
@@ -59,44 +59,44 @@ class Watch(threading.Thread):
                 return
 
     def lost(self) -> LostProcessError | None:
-        """Say which process has gone that should not have; None if all are there, or have done their work."""
+        """Return the error for a process that ended early; None if all are running, or have done their work."""
         if self.parent is not None and os.getppid() != self.parent:
-            return LostProcessError(_text_of_parent())
+            return LostProcessError(_describe_lost_parent())
         codes = [(process.poll() or 0, rank, process.pid) for rank, process in enumerate(self.children, 1)]
-        code, rank, pid = min(codes, key=lambda each: _weight(each[0]), default=(0, 0, 0))
+        code, rank, pid = min(codes, key=lambda item: _exit_code_order(item[0]), default=(0, 0, 0))
         if code == 0:
             return None
-        named = f"process {rank} of {len(codes) + 1} (pid {pid})"
+        name = f"process {rank} of {len(codes) + 1} (pid {pid})"
         if code < 0:
-            why = " The machine may have run out of memory." if code == -signal.SIGKILL else ""
-            return LostProcessError(f"{named} was killed ({signal.Signals(-code).name}); the others were ended.{why}")
-        if code == 2:  # its sentence is on the screen
+            hint = " The machine may have run out of memory." if code == -signal.SIGKILL else ""
+            return LostProcessError(f"{name} was killed ({signal.Signals(-code).name}); the others were ended.{hint}")
+        if code == 2:  # it has printed its message
             return LostProcessError("", code)
-        return LostProcessError(f"{named} failed with exit code {code}; the others were ended.", code)
+        return LostProcessError(f"{name} failed with exit code {code}; the others were ended.", code)
 
     def explain(self, error: BaseException, seconds: float = 10.0) -> LostProcessError | None:
-        """Say what lies behind an error of a collective: a process at its other end that has gone.
+        """Return the lost process behind an error of a collective operation; None if there is none.
 
         Args:
-            error: Any error.
-            seconds: How long to wait for the other process to end.
+            error: Error of any kind.
+            seconds: Longest wait for the other process to end.
         """
         if not is_of_collective(error):
             return None
-        until = time.monotonic() + seconds
-        while (lost := self.lost()) is None and time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while (lost := self.lost()) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         return lost
 
     def interrupt(self, number: int) -> None:
-        """Hand a signal on to the others, which then end as this process does."""
+        """Send a signal on to the other processes, which then end as this one does."""
         self._over.set()
         for process in self.children:
             with suppress(OSError):
                 process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def kill(self) -> None:
-        """End the others: this process has failed."""
+        """Kill the other processes that still run, as after a failure of this one."""
         self._over.set()
         for process in self.children:
             with suppress(OSError):
@@ -104,17 +104,17 @@ class Watch(threading.Thread):
             process.wait()
 
     def close(self) -> None:
-        """Wait for the others, whose work is done as well, and stop watching."""
+        """Wait for the other processes, whose work is done as well, and stop watching."""
         self._over.set()
-        until = time.monotonic() + FAREWELL
+        deadline = time.monotonic() + FAREWELL
         for process in self.children:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, until - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
         self.kill()
 
 
-def _weight(code: int) -> int:
-    """Order exit codes: killed, a mistake, a defect; none."""
+def _exit_code_order(code: int) -> int:
+    """Return the position of an exit code in the order of reporting: killed, a user's mistake, a defect, success."""
     return 0 if code < 0 else 1 if code == 2 else 2 if code else 3
 
 
@@ -128,19 +128,25 @@ def is_of_collective(error: BaseException) -> bool:
 
 
 def process_number() -> int:
-    """Return the number of this process among those of a run, as torchrun, SLURM or Lightning have told it."""
+    """Return the number of this process among those of a run, from torchrun, SLURM or Lightning."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
-def speaks() -> bool:
-    """Tell whether this process is the one that speaks for all of a run."""
+def is_speaker() -> bool:
+    """Tell whether this process is the one that prints messages for all processes of a run."""
     return process_number() == 0
 
 
-def _text_of_parent() -> str:
-    """One of those that are left says it."""
+def _describe_lost_parent() -> str:
+    """Return the message for a lost parent in the one process that reports it."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if int(os.environ.get("LOCAL_RANK", 0)) != (0 if launched else 1):
         return ""
     return f"{'torchrun' if launched else 'the first process of this run'} has gone; the others were ended."
+
+
+def is_first_process() -> bool:
+    """Tell whether this process prints and writes for all processes of a run."""
+    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
+    return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))

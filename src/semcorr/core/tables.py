@@ -1,4 +1,4 @@
-"""Read CSV files: benchmarks' and our own as they must be, and people's own as spreadsheets leave them."""
+"""Reading of CSV files: benchmarks' and our own strictly, users' own as spreadsheets write them."""
 
 import csv
 import logging
@@ -9,9 +9,9 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from semcorr.core.paths import shorten
-from semcorr.core.text_files import MEGABYTE, REMEDY, decode, read_content, read_text, require_text
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.text_files import MEGABYTE, REMEDY, decode_text, read_content, read_text, require_text
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +22,22 @@ LOOKED_AT = 50  # lines in which a header is looked for
 SAVE = 'Save it as "CSV UTF-8".'
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table."""
 
     line: int  # in the file, counted from 1: that of its end
     cells: list[str]
 
 
-class Table(NamedTuple):
-    """A table of somebody's."""
+class Spreadsheet(NamedTuple):
+    """A user's table."""
 
     rows: list[tuple[int, dict[str, str]]]  # with their lines
     others: list[str]  # columns that were not looked for
     encoding: str
 
 
-def read_rows(path: Path, remedy: str = REMEDY) -> list[Row]:
+def read_rows(path: Path, remedy: str = REMEDY) -> list[TableRow]:
     """Read a CSV file, its header included, without blank rows.
 
     Raises:
@@ -52,12 +52,12 @@ def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list
     Raises:
         UserError: As `read_rows`; a column is missing or there twice; a row is shorter or longer than the header.
     """
-    header, *rows = read_rows(path, remedy) or [Row(1, [])]
+    header, *rows = read_rows(path, remedy) or [TableRow(1, [])]
     return _named(_require_columns(header.cells, columns, path, remedy), rows, path)
 
 
-def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Table:
-    """Read a table of somebody's, as spreadsheets and data frames write it.
+def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Spreadsheet:
+    """Read a user's table, as spreadsheets and data frames write it.
 
     It may be in UTF-8, in UTF-16 with its mark, or in Windows-1252, which is said; between its cells stand commas,
     semicolons, tabs or bars: what finds the columns in its header. Blank rows, empty columns at its end and columns
@@ -65,8 +65,8 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
 
     Args:
         path: The file.
-        columns: What it must have.
-        optional: What it may have.
+        columns: Columns that it must have.
+        optional: Columns that it may have.
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:
@@ -74,9 +74,9 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
     """
     content = read_content(path, remedy)
     text, encoding = _decoded(content, path)
-    known = {name.casefold(): name for name in (*columns, *optional)}
+    names_by_key = {name.casefold(): name for name in (*columns, *optional)}
     try:
-        start, lines, separator = _separator(require_text(text, path, SAVE), columns, known, path, remedy)
+        start, lines, separator = _separator(require_text(text, path, SAVE), columns, names_by_key, path, remedy)
     except UserError:
         if encoding == "utf-8":
             raise
@@ -87,20 +87,22 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
     if encoding != "utf-8":
         log.warning("%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _line_of(content), SAVE)
     rows = list(_filled(_split(text[start:], path, remedy, separator, lines)))
-    header = _header(rows[0].cells, known)
+    header = _header(rows[0].cells, names_by_key)
     names = _require_columns(header, columns, path, remedy)
     rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
-    return Table(_named(names, rows, path), [name for name in names if name and name not in known.values()], encoding)
+    return Spreadsheet(
+        _named(names, rows, path), [name for name in names if name and name not in names_by_key.values()], encoding
+    )
 
 
-def _filled(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows with a cell that is not empty: spreadsheets write the others, too."""
+def _filled(rows: Iterator[TableRow]) -> Iterator[TableRow]:
+    """Yield rows with a cell that is not empty: spreadsheets write empty rows, too."""
     return (row for row in rows if any(cell.strip() for cell in row.cells))
 
 
 def _decoded(content: bytes, path: Path) -> tuple[str, str]:
     try:
-        return decode(content), "utf-8"
+        return decode_text(content), "utf-8"
     except UnicodeDecodeError:
         pass
     try:
@@ -110,9 +112,9 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
 
 
 def _line_of(content: bytes) -> str:
-    """Say in which line the first byte is that makes a text none in UTF-8."""
+    """Return the line of the first byte that makes a text invalid UTF-8."""
     try:
-        decode(content)
+        decode_text(content)
     except UnicodeDecodeError as error:
         ends = re.findall(rb"\r\n|\r|\n", content[: error.start])
         return f"line {1 + len(ends)}"
@@ -122,20 +124,22 @@ def _line_of(content: bytes) -> str:
 def _separator(
     text: str, columns: Sequence[str], known: dict[str, str], path: Path, remedy: str
 ) -> tuple[int, int, str]:
-    """Where the header begins, the lines before it, and what stands between its cells: it finds the columns."""
-    said = SEPARATOR_LINE.match(text)
-    start, lines = (said.end(), 1) if said else (0, 0)
-    if said and said[1] not in SEPARATORS:
-        raise UserError(f"{path}, line 1: sep={said[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}")
+    """Find where the header begins, the lines before it, and the separator of its cells, which splits the columns."""
+    separator_line = SEPARATOR_LINE.match(text)
+    start, lines = (separator_line.end(), 1) if separator_line else (0, 0)
+    if separator_line and separator_line[1] not in SEPARATORS:
+        raise UserError(
+            f"{path}, line 1: sep={separator_line[1]} is none of {', '.join(SEPARATORS.values())}. {remedy}"
+        )
     headers: dict[str, list[str]] = {}
-    for separator in (said[1],) if said else SEPARATORS:
-        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), Row(1, []))
+    for separator in (separator_line[1],) if separator_line else SEPARATORS:
+        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), TableRow(1, []))
         headers[separator] = _header(first.cells, known)
     fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
     if len(fitting) > 1:
         kinds = " or ".join(SEPARATORS[separator] for separator in fitting)
         raise UserError(f"{path}: its header has the columns with {kinds} between them. Use one. {remedy}")
-    if not fitting and (line := _line_of_header(text, columns, known, said[1] if said else None)):
+    if not fitting and (line := _line_of_header(text, columns, known, separator_line[1] if separator_line else None)):
         raise UserError(f"{path}: its header is in line {line}. Delete the lines before it.")
     best = max(headers.values(), key=lambda names: len(set(columns) & set(names)))
     _require_columns(best if fitting else [name for name in best if name in columns], columns, path, remedy)
@@ -143,22 +147,22 @@ def _separator(
 
 
 def _line_of_header(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
-    """Which of the first lines is the header, where it is not the first that is filled."""
+    """Find which of the first lines is the header, where it is not the first that is filled."""
     for number, line in enumerate(text.splitlines()[:LOOKED_AT], 1):
-        for each in (separator,) if separator else SEPARATORS:
-            if set(columns) <= set(_header(next(csv.reader([line], delimiter=each), []), known)):
+        for candidate in (separator,) if separator else SEPARATORS:
+            if set(columns) <= set(_header(next(csv.reader([line], delimiter=candidate), []), known)):
                 return number
     return None
 
 
 def _header(cells: Sequence[str], known: dict[str, str]) -> list[str]:
-    """Names of columns, without empty ones at the end."""
+    """Return the names of columns, without empty ones at the end."""
     names = [known.get(cell.strip().casefold(), cell.strip()) for cell in cells]
     return _trimmed(names, max((i for i, name in enumerate(names, 1) if name), default=0))
 
 
 def _trimmed(cells: list[str], most: int) -> list[str]:
-    """Without what is empty beyond the last column."""
+    """Remove empty cells beyond the last column."""
     return cells[:most] if not any(cell.strip() for cell in cells[most:]) else cells
 
 
@@ -168,11 +172,11 @@ def _require_columns(names: list[str], columns: Sequence[str], path: Path, remed
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
     twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
     if twice:
-        raise UserError(f"{path} has the column {shorten(twice).strip(chr(39))} twice. Drop or rename one.")
+        raise UserError(f"{path} has the column {quote_value(twice).strip(chr(39))} twice. Drop or rename one.")
     return names
 
 
-def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int, dict[str, str]]]:
+def _named(names: list[str], rows: Sequence[TableRow], path: Path) -> list[tuple[int, dict[str, str]]]:
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(
@@ -184,15 +188,15 @@ def _named(names: list[str], rows: Sequence[Row], path: Path) -> list[tuple[int,
 
 def _split(
     text: str, path: Path, remedy: str, separator: str = ",", before: int = 0, strict: bool = True
-) -> Iterator[Row]:
-    """Rows that are not blank lines."""
+) -> Iterator[TableRow]:
+    """Yield rows that are not blank lines."""
     lines = _Lines(text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)
     try:
         for cells in reader:
             lines.taken = 0
             if cells:
-                yield Row(before + reader.line_num, cells)
+                yield TableRow(before + reader.line_num, cells)
     except csv.Error as error:
         raise UserError(f"{path}, line {before + reader.line_num}: {error}. {remedy}") from None
     except MemoryError:
@@ -200,7 +204,7 @@ def _split(
 
 
 class _Lines:
-    """The lines of a text, not more of them to a row than a row may hold."""
+    """Lines of a text, with a limit on the lines of one row."""
 
     def __init__(self, text: str) -> None:
         self.lines, self.taken = StringIO(text, newline=""), 0

@@ -1,23 +1,23 @@
 """Text that comes from files, made safe to print: it can neither move the cursor nor pass for another line."""
 
 import unicodedata
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.style import Style
 from rich.text import Text
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
 
 
-def printable(text: str, keep: str = "") -> str:
+def escape_controls(text: str, keep: str = "") -> str:
     r"""Show as escapes what a terminal would obey rather than print.
 
     Args:
         text: A name, or a message that quotes one.
         keep: Characters that are left as they are, as line ends in a message of several lines.
 
-    >>> printable("cat\x1b[2J.jpg"), printable("a\u202eb"), printable("für")
+    >>> escape_controls("cat\x1b[2J.jpg"), escape_controls("a\u202eb"), escape_controls("für")
     ('cat\\x1b[2J.jpg', 'a\\u202eb', 'für')
     """
     if text.isprintable():
@@ -31,8 +31,28 @@ def printable(text: str, keep: str = "") -> str:
 
 
 class Terminal(Console):
-    """A console that takes every string, cells of tables included, for text: no markup, no control characters."""
+    """A console that prints every string, cells of tables included, as text: no markup, no control characters."""
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Make text of a string."""
-        return super().render_str(printable(text, keep="\n"), **options | {"markup": False, "emoji": False})
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """Make text of a string; markup and names of emoji are left as they are written."""
+        return super().render_str(
+            escape_controls(text, keep="\n"),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=False,
+            markup=False,
+            highlight=highlight,
+            highlighter=highlighter,
+        )

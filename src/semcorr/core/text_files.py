@@ -1,14 +1,19 @@
-"""Read what people bring as text or JSON: within bounds of memory and time, or a sentence."""
+"""Reading of users' text and JSON files: within bounds of memory and time, or with a message."""
 
 import codecs
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semcorr.core.paths import open_plain, shorten
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
+from semcorr.core.paths import open_plain, quote_value
+
+# An object of a JSON file: what is in it is checked where it is read.
+JsonObject = dict[str, Any]
+JsonMapping = Mapping[str, Any]  # one that is only read
 
 MEGABYTE = 1 << 20
 ANNOTATIONS = 1024 * MEGABYTE  # bytes of a benchmark's file, at most: COCO's largest has 450 MB
@@ -18,9 +23,12 @@ DIGITS = 20  # of a whole number, at most: no count, id or size of a file has mo
 SUSPECTS = [re.compile(pattern) for pattern in (rf"\d{{{DIGITS + 1}}}", r"e\+?\d{3}", r"E\+?\d{3}")]
 REMEDY = "Unpack the benchmark again."
 MARKS = {  # what a text may begin with that says how it is encoded; UTF-32 first: it begins as UTF-16 does
-    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str:
@@ -36,7 +44,7 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
     """
     content = read_content(path, remedy, limit)
     try:
-        text = decode(content)
+        text = decode_text(content)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}") from None
     return require_text(text, path, remedy)
@@ -59,10 +67,10 @@ def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> 
     return content
 
 
-def decode(content: bytes) -> str:
+def decode_text(content: bytes) -> str:
     """Decode UTF-8, or what the byte-order mark says.
 
-    >>> decode("a".encode()), decode("a".encode("utf-8-sig")), decode("a".encode("utf-16"))
+    >>> decode_text("a".encode()), decode_text("a".encode("utf-8-sig")), decode_text("a".encode("utf-16"))
     ('a', 'a', 'a')
     """
     text = content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
@@ -81,7 +89,7 @@ def read_lines(path: Path, remedy: str = REMEDY) -> list[str]:
     return [line.strip() for line in read_text(path, remedy).splitlines() if line.strip()]
 
 
-def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> Any:
+def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> object:
     """Read a JSON file. NaN may stand in it, as in our own metrics.json: who reads a field refuses it there.
 
     Args:
@@ -97,7 +105,7 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
     if not text.strip():
         raise UserError(f"{path} is empty. {remedy}")
     suspicious = any(suspect.search(text) for suspect in SUSPECTS)
-    hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
+    hooks: JsonObject = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
     if unique:
         hooks["object_pairs_hook"] = _unique
     try:
@@ -114,7 +122,7 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
         raise UserError(f"{path} is not valid JSON ({error}). {remedy}") from None
 
 
-def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> dict[str, Any]:
+def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> JsonObject:
     """Read a JSON file that must hold an object."""
     content = read_json(path, remedy, limit)
     if not isinstance(content, dict):
@@ -123,29 +131,32 @@ def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> dict
 
 
 class _KeyTwiceError(Exception):
-    """A key that stands twice in an object."""
+    """An object with the same key twice."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        raise _KeyTwiceError(next(shorten(key) for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        for key, _ in pairs:
+            if key in seen:
+                raise _KeyTwiceError(quote_value(key))
+            seen.add(key)
     return content
 
 
 class _NumberError(Exception):
-    """A number that nothing can be computed with."""
+    """A number that cannot be computed with."""
 
 
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
-        raise _NumberError(shorten(text).strip("'"))
+        raise _NumberError(quote_value(text).strip("'"))
     return int(text)
 
 
 def _real(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise _NumberError(shorten(text).strip("'"))
+        raise _NumberError(quote_value(text).strip("'"))
     return value

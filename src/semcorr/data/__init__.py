@@ -1,1 +1,1 @@
-"""Benchmark files to batches of pairs."""
+"""From benchmark files to batches of pairs."""

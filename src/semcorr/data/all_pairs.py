@@ -11,18 +11,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.data.alter import bare_mirror
-from semcorr.data.augment import Augment, shares
-from semcorr.data.images import unique_images
+from semcorr.core.errors import UserError
+from semcorr.core.types import ImageBatch
+from semcorr.data.augment import Augmentation, mirror_annotations, share_keypoint
+from semcorr.data.image_variants import unique_images
+from semcorr.data.loaders import BatchStream
+from semcorr.data.pose_variants import PoseVariant, image_weights
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.sampler import Stream
-from semcorr.data.views import Views
-from semcorr.errors import UserError
-from semcorr.pose_variant import PoseVariant, image_weights
-from semcorr.types import ImageBatch
+from semcorr.data.views import ViewCache
 
 
-class Gallery(NamedTuple):
+class CategoryImages(NamedTuple):
     """The training images of a category."""
 
     category: str
@@ -31,16 +30,16 @@ class Gallery(NamedTuple):
     flip: tuple[int, ...] | None
 
 
-class ImageDraw(NamedTuple):
-    """Some images of a gallery, and their batch's place in the stream of all processes."""
+class ImageSampleIndex(NamedTuple):
+    """Some images of a category, and their batch's number in the stream of all processes."""
 
-    gallery: int
+    category_index: int
     images: tuple[int, ...]
     number: int
 
 
-def galleries(pairs: Sequence[PairRecord]) -> list[Gallery]:
-    """Categories with their images, both sorted by name; those of which two images share a keypoint.
+def images_by_category(pairs: Sequence[PairRecord]) -> list[CategoryImages]:
+    """Return the categories, sorted, with their images; those of which two images share a keypoint.
 
     Images mirrored by the benchmark (half of PF-PASCAL's training list) are left out: their rows keep the
     ids of the unmirrored image, so that left is right among both. `augment.flip` mirrors with ids exchanged.
@@ -51,21 +50,21 @@ def galleries(pairs: Sequence[PairRecord]) -> list[Gallery]:
     by_category: dict[str, list[PairRecord]] = defaultdict(list)
     for pair in pairs:
         by_category[pair.category].append(pair)
-    found = []
+    categories = []
     for category, members in sorted(by_category.items()):
         _require_one_annotation(members)
         images = [image for image in unique_images(members) if not image.mirrored]
-        if images and shares(torch.stack([image.visible for image in images])):
-            found.append(Gallery(category, images, len(members), members[0].flip))
-    if not found:
+        if images and share_keypoint(torch.stack([image.visible for image in images])):
+            categories.append(CategoryImages(category, images, len(members), members[0].flip))
+    if not categories:
         raise UserError("`data.all_pairs`: no category has two images that share a keypoint. Set data.all_pairs=null.")
-    return found
+    return categories
 
 
 def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
-    known: dict[str, ImageRecord] = {}
+    first_records: dict[str, ImageRecord] = {}
     for image in (image for pair in pairs for image in (pair.source, pair.target)):
-        first = known.setdefault(image.name, image)
+        first = first_records.setdefault(image.name, image)
         if first is not image and not (
             torch.equal(first.visible, image.visible) and torch.equal(first.keypoints, image.keypoints)
         ):
@@ -75,15 +74,15 @@ def _require_one_annotation(pairs: Sequence[PairRecord]) -> None:
             )
 
 
-class ImageStream(Stream[ImageDraw]):
+class ImageStream(BatchStream[ImageSampleIndex]):
     """Batches of `count` images: a category in proportion to its listed pairs, then images of it without repetition.
 
-    A smaller category gives all that it has. A draw in which no two images share a keypoint is drawn again.
+    A smaller category yields all its images. A draw in which no two images share a keypoint is drawn again.
     """
 
     def __init__(
         self,
-        categories: Sequence[Gallery],
+        categories: Sequence[CategoryImages],
         count: int,
         steps: int | None,
         seed: int,
@@ -98,37 +97,37 @@ class ImageStream(Stream[ImageDraw]):
         images = sum(len(gallery.images) for gallery in categories)
         super().__init__(steps or images // count // world, rank, world, epoch)  # about a pass over the images
 
-    def batch(self, number: int) -> ImageDraw:
-        """Depends on the seed and `number` alone."""
-        chance = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
-        gallery = int(chance.choice(len(self.shares), p=self.shares))
+    def batch(self, number: int) -> ImageSampleIndex:
+        """Return batch `number`; it depends on the seed and `number` alone."""
+        rng = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
+        gallery = int(rng.choice(len(self.shares), p=self.shares))
         visible = self.visible[gallery]
         while True:  # ends: a gallery has two images that share a keypoint
-            images = chance.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
-            if shares(visible[images]):
-                return ImageDraw(gallery, tuple(images), number)
+            images = rng.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
+            if share_keypoint(visible[images]):
+                return ImageSampleIndex(gallery, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
-        """Those in the batches `ahead`, each once."""
-        taken: dict[str, ImageRecord] = {}
-        every = {image.name for gallery in self.categories for image in gallery.images}
-        for draw in self.ahead(epochs, steps):
-            images = self.categories[draw.gallery].images
-            taken.update((images[i].name, images[i]) for i in draw.images)
-            if len(taken) == len(every):
+        """Return the images in the batches that `ahead` lists, each once."""
+        images_by_name: dict[str, ImageRecord] = {}
+        all_names = {image.name for gallery in self.categories for image in gallery.images}
+        for draw in self.batches_ahead(epochs, steps):
+            images = self.categories[draw.category_index].images
+            images_by_name.update((images[i].name, images[i]) for i in draw.images)
+            if len(images_by_name) == len(all_names):
                 break
-        return list(taken.values())
+        return list(images_by_name.values())
 
 
 class TrainingImages(Dataset[ImageBatch]):
-    """Whole batches by their draw, augmented if asked for; like `TrainingPairs` a function of seed and draw."""
+    """Whole batches by their draw, augmented if requested; like `TrainingPairs` a function of seed and draw."""
 
     def __init__(
         self,
-        categories: Sequence[Gallery],
+        categories: Sequence[CategoryImages],
         side: int,
         resize: str,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         seed: int = 42,
         pixels: bool = True,
         cache_gb: float = 0.0,
@@ -136,28 +135,28 @@ class TrainingImages(Dataset[ImageBatch]):
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
         self.variants = variants or PoseVariant()
-        self.first = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each gallery, among the views
+        self.first_view = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each category
         images = [image for gallery in categories for image in gallery.images]
-        self.views = Views(images, side, resize, pixels, cache_gb)
+        self.views = ViewCache(images, side, resize, pixels, cache_gb)
 
-    def __getitem__(self, draw: ImageDraw) -> ImageBatch:
-        gallery = self.categories[draw.gallery]
-        views = [self.views[self.first[draw.gallery] + i] for i in draw.images]
+    def __getitem__(self, draw: ImageSampleIndex) -> ImageBatch:
+        gallery = self.categories[draw.category_index]
+        views = [self.views[self.first_view[draw.category_index] + i] for i in draw.images]
         if self.augment is not None:
-            views = self.augment.together(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
+            views = self.augment.augment_views(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)
         if not self.variants:
-            return ImageBatch(batch, gallery.category, queries(batch.visible))
-        turned = default_collate([bare_mirror(view, gallery.flip) for view in views])
-        weights = image_weights(batch.visible, turned.visible, self.variants)
-        return ImageBatch(batch, gallery.category, weights.nonzero(), [turned])
+            return ImageBatch(batch, gallery.category, find_queries(batch.visible))
+        mirrored = default_collate([mirror_annotations(view, gallery.flip) for view in views])
+        weights = image_weights(batch.visible, mirrored.visible, self.variants)
+        return ImageBatch(batch, gallery.category, weights.nonzero(), [mirrored])
 
 
-def queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
-    """(source, keypoint, target) wherever the keypoint is visible in both, sorted.
+def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:
+    """Return (source, keypoint, target) wherever the keypoint is visible in both, sorted.
 
-    >>> queries(torch.tensor([[True, True], [False, True]])).tolist()
+    >>> find_queries(torch.tensor([[True, True], [False, True]])).tolist()
     [[0, 1, 1], [1, 1, 0]]
     """
-    both = visible[:, :, None] & visible.T[None]
-    return (both & ~torch.eye(len(visible), dtype=torch.bool)[:, None]).nonzero()
+    visible_in_both = visible[:, :, None] & visible.T[None]
+    return (visible_in_both & ~torch.eye(len(visible), dtype=torch.bool)[:, None]).nonzero()

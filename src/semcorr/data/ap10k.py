@@ -9,48 +9,50 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from semcorr.core.errors import UserError
 from semcorr.core.text_files import read_lines
-from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, animal, read_animals, write_pairs
+from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, read_animal, read_animals, write_pairs
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import facts, flip_permutation, symmetry_groups
-from semcorr.data.recipe import Archive, Recipe
-from semcorr.data.record import ImageRecord, PairRecord, image_record, longer_side, read_annotation, require_root
-from semcorr.errors import UserError
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
+from semcorr.data.record import ImageRecord, PairRecord, build_image_record, longer_side, read_annotation, require_root
 
-CROSS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
+CROSS_SPLITS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
 NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
-PREPARE = "Run `python -m semcorr.prepare ap10k`"
-DRIVE = "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
+PREPARE_REMEDY = "Run `python -m semcorr.prepare ap10k`"
+DRIVE_URL = (
+    "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
+)
 
 
 class AP10K(PairDataModule):
     """A category is a species in the splits within species, a family across species, `all` across families."""
 
     name = "ap10k"
-    splits = ("train", "val", "test", *CROSS)
-    official = facts("ap10k")["official"]
-    recipe = Recipe(
+    splits = ("train", "val", "test", *CROSS_SPLITS)
+    official = benchmark_metadata("ap10k")["official"]
+    recipe = DownloadRecipe(
         licence="CC-BY-4.0",
-        archives=(Archive("ap-10k.zip", DRIVE),),
-        landmark=ANNOTATIONS[0],
+        archives=(ArchiveInfo("ap-10k.zip", DRIVE_URL),),
+        marker_file=ANNOTATIONS[0],
         convert=write_pairs,
     )
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Sorted by category and image ids."""
-        return ap10k_pairs(self.root, split)
+        """Return the pairs sorted by category and image ids."""
+        return read_ap10k_pairs(self.root, split)
 
 
-def ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
-    """The pairs of a split, from either tree.
+def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
+    """Read the pairs of a split, from either tree.
 
     Raises:
         UserError: Neither tree is there, or a list names an image that is not.
     """
-    require_root(root, "AP-10K", f"{PREPARE}, or give data.root=DIR.")
+    require_root(root, "AP-10K", f"{PREPARE_REMEDY}, or give data.root=DIR.")
     released = (root / "PairAnnotation").is_dir()
-    names = _released_names(root, split) if released else _own_names(root, split)
-    image = cache(_released_images(root) if released else _own_images(root))
+    names = _read_released_pair_names(root, split) if released else _read_pair_names(root, split)
+    image = cache(_released_image_reader(root) if released else _image_reader(root))
     groups, flip = symmetry_groups("ap10k", "*"), flip_permutation("ap10k", "*")
     pairs = []
     for name in names:
@@ -61,51 +63,53 @@ def ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE}."
+                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE_REMEDY}."
             ) from None
         pairs.append(PairRecord(name, label, source, target, longer_side(target.box), groups, flip))
     return pairs
 
 
-def _own_names(root: Path, split: str) -> list[str]:
+def _read_pair_names(root: Path, split: str) -> list[str]:
     path = root / "pairs" / f"{split}.txt"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE}, which makes them.")
-    return read_lines(path, PREPARE + ".")
+        raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE_REMEDY}, which makes them.")
+    return read_lines(path, PREPARE_REMEDY + ".")
 
 
-def _own_images(root: Path) -> Callable[[int], ImageRecord]:
+def _image_reader(root: Path) -> Callable[[int], ImageRecord]:
     animals = {a.id: a for a in read_animals([root / file for file in ANNOTATIONS])}
 
     def image(key: int) -> ImageRecord:
         if key not in animals:
-            raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE} again.")
-        return _record(animals[key], root / "data" / animals[key].file, root / "annotations")
+            raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE_REMEDY} again.")
+        return _build_record(animals[key], root / "data" / animals[key].file, root / "annotations")
 
     return image
 
 
-def _released_names(root: Path, split: str) -> list[str]:
-    """File names carry all that the files hold: two ids and what they have in common."""
+def _read_released_pair_names(root: Path, split: str) -> list[str]:
+    """Parse the pairs from file names, which carry all that the files hold: two ids and the shared label."""
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE} with another --root.")
-    found = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
-    ours = sorted((match[3], int(match[1]), int(match[2])) for match in found if match)
-    return [f"{source}-{target}:{label}" for label, source, target in ours]
+        raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE_REMEDY} with another --root.")
+    matches = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
+    pairs = sorted((match[3], int(match[1]), int(match[2])) for match in matches if match)
+    return [f"{source}-{target}:{label}" for label, source, target in pairs]
 
 
-def _released_images(root: Path) -> Callable[[int], ImageRecord]:
+def _released_image_reader(root: Path) -> Callable[[int], ImageRecord]:
     paths = {int(path.stem): path for path in (root / "ImageAnnotation").glob("*/*/*.json")}
 
     def image(key: int) -> ImageRecord:
         if key not in paths:
             raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
         below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
-        return _record(animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key])
+        return _build_record(
+            read_animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key]
+        )
 
     return image
 
 
-def _record(a: Animal, picture: Path, source: Path) -> ImageRecord:
-    return image_record(a.name, picture, a.size, a.keypoints, a.box, source)
+def _build_record(a: Animal, picture: Path, source: Path) -> ImageRecord:
+    return build_image_record(a.name, picture, a.size, a.keypoints, a.box, source)

@@ -3,7 +3,7 @@
 The construction is GeoAware-SC's ("Telling Left from Right", section 5 and its released notebook):
 drop the images with several animals and those with fewer than 3 keypoints; per species 30 images to
 test and 20 to validate; pairs share at least 3 keypoints. Its lists depend on the order of a
-directory listing, so nobody can make them again. Here every choice is a sort, by image id or by a
+directory listing, so they cannot be reproduced. Here every choice is a sort, by image id or by a
 hash of the pair's own name: the same everywhere, for ever, whatever the file system or Python.
 """
 
@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import temporary_folder
-from semcorr.core.paths import require_file_name, shorten
-from semcorr.data.groups import facts
-from semcorr.data.record import need, need_whole, read_annotation
-from semcorr.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
+from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.record import read_annotation, require_field, require_whole_number
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
 TEST, VAL = 30, 20  # images per species
@@ -46,64 +47,70 @@ class Animal(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its place in GeoAware-SC's tree, and ours in every table."""
+        """The animal's path in GeoAware-SC's tree, its name in our tables."""
         return f"{self.family}/{self.species}/{self.id:012d}"
 
 
 def read_animals(files: Sequence[Path]) -> list[Animal]:
-    """The first annotation of every image, in the order of the files, sorted by image id."""
+    """Read the first annotation of every image, in the order of the files, sorted by image id."""
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
-        images = {need(image, "id", path): image for image in need(content, "images", path)}
-        species = {need(c, "id", path): c for c in need(content, "categories", path)}
-        for entry in need(content, "annotations", path):
-            image, kind = images.get(need(entry, "image_id", path)), species.get(need(entry, "category_id", path))
-            if image is None or kind is None:
+        images = {require_field(image, "id", path): image for image in require_field(content, "images", path)}
+        species = {require_field(c, "id", path): c for c in require_field(content, "categories", path)}
+        for entry in require_field(content, "annotations", path):
+            image, category = (
+                images.get(require_field(entry, "image_id", path)),
+                species.get(require_field(entry, "category_id", path)),
+            )
+            if image is None or category is None:
                 raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
             if image["id"] not in animals:
-                animals[image["id"]] = animal({**kind, **entry, **image}, path)
+                animals[image["id"]] = read_animal({**category, **entry, **image}, path)
     return [animals[key] for key in sorted(animals)]
 
 
-def animal(entry: Mapping[str, Any], path: Path) -> Animal:
-    """One annotation merged with its image and its category, as GeoAware-SC stores it and COCO splits it.
+def read_animal(entry: JsonMapping, path: Path) -> Animal:
+    """Merge an annotation with its image and its category, as GeoAware-SC stores it and COCO splits it.
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
     """
-    flat, box = need(entry, "keypoints", path), need(entry, "bbox", path)
+    flat, box = require_field(entry, "keypoints", path), require_field(entry, "bbox", path)
     try:
         points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
         x, y, width, height = map(float, box)
     except (TypeError, ValueError):
         raise UserError(
-            f"{path}: `keypoints` {shorten(flat)} or `bbox` {shorten(box)} of image {shorten(entry.get('id'))} are not "
-            "x, y, v of each keypoint and x, y, width, height. Restore the official annotation file."
+            f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image "
+            f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. "
+            "Restore the official annotation file."
         ) from None
     return Animal(
-        id=need_whole(entry, "id", path),
-        species=need(entry, "name", path),
-        family=need(entry, "supercategory", path),
-        file=require_file_name(need(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"),
-        size=(need_whole(entry, "width", path), need_whole(entry, "height", path)),
+        id=require_whole_number(entry, "id", path),
+        species=require_field(entry, "name", path),
+        family=require_field(entry, "supercategory", path),
+        file=require_file_name(
+            require_field(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"
+        ),
+        size=(require_whole_number(entry, "width", path), require_whole_number(entry, "height", path)),
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),
         bits=sum(1 << i for i, point in enumerate(points) if point is not None),
     )
 
 
-def usable(animals: Iterable[Animal]) -> list[Animal]:
-    """Without the images that hold several animals (1,847, listed by hand) or show too few keypoints."""
-    several = set(facts("ap10k_multi_instance")["ids"])
-    return [a for a in animals if a.id not in several and a.bits.bit_count() >= MIN_KEYPOINTS]
+def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:
+    """Drop images that hold several animals (1,847, listed by hand) or show too few keypoints."""
+    several = set(benchmark_metadata("ap10k_multi_instance")["ids"])
+    return [animal for animal in animals if animal.id not in several and animal.bits.bit_count() >= MIN_KEYPOINTS]
 
 
 def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]]:
-    """Split to species to images: of each species the last 30 test, the up to 20 before validate."""
+    """Split images by species: of each species the last 30 test, the up to 20 before validate."""
     by_species: dict[str, list[Animal]] = defaultdict(list)
-    for a in sorted(animals, key=lambda a: a.id):
-        by_species[a.species].append(a)
+    for animal in sorted(animals, key=lambda animal: animal.id):
+        by_species[animal.species].append(animal)
     splits: dict[str, dict[str, list[Animal]]] = {"train": {}, "val": {}, "test": {}}
     for species in sorted(by_species):
         images = by_species[species]
@@ -117,8 +124,8 @@ def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]
 
 
 def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
-    """All seven splits: train, val, test and {val,test}_cross_{species,family}."""
-    splits = split_images(usable(animals))
+    """Build all seven splits: train, val, test and {val,test}_cross_{species,family}."""
+    splits = split_images(keep_single_animals(animals))
     pairs = {split: _intra_species(split, images) for split, images in splits.items()}
     for split in ("val", "test"):
         families: dict[str, dict[str, list[Animal]]] = defaultdict(dict)
@@ -131,32 +138,32 @@ def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
 
 def _intra_species(split: str, images: Mapping[str, Sequence[Animal]]) -> list[Pair]:
     pairs = []
-    for species, mine in images.items():
-        cap = TRAIN_PAIRS * len(mine) if split == "train" else None
-        pairs += _choose(combinations(mine, 2), cap, split, species)
+    for species, animals in images.items():
+        cap = TRAIN_PAIRS * len(animals) if split == "train" else None
+        pairs += _choose_pairs(combinations(animals, 2), cap, split, species)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
 
 def _cross_species(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
     pairs = []
     for family in sorted(families):
-        candidates = (p for one, other in combinations(families[family].values(), 2) for p in product(one, other))
-        pairs += _choose(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
+        candidates = (p for first, second in combinations(families[family].values(), 2) for p in product(first, second))
+        pairs += _choose_pairs(candidates, PER_FAMILY[split], f"{split}_cross_species", family)
     return sorted(pairs, key=lambda pair: (pair[2], *pair))
 
 
 def _cross_family(split: str, families: Mapping[str, Mapping[str, Sequence[Animal]]]) -> list[Pair]:
     members = {name: [a for images in family.values() for a in images] for name, family in families.items()}
     pairs = []
-    for one, other in combinations(sorted(members), 2):
-        candidates = product(members[one], members[other])
-        chosen = _choose(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{one}/{other}")
-        pairs += [(source, target, "all") for source, target, _ in chosen]
+    for first, second in combinations(sorted(members), 2):
+        candidates = product(members[first], members[second])
+        chosen_pairs = _choose_pairs(candidates, PER_TWO_FAMILIES[split], f"{split}_cross_family", f"{first}/{second}")
+        pairs += [(source, target, "all") for source, target, _ in chosen_pairs]
     return sorted(pairs)
 
 
-def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
-    """`count` of the pairs that share enough keypoints, those of the smallest hashes; one more bit turns them."""
+def _choose_pairs(candidates: Iterable[tuple[Animal, Animal]], count: int | None, split: str, label: str) -> list[Pair]:
+    """Choose the `count` pairs of smallest hash that share enough keypoints; one more bit sets the direction."""
     ranked = []
     for a, b in candidates:
         if (a.bits & b.bits).bit_count() >= MIN_SHARED:
@@ -167,22 +174,24 @@ def _choose(candidates: Iterable[tuple[Animal, Animal]], count: int | None, spli
 
 
 def write_pairs(root: Path) -> None:
-    """Root/pairs: a list per split and a manifest, from the annotations of an official tree; all or nothing."""
+    """Write root/pairs from an official tree's annotations: a list per split and a manifest, all or nothing."""
     pairs = build_pairs(read_animals([root / file for file in ANNOTATIONS]))
-    with temporary_folder(root, "pairs") as beside:
-        for split, mine in pairs.items():
-            (beside / f"{split}.txt").write_text(listed(mine))
-        (beside / "manifest.json").write_text(json.dumps(manifest(pairs), indent=1) + "\n")
-        beside.replace(root / "pairs")
+    with temporary_folder(root, "pairs") as folder:
+        for split, split_pairs in pairs.items():
+            (folder / f"{split}.txt").write_text(format_pair_list(split_pairs))
+        (folder / "manifest.json").write_text(json.dumps(build_manifest(pairs), indent=1) + "\n")
+        folder.replace(root / "pairs")
 
 
-def listed(pairs: Iterable[Pair]) -> str:
-    """One line per pair, named as GeoAware-SC's files are."""
+def format_pair_list(pairs: Iterable[Pair]) -> str:
+    """Format one line per pair, named as GeoAware-SC's files are."""
     return "".join(f"{source}-{target}:{label}\n" for source, target, label in pairs)
 
 
-def manifest(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """Counts, and the hash that says two builds are the same."""
-    digests = {split: hashlib.sha256(listed(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
-    whole = hashlib.sha256("".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()).hexdigest()
-    return {"sha256": whole, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}
+def build_manifest(pairs: Mapping[str, Sequence[Pair]]) -> JsonObject:
+    """Build the manifest: counts, and a hash that is equal for equal builds."""
+    digests = {split: hashlib.sha256(format_pair_list(pairs[split]).encode()).hexdigest() for split in sorted(pairs)}
+    total_digest = hashlib.sha256(
+        "".join(f"{split} {digest}\n" for split, digest in digests.items()).encode()
+    ).hexdigest()
+    return {"sha256": total_digest, "pairs": {split: len(pairs[split]) for split in sorted(pairs)}, "lists": digests}

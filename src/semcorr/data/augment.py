@@ -1,57 +1,145 @@
-"""Training pairs made different at each use: mirrored, warped and recoloured, annotations with them."""
+"""Random augmentation of training pairs: mirrored, warped and recoloured, annotations with the pixels."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy.random import Generator
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from semcorr.core.ranges import Within, require_fields
-from semcorr.data.alter import Colours, Geometry, carry, recolour, redraw
-from semcorr.data.groups import ambiguous
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, require_fields
+from semcorr.core.types import PairBatch, View
+from semcorr.data.image_variants import mirrored_name
+from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.record import PairRecord
-from semcorr.data.warp import CONTROLS, Warp, affine, thin_plate
-from semcorr.errors import UserError
-from semcorr.types import PairBatch, View
+from semcorr.data.warp import (
+    CONTROLS,
+    ImageWarp,
+    affine_matrix,
+    box_outline,
+    thin_plate_coefficients,
+    warp_image,
+    warp_points,
+)
 
-TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
-UpTo1 = Annotated[float, Within(0, 1, off=True)]
-UpToHalf = Annotated[float, Within(0, 0.5, off=True)]
+
+class GeometricChange(NamedTuple):
+    """A geometric change of an image: mirrored, then warped."""
+
+    mirrored: bool = False
+    warp: ImageWarp | None = None
+
+
+class ColourChange(NamedTuple):
+    """A change of an image's colours: three factors, a fraction of the colour circle, a choice."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    grey: bool = False
+
+
+def mirror_view(view: View, permutation: Sequence[int]) -> View:
+    """Mirror keypoints, visibility, box and name, not pixels: row i is what row permutation[i] was."""
+    assert isinstance(view.name, str), "one image, not a batch of them"
+    order, last = list(permutation), view.image.shape[-1] - 1
+    x, y = view.keypoints[order].unbind(-1)
+    x1, y1, x2, y2 = view.box
+    return view._replace(
+        keypoints=torch.stack((last - x, y), dim=-1),
+        visible=view.visible[order],
+        box=torch.stack((last - x2, y1, last - x1, y2)),
+        name=mirrored_name(view.name),
+    )
+
+
+def mirror_annotations(view: View, permutation: Sequence[int] | None) -> View:
+    """Mirror the annotations as `mirror_view` does, without pixels: they are the view's own, mirrored."""
+    assert permutation is not None, "augment.require_flips comes first"
+    return mirror_view(view, permutation)._replace(image=view.image[:, :0])
+
+
+def transform_annotations(view: View, geometry: GeometricChange, permutation: Sequence[int] | None) -> View:
+    """Transform keypoints, visibility, box and name by `geometry`; pixels are `transform_pixels`'s.
+
+    A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
+    within the square. `scale` and `offset` go on describing the view as it was: training stays in its pixels.
+    """
+    if geometry.mirrored:
+        assert permutation is not None, "augment.require_flips comes first"
+        view = mirror_view(view, permutation)
+    if geometry.warp is None:
+        return view
+    side, count = view.image.shape[-1], len(view.keypoints)
+    warped = warp_points(torch.cat((view.keypoints, box_outline(view.box))), geometry.warp, side)
+    keypoints, edges = warped[:count], warped[count:].clamp(-0.5, side - 0.5)
+    inside = ((keypoints >= -0.5) & (keypoints <= side - 0.5)).all(-1)
+    box = torch.cat((edges.amin(0), edges.amax(0)))
+    return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)
+
+
+def transform_pixels(image: Float[Tensor, "3 h s"], geometry: GeometricChange) -> Float[Tensor, "3 h s"]:
+    """Mirror exactly and warp by one interpolation. An image without pixels stays without if mirrored."""
+    image = image.flip(-1) if geometry.mirrored else image
+    return image if geometry.warp is None else warp_image(image, geometry.warp)
+
+
+def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> Float[Tensor, "3 h w"]:
+    """Change colours, RGB in [0, 1] to RGB in [0, 1].
+
+    Letterbox bars count as image: less contrast lifts them above black.
+    """
+    steps = (
+        (functional.adjust_brightness, colours.brightness, 1.0),
+        (functional.adjust_contrast, colours.contrast, 1.0),
+        (functional.adjust_saturation, colours.saturation, 1.0),
+        (functional.adjust_hue, colours.hue, 0.0),
+    )
+    for adjust, amount, neutral in steps:
+        image = image if amount == neutral else adjust(image, amount)
+    return functional.rgb_to_grayscale(image, num_output_channels=3) if colours.grey else image
+
+
+MAX_TRIES = 10  # draws of the images' geometry until a keypoint is visible in two
+UpTo1 = Annotated[float, Range(0, 1, off=True)]
+UpToHalf = Annotated[float, Range(0, 0.5, off=True)]
 
 
 @dataclass(frozen=True)
-class Augment:
-    """How far training pairs may be changed. Everything is 0, and off, if left out.
+class Augmentation:
+    """The extent to which training pairs may be changed. Everything is 0, and off, if left out.
 
-    The images of a pair are drawn for independently, uniformly up to the number given. Geometry is that of
+    Each image of a pair has its own draw, uniform up to the number given. Geometry is that of
     the square the backbone sees: with `data.resize=squash` a turn is one of the stretched image.
 
     Args:
         flip: Probability of a mirror image, its left and right keypoints exchanged.
         rotate: Degrees, either way.
-        scale: Of up to 1 + scale larger or smaller.
+        scale: Enlarges or shrinks by a factor of up to 1 + scale.
         shift: Fraction of the side, along x and y.
         shear: Degrees, either way.
         crop: Fraction of the side that is cut away at most, anywhere; the rest is enlarged to the square.
         thin_plate: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; less
             where the image would fold.
-        brightness: Of up to 1 + brightness more or 1 - brightness less; likewise
-        contrast: and
-        saturation: of the colours.
+        brightness: Factor of the brightness, from 1 - brightness to 1 + brightness.
+        contrast: Factor of the contrast, from 1 - contrast to 1 + contrast.
+        saturation: Factor of the saturation, from 1 - saturation to 1 + saturation.
         hue: Fraction of the colour circle, either way.
         grey: Probability of losing all colour.
     """
 
     flip: UpTo1 = 0.0
-    rotate: Annotated[float, Within(0, 180, off=True)] = 0.0
+    rotate: Annotated[float, Range(0, 180, off=True)] = 0.0
     scale: UpTo1 = 0.0
     shift: UpToHalf = 0.0
-    shear: Annotated[float, Within(0, 45, off=True)] = 0.0
-    crop: Annotated[float, Within(0, 0.9, off=True)] = 0.0
-    thin_plate: Annotated[float, Within(0, 0.2, off=True)] = 0.0
+    shear: Annotated[float, Range(0, 45, off=True)] = 0.0
+    crop: Annotated[float, Range(0, 0.9, off=True)] = 0.0
+    thin_plate: Annotated[float, Range(0, 0.2, off=True)] = 0.0
     brightness: UpTo1 = 0.0
     contrast: UpTo1 = 0.0
     saturation: UpTo1 = 0.0
@@ -62,79 +150,82 @@ class Augment:
         require_fields(self, "augment")
 
     def __bool__(self) -> bool:
-        """Whether anything is to be changed at all."""
+        """Return whether anything is to be changed at all."""
         return any(astuple(self))
 
     @property
     def only_flips(self) -> bool:
-        """An image or its exact mirror image: two to encode, once and for all."""
+        """Whether only mirror images are drawn: two images to encode, once."""
         return not any(astuple(replace(self, flip=0.0)))
 
-    def __call__(self, pair: PairBatch, record: PairRecord, chance: Generator) -> PairBatch:
-        """One draw. `record` knows the category's permutation and symmetry groups."""
-        source, target = self.together(pair[:2], record.flip, chance)
-        twins = ambiguous(source.visible & target.visible, target.visible, record.groups)
+    def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
+        """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
+        source, target = self.augment_views(pair[:2], record.flip, rng)
+        twins = geometry_aware_mask(source.visible & target.visible, target.visible, record.groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
 
-    def together(self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator) -> list[View]:
-        """Images of one category, each changed by a draw of its own; some keypoint stays visible in two of them."""
-        colours = [self.colours(chance) for _ in views]
-        geometries, carried = self._carried(views, permutation, chance)
+    def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
+        """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
+        colours = [self.colours(rng) for _ in views]
+        geometries, transformed = self._draw_geometries(views, permutation, rng)
         return [
-            view._replace(image=redraw(recolour(view.image, colour), geometry))
-            for view, colour, geometry in zip(carried, colours, geometries, strict=True)
+            view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
+            for view, colour, geometry in zip(transformed, colours, geometries, strict=True)
         ]
 
-    def geometry(self, chance: Generator) -> Geometry:
-        """Takes as many random numbers whatever is off, so that turning one option changes no other."""
-        mirrored = bool(chance.random() < self.flip)
-        rotate, zoom, shear, x, y, centre_x, centre_y = chance.uniform(-1, 1, 7).tolist()
-        cut = self.crop * chance.random()
-        offsets = chance.uniform(-1, 1, (CONTROLS**2, 2))
+    def geometry(self, rng: Generator) -> GeometricChange:
+        """Draw a geometric change; the count of random numbers is fixed, so that options are independent."""
+        mirrored = bool(rng.random() < self.flip)
+        rotate, zoom, shear, x, y, centre_x, centre_y = rng.uniform(-1, 1, 7).tolist()
+        cut = self.crop * rng.random()
+        offsets = rng.uniform(-1, 1, (CONTROLS**2, 2))
         if not any((self.rotate, self.scale, self.shift, self.shear, self.crop, self.thin_plate)):
-            return Geometry(mirrored)
-        matrix = affine(
+            return GeometricChange(mirrored)
+        matrix = affine_matrix(
             rotate=self.rotate * rotate,
             zoom=(1 + self.scale) ** zoom,
             shift=(2 * self.shift * x, 2 * self.shift * y),  # the side is 2 units
             shear=self.shear * shear,
             window=(cut * centre_x, cut * centre_y, 1 - cut),  # anywhere within the square
         )
-        spline = thin_plate(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
-        return Geometry(mirrored, Warp(matrix, spline))
+        spline = thin_plate_coefficients(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
+        return GeometricChange(mirrored, ImageWarp(matrix, spline))
 
-    def colours(self, chance: Generator) -> Colours:
-        """Also the same count always."""
-        brightness, contrast, saturation, hue = chance.uniform(-1, 1, 4).tolist()
-        return Colours(
+    def colours(self, rng: Generator) -> ColourChange:
+        """Draw a colour change, from a fixed count of random numbers, too."""
+        brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
+        return ColourChange(
             1 + self.brightness * brightness,
             1 + self.contrast * contrast,
             1 + self.saturation * saturation,
             self.hue * hue,
-            bool(chance.random() < self.grey),
+            bool(rng.random() < self.grey),
         )
 
-    def _carried(
-        self, views: Sequence[View], permutation: Sequence[int] | None, chance: Generator
-    ) -> tuple[list[Geometry], list[View]]:
-        """A draw that leaves a keypoint visible in two images; the images as they are if none is found."""
-        for _ in range(TRIES):
-            drawn = [self.geometry(chance) for _ in views]
-            carried = [carry(view, geometry, permutation) for view, geometry in zip(views, drawn, strict=True)]
-            if shares(torch.stack([view.visible for view in carried])):
-                return drawn, carried
-        return [Geometry() for _ in views], list(views)
+    def _draw_geometries(
+        self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
+    ) -> tuple[list[GeometricChange], list[View]]:
+        """Draw until a keypoint is visible in two images; return the images unchanged if none is."""
+        for _ in range(MAX_TRIES):
+            geometries = [self.geometry(rng) for _ in views]
+            transformed = [
+                transform_annotations(view, geometry, permutation)
+                for view, geometry in zip(views, geometries, strict=True)
+            ]
+            if share_keypoint(torch.stack([view.visible for view in transformed])):
+                return geometries, transformed
+        return [GeometricChange() for _ in views], list(views)
 
 
-def shares(visible: Bool[Tensor, "m n"]) -> bool:
-    """Whether any keypoint is visible in two of m images."""
+def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:
+    """Return whether any keypoint is visible in two of m images."""
     return bool((visible.sum(0) >= 2).any())
 
 
 def require_flips(
     pairs: Sequence[PairRecord], benchmark: str, option: str = "augment.flip", remedy: str = "augment.flip=0"
 ) -> None:
-    """Refuse to mirror what nobody said the left and right of."""
+    """Refuse to mirror images of categories whose left-right permutation is unknown."""
     lacking = sorted({pair.category for pair in pairs if pair.flip is None})
     if lacking:
         raise UserError(

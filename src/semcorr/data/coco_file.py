@@ -1,7 +1,7 @@
 """The one reader of COCO keypoint files: images, categories and annotations, checked, with the ids of the file.
 
-What annotation tools write is read as they mean it, and what was left out or supposed is said once, with counts.
-What contradicts itself is refused: a sentence names the annotation, the field and the value as the file has them.
+The dialects of annotation tools are understood, and what was left out or assumed is reported once, with counts.
+Contradictions are refused: the error names the annotation, the field and the value as the file has them.
 """
 
 import logging
@@ -10,35 +10,36 @@ from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside
-from semcorr.core.text_files import read_json
+from semcorr.core.text_files import JsonMapping, read_json
 from semcorr.data.coco_fields import (
     LAYOUTS,
-    Box,
+    CocoBox,
     Id,
     are_shares,
+    box_overhang,
+    is_plausible_box,
     look_up,
-    makes_sense,
     other_corners,
-    quote,
-    reach,
+    quote_json,
     read_box,
     read_flag,
     read_keypoints,
     read_size,
     require_id,
 )
-from semcorr.data.pictures import counting_frames, measure_picture
+from semcorr.data.pictures import measure_picture, warn_about_frames
 from semcorr.data.record import Point
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
 REMEDY = "Give a COCO keypoint file: an object with images, annotations and categories."
-SHOWN = 3  # examples in a warning
+MAX_EXAMPLES = 3  # examples in a warning
 Notes = dict[str, list[str]]  # what is to be said, and of what
+Owner = TypeVar("Owner")  # of an annotation: its image or its category
 
 
 class CocoImage(NamedTuple):
@@ -57,33 +58,33 @@ class CocoCategory(NamedTuple):
     id: Id
     name: str
     keypoints: tuple[str, ...]
-    entry: Mapping[str, Any]  # as in the file
+    entry: JsonMapping  # as in the file
 
 
 class CocoAnnotation(NamedTuple):
     """An object, no crowd, of a category with keypoints."""
 
     id: Id  # a free one, where the file has none
-    where: str  # for messages
+    location: str  # for messages
     image: CocoImage
     category: CocoCategory
-    box: Box | None  # None: none, or none with an area
-    flat: Any  # the one without area, as in the file; None: there is none such
+    box: CocoBox | None  # None: none, or none with an area
+    flat: list | None  # the one without area, as in the file; None: there is none such
     points: list[Point]
 
     @property
     def annotated(self) -> bool:
-        """Whether it shows a keypoint."""
+        """Whether any keypoint is annotated."""
         return any(point is not None for point in self.points)
 
 
 class CocoFile(NamedTuple):
-    """What a file says."""
+    """The checked content of a COCO file."""
 
     images: dict[Id, CocoImage]
     categories: list[CocoCategory]  # one of each name
     annotations: list[CocoAnnotation]
-    named: set[Id]  # images that an annotation names, if only that of a crowd
+    referenced_images: set[Id]  # images that an annotation names, if only that of a crowd
 
 
 def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layout_option: str = "") -> CocoFile:
@@ -91,105 +92,122 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 
     Args:
         path: COCO: images, annotations, categories. AnimalPose's dialect is understood, too.
-        folder: Where the images are, with those in its subfolders.
-        option: What the user gives the folder by.
-        layout: Of boxes: `xywh`, or `xyxy`.
-        layout_option: What the user gives the layout by.
+        folder: The folder of the images, subfolders included.
+        option: The option that gives the folder, for messages.
+        layout: Layout of the boxes: `xywh` or `xyxy`.
+        layout_option: The option that gives the layout, for messages.
 
     Raises:
-        UserError: It is none, or contradicts itself.
+        UserError: The file is no COCO file, or contradicts itself.
     """
     content = read_json(path, REMEDY, unique=True)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} and no object. {REMEDY}")
     notes: Notes = {}
-    images = _images(_require(content, "images", str(path), list | dict), folder, path, option, notes)
-    categories = _categories(_require(content, "categories", str(path), list), path, notes)
-    entries = _require(content, "annotations", str(path), list)
-    ids = _annotation_ids(entries, path)
+    images = _read_images(_require_image_entries(content, path), folder, path, option, notes)
+    categories = _read_categories(_require_list(content, "categories", path), path, notes)
+    entries = _require_list(content, "annotations", path)
+    ids = _assign_annotation_ids(entries, path)
     named: set[Id] = set()
     annotations: list[CocoAnnotation] = []
     for number, (key, entry) in enumerate(zip(ids, entries, strict=True)):
-        where = f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote(key)}"
-        image, category = _owner(entry, "image_id", images, where), _owner(entry, "category_id", categories, where)
-        where += f" of {quote(image.file_name)}"
-        if read_flag(entry, "iscrowd", where):
+        location = (
+            f"{path}, annotations[{number}]" if entry.get("id") is None else f"{path}, annotation {quote_json(key)}"
+        )
+        image, category = (
+            _find_owner(entry, "image_id", images, location),
+            _find_owner(entry, "category_id", categories, location),
+        )
+        location += f" of {quote_json(image.file_name)}"
+        if read_flag(entry, "iscrowd", location):
             notes.setdefault("annotations of crowds are left out", []).append(str(key))
         elif not category.keypoints:
-            _require_none(entry, category, where)
+            _require_none(entry, category, location)
             notes.setdefault("annotations of categories without keypoints are left out", []).append(str(key))
         else:
-            one = _annotation(key, entry, image, category, where, (layout, layout_option), notes)
-            if not one.annotated and one.flat is not None and not any(one.flat):
+            annotation = _read_annotation(key, entry, image, category, location, (layout, layout_option), notes)
+            if not annotation.annotated and annotation.flat is not None and not any(annotation.flat):
                 notes.setdefault("annotations show no keypoint and no box, and are left out", []).append(str(key))
                 continue  # begun and left: of its image nothing is said
-            annotations.append(one)
+            annotations.append(annotation)
         named.add(image.id)
     _require_pixels(annotations, path)
     _check_boxes(annotations, layout, layout_option, path, notes)
-    tell(path, notes)
-    return CocoFile(images, _distinct(categories), annotations, named)
+    warn_notes(path, notes)
+    return CocoFile(images, _unique_categories(categories), annotations, named)
 
 
-def tell(path: Path, notes: Mapping[str, list[str]]) -> None:
-    """Warn of what was left out or supposed, with counts."""
-    for what, of in notes.items():
-        more = ", ..." if len(of) > SHOWN else ""
-        log.warning("%s: %d %s (%s%s)", path, len(of), what, ", ".join(of[:SHOWN]), more)
+def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
+    """Warn of what was left out or assumed, with counts."""
+    for note, examples in notes.items():
+        ellipsis = ", ..." if len(examples) > MAX_EXAMPLES else ""
+        log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:MAX_EXAMPLES]), ellipsis)
 
 
-def _require(entry: Any, key: str, where: str, kind: Any = object) -> Any:
+def _require(entry: object, key: str, location: str) -> object:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {quote(entry)} and no object. {REMEDY}")
+        raise UserError(f"{location} is {quote_json(entry)} and no object. {REMEDY}")
     if key not in entry:
-        raise UserError(f"{where}: no field `{key}`. {REMEDY}")
-    if not isinstance(entry[key], kind):
-        raise UserError(f"{where}: `{key}` must be a list, got {quote(entry[key])}. {REMEDY}")
+        raise UserError(f"{location}: no field `{key}`. {REMEDY}")
     return entry[key]
 
 
-def _images(entries: Any, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
-    """By id."""
-    if isinstance(entries, Mapping):  # AnimalPose's: id to name
-        whole = {str(int(i)): int(i) for i in entries if i.isdecimal() and len(i) <= 20}
-        entries = [{"id": whole.get(i, i), "file_name": name} for i, name in entries.items()]
+def _require_list(content: object, key: str, path: Path) -> list:
+    entries = _require(content, key, str(path))
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: `{key}` must be a list, got {quote_json(entries)}. {REMEDY}")
+    return entries
+
+
+def _require_image_entries(content: object, path: Path) -> list:
+    """Return the entries of the images; AnimalPose has names by ids in place of a list."""
+    names = _require(content, "images", str(path))
+    if not isinstance(names, dict):
+        return _require_list(content, "images", path)
+    integer_ids = {str(int(i)): int(i) for i in names if i.isdecimal() and len(i) <= 20}
+    return [{"id": integer_ids.get(i, i), "file_name": name} for i, name in names.items()]
+
+
+def _read_images(entries: list, folder: Path, path: Path, option: str, notes: Notes) -> dict[Id, CocoImage]:
+    """Return the images by id."""
     images: dict[Id, CocoImage] = {}
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, images[{number}]")
         key = require_id(entry, "id", f"{path}, images[{number}]")
-        where = f"{path}, image {quote(key)}"
-        given = _require(entry, "file_name", where)
-        name = find_inside(folder, given, f"{where}, field `file_name`,", option)
-        if name != given:
+        location = f"{path}, image {quote_json(key)}"
+        file_name = _require(entry, "file_name", location)
+        name = find_inside(folder, file_name, f"{location}, field `file_name`,", option)
+        assert isinstance(file_name, str)
+        if name != file_name:
             note = "names of images are read as their files are called"
-            notes.setdefault(note, []).append(f"{quote(given)} as {quote(name)}")
+            notes.setdefault(note, []).append(f"{quote_json(file_name)} as {quote_json(name)}")
         if key in images:
-            raise UserError(f"{path}: two images have the id {quote(key)}. Give each its own.")
-        images[key] = CocoImage(key, given, name, folder / name, read_size(entry, where))
+            raise UserError(f"{path}: two images have the id {quote_json(key)}. Give each its own.")
+        images[key] = CocoImage(key, file_name, name, folder / name, read_size(entry, location))
     return images
 
 
-def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
-    """By id; those of one name are one."""
+def _read_categories(entries: list, path: Path, notes: Notes) -> dict[Id, CocoCategory]:
+    """Return the categories by id; those of the same name are one."""
     categories: dict[Id, CocoCategory] = {}
     by_name: dict[str, CocoCategory] = {}
     for number, entry in enumerate(entries):
         _require(entry, "id", f"{path}, categories[{number}]")
         key = require_id(entry, "id", f"{path}, categories[{number}]")
-        where = f"{path}, category {quote(key)}"
+        location = f"{path}, category {quote_json(key)}"
         name = str(key) if entry.get("name") is None else entry["name"]
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: `name` is {quote(name)}; it must be a text. Correct it.")
+            raise UserError(f"{location}: `name` is {quote_json(name)}; it must be a text. Correct it.")
         if key in categories:
-            raise UserError(f"{path}: two categories have the id {quote(key)}. Give each its own.")
-        categories[key] = CocoCategory(key, name, _names(entry.get("keypoints"), where), entry)
+            raise UserError(f"{path}: two categories have the id {quote_json(key)}. Give each its own.")
+        categories[key] = CocoCategory(key, name, _keypoint_names(entry.get("keypoints"), location), entry)
         if not categories[key].keypoints:
             continue
         first = by_name.setdefault(name, categories[key])
         if first.keypoints != categories[key].keypoints:
             raise UserError(
-                f"{path}: the categories {quote(first.id)} and {quote(key)} are both called {quote(name)}, and "
-                "have other keypoints. Rename one, or give both the same keypoints."
+                f"{path}: the categories {quote_json(first.id)} and {quote_json(key)} are both called "
+                f"{quote_json(name)}, and have other keypoints. Rename one, or give both the same keypoints."
             )
         if first.id != key:
             notes.setdefault("categories are those of the same name before", []).append(f"{key} is {first.id}")
@@ -199,113 +217,133 @@ def _categories(entries: Any, path: Path, notes: Notes) -> dict[Id, CocoCategory
     return categories
 
 
-def _names(names: Any, where: str) -> tuple[str, ...]:
+def _keypoint_names(names: object, location: str) -> tuple[str, ...]:
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: `keypoints` is {quote(names)}; it must be a list of names. Correct it.")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{where}: two of its `keypoints` are called {quote(twice)}. Give each a name of its own.")
+        raise UserError(f"{location}: `keypoints` is {quote_json(names)}; it must be a list of names. Correct it.")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UserError(
+            f"{location}: two of its `keypoints` are called {quote_json(duplicate)}. Give each a name of its own."
+        )
     return tuple(names)
 
 
-def _distinct(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
+def _unique_categories(categories: Mapping[Id, CocoCategory]) -> list[CocoCategory]:
     return list({category.id: category for category in categories.values()}.values())
 
 
-def _annotation_ids(entries: Iterable[Any], path: Path) -> list[Id]:
-    """Of each its own; where the file has none, the place in the file, or the next that is free."""
-    given: list[Id | None] = []
-    taken: set[Id] = set()
+def _assign_annotation_ids(entries: list, path: Path) -> list[Id]:
+    """Return each annotation's id; without one in the file its position, or the next free number."""
+    ids: list[Id | None] = []
+    unique_ids: set[Id] = set()
     for number, entry in enumerate(entries):
         _require(entry, "image_id", f"{path}, annotations[{number}]")
         key = None if entry.get("id") is None else require_id(entry, "id", f"{path}, annotations[{number}]")
-        if key is not None and key in taken:
-            raise UserError(f"{path}: two annotations have the id {quote(key)}. Give each its own, or drop one.")
-        given.append(key)
+        if key is not None and key in unique_ids:
+            raise UserError(f"{path}: two annotations have the id {quote_json(key)}. Give each its own, or drop one.")
+        ids.append(key)
         if key is not None:
-            taken.add(key)
-    known = {str(key) for key in taken}
+            unique_ids.add(key)
+    used_texts = {str(key) for key in unique_ids}
     return [
-        key if key is not None else next(i for i in count(number, len(given)) if str(i) not in known)
-        for number, key in enumerate(given)
+        key if key is not None else next(i for i in count(number, len(ids)) if str(i) not in used_texts)
+        for number, key in enumerate(ids)
     ]
 
 
-def _owner(entry: Mapping[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Any:
-    """The image or category of an annotation."""
-    _require(entry, key, where)
-    value = require_id(entry, key, where)
-    if (owner := look_up(known, value)) is None:
-        raise UserError(f"{where} names {key} {quote(value)}, which the file does not define. Drop or correct it.")
+def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Owner], location: str) -> Owner:
+    """Return the image or category of an annotation."""
+    _require(entry, key, location)
+    value = require_id(entry, key, location)
+    if (owner := look_up(entries_by_id, value)) is None:
+        raise UserError(
+            f"{location} names {key} {quote_json(value)}, which the file does not define. Drop or correct it."
+        )
     return owner
 
 
-def _require_none(entry: Mapping[str, Any], category: CocoCategory, where: str) -> None:
+def _require_none(entry: JsonMapping, category: CocoCategory, location: str) -> None:
     values = entry.get("keypoints")
     if values and (not isinstance(values, list) or any(values)):
         raise UserError(
-            f"{where} has keypoints, and its category {quote(category.name)} has no `keypoints`, their names. Add them."
+            f"{location} has keypoints, and its category {quote_json(category.name)} has no `keypoints`, their "
+            "names. Add them."
         )
 
 
-def _annotation(
-    key: Id, entry: Mapping[str, Any], image: CocoImage, category: CocoCategory, where: str, layout: tuple[str, str],
+def _read_annotation(
+    key: Id,
+    entry: JsonMapping,
+    image: CocoImage,
+    category: CocoCategory,
+    location: str,
+    layout: tuple[str, str],
     notes: Notes,
-) -> CocoAnnotation:  # fmt: skip
-    points, minus = read_keypoints(entry.get("keypoints"), category.keypoints, where)
-    given = entry.get("bbox")
-    box = read_box(given, layout[0], where, layout[1])
-    flat = None if box or given == [] else given
-    shown = sum(point is not None for point in points)
-    if minus:
+) -> CocoAnnotation:
+    points, num_negative = read_keypoints(entry.get("keypoints"), category.keypoints, location)
+    bbox = entry.get("bbox")
+    box = read_box(bbox, layout[0], location, layout[1])
+    flat = None if box or bbox == [] else bbox
+    num_visible = sum(point is not None for point in points)
+    if num_negative:
         notes.setdefault("annotations have keypoints of v = -1, which are not annotated", []).append(str(key))
-    if shown and flat:
+    if num_visible and flat:
         notes.setdefault("annotations have a `bbox` without area, which is none", []).append(str(key))
-    if (said := entry.get("num_keypoints")) not in (None, shown, len(points)):
+    if (num_keypoints := entry.get("num_keypoints")) not in (None, num_visible, len(points)):
         note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
-        notes.setdefault(note, []).append(f"{key}: {quote(said)}, not {shown}")
-    return CocoAnnotation(key, where, image, category, box, flat, points)
+        notes.setdefault(note, []).append(f"{key}: {quote_json(num_keypoints)}, not {num_visible}")
+    return CocoAnnotation(key, location, image, category, box, flat, points)
 
 
 def _require_pixels(annotations: Iterable[CocoAnnotation], path: Path) -> None:
     """Refuse a file whose coordinates are fractions of the images' sides."""
-    shown = [one for one in annotations if one.annotated]
-    points = [value for one in shown for point in one.points if point is not None for value in point]
-    boxes = [value for one in shown if one.box for value in one.box.xywh]
-    for what, values in (("keypoints", points), ("boxes", boxes)):
+    annotated = [annotation for annotation in annotations if annotation.annotated]
+    points = [value for annotation in annotated for point in annotation.points if point is not None for value in point]
+    boxes = [value for annotation in annotated if annotation.box for value in annotation.box.xywh]
+    for kind, values in (("keypoints", points), ("boxes", boxes)):
         if values and are_shares(values):
             raise UserError(
-                f"{path}: all its {what} are from 0 to 1, as those of annotation {quote(shown[0].id)}: they are "
-                "fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
+                f"{path}: all its {kind} are from 0 to 1, as those of annotation {quote_json(annotated[0].id)}: they "
+                "are fractions of the images' sides, and COCO counts pixels. Multiply x by width and y by height."
             )
 
 
 def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str, path: Path, notes: Notes) -> None:
     """Refuse boxes that make sense in the other layout, and not in this one; note those that reach outside.
 
-    A box that is read as xywh and is xyxy holds its keypoints all the same, but where the object is to the right or
-    below it reaches outside; one that is read as xyxy and is xywh misses them. Hardly a right one makes sense as both.
+    An xyxy box read as xywh still holds its keypoints, but reaches outside the image where the object is to the right
+    or below; an xywh box read as xyxy misses them. Hardly any correct box makes sense as both.
     """
-    sizes = cache(lambda image: image.size or _measure(image.path))
-    known = [(one, one.box, size) for one in annotations if one.box and (size := sizes(one.image))]
-    wrong = [one for one, box, size in known if not makes_sense(box.corners, one.points, size)]
-    otherwise = sum(makes_sense(other_corners(box, layout), one.points, size) for one, box, size in known)
-    least = 1 if layout == "xywh" else len(known) // 2 + 1
-    if len(wrong) >= max(least, 2 * (len(known) - otherwise)) and 10 * otherwise >= 9 * len(known):
-        other = next(each for each in LAYOUTS if each != layout)
+    sizes = cache(lambda image: image.size or _measure_image(image.path))
+    boxed = [
+        (annotation, annotation.box, size)
+        for annotation in annotations
+        if annotation.box and (size := sizes(annotation.image))
+    ]
+    wrong = [
+        annotation for annotation, box, size in boxed if not is_plausible_box(box.corners, annotation.points, size)
+    ]
+    otherwise = sum(
+        is_plausible_box(other_corners(box, layout), annotation.points, size) for annotation, box, size in boxed
+    )
+    least = 1 if layout == "xywh" else len(boxed) // 2 + 1
+    if len(wrong) >= max(least, 2 * (len(boxed) - otherwise)) and 10 * otherwise >= 9 * len(boxed):
+        other_layout = next(name for name in LAYOUTS if name != layout)
         raise UserError(
-            f"{path}: {len(wrong)} of {len(known)} boxes, as that of annotation {quote(wrong[0].id)}, read as "
-            f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as {LAYOUTS[other]} "
-            f"{len(known) - otherwise} do. Give {option}={other}; if they are {layout} all the same, correct them."
+            f"{path}: {len(wrong)} of {len(boxed)} boxes, as that of annotation {quote_json(wrong[0].id)}, read as "
+            f"{LAYOUTS[layout]}, reach outside their images or miss their keypoints, and as "
+            f"{LAYOUTS[other_layout]} "
+            f"{len(boxed) - otherwise} do. Give {option}={other_layout}; if they are {layout} all the same, "
+            "correct them."
         )
-    if outside := [str(one.id) for one, box, size in known if reach(box.corners, size) > 1]:
+    if outside := [str(annotation.id) for annotation, box, size in boxed if box_overhang(box.corners, size) > 1]:
         notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
 
 
-def _measure(path: Path) -> tuple[int, int] | None:
-    """The size of an image, where the file gives none; what cannot be read is refused, or left out, by who reads it."""
-    with suppress(UserError), counting_frames(None):
+def _measure_image(path: Path) -> tuple[int, int] | None:
+    """Return the size of an image where the file gives none; its reader refuses or leaves out unreadable ones."""
+    with suppress(UserError), warn_about_frames(None):
         return measure_picture(path).size
     return None

@@ -1,4 +1,4 @@
-"""Any COCO-style keypoint file as a correspondence benchmark.
+"""A COCO-style keypoint file as a correspondence benchmark.
 
 Images of a category are sorted, shuffled by a seed and cut into test, val and train; the pairs of a
 split are all ordered pairs with enough shared keypoints, thinned by the same seed to a cap. Nothing
@@ -11,28 +11,28 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from semcorr.core.ranges import Count, Share, ranged
-from semcorr.data.coco_fields import LAYOUTS, quote
-from semcorr.data.coco_file import CocoImage, read_coco, tell
-from semcorr.data.datamodule import PairDataModule
-from semcorr.data.groups import flip_from_names, groups_from_names
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, Share, check_arguments
+from semcorr.data.coco_fields import LAYOUTS, quote_json
+from semcorr.data.coco_file import CocoImage, read_coco, warn_notes
+from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, counting_frames, measure_picture, tell_stored
+from semcorr.data.keypoints import flip_from_names, groups_from_names
+from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames, warn_stored_orientation
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    around,
-    image_record,
+    build_image_record,
+    keypoint_bounding_box,
     log,
     longer_side,
     require_root,
 )
-from semcorr.errors import UserError
 
-UNBOXED = "annotations have no `bbox`, and the box around their keypoints serves"
-UNBOXED_POINT = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
+NO_BOX_NOTE = "annotations have no `bbox`, and the box around their keypoints serves"
+NO_EXTENT_NOTE = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
 
 
 class COCOKeypoints(PairDataModule):
@@ -42,17 +42,17 @@ class COCOKeypoints(PairDataModule):
         annotations: The JSON file, below `root`.
         images: The folder of its images, below `root`.
         box: `xywh` as COCO has it, or `xyxy` as some (AnimalPose) do.
-        val: Share of each category's images kept for validation,
-        test: and for testing. The splits have no image in common.
+        val: Share of each category's images kept for validation. The splits have no image in common.
+        test: Share of each category's images kept for testing.
         min_shared: Keypoints a pair must share.
-        pairs_per_category: Cap per split.
-        pairs_seed: Of the splits and of the cap.
+        pairs_per_category: Most pairs of a category in each split.
+        pairs_seed: Seed of the splits and of the choice of pairs.
         **options: As for every benchmark.
     """
 
     name = "coco_keypoints"
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         *,
@@ -64,7 +64,7 @@ class COCOKeypoints(PairDataModule):
         min_shared: Count = 3,
         pairs_per_category: Count = 2000,
         pairs_seed: int = 0,
-        **options: Any,
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(**options)
         if box not in LAYOUTS:
@@ -75,23 +75,27 @@ class COCOKeypoints(PairDataModule):
         self.content = cache(lambda: read_images(self.root, annotations, images, box))  # read once for all splits
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Sorted by category, source, target."""
+        """Return the pairs sorted by category, source, target."""
         images, names = self.content()
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
         for category in sorted(images):
-            mine = sorted((i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name)
-            chosen = choose_pairs(mine, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}")
+            split_images = sorted(
+                (i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name
+            )
+            chosen_pairs = choose_coco_pairs(
+                split_images, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}"
+            )
             groups, flip = groups_from_names(names[category]), flip_from_names(names[category])
             pairs += [
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
-                for a, b in chosen
+                for a, b in chosen_pairs
             ]
-        return distinct(pairs)
+        return name_pairs(pairs)
 
 
-def distinct(pairs: Sequence[PairRecord]) -> list[PairRecord]:
-    """Give every pair a name of its own: those of images with dashes in their names may be alike."""
+def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+    """Give every pair a unique name: names of pairs of images with dashes in their names may coincide."""
     counts: Counter[str] = Counter()
     named = []
     for pair in pairs:
@@ -103,42 +107,51 @@ def distinct(pairs: Sequence[PairRecord]) -> list[PairRecord]:
 def read_images(
     root: Path, annotations: str, folder: str, box: str
 ) -> tuple[dict[str, list[ImageRecord]], dict[str, list[str]]]:
-    """Records and keypoint names per category; images with several objects of a category stay out."""
+    """Return records and keypoint names per category; images with several objects of a category are left out."""
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
     content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
-    shown = [one for one in content.annotations if one.annotated]
-    if not shown:
+    annotated = [annotation for annotation in content.annotations if annotation.annotated]
+    if not annotated:
         raise UserError(f"{path} has no annotated keypoint (v > 0), so there is nothing to score. Annotate some.")
-    names = name_images(root / folder, {one.image.name for one in shown})
+    names = name_images(root / folder, {annotation.image.name for annotation in annotated})
     notes: dict[str, list[str]] = {}
-    if bare := [str(one.id) for one in content.annotations if not one.annotated]:
-        notes["annotations show no keypoint and are left out"] = bare
-    with counting_frames(path):
-        measured = {image.id: _measure(image, path) for image in {one.image.id: one.image for one in shown}.values()}
+    if unannotated := [str(annotation.id) for annotation in content.annotations if not annotation.annotated]:
+        notes["annotations show no keypoint and are left out"] = unannotated
+    with warn_about_frames(path):
+        measured = {
+            image.id: _measure(image, path)
+            for image in {annotation.image.id: annotation.image for annotation in annotated}.values()
+        }
     records: dict[str, list[ImageRecord]] = {}
-    for one in shown:
-        image = one.image
+    for annotation in annotated:
+        image = annotation.image
         size, upright = measured[image.id]
-        corners = one.box.corners if one.box else around(one.points)
-        if one.box is None:
-            single = len({point for point in one.points if point is not None}) == 1
-            notes.setdefault(UNBOXED_POINT if single else UNBOXED, []).append(str(one.id))
+        corners = annotation.box.corners if annotation.box else keypoint_bounding_box(annotation.points)
+        if annotation.box is None:
+            single = len({point for point in annotation.points if point is not None}) == 1
+            notes.setdefault(NO_EXTENT_NOTE if single else NO_BOX_NOTE, []).append(str(annotation.id))
             if single:
                 continue
-        record = image_record(names[image.name], image.path, size, one.points, corners, path, upright)
-        records.setdefault(one.category.name, []).append(record)
-    tell(path, notes)
-    tell_stored(str(path), [content.images[key].name for key, each in measured.items() if not each.upright])
-    alone = {name: _alone(images, f"{path} {name}") for name, images in records.items()}
-    return alone, {one.name: list(one.keypoints) for one in content.categories if one.name in records and one.keypoints}
+        record = build_image_record(names[image.name], image.path, size, annotation.points, corners, path, upright)
+        records.setdefault(annotation.category.name, []).append(record)
+    warn_notes(path, notes)
+    warn_stored_orientation(
+        str(path), [content.images[key].name for key, picture_size in measured.items() if not picture_size.upright]
+    )
+    alone = {name: _keep_single_objects(images, f"{path} {name}") for name, images in records.items()}
+    return alone, {
+        category.name: list(category.keypoints)
+        for category in content.categories
+        if category.name in records and category.keypoints
+    }
 
 
-def _measure(image: CocoImage, path: Path) -> Measured:
+def _measure(image: CocoImage, path: Path) -> PictureSize:
     if not image.path.is_file():
         raise UserError(
-            f"{path}, image {quote(image.id)}, names {quote(image.file_name)}, and {image.path} does not exist. "
-            "Restore it, or drop the entry and its annotations."
+            f"{path}, image {quote_json(image.id)}, names {quote_json(image.file_name)}, and {image.path} does not "
+            "exist. Restore it, or drop the entry and its annotations."
         )
     return measure_picture(image.path, image.size)
 
@@ -146,9 +159,9 @@ def _measure(image: CocoImage, path: Path) -> Measured:
 def split_of_images(
     images: Mapping[str, Sequence[ImageRecord]], shares: Mapping[str, float], seed: str
 ) -> dict[str, str]:
-    """Image name to split, in the same shares for every category.
+    """Assign every image name to a split, in the same shares for every category.
 
-    A picture with a cat and a dog goes where its first category puts it: splits share no image.
+    An image with a cat and a dog is assigned by its first category: splits share no image.
     """
     split_of: dict[str, str] = {}
     for category in sorted(images):
@@ -163,19 +176,19 @@ def split_of_images(
     return split_of
 
 
-def choose_pairs(
+def choose_coco_pairs(
     images: Sequence[ImageRecord], min_shared: int, cap: int, seed: str
 ) -> list[tuple[ImageRecord, ImageRecord]]:
-    """All ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
+    """Return all ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
     fit = [(a, b) for a, b in permutations(images, 2) if int((a.visible & b.visible).sum()) >= min_shared]
     if len(fit) <= cap:
         return fit
-    kept = sorted(random.Random(seed).sample(range(len(fit)), cap))
-    return [fit[i] for i in kept]
+    sampled = sorted(random.Random(seed).sample(range(len(fit)), cap))
+    return [fit[i] for i in sampled]
 
 
-def _alone(images: list[ImageRecord], what: str) -> list[ImageRecord]:
-    """Two cats in one picture make "the same point" ill-defined."""
+def _keep_single_objects(images: list[ImageRecord], what: str) -> list[ImageRecord]:
+    """Keep images with one object of the category: two cats in one picture make "the same point" ill-defined."""
     names = Counter(image.name for image in images)
     alone = [image for image in images if names[image.name] == 1]
     if len(alone) < len(images):

@@ -1,9 +1,9 @@
-"""Pixels of any depth, count of channels and transparency to 8-bit RGB, as a viewer shows them.
+"""Conversion of pixels of any depth, channel count and transparency to 8-bit RGB, as a viewer shows them.
 
 Colour profiles (ICC) are not applied: the stored numbers are taken for sRGB.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.core.errors import UserError
 
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
 CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")  # modes with transparency
@@ -20,18 +20,21 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags of a pixel's depth
 
 
 def is_converted(image: Image.Image) -> bool:
-    """Whether `to_rgb` does more than `convert("RGB")`, which clips 16 bits and drops transparency; from the header."""
+    """Return, from the header, whether `to_rgb` does more than `convert("RGB")`.
+
+    The latter clips 16 bits and drops transparency.
+    """
     palette = getattr(image, "palette", None)
     clear = image.mode in CLEAR or "transparency" in image.info or (palette and palette.mode.endswith("A"))
     return image.mode in (*SIXTEEN, "F") or bool(clear)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8 bits each; what is transparent is laid on white.
+    """Convert an image to RGB of 8 bits each; what is transparent is laid on white.
 
     Args:
-        image: Of any mode.
-        name: For messages.
+        image: An image of any mode.
+        name: The image, for messages.
 
     Raises:
         UserError: Its numbers are beyond their range, or its colours are not converted.
@@ -53,10 +56,10 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
-    """Grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
+    """Convert grey of up to 16 bits; the one value that a PNG may call transparent becomes transparent."""
     values = np.asarray(image).astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    tags: Any = getattr(image, "tag_v2", {})
+    tags: Mapping = getattr(image, "tag_v2", {})
     if image.mode == "I" and 0 <= low < high <= 255 and tags.get(BITS, (32,))[0] > 16:
         raise UserError(
             f"{name} holds numbers from {low} to {high} of 32 bits, of which it cannot be told whether 255 or 65535 is "
@@ -71,7 +74,7 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
         values = (values * 65535 + 2 ** (bits - 1)) // (2**bits - 1)
     if bits <= 16 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits round, and not these
         values = 65535 - values
-    grey = from_array(values.astype(np.uint16), name)
+    grey = image_from_array(values.astype(np.uint16), name)
     if clear is not None:
         grey.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
     return grey
@@ -79,16 +82,16 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
 
 def _from_floats(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
-    if not is_unit(values):
+    if not are_unit_values(values):
         raise UserError(
             f"{name} holds floats from {values.min():g} to {values.max():g}; they must be from 0 to 1. "
             "Save it with 8 or 16 bits"
         )
-    return from_array(values, name)
+    return image_from_array(values, name)
 
 
-def channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Any, name: str) -> np.ndarray:
-    """A tensor as an array (H W) or (H W C)."""
+def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tensor, name: str) -> np.ndarray:
+    """Convert a tensor to an array (H W) or (H W C)."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
@@ -100,22 +103,22 @@ def channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | 
     return np.asarray(tensor.numpy())
 
 
-def from_array(array: np.ndarray, name: str) -> Image.Image:
-    """An array as an image of 8 bits."""
+def image_from_array(array: np.ndarray, name: str) -> Image.Image:
+    """Convert an array to an image of 8 bits."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
         raise UserError(f"`{name}`: an array must be (H W), (H W 3) or (H W 4), with pixels, got {array.shape}")
-    return Image.fromarray(_bytes(array, name))
+    return Image.fromarray(_to_bytes(array, name))
 
 
-def is_unit(values: np.ndarray) -> bool:
-    """Whether floats are from 0 to 1: NaN is not, and a resized image may overshoot by a hair."""
+def are_unit_values(values: np.ndarray) -> bool:
+    """Return whether floats are from 0 to 1: NaN is not, and a resized image may overshoot slightly."""
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 
-def _bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """To 8 bits."""
+def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """Convert values to 8 bits."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:
@@ -124,7 +127,7 @@ def _bytes(array: np.ndarray, name: str) -> np.ndarray:
         return (array.astype(np.float32) / 257).round().astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
-    if not is_unit(array):
+    if not are_unit_values(array):
         low, high = float(array.min()), float(array.max())
         raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
     return (array.clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,34 +1,41 @@
-"""Splits and loaders, for any benchmark: a subclass only lists its records."""
+"""Splits and data loaders for any benchmark: a subclass only lists its records."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, Required, TypedDict
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from semcorr.core.ranges import Count, Seed, Weight, Whole, ranged
-from semcorr.data.all_pairs import ImageStream, TrainingImages, galleries
-from semcorr.data.augment import Augment, require_flips
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.types import ImageBatch, PairBatch, View
+from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
+from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
-from semcorr.data.images import Shown, shown, unique_images
-from semcorr.data.loading import decoders, images_at_once, require_shared_memory, require_workers
-from semcorr.data.recipe import Recipe
+from semcorr.data.download.recipe import DownloadRecipe
+from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
+from semcorr.data.loaders import (
+    TrainingStream,
+    batches_by_target,
+    encoding_batch_size,
+    num_loader_workers,
+    require_enough_batches,
+    require_shared_memory,
+    require_workers,
+    shard,
+)
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.sampler import TrainingStream, batches_by_target, require_work, share
-from semcorr.data.transforms import RESIZES
-from semcorr.errors import UserError
-from semcorr.pose_variant import PoseVariant
-from semcorr.types import ImageBatch, PairBatch, View
+from semcorr.data.views import RESIZES
 
-AT_MOST = 32  # pairs matched at once; they look into the same image
+PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
 
-class Row(NamedTuple):
+class PairListEntry(NamedTuple):
     """A pair as a benchmark's list names it."""
 
     source: str
@@ -37,39 +44,67 @@ class Row(NamedTuple):
     mirrored: bool = False
 
 
-class PairDataModule(LightningDataModule, ABC):
-    """A benchmark's pairs as Lightning wants them.
+class OfficialCounts(TypedDict, total=False):
+    """Published counts of a benchmark; see data/download/verify.py."""
 
-    A benchmark is pairs and, apart from them, images: `to_score` and `to_train_on` list those that pairs
-    will look at, `encoding` loads them, each once. The pairs then come without pixels; those to be scored
-    grouped by target.
+    pairs: dict[str, int]  # by split
+    tolerance: float  # share by which numbers of pairs may differ
+    images: dict[str, int]  # by split, or of `all`
+    pairs_per_category: dict[str, dict[str, int]]  # by split
+    duplicates: dict[str, int]  # by split
+    shared_images: dict[str, int]  # by two splits, as `train & val`
+
+
+class PairOptions(TypedDict, total=False):
+    """Options of every benchmark, see `PairDataModule`."""
+
+    root: Required[str]
+    size: Required[int]
+    split: str
+    resize: str
+    batch_size: int
+    steps: int | None
+    encode_batch: int | None
+    workers: int | None
+    seed: int
+    all_pairs: int | None
+    cache_gb: float
+
+
+class PairDataModule(LightningDataModule, ABC):
+    """A benchmark's pairs as a LightningDataModule.
+
+    A benchmark provides pairs and images separately: `images_to_evaluate` and `images_to_train_on` list the images
+    of the pairs, `encoding` loads each once. The pairs then come without pixels; those to be scored are grouped
+    by target.
 
     Args:
         root: The benchmark's folder.
         size: Side of the square that images are resized to, in pixels; the backbone's.
-        split: What `evaluate` scores: one of `splits`.
+        split: The split that `evaluate` scores: one of `splits`.
         resize: `squash`, `letterbox` or `corner`.
         batch_size: Training pairs per process and step.
-        all_pairs: Instead of pairs a step takes this many images of one category, and all pairs of them.
+        all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once; as in `loading` if left out.
         workers: Loader processes that decode; as in `loading` if left out.
-        seed: Of the training order and the augmentation.
+        seed: Seed of the training order and the augmentation.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
-        pose_variant: Training pairs come with mirror images for these variants of them; None, without. Likewise.
-        pixels: Pairs of the evaluation come with their pixels, for a backbone that must see both at once.
-        train_pixels: Those of the training do, because there is more to encode than images as they are.
+        pose_variant: Training pairs come with mirror images for these variants of them; None: without. Set before
+            `setup`.
+        pixels: Evaluation pairs come with their pixels, for a backbone that must see both images at once.
+        train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
     """
 
     name = ""
-    recipe: Recipe | None = None  # where it is to be had, if it is to be had
-    official: Mapping[str, Any] = MappingProxyType({})  # published counts; see data/verify.py
+    recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
+    official = OfficialCounts()
     splits: Sequence[str] = ("train", "val", "test")
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         root: str,
@@ -93,30 +128,30 @@ class PairDataModule(LightningDataModule, ABC):
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
-        self.augment: Augment | None = None
+        self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
-        self.pairs = cache(self._checked)  # one reading per split
+        self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
-        self.galleries = cache(lambda: galleries(self.pairs("train")))
-        self._need(split)
+        self.category_images = cache(lambda: images_by_category(self.pairs("train")))
+        self._require_split(split)
 
-    def listed(self, split: str) -> Sequence[Row]:
-        """The pair list by itself, for a benchmark that has one apart from the annotations."""
-        return [Row(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
+    def pair_list(self, split: str) -> Sequence[PairListEntry]:
+        """Return the pair list, for a benchmark whose list is a file separate from the annotations."""
+        return [PairListEntry(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
 
-    def contradictions(self, split: str) -> list[str] | None:
-        """Where a benchmark's annotation files disagree with each other; None: nothing is said twice."""
+    def annotation_conflicts(self, split: str) -> list[str] | None:
+        """Return where a benchmark's annotation files disagree; None: nothing is annotated twice."""
         return None
 
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
-        """The pairs of a split, in the benchmark's order. A benchmark defines this, and no more."""
+        """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define."""
 
     @property
-    def at_once(self) -> int:
-        """Images encoded at once."""
-        return images_at_once(self.encode_batch, self._on_gpu())
+    def encoding_batch(self) -> int:
+        """The number of images encoded at once."""
+        return encoding_batch_size(self.encode_batch, self._on_gpu())
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
@@ -127,107 +162,128 @@ class PairDataModule(LightningDataModule, ABC):
         if stage == "fit" and self.pose_variant:
             require_flips(self.pairs("train"), self.name, "pairs", "pairs=plain")
         if stage == "fit" and self.all_pairs is not None:
-            self.galleries()
+            self.category_images()
 
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
-        """Seeded, endless, sliced into epochs."""
+        """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
-        stream, workers = self.stream(), self._decoders() if self.train_pixels else 0  # the rest takes 3 ms
-        how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
-                self.galleries(), self.size, self.resize, self.augment, self.seed, self.train_pixels, self.cache_gb,
+                self.category_images(),
+                self.size,
+                self.resize,
+                self.augment,
+                self.seed,
+                self.train_pixels,
+                self.cache_gb,
                 self.pose_variant,
-            )  # fmt: skip
-            return self._loader(images, batch_size=None, sampler=stream, **how)
+            )
+            return self._loader(images, batch_size=None, sampler=stream, workers=workers, persistent=workers > 0)
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
-        drawn = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
-        return self._loader(drawn, batch_sampler=stream, **how)
+        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
+        return self._loader(training_pairs, batch_sampler=stream, workers=workers, persistent=workers > 0)
 
     def stream(self) -> TrainingStream | ImageStream:
-        """The order of training; its length is the steps of an epoch."""
-        where = (self.steps, self.seed, *self._place(), self._epoch)
+        """Return the order of training; its length is the steps of an epoch."""
+        stream_options = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
-            return ImageStream(self.galleries(), self.all_pairs, *where)
-        return TrainingStream(len(self.pairs("train")), self.batch_size, *where)
+            return ImageStream(self.category_images(), self.all_pairs, *stream_options)
+        return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
-        """This process's share of the validation pairs."""
-        return self._evaluation("val")
+        """Return the loader of this process's share of the validation pairs."""
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[PairBatch]:
-        """This process's share of the pairs of `split`."""
-        return self._evaluation(self.split)
+        """Return the loader of this process's share of the pairs of `split`."""
+        return self._evaluation_loader(self.split)
 
-    def to_score(self, split: str, batches: int) -> list[Shown]:
-        """The images that the first `batches` batches of any process's share look at, by name.
+    def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
+        """Return the images of the first `batches` batches of all processes' shares, by name.
 
         The order of all processes' work follows from the list: `batches` must be the same on all.
         """
         _, world = self._place()
-        ahead = batches_by_target(self.pairs(split), self._at_most())[: batches * world]
-        return shown(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
+        ahead = batches_by_target(self.pairs(split), self._target_batch_size())[: batches * world]
+        return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
-    def to_train_on(self, epochs: int, steps: int | None = None) -> list[Shown]:
-        """The images that any process draws from now to the end of `epochs`, and what mirroring makes of them; by name.
+    def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
+        """Return the images drawn from now to the end of `epochs`, with their mirror images; by name.
 
-        `steps` is how many of each epoch are made, if not all.
+        `steps` is the number of steps made of each epoch, if not all.
         """
         stream = self.stream()
-        drawn: Iterable[ImageRecord]
+        images: Iterable[ImageRecord]
         if isinstance(stream, ImageStream):
-            drawn = stream.images_ahead(epochs, steps)
+            images = stream.images_ahead(epochs, steps)
         else:
-            pairs = {draw.pair for batch in stream.ahead(epochs, steps) for draw in batch}
-            drawn = unique_images(self.pairs("train")[i] for i in pairs)
+            pairs = {draw.pair for batch in stream.batches_ahead(epochs, steps) for draw in batch}
+            images = unique_images(self.pairs("train")[i] for i in pairs)
         flips = self.augment is not None and self.augment.flip > 0
-        return shown(drawn, mirrored=flips or bool(self.pose_variant))
+        return list_variants(images, mirrored=flips or bool(self.pose_variant))
 
-    def encoding(self, images: Sequence[Shown], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
-        """Chunks of a list of images. `chunks` is asked for the next one as loading goes on."""
+    def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
+        """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
         return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
 
     def categories(self, split: str) -> list[str]:
-        """Names of the categories of a split, sorted."""
+        """Return the names of the categories of a split, sorted."""
         return sorted({pair.category for pair in self.pairs(split)})
 
-    def _checked(self, split: str) -> Sequence[PairRecord]:
-        self._need(split)
+    def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
+        self._require_split(split)
         return check_pairs(self.records(split), f"{self.name} {split}", self._images)
 
-    def _need(self, split: str) -> None:
+    def _require_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"`{self.name}` has no split {split!r}; it has {', '.join(self.splits)}")
 
-    def _evaluation(self, split: str) -> DataLoader[PairBatch]:
+    def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
         if self.pixels:
-            return self._loader(dataset, batch_sampler=self._share(split))
-        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._share(split), num_workers=0)
+            return self._loader(dataset, batch_sampler=self._sharded_batches(split))
+        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._sharded_batches(split), workers=0)
 
-    def _share(self, split: str) -> list[list[int]]:
-        batches, (rank, world) = batches_by_target(self.pairs(split), self._at_most()), self._place()
-        require_work(batches, world)
-        return share(batches, rank, world)
+    def _sharded_batches(self, split: str) -> list[list[int]]:
+        batches, (rank, world) = batches_by_target(self.pairs(split), self._target_batch_size()), self._place()
+        require_enough_batches(batches, world)
+        return shard(batches, rank, world)
 
-    def _at_most(self) -> int:
-        return SMOKE if self.trainer and self.trainer.fast_dev_run else AT_MOST  # type: ignore[attr-defined]
+    def _target_batch_size(self) -> int:
+        return SMOKE if getattr(self.trainer, "fast_dev_run", False) else PAIRS_PER_BATCH
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
+        """Return this process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _epoch(self) -> int:
-        """Epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
+        """Return the epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
+        return int(self.trainer.fit_loop.epoch_progress.current.state_dict()["processed"]) if self.trainer else 0
 
-    def _loader(self, dataset, **options) -> DataLoader:  # type: ignore[no-untyped-def,type-arg]
-        how = {"num_workers": self._decoders(), "pin_memory": self._on_gpu()} | options
-        require_shared_memory(how["num_workers"], self.at_once, self.size)
-        return DataLoader(dataset, **how)
+    def _loader(
+        self,
+        dataset: Dataset,
+        batch_size: int | None = 1,
+        sampler: Iterable | None = None,
+        batch_sampler: Iterable | None = None,
+        workers: int | None = None,
+        persistent: bool = False,
+    ) -> DataLoader:
+        num_workers = self._num_workers() if workers is None else workers
+        require_shared_memory(num_workers, self.encoding_batch, self.size)
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            pin_memory=self._on_gpu(),
+            persistent_workers=persistent,
+        )
 
-    def _decoders(self) -> int:
-        return decoders(self.workers, self._on_gpu(), self._place()[1])
+    def _num_workers(self) -> int:
+        return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Records to samples: pairs, batches of them, and images."""
+"""Datasets of records: pairs, batches of them, and images."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from semcorr.data.alter import bare_mirror, mirror
-from semcorr.data.augment import Augment
-from semcorr.data.groups import ambiguous
-from semcorr.data.images import Shown
+from semcorr.core.types import PairBatch, View
+from semcorr.data.augment import Augmentation, mirror_annotations, mirror_view
+from semcorr.data.image_variants import ImageVariant
+from semcorr.data.keypoints import geometry_aware_mask
+from semcorr.data.loaders import SampleIndex
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import PairRecord
-from semcorr.data.sampler import Draw
-from semcorr.data.views import Views, view
-from semcorr.pose_variant import PoseVariant
-from semcorr.types import PairBatch, View
+from semcorr.data.views import ViewCache, make_view
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -25,18 +24,21 @@ class PairDataset(Dataset[PairBatch]):
         self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
     ) -> None:
         self.pairs = pairs
-        places: dict[int, int] = {}  # by identity: a benchmark may annotate an image anew for every pair
-        ends = [[places.setdefault(id(image), len(places)) for image in (p.source, p.target)] for p in pairs]
-        known = {places[id(image)]: image for p in pairs for image in (p.source, p.target)}
-        self.ends = torch.tensor(ends)  # of each pair, places among the views
-        self.views = Views([known[place] for place in range(len(known))], side, resize, pixels, cache_gb)
+        indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image differently in every pair
+        ends = [[indices.setdefault(id(image), len(indices)) for image in (p.source, p.target)] for p in pairs]
+        records = {indices[id(image)]: image for p in pairs for image in (p.source, p.target)}
+        self.view_indices = torch.tensor(ends)  # of each pair, indices of the views
+        self.views = ViewCache([records[index] for index in range(len(records))], side, resize, pixels, cache_gb)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
-        pair, (source, target) = self.pairs[index], (self.views[place] for place in self.ends[index].tolist())
-        twins = ambiguous(source.visible & target.visible, target.visible, pair.groups)
+        pair, (source, target) = (
+            self.pairs[index],
+            (self.views[view_index] for view_index in self.view_indices[index].tolist()),
+        )
+        twins = geometry_aware_mask(source.visible & target.visible, target.visible, pair.groups)
         return PairBatch(source, target, twins, torch.tensor(pair.extent), pair.category, pair.name)
 
 
@@ -48,12 +50,14 @@ class PairBatches(Dataset[PairBatch]):
 
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
-        self.images: View = default_collate([pairs.views[place] for place in range(len(pairs.views))])
-        rows: dict[tuple, int] = {}  # what may be mistaken in a target, by target and its category's groups
-        keys = zip(pairs.ends[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
-        self.twin_rows = torch.tensor([rows.setdefault(key, len(rows)) for key in keys])
-        seen = [(pairs.views[place].visible, groups) for place, groups in rows]
-        self.twins = torch.stack([ambiguous(visible, visible, groups) for visible, groups in seen])
+        self.images: View = default_collate([pairs.views[index] for index in range(len(pairs.views))])
+        row_by_target: dict[tuple, int] = {}  # row of the ambiguous keypoints, by target and its category's groups
+        keys = zip(pairs.view_indices[:, 1].tolist(), (pair.groups for pair in pairs.pairs), strict=True)
+        self.twin_rows = torch.tensor([row_by_target.setdefault(key, len(row_by_target)) for key in keys])
+        visible_and_groups = [(pairs.views[index].visible, groups) for index, groups in row_by_target]
+        self.twins = torch.stack(
+            [geometry_aware_mask(visible, visible, groups) for visible, groups in visible_and_groups]
+        )
         self.extents = torch.tensor([pair.extent for pair in pairs.pairs])
 
     def __len__(self) -> int:
@@ -61,48 +65,52 @@ class PairBatches(Dataset[PairBatch]):
 
     def __getitem__(self, indices: list[int]) -> PairBatch:
         records = [self.pairs.pairs[index] for index in indices]
-        source, target = (self._rows(places) for places in self.pairs.ends[indices].T)
+        source, target = (self._select_images(view_indices) for view_indices in self.pairs.view_indices[indices].T)
         twins = source.visible & target.visible & self.twins[self.twin_rows[indices]]
         categories, names = [pair.category for pair in records], [pair.name for pair in records]
         return PairBatch(source, target, twins, self.extents[indices], categories, names)
 
-    def _rows(self, places: Tensor) -> View:
+    def _select_images(self, indices: Tensor) -> View:
         *columns, names = self.images
-        return View._make([*(column[places] for column in columns), [names[place] for place in places.tolist()]])
+        return View._make([*(column[indices] for column in columns), [names[index] for index in indices.tolist()]])
 
 
 class TrainingPairs(Dataset[PairBatch]):
-    """Pairs by their draw, augmented if asked for; with mirror images of them where they are to be met in variants.
+    """Pairs by their draw, augmented if requested, and with mirror images where pose variants are trained on.
 
-    What is random in a sample follows from the seed and the draw's number: a resumed run, and any number of
-    loader processes, give the same.
+    A sample's randomness depends on the seed and the draw's number alone: a resumed run, and any number of loader
+    processes, give the same.
     """
 
     def __init__(
-        self, pairs: PairDataset, augment: Augment | None = None, seed: int = 42, variants: PoseVariant | None = None
+        self,
+        pairs: PairDataset,
+        augment: Augmentation | None = None,
+        seed: int = 42,
+        variants: PoseVariant | None = None,
     ) -> None:
         self.pairs, self.augment, self.seed, self.variants = pairs, augment, seed, variants or PoseVariant()
 
-    def __getitem__(self, draw: Draw) -> PairBatch:
+    def __getitem__(self, draw: SampleIndex) -> PairBatch:
         pair, record = self.pairs[draw.pair], self.pairs.pairs[draw.pair]
         if self.augment is not None:
             pair = self.augment(pair, record, np.random.default_rng([self.seed, draw.number]))
         ends = (pair.source, pair.target)[: self.variants.mirrored]
-        return pair._replace(mirrored=tuple(bare_mirror(view, record.flip) for view in ends))
+        return pair._replace(mirrored=tuple(mirror_annotations(view, record.flip) for view in ends))
 
 
 class ImageDataset(Dataset[View]):
-    """Images, each once. Of a mirrored or turned one only pixels and name are as shown: nobody asks for the rest."""
+    """Images, each once. Of a mirrored or turned one only pixels and name are as displayed; no other field is used."""
 
-    def __init__(self, images: Sequence[Shown], side: int, resize: str) -> None:
+    def __init__(self, images: Sequence[ImageVariant], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> View:
-        record, mirrored, turned = one = self.images[index]
-        seen = view(record, self.side, self.resize)
+        record, mirrored, degrees = variant = self.images[index]
+        view = make_view(record, self.side, self.resize)
         if mirrored:
-            seen = mirror(seen, range(len(seen.keypoints)))._replace(image=seen.image.flip(-1))
-        return seen._replace(image=seen.image.rot90(turned // 90, (-2, -1)), name=one.name) if turned else seen
+            view = mirror_view(view, range(len(view.keypoints)))._replace(image=view.image.flip(-1))
+        return view._replace(image=view.image.rot90(degrees // 90, (-2, -1)), name=variant.name) if degrees else view

@@ -1,4 +1,4 @@
-"""The one way to open somebody's image: by formats that Pillow decodes itself, and within bounds.
+"""The one way to open a user's image: in formats that Pillow decodes itself, and within bounds.
 
 Pillow knows fifty formats. Some it has decoded by other programs (EPS: Ghostscript), others are read by few
 people and tested by fewer. Which one a file is follows from its bytes; its name may say anything.
@@ -8,7 +8,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,28 +16,43 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
 REPLACE, RESTORE = "Replace the file.", "Restore the image, or drop the pairs that name it."
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
-MOST = 178_956_970  # pixels of a JPEG: twice Pillow's own limit, above which it refuses, too
-MOST_WHOLE = MOST // 2  # pixels of any other image: only a JPEG can be decoded at a fraction of its sides
-MOST_SCANS = 5_000_000_000  # pixels times scans of a progressive JPEG: each scan costs a pass over all pixels
+MAX_JPEG_PIXELS = 178_956_970  # pixels of a JPEG: twice Pillow's own limit, above which it refuses, too
+MAX_PIXELS = MAX_JPEG_PIXELS // 2  # pixels of any other image: only a JPEG can be decoded at a fraction of its sides
+MAX_SCANS = 5_000_000_000  # pixels times scans of a progressive JPEG: each scan costs a pass over all pixels
 TILE = (322, 323)  # TIFF's tags of a tile's sides
 KIND_OF_IMAGE, DNG_VERSION = 254, 50706  # TIFF's tags; of a camera's raw file the first image is a preview
 PREVIEW = 1  # the first tag's bit for one
-DAMAGE = (  # what Pillow raises for bytes that make no sense
-    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
-    AttributeError, AssertionError, ZeroDivisionError, RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
-UNREAD = "Save it as JPEG or PNG."  # what to do about an image of another format
+DAMAGE_ERRORS = (  # what Pillow raises for bytes that make no sense
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+CONVERT_REMEDY = "Save it as JPEG or PNG."  # what to do about an image of another format
 REMEDIES = {  # what to do about what is no image, where that is known
-    "a pointer of Git LFS": "Run `git lfs pull`.", "a ZIP archive": "Unpack it.", "a gzip archive": "Unpack it.",
+    "a pointer of Git LFS": "Run `git lfs pull`.",
+    "a ZIP archive": "Unpack it.",
+    "a gzip archive": "Unpack it.",
     "a web page": "Download the image itself.",
-}  # fmt: skip
+}
 KINDS = {  # the first bytes of what people take for an image
     b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "a PDF", b"8BPS": "a Photoshop file",
     b"\xd7\xcd\xc6\x9a": "a Windows metafile", b"\x01\x00\x00\x00": "a Windows metafile",
@@ -66,16 +81,16 @@ BRANDS = {b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"avi": "AVIF", b"crx"
 
 
 @contextmanager
-def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iterator[Image.Image]:
-    """Open an image; it is decoded within the context, where damage becomes a sentence, too.
+def open_image(path: Path, remedy: str = REPLACE, missing_remedy: str = RESTORE) -> Iterator[Image.Image]:
+    """Open an image; it is decoded within the context, where damage becomes a `UserError`, too.
 
     Args:
-        path: The file, whatever its name ends in.
-        remedy: What to do about a damaged one; ends the message.
-        absent: What to do where there is none.
+        path: The file, whatever its suffix.
+        remedy: What to do about a damaged file; ends the message.
+        missing_remedy: What to do about an absent file; ends the message.
 
     Raises:
-        UserError: It is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
+        UserError: The file is absent, no regular file, of no format of FORMATS, too large to be decoded, or damaged.
     """
     try:
         with open_plain(path) as file, warnings.catch_warnings(record=True) as caught:
@@ -86,16 +101,16 @@ def open_image(path: Path, remedy: str = REPLACE, absent: str = RESTORE) -> Iter
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. {absent}") from None
+        raise UserError(f"{path} does not exist. {missing_remedy}") from None
     except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or MOST // 2) / 1e6
+        most = 2 * (Image.MAX_IMAGE_PIXELS or MAX_JPEG_PIXELS // 2) / 1e6
         raise UserError(f"{path} has more than {most:.0f} million pixels, which are not decoded. Reduce it") from None
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged or not an image ({reason}). {remedy}") from None
     for warning in caught:
         if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            _tell(path, str(warning.message))
+            _warn(path, str(warning.message))
 
 
 def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
@@ -103,16 +118,16 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
     try:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError:
-        kind = _kind(file)
+        kind = _guess_kind(file)
         if kind in IMAGES:
-            remedy = UNREAD
+            remedy = CONVERT_REMEDY
         raise UserError(
             f"{path} is damaged or not an image: it seems to be {kind}, and read are {', '.join(FORMATS)}. "
             f"{REMEDIES.get(kind, remedy)}"
         ) from None
 
 
-def _kind(file: BinaryIO) -> str:
+def _guess_kind(file: BinaryIO) -> str:
     """Guess from its first bytes what a file is that is no image."""
     file.seek(0)
     start = file.read(512)
@@ -132,35 +147,37 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
     """Refuse, before anything is decoded, what would take gigabytes or minutes."""
     (width, height), kind = image.size, image.format
     jpeg = kind in ("JPEG", "MPO")
-    most = min(MOST if jpeg else MOST_WHOLE, (Image.MAX_IMAGE_PIXELS or MOST) * (2 if jpeg else 1))
+    most = min(
+        MAX_JPEG_PIXELS if jpeg else MAX_PIXELS, (Image.MAX_IMAGE_PIXELS or MAX_JPEG_PIXELS) * (2 if jpeg else 1)
+    )
     if width * height > most:
         raise UserError(
             f"{path} has {width} x {height} pixels, and a {kind} is decoded whole: at most {most / 1e6:.0f} "
             "million are. Reduce it, or save it as JPEG, which need not be"
         )
-    if image.info.get("progressive") and (scans := _count(file, b"\xff\xda")) * width * height > MOST_SCANS:
+    if image.info.get("progressive") and (scans := _count_markers(file, b"\xff\xda")) * width * height > MAX_SCANS:
         raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
     if kind == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags: Mapping = getattr(image, "tag_v2", {})
         file.seek(8)
         if tags.get(KIND_OF_IMAGE, 0) & PREVIEW or DNG_VERSION in tags or file.read(2) == b"CR":
             raise UserError(
                 f"{path} is a camera's raw file, of which the preview alone could be read. Export it as JPEG or PNG"
             )
         tile = [tags.get(tag, 0) for tag in TILE]
-        if tile[0] * tile[1] > MOST_WHOLE:
+        if tile[0] * tile[1] > MAX_PIXELS:
             raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it anew")
 
 
-def _count(file: BinaryIO, marker: bytes) -> int:
-    place = file.tell()
+def _count_markers(file: BinaryIO, marker: bytes) -> int:
+    position = file.tell()
     file.seek(0)
     count = file.read().count(marker)
-    file.seek(place)
+    file.seek(position)
     return count
 
 
 @cache
-def _tell(path: Path, message: str) -> None:
-    """Once for a file: it is opened in every epoch."""
+def _warn(path: Path, message: str) -> None:
+    """Warn once for each file: it is opened in every epoch."""
     log.warning("%s: %s. The image is used all the same", path, message.strip().rstrip("."))

@@ -1,4 +1,4 @@
-"""Your own pairs: one row each, with their points.
+"""Pairs of a user's own, from a CSV file: one row for each pair, with its points.
 
 Columns: `source_image`, `target_image` (paths below the root), `XA`, `YA` (the source's points, `;`
 between them), `XB`, `YB` (the target's, in the same order), and if you like `category` and `box`
@@ -11,28 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
-from semcorr.core.paths import find_inside, shorten
-from semcorr.core.tables import SAVE, Table, read_spreadsheet
-from semcorr.data.coco_fields import are_shares, quote, reach
-from semcorr.data.coco_file import tell
-from semcorr.data.datamodule import PairDataModule
+from semcorr.core.errors import UserError
+from semcorr.core.paths import find_inside, quote_value
+from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
+from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
+from semcorr.data.coco_file import warn_notes
+from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
-from semcorr.data.pictures import Measured, counting_frames, measure_picture
+from semcorr.data.pictures import PictureSize, measure_picture, warn_about_frames
 from semcorr.data.record import (
-    LARGEST,
+    MAX_EXTENT,
     ImageRecord,
     PairRecord,
     Point,
-    around,
-    image_record,
+    build_image_record,
+    keypoint_bounding_box,
     log,
     longer_side,
-    padded,
+    pad_keypoints,
     require_root,
 )
-from semcorr.errors import UserError
 
 COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
 OPTIONAL = ("category", "box")
@@ -46,10 +46,10 @@ class PairsCSV(PairDataModule):
     """A CSV file per split below `root`.
 
     Args:
-        test: The file of the test pairs,
-        val: of the validation pairs,
-        train: and of the training pairs; null where there are none.
-        extent: What alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
+        test: The file of the test pairs; null for none.
+        val: The file of the validation pairs; null for none.
+        train: The file of the training pairs; null for none.
+        extent: The length that alpha is a fraction of: the longer side of the target `image`, of its `box`, or of
             the box around its `keypoints`.
         **options: As for every benchmark.
     """
@@ -57,9 +57,14 @@ class PairsCSV(PairDataModule):
     name = "pairs_csv"
 
     def __init__(
-        self, *, test: str | None = "pairs.csv", val: str | None = None, train: str | None = None,
-        extent: str = "image", **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        test: str | None = "pairs.csv",
+        val: str | None = None,
+        train: str | None = None,
+        extent: str = "image",
+        **options: Unpack[PairOptions],
+    ) -> None:
         if extent not in EXTENTS:
             raise UserError(f"`data.extent` must be one of {', '.join(EXTENTS)}, got {extent!r}")
         lists = {"train": train, "val": val, "test": test}
@@ -68,22 +73,24 @@ class PairsCSV(PairDataModule):
         super().__init__(**options)
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of the file."""
+        """Return the pairs in the order of the file."""
         others = [file for other, file in self.lists.items() if other != split]
-        return read_csv(self.root, self.lists[split], self.extent, others)
+        return read_csv_pairs(self.root, self.lists[split], self.extent, others)
 
 
 class _Images(NamedTuple):
-    """The images of all lists."""
+    """The images of all pair lists."""
 
     root: Path
     names: Mapping[str, str]  # of features, by the path below the root
     files: Mapping[str, str]  # path below the root, by what stands in a list
     encoding: str
-    measure: Callable[[Path], Measured]
+    measure: Callable[[Path], PictureSize]
     path: Path  # of the list
 
-    def record(self, row: Mapping[str, str], side: str, points: list[Point], box: Any, where: str) -> ImageRecord:
+    def record(
+        self, row: Mapping[str, str], side: str, points: list[Point], box: Sequence[float], location: str
+    ) -> ImageRecord:
         column = f"{side}_image"
         file = self.files[row[column]]
         path = self.root / file
@@ -91,19 +98,20 @@ class _Images(NamedTuple):
             read_as = "" if self.encoding == "utf-8" else f", read as {self.encoding}"
             remedy = f"{SAVE} Or restore it" if read_as and not row[column].isascii() else "Restore it, or drop the row"
             raise UserError(
-                f"{where}: column {column} names {shorten(row[column])}{read_as}, and {path} does not exist. {remedy}."
+                f"{location}: column {column} names {quote_value(row[column])}{read_as}, and {path} does not exist. "
+                f"{remedy}."
             )
         size, upright = self.measure(path)
-        return image_record(self.names[file], path, size, points, box, self.path, upright)
+        return build_image_record(self.names[file], path, size, points, box, self.path, upright)
 
 
-def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
-    """All rows of a file.
+def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> list[PairRecord]:
+    """Read all rows of a file.
 
     Args:
-        root: Where it is, and below it the images.
-        file: Its name.
-        extent: What alpha is a fraction of.
+        root: The folder of the file; the images are below it.
+        file: Name of the file.
+        extent: The length that alpha is a fraction of.
         others: Files of the other splits: images have one name in all of them.
     """
     require_root(root, "Your set of pairs", "Give data.root=DIR.")
@@ -112,87 +120,95 @@ def read_csv(root: Path, file: str, extent: str, others: Sequence[str] = ()) -> 
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
     table = _read(path)
     if table.others:
-        log.warning("%s: the columns %s are not read", path, ", ".join(map(shorten, table.others[:5])))
-    files = _files(root, table, path)
-    every = set(files.values())
-    for other in others:
+        log.warning("%s: the columns %s are not read", path, ", ".join(map(quote_value, table.others[:5])))
+    files = _find_files(root, table, path)
+    all_files = set(files.values())
+    for other_file in others:
         with suppress(UserError):  # what is wrong there is said when it is read
-            every |= set(_files(root, _read(root / other), root / other).values())
-    images = _Images(root, name_images(root, every), files, table.encoding, cache(measure_picture), path)
-    with counting_frames(path):
-        pairs = [_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
+            all_files |= set(_find_files(root, _read(root / other_file), root / other_file).values())
+    images = _Images(root, name_images(root, all_files), files, table.encoding, cache(measure_picture), path)
+    with warn_about_frames(path):
+        pairs = [_build_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
-    if outside := [pair.name for pair in pairs if extent == "box" and reach(pair.target.box, pair.target.size) > 1]:
-        tell(path, {"boxes reach outside their image, and are used as they are": outside})
-    return padded(pairs)
+    if outside := [
+        pair.name for pair in pairs if extent == "box" and box_overhang(pair.target.box, pair.target.size) > 1
+    ]:
+        warn_notes(path, {"boxes reach outside their image, and are used as they are": outside})
+    return pad_keypoints(pairs)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> Spreadsheet:
     return read_spreadsheet(path, COLUMNS, OPTIONAL, "Correct the file.")
 
 
-def _files(root: Path, table: Table, path: Path) -> dict[str, str]:
-    """The path below the root of every image, by what stands in the table."""
+def _find_files(root: Path, table: Spreadsheet, path: Path) -> dict[str, str]:
+    """Return the path below the root of every image, by its text in the table."""
     files: dict[str, str] = {}
     for line, row in table.rows:
         for column in ("source_image", "target_image"):
             if row[column] not in files:
-                where = f"{path}, line {line}, column {column},"
-                files[row[column]] = find_inside(root, row[column].strip(), where, "data.root")
-    other = [f"{quote(cell)} as {quote(file)}" for cell, file in files.items() if cell.strip() != file]
-    tell(path, {"names of images are read as their files are called": other} if other else {})
+                location = f"{path}, line {line}, column {column},"
+                files[row[column]] = find_inside(root, row[column].strip(), location, "data.root")
+    renamed = [f"{quote_json(cell)} as {quote_json(file)}" for cell, file in files.items() if cell.strip() != file]
+    warn_notes(path, {"names of images are read as their files are called": renamed} if renamed else {})
     return files
 
 
-def _pair(images: _Images, where: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
+def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str], extent: str) -> PairRecord:
     if broken := next((column for column, cell in row.items() if "\n" in cell or "\r" in cell), None):
-        raise UserError(f"{where}: column {broken} goes on over several lines. Close its quote, or write it in one.")
-    sides = {"source": _points(row, "A", where), "target": _points(row, "B", where)}
+        raise UserError(f"{location}: column {broken} goes on over several lines. Close its quote, or write it in one.")
+    sides = {"source": _parse_points(row, "A", location), "target": _parse_points(row, "B", location)}
     if len(sides["source"]) != len(sides["target"]):
         raise UserError(
-            f"{where}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
+            f"{location}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
             "Give as many, empty where one is not visible."
         )
-    box = _box(row, where)
+    box = _parse_box(row, location)
     if box is None and extent == "box":
         lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"
-        raise UserError(f"{where}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
+        raise UserError(f"{location}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
     source, target = (
-        images.record(row, side, points, (side == "target" and box) or _around(points), where)
+        images.record(row, side, points, (side == "target" and box) or _bounding_box(points), location)
         for side, points in sides.items()
     )
-    lengths = {"image": lambda: float(max(target.size)), "box": lambda: longer_side(target.box),
-               "keypoints": lambda: longer_side(_around(sides["target"]))}  # fmt: skip
+    lengths = {
+        "image": lambda: float(max(target.size)),
+        "box": lambda: longer_side(target.box),
+        "keypoints": lambda: longer_side(_bounding_box(sides["target"])),
+    }
     category = row.get("category", "").strip() or "object"
     return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
 
 
-def _around(points: Sequence[Point]) -> Sequence[float]:
-    return around(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
+def _bounding_box(points: Sequence[Point]) -> Sequence[float]:
+    return keypoint_bounding_box(points) if any(points) else (0.0, 0.0, 1.0, 1.0)
 
 
-def _points(row: Mapping[str, str], side: str, where: str) -> list[Point]:
-    columns = [_numbers(row[f"{axis}{side}"], f"{axis}{side}", where) for axis in "XY"]
+def _parse_points(row: Mapping[str, str], side: str, location: str) -> list[Point]:
+    columns = [_parse_numbers(row[f"{axis}{side}"], f"{axis}{side}", location) for axis in "XY"]
     if len(columns[0]) != len(columns[1]):
-        raise UserError(f"{where}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
+        raise UserError(f"{location}: X{side} has {len(columns[0])} numbers, Y{side} {len(columns[1])}. Give as many.")
     points: list[Point] = []
     for i, (x, y) in enumerate(zip(*columns, strict=True)):
         if x is None and y is None:
             points.append(None)
         elif x is None or y is None:
-            known = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
+            present_axes = "".join(axis for axis, value in zip("XY", (x, y), strict=True) if value is not None)
             raise UserError(
-                f"{where}: point {i + 1} has only a number in {known}{side}. Give both numbers, or leave both empty."
+                f"{location}: point {i + 1} has only a number in {present_axes}{side}. Give both numbers, or leave "
+                "both empty."
             )
         elif x == y == -1:
-            raise UserError(f"{where}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there.")
+            raise UserError(
+                f"{location}: point {i + 1} is -1, -1 in {side}. Leave both empty if it is not visible there."
+            )
         else:
             points.append((x, y))
     return points
 
 
-def _numbers(cell: str, column: str, where: str) -> list[float | None]:
-    """The numbers of a cell, `;` between them; None where there is none."""
+def _parse_numbers(cell: str, column: str, location: str) -> list[float | None]:
+    """Return the numbers of a cell, separated by `;`; None where there is none."""
     numbers: list[float | None] = []
     parts = cell.split(";")
     for part in map(str.strip, parts):
@@ -202,31 +218,37 @@ def _numbers(cell: str, column: str, where: str) -> list[float | None]:
         text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
         if "," in text:
             raise UserError(
-                f"{where}: {column} holds {shorten(part)}, of which it cannot be told whether it is several numbers. "
-                "Write ; between numbers, a point before decimals, and nothing between thousands."
+                f"{location}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several "
+                "numbers. Write ; between numbers, a point before decimals, and nothing between thousands."
             )
         if not NUMBER.fullmatch(text):
-            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no finite number. Correct it.")
-        if not abs(float(text)) <= LARGEST:
-            raise UserError(f"{where}: {column} holds {shorten(part)}, which is no number of pixels. Correct it.")
+            raise UserError(f"{location}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")
+        if not abs(float(text)) <= MAX_EXTENT:
+            raise UserError(
+                f"{location}: {column} holds {quote_value(part)}, which is no number of pixels. Correct it."
+            )
         numbers.append(float(text))
     return numbers
 
 
-def _box(row: Mapping[str, str], where: str) -> list[float] | None:
+def _parse_box(row: Mapping[str, str], location: str) -> list[float] | None:
     cell = row.get("box", "")
     if cell.strip().lower() in NOTHING:
         return None
-    numbers = [number for number in _numbers(cell, "box", where) if number is not None]
+    numbers = [number for number in _parse_numbers(cell, "box", location) if number is not None]
     if len(numbers) != 4 or cell.count(";") != 3 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-        raise UserError(f"{where}: box is {shorten(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it.")
+        raise UserError(
+            f"{location}: box is {quote_value(cell)}; it must be x1;y1;x2;y2 with x1 < x2, y1 < y2. Correct it."
+        )
     return numbers
 
 
 def _require_pixels(pairs: Sequence[PairRecord], path: Path) -> None:
     """Refuse a file whose points are fractions of the images' sides."""
     images = [image for pair in pairs for image in (pair.source, pair.target)]
-    if images and are_shares([value for one in images for value in one.keypoints[one.visible].flatten().tolist()]):
+    if images and are_shares(
+        [value for record in images for value in record.keypoints[record.visible].flatten().tolist()]
+    ):
         raise UserError(
             f"{path}: all its points are from 0 to 1: they are fractions of the images' sides, and must be in pixels. "
             "Multiply x by width and y by height."

@@ -1,4 +1,4 @@
-"""What a benchmark says of a pair, in original pixels and original keypoint ids, and its checks.
+"""Records of a benchmark's pairs, in original pixels and original keypoint ids, and the checks of them.
 
 A benchmark's reader builds these and nothing else; everything after it is shared. The checks name
 the file and the field, because the reader of the message has to mend one of them.
@@ -10,27 +10,28 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from semcorr.core.paths import shorten
-from semcorr.core.text_files import read_json
-from semcorr.data.groups import Groups
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.text_files import JsonObject, read_json
+from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
-from semcorr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SMALLEST, LARGEST = 1e-6, 1e9  # pixels of an extent: outside, an error over it is 0 or infinite in single precision
+# Pixels of an extent: outside of them, an error over it is 0 or infinite in single precision.
+MIN_EXTENT, MAX_EXTENT = 1e-6, 1e9
 Point = Sequence[float] | None  # (x, y), or None where the keypoint is not annotated
 
 
 class Segmentation(NamedTuple):
-    """Where an image's pixels are told apart by class."""
+    """The mask of an image, and the value of the object's class in it."""
 
     path: Path
     value: int  # of the pixels of the object's class
@@ -46,25 +47,25 @@ class ImageRecord(NamedTuple):
     visible: Tensor  # (n) bool
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     mirrored: bool = False  # the file's pixels are to be mirrored; keypoints and box are already
-    azimuth: int | None = None  # where it is seen from, in steps of 45 degrees, 0 to 7; None: not known
+    azimuth: int | None = None  # viewpoint in steps of 45 degrees, 0 to 7; None: not known
     segmentation: Segmentation | None = None
-    upright: bool = False  # all of it is of the picture as viewers show it; False: as stored, EXIF not applied
+    upright: bool = False  # coordinates of the picture as viewers show it; False: as stored, EXIF not applied
 
 
 class PairRecord(NamedTuple):
-    """One pair as the benchmark states it."""
+    """One pair of images as the benchmark states it."""
 
     name: str
     category: str
     source: ImageRecord
     target: ImageRecord
-    extent: float  # what alpha is a fraction of, in target pixels
+    extent: float  # the length that alpha is a fraction of, in target pixels
     groups: Groups = ()  # symmetry groups of the category
     flip: tuple[int, ...] | None = None  # row i of the mirrored image is row flip[i]; None: not known
-    details: Mapping[str, Any] = {}  # viewpoint, scale, truncation, occlusion ... where known
+    details: Mapping = {}  # viewpoint, scale, truncation, occlusion ... where known
 
 
-def image_record(
+def build_image_record(
     name: str,
     path: Path,
     size: tuple[int, int],
@@ -82,7 +83,7 @@ def image_record(
         keypoints: One entry per original id, None where there is none.
         box: x1 y1 x2 y2.
         source: The annotation file, for the messages.
-        upright: They are of the picture as viewers show it, as people's own are; False: of the stored pixels.
+        upright: Coordinates refer to the picture as viewers show it, as users' own do; False: to the stored pixels.
 
     Raises:
         UserError: The image is absent, the box has no area, or a coordinate is not finite.
@@ -91,12 +92,13 @@ def image_record(
         raise UserError(f"{source}: names the image {path}, which does not exist. Restore it or drop the entry.")
     if not _is_box(box):
         raise UserError(
-            f"{source}: box {_listed(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
+            f"{source}: box {_quote_values(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
         )
     for i, point in enumerate(keypoints):
         if point is not None and not _is_point(point):
             raise UserError(
-                f"{source}: keypoint {i} of {name} is {_listed(point)}; it must be two finite numbers. Correct it."
+                f"{source}: keypoint {i} of {name} is {_quote_values(point)}; it must be two finite numbers. "
+                "Correct it."
             )
     points = torch.tensor([[0.0, 0.0] if p is None else list(map(float, p)) for p in keypoints], dtype=torch.float32)
     visible = torch.tensor([p is not None for p in keypoints])
@@ -104,71 +106,75 @@ def image_record(
     return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2), upright=upright)
 
 
-def _is_box(box: Any) -> bool:
-    whole = isinstance(box, list | tuple) and len(box) == 4 and _is_point(box[:2]) and _is_point(box[2:])
-    return whole and box[2] > box[0] and box[3] > box[1]
+def _is_box(box: object) -> bool:
+    if not isinstance(box, list | tuple) or len(box) != 4 or not (_is_point(box[:2]) and _is_point(box[2:])):
+        return False
+    return bool(box[2] > box[0] and box[3] > box[1])
 
 
-def _listed(values: Any) -> str:
-    return shorten(list(values) if isinstance(values, tuple) else values)
+def _quote_values(values: object) -> str:
+    return quote_value(list(values) if isinstance(values, tuple) else values)
 
 
-def _is_point(point: Any) -> bool:
-    pair = isinstance(point, list | tuple) and len(point) == 2
-    return pair and all(is_number(value) and math.isfinite(value) for value in point)
+def _is_point(point: object) -> bool:
+    if not isinstance(point, list | tuple) or len(point) != 2:
+        return False
+    return all(is_number(value) and math.isfinite(value) for value in point)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number, if perhaps not a finite one."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of a JSON file is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def padded(pairs: Sequence[PairRecord]) -> list[PairRecord]:
-    """The same pairs with as many keypoint rows everywhere; the new rows are not visible.
+def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
+    """Pad the keypoint rows of all images to the same number; the new rows are not visible.
 
-    Rows are told apart by `visible` alone: no value of a padding ever enters a score.
+    Only `visible` distinguishes rows: no value of the padding ever enters a score.
     """
     slots = max((len(image.visible) for pair in pairs for image in (pair.source, pair.target)), default=0)
-    return [pair._replace(source=_padded(pair.source, slots), target=_padded(pair.target, slots)) for pair in pairs]
+    return [
+        pair._replace(source=_pad_record(pair.source, slots), target=_pad_record(pair.target, slots)) for pair in pairs
+    ]
 
 
-def _padded(record: ImageRecord, slots: int) -> ImageRecord:
-    more = slots - len(record.visible)
-    keypoints, visible = pad(record.keypoints, (0, 0, 0, more)), pad(record.visible, (0, more))
+def _pad_record(record: ImageRecord, slots: int) -> ImageRecord:
+    padding = slots - len(record.visible)
+    keypoints, visible = pad(record.keypoints, (0, 0, 0, padding)), pad(record.visible, (0, padding))
     return record._replace(keypoints=keypoints, visible=visible)
 
 
 def longer_side(box: Sequence[float]) -> float:
-    """PCK@bbox's extent: the longer side of a box."""
+    """Return the longer side of a box, the extent of PCK@bbox."""
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def around(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """The box of the keypoints, for benchmarks that annotate no other; a pixel at least."""
+def keypoint_bounding_box(points: Sequence[Point]) -> tuple[float, float, float, float]:
+    """Return the box of the keypoints, at least a pixel wide, for benchmarks that annotate no box."""
     xs, ys = zip(*(p for p in points if p is not None), strict=True)
     return (min(xs), min(ys), max(max(xs), min(xs) + 1), max(max(ys), min(ys) + 1))
 
 
-def outside(record: ImageRecord) -> int:
-    """How many annotated keypoints lie outside the image they are annotated in."""
+def count_outside_image(record: ImageRecord) -> int:
+    """Count the annotated keypoints that lie outside their image."""
     x, y = record.keypoints[record.visible].T
     width, height = record.size
     return int(((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)).sum())
 
 
 def check_pairs(
-    pairs: Sequence[PairRecord], benchmark: str, images_before: dict[str, ImageRecord] | None = None
+    pairs: Sequence[PairRecord], benchmark: str, checked_images: dict[str, ImageRecord] | None = None
 ) -> Sequence[PairRecord]:
-    """Refuse pairs with nothing to score, and names that mean two things; count and report keypoints outside.
+    """Refuse pairs with nothing to score and ambiguous names; count and report keypoints outside their image.
 
     Args:
-        pairs: Of a split.
-        benchmark: What they are of, for messages.
-        images_before: Images of the splits that were checked before, by name; those of this one are added.
+        pairs: The pairs of a split.
+        benchmark: The benchmark, for messages.
+        checked_images: Images of the splits that were checked before, by name; those of this split are added.
     """
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
-    _require_unique(pairs, benchmark, {} if images_before is None else images_before)
+    _require_unique(pairs, benchmark, {} if checked_images is None else checked_images)
     for pair in pairs:
         rows = (len(pair.source.visible), len(pair.target.visible))
         if rows[0] != rows[1]:
@@ -182,7 +188,7 @@ def check_pairs(
                 f"{benchmark}: pair {pair.name} has no keypoint visible in both {pair.source.path.name} and "
                 f"{pair.target.path.name}. Drop it from the pair list."
             )
-        if not SMALLEST <= pair.extent <= LARGEST:
+        if not MIN_EXTENT <= pair.extent <= MAX_EXTENT:
             raise UserError(f"{benchmark}: pair {pair.name} has extent {pair.extent}; its target has no size. Drop it.")
     images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
     records = [*{id(image): image for pair in pairs for image in (pair.source, pair.target)}.values()]
@@ -191,62 +197,66 @@ def check_pairs(
             raise UserError(
                 f"{benchmark}: the keypoints and box of {image.name} must be finite numbers. Correct its annotation."
             )
-    strays = {name: count for name, image in images.items() if (count := outside(image))}
-    if strays:
+    outside = {name: count for name, image in images.items() if (count := count_outside_image(image))}
+    if outside:
         log.warning(
             "%s: %d keypoints lie outside their image (%s%s); they are kept as annotated",
-            benchmark, sum(strays.values()), ", ".join(sorted(strays)[:5]), " ..." if len(strays) > 5 else "",
-        )  # fmt: skip
+            benchmark,
+            sum(outside.values()),
+            ", ".join(sorted(outside)[:5]),
+            " ..." if len(outside) > 5 else "",
+        )
     return pairs
 
 
 def _have_shared(pairs: Sequence[PairRecord]) -> list[bool]:
-    """Whether each pair has a keypoint visible in both images; all pairs at once, which takes a tenth of the time."""
+    """Tell which pairs have a keypoint visible in both images; all at once, which takes a tenth of the time."""
     shared = torch.cat([pair.source.visible for pair in pairs]) & torch.cat([pair.target.visible for pair in pairs])
     rows = torch.tensor([len(pair.source.visible) for pair in pairs])
     counts = torch.zeros(len(pairs), dtype=torch.long)
     counts.index_add_(0, torch.arange(len(pairs)).repeat_interleave(rows), shared.long())
-    found: list[bool] = (counts > 0).tolist()
-    return found
+    is_shared: list[bool] = (counts > 0).tolist()
+    return is_shared
 
 
 def _are_finite(images: Sequence[ImageRecord]) -> bool:
-    """Whether all visible keypoints and boxes are finite numbers."""
+    """Tell whether all visible keypoints and boxes are finite numbers."""
     points, visible = (torch.cat([getattr(image, key) for image in images]) for key in ("keypoints", "visible"))
     return bool(points.isfinite().all(-1)[visible].all()) and all(math.isfinite(side) for x in images for side in x.box)
 
 
 def _require_unique(pairs: Sequence[PairRecord], benchmark: str, images: dict[str, ImageRecord]) -> None:
-    """Features are held, and results told apart, by names: one name, one image, and one pair."""
+    """Require that a name belongs to one image or pair: features and results are stored by names."""
     for image in {id(image): image for pair in pairs for image in (pair.source, pair.target)}.values():
         first = images.setdefault(image.name, image)
-        if not _is_same(first, image):
+        if not _is_same_file(first, image):
             raise UserError(
-                f"{benchmark}: two images are called {shorten(image.name)}: {first.path} and {image.path}, or one of "
-                "them mirrored or turned. Rename one of them, and what refers to it."
+                f"{benchmark}: two images are called {quote_value(image.name)}: {first.path} and {image.path}, or one "
+                "of them mirrored or turned. Rename one of them, and what refers to it."
             )
     ends: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         names = (pair.source.name, pair.target.name, pair.category)
         if (others := ends.setdefault(pair.name, names)) != names:
             raise UserError(
-                f"{benchmark}: two pairs are called {shorten(pair.name)}: {' to '.join(map(shorten, others[:2]))} and "
-                f"{' to '.join(map(shorten, names[:2]))}. Rename one of their images, and what refers to it."
+                f"{benchmark}: two pairs are called {quote_value(pair.name)}: "
+                f"{' to '.join(map(quote_value, others[:2]))} and {' to '.join(map(quote_value, names[:2]))}. "
+                "Rename one of their images, and what refers to it."
             )
 
 
-def _is_same(one: ImageRecord, other: ImageRecord) -> bool:
-    """Whether two records show the same pixels; a file may have several paths."""
-    if (one.mirrored, one.upright) != (other.mirrored, other.upright):
+def _is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
+    """Return whether two records show the same pixels; a file may have several paths."""
+    if (first.mirrored, first.upright) != (second.mirrored, second.upright):
         return False
     try:
-        return one.path == other.path or os.path.samefile(one.path, other.path)
-    except OSError:  # whoever opens it says so
+        return first.path == second.path or os.path.samefile(first.path, second.path)
+    except OSError:  # the reader of the file reports it
         return False
 
 
 def require_root(root: Path, benchmark: str, remedy: str) -> None:
-    """The benchmark's folder exists, or a sentence that says what to do."""
+    """Require that the benchmark's folder exists; the error says what to do."""
     if not root.is_dir():
         raise UserError(
             f"{benchmark} is not at {root}: no such folder. {remedy} "
@@ -254,27 +264,28 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
         )
 
 
-def read_annotation(path: Path) -> Any:
-    """A JSON file of a benchmark, or a sentence naming it."""
-    return read_json(path, "Unpack the benchmark again, or drop what refers to it.")
+def read_annotation(path: Path) -> JsonObject:
+    """Read a JSON file of a benchmark; an error names the file. What is no object has no fields."""
+    content = read_json(path, "Unpack the benchmark again, or drop what refers to it.")
+    return content if isinstance(content, dict) else {}
 
 
-def need(entry: Any, key: str, path: Path) -> Any:
-    """A field of an annotation, or a sentence naming file and field."""
+def require_field(entry: object, key: str, path: Path) -> Any:
+    """Return a field of an annotation; an error names the file and the field."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
     return entry[key]
 
 
-def need_whole(entry: Any, key: str, path: Path) -> int:
-    """A field that is a whole number, or a sentence naming file and field."""
-    value = need(entry, key, path)
+def require_whole_number(entry: object, key: str, path: Path) -> int:
+    """Return a field that is a whole number; an error names the file and the field."""
+    value = require_field(entry, key, path)
     if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
-        raise UserError(f"{path}: field `{key}` is {shorten(value)}; it must be a whole number. Correct it.")
+        raise UserError(f"{path}: field `{key}` is {quote_value(value)}; it must be a whole number. Correct it.")
     return int(float(value))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the stored pixels, from the file's header, without decoding it."""
+    """Return the width and height of the stored pixels from the file's header, without decoding it."""
     with open_image(path) as image:
         return stored_size(image)

@@ -1,4 +1,4 @@
-"""SPair-71k, and anything written in its format.
+"""SPair-71k, and any benchmark written in its format.
 
 Records come from ImageAnnotation, which knows all keypoints of both images (the geometry-aware
 subset needs those of the target that the source does not share); PairAnnotation must agree.
@@ -7,35 +7,36 @@ subset needs those of the target that the source does not share); PairAnnotation
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from rich.progress import Progress
 
-from semcorr.core.paths import require_file_name, shorten
-from semcorr.core.text_files import read_lines
-from semcorr.data.datamodule import PairDataModule, Row
-from semcorr.data.groups import facts, flip_permutation, symmetry_groups
-from semcorr.data.recipe import Archive, Recipe
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
+from semcorr.core.text_files import JsonMapping, read_lines
+from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry, PairOptions
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
     Segmentation,
-    image_record,
+    build_image_record,
     log,
     longer_side,
-    need,
-    need_whole,
+    pad_keypoints,
     read_annotation,
+    require_field,
     require_root,
+    require_whole_number,
 )
-from semcorr.errors import UserError
 
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}  # our split to theirs
 DETAILS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "src_pose", "trg_pose", "mirror")
 
 
-class Tree(NamedTuple):
-    """Where the parts of a benchmark in SPair-71k's format lie."""
+class SPairTree(NamedTuple):
+    """The paths of the parts of a benchmark in SPair-71k's format."""
 
     layout: Path  # pair lists
     pairs: Path  # PairAnnotation
@@ -51,113 +52,131 @@ class SPair(PairDataModule):
     """The official tree at `root`; 53,340 / 5,384 / 12,234 pairs, PCK@bbox."""
 
     name = "spair"
-    recipe: Recipe | None = Recipe(
+    recipe: DownloadRecipe | None = DownloadRecipe(
         licence="research use; images from PASCAL VOC (Flickr terms)",
-        archives=(Archive("SPair-71k.tar.gz", "https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz"),),
-        landmark="Layout/large/test.txt",
+        archives=(
+            ArchiveInfo("SPair-71k.tar.gz", "https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz"),
+        ),
+        marker_file="Layout/large/test.txt",
     )
-    official = facts("spair71k")["official"]
+    official = benchmark_metadata("spair71k")["official"]
 
-    def tree(self) -> Tree:
-        """The official folders."""
-        return official_tree(self.root)
+    def tree(self) -> SPairTree:
+        """Return the official folders."""
+        return official_spair_tree(self.root)
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Pairs in the order of Layout/large."""
-        return read_pairs(self.tree(), FOLDERS[split])
+        """Return the pairs in the order of Layout/large."""
+        return read_tree_pairs(self.tree(), FOLDERS[split])
 
-    def listed(self, split: str) -> Sequence[Row]:
-        """The list alone, which names images and category."""
+    def pair_list(self, split: str) -> Sequence[PairListEntry]:
+        """Return the pair list, which names images and category."""
         tree = self.tree()
-        parts = [_parts(name, tree.layout) for name in listed_names(tree, FOLDERS[split])]
-        return [Row(f"{category}/{source}", f"{category}/{target}", category) for source, target, category in parts]
+        parts = [_parse_pair_name(name, tree.layout) for name in read_pair_names(tree, FOLDERS[split])]
+        return [
+            PairListEntry(f"{category}/{source}", f"{category}/{target}", category)
+            for source, target, category in parts
+        ]
 
-    def contradictions(self, split: str) -> list[str]:
-        """Where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
-        found: list[str] = []
-        read_pairs(self.tree(), FOLDERS[split], complain=found.append)
-        return found
+    def annotation_conflicts(self, split: str) -> list[str]:
+        """Return where PairAnnotation and ImageAnnotation differ; reading refuses the first."""
+        conflicts: list[str] = []
+        read_tree_pairs(self.tree(), FOLDERS[split], complain=conflicts.append)
+        return conflicts
 
 
-def official_tree(root: Path) -> Tree:
-    """As SPair-71k.tar.gz unpacks."""
+def official_spair_tree(root: Path) -> SPairTree:
+    """Return the folders that SPair-71k.tar.gz unpacks to."""
     require_root(root, "SPair-71k", "Run `python -m semcorr.prepare spair`, or give data.root=DIR.")
     layout, masks = root / "Layout" / "large", root / "Segmentation"
-    return Tree(layout, root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages", masks=masks)
+    return SPairTree(layout, root / "PairAnnotation", root / "ImageAnnotation", root / "JPEGImages", masks=masks)
 
 
-def spair_pairs(root: Path, folder: str) -> list[PairRecord]:
-    """All pairs of Layout/large/<folder>.txt of an official tree."""
-    return read_pairs(official_tree(root), folder)
+def read_spair_pairs(root: Path, folder: str) -> list[PairRecord]:
+    """Read all pairs of Layout/large/<folder>.txt of an official tree."""
+    return read_tree_pairs(official_spair_tree(root), folder)
 
 
 def _refuse(contradiction: str) -> None:
     raise UserError(f"{contradiction} Unpack it again.")
 
 
-def read_pairs(tree: Tree, folder: str, complain: Callable[[str], None] = _refuse) -> list[PairRecord]:
-    """All pairs of a list.
+def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None] = _refuse) -> list[PairRecord]:
+    """Read all pairs of a list.
 
     Args:
-        tree: Where the benchmark lies.
+        tree: The paths of the benchmark.
         folder: trn, val or test.
-        complain: Told of every pair whose two kinds of annotation differ.
+        complain: Called with a message for every pair whose two kinds of annotation differ.
 
     Raises:
-        UserError: Something is missing, or (unless `complain` says otherwise) annotations differ.
+        UserError: Something is missing, or (unless `complain` returns) annotations differ.
     """
-    image = cache(lambda category, stem: read_image(tree, category, stem))
-    names = listed_names(tree, folder)
+    image = cache(lambda category, stem: read_spair_image(tree, category, stem))
+    names = read_pair_names(tree, folder)
     with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
         return [
-            _pair(tree, folder, name, image, complain) for name in bar.track(names, description=f"Reading {folder}")
+            _build_pair(tree, folder, name, image, complain)
+            for name in bar.track(names, description=f"Reading {folder}")
         ]
 
 
-def listed_names(tree: Tree, folder: str) -> list[str]:
-    """The names of the pairs, without those a partial benchmark does not annotate."""
+def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
+    """Read the names of the pairs, without those a partial benchmark does not annotate."""
     layout = tree.layout / f"{folder}.txt"
     if not layout.is_file():
         raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
     names = read_lines(layout)
     if not tree.partial:
         return names
-    there = {path.stem for path in (tree.pairs / folder).glob("*.json")}
-    annotated = [name for name in names if name in there]
-    log.warning("%s: %d of %d pairs have no annotation and are left out, as published",
-                tree.pairs, len(names) - len(annotated), len(names))  # fmt: skip
-    return annotated
+    annotated = {path.stem for path in (tree.pairs / folder).glob("*.json")}
+    annotated_pairs = [name for name in names if name in annotated]
+    log.warning(
+        "%s: %d of %d pairs have no annotation and are left out, as published",
+        tree.pairs,
+        len(names) - len(annotated_pairs),
+        len(names),
+    )
+    return annotated_pairs
 
 
-def read_image(tree: Tree, category: str, stem: str) -> ImageRecord:
-    """One ImageAnnotation with all its keypoint slots."""
+def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
+    """Read one ImageAnnotation with all its keypoint slots."""
     path = tree.images / category / f"{stem}.json"
     entry = read_annotation(path)
-    slots = need(entry, "kps", path)
+    slots = require_field(entry, "kps", path)
     if not isinstance(slots, Mapping) or len(slots) != (tree.slots or len(slots)):
         raise UserError(f"{path}: field `kps` must map {tree.slots} ids to [x, y] or null, got {len(slots)} entries.")
-    keypoints = [need(slots, str(i), path) for i in range(len(slots))]
-    size = (need_whole(entry, "image_width", path), need_whole(entry, "image_height", path))
-    picture = tree.pictures / category / require_file_name(need(entry, "filename", path), f"{path}, field `filename`")
-    record = image_record(f"{category}/{stem}", picture, size, keypoints, need(entry, "bndbox", path), path)
-    azimuth = None if entry.get("azimuth_id") is None else need_whole(entry, "azimuth_id", path)
-    return record._replace(azimuth=azimuth, segmentation=_segmentation(tree, category, stem))
+    keypoints = [require_field(slots, str(i), path) for i in range(len(slots))]
+    size = (require_whole_number(entry, "image_width", path), require_whole_number(entry, "image_height", path))
+    picture = (
+        tree.pictures
+        / category
+        / require_file_name(require_field(entry, "filename", path), f"{path}, field `filename`")
+    )
+    record = build_image_record(
+        f"{category}/{stem}", picture, size, keypoints, require_field(entry, "bndbox", path), path
+    )
+    azimuth = None if entry.get("azimuth_id") is None else require_whole_number(entry, "azimuth_id", path)
+    return record._replace(azimuth=azimuth, segmentation=_find_segmentation(tree, category, stem))
 
 
-def _segmentation(tree: Tree, category: str, stem: str) -> Segmentation | None:
-    """Pixels are numbered as the 20 classes of VOC, not as SPair-71k's own 18."""
+def _find_segmentation(tree: SPairTree, category: str, stem: str) -> Segmentation | None:
+    """Return an image's segmentation; its pixels are numbered as VOC's 20 classes, not as SPair-71k's own 18."""
     path = tree.masks / category / f"{stem}.png" if tree.masks else None
     if path is None or not path.is_file() or tree.facts is None:
         return None
-    return Segmentation(path, facts(tree.facts)["categories"][category]["voc_class_id"])
+    return Segmentation(path, benchmark_metadata(tree.facts)["categories"][category]["voc_class_id"])
 
 
-def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[str], None]) -> PairRecord:
-    source_stem, target_stem, category = _parts(name, tree.layout / f"{folder}.txt")
+def _build_pair(
+    tree: SPairTree, folder: str, name: str, image: Callable[[str, str], ImageRecord], complain: Callable[[str], None]
+) -> PairRecord:
+    source_stem, target_stem, category = _parse_pair_name(name, tree.layout / f"{folder}.txt")
     source, target = image(category, source_stem), image(category, target_stem)
     path = tree.pairs / folder / f"{name}.json"
     entry = read_annotation(path)
-    if (contradiction := _contradiction(entry, source, target, path)) is not None:
+    if (contradiction := _find_contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
     details["azimuth_difference"] = azimuth_difference(source.azimuth, target.azimuth)
@@ -167,42 +186,85 @@ def _pair(tree: Tree, folder: str, name: str, image: Any, complain: Callable[[st
 
 
 def azimuth_difference(source: int | None, target: int | None) -> int | None:
-    """Steps of 45 degrees between two of SPair-71k's azimuths, the shorter way round: 0 to 4.
+    """Return the steps of 45 degrees between two azimuths of SPair-71k, the shorter way round: 0 to 4.
 
     >>> azimuth_difference(7, 1)
     2
     """
     if source is None or target is None:
         return None
-    apart = abs(source - target) % 8
-    return min(apart, 8 - apart)
+    difference = abs(source - target) % 8
+    return min(difference, 8 - difference)
 
 
-def _parts(name: str, layout: Path) -> tuple[str, str, str]:
+def _parse_pair_name(name: str, layout: Path) -> tuple[str, str, str]:
     try:  # 000001-2008_001546-2008_004704:aeroplane
         stems, category = name.rsplit(":", 1)
         _, source, target = stems.split("-")
     except ValueError:
         raise UserError(
-            f"{layout}: {shorten(name)} is not <id>-<source>-<target>:<category>. Restore the file."
+            f"{layout}: {quote_value(name)} is not <id>-<source>-<target>:<category>. Restore the file."
         ) from None
     for part in (source, target, category, name):
-        require_file_name(part, f"{layout}, pair {shorten(name)},")
+        require_file_name(part, f"{layout}, pair {quote_value(name)},")
     return source, target, category
 
 
-def _contradiction(entry: Mapping[str, Any], source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
-    """PairAnnotation lists the keypoints visible in both images, in the order of their ids."""
-    ids = [int(i) for i in need(entry, "kps_ids", path)]
+def _find_contradiction(entry: JsonMapping, source: ImageRecord, target: ImageRecord, path: Path) -> str | None:
+    """Return how a PairAnnotation differs from its ImageAnnotations, or None.
+
+    It lists the keypoints visible in both images, in the order of their ids.
+    """
+    ids = [int(i) for i in require_field(entry, "kps_ids", path)]
     shared = (source.visible & target.visible).nonzero().flatten().tolist()
     if sorted(ids) != shared:
         return f"{path}: field `kps_ids` is {ids}, the image annotations share {shared}."
     for side, record in (("src", source), ("trg", target)):
-        points = need(entry, f"{side}_kps", path)
+        points = require_field(entry, f"{side}_kps", path)
         if len(points) != len(ids):
             return f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids."
         if record.keypoints[ids].tolist() != [[float(x), float(y)] for x, y in points]:
             return f"{path}: field `{side}_kps` differs from the image annotation of {record.name}."
-        if tuple(map(float, need(entry, f"{side}_bndbox", path))) != record.box:
+        if tuple(map(float, require_field(entry, f"{side}_bndbox", path))) != record.box:
             return f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}."
     return None
+
+
+class SPairU(SPair):
+    """`root` is SPair-U's own tree, or SPair-71k's with ExtraPairAnnotation and ExtraImageAnnotation.
+
+    Args:
+        spair: SPair-71k, whose images and pair lists it uses.
+        **options: As for every benchmark.
+    """
+
+    name = "spair_u"
+    splits = ("test",)
+    official = OfficialCounts()
+    recipe = DownloadRecipe(
+        licence="annotations by the authors of Jamais Vu; images from PASCAL VOC (Flickr terms), research use",
+        archives=(ArchiveInfo("SPair-U.zip", "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/SPair-U.zip"),),
+        marker_file="PairAnnotation/test",
+    )
+
+    def __init__(self, *, spair: str, **options: Unpack[PairOptions]) -> None:
+        super().__init__(**options)
+        self.spair = Path(spair)
+
+    def tree(self) -> SPairTree:
+        """Return the folders of whichever of the two trees exists."""
+        require_root(self.root, "SPair-U", "Run `python -m semcorr.prepare spair_u`, or give data.root=DIR.")
+        prefix = "Extra" if (self.root / "ExtraPairAnnotation").is_dir() else ""
+        pairs, images = (self.root / f"{prefix}{kind}Annotation" for kind in ("Pair", "Image"))
+        if not pairs.is_dir():
+            raise UserError(f"{self.root} has neither PairAnnotation nor ExtraPairAnnotation. Unpack SPair-U.zip.")
+        home = next((home for home in (self.root, self.spair) if (home / "JPEGImages").is_dir()), None)
+        if home is None:
+            raise UserError(f"SPair-U uses SPair-71k's images: not at {self.spair}/JPEGImages. Give data.spair=DIR.")
+        return SPairTree(
+            home / "Layout" / "large", pairs, images, home / "JPEGImages", slots=None, facts=None, partial=True
+        )
+
+    def records(self, split: str) -> list[PairRecord]:
+        """Return the pairs in the order of SPair-71k's list."""
+        return pad_keypoints(read_tree_pairs(self.tree(), FOLDERS[split]))

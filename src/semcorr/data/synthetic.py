@@ -8,22 +8,23 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Unpack
 
 import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder, write_error
-from semcorr.core.ranges import Count, Whole, Within, ranged
-from semcorr.core.text_files import read_mapping
+from semcorr.core.ranges import Count, Range, Whole, check_arguments
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
-from semcorr.data.creatures.annotation import Annotation, choose_pairs, describe, pair_up
-from semcorr.data.creatures.photograph import Shot, take
-from semcorr.data.groups import facts
+from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
+from semcorr.data.creatures.photograph import Photo, render_photo
+from semcorr.data.datamodule import OfficialCounts, PairOptions
+from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import PairRecord
-from semcorr.data.spair import FOLDERS, SPair, spair_pairs
-from semcorr.errors import UserError
+from semcorr.data.spair import FOLDERS, SPair, read_spair_pairs
 
 FORMAT = 1  # of the rendering and the files; part of the manifest
 MANIFEST = "synthetic.json"
@@ -36,9 +37,9 @@ class Synthetic(SPair):
 
     Args:
         train: Images per category; a pair is any two that share three keypoints.
-        val: The same for validation,
-        test: and for testing.
-        pairs_per_category: Cap per split, a seeded choice.
+        val: Validation images per category.
+        test: Test images per category.
+        pairs_per_category: Most pairs of a category in each split, a seeded choice.
         drawing: Seed of the drawings.
         pixels: Image sides are drawn from 7/8 to 5/4 of it.
         **options: As for every benchmark.
@@ -46,9 +47,9 @@ class Synthetic(SPair):
 
     name = "synthetic"
     recipe = None  # drawn, not downloaded
-    official = MappingProxyType({})
+    official = OfficialCounts()
 
-    @ranged("data")
+    @check_arguments("data")
     def __init__(
         self,
         *,
@@ -57,11 +58,11 @@ class Synthetic(SPair):
         test: Count = 10,
         pairs_per_category: Count | None = None,
         drawing: Whole = 0,
-        pixels: Annotated[int, Within(least=16, most=4096)] = 256,
-        **options: Any,
+        pixels: Annotated[int, Range(least=16, most=4096)] = 256,
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(**options)
-        self.drawing: dict[str, Any] = {
+        self.drawing: JsonObject = {
             "seed": drawing,
             "images": {"trn": train, "val": val, "test": test},
             "pairs_per_category": pairs_per_category,
@@ -69,38 +70,38 @@ class Synthetic(SPair):
         }
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Draw what is not there yet, and read it."""
+        """Render the images that are absent, and read the pairs."""
         write_synthetic(self.root, **self.drawing)
-        return spair_pairs(self.root, FOLDERS[split])
+        return read_spair_pairs(self.root, FOLDERS[split])
 
 
-def _write(root: Path, manifest: Mapping[str, Any]) -> None:
+def _write(root: Path, manifest: JsonMapping) -> None:
     categories, images = sorted(manifest["categories"]), manifest["images"]
     jobs = [(split, category, i) for split in images for category in categories for i in range(images[split])]
     for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
         for category in categories:
             (root / folder / category).mkdir(parents=True)
-    shots: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
+    annotations: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
     with Progress(transient=True) as bar:
         for split, category, index in bar.track(jobs, description="Drawing creatures"):
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
-            shot = take(category, index % 8, manifest["size"], rng)
-            shots[split, category].append(_write_shot(root, shot, category, f"{split}_{index:06d}", index % 8))
+            photo = render_photo(category, index % 8, manifest["size"], rng)
+            annotations[split, category].append(_write_photo(root, photo, category, f"{split}_{index:06d}", index % 8))
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
-        chosen: list[tuple[Annotation, Annotation]] = []
+        chosen_pairs: list[tuple[Annotation, Annotation]] = []
         for category in categories:
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
-            chosen += choose_pairs(shots[split, category], manifest["pairs_per_category"], rng)
-        _write_pairs(root, split, [pair_up(*pair, i) for i, pair in enumerate(chosen, 1)])
+            chosen_pairs += choose_creature_pairs(annotations[split, category], manifest["pairs_per_category"], rng)
+        _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen_pairs, 1)])
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shot(root: Path, shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
-    annotation = describe(shot, category, stem, azimuth_id)
-    voc = facts("spair71k")["categories"][category]["voc_class_id"]
-    shot.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
-    Image.fromarray(np.where(shot.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
+def _write_photo(root: Path, photo: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
+    annotation = annotate_image(photo, category, stem, azimuth_id)
+    voc = benchmark_metadata("spair71k")["categories"][category]["voc_class_id"]
+    photo.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
+    Image.fromarray(np.where(photo.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
     (root / f"ImageAnnotation/{category}/{stem}.json").write_text(json.dumps(annotation))
     return annotation
 
@@ -120,17 +121,17 @@ def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
         raise UserError(f"`categories` may be {', '.join(CATEGORIES)}, got {', '.join(sorted(unknown))}")
 
 
-def _holds(root: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether `root` is this benchmark (True) or free (False); anything else is an error."""
+def _is_complete(root: Path, manifest: JsonMapping) -> bool:
+    """Return whether `root` is this benchmark (True) or free (False); anything else is an error."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     remedy = "delete it or choose another `root`"
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
-    found = read_mapping(root / MANIFEST, remedy)
-    differ = [f"{k} is {found.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if found.get(k) != v]
-    if differ:
-        raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differ)}): {remedy}")
+    content = read_mapping(root / MANIFEST, remedy)
+    differences = [f"{k} is {content.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if content.get(k) != v]
+    if differences:
+        raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differences)}): {remedy}")
     return True
 
 
@@ -143,13 +144,13 @@ def write_synthetic(
     categories: Sequence[str] = CATEGORIES,
     size: int = 256,
 ) -> Path:
-    """Writes the benchmark unless `root` already holds exactly this one; returns `root`.
+    """Write the benchmark unless `root` already holds exactly this one; return `root`.
 
     The files appear all at once: they are written beside `root` and renamed, so that neither a
     killed writer nor two at the same time leave half a benchmark behind.
 
     Args:
-        images: How many per category, by split. Splits share no individual.
+        images: Images per category, by split. Splits share no individual.
         pairs_per_category: Keeps this many random pairs per category and split, in order. All
             ordered pairs with at least three shared keypoints if left out.
         size: Image sides are drawn from 7/8 to 5/4 of it.
@@ -157,10 +158,14 @@ def write_synthetic(
     root = Path(root)
     _check(images, categories)
     manifest = {
-        "format": FORMAT, "seed": seed, "images": dict(images), "pairs_per_category": pairs_per_category,
-        "categories": list(categories), "size": size,
-    }  # fmt: skip
-    if _holds(root, manifest):
+        "format": FORMAT,
+        "seed": seed,
+        "images": dict(images),
+        "pairs_per_category": pairs_per_category,
+        "categories": list(categories),
+        "size": size,
+    }
+    if _is_complete(root, manifest):
         return root
     require_writable(root, "data.root")
     try:
@@ -173,9 +178,9 @@ def write_synthetic(
     return root
 
 
-def _rename(staging: Path, root: Path, manifest: Mapping[str, Any]) -> None:
+def _rename(staging: Path, root: Path, manifest: JsonMapping) -> None:
     try:
         staging.rename(root)
     except OSError:  # another writer was faster
-        if not _holds(root, manifest):
+        if not _is_complete(root, manifest):
             raise

@@ -1,33 +1,126 @@
-"""Records as a backbone is shown them."""
+"""Views: records resized into the square that a backbone sees, the geometry back, and a cache of resized images."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import UInt8
-from PIL import ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
-from semcorr.coords import to_view
-from semcorr.data.images import Shown
-from semcorr.data.pixel_cache import PixelCache
+from semcorr.core.coords import to_view
+from semcorr.core.errors import UserError
+from semcorr.core.types import View
+from semcorr.data.image_variants import ImageVariant
+from semcorr.data.pictures import read_whole
 from semcorr.data.record import ImageRecord
-from semcorr.data.transforms import fit, load_image, square, unit
-from semcorr.errors import UserError
-from semcorr.types import View
+
+RESIZES = ("squash", "letterbox", "corner")
 
 
-def view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
-    """A record as the backbone sees it: resized into a square, keypoints and box with it."""
-    how = fit(record.size, side, resize)
-    scale, offset = torch.tensor(how.scale), torch.tensor(how.offset, dtype=torch.float32)
+class SquareFit(NamedTuple):
+    """The geometry of an original image of one size within a square."""
+
+    size: tuple[int, int]  # width, height of the resized original inside the square
+    scale: tuple[float, float]  # square pixels per original pixel, exactly size / original
+    offset: tuple[int, int]  # padding to the left and above
+
+
+def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFit:
+    """Compute the geometry of an image in a square, without pixels.
+
+    >>> fit_to_square((400, 200), side=100, resize="letterbox")
+    SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
+    >>> fit_to_square((400, 200), side=100, resize="squash").scale
+    (0.25, 0.5)
+    """
+    if resize not in RESIZES:
+        raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
+    width, height = original
+    if resize == "squash":
+        inside = (side, side)
+    else:
+        ratio = side / max(original)
+        inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    offset = (0, 0) if resize == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
+    return SquareFit(inside, (inside[0] / width, inside[1] / height), offset)
+
+
+def load_image(path: Path, upright: bool = False) -> Image.Image:
+    """Decode an image to RGB, as stored (what annotations of the official benchmarks refer to) or upright."""
+    return read_whole(path, upright)
+
+
+def render_image(image: Image.Image, side: int, fit: SquareFit) -> Float[Tensor, "3 side side"]:
+    """Resize (bicubic, antialiased) and pad an image; RGB in [0, 1]."""
+    return bytes_to_unit(render_square(image, side, fit))
+
+
+def bytes_to_unit(pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """Convert bytes to [0, 1]. In place: at 840 px memory for a second copy costs ten times the division."""
+    return pixels.float().div_(255)
+
+
+def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor, "3 side side"]:
+    """Resize and pad an image to a square of bytes, which loses nothing: resizing yields bytes."""
+    pixels = torch.zeros(3, side, side, dtype=torch.uint8)
+    x, y = fit.offset
+    resized = image.resize(fit.size, Image.Resampling.BICUBIC)
+    pixels[:, y : y + fit.size[1], x : x + fit.size[0]] = pil_to_tensor(resized)
+    return pixels
+
+
+SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be given little of it
+
+
+class PixelCache:
+    """As many squares as fit `gigabytes` (1e9 bytes); the others are rendered at every use.
+
+    No lock: two processes that render the same square at once write the same bytes, and a square counts
+    as present only after its last byte.
+    """
+
+    def __init__(self, images: int, side: int, gigabytes: float) -> None:
+        slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
+        _require_memory(slots * 3 * side * side)
+        self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
+        self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()
+
+    def get(self, slot: int, render: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
+        """Return the square of image `slot`; not to be written to."""
+        if slot >= len(self.present):
+            return render()
+        if not self.present[slot]:
+            self.squares[slot] = render()
+            self.present[slot] = True
+        return self.squares[slot]
+
+
+def _require_memory(needed: int) -> None:
+    """Require enough free memory: a lack of it would end the process by a bus error, much later."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
+    if needed > free:
+        raise UserError(
+            f"`data.cache_gb`: {needed / 1e9:.2f} GB of images do not fit the shared memory of this machine, of which "
+            f"{free / 1e9:.2f} GB are free ({SHARED}). Give less, or enlarge it (docker run --shm-size)."
+        )
+
+
+def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
+    """Return the view of a record: resized into a square, keypoints and box with it."""
+    fit = fit_to_square(record.size, side, resize)
+    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
-    image = unit(drawn(record, side, resize)) if pixels else torch.empty(3, 0, side)
-    return View(image, keypoints, record.visible, box, scale, offset, Shown(record).name)
+    image = bytes_to_unit(render_view(record, side, resize)) if pixels else torch.empty(3, 0, side)
+    return View(image, keypoints, record.visible, box, scale, offset, ImageVariant(record).name)
 
 
-def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
-    """The pixels of `view`, in bytes."""
+def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
+    """Return the pixels of the record's view, in bytes."""
     image = load_image(record.path, record.upright)
     if image.size != record.size:
         raise UserError(
@@ -36,20 +129,20 @@ def drawn(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]
         )
     if record.mirrored:
         image = ImageOps.mirror(image)
-    return square(image, side, fit(record.size, side, resize))
+    return render_square(image, side, fit_to_square(record.size, side, resize))
 
 
-class Views:
-    """`view` of every record, to be asked for again and again.
+class ViewCache:
+    """The views of all records, for repeated access.
 
-    Where keypoints land is worked out once; pixels are decoded at each use, or once if `cache_gb` has room.
+    Coordinates are computed once; pixels are decoded at each use, or once if `cache_gb` has room.
     """
 
     def __init__(
         self, records: Sequence[ImageRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
     ) -> None:
         self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
-        self.bare: dict[int, View] = {}
+        self.geometries: dict[int, View] = {}
         slots: dict[str, int] = {}  # an image may have many records
         self.slots = [slots.setdefault(record.name, len(slots)) for record in records]
         self.cache = PixelCache(len(slots), side, cache_gb) if pixels and cache_gb else None
@@ -57,13 +150,15 @@ class Views:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, place: int) -> View:
-        if place not in self.bare:
-            self.bare[place] = view(self.records[place], self.side, self.resize, pixels=False)
-        return self.bare[place]._replace(image=self._image(place)) if self.pixels else self.bare[place]
+    def __getitem__(self, index: int) -> View:
+        if index not in self.geometries:
+            self.geometries[index] = make_view(self.records[index], self.side, self.resize, pixels=False)
+        return (
+            self.geometries[index]._replace(image=self._read_pixels(index)) if self.pixels else self.geometries[index]
+        )
 
-    def _image(self, place: int) -> Tensor:
-        def draw() -> Tensor:
-            return drawn(self.records[place], self.side, self.resize)
+    def _read_pixels(self, index: int) -> Tensor:
+        def render() -> Tensor:
+            return render_view(self.records[index], self.side, self.resize)
 
-        return unit(self.cache.get(self.slots[place], draw) if self.cache else draw())
+        return bytes_to_unit(self.cache.get(self.slots[index], render) if self.cache else render())

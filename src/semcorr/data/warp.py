@@ -1,7 +1,7 @@
 """Warps of a square image: where each pixel of the result comes from, and where a point goes.
 
 Coordinates are `coords.to_unit`'s, [-1, 1] from corner to corner. A warp is stated backward, result to
-original, because that is the direction pixels are sampled in; `forward` is its inverse, for keypoints.
+original, because that is the direction pixels are sampled in; `original_to_warp` is its inverse, for keypoints.
 """
 
 import math
@@ -13,140 +13,147 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from semcorr.coords import from_unit, to_unit
+from semcorr.core.coords import from_unit, to_unit
 
 CONTROLS = 4  # control points of the thin plate, per side
-STEEPEST = 0.5  # how much faster than the points themselves their displacement may change
-FINEST = 257  # of these displacements; the rest is interpolated, within 0.05 px at 840
-ROUNDS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
+MAX_SLOPE = 0.5  # how much faster than the points themselves their displacement may change
+MAX_GRID = 257  # of these displacements; the rest is interpolated, within 0.05 px at 840
+ITERATIONS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
 
 
-class Warp(NamedTuple):
-    """Result to original: bend, then the affine map."""
+class ImageWarp(NamedTuple):
+    """A warp from result to original: bend, then the affine map."""
 
     affine: Float[Tensor, "3 3"]  # on (x, y, 1)
-    spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate`
+    spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate_coefficients`
 
 
-def backward(warp: Warp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Points of the result to the points of the original seen there."""
-    bent = points if warp.spline is None else points + displacement(warp.spline, points)
-    return _apply(warp.affine, bent)
+def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Map points of the result to the points of the original seen there."""
+    bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
+    return _apply_affine(warp.affine, bent)
 
 
-def forward(warp: Warp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Points of the original to where the result shows them.
+def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Map points of the original to where the result shows them.
 
-    A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate`): nothing folds,
+    A bent point is p + d(p) with a displacement d whose slope is below 1 (`thin_plate_coefficients`): nothing folds,
     and p is the limit of p <- bent - d(p).
     """
-    bent = _apply(torch.linalg.inv(warp.affine), points)
-    found = bent
-    for _ in range(ROUNDS if warp.spline is not None else 0):
-        found = bent - displacement(warp.spline, found)  # type: ignore[arg-type]
-    return found
+    bent = _apply_affine(torch.linalg.inv(warp.affine), points)
+    if warp.spline is None:
+        return bent
+    points_of_result = bent
+    for _ in range(ITERATIONS):
+        points_of_result = bent - thin_plate_displacement(warp.spline, points_of_result)
+    return points_of_result
 
 
-def affine(
+def affine_matrix(
     rotate: float = 0.0,
     zoom: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
     shear: float = 0.0,
     window: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Float[Tensor, "3 3"]:
-    """Zoom, shear, turn about the centre and shift; then cut out a window. Stated backward, as a warp is.
+    """Compose zoom, shear, rotation about the centre, shift and a window; stated backward, as a warp is.
 
     Args:
         rotate: Degrees, clockwise as seen.
-        zoom: Above 1 enlarges.
+        zoom: Factor of the size; above 1 enlarges.
         shift: (x, y) in unit coordinates, where the whole side is 2.
-        shear: Degrees that vertical lines lean over.
+        shear: Degrees by which vertical lines lean.
         window: Centre x, y and half its side in unit coordinates: what fills the result.
     """
     turn, lean = math.radians(rotate), math.tan(math.radians(shear))
     cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
     x, y, half = window
-    moved = [[cos, cos * lean - sin, shift[0]], [sin, sin * lean + cos, shift[1]], [0, 0, 1]]
+    placement = [[cos, cos * lean - sin, shift[0]], [sin, sin * lean + cos, shift[1]], [0, 0, 1]]
     cut = [[half, 0, x], [0, half, y], [0, 0, 1]]  # result to window
-    return torch.linalg.inv(torch.tensor(moved, dtype=torch.float64)) @ torch.tensor(cut, dtype=torch.float64)
+    return torch.linalg.inv(torch.tensor(placement, dtype=torch.float64)) @ torch.tensor(cut, dtype=torch.float64)
 
 
-def thin_plate(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
-    """The smoothest displacement that takes the values `offsets` at the control points (Bookstein 1989).
+def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
+    """Fit the smoothest displacement with values `offsets` at the control points (Bookstein 1989).
 
     It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
     """
-    coefficients = _solver() @ offsets.double()
+    coefficients = _thin_plate_solver() @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
-    lattice = displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
+    lattice = thin_plate_displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
     along_x, along_y = lattice.diff(dim=0)[:, :-1], lattice.diff(dim=1)[:-1]
     slope = float(torch.stack((along_x, along_y)).square().sum((0, -1)).sqrt().max() / (lines[1] - lines[0]))
-    return coefficients * min(1.0, STEEPEST / max(slope, 1e-9))
+    return coefficients * min(1.0, MAX_SLOPE / max(slope, 1e-9))
 
 
-def displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Of the thin plate at `points`. Beyond the square it stays what it is at the border, and so bounded."""
-    centres, weights = _centres().to(points.dtype), coefficients.to(points.dtype)
-    chunks = [_kernel(part, centres) @ weights for part in points.clamp(-1, 1).split(4096)]  # fits the cache
+def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Return the thin plate's displacement at `points`.
+
+    Beyond the square it stays what it is at the border, and so is bounded.
+    """
+    centres, weights = _control_points().to(points.dtype), coefficients.to(points.dtype)
+    chunks = [
+        _thin_plate_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)
+    ]  # fits the cache
     return torch.cat(chunks)
 
 
-def warp_image(image: Float[Tensor, "3 s s"], warp: Warp) -> Float[Tensor, "3 s s"]:
+def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, "3 s s"]:
     """Sample once, bilinearly. What lies outside is black: a reflection would show parts twice."""
     side = image.shape[-1]
-    points = _lattice(side, side)
-    bent = points if warp.spline is None else points + _everywhere(warp.spline, side)
-    grid = _apply(warp.affine.float(), bent).unflatten(0, (side, side))
+    points = _pixel_lattice(side, side)
+    bent = points if warp.spline is None else points + _dense_displacement(warp.spline, side)
+    grid = _apply_affine(warp.affine.float(), bent).unflatten(0, (side, side))
     return grid_sample(image[None], grid[None], padding_mode="zeros", align_corners=False)[0]
 
 
-def _everywhere(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
-    """`displacement` at every pixel, row by row; linear between at most FINEST x FINEST of them, for speed."""
-    count = min(side, FINEST)
-    coarse = displacement(coefficients, _lattice(count, side)).T.reshape(1, 2, count, count)
+def _dense_displacement(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
+    """Return the displacement at every pixel, row by row; interpolated from at most FINEST x FINEST, for speed."""
+    count = min(side, MAX_GRID)
+    coarse = thin_plate_displacement(coefficients, _pixel_lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T
 
 
-def _lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
-    """Count x count points from the first pixel to the last, row by row, in unit coordinates."""
+def _pixel_lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
+    """Return count x count points from the first pixel to the last, row by row, in unit coordinates."""
     line = torch.linspace(0, side - 1, count)
     return to_unit(torch.cartesian_prod(line, line).flip(-1), side)
 
 
-def warp_points(points: Float[Tensor, "n 2"], warp: Warp, side: int) -> Float[Tensor, "n 2"]:
-    """Pixels to pixels."""
-    return from_unit(forward(warp, to_unit(points.double(), side)), side).float()
+def warp_points(points: Float[Tensor, "n 2"], warp: ImageWarp, side: int) -> Float[Tensor, "n 2"]:
+    """Map pixels of the original to pixels of the result."""
+    return from_unit(original_to_warp(warp, to_unit(points.double(), side)), side).float()
 
 
-def outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
-    """Points along the edges of a box, corners included; curved edges are as bent as these."""
+def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
+    """Return points along the edges of a box, corners included; curved edges are as bent as these."""
     t = torch.linspace(0, 1, steps + 1)[:, None]
     x1, y1, x2, y2 = box
     corners = torch.stack((x1, y1, x2, y1, x2, y2, x1, y2)).reshape(4, 2)
     return torch.cat([a + t * (b - a) for a, b in zip(corners, corners.roll(-1, 0), strict=True)])
 
 
-def _apply(matrix: Float[Tensor, "3 3"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def _apply_affine(matrix: Float[Tensor, "3 3"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 @cache
-def _centres() -> Float[Tensor, "c 2"]:
+def _control_points() -> Float[Tensor, "c 2"]:
     line = torch.linspace(-1, 1, CONTROLS, dtype=torch.float64)
     return torch.cartesian_prod(line, line)
 
 
-def _kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
-    """r^2 log r^2 to every control point, and the plane: x, y, 1."""
+def _thin_plate_kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
+    """Return r^2 log r^2 to every control point, and the plane: x, y, 1."""
     squared = (points[:, :1] - centres[:, 0]).square_() + (points[:, 1:] - centres[:, 1]).square_()
     bending = squared * squared.clamp(min=1e-30).log_()
     return torch.cat((bending, points, torch.ones_like(points[:, :1])), dim=-1)
 
 
 @cache
-def _solver() -> Float[Tensor, "k c"]:
-    """Values at the control points to coefficients."""
-    kernel = _kernel(_centres(), _centres())
+def _thin_plate_solver() -> Float[Tensor, "k c"]:
+    """Return the matrix from values at the control points to coefficients."""
+    kernel = _thin_plate_kernel(_control_points(), _control_points())
     count = len(kernel)
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
     system[:count], system[count:, :count] = kernel, kernel[:, count:].T

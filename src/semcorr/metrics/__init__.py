@@ -1,1 +1,1 @@
-"""Keypoints to numbers."""
+"""Metrics of keypoint predictions."""

@@ -1,16 +1,16 @@
-"""KAP: matching as detection, so that a match to a point that is not there costs something (Spherical Maps).
+"""KAP: matching as detection, so that a match to a keypoint that is not visible has a cost (Spherical Maps).
 
 Every keypoint visible in the source makes one guess within reach of its target and one beyond; the
 best similarities of both are ranked together, and their average precision is the score.
 """
-
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from semcorr.core.text_files import JsonObject
 
 KAP_ALPHAS = (0.01, 0.05, 0.1)
 SCHEMA = pa.schema(
@@ -32,14 +32,14 @@ def inside_outside(
     target: Float[Tensor, "n 2"],
     reach: float,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Best similarity within reach of each target point, and beyond it; brought to [0, 1] over the whole pair.
+    """Return the best similarity within reach of each target point and beyond it, scaled to [0, 1] over the pair.
 
     Where no cell is within reach, or none beyond, the value is 0, the least there is (as released).
 
     Args:
-        similarity: Of all source-visible keypoints of one pair.
-        centres: Of the cells, in original target pixels, as
-        target: where each keypoint is annotated; of no meaning where it is not visible.
+        similarity: Similarities of all source-visible keypoints of one pair.
+        centres: Centres of the cells, in original target pixels.
+        target: Annotated keypoints, in original target pixels; of no meaning where they are not visible.
         reach: Alpha times the extent; a cell exactly that far is within.
 
     Example:
@@ -58,44 +58,46 @@ def inside_outside(
 
 
 def average_precision(score: Float[np.ndarray, " k"], positive: Bool[np.ndarray, " k"]) -> float | None:
-    """Sum over the distinct scores, best first, of precision times the recall gained there; None without positives.
+    """Sum precision times gained recall over the distinct scores, best first; None without positives.
 
     >>> average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False]))  # 1/2 * 1 + 1/2 * 2/3
     0.8333333333333333
     """
     if not positive.any():
         return None
-    _, place = np.unique(-score, return_inverse=True)
-    true, every = np.bincount(place, positive), np.bincount(place)
-    precision = np.cumsum(true) / np.cumsum(every)
+    _, index = np.unique(-score, return_inverse=True)
+    true, total = np.bincount(index, positive), np.bincount(index)
+    precision = np.cumsum(true) / np.cumsum(total)
     return float((precision * true).sum() / positive.sum())
 
 
-def kap(table: pa.Table, alpha: float = 0.1, released: bool = False) -> dict[str, Any]:
-    """KAP of a table of detections, the mean over pairs and of all scores pooled.
+def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bool = False) -> JsonObject:
+    """Compute KAP of a table of detections: the mean over pairs, and that of all scores pooled.
 
     Args:
-        table: Rows of `SCHEMA`.
-        alpha: One of its tolerances.
+        table: Table with the columns of `SCHEMA`.
+        alpha: One of the tolerances in the table.
         released: Jamais Vu's function works out what a keypoint means that the target does not show (no positive, and
             the best of the whole image as a negative), and then returns the arrays from before: an
             invisible keypoint is a positive too, near wherever its coordinates happen to point. True repeats that.
     """
     column = {name: table[name].to_numpy() for name in table.schema.names}
-    kept = column["alpha"] == alpha
-    inside, outside = (column[name][kept].astype(float) for name in ("inside", "outside"))
-    visible = np.ones(len(inside), bool) if released else column["visible"][kept].astype(bool)
+    selected = column["alpha"] == alpha
+    inside, outside = (column[name][selected].astype(float) for name in ("inside", "outside"))
+    visible = np.ones(len(inside), bool) if released else column["visible"][selected].astype(bool)
     negative = np.where(visible, outside, np.maximum(inside, outside))
     score = np.concatenate((inside[visible], negative))
     positive = np.arange(len(score)) < visible.sum()
-    _, pair = np.unique(column["pair"][kept].astype(str), return_inverse=True)
+    _, pair = np.unique(column["pair"][selected].astype(str), return_inverse=True)
     pair = np.concatenate((pair[visible], pair))
     order = np.argsort(pair, kind="stable")
     ends = np.flatnonzero(np.diff(pair[order])) + 1
-    each = [average_precision(score[rows], positive[rows]) for rows in np.split(order, ends)] if len(order) else []
-    known = [value for value in each if value is not None]
+    precisions = (
+        [average_precision(score[rows], positive[rows]) for rows in np.split(order, ends)] if len(order) else []
+    )
+    defined = [value for value in precisions if value is not None]
     return {
-        "image": float(np.mean(known)) if known else None,
+        "image": float(np.mean(defined)) if defined else None,
         "point": average_precision(score, positive),
-        "pairs": len(known),
+        "pairs": len(defined),
     }

@@ -6,13 +6,14 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
+
+from semcorr.core.text_files import JsonObject
 
 SUBSETS = ("all", "geo", "std")
 ALPHAS = (0.01, 0.05, 0.1, 0.15, 0.2)
@@ -27,7 +28,7 @@ def pck(
     alpha: float = 0.1,
     mask: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Percentage of Correct Keypoints, one value per pair, in [0, 1].
+    """Compute the Percentage of Correct Keypoints, one value per pair, in [0, 1].
 
     A keypoint is correct when it lands within ``alpha * extent`` of its target, where ``extent`` is
     the longer side of the target object's box (PCK@bbox) or of the target image (PCK@img). Pairs with
@@ -35,11 +36,11 @@ def pck(
     "nothing right".
 
     Args:
-        predicted: In original target pixels, as `target`.
-        target: Where the keypoints truly are.
+        predicted: Predicted keypoints, in original target pixels.
+        target: True keypoints, in original target pixels.
         extent: The length that ``alpha`` is a fraction of, in the same pixels as the points.
         alpha: Tolerance as a fraction of ``extent``.
-        mask: Which keypoints to score. All of them if left out.
+        mask: Keypoints to score; all of them if left out.
 
     Example:
         >>> predicted = torch.tensor([[[10.0, 10.0], [40.0, 10.0]]])
@@ -48,14 +49,14 @@ def pck(
         tensor([0.5000])
     """
     mask = torch.ones_like(target[..., 0], dtype=torch.bool) if mask is None else mask
-    correct = (error(predicted, target, extent) <= alpha) & mask
+    correct = (normalised_error(predicted, target, extent) <= alpha) & mask
     return correct.sum(-1) / mask.sum(-1)
 
 
-def error(
+def normalised_error(
     predicted: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], extent: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n"]:
-    """Distance as a fraction of ``extent``, the same digits everywhere: ties with alpha must not depend on the device.
+    """Compute distance as a fraction of ``extent``, the same digits on every device: ties with alpha must not differ.
 
     Double precision, and one elementary operation after the other: `norm` may fuse them. PyTorch's square root on a
     CPU may be MKL's, which can be off by the last bit; NumPy's, as a GPU's, is rounded correctly.
@@ -66,24 +67,26 @@ def error(
     return distance / extent.double()[:, None]
 
 
-def scores_of(
+def pck_from_counts(
     correct: Int[Tensor, "subsets alphas counts"], pairs: Int[Tensor, "subsets counts"], alphas: Sequence[float]
 ) -> Scores:
-    """PCK from whole numbers: per image `sum_n correct[n] / n / pairs`, per point `correct / (pairs n)`.
+    """Compute PCK from integers: per image `sum_n correct[n] / n / pairs`, per point `correct / (pairs n)`.
 
     The sum over n is rounded once, at its end: no order, no number of rows changes a digit. None where a
     subset has no keypoint at all.
 
     Args:
-        correct: Right keypoints of the pairs that have n = 0, 1, 2 ... of them.
-        pairs: How many such pairs there are.
-        alphas: What the second axis of `correct` holds.
+        correct: Number of correct keypoints of the pairs that have n = 0, 1, 2 ... keypoints.
+        pairs: Number of pairs that have n = 0, 1, 2 ... keypoints.
+        alphas: Tolerances along the second axis of `correct`.
     """
     scores: Scores = {}
-    for subset, right, count in zip(SUBSETS, correct.tolist(), pairs.tolist(), strict=True):
+    for subset, subset_correct, count in zip(SUBSETS, correct.tolist(), pairs.tolist(), strict=True):
         images, points = sum(count[1:]), sum(n * k for n, k in enumerate(count))
-        image = [math.fsum(k / n for n, k in enumerate(row) if n) / images if images else None for row in right]
-        point = [sum(row[1:]) / points if points else None for row in right]
+        image = [
+            math.fsum(k / n for n, k in enumerate(row) if n) / images if images else None for row in subset_correct
+        ]
+        point = [sum(row[1:]) / points if points else None for row in subset_correct]
         names = [f"{alpha:g}" for alpha in alphas]
         scores[subset] = {
             "image": dict(zip(names, image, strict=True)),
@@ -95,7 +98,7 @@ def scores_of(
 class PCK(Metric):
     """PCK over several alphas, subsets and categories, per image and per point.
 
-    Only whole numbers are added up. A pair that has k of n keypoints right contributes k/n to the
+    Only integers are added up. A pair that has k of n keypoints correct contributes k/n to the
     per-image mean, so pairs are grouped by n and the division is left to `compute`: any number of
     processes, in any order, gives the same digits.
 
@@ -103,11 +106,11 @@ class PCK(Metric):
     "Std." column is our `all`.)
 
     Args:
-        categories: Their names; `update` takes indices into them.
+        categories: Names of the categories; `update` takes indices into them.
         keypoints: Rows of a keypoint array, the largest n there can be.
         alphas: Tolerances, fractions of the extent.
-        strict: Right only if nearer than that (GeoAware-SC), not if as far.
-        pooling: Of the headline: over pairs (`image`), keypoints (`point`), or categories of the latter, alike
+        strict: Count a keypoint as correct only below the tolerance (GeoAware-SC), not at it.
+        pooling: Pooling of the headline: over pairs (`image`), keypoints (`point`), or categories of the latter, alike
             (`category`) or by their pairs (`category_by_pairs`).
     """
 
@@ -143,36 +146,39 @@ class PCK(Metric):
         errors: Float[Tensor, "b n"] | None = None,
     ) -> None:
         """Add a batch of pairs; points in original target pixels, `errors` as another protocol measures them."""
-        errors = error(predicted, target, extent) if errors is None else errors
+        errors = normalised_error(predicted, target, extent) if errors is None else errors
         alphas = torch.tensor(self.alphas, dtype=torch.double, device=extent.device)[:, None]
-        right = errors[:, None] < alphas if self.strict else errors[:, None] <= alphas  # (b alphas n)
+        is_correct = errors[:, None] < alphas if self.strict else errors[:, None] <= alphas  # (b alphas n)
         for s, mask in enumerate((shared, shared & ambiguous, shared & ~ambiguous)):
-            n = mask.sum(-1)  # 0 for a pair with nothing to score: kept, and left out by `compute`
+            n = mask.sum(-1)  # 0 for a pair with nothing to score: counted, and left out by `compute`
             self.pairs[s].index_put_((category, n), torch.ones_like(n), accumulate=True)
-            right_of_n = (right & mask[:, None]).sum(-1)  # (b alphas)
-            self.correct[s].transpose(1, 2).index_put_((category, n), right_of_n, accumulate=True)
+            correct_of_n = (is_correct & mask[:, None]).sum(-1)  # (b alphas)
+            self.correct[s].transpose(1, 2).index_put_((category, n), correct_of_n, accumulate=True)
 
-    def compute(self) -> dict[str, Any]:
-        """`{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: the same}, "headline": {...}}`.
+    def compute(self) -> JsonObject:
+        """Return `{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: ...}, "headline": {...}}`.
 
-        The last is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
+        The scores of a category are as those of `pck`.
+
+        The headline is `{alpha: value}` of all keypoints, by `pooling`. A value is None where there is
         no keypoint at all.
         """
-        each = {
-            name: scores_of(self.correct[:, i], self.pairs[:, i], self.alphas) for i, name in enumerate(self.categories)
+        by_category = {
+            name: pck_from_counts(self.correct[:, i], self.pairs[:, i], self.alphas)
+            for i, name in enumerate(self.categories)
         }
-        pooled = scores_of(self.correct.sum(1), self.pairs.sum(1), self.alphas)
-        return {"pck": pooled, "category": each, "headline": self._headline(pooled, each)}
+        pooled = pck_from_counts(self.correct.sum(1), self.pairs.sum(1), self.alphas)
+        return {"pck": pooled, "category": by_category, "headline": self._headline(pooled, by_category)}
 
-    def _headline(self, all_of: Scores, each: dict[str, Scores]) -> dict[str, float | None]:
-        """All shared keypoints, pooled as this protocol's authors do."""
+    def _headline(self, pooled: Scores, by_category: dict[str, Scores]) -> dict[str, float | None]:
+        """Pool all shared keypoints as this protocol's authors do."""
         if self.pooling in ("image", "point"):
-            return all_of["all"][self.pooling]
+            return pooled["all"][self.pooling]
         pairs = self.pairs[0, :, 1:].sum(-1)
         counts = (pairs if self.pooling == "category_by_pairs" else (pairs > 0).long()).tolist()
-        found: dict[str, float | None] = {}
-        for alpha in all_of["all"]["point"]:
-            terms = zip(counts, (each[name]["all"]["point"][alpha] for name in self.categories), strict=True)
+        headline: dict[str, float | None] = {}
+        for alpha in pooled["all"]["point"]:
+            terms = zip(counts, (by_category[name]["all"]["point"][alpha] for name in self.categories), strict=True)
             total = math.fsum(count * value for count, value in terms if value is not None)
-            found[alpha] = total / sum(counts) if sum(counts) else None
-        return found
+            headline[alpha] = total / sum(counts) if sum(counts) else None
+        return headline

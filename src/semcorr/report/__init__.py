@@ -1,4 +1,4 @@
-"""From finished runs to a page, and to the same tables as Markdown, CSV and LaTeX.
+"""The report on finished runs: one page, and the same tables as Markdown, CSV and LaTeX.
 
 runs ─┬─> entries (seeds of a configuration together) ─> sections: tables, figures ─┬─> report.html
       └─> the benchmark's files, where they are still there ─> confusion, pictures   └─> report.md, .csv, .tex
@@ -8,10 +8,11 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The command."""
-    from semcorr.cli import explaining, run_app
+    """Run the command `semcorr report`."""
+    from semcorr.cli.errors import report_user_errors
+    from semcorr.cli.verb_line import run_app
 
-    with explaining("evaluate"):  # imports take seconds
+    with report_user_errors("evaluate"):  # imports take seconds
         from semcorr.report.command import app
 
         run_app(app, prog_name="semcorr report")

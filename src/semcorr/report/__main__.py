@@ -1,4 +1,4 @@
-"""python -m semcorr.report."""
+"""The entry point of python -m semcorr.report."""
 
 from semcorr.report import main
 

@@ -1,110 +1,138 @@
-"""Which categories are hard, and how much of that is geometry; what a change of viewpoint costs."""
+"""Scores by category, geometry-aware against the rest, and what a change of viewpoint costs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from semcorr.metrics.classes import LABELS
-from semcorr.report.entries import Entry, Value, over
-from semcorr.report.parts import NONE, Figure, Section, Table, percent, spread
-from semcorr.report.svg import SERIES, WIDTH, Frame, axes, drawing, ends, line, polyline, text, upto
+from semcorr.core.text_files import JsonMapping
+from semcorr.metrics.breakdown import LABELS
+from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
+from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
+from semcorr.report.svg import (
+    SERIES,
+    WIDTH,
+    PlotFrame,
+    draw_axes,
+    draw_line,
+    draw_line_ends,
+    draw_panel,
+    draw_polyline,
+    draw_text,
+    ticks_up_to,
+)
 
 ALPHA = "0.1"
-SHOWN = 4  # configurations drawn; the table has all
+DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 AZIMUTH = "azimuth_difference"
 ROW = 34  # pixels of a category's two bars
 
 
-def categories(entries: Sequence[Entry]) -> Section:
-    """Bars per category, geo against std; the azimuth's classes."""
+def plot_categories(entries: Sequence[Configuration]) -> ReportSection:
+    """Plot bars per category, geo against std, and the scores by the change of azimuth."""
     names = sorted(entries[0].runs[0].metrics["category"])
-    drawn = entries[:SHOWN]
+    drawn_entries = entries[:DRAWN_CONFIGURATIONS]
     caption = (
         f"PCK at α = {ALPHA} per image and category. Keypoints of the geometry-aware subset (geo) have a twin in the "
         "target image that could be taken for them, as a left and a right eye; the others (std) have none. A long std "
         "bar over a short geo bar: the part is recognised, its side is not. "
         + (
-            f"Drawn are the best {SHOWN} of {len(entries)} configurations; the table has all."
-            if entries[SHOWN:]
+            f"Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)} configurations; the table has all."
+            if entries[DRAWN_CONFIGURATIONS:]
             else ""
         )
     )
     rows = [
-        [entry.label, name, *(spread(entry.value(s, ALPHA, category=name)) for s in ("all", "geo", "std"))]
+        [entry.label, name, *(format_spread(entry.value(s, ALPHA, category=name)) for s in ("all", "geo", "std"))]
         for entry in entries
         for name in names
     ]
     title = "Categories, geometry-aware against the rest"
-    table = Table("categories", title, caption.strip(), ["configuration", "category", "all", "geo", "std"], rows, 2)
-    figure = Figure(title, caption.strip(), [_bars(entry, names) for entry in drawn], table)
+    table = ReportTable(
+        "categories", title, caption.strip(), ["configuration", "category", "all", "geo", "std"], rows, 2
+    )
+    figure = ReportFigure(title, caption.strip(), [_draw_bars(entry, names) for entry in drawn_entries], table)
     text = "Averages hide which objects are hard, and why."
-    azimuth = _azimuth(entries)
+    azimuth = _plot_azimuth(entries)
     if isinstance(azimuth, str):
         text += " " + azimuth
-        return Section("Categories and viewpoints", text, [figure])
-    return Section("Categories and viewpoints", text, [figure, azimuth])
+        return ReportSection("Categories and viewpoints", text, [figure])
+    return ReportSection("Categories and viewpoints", text, [figure, azimuth])
 
 
-def _bars(entry: Entry, names: Sequence[str]) -> str:
+def _draw_bars(entry: Configuration, names: Sequence[str]) -> str:
     left, right, top = 12 + 6.6 * max(map(len, names)), 34, 42
     full = WIDTH - left - right
     body = []
     for i, name in enumerate(names):
         y = top + i * ROW
-        body.append(text(left - 6, y + 16, name, "axis", "end"))
-        for k, subset in enumerate(("geo", "std")):
+        body.append(draw_text(left - 6, y + 16, name, "axis", "end"))
+        for row, subset in enumerate(("geo", "std")):
             mean = entry.value(subset, ALPHA, category=name).mean
-            at, width = y + k * 13, full * (mean or 0.0)
-            body.append(f'<rect x="{left:g}" y="{at:g}" width="{width:.1f}" height="12" class="bar {subset}"/>')
+            bar_top, width = y + row * 13, full * (mean or 0.0)
+            body.append(f'<rect x="{left:g}" y="{bar_top:g}" width="{width:.1f}" height="12" class="bar {subset}"/>')
             body.append(
-                text(left + width + 4, at + 10, f"{subset} {percent(mean)}" if not i else percent(mean), "axis")
+                draw_text(
+                    left + width + 4,
+                    bar_top + 10,
+                    f"{subset} {format_percent(mean)}" if not i else format_percent(mean),
+                    "axis",
+                )
             )
     height = top + len(names) * ROW
-    body.append(line(left, top - 4, left, height - 4, "rule"))
-    return drawing(entry.label, body, height)
+    body.append(draw_line(left, top - 4, left, height - 4, "rule"))
+    return draw_panel(entry.label, body, height)
 
 
-def _azimuth(entries: Sequence[Entry]) -> Figure | str:
+def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     classes = entries[0].runs[0].metrics.get("classes", {}).get(AZIMUTH)
     if classes is None:
         return "The benchmark does not say from where its images are seen, so there is no azimuth to compare."
     steps = LABELS[AZIMUTH]
-    known = [step for step in steps if classes[step]["pairs"]]
-    if len(known) < 2:
+    annotated = [step for step in steps if classes[step]["pairs"]]
+    if len(annotated) < 2:
         return f"Fewer than two azimuth classes have pairs ({classes['unknown']:,} pairs are not annotated)."
-    each = [{step: _class(entry, step) for step in steps} for entry in entries]
-    frame = Frame((-0.15, 4.15), upto([v.mean for one in each[:SHOWN] for v in one.values() if v.mean is not None]), 30)
-    body = axes(frame, {i: f"{45 * i}°" for i in range(len(steps))}, "between the two views")
-    named = []
-    for number, (one, css) in enumerate(zip(each, SERIES, strict=False), 1):
-        points = [(float(s), v.mean) for s, v in one.items() if v.mean is not None]
-        body += polyline(frame, points, css)
-        named.append((f"{number}", points[-1][1], css))
-    drawn = "; ".join(f"{i}: {entry.label}" for i, entry in enumerate(entries[:SHOWN], 1))
+    statistics = [{step: _azimuth_statistics(entry, step) for step in steps} for entry in entries]
+    frame = PlotFrame(
+        (-0.15, 4.15),
+        ticks_up_to(
+            [v.mean for by_step in statistics[:DRAWN_CONFIGURATIONS] for v in by_step.values() if v.mean is not None]
+        ),
+        30,
+    )
+    body = draw_axes(frame, {i: f"{45 * i}°" for i in range(len(steps))}, "between the two views")
+    line_ends = []
+    for number, (by_step, css) in enumerate(zip(statistics, SERIES, strict=False), 1):
+        points = [(float(s), v.mean) for s, v in by_step.items() if v.mean is not None]
+        body += draw_polyline(frame, points, css)
+        line_ends.append((f"{number}", points[-1][1], css))
+    legend = "; ".join(f"{i}: {entry.label}" for i, entry in enumerate(entries[:DRAWN_CONFIGURATIONS], 1))
     counts = ", ".join(f"{45 * int(s)}°: {classes[s]['pairs']:,}" for s in steps)
     caption = (
         f"PCK at α = {ALPHA} per image, by how far apart the azimuths of the two views are. Pairs: {counts}; not "
         f"annotated: {classes['unknown']:,}. Sensitivity is (best − worst) / best over the five classes, as in "
-        f'"Telling Left from Right"; none where a class has no pairs. Lines: {drawn}.'
+        f'"Telling Left from Right"; none where a class has no pairs. Lines: {legend}.'
     )
     rows = [
-        [entry.label, *(spread(one[s]) for s in steps), _sensitivity(entry)]
-        for entry, one in zip(entries, each, strict=True)
+        [entry.label, *(format_spread(by_step[s]) for s in steps), _format_sensitivity(entry)]
+        for entry, by_step in zip(entries, statistics, strict=True)
     ]
     columns = ["configuration", *(f"{45 * int(s)}°" for s in steps), "sensitivity, %"]
     title = "PCK by the change of viewpoint"
-    return Figure(title, caption, [drawing(f"At α = {ALPHA}", [*body, *ends(frame, named)])],
-                  Table("azimuth", title, caption, columns, rows))  # fmt: skip
+    return ReportFigure(
+        title,
+        caption,
+        [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
+        ReportTable("azimuth", title, caption, columns, rows),
+    )
 
 
-def _class(entry: Entry, step: str) -> Value:
-    return over([_classes(run.metrics)[AZIMUTH][step]["image"][ALPHA] for run in entry.runs])
+def _azimuth_statistics(entry: Configuration, step: str) -> SeedStatistics:
+    return seed_statistics([_read_classes(run.metrics)[AZIMUTH][step]["image"][ALPHA] for run in entry.runs])
 
 
-def _sensitivity(entry: Entry) -> str:
-    values = [_classes(run.metrics).get("azimuth_sensitivity", {}).get(ALPHA) for run in entry.runs]
-    return NONE if None in values else spread(over(values))
+def _format_sensitivity(entry: Configuration) -> str:
+    values = [_read_classes(run.metrics).get("azimuth_sensitivity", {}).get(ALPHA) for run in entry.runs]
+    return NONE if None in values else format_spread(seed_statistics(values))
 
 
-def _classes(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = metrics["classes"]
-    return found
+def _read_classes(metrics: JsonMapping) -> JsonMapping:
+    classes: JsonMapping = metrics["classes"]
+    return classes

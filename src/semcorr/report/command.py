@@ -1,4 +1,4 @@
-"""python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
+"""The command python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
 
 import logging
 import sys
@@ -8,39 +8,36 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from semcorr.cli import explaining
-from semcorr.core.terminal import Terminal, printable
+from semcorr.cli.errors import report_user_errors
+from semcorr.core.errors import UserError
+from semcorr.core.files import atomic_output_dir, require_output_dir
+from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.data.record import PairRecord
-from semcorr.errors import UserError
-from semcorr.report.categories import categories
-from semcorr.report.confused import confused
-from semcorr.report.cost import cost
-from semcorr.report.curves import curves
-from semcorr.report.entries import Entry, entries
-from semcorr.report.leaderboard import leaderboard
-from semcorr.report.maps import similarity_maps
-from semcorr.report.page import page
-from semcorr.report.parts import Section
-from semcorr.report.pictures import pictures
-from semcorr.report.runs import Run, found, read, require_comparable
-from semcorr.report.settings_table import settings_table
-from semcorr.report.texts import latex, markdown, tidy
-from semcorr.staged import require_folder, staged
+from semcorr.report.categories import plot_categories
+from semcorr.report.configurations import Configuration, build_configurations
+from semcorr.report.confusion import plot_confusion
+from semcorr.report.cost import plot_cost
+from semcorr.report.curves import plot_curves
+from semcorr.report.document import ReportSection
+from semcorr.report.examples import plot_examples, plot_similarity_maps
+from semcorr.report.leaderboard import build_leaderboard, build_settings_table
+from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
+from semcorr.report.writers import render_csv, render_html, render_latex, render_markdown
 
 GONE = "the benchmark's files were not at hand"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Wanted(NamedTuple):
-    """What was typed."""
+class ReportOptions(NamedTuple):
+    """The options of the command line that the sections depend on."""
 
-    root: Path | None  # of the benchmark, if it has moved
+    root: Path | None  # folder of the benchmark, if it has moved
     seconds: bool
     maps: bool
 
 
 @app.command()
-def report(
+def write_report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
     ],
@@ -51,94 +48,110 @@ def report(
     ] = True,
     maps: Annotated[bool, typer.Option(help="Similarity maps, for which the network is built again.")] = True,
 ) -> None:
-    """One page about finished runs, with report.md, report.csv and report.tex of the same digits."""
+    """Write one page about finished runs, and report.md, report.csv and report.tex with the same digits."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with explaining("evaluate"):
-        require_folder(out)
+    with report_user_errors("evaluate"):
+        require_output_dir(out)
         if root is not None and not root.is_dir():
             raise UserError(f"--root: {root} is no folder. Give the folder of the benchmark")
-        folders = found(runs)
+        folders = find_runs(runs)
         if out.resolve() in [folder.resolve() for folder in folders]:
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
-        comparable = read(folders)
+        comparable = read_runs(folders)
         require_comparable(comparable)
-        made = entries(comparable)
-        shown = benchmark(made[0].runs[0], root)
-        if isinstance(shown, str):
-            print(printable(f"Without confusion matrices and pictures: {shown}"), file=sys.stderr)
-            shown = GONE  # pages hold no path
-        write(out, *content(made, shown, Wanted(root, seconds, maps)))
-    Terminal().print(f"{len(comparable)} runs, {len(made)} configurations: {out / 'report.html'}, .md, .csv and .tex")
+        configurations = build_configurations(comparable)
+        pairs = load_benchmark_pairs(configurations[0].runs[0], root)
+        if isinstance(pairs, str):
+            print(escape_controls(f"Without confusion matrices and pictures: {pairs}"), file=sys.stderr)
+            pairs = GONE  # pages hold no path
+        write_formats(out, *build_sections(configurations, pairs, ReportOptions(root, seconds, maps)))
+    Terminal().print(
+        f"{len(comparable)} runs, {len(configurations)} configurations: {out / 'report.html'}, .md, .csv and .tex"
+    )
 
 
-def content(
-    made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted
-) -> tuple[str, list[str], list[Section]]:
-    """Title, what to know first, and the sections."""
-    metrics = made[0].runs[0].metrics
-    runs = sum(len(entry.runs) for entry in made)
-    several = f"{len(made)} configurations in {runs} runs" if runs > len(made) else f"{runs} run{'s'[: runs > 1]}"
+def build_sections(
+    entries: Sequence[Configuration], benchmark_pairs: Mapping[str, PairRecord] | str, options: ReportOptions
+) -> tuple[str, list[str], list[ReportSection]]:
+    """Build the title, the introduction and the sections of a report."""
+    metrics = entries[0].runs[0].metrics
+    runs = sum(len(entry.runs) for entry in entries)
+    summary = f"{len(entries)} configurations in {runs} runs" if runs > len(entries) else f"{runs} run{'s'[: runs > 1]}"
     intro = [
         "Semantic correspondence finds, for a point in one image, the same part of another object in a second image: "
         "the left eye of this cat in that photograph. Networks describe the images; the point's description is "
         "compared with every place of the second image, and a read-out turns those similarities into one place.",
-        f"This report compares {several} on the split `{metrics['split']}`: {metrics['pairs']:,} pairs of "
+        f"This report compares {summary} on the split `{metrics['split']}`: {metrics['pairs']:,} pairs of "
         f"{metrics['images']:,} images. The measure is PCK@α, the percentage of keypoints found within α times the "
         "extent (the longer side of the object's box, or of the image where a benchmark says so). All runs are scored "
         f"on the same pairs by the protocol `{metrics['protocol']}`: right if the error is "
         f"{'less than' if metrics.get('strict') else 'at most'} α.",
     ]
-    several_rules = sorted({rule for entry in made for run in entry.runs for rule in run.metrics.get("read_outs", {})})
+    several_rules = sorted(
+        {rule for entry in entries for run in entry.runs for rule in run.metrics.get("read_outs", {})}
+    )
     if several_rules:
         intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
-    sections = [leaderboard(made), curves(made), categories(made), cost(made, wanted.seconds), confused(made, shown),
-                _pairs(made, shown, wanted), settings_table(made)]  # fmt: skip
-    return f"Semantic correspondence on {metrics['split']}", intro, [one for one in sections if one]
+    sections = [
+        build_leaderboard(entries),
+        plot_curves(entries),
+        plot_categories(entries),
+        plot_cost(entries, options.seconds),
+        plot_confusion(entries, benchmark_pairs),
+        _plot_pairs(entries, benchmark_pairs, options),
+        build_settings_table(entries),
+    ]
+    return f"Semantic correspondence on {metrics['split']}", intro, [section for section in sections if section]
 
 
-def _pairs(made: Sequence[Entry], shown: Mapping[str, PairRecord] | str, wanted: Wanted) -> Section:
-    section = pictures(made, shown)
-    if isinstance(shown, str) or not wanted.maps:
+def _plot_pairs(
+    configurations: Sequence[Configuration], pairs: Mapping[str, PairRecord] | str, options: ReportOptions
+) -> ReportSection:
+    section = plot_examples(configurations, pairs)
+    if isinstance(pairs, str) or not options.maps:
         return section
-    drawn = similarity_maps(made[0], shown, wanted.root)
-    if isinstance(drawn, str):
-        print(printable(f"Without similarity maps: {drawn}"), file=sys.stderr)
-        said = "Similarity maps are left out: the network could not be built again."
-        return section._replace(text=f"{section.text} {said}")
-    return section._replace(parts=[*section.parts, drawn])
+    maps = plot_similarity_maps(configurations[0], pairs, options.root)
+    if isinstance(maps, str):
+        print(escape_controls(f"Without similarity maps: {maps}"), file=sys.stderr)
+        message = "Similarity maps are left out: the network could not be built again."
+        return section._replace(text=f"{section.text} {message}")
+    return section._replace(parts=[*section.parts, maps])
 
 
-def benchmark(run: Run, root: Path | None) -> Mapping[str, PairRecord] | str:
-    """The pairs as their files say, or why they cannot be had."""
-    from semcorr.run import benchmark as built
-    from semcorr.saved_config import refuse_drawing
+def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
+    """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
+    from semcorr.data.datamodule import PairDataModule
+    from semcorr.engine.build import build_datamodule
+    from semcorr.engine.saved_config import refuse_generating
 
     cfg = run.cfg.copy()
     if root is not None:
         cfg.data.root = str(root)
     try:
         if root is None:
-            refuse_drawing(cfg.data)
-        data = built(cfg, "data", ())
-        pairs = {pair.name: pair for pair in data.pairs(data.split)}
+            refuse_generating(cfg.data)
+        data = build_datamodule(cfg, "data", ())
+        pairs = {pair.name: pair for pair in data.pairs(data.split)} if isinstance(data, PairDataModule) else None
     except UserError as error:
         if root is not None:
             raise
         return f"{error} (--root says where the benchmark lies now)"
-    odd = set(run.evaluated.rows.pairs) - set(pairs)
-    if odd:
-        raise UserError(f"{cfg.data.root} does not have the pair {min(odd)}, which was scored. Give --root")
+    if pairs is None:
+        raise UserError(f"{run.folder} names a benchmark of videos, which has no pairs. Give run_dirs of runs on pairs")
+    unknown = set(run.evaluated.rows.pairs) - set(pairs)
+    if unknown:
+        raise UserError(f"{cfg.data.root} does not have the pair {min(unknown)}, which was scored. Give --root")
     return pairs
 
 
-def write(out: Path, title: str, intro: Sequence[str], sections: Sequence[Section]) -> None:
-    """All four or none of them."""
+def write_formats(out: Path, title: str, intro: Sequence[str], sections: Sequence[ReportSection]) -> None:
+    """Write the report in its four formats: all of them, or none if one fails."""
     texts = {
-        "html": page(title, intro, sections),
-        "md": markdown(title, intro, sections),
-        "csv": tidy(sections),
-        "tex": latex(title, sections),
+        "html": render_html(title, intro, sections),
+        "md": render_markdown(title, intro, sections),
+        "csv": render_csv(sections),
+        "tex": render_latex(title, sections),
     }
-    with staged(out) as folder:
-        for kind, text in texts.items():
-            (folder / f"report.{kind}").write_text(text, encoding="utf-8")
+    with atomic_output_dir(out) as folder:
+        for suffix, text in texts.items():
+            (folder / f"report.{suffix}").write_text(text, encoding="utf-8")

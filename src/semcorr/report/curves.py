@@ -1,33 +1,46 @@
-"""Curves over whatever number the runs differ in: window, resolution, tuned blocks."""
+"""Curves of PCK over any number in which the runs differ: window, resolution, tuned blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.entries import Entry, differing, labels, short
-from semcorr.report.parts import Figure, Section, Table, between, spread
-from semcorr.report.svg import RAMP, Frame, axes, drawing, ends, polyline, upto, whisker
+from semcorr.report.configurations import Configuration, differing_keys, label_configurations, short_key
+from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_interval, format_spread
+from semcorr.report.svg import (
+    RAMP,
+    PlotFrame,
+    draw_axes,
+    draw_line_ends,
+    draw_panel,
+    draw_polyline,
+    draw_whisker,
+    ticks_up_to,
+)
 
 INTERVAL = "0.1"  # the alpha whose intervals metrics.json holds
-UNITS = {"backbone.size": "side of the input, pixels", "localise.window": "window, cells",
-         "finetune.blocks": "tuned blocks", "finetune.rank": "rank"}  # fmt: skip
+UNITS = {
+    "backbone.size": "side of the input, pixels",
+    "localise.window": "window, cells",
+    "finetune.blocks": "tuned blocks",
+    "finetune.rank": "rank",
+}
 
 
 class Curve(NamedTuple):
     """Configurations that differ in one number and in nothing else."""
 
     key: str
-    name: str  # what they share
-    points: Mapping[float, Entry]
+    name: str  # label of the settings that they share
+    points: Mapping[float, Configuration]
 
 
-def curves(entries: Sequence[Entry]) -> Section | None:
-    """A figure per key; None where no two runs differ in just one number."""
+def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
+    """Plot a figure per key; return None where no two configurations differ in just one number."""
     figures = []
-    for key in sorted(differing([entry.settings for entry in entries], lambda key: True)):
-        found = along(entries, key)
-        if found:
-            figures.append(_figure(key, found))
+    for key in sorted(differing_keys([entry.settings for entry in entries], lambda key: True)):
+        curves = find_curve_groups(entries, key)
+        if curves:
+            figures.append(_build_figure(key, curves))
     if not figures:
         return None
     text = (
@@ -35,29 +48,29 @@ def curves(entries: Sequence[Entry]) -> Section | None:
         "drawn over it. A small tolerance α asks for exact localisation, a large one for the right part of the object; "
         "they need not agree on the best value."
     )
-    return Section("One setting at a time", text, figures)
+    return ReportSection("One setting at a time", text, figures)
 
 
-def along(entries: Sequence[Entry], key: str) -> list[Curve]:
-    """Groups of at least two configurations that are the same but for `key`, a number."""
-    groups: dict[str, list[Entry]] = {}
+def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]:
+    """Find the groups of at least two configurations that are the same except for `key`, a number."""
+    groups: dict[str, list[tuple[float, Configuration]]] = {}
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             rest = {k: str(v) for k, v in entry.settings.items() if k != key}
-            groups.setdefault(str(sorted(rest.items())), []).append(entry)
-    several = [group for group in groups.values() if len(group) > 1]
-    shared = [{k: v for k, v in group[0].settings.items() if k != key} for group in several]
+            groups.setdefault(str(sorted(rest.items())), []).append((float(value), entry))
+    varying = [group for group in groups.values() if len(group) > 1]
+    shared = [{k: v for k, v in group[0][1].settings.items() if k != key} for group in varying]
     return [
-        Curve(key, name, {float(entry.settings[key]): entry for entry in sorted(group, key=lambda e: e.settings[key])})
-        for name, group in zip(labels(shared), several, strict=True)
+        Curve(key, name, dict(sorted(group, key=lambda point: point[0])))
+        for name, group in zip(label_configurations(shared), varying, strict=True)
     ]
 
 
-def _figure(key: str, found: Sequence[Curve]) -> Figure:
-    unit = UNITS.get(key, short(key))
-    alphas = list(found[0].points[min(found[0].points)].runs[0].metrics["pck"]["all"]["image"])
-    panels = [panel for curve in found for panel in (_alphas(curve, unit, alphas), _subsets(curve, unit))]
+def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
+    unit = UNITS.get(key, short_key(key))
+    alphas = list(curves[0].points[min(curves[0].points)].runs[0].metrics["pck"]["all"]["image"])
+    panels = [panel for curve in curves for panel in (_draw_alphas(curve, unit, alphas), _draw_subsets(curve, unit))]
     caption = (
         f"PCK per image over `{key}`, all other settings equal. Left of each two: all keypoints at every tolerance α; "
         f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % "
@@ -65,53 +78,77 @@ def _figure(key: str, found: Sequence[Curve]) -> Figure:
         "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
-        [curve.name, f"{x:g}", subset, *(spread(entry.value(subset, a)) for a in alphas),
-         between(entry.value(subset, INTERVAL).interval)]
-        for curve in found for x, entry in curve.points.items() for subset in SUBSETS
-    ]  # fmt: skip
-    columns = ["shared", short(key), "subset", *(f"α = {a}" for a in alphas), f"95 % at {INTERVAL}"]
-    title = f"PCK over {short(key)}"
-    return Figure(title, caption, panels, Table(f"over_{key}", title, caption, columns, rows, words=3), "two")
+        [
+            curve.name,
+            f"{value:g}",
+            subset,
+            *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
+            format_interval(entry.value(subset, INTERVAL).interval),
+        ]
+        for curve in curves
+        for value, entry in curve.points.items()
+        for subset in SUBSETS
+    ]
+    columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
+    title = f"PCK over {short_key(key)}"
+    return ReportFigure(
+        title, caption, panels, ReportTable(f"over_{key}", title, caption, columns, rows, words=3), "two"
+    )
 
 
-def _alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:
-    frame = _frame(curve)
-    body = axes(frame, {x: f"{x:g}" for x in curve.points}, unit)
-    named = []
-    for alpha, css in zip(alphas, _shades(len(alphas)), strict=True):
+def _draw_alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:
+    frame = _build_frame(curve)
+    body = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit)
+    line_ends = []
+    for alpha, css in zip(alphas, _choose_shades(len(alphas)), strict=True):
         values = {x: entry.value("all", alpha) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
         if alpha == INTERVAL:
-            body += [part for x, v in values.items() if v.interval for part in whisker(frame, x, v.interval, css)]
+            body += [
+                part
+                for x, score in values.items()
+                if score.interval
+                for part in draw_whisker(frame, x, score.interval, css)
+            ]
         if points:
-            body += polyline(frame, points, css)
-            named.append((f"α = {alpha}", points[-1][1], css))
-    return drawing(curve.name, [*body, *ends(frame, named)])
+            body += draw_polyline(frame, points, css)
+            line_ends.append((f"α = {alpha}", points[-1][1], css))
+    return draw_panel(curve.name, [*body, *draw_line_ends(frame, line_ends)])
 
 
-def _subsets(curve: Curve, unit: str) -> str:
-    frame = _frame(curve)
-    body, named = axes(frame, {x: f"{x:g}" for x in curve.points}, unit), []
+def _draw_subsets(curve: Curve, unit: str) -> str:
+    frame = _build_frame(curve)
+    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit), []
     for i, subset in enumerate(SUBSETS):
         values = {x: entry.value(subset, INTERVAL) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
         if points:
             shift = (i - 1) * (frame.x[1] - frame.x[0]) * 0.012  # whiskers beside each other
-            body += [p for x, v in values.items() if v.interval for p in whisker(frame, x + shift, v.interval, subset)]
-            body += polyline(frame, [(x + shift, y) for x, y in points], subset)
-            named.append((subset, points[-1][1], subset))
-    return drawing(f"{curve.name}: at α = {INTERVAL}", [*body, *ends(frame, named)])
+            body += [
+                part
+                for x, score in values.items()
+                if score.interval
+                for part in draw_whisker(frame, x + shift, score.interval, subset)
+            ]
+            body += draw_polyline(frame, [(x + shift, y) for x, y in points], subset)
+            line_ends.append((subset, points[-1][1], subset))
+    return draw_panel(f"{curve.name}: at α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)])
 
 
-def _frame(curve: Curve) -> Frame:
+def _build_frame(curve: Curve) -> PlotFrame:
     tops = []
     for entry in curve.points.values():
         scores = entry.runs[0].metrics["pck"]
-        tops += [v for s in SUBSETS for a, v in scores[s]["image"].items() if v and (s == "all" or a == INTERVAL)]
-        tops += [v.interval[1] for s in SUBSETS if (v := entry.value(s, INTERVAL)).interval]
+        tops += [
+            value
+            for subset in SUBSETS
+            for alpha, value in scores[subset]["image"].items()
+            if value and (subset == "all" or alpha == INTERVAL)
+        ]
+        tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, INTERVAL)).interval]
     pad = (max(curve.points) - min(curve.points)) * 0.04
-    return Frame((min(curve.points) - pad, max(curve.points) + pad), upto(tops))
+    return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops))
 
 
-def _shades(count: int) -> list[str]:
+def _choose_shades(count: int) -> list[str]:
     return [RAMP[round(i * (len(RAMP) - 1) / max(1, count - 1))] for i in range(count)]

@@ -1,66 +1,177 @@
-"""Ours beside what was published, and ours in full."""
+"""The leaderboard: runs beside published figures, and every part of every configuration."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
 
+from semcorr.core.text_files import JsonObject
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.entries import Entry
-from semcorr.report.parts import Section, Table, between, percent, spread
-from semcorr.report.published import NAMED, Published, axes, provenance, published, whole
+from semcorr.report.configurations import Configuration, format_value
+from semcorr.report.document import NONE, ReportSection, ReportTable, format_interval, format_percent, format_spread
 
-BESIDE = ("0.01", "0.05", "0.1")  # alphas that others publish
+OFFICIAL = {"spair": "spair71k", "ap10k": "ap10k"}
+NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
+
+
+class PublishedResult(NamedTuple):
+    """A row of a published table; its values are fractions."""
+
+    method: str
+    values: Mapping[str, float]
+    protocol: str | None  # the preset that follows the source's code; None if unknown
+    pooling: str
+    source: str
+
+
+def published_sources() -> str:
+    """Return the provenance of the published figures."""
+    return str(_read_published()["provenance"])
+
+
+def find_published(split: str, subset: str, protocol: str) -> list[PublishedResult]:
+    """Find the published rows on a split whose PCK is of the protocol's kind: per image, or category means."""
+    kind = "category" if protocol_by_name(protocol).pooling == "category" else "image"
+    rows = []
+    for table in _read_published()["tables"]:
+        if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
+            continue
+        for row in table["rows"]:
+            values = dict(zip(table["alphas"], (value / 100 for value in row["values"]), strict=True))
+            rows.append(PublishedResult(row["method"], values, row["protocol"], kind, row["source"]))
+    return rows
+
+
+def protocol_axes(protocols: Sequence[str]) -> list[list[str]]:
+    """Tabulate name and axes of the protocols; from the second on, what differs from the first is marked.
+
+    >>> [row[:4] for row in protocol_axes(["semcorr", "dift"])]
+    [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
+    >>> protocol_axes(["semcorr", "dift"])[1][4]
+    '≠ native'
+    """
+    first = protocol_by_name(protocols[0])
+    rows = []
+    for name in protocols:
+        protocol = protocol_by_name(name)
+        values = [_format_axis(protocol, axis) for axis in NAMED]
+        same = [getattr(protocol, axis) == getattr(first, axis) or (axis == "resize" and first.exact) for axis in NAMED]
+        rows.append([name, *(value if is_same else f"≠ {value}" for value, is_same in zip(values, same, strict=True))])
+    return rows
+
+
+def protocol_by_name(name: str) -> Protocol:
+    """Return a protocol by the name that tables show, changed axes included.
+
+    >>> protocol_by_name("geoaware (strict=False)").strict
+    False
+    """
+    from dataclasses import replace
+
+    base, _, changed = name.removesuffix(")").partition(" (")
+    preset = next((candidate for candidate in PRESETS if candidate.name == base), None)
+    if preset is None:
+        return Protocol(name)
+    axes = dict(part.split("=", 1) for part in changed.split(", ")) if changed else {}
+    values: JsonObject = {k: v == "True" if v in ("True", "False") else v for k, v in axes.items()}
+    return replace(preset, **values)
+
+
+def describe_part(split: str, pairs: int) -> str:
+    """Describe the part of a benchmark that a run has scored; empty if it is whole, or if no official count is known.
+
+    AP-10K's pairs depend on the file system's order of names: its counts vary a little and have a tolerance.
+
+    >>> describe_part("spair test", 600), describe_part("spair test", 12234)
+    ('600 of 12,234 pairs', '')
+    """
+    benchmark, _, part = split.partition(" ")
+    counts = benchmark_metadata(OFFICIAL[benchmark])["official"] if benchmark in OFFICIAL else {"pairs": {}}
+    official = counts["pairs"].get(part)
+    if official is None or abs(pairs - official) <= counts.get("tolerance", 0) * official:
+        return ""
+    return f"{pairs:,} of {official:,} pairs"
+
+
+def _format_axis(protocol: Protocol, axis: str) -> str:
+    value = getattr(protocol, axis)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@cache
+def _read_published() -> JsonObject:
+    content: JsonObject = json.loads((files("semcorr.report") / "published.json").read_text(encoding="utf-8"))
+    return content
+
+
+PUBLISHED_ALPHAS = ("0.01", "0.05", "0.1")  # alphas of the published figures
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
 
 
-def leaderboard(entries: Sequence[Entry]) -> Section:
-    """One table per subset that anybody published, then all our numbers."""
+def build_leaderboard(entries: Sequence[Configuration]) -> ReportSection:
+    """Build one table per subset with published figures, and the tables of all numbers of this report's runs."""
     first = entries[0].runs[0].metrics
     protocol, split = first["protocol"], first["split"]
-    theirs = {subset: rows for subset in ("all", "geo") if (rows := published(split, subset, protocol))}
-    if not theirs:
+    published = {subset: rows for subset in ("all", "geo") if (rows := find_published(split, subset, protocol))}
+    if not published:
         text = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
-        return Section("Leaderboard", text, [_full(entries), _full(entries, "point")])
-    tables = [_beside(entries, subset, rows) for subset, rows in theirs.items()]
+        return ReportSection("Leaderboard", text, [_build_full_table(entries), _build_full_table(entries, "point")])
+    tables = [_build_published_table(entries, subset, rows) for subset, rows in published.items()]
     text = (
         f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
         "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "
         "says how far each moves a number."
     )
-    return Section(
-        "Leaderboard", text, [*tables, _protocols(protocol, [*theirs["all"]]), _full(entries), _full(entries, "point")]
+    return ReportSection(
+        "Leaderboard",
+        text,
+        [
+            *tables,
+            _build_protocol_table(protocol, [*published["all"]]),
+            _build_full_table(entries),
+            _build_full_table(entries, "point"),
+        ],
     )
 
 
-def _beside(entries: Sequence[Entry], subset: str, theirs: Sequence[Published]) -> Table:
+def _build_published_table(
+    entries: Sequence[Configuration], subset: str, published: Sequence[PublishedResult]
+) -> ReportTable:
     first = entries[0].runs[0].metrics
-    partly = whole(first["split"], first["pairs"])
+    part = describe_part(first["split"], first["pairs"])
     lines: list[tuple[float, bool, list[str]]] = []
     for entry in entries:
-        values = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in BESIDE]
-        source = f"this report, {partly}" if partly else "this report"
-        cells = [entry.label, *(spread(value) for value in values), first["protocol"], source]
-        lines.append((values[-1].mean or 0.0, True, cells))
-    for row in theirs:
-        known = [row.values.get(alpha) for alpha in BESIDE]
+        statistics = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in PUBLISHED_ALPHAS]
+        source = f"this report, {part}" if part else "this report"
+        cells = [entry.label, *(format_spread(value) for value in statistics), first["protocol"], source]
+        lines.append((statistics[-1].mean or 0.0, True, cells))
+    for row in published:
+        values = [row.values.get(alpha) for alpha in PUBLISHED_ALPHAS]
         differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
-        named = f"{row.protocol}{differs}" if row.protocol else "not stated"
-        lines.append((known[-1] or 0.0, False, [row.method, *map(percent, known), named, row.source]))
+        protocol = f"{row.protocol}{differs}" if row.protocol else "not stated"
+        lines.append((values[-1] or 0.0, False, [row.method, *map(format_percent, values), protocol, row.source]))
     lines.sort(key=lambda line: (-line[0], line[2][0]))
     caption = (
         f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
-        f"{'category means' if theirs[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours (`this "
-        f"report`) are pooled {_pooled(entries, subset)}. "
-        + (f"Ours are of {partly}: not comparable with the rest, which are of the whole benchmark. " if partly else "")
+        f"{'category means' if published[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours (`this "
+        f"report`) are pooled {_describe_pooling(entries, subset)}. "
+        + (f"Ours are of {part}: not comparable with the rest, which are of the whole benchmark. " if part else "")
         + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
-        + f"Sources: {provenance()}."
-    )  # fmt: skip
+        + f"Sources: {published_sources()}."
+    )
     title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
-    columns = ["method", *(f"PCK@{alpha}" for alpha in BESIDE), "protocol", "source"]
-    ours = [i for i, (_, mine, _) in enumerate(lines) if mine]
-    return Table(f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours)
+    columns = ["method", *(f"PCK@{alpha}" for alpha in PUBLISHED_ALPHAS), "protocol", "source"]
+    ours = [i for i, (_, is_ours, _) in enumerate(lines) if is_ours]
+    return ReportTable(
+        f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours
+    )
 
 
-def _protocols(ours: str, theirs: Sequence[Published]) -> Table:
-    names = list(dict.fromkeys([ours, *sorted({row.protocol for row in theirs if row.protocol})]))
+def _build_protocol_table(ours: str, published: Sequence[PublishedResult]) -> ReportTable:
+    names = list(dict.fromkeys([ours, *sorted({row.protocol for row in published if row.protocol})]))
     columns = ["protocol", *("clamped" if axis == "clamp" else axis for axis in NAMED)]
     caption = (
         "What lies between a similarity map and a number, axis by axis; ≠ marks what differs from ours (first row), "
@@ -69,37 +180,72 @@ def _protocols(ours: str, theirs: Sequence[Published]) -> Table:
         "cells back to pixels; frame: where distances are measured; clamped: points are kept inside the view; strict: "
         "right if the error is less than α, not at most α; pooling: how pairs become one number."
     )
-    rows = axes(names)
-    return Table("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
+    rows = protocol_axes(names)
+    return ReportTable("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
 
 
-def _pooled(entries: Sequence[Entry], subset: str) -> str:
+def _describe_pooling(entries: Sequence[Configuration], subset: str) -> str:
     pooling = entries[0].runs[0].metrics["pooling"]
-    named = {"image": "per image", "point": "per point", "category": "over categories of their means per point"}
-    return named.get(pooling, "over categories weighted by pairs") if subset == "all" else "per image"
+    names = {"image": "per image", "point": "per point", "category": "over categories of their means per point"}
+    return names.get(pooling, "over categories weighted by pairs") if subset == "all" else "per image"
 
 
-def _full(entries: Sequence[Entry], by: str = "image") -> Table:
+def _build_full_table(entries: Sequence[Configuration], by: str = "image") -> ReportTable:
     first = entries[0].runs[0].metrics
     alphas = list(first["pck"]["all"]["image"])
     rows = []
     for entry in entries:
         for subset in SUBSETS:
             values = [entry.value(subset, alpha, by) for alpha in alphas]
-            end = entry.value(subset, "0.1", by).interval
-            rows.append([entry.label, subset, *map(spread, values), between(end)])
+            interval = entry.value(subset, "0.1", by).interval
+            rows.append([entry.label, subset, *map(format_spread, values), format_interval(interval)])
     columns = ["configuration", "subset", *(f"α = {alpha}" for alpha in alphas), "95 % at 0.1"]
-    how = (
+    definition = (
         "the share of each pair's keypoints that is right, averaged over pairs"
         if by == "image"
         else "over all keypoints"
     )
-    several = any(len(entry.runs) > 1 for entry in entries)
+    has_std = any(len(entry.runs) > 1 for entry in entries)
     caption = (
-        f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {how}; "
+        f"PCK in percent on {first['split']} under protocol {first['protocol']}, per {by}: {definition}; "
         f"{first['pairs']:,} pairs of {first['images']:,} images. geo: keypoints with a twin in the target that "
         "could be taken for them, as a left and a right eye; std: the others. The interval is over images, which are "
         "resampled"
-        + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if several else ".")
-    )  # fmt: skip
-    return Table(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")
+        + (", not over seeds; its ends are means over the seeds. ±: standard deviation over seeds." if has_std else ".")
+    )
+    return ReportTable(f"ours_{by}", f"Ours in full, per {by}", caption, columns, rows, words=2, folded=by == "point")
+
+
+PARTS = {
+    "size": "backbone.size",
+    "layers": "backbone.layers",
+    "tuned": "finetune._target_",
+    "head": "head._target_",
+    "resize": "resize",
+    "weights": "weights",
+}
+
+
+def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:
+    """Build a table with a row per configuration."""
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        cells = [str(number), entry.label, ", ".join(str(run.cfg.get("seed")) for run in entry.runs)]
+        for name, key in PARTS.items():
+            value = entry.settings.get(key)
+            cell = NONE if value is None else format_value(key, value)
+            if name == "tuned" and cell == "last_blocks":
+                blocks = entry.settings.get("finetune.blocks")
+                cell = f"last {blocks} blocks" if blocks else "frozen"
+            cells.append(cell)
+        versions = {str(run.cfg.provenance.get("git") or NONE)[:7] for run in entry.runs}
+        rows.append([*cells, str(entry.runs[0].metrics["localise"]), ", ".join(sorted(versions))])
+    caption = (
+        "size: side of the square that images are resized to, in pixels; layers: whose outputs are the features; "
+        "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's "
+        "folder has every other setting."
+    )
+    columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
+    table = ReportTable("configurations", "Configurations", caption, columns, rows, words=len(columns))
+    text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
+    return ReportSection("What was run", text, [table])

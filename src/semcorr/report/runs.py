@@ -1,93 +1,109 @@
-"""Finished runs as a report needs them, and whether they can stand in one."""
+"""Finished runs as a report needs them: settings that numbers depend on, and whether they are comparable."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from semcorr.audit import configuration
-from semcorr.compare import Run as Evaluated
-from semcorr.compare import read_run, require_same
+from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
-from semcorr.errors import UserError
+from semcorr.core.text_files import JsonMapping
+from semcorr.engine.finished_run import EvaluatedRun as Evaluated
+from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
+from semcorr.engine.rebuild import read_scored_config
+from semcorr.engine.saved_config import CONFIG, is_run, read_run_config
 from semcorr.metrics.pck import SUBSETS
-from semcorr.saved_config import CONFIG
 
 KEYS = (
-    "pck", "category", "headline", "pooling", "protocol", "localise", "split", "pairs", "images", "trained_parameters",
-    "seconds", "intervals", "classes",
-)  # fmt: skip
+    "pck",
+    "category",
+    "headline",
+    "pooling",
+    "protocol",
+    "localise",
+    "split",
+    "pairs",
+    "images",
+    "trained_parameters",
+    "seconds",
+    "intervals",
+    "classes",
+)
 MUST_AGREE = {"benchmark": "split", "protocol": "protocol", "pooling": "pooling", "comparison (`strict`)": "strict"}
 
 
-class Run(NamedTuple):
-    """What a run left behind."""
+class FinishedRun(NamedTuple):
+    """The results, the configuration and the training history of a finished run."""
 
     folder: Path
     cfg: DictConfig
     evaluated: Evaluated
-    history: Sequence[Mapping[str, float]]  # metrics.csv
+    history: Sequence[Mapping[str, float]]  # rows of metrics.csv
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Of metrics.json."""
+    def metrics(self) -> JsonMapping:
+        """The content of metrics.json."""
         return self.evaluated.metrics
 
 
-def found(given: Sequence[Path]) -> list[Path]:
-    """The run folders among what was given: each itself, or all below a folder that is none, as a sweep's."""
+def find_runs(given: Sequence[Path]) -> list[Path]:
+    """Find the run folders: each given path itself, or all runs below it if it is a folder of runs, as a sweep's."""
     folders: list[Path] = []
     for path in given:
-        own = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
-        below = sorted({file.parent for file in path.rglob(CONFIG)}) if own else []
-        if own and not below:
+        has_runs_below = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
+        below = sorted({file.parent for file in path.rglob(CONFIG)}) if has_runs_below else []
+        if has_runs_below and not below:
             raise UserError(f"{path} holds no run: no config.yaml in it or below. Give run_dirs of finished runs")
         folders += below or [path]
-    twice = sorted({str(one) for one in folders if [two.resolve() for two in folders].count(one.resolve()) > 1})
-    if twice:
-        raise UserError(f"{twice[0]} is given twice. Give every run once")
+    duplicates = sorted(
+        {str(folder) for folder in folders if [other.resolve() for other in folders].count(folder.resolve()) > 1}
+    )
+    if duplicates:
+        raise UserError(f"{duplicates[0]} is given twice. Give every run once")
     return folders
 
 
-def read(folders: Sequence[Path]) -> list[Run]:
-    """All of them, or a sentence on every one that cannot be read."""
-    runs, wrong = [], []
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Read all runs; the error names every one that cannot be read."""
+    runs, problems = [], []
     for folder in folders:
         try:
-            runs.append(_read(folder))
+            runs.append(_read_run(folder))
         except UserError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise UserError("\n".join(wrong))
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
     return runs
 
 
-def require_comparable(runs: Sequence[Run]) -> None:
-    """One benchmark, one protocol, the same pairs: nothing else may stand in one table, or be averaged."""
-    for what, key in MUST_AGREE.items():
+def require_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Raise `UserError` unless the runs share benchmark, protocol and pairs, without which no table may join them."""
+    for name, key in MUST_AGREE.items():
         groups: dict[str, list[str]] = {}
         for run in runs:
             groups.setdefault(str(run.metrics.get(key, False)), []).append(str(run.folder))
         if len(groups) > 1:
-            told = "; ".join(f"{value}: {', '.join(folders)}" for value, folders in groups.items())
-            raise UserError(f"these runs differ in their {what} and are not comparable: {told}. Report each by itself")
+            differences = "; ".join(f"{value}: {', '.join(folders)}" for value, folders in groups.items())
+            raise UserError(
+                f"these runs differ in their {name} and are not comparable: {differences}. Report each by itself"
+            )
     for run in runs[1:]:
-        require_same(runs[0].evaluated, run.evaluated)
+        require_same_pairs(runs[0].evaluated, run.evaluated)
 
 
-def _read(folder: Path) -> Run:
-    cfg = configuration(folder)
-    evaluated = read_run(folder)
+def _read_run(folder: Path) -> FinishedRun:
+    cfg = read_scored_config(folder)
+    evaluated = read_evaluated_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
     missing += [f"pck.{subset}" for subset in SUBSETS if subset not in evaluated.metrics.get("pck", {})]
     if missing:
         raise UserError(f"{folder}: metrics.json has no `{'`, `'.join(missing)}`. Evaluate again")
-    return Run(folder, cfg, evaluated, _history(folder / "metrics.csv"))
+    return FinishedRun(folder, cfg, evaluated, _history(folder / "metrics.csv"))
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv with what each holds; none where a run logged nothing."""
+    """Read the rows of metrics.csv without their empty cells; no rows where a run logged nothing."""
     if not path.is_file():
         return []
     try:
@@ -99,3 +115,109 @@ def _history(path: Path) -> list[dict[str, float]]:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is no table of numbers ({error}). Evaluate again, or remove it") from None
+
+
+Setting = object  # a leaf of a configuration
+# Keys that cannot change a number, or that are compared otherwise (weights by their checksum, the protocol by name).
+APART = (
+    "run_dir",
+    "name",
+    "seed",
+    "data_root",
+    "data",
+    "test",
+    "trained_on",
+    "logger",
+    "provenance",
+    "store",
+    "kap",
+    "compile",
+    "protocol",
+    "checkpoint",
+    "backbone.weights",
+    "backbone.pretrained",
+    "sweep",
+    "launcher",
+    "trainer.accelerator",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.precision",
+)
+# The same for the keys of a benchmark; its resize is compared separately.
+OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
+OF_STEPS = ("batch_size", "all_pairs", "steps")  # change no number where nothing is trained
+
+
+def run_settings(cfg: DictConfig) -> dict[str, Setting]:
+    """Collect the settings that a run's numbers depend on, except the seed.
+
+    Args:
+        cfg: The configuration that `semcorr.engine.rebuild.read_scored_config` returns. Its `data` is the benchmark
+            that was scored; its `trained_on`, if present, is another benchmark, on which the run was trained.
+
+    Returns:
+        Leaves by their dotted keys. `data.*` describes the benchmark trained on, `test.*` what differs from it in the
+        benchmark scored; `resize` is that of the scored images, `data.resize` that of the training images where they
+        differ.
+    """
+    flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    run_values, scored, resize = _relevant_settings(flat), _benchmark_settings(flat, "data"), flat.get("data.resize")
+    if "loss" in cfg:
+        trained = training_settings(cfg)
+    else:
+        run_values = {key: value for key, value in run_values.items() if not key.startswith("trainer.")}
+        trained = _checkpoint_settings(Path(cfg.checkpoint)) if cfg.get("checkpoint") else {}
+    if trained.get("data.resize") == resize:
+        trained.pop("data.resize", None)
+    differing = {f"test.{key}": value for key, value in scored.items() if trained.get(f"data.{key}", ...) != value}
+    provenance = cfg.provenance
+    is_random = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # drawn for every seed
+    checksum = provenance.get("weights_sha256")
+    return {
+        **trained,
+        **run_values,
+        **{key: value for key, value in differing.items() if key.removeprefix("test.") not in OF_STEPS},
+        "resize": resize,
+        "precision": flat.get("trainer.precision"),
+        "weights": "random" if is_random else checksum and checksum[:8],
+        "backbone": provenance.get("backbone") or str(cfg.backbone._target_).rsplit(".", 1)[-1],
+    }
+
+
+def training_settings(cfg: DictConfig) -> dict[str, Setting]:
+    """Collect the settings of a training run before anything was scored."""
+    flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    source = "trained_on" if "trained_on" in cfg else "data"
+    data = {f"data.{key}": value for key, value in _benchmark_settings(flat, source).items()}
+    return {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}
+
+
+def _checkpoint_settings(run: Path) -> dict[str, Setting]:
+    """Collect the settings that an evaluated checkpoint was trained with; only its name, where its run is gone."""
+    if not is_run(run):
+        return {"checkpoint": run.name}
+    cfg = read_run_config(run)
+    return training_settings(cfg) if "loss" in cfg else {"checkpoint": run.name}
+
+
+def _relevant_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in APART)
+    }
+
+
+def _benchmark_settings(flat: dict[str, Setting], key: str) -> dict[str, Setting]:
+    inside = {name.removeprefix(f"{key}."): value for name, value in flat.items() if name.startswith(f"{key}.")}
+    return {name: value for name, value in inside.items() if name not in OF_DATA}
+
+
+def _flatten(node: object, prefix: str = "") -> dict[str, Setting]:
+    """Flatten a configuration to its leaves by dotted keys; lists stay whole, for their items have no names."""
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    leaves: dict[str, Setting] = {}
+    for key, value in node.items():
+        leaves |= _flatten(value, f"{prefix}{key}.")
+    return leaves

@@ -1,39 +1,30 @@
 """Dense features on disk, one memory-mapped file per image, shared by any number of processes.
 
-ROOT/<16 hex digits of the key>/key.json              what all features in the folder have in common
-                                <entry>.safetensors    one image's, with a checksum over all that it says
+ROOT/<16 hex digits of the key>/key.json              key that all features in the folder share
+                                <entry>.safetensors    features of one image, with a checksum
                                 claims/<entry>.lock    a process is computing it
 
-`python -m semcorr.store ls|verify|prune` looks after them.
+`python -m semcorr.store ls|verify|prune` lists, checks and removes them.
 """
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from semcorr.store.feature_store import FeatureStore
 
-__all__ = ["FeatureStore", "default_root", "main"]
+__all__ = ["FeatureStore", "default_root"]
 
 
 def default_root() -> Path:
-    """Where features lie unless told otherwise: SEMCORR_STORE, or the user's cache."""
+    """Return the folder of features by default: SEMCORR_STORE, or the user's cache."""
     return Path(os.environ.get("SEMCORR_STORE") or "~/.cache/semcorr/features").expanduser()
 
 
-def main() -> None:
-    """The command."""
-    from semcorr.cli import explaining, run_app
-
-    with explaining("evaluate"):  # imports take seconds
-        from semcorr.store.command import app
-
-        run_app(app, prog_name="semcorr store")
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FeatureStore":  # brings torch, which the command can do without
+def __getattr__(name: str) -> object:
+    """Import `FeatureStore` at its first use."""
+    if name == "FeatureStore":  # imports torch, which the command does not need
         from semcorr.store.feature_store import FeatureStore
 
         return FeatureStore

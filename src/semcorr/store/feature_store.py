@@ -1,4 +1,4 @@
-"""FeatureStore: a network's work on images that no process does twice."""
+"""FeatureStore: features of images on disk, computed by no process twice."""
 
 import errno
 import json
@@ -8,23 +8,22 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.filesize import decimal
 from torch import Tensor
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import remove_parts
-from semcorr.core.terminal import printable
-from semcorr.errors import UserError
-from semcorr.store.checked import SUFFIX, Damaged, Outdated, image_of
-from semcorr.store.claims import Claims
-from semcorr.store.entry import Packed, pack, place_of, read_entry, write_packed
-from semcorr.store.listing import CLAIMS, KEY, folder_name
-from semcorr.store.room import Room
+from semcorr.core.terminal import escape_controls
+from semcorr.core.text_files import JsonMapping
+from semcorr.store.entry_file import PackedEntry, pack_entry, read_entry, write_packed
+from semcorr.store.index import CLAIMS, KEY, StoreBudget, folder_name
+from semcorr.store.integrity import SUFFIX, DamagedEntryError, OutdatedEntryError, entry_key_of, stored_image_name
+from semcorr.store.locks import EntryLocks
 
 log = logging.getLogger(__name__)
 
-POLL = 0.05  # seconds between two looks at what others are computing
+POLL = 0.05  # seconds between two checks of what other processes are computing
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -32,23 +31,23 @@ class FeatureStore:
     """Features of images under one key, in a folder of `root`.
 
     Args:
-        root: Of all keys.
+        root: Folder of all keys.
         key: Everything that the features depend on, but the image: backbone, sha256 of its weights,
             layers, size, resize, depth, dtype, ... What JSON can hold.
-        max_gb: What all keys together may take, in GB of 10^9 bytes. None: whatever the disk has.
+        max_gb: Limit on the size of all keys together, in GB of 10^9 bytes; None for no limit.
 
     Entries are named by the caller, safely for a file: a hash of the image's content.
     """
 
-    def __init__(self, root: Path, key: Mapping[str, Any], max_gb: float | None = None) -> None:
+    def __init__(self, root: Path, key: JsonMapping, max_gb: float | None = None) -> None:
         if max_gb is not None and not max_gb > 0:
             raise UserError(f"`store.max_gb` is {max_gb}. Give GB, more than 0, or null for no limit")
         self.root, self.max_gb = Path(root).expanduser(), max_gb
         self._key = json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
         self.folder = self.root / folder_name(key)
-        self._claims = Claims(self.folder / CLAIMS)
-        self._room = None if max_gb is None else Room(self.root, round(max_gb * 1e9))
-        self._used: set[str] = set()  # by this process: ours to keep
+        self._claims = EntryLocks(self.folder / CLAIMS)
+        self._room = None if max_gb is None else StoreBudget(self.root, round(max_gb * 1e9))
+        self._used: set[str] = set()  # by this process: not to be evicted
         self._checked: set[str] = set()
         self._unstorable: set[str] = set()
         self._met_outdated = False
@@ -66,7 +65,7 @@ class FeatureStore:
         return self._path(entry).exists()
 
     def get(self, entry: str) -> dict[str, Tensor] | None:
-        """The entry's tensors, mapped; None if there are none.
+        """Return the entry's tensors, mapped; None if it does not exist.
 
         Checked when this process reads them for the first time. What is damaged goes, and is reported; so does
         what was stored for another key or image. Of another version's entries it is reported once that they go.
@@ -74,10 +73,10 @@ class FeatureStore:
         path = self._path(entry)
         try:
             values = read_entry(path, check=entry not in self._checked)
-        except FileNotFoundError:  # never there, or evicted by another process
+        except FileNotFoundError:  # never stored, or evicted by another process
             self._forget(entry)
             return None
-        except Damaged as damage:
+        except DamagedEntryError as damage:
             self._warn_of(path, damage)
             with suppress(OSError):  # another user's, or no file: it is computed for this run alone
                 path.unlink(missing_ok=True)  # if another process has just replaced it: computed once more, no harm
@@ -90,11 +89,11 @@ class FeatureStore:
     def put(self, entry: str, values: Mapping[str, Tensor], name: str) -> bool:
         """Store an image's tensors (no batch axis) under its readable name; False if there is no room.
 
-        Then it is told once, and the caller keeps them in memory. Nothing half-written stays.
+        Without room, a warning is logged once, and the caller keeps them in memory. Nothing half-written stays.
         """
         if entry not in self:
-            packed = pack(values, name, place_of(self._path(entry)))
-            if self._room and not self._room.make(packed.size, self._is_kept):
+            packed = pack_entry(values, name, entry_key_of(self._path(entry)))
+            if self._room and not self._room.evict_for(packed.size, self._is_kept):
                 return self._refuse(
                     entry, packed.size, f"`store.max_gb` is {self.max_gb:g}, all of it in use by this run"
                 )
@@ -108,7 +107,7 @@ class FeatureStore:
         return True
 
     def claims(self, chunks: Iterable[Sequence[str]]) -> Iterator[list[str]]:
-        """What the caller is to compute, put and release, chunk by chunk; nobody else is given the same.
+        """Yield what the caller is to compute, put and release, chunk by chunk; no other process gets the same.
 
         Of each chunk, what is not stored yet: all of it, or nothing yet if another process is busy with
         a part. Such chunks come last, when each entry has been stored or its process has died or could
@@ -122,25 +121,25 @@ class FeatureStore:
         while True:
             busy = []
             for chunk in chunks:
-                ours = self._take(chunk)
-                if ours is None:
+                claimed = self._take(chunk)
+                if claimed is None:
                     busy.append(chunk)
-                elif ours:
-                    yield ours
+                elif claimed:
+                    yield claimed
             if not busy or self._claims:
                 return
             time.sleep(POLL)
             chunks = busy
 
     def release(self, entries: Iterable[str]) -> None:
-        """They are put, or cannot be: others need not wait any longer."""
-        self._claims.give_back(entries)
+        """Release entries that are put or cannot be, so that other processes stop waiting."""
+        self._claims.release(entries)
 
     def _take(self, chunk: Sequence[str]) -> list[str] | None:
-        """What is left to do of `chunk`, now ours; None if a part of it is somebody else's."""
-        # What this process holds is on its way, what it has put is done, what it could not put is in its memory.
+        """Claim what is left to do of `chunk`; None if another process has claimed a part of it."""
+        # Claimed entries are being computed, used ones are stored, unstorable ones are in this process's memory.
         settled = (self._claims, self._used, self._unstorable)
-        wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in each for each in (*settled, self))]
+        wanted = [entry for entry in dict.fromkeys(chunk) if not any(entry in entries for entries in (*settled, self))]
         try:
             if not self._claims.take(wanted):
                 self._claims.clear(entry for entry in wanted if entry in self)  # since we looked
@@ -150,52 +149,57 @@ class FeatureStore:
                 raise
             return wanted  # no room for a lock, nor for what it is about
         done = [entry for entry in wanted if entry in self]  # since we looked; see Claims
-        self._claims.give_back(done)
+        self._claims.release(done)
         return [entry for entry in wanted if entry not in done]
 
     def _open(self) -> None:
-        """The folder and what it is about, made if need be."""
+        """Make the folder and its key file where they are missing."""
         self._claims.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        about = self.folder / KEY
-        known = about.read_bytes() if about.exists() else None
-        if known != self._key.encode():
-            if known is not None:
-                log.warning("%s does not hold the key of its folder: it is damaged, or another's. Written anew", about)
-            write_packed(about, Packed(self._key.encode(), [], len(self._key)))
+        key_file = self.folder / KEY
+        content = key_file.read_bytes() if key_file.exists() else None
+        if content != self._key.encode():
+            if content is not None:
+                log.warning(
+                    "%s does not hold the key of its folder: it is damaged, or another's. Written anew", key_file
+                )
+            write_packed(key_file, PackedEntry(self._key.encode(), [], len(self._key)))
 
-    def _write(self, path: Path, packed: Packed) -> None:
+    def _write(self, path: Path, packed: PackedEntry) -> None:
         try:
             if not (self.folder / KEY).exists():
                 raise FileNotFoundError
             write_packed(path, packed)
-        except FileNotFoundError:  # pruned away under us
+        except FileNotFoundError:  # pruned meanwhile
             self._open()
             write_packed(path, packed)
 
-    def _warn_of(self, path: Path, damage: Damaged) -> None:
-        if not isinstance(damage, Outdated):
-            name = printable(image_of(path))
-            log.warning("%s, %s, is damaged (%s); it is computed again", path, name, printable(str(damage)))
+    def _warn_of(self, path: Path, damage: DamagedEntryError) -> None:
+        if not isinstance(damage, OutdatedEntryError):
+            name = escape_controls(stored_image_name(path))
+            log.warning("%s, %s, is damaged (%s); it is computed again", path, name, escape_controls(str(damage)))
         elif not self._met_outdated:
             self._met_outdated = True
             log.warning(
                 "%s holds features of another version of semcorr (%s); they are computed again",
-                self.folder, printable(str(damage)),
-            )  # fmt: skip
+                self.folder,
+                escape_controls(str(damage)),
+            )
 
     def _refuse(self, entry: str, size: int, reason: str) -> bool:
         if not self._unstorable:
             log.warning(
                 "%s takes no more features (%s): %s would be needed for the next image. They stay in memory",
-                self.root, reason, decimal(size),
-            )  # fmt: skip
+                self.root,
+                reason,
+                decimal(size),
+            )
         self._unstorable.add(entry)
         return False
 
     def _use(self, entry: str) -> None:
-        """Once per process and entry: it is the most recently used."""
+        """Mark an entry as most recently used, once per process and entry."""
         if entry not in self._used:
             self._used.add(entry)
             with suppress(OSError):  # gone, or another user's

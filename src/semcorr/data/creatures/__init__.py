@@ -1,1 +1,1 @@
-"""Articulated animals, drawn: anatomy and pose, rasteriser, scenery, and the photograph of it all."""
+"""Rendering of articulated animals: anatomy and pose, rasteriser, scenery, and photograph."""

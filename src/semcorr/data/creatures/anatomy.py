@@ -18,7 +18,7 @@ SIDES = (("left", 1.0), ("right", -1.0))
 
 
 @dataclass(frozen=True)
-class Build:
+class Proportions:
     """Proportions of a category's average animal, in trunk lengths and degrees."""
 
     leg: float
@@ -44,28 +44,28 @@ class Build:
     maned: bool = False
 
 
-BUILDS: Mapping[str, Build] = {
-    "cat": Build(
+BUILDS: Mapping[str, Proportions] = {
+    "cat": Proportions(
         leg=0.60, limb=0.095, chest=0.21, hip=0.21, narrow=0.88, neck=0.20, rise=42, skull=0.20,
         muzzle=0.10, snout=0.095, droop=10, ear=0.21, ear_width=0.10, ear_lift=66, tail=0.85,
         tail_radius=0.045, tail_lift=35, eyes_aside=0.15, hoofed=False,
     ),
-    "dog": Build(
+    "dog": Proportions(
         leg=0.74, limb=0.10, chest=0.24, hip=0.18, narrow=0.80, neck=0.30, rise=48, skull=0.165,
         muzzle=0.23, snout=0.085, droop=16, ear=0.21, ear_width=0.085, ear_lift=20, tail=0.50,
         tail_radius=0.04, tail_lift=40, eyes_aside=0.3, hoofed=False,
     ),
-    "horse": Build(
+    "horse": Proportions(
         leg=0.98, limb=0.10, chest=0.27, hip=0.27, narrow=0.80, neck=0.60, rise=48, skull=0.14,
         muzzle=0.36, snout=0.085, droop=48, ear=0.16, ear_width=0.045, ear_lift=72, tail=0.62,
         tail_radius=0.06, tail_lift=-68, eyes_aside=0.75, maned=True,
     ),
-    "cow": Build(
+    "cow": Proportions(
         leg=0.72, limb=0.115, chest=0.30, hip=0.29, narrow=0.82, neck=0.36, rise=20, skull=0.165,
         muzzle=0.27, snout=0.11, droop=42, ear=0.21, ear_width=0.075, ear_lift=-4, tail=0.66,
         tail_radius=0.024, tail_lift=-78, eyes_aside=0.75, horn=0.20,
     ),
-    "sheep": Build(
+    "sheep": Proportions(
         leg=0.58, limb=0.085, chest=0.31, hip=0.32, narrow=0.95, neck=0.24, rise=38, skull=0.135,
         muzzle=0.19, snout=0.075, droop=36, ear=0.18, ear_width=0.055, ear_lift=-8, tail=0.26,
         tail_radius=0.055, tail_lift=-72, eyes_aside=0.75, horn=0.18,
@@ -74,19 +74,19 @@ BUILDS: Mapping[str, Build] = {
 CATEGORIES = tuple(BUILDS)
 
 
-def vec(x: float, y: float, z: float) -> Vector:
-    """Forward, left, up."""
+def vector(x: float, y: float, z: float) -> Vector:
+    """Build a vector from forward, left, up."""
     return np.array([x, y, z], float)
 
 
-def slant(degrees: float) -> Vector:
-    """The direction that many degrees above straight ahead."""
-    return vec(np.cos(np.radians(degrees)), 0, np.sin(np.radians(degrees)))
+def direction_at_angle(degrees: float) -> Vector:
+    """Return the direction that many degrees above straight ahead."""
+    return vector(np.cos(np.radians(degrees)), 0, np.sin(np.radians(degrees)))
 
 
-def grow(category: str, rng: Generator) -> Creature:
-    """A random individual of a category."""
-    build = vary(BUILDS[category], rng)
+def sample_creature(category: str, rng: Generator) -> Creature:
+    """Sample an individual of a category."""
+    build = jitter_proportions(BUILDS[category], rng)
     if category == "dog":  # some dogs' ears hang, others' stand
         build = replace(build, ear_lift=float(rng.choice([-62.0, -40.0, 55.0, 68.0])))
     if rng.random() < 0.25:
@@ -106,8 +106,8 @@ def grow(category: str, rng: Generator) -> Creature:
     return creature
 
 
-def vary(build: Build, rng: Generator) -> Build:
-    """The same kind of animal, its lengths about 9 % and its angles about 5 degrees different."""
+def jitter_proportions(build: Proportions, rng: Generator) -> Proportions:
+    """Vary an animal's lengths by about 9 % and its angles by about 5 degrees."""
     changed = {}
     for name, value in vars(build).items():
         if not isinstance(value, bool):
@@ -117,29 +117,31 @@ def vary(build: Build, rng: Generator) -> Build:
     return replace(build, **changed)
 
 
-def add_trunk(creature: Creature, b: Build) -> None:
-    """The root bone, its origin halfway between shoulders and hips."""
+def add_trunk(creature: Creature, b: Proportions) -> None:
+    """Add the root bone, its origin halfway between shoulders and hips."""
     squash, low = (1.0, b.narrow, 1.0), -0.05
-    creature.bone("trunk", None, vec(0, 0, 0))
-    creature.part("trunk", vec(0.36, 0, -0.02), vec(-0.38, 0, 0), (b.chest, b.hip), squash=squash)
-    creature.part("trunk", vec(0.10, 0, low), vec(-0.12, 0, low), (b.chest, b.hip), squash=(1.0, 1.05 * b.narrow, 1.0))
-    creature.part("trunk", vec(0.42, 0, 0.02), vec(0.30, 0, 0.06), 0.85 * b.chest, squash=squash)
+    creature.bone("trunk", None, vector(0, 0, 0))
+    creature.part("trunk", vector(0.36, 0, -0.02), vector(-0.38, 0, 0), (b.chest, b.hip), squash=squash)
+    creature.part(
+        "trunk", vector(0.10, 0, low), vector(-0.12, 0, low), (b.chest, b.hip), squash=(1.0, 1.05 * b.narrow, 1.0)
+    )
+    creature.part("trunk", vector(0.42, 0, 0.02), vector(0.30, 0, 0.06), 0.85 * b.chest, squash=squash)
 
 
-def skull(b: Build) -> tuple[Vector, Vector, Vector, Vector]:
-    """The way the face points, the way up from it, the centres of skull and snout."""
-    face, crown = slant(-b.droop), slant(90 - b.droop)
+def skull_geometry(b: Proportions) -> tuple[Vector, Vector, Vector, Vector]:
+    """Return the facing direction, the up direction, and the centres of skull and snout."""
+    face, crown = direction_at_angle(-b.droop), direction_at_angle(90 - b.droop)
     centre = b.skull * (0.45 * face + 0.2 * crown)
     return face, crown, centre, centre + (0.65 * b.skull + b.muzzle) * face - 0.35 * b.skull * crown
 
 
-def add_head(creature: Creature, b: Build) -> None:
-    """Neck, skull, muzzle and jaw, and a horse's mane."""
-    neck, above = b.neck * slant(b.rise), slant(90 + b.rise)
-    creature.bone("neck", "trunk", vec(0.40, 0, 0.35 * b.chest))
-    creature.part("neck", vec(-0.02, 0, 0), neck, (0.78 * b.chest, 0.78 * b.skull), squash=(1.0, 0.75, 1.0))
+def add_head(creature: Creature, b: Proportions) -> None:
+    """Add neck, skull, muzzle and jaw, and a horse's mane."""
+    neck, above = b.neck * direction_at_angle(b.rise), direction_at_angle(90 + b.rise)
+    creature.bone("neck", "trunk", vector(0.40, 0, 0.35 * b.chest))
+    creature.part("neck", vector(-0.02, 0, 0), neck, (0.78 * b.chest, 0.78 * b.skull), squash=(1.0, 0.75, 1.0))
     creature.bone("head", "neck", neck)
-    face, crown, centre, snout = skull(b)
+    face, crown, centre, snout = skull_geometry(b)
     jaw, chin = centre - 0.35 * b.skull * crown, snout - 0.3 * b.snout * crown
     creature.part("head", centre, centre, b.skull, squash=(1.0, 0.95, 0.92), tip=0.35)
     creature.part("head", centre + 0.1 * b.skull * face, snout, (0.72 * b.skull, b.snout), tip=0.8)
@@ -154,10 +156,10 @@ def add_head(creature: Creature, b: Build) -> None:
     creature.mark("forehead", "head", creature.surface("head", centre, brow), 0.03, brow)
 
 
-def add_snout(creature: Creature, b: Build, *, black: bool) -> None:
-    """Mouth and nose."""
-    face, crown, _, snout = skull(b)
-    mouth, half = creature.surface("head", snout, face - 0.75 * crown), vec(0, 0.35 * b.snout, 0)
+def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
+    """Add mouth and nose."""
+    face, crown, _, snout = skull_geometry(b)
+    mouth, half = creature.surface("head", snout, face - 0.75 * crown), vector(0, 0.35 * b.snout, 0)
     nose = creature.surface("head", snout, face + 0.45 * crown)
     creature.mark("mouth", "head", mouth, 0.03, face)
     creature.mark("nose", "head", nose + 0.3 * b.snout * face, 0.04)
@@ -167,26 +169,26 @@ def add_snout(creature: Creature, b: Build, *, black: bool) -> None:
         creature.part("head", nose, nose, size, squash=(0.8, 1.2, 0.8), material=material)
 
 
-def add_face(creature: Creature, b: Build, side: str, sign: float) -> None:
-    """An eye and a nostril."""
-    face, crown, centre, snout = skull(b)
-    outward = (1.05 - b.eyes_aside) * face + vec(0, sign * (0.42 + 0.55 * b.eyes_aside), 0) + 0.38 * crown
+def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None:
+    """Add an eye and a nostril."""
+    face, crown, centre, snout = skull_geometry(b)
+    outward = (1.05 - b.eyes_aside) * face + vector(0, sign * (0.42 + 0.55 * b.eyes_aside), 0) + 0.38 * crown
     eye, outward = creature.surface("head", centre, outward), outward / np.linalg.norm(outward)
     radius = 0.022 + 0.11 * b.skull
     ball, pupil = eye - 0.45 * radius * outward, eye + 0.28 * radius * outward
     creature.part("head", ball, ball, radius, material=IRIS)
     creature.part("head", pupil, pupil, 0.5 * radius, material=DARK)
     creature.mark(f"{side} eye", "head", pupil + 0.5 * radius * outward, 0.02, outward)
-    nostril = creature.surface("head", snout, face + vec(0, 0.5 * sign, 0) + 0.3 * crown)
+    nostril = creature.surface("head", snout, face + vector(0, 0.5 * sign, 0) + 0.3 * crown)
     creature.part("head", nostril, nostril, 0.008 + 0.07 * b.snout, material=DARK)
-    creature.mark(f"{side} nostril", "head", nostril, 0.03, face + vec(0, 0.5 * sign, 0) + 0.3 * crown)
+    creature.mark(f"{side} nostril", "head", nostril, 0.03, face + vector(0, 0.5 * sign, 0) + 0.3 * crown)
 
 
-def add_ear(creature: Creature, b: Build, side: str, sign: float) -> None:
-    """A flat cone with bare skin in front. Like feet and horns, seen from behind it still counts."""
+def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
+    """Add an ear: a flat cone with bare skin in front. Like feet and horns, seen from behind it still counts."""
     ear, lift = f"{side} ear", np.radians(b.ear_lift)
-    root = creature.surface("head", skull(b)[2], vec(-0.15, sign * (0.35 + 0.4 * np.cos(lift)), 0.75))
-    tip, front = b.ear * vec(0, sign * np.cos(lift), np.sin(lift)), vec(0.024, 0, 0)
+    root = creature.surface("head", skull_geometry(b)[2], vector(-0.15, sign * (0.35 + 0.4 * np.cos(lift)), 0.75))
+    tip, front = b.ear * vector(0, sign * np.cos(lift), np.sin(lift)), vector(0.024, 0, 0)
     creature.bone(ear, "head", root)
     creature.part(ear, -0.1 * tip, tip, (b.ear_width, 0.014), squash=(0.4, 0.9, 1.0), tip=0.9)
     skin = (0.68 * b.ear_width, 0.008)
@@ -195,44 +197,44 @@ def add_ear(creature: Creature, b: Build, side: str, sign: float) -> None:
     creature.mark(f"{ear}-tip", ear, tip, 0.05)
 
 
-def add_horn(creature: Creature, b: Build, side: str, sign: float, *, curled: bool) -> None:
-    """Two pieces, turning up like a cow's or, curled, down like a ram's."""
-    root = creature.surface("head", skull(b)[2], vec(-0.1, 0.5 * sign, 0.8))
-    bend = root + b.horn * (vec(-0.5, 0.45 * sign, 0.1) if curled else vec(0, 0.75 * sign, 0.25))
-    tip = bend + b.horn * (vec(0.15, 0.4 * sign, -0.65) if curled else vec(0.1, 0.1 * sign, 0.7))
+def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curled: bool) -> None:
+    """Add a horn of two pieces, turning up like a cow's or, curled, down like a ram's."""
+    root = creature.surface("head", skull_geometry(b)[2], vector(-0.1, 0.5 * sign, 0.8))
+    bend = root + b.horn * (vector(-0.5, 0.45 * sign, 0.1) if curled else vector(0, 0.75 * sign, 0.25))
+    tip = bend + b.horn * (vector(0.15, 0.4 * sign, -0.65) if curled else vector(0.1, 0.1 * sign, 0.7))
     creature.part("head", root, bend, (0.05, 0.036), material=HORN)
     creature.part("head", bend, tip, (0.036, 0.010), material=HORN)
     creature.mark(f"{side} horn", "head", tip, 0.05)
 
 
-def add_leg(creature: Creature, b: Build, leg: str, sign: float) -> None:
-    """Thigh, shin (a back leg's has a hock) and foot."""
+def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
+    """Add thigh, shin (a back leg's has a hock) and foot."""
     front = leg.startswith("front")
     girth, along, bulk = (b.chest, 0.32, 1.25) if front else (b.hip, -0.36, 1.7)
-    hip = vec(along, sign * 0.58 * girth * b.narrow, -0.35 * girth)
-    knee = vec(-0.03 if front else 0.05, 0, -0.47 * b.leg)
-    hock = vec(0.03 if front else -0.10, 0, -0.22 * b.leg)
-    ankle = vec(0.03 if front else -0.06, 0, -0.47 * b.leg)
+    hip = vector(along, sign * 0.58 * girth * b.narrow, -0.35 * girth)
+    knee = vector(-0.03 if front else 0.05, 0, -0.47 * b.leg)
+    hock = vector(0.03 if front else -0.10, 0, -0.22 * b.leg)
+    ankle = vector(0.03 if front else -0.06, 0, -0.47 * b.leg)
     thigh, shin, foot = f"{leg} thigh", f"{leg} shin", f"{leg} foot"
     creature.bone(thigh, "trunk", hip, limb=True)
     creature.bone(shin, thigh, knee, limb=True)
     creature.bone(foot, shin, ankle, limb=True)
-    above, radius = vec(0, 0, 0.02), (bulk * b.limb, 0.62 * b.limb)
+    above, radius = vector(0, 0, 0.02), (bulk * b.limb, 0.62 * b.limb)
     creature.part(thigh, above, knee, radius, squash=(1.0, 0.72, 1.0), tip=0.2)
-    creature.part(shin, vec(0, 0, 0), hock, (0.62 * b.limb, 0.5 * b.limb), tip=0.6)
+    creature.part(shin, vector(0, 0, 0), hock, (0.62 * b.limb, 0.5 * b.limb), tip=0.6)
     creature.part(shin, hock, ankle, (0.5 * b.limb, 0.45 * b.limb), tip=0.9)
     size, length, material = (0.58, 0.25, HOOF) if b.hoofed else (0.66, 0.65, FUR)
-    toe, heel = vec(length * b.limb, 0, -0.02), above if b.hoofed else vec(0, 0, 0)
+    toe, heel = vector(length * b.limb, 0, -0.02), above if b.hoofed else vector(0, 0, 0)
     radius = (0.9 * size * b.limb, size * b.limb)
     creature.part(foot, heel, toe, radius, squash=(1.0, 1.0, 0.75), material=material, tip=1.0)
-    creature.mark(f"{leg} knee", shin, vec(0.55 * b.limb, 0, 0), 1.3 * b.limb)
-    creature.mark(foot, foot, toe + vec(0.7 * size * b.limb, 0, 0), 2.6 * size * b.limb)
+    creature.mark(f"{leg} knee", shin, vector(0.55 * b.limb, 0, 0), 1.3 * b.limb)
+    creature.mark(foot, foot, toe + vector(0.7 * size * b.limb, 0, 0), 2.6 * size * b.limb)
 
 
-def add_tail(creature: Creature, b: Build) -> None:
-    """Three bones; a horse's is all hair, a cow's ends in a tuft."""
-    piece, parent = b.tail / 3 * slant(b.tail_lift) * (-1, 1, 1), "trunk"
-    root = creature.surface("trunk", vec(-0.36, 0, 0), vec(-0.75, 0, 0.65)) + vec(0.02, 0, -0.02)
+def add_tail(creature: Creature, b: Proportions) -> None:
+    """Add three bones of a tail; a horse's is all hair, a cow's ends in a tuft."""
+    piece, parent = b.tail / 3 * direction_at_angle(b.tail_lift) * (-1, 1, 1), "trunk"
+    root = creature.surface("trunk", vector(-0.36, 0, 0), vector(-0.75, 0, 0.65)) + vector(0.02, 0, -0.02)
     for i, (thick, thin) in enumerate([(1.0, 0.92), (0.92, 0.85), (0.85, 0.6)]):
         bone = f"tail {i}"
         tuft = i == 2 and (b.maned or b.tail_radius < 0.03)
@@ -244,8 +246,8 @@ def add_tail(creature: Creature, b: Build) -> None:
     creature.mark("tail-tip", "tail 2", 1.08 * piece, 2 * b.tail_radius + 0.02)
 
 
-def strike_pose(category: str, rng: Generator) -> dict[str, Angles]:
-    """Random joint angles: standing or walking; cats and dogs also sit, the others also graze."""
+def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:
+    """Sample joint angles: standing or walking; cats and dogs also sit, the others also graze."""
     hunts = category in ("cat", "dog")
     sits, grazes = hunts and rng.random() < 0.3, not hunts and rng.random() < 0.25
     slope = -38.0 if sits else rng.normal(0, 3)
@@ -261,12 +263,12 @@ def strike_pose(category: str, rng: Generator) -> dict[str, Angles]:
         angles[f"{side} ear"] = (rng.normal(0, 8), sign * rng.normal(12, 14), rng.normal(0, 8))
     curl, sway = rng.normal(0, 22), rng.normal(0, 22)
     angles |= {f"tail {i}": (curl - (slope if i == 0 else 0.0), sway, 0.0) for i in range(3)}
-    angles |= stride(slope, sits, rng)
+    angles |= sample_gait(slope, sits, rng)
     return {bone: (float(pitch), float(yaw), float(roll)) for bone, (pitch, yaw, roll) in angles.items()}
 
 
-def stride(slope: float, sits: bool, rng: Generator) -> dict[str, Angles]:
-    """The legs of a walk caught at a random moment, or of a sitting animal; feet stay level."""
+def sample_gait(slope: float, sits: bool, rng: Generator) -> dict[str, Angles]:
+    """Sample the legs of a walk at a random moment, or of a sitting animal; feet stay level."""
     angles: dict[str, Angles] = {}
     swing, phase = rng.uniform(0, 26), rng.uniform(0, 2 * np.pi)
     for beat, leg in enumerate(("front-left", "back-right", "front-right", "back-left")):

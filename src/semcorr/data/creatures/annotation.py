@@ -1,4 +1,4 @@
-"""What is known about an image of a creature, and about a pair of them, in SPair-71k's words.
+"""Annotations of an image of a creature, and of a pair of them, in SPair-71k's terms.
 
 `azimuth_id` k is the 45 degree bin centred on azimuth 45 k (`Camera.towards`): 0 faces the viewer,
 2 faces the image's left edge, 4 is seen from behind, 6 faces right; as in SPair-71k, whose words
@@ -8,23 +8,23 @@ for these four `pose` takes, "Unspecified" for the rest.
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
-from semcorr.data.creatures.photograph import Shot
-from semcorr.data.groups import keypoint_names
+from semcorr.core.text_files import JsonObject
+from semcorr.data.creatures.photograph import Photo
+from semcorr.data.keypoints import keypoint_names
 
 POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
-Annotation = dict[str, Any]
+Annotation = JsonObject
 
 
-def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotation:
-    """The image's annotation: coordinates are 0-based, a pixel's centre at integers."""
+def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
+    """Build the image's annotation: coordinates are 0-based, a pixel's centre at integers."""
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
-    found = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
+    keypoints = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
     return {
         "filename": f"{stem}.jpg",
         "src_database": "semcorr synthetic creatures",
@@ -39,20 +39,20 @@ def describe(shot: Shot, category: str, stem: str, azimuth_id: int) -> Annotatio
         "occluded": int(shot.occluded),
         "difficult": 0,
         "bndbox": [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())],
-        "kps": {i: list(xy) if xy else None for i, xy in found.items()},
+        "kps": {i: list(xy) if xy else None for i, xy in keypoints.items()},
         "azimuth_id": azimuth_id,
     }
 
 
-def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
-    """The pair's annotation.
+def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
+    """Build the pair's annotation.
 
     The variations' thresholds are ours: azimuths 0-1, 2, 3-4 bins apart; areas of the boxes less
     than 2, less than 4, 4 and more times apart. Truncation and occlusion: none, source, target,
     both.
     """
     shared = [i for i in source["kps"] if source["kps"][i] and target["kps"][i]]
-    apart = abs(source["azimuth_id"] - target["azimuth_id"])
+    azimuth_steps = abs(source["azimuth_id"] - target["azimuth_id"])
     areas = sorted((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (source["bndbox"], target["bndbox"]))
     stems = [Path(side["filename"]).stem for side in (source, target)]
     return {
@@ -71,22 +71,22 @@ def pair_up(source: Annotation, target: Annotation, pair_id: int) -> Annotation:
         "trg_kps": [target["kps"][i] for i in shared],
         "kps_ids": shared,
         "mirror": 0,
-        "viewpoint_variation": sum(min(apart, 8 - apart) >= bins for bins in (2, 3)),
+        "viewpoint_variation": sum(min(azimuth_steps, 8 - azimuth_steps) >= bins for bins in (2, 3)),
         "scale_variation": sum(areas[1] >= times * areas[0] for times in (2, 4)),
         "truncation": source["truncated"] + 2 * target["truncated"],
         "occlusion": source["occluded"] + 2 * target["occluded"],
     }
 
 
-def choose_pairs(
-    annotations: Sequence[Annotation], most: int | None, rng: Generator
+def choose_creature_pairs(
+    annotations: Sequence[Annotation], max_pairs: int | None, rng: Generator
 ) -> list[tuple[Annotation, Annotation]]:
-    """Ordered pairs that share three keypoints, or a random `most` of them in the same order."""
+    """Choose ordered pairs that share three keypoints, or a random `max_pairs` of them in the same order."""
     pairs = [
         (source, target)
         for source, target in permutations(annotations, 2)
         if sum(bool(source["kps"][i] and target["kps"][i]) for i in source["kps"]) >= 3
     ]
-    if most is None or most >= len(pairs):
+    if max_pairs is None or max_pairs >= len(pairs):
         return pairs
-    return [pairs[i] for i in sorted(rng.choice(len(pairs), most, replace=False))]
+    return [pairs[i] for i in sorted(rng.choice(len(pairs), max_pairs, replace=False))]

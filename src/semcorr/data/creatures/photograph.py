@@ -1,4 +1,4 @@
-"""A photograph of a new individual: body, pose, camera, light, scenery, and what is visible in it."""
+"""Photographs of new individuals: body, pose, camera, light, scenery, and what is visible of it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,14 +9,30 @@ from jaxtyping import Bool
 from numpy.random import Generator
 from PIL import Image
 
-from semcorr.data.creatures.anatomy import grow, strike_pose
-from semcorr.data.creatures.raster import Camera, Creature, Frame, assemble, locate, outline, rasterise
-from semcorr.data.creatures.scenery import Coat, Light, backdrop, cast_shadow, occluder, photograph, shade
-from semcorr.data.groups import keypoint_names
+from semcorr.data.creatures.anatomy import sample_creature, sample_pose
+from semcorr.data.creatures.raster import (
+    BoneFrame,
+    Camera,
+    Creature,
+    bounding_boxes,
+    pose_bones,
+    project_landmarks,
+    rasterise,
+)
+from semcorr.data.creatures.scenery import (
+    Coat,
+    Light,
+    apply_camera,
+    cast_shadow,
+    draw_backdrop,
+    draw_occluder,
+    shade_creature,
+)
+from semcorr.data.keypoints import keypoint_names
 
 
-class Shot(NamedTuple):
-    """An image and what is known about it."""
+class Photo(NamedTuple):
+    """An image and its annotations."""
 
     image: Image.Image
     mask: Bool[np.ndarray, "h w"]  # the creature's visible pixels
@@ -25,42 +41,42 @@ class Shot(NamedTuple):
     occluded: bool
 
 
-def take(category: str, azimuth_id: int, size: int, rng: Generator) -> Shot:
-    """One photograph of a new individual.
+def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> Photo:
+    """Render one photograph of a new individual.
 
     Draws again, from the same generator, until there is enough to see: five keypoints, 4 % of the
     image, a box of 24 pixels each way.
     """
     for _ in range(200):
-        creature, pose = grow(category, rng), strike_pose(category, rng)
+        creature, pose = sample_creature(category, rng), sample_pose(category, rng)
         width, height = (int(side) for side in rng.uniform(0.875, 1.25, 2) * size)
-        frames, layer = assemble(creature, pose), occluder((height, width), rng)
-        camera = frame_up(creature, frames, azimuth_id, (height, width), rng)
+        frames, layer = pose_bones(creature, pose), draw_occluder((height, width), rng)
+        camera = sample_camera(creature, frames, azimuth_id, (height, width), rng)
         raster = rasterise(creature, frames, camera, (height, width))
         mask = raster.mask & (np.asarray(layer)[..., 3] == 0)
-        found = locate(creature, frames, camera, raster)
-        keypoints = {name: xy for name, xy in found.items() if xy and mask[xy[1], xy[0]]}
-        shown = {name: keypoints.get(name) for name in keypoint_names("spair71k", category).values()}
+        landmarks = project_landmarks(creature, frames, camera, raster)
+        keypoints = {name: xy for name, xy in landmarks.items() if xy and mask[xy[1], xy[0]]}
+        named_keypoints = {name: keypoints.get(name) for name in keypoint_names("spair71k", category).values()}
         extent = np.ptp(np.argwhere(mask), axis=0) if mask.any() else np.zeros(2)
-        if sum(xy is not None for xy in shown.values()) >= 5 and mask.mean() >= 0.04 and extent.min() >= 24:
+        if sum(xy is not None for xy in named_keypoints.values()) >= 5 and mask.mean() >= 0.04 and extent.min() >= 24:
             light = Light.draw(rng)
             feet = camera.project(np.stack([frames[bone].origin for bone in frames if bone.endswith("foot")]))
-            picture = cast_shadow(backdrop(category, (height, width), light, rng), feet[:, :2], camera.scale, rng)
-            creature_pixels = shade(raster, Coat.draw(category, rng), light)
+            picture = cast_shadow(draw_backdrop(category, (height, width), light, rng), feet[:, :2], camera.scale, rng)
+            creature_pixels = shade_creature(raster, Coat.draw(category, rng), light)
             picture = np.where(raster.mask[..., None], creature_pixels, picture)
             border = np.concatenate([*raster.mask[[0, -1]], *raster.mask.T[[0, -1]]])
             occluded = mask.sum() < 0.95 * raster.mask.sum()
-            return Shot(photograph(picture, layer, rng), mask, shown, bool(border.any()), bool(occluded))
+            return Photo(apply_camera(picture, layer, rng), mask, named_keypoints, bool(border.any()), bool(occluded))
     raise RuntimeError(f"no presentable {category} in 200 draws: `size` {size} is too small")
 
 
-def frame_up(
-    creature: Creature, frames: Mapping[str, Frame], azimuth_id: int, shape: tuple[int, int], rng: Generator
+def sample_camera(
+    creature: Creature, frames: Mapping[str, BoneFrame], azimuth_id: int, shape: tuple[int, int], rng: Generator
 ) -> Camera:
-    """A camera in the azimuth's bin; three in ten come so close that the border may cut."""
+    """Sample a camera in the azimuth's bin; three in ten come so close that the border may cut."""
     azimuth = 45 * azimuth_id + rng.uniform(-22.5, 22.5)
     camera = Camera.towards(azimuth, elevation=rng.uniform(-4, 28), tilt=float(np.clip(rng.normal(0, 4), -12, 12)))
-    boxes = outline(creature, frames, camera)
+    boxes = bounding_boxes(creature, frames, camera)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     side = np.array(shape[::-1])
     fill = rng.uniform(0.95, 1.6) if rng.random() < 0.3 else rng.uniform(0.55, 0.95)

@@ -29,7 +29,7 @@ class Bone(NamedTuple):
     limb: bool = False  # a limb's coat space has x and z exchanged: its stripes become rings
 
 
-class Part(NamedTuple):
+class BodyPart(NamedTuple):
     """The hull of two spheres, its radii multiplied per axis by `squash`; in its bone's axes."""
 
     bone: str
@@ -55,7 +55,7 @@ class Creature:
     """One individual. Bones come parents first."""
 
     bones: dict[str, Bone] = field(default_factory=dict)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BodyPart] = field(default_factory=list)
     landmarks: dict[str, Landmark] = field(default_factory=dict)
 
     def bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
@@ -79,24 +79,24 @@ class Creature:
     ) -> None:
         """Add a part; one radius serves both ends."""
         ends = radius if isinstance(radius, tuple) else (radius, radius)
-        self.parts.append(Part(bone, start, end, ends, np.array(squash, float), material, tip))
+        self.parts.append(BodyPart(bone, start, end, ends, np.array(squash, float), material, tip))
 
     def mark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
         """Add a landmark."""
         self.landmarks[name] = Landmark(bone, point, slack, np.zeros(3) if facing is None else facing)
 
     def surface(self, bone: str, origin: Vector, direction: Vector) -> Vector:
-        """Where a ray from inside `bone`'s parts leaves the last of them."""
+        """Return where a ray from inside `bone`'s parts leaves the last of them."""
         ray = direction / np.linalg.norm(direction)
         parts = [part for part in self.parts if part.bone == bone]
-        hits = [strike(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
+        hits = [ray_hit(p, ((origin - p.start) / p.squash)[:, None], ray / p.squash)[0][0] for p in parts]
         return origin + max(hits) * ray
 
 
-def strike(
-    part: Part, origins: Float[np.ndarray, "3 n"], direction: Vector
+def ray_hit(
+    part: BodyPart, origins: Float[np.ndarray, "3 n"], direction: Vector
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """How many times `direction` each line leaves the part (-inf: misses it), and where on its axis.
+    """Return in units of `direction` where each line leaves the part (-inf: misses it), and where on its axis.
 
     Lines are in the part's own space, (point - start) / squash, where it is round. One at distance
     d(t) from the sphere at t on the axis leaves that sphere slope * t + sqrt(radius(t)^2 - d(t)^2)
@@ -122,8 +122,8 @@ def strike(
     return (reach - along) / length, t
 
 
-def rotation(angles: Angles) -> Matrix:
-    """Roll, then pitch, then yaw."""
+def rotation_matrix(angles: Angles) -> Matrix:
+    """Compose roll, then pitch, then yaw."""
     (sp, sy, sr), (cp, cy, cr) = np.sin(np.radians(angles)), np.cos(np.radians(angles))
     pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
     yaw = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
@@ -131,20 +131,20 @@ def rotation(angles: Angles) -> Matrix:
     return yaw @ pitch @ roll
 
 
-class Frame(NamedTuple):
-    """Where a posed bone is: its axes as columns, and its origin."""
+class BoneFrame(NamedTuple):
+    """The frame of a posed bone: its axes as columns, and its origin."""
 
     axes: Matrix
     origin: Vector
 
 
-def assemble(creature: Creature, pose: Pose) -> dict[str, Frame]:
-    """Every bone in the world."""
-    frames: dict[str, Frame] = {}
+def pose_bones(creature: Creature, pose: Pose) -> dict[str, BoneFrame]:
+    """Return every bone's frame in the world."""
+    frames: dict[str, BoneFrame] = {}
     for name, bone in creature.bones.items():
-        above = frames[bone.parent] if bone.parent else Frame(np.eye(3), np.zeros(3))
-        turn = rotation(pose.get(name, (0.0, 0.0, 0.0)))
-        frames[name] = Frame(above.axes @ turn, above.origin + above.axes @ bone.joint)
+        parent = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
+        turn = rotation_matrix(pose.get(name, (0.0, 0.0, 0.0)))
+        frames[name] = BoneFrame(parent.axes @ turn, parent.origin + parent.axes @ bone.joint)
     return frames
 
 
@@ -158,7 +158,7 @@ class Camera:
 
     @classmethod
     def towards(cls, azimuth: float, elevation: float = 0.0, tilt: float = 0.0) -> "Camera":
-        """Look at the world's origin; all in degrees.
+        """Return the camera that looks at the world's origin; all in degrees.
 
         At azimuth 0 the animal faces the viewer, at 90 the image's left edge (its left side is
         seen), at 180 it is seen from behind. Elevation looks down on it; tilt turns the image.
@@ -171,14 +171,14 @@ class Camera:
         return cls(np.stack([np.cos(r) * right + np.sin(r) * down, np.cos(r) * down - np.sin(r) * right, viewer]))
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """World points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
-        seen = points @ self.axes.T
-        seen[:, :2] = seen[:, :2] * self.scale + self.centre
-        return seen
+        """Project world points to (x, y, depth): pixels, and trunk lengths towards the viewer."""
+        projected = points @ self.axes.T
+        projected[:, :2] = projected[:, :2] * self.scale + self.centre
+        return projected
 
 
-def outline(creature: Creature, frames: Mapping[str, Frame], camera: Camera) -> Float[np.ndarray, "n 4"]:
-    """Each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
+def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera) -> Float[np.ndarray, "n 4"]:
+    """Return each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
     boxes = []
     for part in creature.parts:
         frame = frames[part.bone]
@@ -189,7 +189,7 @@ def outline(creature: Creature, frames: Mapping[str, Frame], camera: Camera) -> 
 
 
 class Raster(NamedTuple):
-    """What the camera sees. Pixel centres are at integers; where nothing is, depth is -inf.
+    """The camera's view of a creature. Pixel centres are at integers; the background's depth is -inf.
 
     All but depth have one row per pixel of the mask, in reading order.
     """
@@ -202,15 +202,15 @@ class Raster(NamedTuple):
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
-        """Where the creature is."""
+        """The mask of the creature."""
         return np.isfinite(self.depth)
 
 
-def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, shape: tuple[int, int]) -> Raster:
-    """The z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
+def rasterise(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, shape: tuple[int, int]) -> Raster:
+    """Compute the z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
     depth, material = np.full(shape[0] * shape[1], -np.inf), np.zeros(shape[0] * shape[1], int)
     total = np.zeros((8, len(depth)))
-    boxes = outline(creature, frames, camera)
+    boxes = bounding_boxes(creature, frames, camera)
     low = np.maximum(np.ceil(boxes[:, :2]), 0).astype(int)
     high = np.minimum(np.floor(boxes[:, 2:]), (shape[1] - 1, shape[0] - 1)).astype(int)
     middles = [frames[p.bone].origin + frames[p.bone].axes @ (p.start + p.end) / 2 for p in creature.parts]
@@ -218,9 +218,11 @@ def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, s
         part, x, y = creature.parts[i], np.arange(low[i, 0], high[i, 0] + 1), np.arange(low[i, 1], high[i, 1] + 1)
         if len(x) and len(y):
             pixels = (y[:, None] * shape[1] + x).ravel()
-            near, seen, shown = facets(part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels])
-            pixels = pixels[seen]
-            total[:, pixels] += np.exp(near / BLEND) * shown
+            near, visible, surface_values = rasterise_part(
+                part, creature.bones[part.bone], frames[part.bone], camera, x, y, depth[pixels]
+            )
+            pixels = pixels[visible]
+            total[:, pixels] += np.exp(near / BLEND) * surface_values
             material[pixels] = np.where(near > depth[pixels], part.material, material[pixels])
             depth[pixels] = np.maximum(near, depth[pixels])
     mask = np.flatnonzero(np.isfinite(depth))
@@ -230,10 +232,16 @@ def rasterise(creature: Creature, frames: Mapping[str, Frame], camera: Camera, s
     return Raster(depth.reshape(shape), normal.T, surface[3:6].T, surface[6], material[mask])
 
 
-def facets(
-    part: Part, bone: Bone, frame: Frame, camera: Camera, x: np.ndarray, y: np.ndarray, before: Float[np.ndarray, " n"]
+def rasterise_part(
+    part: BodyPart,
+    bone: Bone,
+    frame: BoneFrame,
+    camera: Camera,
+    x: np.ndarray,
+    y: np.ndarray,
+    depth: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
-    """One part over the box of pixels x times y, where it is not far behind the depth `before`.
+    """Rasterise one part over the box of pixels x times y, where it is not far behind the earlier `depth`.
 
     Returns its depth there, which pixels these are, and their normal, coat position, tip and 1.
     """
@@ -243,34 +251,34 @@ def facets(
     across = np.multiply.outer(view[0], (x - camera.centre[0]) / camera.scale)
     downward = np.multiply.outer(view[1], (y - camera.centre[1]) / camera.scale) - origin[:, None]
     lines = (across[:, None, :] + downward[:, :, None]).reshape(3, -1)
-    near, t = strike(part, lines, view[2])
-    seen = np.flatnonzero(near > np.maximum(before - 8 * BLEND, -1e9))
-    near = near[seen]
-    point = lines[:, seen] + np.multiply.outer(view[2], near)
-    away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[seen])) / squash
-    shown = np.ones((8, len(near)))
-    shown[:3] = to_bone @ away / np.sqrt((away * away).sum(0))
-    shown[3:6] = bone.coat[:, None] + (point * squash + start)[:: -1 if bone.limb else 1]
-    shown[4] = np.abs(shown[4])
-    shown[6] = part.tip
-    return near, seen, shown
+    near, t = ray_hit(part, lines, view[2])
+    visible = np.flatnonzero(near > np.maximum(depth - 8 * BLEND, -1e9))
+    near = near[visible]
+    point = lines[:, visible] + np.multiply.outer(view[2], near)
+    away = (point - np.multiply.outer((part.end - part.start) / part.squash, t[visible])) / squash
+    surface_values = np.ones((8, len(near)))
+    surface_values[:3] = to_bone @ away / np.sqrt((away * away).sum(0))
+    surface_values[3:6] = bone.coat[:, None] + (point * squash + start)[:: -1 if bone.limb else 1]
+    surface_values[4] = np.abs(surface_values[4])
+    surface_values[6] = part.tip
+    return near, visible, surface_values
 
 
-def locate(
-    creature: Creature, frames: Mapping[str, Frame], camera: Camera, raster: Raster
+def project_landmarks(
+    creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, raster: Raster
 ) -> dict[str, tuple[int, int] | None]:
-    """Landmarks to pixels; None where out of the image or behind something.
+    """Project landmarks to pixels; None where out of the image or behind something.
 
     A landmark takes the nearest of the nine pixels around it that show the surface it lies on.
     """
-    found: dict[str, tuple[int, int] | None] = {}
+    pixels: dict[str, tuple[int, int] | None] = {}
     h, w = raster.depth.shape
-    for name, mark in creature.landmarks.items():
-        frame = frames[mark.bone]
-        x, y, depth = camera.project((frame.origin + frame.axes @ mark.point)[None])[0]
-        around = [(round(x) + i, round(y) + j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
-        inside = [(i, j) for i, j in around if 0 <= i < w and 0 <= j < h]
-        faces = frame.axes @ mark.facing @ camera.axes[2] >= 0
-        seen = [(i, j) for i, j in inside if faces and abs(raster.depth[j, i] - depth) < mark.slack]
-        found[name] = min(seen, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2, default=None)
-    return found
+    for name, landmark in creature.landmarks.items():
+        frame = frames[landmark.bone]
+        x, y, depth = camera.project((frame.origin + frame.axes @ landmark.point)[None])[0]
+        neighbours = [(round(x) + i, round(y) + j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
+        inside = [(i, j) for i, j in neighbours if 0 <= i < w and 0 <= j < h]
+        faces = frame.axes @ landmark.facing @ camera.axes[2] >= 0
+        visible = [(i, j) for i, j in inside if faces and abs(raster.depth[j, i] - depth) < landmark.slack]
+        pixels[name] = min(visible, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2, default=None)
+    return pixels

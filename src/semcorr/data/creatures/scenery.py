@@ -1,4 +1,4 @@
-"""What surrounds a creature's shape: its coat's colours, the light, the background, occluders."""
+"""Everything around a creature's shape: its coat's colours, the light, the background, occluders."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Coat:
 
     @classmethod
     def draw(cls, category: str, rng: Generator) -> "Coat":
-        """A random coat of a category."""
+        """Sample a random coat of a category."""
         ground, marking = np.array(FURS[category])[rng.permutation(len(FURS[category]))[:2]] / 255
         ground, marking = (
             np.clip(c * rng.uniform(0.8, 1.1) + rng.normal(0, 0.02, 3), 0.03, 0.97) for c in (ground, marking)
@@ -68,22 +68,22 @@ class Coat:
             rng.uniform(0.6, 1.0),
             rng.uniform(0.0, 0.4),
             rough,
-            waves(rng, 6, 5.0),
-            waves(rng, 7, 60.0),
+            sample_waves(rng, 6, 5.0),
+            sample_waves(rng, 7, 60.0),
             solids,
         )
 
     def paint(
         self, point: Float[np.ndarray, "n 3"], tip: Float[np.ndarray, " n"], under: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Fur colour. `under` is 1 where the surface faces the ground, 0 where it faces the sky."""
-        broad = noise(point, self.coarse)
+        """Return the fur colour. `under` is 1 where the surface faces the ground, 0 where it faces the sky."""
+        broad = wave_noise(point, self.coarse)
         if self.pattern == "stripes":
             amount = 0.5 + 0.5 * np.tanh(2.5 * np.sin(34 * point[:, 0] + 2.2 * broad) + 0.6)
         elif self.pattern == "patches":
             amount = 0.5 + 0.5 * np.tanh(9 * broad)
         elif self.pattern == "spots":
-            amount = 0.5 + 0.5 * np.tanh(6 * (noise(2.6 * point, self.coarse) - 0.9))
+            amount = 0.5 + 0.5 * np.tanh(6 * (wave_noise(2.6 * point, self.coarse) - 0.9))
         elif self.pattern == "points":
             amount = np.clip(1.6 * tip - 0.5 + 0.15 * broad, 0, 1)
         else:
@@ -93,13 +93,13 @@ class Coat:
         return colour + (self.belly * np.clip(1.5 * under - 0.75, 0, 1))[:, None] * (0.9 - colour)
 
 
-def waves(rng: Generator, count: int, frequency: float) -> Waves:
-    """Random plane waves for `noise`."""
+def sample_waves(rng: Generator, count: int, frequency: float) -> Waves:
+    """Sample random plane waves for `wave_noise`."""
     return np.concatenate([rng.normal(0, frequency, (count, 3)), rng.uniform(0, 2 * np.pi, (count, 1))], 1)
 
 
-def noise(point: Float[np.ndarray, "n 3"], wave: Waves) -> Float[np.ndarray, " n"]:
-    """A smooth random function with zero mean and unit variance."""
+def wave_noise(point: Float[np.ndarray, "n 3"], wave: Waves) -> Float[np.ndarray, " n"]:
+    """Evaluate a smooth random function with zero mean and unit variance."""
     phase = (wave[:, :3] @ point.T + wave[:, 3:]).astype(np.float32)  # cosines are half the cost
     return np.cos(phase).sum(0) * np.float32(np.sqrt(2 / len(wave)))
 
@@ -107,26 +107,26 @@ def noise(point: Float[np.ndarray, "n 3"], wave: Waves) -> Float[np.ndarray, " n
 class Light(NamedTuple):
     """A soft lamp and the sky."""
 
-    way: tuple[float, float, float] = (0.0, -0.6, 0.8)  # to the lamp: right, down, to the viewer
+    direction: tuple[float, float, float] = (0.0, -0.6, 0.8)  # to the lamp: right, down, to the viewer
     lamp: float = 0.6
     sky: float = 0.5
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @classmethod
     def draw(cls, rng: Generator) -> "Light":
-        """A random light from above, warm or cold, hard or dull."""
+        """Sample a random light from above, warm or cold, hard or dull."""
         warm = rng.normal(0, 0.06)
         way = (rng.normal(0, 0.7), -rng.uniform(0.1, 1.0), rng.uniform(0.2, 1.0))
         return cls(way, rng.uniform(0.3, 0.9), rng.uniform(0.4, 0.75), (1 + warm, 1.0, 1 - warm))
 
 
-def shade(raster: Raster, coat: Coat, light: Light) -> Picture:
-    """The lit creature; black where there is none."""
-    material, way = raster.material, np.array(light.way) / np.linalg.norm(light.way)
+def shade_creature(raster: Raster, coat: Coat, light: Light) -> Picture:
+    """Shade the creature; black where there is none."""
+    material, way = raster.material, np.array(light.direction) / np.linalg.norm(light.direction)
     under, facing = 0.5 + 0.5 * raster.normal[:, 1], raster.normal @ way
     colour, fur = coat.solids[material], material == FUR
     colour[fur] = coat.paint(raster.coat[fur], raster.tip[fur], under[fur])
-    colour *= (1 + coat.rough * noise(raster.coat, coat.fine))[:, None]
+    colour *= (1 + coat.rough * wave_noise(raster.coat, coat.fine))[:, None]
     bright = light.sky * (1.2 - 0.65 * under) + light.lamp * np.clip(0.15 + 0.85 * facing, 0, 1)
     wet = (material == IRIS) | (material == DARK)
     shine = np.where(wet, 0.6 * np.clip(facing, 0, 1) ** 20, 0)
@@ -135,8 +135,8 @@ def shade(raster: Raster, coat: Coat, light: Light) -> Picture:
     return picture
 
 
-def backdrop(category: str, shape: tuple[int, int], light: Light, rng: Generator) -> Picture:
-    """A wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur."""
+def draw_backdrop(category: str, shape: tuple[int, int], light: Light, rng: Generator) -> Picture:
+    """Draw a wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur."""
     h, w = shape
     horizon = h * rng.uniform(0.15, 0.75)
     far, near = rng.uniform(0.15, 0.95, 3), rng.uniform(0.1, 0.85, 3)
@@ -153,29 +153,29 @@ def backdrop(category: str, shape: tuple[int, int], light: Light, rng: Generator
     for _ in range(rng.integers(2, 12)):
         colour = furs[rng.integers(len(furs))] if rng.random() < 0.4 else rng.uniform(0, 1, 3)
         colour = 0.6 * colour + 0.4 * colour.mean()
-        blob(draw, (rng.uniform(0, w), rng.uniform(0, h)), rng.uniform(8, 60, 2), _rgb(colour), rng)
+        draw_blob(draw, (rng.uniform(0, w), rng.uniform(0, h)), rng.uniform(8, 60, 2), _rgb(colour), rng)
     image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 3.5)))
     picture = np.asarray(image, np.float32) / 255
     bright = np.full(shape, light.sky + 0.6 * light.lamp, np.float32)
     for cell in (3, 7, 18, 45):
-        bright *= 1 + rng.uniform(0, 0.17) * clouds(shape, cell, rng)
+        bright *= 1 + rng.uniform(0, 0.17) * cloud_noise(shape, cell, rng)
     return np.clip(picture * bright[..., None] * np.array(light.tint, np.float32), 0, 1)
 
 
-def clouds(shape: tuple[int, int], cell: int, rng: Generator) -> Float[np.ndarray, "h w"]:
-    """Smooth noise with features about `cell` pixels wide."""
+def cloud_noise(shape: tuple[int, int], cell: int, rng: Generator) -> Float[np.ndarray, "h w"]:
+    """Sample smooth noise with features about `cell` pixels wide."""
     small = rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), np.float32)
     return np.asarray(Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
-def blob(
+def draw_blob(
     draw: ImageDraw.ImageDraw,
     centre: tuple[float, float] | Float[np.ndarray, "2"],
     radii: Float[np.ndarray, "2"],
     colour: tuple[int, ...],
     rng: Generator,
 ) -> None:
-    """A lumpy disc, a box, or a slanted pole."""
+    """Draw a lumpy disc, a box, or a slanted pole."""
     angle = np.arange(0, 2 * np.pi, 2 * np.pi / (4 if rng.random() < 0.5 else 11)) + rng.uniform(0, np.pi)
     lump = rng.uniform(0.75, 1.25, len(angle))[:, None]
     points = centre + radii * lump * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -183,7 +183,7 @@ def blob(
 
 
 def cast_shadow(picture: Picture, feet: Float[np.ndarray, "k 2"], scale: float, rng: Generator) -> Picture:
-    """Darkens the floor around the feet, softly."""
+    """Darken the floor around the feet, softly."""
     h, w = picture.shape[:2]
     (x1, y1), (x2, y2) = feet.min(0) - 0.12 * scale, feet.max(0) + 0.10 * scale
     dark = Image.new("L", (w // 4, h // 4))
@@ -192,8 +192,8 @@ def cast_shadow(picture: Picture, feet: Float[np.ndarray, "k 2"], scale: float, 
     return picture * (1 - rng.uniform(0.1, 0.6) / 255 * np.asarray(dark, np.float32))[..., None]
 
 
-def occluder(shape: tuple[int, int], rng: Generator) -> Image.Image:
-    """A transparent RGBA layer that sometimes holds grass, poles or boxes."""
+def draw_occluder(shape: tuple[int, int], rng: Generator) -> Image.Image:
+    """Draw a transparent RGBA layer that sometimes holds grass, poles or boxes."""
     h, w = shape
     layer = Image.new("RGBA", (w, h))
     draw, kind = ImageDraw.Draw(layer), rng.choice(["nothing", "grass", "clutter"], p=[0.45, 0.3, 0.25])
@@ -206,12 +206,12 @@ def occluder(shape: tuple[int, int], rng: Generator) -> Image.Image:
         for _ in range(rng.integers(1, 4)):
             centre, radii = rng.uniform(0, 1, 2) * (w, h), rng.uniform(6, 34, 2)
             radii = radii * ((0.2, 9.0) if rng.random() < 0.3 else (1.0, 1.0))  # a pole
-            blob(draw, centre, radii, (*_rgb(rng.uniform(0.1, 0.9, 3)), 255), rng)
+            draw_blob(draw, centre, radii, (*_rgb(rng.uniform(0.1, 0.9, 3)), 255), rng)
     return layer
 
 
-def photograph(picture: Picture, layer: Image.Image, rng: Generator) -> Image.Image:
-    """Puts the occluders in front, then lens blur (it also softens jagged outlines) and noise."""
+def apply_camera(picture: Picture, layer: Image.Image, rng: Generator) -> Image.Image:
+    """Put the occluders in front, then blur by the lens (which also softens jagged outlines) and add noise."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
     image.paste(layer, mask=layer)
     image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 0.9)))

@@ -1,0 +1,164 @@
+"""Seconds, peak memory and the limits of this machine. Imports torch only in functions that need it."""
+
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
+
+DEVICES = ("auto", "cpu", "cuda")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measurement(Generic[T]):
+    """The result of a piece of work, and the peak memory of its process."""
+
+    value: T
+    memory: int  # bytes: resident, without loader processes
+    gpu: int | None  # bytes allocated on the GPU; None without one
+
+    @property
+    def peak(self) -> dict[str, float | None]:
+        """The peak memory in MB, as in benchmark.json."""
+        return {"memory_mb": self.memory / 1e6, "gpu_mb": None if self.gpu is None else self.gpu / 1e6}
+
+    @property
+    def description(self) -> str:
+        """The peak memory in MB, as in a table."""
+        gpu = "" if self.gpu is None else f" + {self.gpu / 1e6:,.0f} on the GPU"
+        return f"{self.memory / 1e6:,.0f}{gpu}"
+
+
+class Machine(NamedTuple):
+    """The limits of the machine, measured in the same run."""
+
+    device: str
+    threads: int
+    flops: float  # single precision operations per second, of a matrix product
+    copied: float  # bytes read and bytes written per second, of a copy in memory
+
+    def floor(self, operations: float, moved: float = 0.0) -> float:
+        """Return the fewest seconds for so many operations and bytes read or written, both at the same time."""
+        return max(operations / self.flops, moved / self.copied)
+
+    def as_json(self) -> JsonObject:
+        """Format the limits for benchmark.json."""
+        return {"device": self.device, "threads": self.threads, "gflops": self.flops / 1e9, "gb_s": self.copied / 1e9}
+
+    @property
+    def description(self) -> str:
+        """The limits, as in a table's caption."""
+        return (
+            f"{self.device}, {self.threads} threads: {self.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
+            f"{self.copied / 1e9:,.1f} GB/s read and written in a copy"
+        )
+
+
+def resolve_device_name(device: str) -> str:
+    """Return `cpu` or `cuda`."""
+    import torch
+
+    if device not in DEVICES:
+        raise UserError(f"--device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here. Give --device cpu, or auto")
+    return device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_machine(device: str, side: int = 1024, size: int = 2**26) -> Machine:
+    """Measure a few matrix products and copies, and keep the best of each."""
+    import torch
+
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
+    flops = 2 * side**3 / best_time(lambda: a @ b, device, 5)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    copied = 2 * size / best_time(lambda: target.copy_(source), device, 5)
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor_name()
+    return Machine(name, torch.get_num_threads(), flops, copied)
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def synchronised_time(device: str = "cpu") -> float:
+    """Return the time in seconds after the device has finished its work."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -> float:
+    """Return the seconds of the fastest of some runs, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(times):
+        start = synchronised_time(device)
+        work()
+        seconds.append(synchronised_time(device) - start)
+    return min(seconds)
+
+
+def measure(work: Callable[..., T], *args: object, isolated: bool = True) -> Measurement[T]:
+    """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
+
+    Both must be picklable, and the result should be small.
+    """
+    if not isolated:
+        return Measurement(work(*args), *_peak_memory())
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, work, args, multiprocessing.get_start_method()))
+    process.start()
+    sender.close()
+    try:
+        message = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process that measures ended with exit code {process.exitcode}") from None
+    process.join()
+    if isinstance(message, BaseException):
+        raise message
+    return Measurement(*message)
+
+
+def _send_result(sender: Connection, work: Callable[..., object], args: tuple[object, ...], method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)  # for loaders: a spawned process would spawn its own
+    try:
+        sender.send((work(*args), *_peak_memory()))
+    except UserError as error:  # any other error prints its traceback in this process
+        sender.send(error)
+
+
+def _peak_memory() -> tuple[int, int | None]:
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
+    return peak_resident_bytes(), gpu
+
+
+def peak_resident_bytes() -> int:
+    """Return the peak memory of this program in bytes.
+
+    Linux's ru_maxrss includes the peak of the process that started this program, from before it was replaced.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

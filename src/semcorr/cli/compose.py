@@ -1,0 +1,147 @@
+"""Configurations from overrides, and from runs whose configuration is inherited."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import NotEmpty, require
+from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.saved_config import escape_interpolations, read_run_config
+
+BROUGHT = (
+    "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
+    "feature_dropout", "test", "trainer", "protocol", "callbacks",
+)  # fmt: skip
+
+
+LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
+
+
+SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
+
+
+def compose_config(name: str, line: Sequence[str]) -> DictConfig:
+    """Compose the configuration of a command line that is given as a list, as in Python."""
+    register_readouts(line)
+    overrides = expand_list_overrides(line)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
+    return merge_checkpoint_config(cfg, overrides)
+
+
+def register_readouts(overrides: Sequence[str]) -> None:
+    """Register short names of read-outs with Hydra, as in a sweep over localise=window_5,window_9."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for name in value.split(",") if key == "localise" and "[" not in value else ():
+            if re.fullmatch(SHORT, name):
+                node = {"_target_": "semcorr.matching.readouts.parse_readout", "name": name}
+                ConfigStore.instance().store(group="localise", name=name, node=node, provider="semcorr")
+
+
+def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
+    """Expand overrides that Hydra does not know to those that it knows.
+
+    They are lists of read-outs, protocols and loggers, short names of read-outs, and options of the Trainer.
+
+    >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
+    ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
+    >>> expand_list_overrides(["logger=[csv,wandb]"])
+    ['logger=several', '+logger@logger.csv=csv', '+logger@logger.wandb=wandb']
+    >>> expand_list_overrides(["localise=window_5", "localise=argmax"])
+    ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
+    >>> expand_list_overrides(["trainer.enable_progress_bar=false", "trainer.max_epochs=3"])
+    ['++trainer.enable_progress_bar=false', 'trainer.max_epochs=3']
+    """
+    expanded = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        short = key == "localise" and re.fullmatch(SHORT, value)
+        if key in LISTS and (short or re.fullmatch(r"\[[^\[\]]*\]", value)):
+            expanded += [f"{key}=several", f"{key}.{LISTS[key]}={value if value.startswith('[') else f'[{value}]'}"]
+        elif key == "logger" and (match := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
+            names = dict.fromkeys(re.split(r"\s*,\s*", match[1]))
+            expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
+        elif key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1]):
+            expanded.append(f"++{override}")
+        else:
+            expanded.append(override)
+    return expanded
+
+
+def _is_unlisted_option(option: str) -> bool:
+    """Tell whether Lightning's Trainer has an option that our files do not list."""
+    if option in OmegaConf.load(conf_dir() / "trainer" / "auto.yaml"):
+        return False
+    from semcorr.engine.trainer_options import OPTIONS, REFUSED_OPTIONS  # Lightning takes seconds to import
+
+    return option in {*OPTIONS, *REFUSED_OPTIONS, "plugins"}
+
+
+def merge_checkpoint_config(
+    cfg: DictConfig, overrides: Sequence[str], search: tuple[str, ...] | None = None
+) -> DictConfig:
+    """Merge the configuration of the run that `checkpoint=RUN_DIR` names; what was typed on the line still wins.
+
+    Training continues in RUN_DIR itself; evaluation writes to its own run directory. Neither inherits the run
+    directory, the logger or the store.
+
+    Args:
+        cfg: Composed configuration of train or evaluate; it is changed.
+        overrides: Overrides of the command line.
+        search: Search path for groups, as in `saved_config.read_run_config`.
+    """
+    if cfg.checkpoint is None:
+        return cfg
+    require("checkpoint", cfg.checkpoint, NotEmpty)
+    saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", resumes="loss" in cfg)
+    if "loss" in cfg and "loss" not in saved_cfg:
+        raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
+    typed_keys = _typed(overrides)
+    added_keys = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
+    allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
+    allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
+    available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
+    inherited = [key for key in available if key not in typed_keys and "experiment" not in typed_keys]
+    if "protocol" in typed_keys:  # it has its own read-out, and the pixels it is defined on
+        inherited = [key for key in inherited if key != "localise"]
+        saved_cfg.data.resize = cfg.data.resize
+    elif "data" in typed_keys and not {"data.resize", "experiment"} & {*typed_keys}:
+        cfg.data.resize = saved_cfg.data.resize  # another benchmark, in the geometry that the weights were trained on
+    with open_dict(cfg):
+        for key in inherited:
+            typed_values = {k: OmegaConf.select(cfg, k) for k in typed_keys if k.startswith(f"{key}.")}
+            cfg[key] = saved_cfg[key]
+            OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
+            for option, value in typed_values.items():
+                OmegaConf.update(cfg, option, value, force_add=option in added_keys)
+        if "loss" in cfg:
+            cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
+    return cfg
+
+
+def _typed(overrides: Sequence[str]) -> list[str]:
+    """Return the keys of overrides, without the sign before them."""
+    return [override.lstrip("+").partition("=")[0] for override in overrides]
+
+
+def compose_chosen_groups(name: str) -> DictConfig:
+    """Compose the configuration of a verb with what the command line chose of each group, and nothing else of it."""
+    overrides = (override.partition(",")[0] for override in sys.argv[1:])
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            return compose(name, choices)
+        except HydraException:  # an unknown choice
+            return compose(name)

@@ -1,0 +1,196 @@
+"""End of a command: a mistake, a signal or a limit of the machine becomes a sentence and an exit code."""
+
+import difflib
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from semcorr.cli.compose import compose_chosen_groups
+from semcorr.core import interrupt
+from semcorr.core.errors import UserError
+from semcorr.core.interrupt import Guard, Interrupted, guard_signals
+from semcorr.core.limits import explain_limit
+from semcorr.core.ranks import LostProcessError, is_speaker
+from semcorr.core.terminal import escape_controls
+from semcorr.engine.known_targets import conf_dir
+
+PLACED = ("data@test",)  # groups that are chosen for another place
+
+
+LINE_END = "\n"
+
+
+CLOSED = 141  # exit code of who writes to a pipe that nobody reads any more
+
+
+TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
+
+
+@contextmanager
+def report_user_errors(name: str) -> Iterator[None]:
+    """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
+    with guard_signals() as guard:
+        try:
+            if guard is not None:
+                guard.begin()
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
+            if guard is not None and guard.number is not None:  # and somebody has swallowed it
+                raise Interrupted(guard.number)
+        except BaseException as error:
+            code = end_program(error, name, guard)
+            if code is None:
+                raise
+            sys.exit(code)
+
+
+def end_program(error: BaseException, name: str, guard: Guard | None = None) -> int | None:
+    """Say why the program ends, and end what it has started; return its exit code, None if the fault is ours.
+
+    Args:
+        error: Error that ends the program.
+        name: Name of the command's configuration, to find keys near an unknown one.
+        guard: Guard of the signals of this process.
+    """
+    if isinstance(error, Interrupted | KeyboardInterrupt) or (guard is not None and guard.number is not None):
+        code = (guard or Guard()).say()
+        if guard is not None and guard.number is not None:
+            interrupt.end_children()
+        return code
+    if _is_closed(error):
+        return CLOSED
+    if not isinstance(error, Exception):
+        return None
+    ranks = guard.ranks if guard is not None else None
+    lost_process = error if isinstance(error, LostProcessError) else ranks and ranks.explain(error)
+    message, code = (str(lost_process), lost_process.code) if lost_process else (user_message(error, name), 2)
+    if message and lost_process and guard is not None:
+        message = guard.complete(message)
+    if not lost_process and not is_speaker():
+        time.sleep(TURN)
+    if ranks is not None:
+        ranks.kill()
+        interrupt.leave_within_seconds(1 if message is None else code)
+    for word in sys.argv[1:] if message else ():
+        if LINE_END in word:  # in a file's name, which must not pass for another line
+            message = str(message).replace(word, escape_controls(word))
+    if message:
+        print(f"Error: {escape_controls(message, keep=LINE_END)}", file=sys.stderr)
+    return None if message is None else code
+
+
+def _is_closed(error: BaseException) -> bool:
+    """Tell whether nobody reads what we print, as behind `| head`; nothing more is printed then.
+
+    Rich and click turn the error into an exit of their own.
+    """
+    if isinstance(error, SystemExit):
+        is_closed = any(isinstance(cause, BrokenPipeError) for cause in _causes(error))
+    else:
+        is_closed = isinstance(error, BrokenPipeError) and any(map(_is_unread, (1, 2)))
+    if is_closed:
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in filter(_is_unread, (1, 2)):
+            os.dup2(null_device, descriptor)
+        os.close(null_device)
+    return is_closed
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Tell whether a file descriptor is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def user_message(error: BaseException, name: str) -> str | None:
+    """Return what to tell the user, or None if the fault is ours."""
+    for cause in _causes(error):
+        if isinstance(cause, UserError):  # a loader's process prepends its traceback
+            return str(cause).rsplit("UserError: ", 1)[-1].strip()
+    if isinstance(error, LostProcessError):
+        return str(error) or "another process of this run has failed, and says why"
+    if (limit := explain_limit(error)) is not None:
+        return limit
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    if type(error).__name__ == "InstantiationException":
+        reason, match = error.__cause__, re.match(r"Error locating target '[^']*'", str(error))
+        if match:  # typed, or of a plug-in
+            return f"{match[0]} ({reason}). Correct `_target_`, or install what it is in."
+        if type(reason).__name__ == "MisconfigurationException":  # Lightning's, of its own options
+            return f"`trainer`: {' '.join(str(reason).split())}"
+        return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        return _unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match:
+        key = match[1]
+        cfg = compose_chosen_groups(name)
+        keys, unlisted = [*_list_keys(cfg), "experiment", *PLACED], _unlisted_options(cfg, key.rpartition(".")[0])
+        if key in unlisted:
+            return f"`{key}` is an option that the configuration does not list. Put + before it: +{key}=VALUE"
+        candidates = {candidate for candidate in (*keys, *unlisted) if not key.startswith(f"{candidate}.")}
+        near = difflib.get_close_matches(key, candidates, n=2, cutoff=0.75)
+        near = [candidate if candidate in keys else f"+{candidate}" for candidate in near]
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
+        if key.startswith("test.") or key == "test":
+            hint = "A second benchmark is chosen first: data@test=NAME."
+        return f"unknown config key `{key}`. {hint}"
+    return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
+
+
+def _unknown_choice(path: str, options: list[str]) -> str:
+    """Say that a group has no such file, and name those that are near, or all of them."""
+    group, _, choice = path.rpartition("/")
+    top, folder = group.partition("/")[0], conf_dir() / group.partition("/")[0]
+    nested = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("*/**/*.yaml")]
+    full_choice = path.removeprefix(f"{top}/") if top else choice
+    names = sorted({*(f"{group}/{option}".removeprefix(f"{top}/") for option in options), *nested})
+    near = difflib.get_close_matches(full_choice, names, n=3, cutoff=0.6) or [
+        name for name in names if name.startswith(full_choice)
+    ]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
+    return f"`{top or choice}` has no choice {full_choice!r}. {hint}"
+
+
+def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
+    """Return the keys of options that the target of a section accepts and the configuration does not list."""
+    from semcorr.engine.options import accepted_options
+
+    node = OmegaConf.select(cfg, section) if section else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return []
+    options = accepted_options(node._target_, node)
+    return (
+        [f"{section}.{name}" for name in options.annotations if name not in (*node, *options.required)]
+        if options
+        else []
+    )
+
+
+def _list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a configuration, those of sections included."""
+    for key, value in cfg.items_ex(resolve=False):
+        if str(key).startswith("_"):
+            continue
+        yield f"{prefix}{key!s}"
+        if isinstance(value, DictConfig):
+            yield from _list_keys(value, f"{prefix}{key!s}.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes, the outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,185 @@
+"""Commands of Hydra: from a command line to a configuration, with our error messages and inherited configurations.
+
+The only module that knows Hydra's command line. A user's mistake ends in one sentence and exit code 2.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from semcorr.cli.compose import (
+    _typed,
+    expand_list_overrides,
+    merge_checkpoint_config,
+    register_readouts,
+)
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.sweep.plan import MULTIRUN, JobOutcome
+from semcorr.cli.typed_line import check_line, find_run_place, list_absent_folders
+from semcorr.core import interrupt
+from semcorr.core.errors import UserError
+from semcorr.core.files import REASONS, write_error, write_text
+from semcorr.core.limits import raise_open_files
+from semcorr.core.ranks import ProcessWatch
+from semcorr.engine.known_targets import conf_dir, config_search_path
+from semcorr.engine.run_lock import lock_folder, lock_new_folder
+from semcorr.engine.saved_config import refuse_generating
+
+CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
+
+
+def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
+    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+    has_dir = False
+
+    def job(cfg: DictConfig) -> object:
+        """Check a configuration, lock its run directory and run the task."""
+        nonlocal has_dir
+        has_dir = True
+        context = cast("DictConfig", HydraConfig.get())  # Hydra declares the dataclass of its schema
+        output_dir = Path(context.runtime.output_dir)
+        cfg.run_dir = str(output_dir)
+        try:
+            with report_user_errors(name):
+                cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
+                check_run(cfg)
+                with lock_run(cfg, context, name):
+                    return task(cfg)
+        finally:
+            with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
+                output_dir.rmdir()
+
+    outcomes: list[JobOutcome] = []
+    vars(job)["outcomes"] = outcomes  # for the launchers: Hydra hands nothing back from a multirun
+    raise_open_files()
+    with report_user_errors(name), _remove_empty_folders(name):
+        sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
+        register_readouts(sys.argv[1:])
+        sys.argv[1:] = expand_list_overrides(sys.argv[1:])
+        if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
+            guard.watch(ProcessWatch([], guard.end, os.getppid()))
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        except OSError as error:  # Hydra makes the run directory before the job
+            if has_dir or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
+                raise
+            raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
+        if outcomes:
+            from semcorr.cli.sweep.table import print_summary
+
+            sys.exit(print_summary(outcomes) or None)
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Refuse what is wrong with a configuration, before anything is locked, drawn, encoded or written.
+
+    Args:
+        cfg: Configuration of train or evaluate; it is not changed.
+    """
+    from hydra.utils import instantiate
+
+    from semcorr.engine.build import check_config
+    from semcorr.engine.trainer_options import check_trainer
+
+    copy = cfg.copy()
+    check_config(copy)
+    check_trainer(copy)
+    for key in CHEAP:
+        if key in copy:
+            instantiate(copy[key])
+
+
+@contextmanager
+def _remove_empty_folders(name: str) -> Iterator[None]:
+    """Undo what Hydra did for a run that was refused: remove its folders, restore the line of the sweep before."""
+    run_place, absent = find_run_place(sys.argv[1:], name), list_absent_folders(find_run_place(sys.argv[1:], name))
+    before, multirun = _list_folder(run_place), _read_file(run_place / MULTIRUN)
+    try:
+        yield
+    except Exception:  # a sweep that has not begun: errors of its jobs are outcomes
+        if multirun is not None and _read_file(run_place / MULTIRUN) not in (multirun, None):
+            write_text(run_place / MULTIRUN, multirun, "run_dir")
+        raise
+    finally:
+        for folder in (_list_folder(run_place) - before) | {*absent[:1]}:
+            with suppress(OSError):
+                if os.listdir(folder) == [MULTIRUN]:
+                    (folder / MULTIRUN).unlink()
+                folder.rmdir()
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _read_file(path: Path) -> str | None:
+    """Return the text of a file; None if there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text()
+    return None
+
+
+def _list_folder(folder: Path) -> set[Path]:
+    """List what is in a folder; nothing if it does not exist or cannot be read."""
+    with suppress(OSError):
+        return {*folder.iterdir()}
+    return set()
+
+
+@contextmanager
+def lock_run(cfg: DictConfig, context: DictConfig, name: str) -> Iterator[None]:
+    """Lock the run directory for this command alone; a new one is made where none was named.
+
+    Args:
+        cfg: Configuration, whose `run_dir` is replaced by the directory that is locked.
+        context: Hydra's own configuration, by which Lightning starts the other processes of the run.
+        name: Name of the command.
+    """
+    keys = [override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra)]
+    is_default = cfg.run_dir == context.runtime.output_dir and not {"run_dir", "hydra.run.dir"} & {*keys}
+    with (lock_new_folder if is_default else lock_folder)(Path(cfg.run_dir), name) as folder:
+        if is_default:
+            cfg.run_dir = str(folder)
+            with read_write(context), open_dict(context):
+                context.run.dir = context.runtime.output_dir = str(folder)
+        yield
+
+
+def compose_sweep_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
+    """Return the overrides of a job of a sweep, and its configuration without Hydra's own part."""
+    overrides, sources = list(cfg.hydra.overrides.task), _config_sources(cfg.hydra)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    if verb == "train" and cfg.checkpoint is not None:
+        raise UserError(
+            "`checkpoint` goes on with one training run, and a sweep has many. Leave it out: the same line with the "
+            "same run_dir goes on with all that are half done."
+        )
+    complete = _complete_config(cfg, overrides, sources)
+    check_run(complete)
+    return overrides, complete
+
+
+def _complete_config(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
+    """Merge the configuration of `checkpoint`; refuse to draw a benchmark that only the saved configuration names."""
+    complete = merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir()), sources))
+    if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*_typed(overrides)}:
+        refuse_generating(complete.data)
+    return complete
+
+
+def _config_sources(context: DictConfig) -> Sequence[Mapping[str, str]]:
+    """Return the folders of configurations of a Hydra run, with those of --config-dir and hydra.searchpath."""
+    sources: Sequence[Mapping[str, str]] = context.runtime.config_sources
+    return sources

@@ -1,0 +1,1 @@
+"""Sweeps: which jobs there are, one of them, and the table of all."""

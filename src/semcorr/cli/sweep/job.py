@@ -1,0 +1,117 @@
+"""One job of a sweep, here or in a worker: it does what a run by itself does, and leaves nothing to the next job."""
+
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from omegaconf import DictConfig
+
+from semcorr.cli.sweep.plan import JobOutcome, SweepJob
+from semcorr.core import interrupt
+from semcorr.core.errors import UserError
+from semcorr.core.files import write_text
+from semcorr.core.ranks import is_first_process
+from semcorr.engine.run_lock import lock_folder
+from semcorr.store.cache import SweepFeatureCache
+
+ERROR = "error.txt"
+
+
+def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome:
+    """Run a job; an error becomes part of the outcome, and `error.txt` of the job's directory.
+
+    Args:
+        job: The job.
+        cache: Cache of the features of the last job that this process has run.
+    """
+    from semcorr.cli.errors import user_message
+
+    task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
+    _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
+    cfg = job.cfg.copy()
+    cfg.run_dir = str(job.folder)
+    for logger in (cfg.logger, *(node for node in cfg.logger.values() if isinstance(node, DictConfig))):
+        if "group" in logger and logger.group is None:  # W&B's
+            logger.group, logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
+    is_half_done = (job.folder / "checkpoints").is_dir()
+    if is_half_done:
+        cfg.checkpoint = cfg.run_dir
+    error_file = job.folder / ERROR
+    try:
+        with lock_folder(job.folder, "the job"), _isolate(job, is_half_done):  # a lost worker may still run
+            if is_first_process():
+                error_file.unlink(missing_ok=True)
+            task(cfg, cache)
+    except Exception as cause:
+        guard = interrupt.current_guard()
+        if guard is not None and guard.number is not None:  # a library has made another error of the signal
+            raise interrupt.Interrupted(guard.number) from cause
+        message = user_message(cause, job.verb)
+        _print(f"Job {job.folder.name} failed: {message or repr(cause)}")
+        if is_first_process():
+            with suppress(UserError):  # the disk is full: the outcome says it as well
+                write_text(error_file, message or "".join(traceback.format_exception(cause)))
+        fault = getattr(cause, "code", 2) if message else 1
+        return JobOutcome(job, fault, message or f"{type(cause).__name__}: {cause}")
+    return JobOutcome(job)
+
+
+@contextmanager
+def _isolate(job: SweepJob, is_half_done: bool) -> Iterator[None]:
+    """Set the command line to that of one job, which Lightning repeats for its other processes; clean up after it."""
+    argv, environment, guard = sys.argv, dict(os.environ), interrupt.current_guard()
+    replaced = ("run_dir=", "checkpoint=") if is_half_done else ("run_dir=",)
+    overrides = [override for override in job.overrides if not override.startswith(replaced)]
+    checkpoint = [f"checkpoint={job.folder}"] if is_half_done else []
+    sys.argv = [argv[0], *overrides, f"run_dir={job.folder}", *checkpoint]
+    try:
+        yield
+    except BaseException:
+        if guard is None or guard.number is None:  # after a signal they end as this process does
+            _kill_other_processes(job)
+        raise
+    finally:
+        if guard is not None and guard.ranks is not None and guard.ranks.children:
+            guard.ranks.close()
+        sys.argv = argv
+        if "LOCAL_RANK" not in environment:  # Lightning started the others, for this job alone
+            _leave_process_group()
+        os.environ.clear()
+        os.environ.update(environment)
+        _finish_wandb()
+        gc.collect()  # modules and trainers know each other: what is left of them holds a GPU's memory
+
+
+def _kill_other_processes(job: SweepJob) -> None:
+    """Kill the processes that Lightning started for a failed job: they would wait for this one for ever."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if f"run_dir={job.folder}" in process.cmdline():
+                process.kill()
+
+
+def _leave_process_group() -> None:
+    """Leave the group of processes that Lightning made for a job."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _finish_wandb() -> None:
+    """Finish the W&B run that a failed job left open."""
+    client = sys.modules.get("wandb")
+    if client is not None and client.run is not None:  # the job failed; one that did not has finished it
+        client.finish(exit_code=1)
+
+
+def _print(text: str) -> None:
+    """Print on the first process only."""
+    if is_first_process():
+        print(text, flush=True)

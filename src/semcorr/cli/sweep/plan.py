@@ -1,0 +1,138 @@
+"""Plan of a sweep: its jobs with their directories, and which of them are done.
+
+A sweep directory has a directory per job. Its `job.json` says by a hash of the resolved configuration which job that
+is; a job whose `metrics.json` exists is done. So the same line with the same `run_dir` does only what is missing.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranks import is_first_process
+from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
+from semcorr.engine.plain_yaml import read_plain_config
+from semcorr.engine.run_dir import EXCLUDED_KEYS, FILLED_OPTIONS, METRICS, config_hash, flatten_config, read_scores
+
+NOTE = "job.json"
+MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
+MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
+log = logging.getLogger(__name__)
+
+
+class SweepJob(NamedTuple):
+    """One configuration of a sweep."""
+
+    verb: str
+    overrides: Sequence[str]
+    cfg: DictConfig
+    identity: str
+    folder: Path
+    problem: str = ""  # of what its folder holds, for which it is not run
+
+
+class JobOutcome(NamedTuple):
+    """Outcome of a job. `fault` is ours (1) or the user's (2), as in exit codes; 0: it is done."""
+
+    job: SweepJob
+    fault: int = 0
+    error: str = ""
+
+
+def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
+    """Plan every configuration once, with its directory: the one it had, else that of its own number, if free.
+
+    The plan depends only on the configurations and on what is in the folder, so that all processes plan the same.
+
+    Args:
+        verb: Command of the jobs, `train` or `evaluate`.
+        composed: Overrides and configuration of each job.
+        folder: Directory of the sweep.
+    """
+    claims, damaged = read_job_folders(folder)
+    folder_by_job = {identity: folders[0] for identity, folders in claims.items()}
+    taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
+    jobs: dict[str, SweepJob] = {}
+    for number, (overrides, cfg) in enumerate(composed):
+        identity = config_hash(cfg)
+        if identity in jobs:
+            continue
+        if identity not in folder_by_job and (problem := damaged.pop(folder / str(number), None)):
+            jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder / str(number), problem)
+            continue
+        numbers = (number, *range(len(composed), MANY + len(taken)))
+        folder_by_job.setdefault(identity, next(path for n in numbers if (path := folder / str(n)) not in taken))
+        taken.add(folder_by_job[identity])
+        problem = find_mixed_folder(cfg, claims.get(identity, []))
+        jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder_by_job[identity], problem)
+    if is_first_process():
+        for problem in damaged.values():
+            log.warning("%s", problem)
+    return list(jobs.values())
+
+
+def read_job_folders(folder: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Read every job.json; return the folders of each hash, and a sentence for each folder whose file is damaged."""
+    claims: dict[str, list[Path]] = {}
+    damaged = {}
+    for path in sorted(folder.glob(f"*/{NOTE}")):
+        remedy = f"Move {path.parent} away to have its job done again"
+        try:
+            identity = read_mapping(path, remedy).get("hash")
+            if not isinstance(identity, str) or not re.fullmatch("[0-9a-f]{64}", identity):
+                raise UserError(f"{path} is damaged (it holds no hash). {remedy}")
+            claims.setdefault(identity, []).append(path.parent)
+        except UserError as error:
+            damaged[path.parent] = str(error)
+    return claims, damaged
+
+
+def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
+    """Say that the folders of a job hold something else, if they do: scores are never taken for another job's.
+
+    Args:
+        cfg: Configuration of the job.
+        folders: Folders whose job.json has the job's hash.
+    """
+    if len(folders) > 1:
+        return f"{' and '.join(map(str, folders))} claim the same job by their {NOTE}. Move all but one of them away"
+    for path in (folder / "config.yaml" for folder in folders):
+        if path.is_file():
+            try:
+                saved = flatten_config(read_plain_config(path))
+            except UserError as error:
+                return f"{error}. Move {path.parent} away to have its job done again"
+            if key := _find_difference(cfg, saved):
+                return (
+                    f"{path} says {key}={saved[key]}, which is not of the job that {path.parent / NOTE} names. Move "
+                    f"{path.parent} away to have its job done again"
+                )
+    return ""
+
+
+def _find_difference(cfg: DictConfig, saved: JsonMapping) -> str | None:
+    """Find a key whose value differs in a saved configuration; what a run fills in is not compared."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    options = flatten_config(
+        {key: value for key, value in resolved.items() if key not in (*EXCLUDED_KEYS, "checkpoint")}
+    )
+    comparable = (key for key in options if key not in FILLED_OPTIONS and options[key] is not None and key in saved)
+    return next((key for key in comparable if options[key] != saved[key]), None)
+
+
+def is_done(job: SweepJob) -> bool:
+    """Tell whether the scores of a job exist and can be read; they are written last."""
+    with suppress(UserError):
+        return bool(read_job_metrics(job))
+    return False
+
+
+def read_job_metrics(job: SweepJob) -> JsonObject:
+    """Read the scores of a job."""
+    return read_scores(job.folder / METRICS, "Its job is done again")

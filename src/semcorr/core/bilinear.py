@@ -1,0 +1,20 @@
+"""Bilinear interpolation: the four cells around a point, and their weights."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def bilinear_neighbours(
+    cells: Float[Tensor, "b n 2"], grid: int
+) -> tuple[Float[Tensor, "b n 4 2"], Float[Tensor, "b n 4"]]:
+    """Return the four cells around a point between them, and their bilinear weights.
+
+    >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), grid=3)[1]
+    tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])
+    """
+    low = cells.floor().clamp(max=max(grid - 2, 0))
+    share = cells - low
+    corners = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(cells)  # (0 0), (0 1), (1 0), (1 1)
+    weights = torch.where(corners.bool(), share[..., None, :], 1 - share[..., None, :]).prod(-1)
+    return (low[..., None, :] + corners).clamp(max=grid - 1), weights

@@ -1,0 +1,98 @@
+"""Interfaces of backbones, heads and benchmarks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.types import BackboneState, FeatureMap
+
+
+class Head(Protocol):
+    """A head, an `nn.Module`: from features of both images to the similarity of source points and target cells."""
+
+    def __call__(
+        self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
+    ) -> Float[Tensor, "b n h w"]:
+        """Compute the similarity of every point to every target cell."""
+
+
+@runtime_checkable
+class SiameseHead(Protocol):
+    """A head that takes one image at a time until the end: `compare(describe(adapt(a), points), adapt(b))`.
+
+    The query points of all sources of a target are matched in one product, and each image is adapted once, whatever
+    number of pairs it is in.
+    """
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Adapt the features of images, each by itself. The grid may become finer."""
+
+    def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
+        """Compute descriptors of points, in source pixels; `source` is adapted."""
+
+    def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
+        """Compute the similarity of descriptors to every target cell; `target` is adapted."""
+
+
+class Backbone(nn.Module):
+    """A dense feature extractor: images to a feature map, with its weights in blocks.
+
+    It takes RGB in [0, 1] and normalises by its own statistics. Image sides must be multiples of its
+    largest stride.
+
+    Attributes:
+        name: Name in tables, messages and keys of cached features.
+        size: Side of the square that it is evaluated at by default, in pixels.
+        channels: Channels of its map.
+        widths: Channels of the maps that it concatenates, in their order; their sum is `channels`.
+        stride: Image pixels per cell.
+        blocks: Trainable units, first to last, up to the last layer that is read.
+        norm: Layer after the last block, trained with it; None where there is none.
+        sha256: Hash of the weights that it was built with.
+        lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
+        pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
+    """
+
+    name: str
+    size: int
+    channels: int
+    widths: Sequence[int]
+    stride: int
+    sha256: str
+
+    if TYPE_CHECKING:  # attributes or properties
+
+        @property
+        def blocks(self) -> Sequence[nn.Module]:
+            """Trainable units."""
+
+        @property
+        def norm(self) -> nn.Module | None:
+            """Layer after the last block, trained with it."""
+
+        @property
+        def lora_targets(self) -> Sequence[str]:
+            """Endings of the names of the modules that LoRA adapts by default."""
+
+        @property
+        def pairwise(self) -> bool:
+            """Whether an image's features depend on the other image of its pair."""
+
+        def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+            """Compute the features of a batch of images, by `forward`."""
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
+        """Compute the embedding and the first `depth` blocks: if frozen, they need not be computed twice."""
+        raise NotImplementedError(f"{type(self).__name__} has no prefix")
+
+    def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
+        """Compute the remaining blocks: `suffix(prefix(x, d), d) == backbone(x)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no suffix")
+
+    def pair(
+        self, source: Float[Tensor, "b 3 height width"], target: Float[Tensor, "b 3 height width"]
+    ) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two images that are seen together."""
+        raise NotImplementedError(f"{type(self).__name__} sees one image at a time")

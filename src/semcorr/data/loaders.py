@@ -1,0 +1,197 @@
+"""Loading: sizes of batches and numbers of processes, and the order of batches as pure functions of seed and place."""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import Sampler
+
+from semcorr.core.errors import UserError
+from semcorr.data.record import PairRecord
+
+SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
+PREFETCHED_BATCHES = 2  # batches that a loader process makes before they are requested
+MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
+
+
+def count_cores() -> int:
+    """Return the number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encoding_batch_size(batch_size: int | None, on_gpu: bool) -> int:
+    """Return the images to encode at once: 8 on a GPU, 1 on a CPU, where a batch leaves the caches.
+
+    Convolutional networks take 1.5 times as long then.
+    """
+    return batch_size or (8 if on_gpu else 1)
+
+
+def num_loader_workers(workers: int | None, on_gpu: bool, processes: int = 1) -> int:
+    """Return the number of loader processes for each of `processes` on a machine.
+
+    A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
+    cores away from who encodes: a quarter, which of 2 cores is none.
+    """
+    if workers is not None:
+        return workers
+    return min(16, count_cores() // processes) if on_gpu else count_cores() // processes // 4
+
+
+def require_workers(workers: object) -> None:
+    """Refuse a number of loader processes that no machine can start.
+
+    Args:
+        workers: The number of loader processes; None: chosen by the machine.
+
+    Raises:
+        UserError: The number is not whole, negative, or beyond all reason.
+    """
+    most = max(MAX_WORKERS, 4 * count_cores())
+    if workers is None or (type(workers) is int and 0 <= workers <= most):
+        return
+    raise UserError(
+        f"`data.workers` must be null or a whole number from 0, which loads in the process itself, to {most}, "
+        f"got {workers}"
+    )
+
+
+def require_shared_memory(workers: int, images: int, side: int) -> None:
+    """Refuse loader processes that would end by a bus error: their batches exceed the shared memory.
+
+    Args:
+        workers: Loader processes.
+        images: Images of a batch.
+        side: Side of their squares, in pixels.
+
+    Raises:
+        UserError: The batches made ahead need more memory than is free.
+    """
+    if not workers or not SHARED.is_dir():
+        return
+    needed, free = workers * PREFETCHED_BATCHES * images * 3 * side * side * 4, shutil.disk_usage(SHARED).free
+    if needed > free:
+        raise UserError(
+            f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
+            f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
+            "--shm-size)"
+        )
+
+
+class SampleIndex(NamedTuple):
+    """A training pair and its unique number in the stream of all processes."""
+
+    pair: int
+    number: int
+
+
+BatchIndex = TypeVar("BatchIndex")  # the index that a training dataset takes: a batch
+
+
+class BatchStream(Sampler[BatchIndex], ABC):
+    """An endless, seeded stream of batches, cut into epochs of `steps`.
+
+    Batch i of the stream depends on the seed and i alone. An epoch is a slice of it, so a run resumed
+    at the start of an epoch sees what the uninterrupted one saw, and validation and checkpoints can be
+    more frequent than passes over 53,340 pairs. Process r of n takes every n-th batch: all processes
+    make the same number of steps.
+
+    `epoch` is called whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
+    resume only after loader processes have begun to fetch.
+    """
+
+    def __init__(self, steps: int, rank: int = 0, world: int = 1, epoch: Callable[[], int] = lambda: 0) -> None:
+        self.steps, self.rank, self.world, self.epoch = max(1, steps), rank, world, epoch
+
+    @abstractmethod
+    def batch(self, number: int) -> BatchIndex:
+        """Return batch `number` of the stream of all processes."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        first = self.epoch() * self.steps
+        return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
+
+    def batches_ahead(self, epochs: int, steps: int | None = None) -> Iterator[BatchIndex]:
+        """List what all processes draw from the present epoch to the end of `epochs`, `steps` of each epoch."""
+        steps = min(steps or self.steps, self.steps)
+        for epoch in range(self.epoch(), epochs):
+            first = epoch * self.steps * self.world
+            yield from map(self.batch, range(first, first + steps * self.world))
+
+
+class TrainingStream(BatchStream[list[SampleIndex]]):
+    """Batches of pairs, pass after pass over all of them in a new order each.
+
+    >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
+    >>> len(stream), [draw.number for batch in stream for draw in batch]
+    (2, [0, 1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        steps: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
+        self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
+        super().__init__(steps or self.per_pass // world, rank, world, epoch)
+
+    def batch(self, number: int) -> list[SampleIndex]:
+        """Return batch `number`, a slice of its pass."""
+        pass_number, i = divmod(number, self.per_pass)
+        indices = _shuffled_indices(self.length, self.seed * 1_000_003 + pass_number)[
+            i * self.batch_size : (i + 1) * self.batch_size
+        ]
+        return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
+
+
+@lru_cache(maxsize=2)  # a pass is requested batch by batch
+def _shuffled_indices(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[int]]:
+    """Group pairs with the same target image into batches, in a fixed order.
+
+    The batches do not depend on how many processes share them, so neither do their results.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].target.name, pairs[i].source.name, i))
+    batches: list[list[int]] = []
+    for i in order:
+        last = batches[-1] if batches else []
+        if last and pairs[last[0]].target.name == pairs[i].target.name and len(last) < max_pairs:
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def shard(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
+    """Return this process's batches: every batch is on exactly one process, none repeated.
+
+    >>> shard([[0], [1], [2]], rank=1, world=2)
+    [[1]]
+    """
+    return list(batches[rank::world])
+
+
+def require_enough_batches(batches: Sequence[list[int]], world: int) -> None:
+    """Require a batch for every process: Lightning skips one without, and the others would wait for it."""
+    if len(batches) < world:
+        raise UserError(
+            f"`trainer.devices` must be at most {len(batches)} here, got {world} processes: they share what is scored "
+            "by target image, or by video."
+        )

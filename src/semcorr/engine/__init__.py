@@ -1,0 +1,1 @@
+"""Lightning: the module, its parts, and what a run directory holds."""

@@ -1,0 +1,141 @@
+"""Callbacks of a training: checkpoints of the trainable weights, progress and throughput; and advice on resuming."""
+
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonObject
+from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.engine.plain_yaml import read_plain_config
+
+MONITOR = "val/all/pck@0.1"
+
+
+def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
+    """Make the callbacks of `best.ckpt`, by validation PCK@0.1 on all keypoints, and of `last.ckpt`.
+
+    Both are written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a run
+    may be killed at any moment.
+    """
+    common: JsonObject = {
+        "dirpath": run_dir / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
+    last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
+    return [best, last, LearningRateMonitor("step")]
+
+
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's callback with a state without folders: after a run directory is moved, the best epoch is still known.
+
+    It has the name of Lightning's class, by which Lightning finds its state in a checkpoint.
+    """
+
+    def state_dict(self) -> JsonObject:
+        """Return the state with file names instead of paths."""
+        return self._move_paths(super().state_dict(), "")
+
+    def load_state_dict(self, state_dict: JsonObject) -> None:
+        """Load a state, for the files in the folder of this callback."""
+        super().load_state_dict(self._move_paths(state_dict, str(self.dirpath)))
+        self.current_score = state_dict["current_score"]  # which Lightning forgets
+
+    def _move_paths(self, state: JsonObject, folder: str) -> JsonObject:
+        """Return a state whose paths lie in another folder."""
+
+        def move(path: str) -> str:
+            return str(Path(folder) / Path(path).name) if path else ""
+
+        paths = {key: move(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {move(path): score for path, score in state["best_k_models"].items()}
+        return {**state, **paths, "best_k_models": best, "dirpath": folder}
+
+
+class TrainingProgressBar(RichProgressBar):
+    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self._read: JsonObject = {}
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> JsonObject:
+        """Return the metrics that were read last."""
+        interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
+        if trainer.global_step % interval == 0 or not self._read:
+            self._read = super().get_metrics(trainer, pl_module)
+        return self._read
+
+
+class ThroughputMonitor(Callback):
+    """Log of images per second, over all processes, and of peak memory, once per epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and the count of images."""
+        self.start, self.images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, i: int
+    ) -> None:
+        """Count the images of a batch, two per pair."""
+        self.images += len(batch.view.name) if isinstance(batch, ImageBatch) else 2 * len(batch.pair)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: epochs end with a validation, which is not counted."""
+        self.stopped = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restart the clock; of the callbacks that work after a validation this is the last."""
+        if not trainer.sanity_checking:
+            self.start += time.perf_counter() - self.stopped
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the rate, the memory of the process and the peak memory of the GPU."""
+        seconds = time.perf_counter() - self.start
+        pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
+        pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
+        if pl_module.device.type == "cuda":
+            pl_module.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
+
+
+def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
+    """Refuse a directory that holds another run, which is only continued if `checkpoint` is given."""
+    if checkpoint is None and (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
+            "or choose another run_dir."
+        )
+    config = run_dir / "config.yaml"
+    if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
+        return
+    if "loss" not in read_plain_config(config):
+        raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
+
+
+def resume_advice(run_dir: Path, trainer: Trainer) -> str:
+    """Return a message that says where an interrupted run was, what it has saved, and how to resume it."""
+    from semcorr.engine.checkpoints import read_checkpoint
+
+    epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
+    progress = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
+    if not (run_dir / "checkpoints").is_dir():
+        return f"{progress}. Nothing was saved: the first epoch had not ended. Run the same line again"
+    path = run_dir / "checkpoints" / "last.ckpt"
+    saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
+    return f"{progress}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+
+
+def refuse_to_replace(run_dir: Path) -> None:
+    """Refuse to write the scores of an evaluation into the directory of a training run."""
+    if (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"`run_dir`: {run_dir} holds a training run, whose config.yaml and scores would be replaced. "
+            "Choose another run_dir."
+        )

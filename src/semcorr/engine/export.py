@@ -1,0 +1,251 @@
+"""A tuned backbone as files that others read: weights, an adapter, or a graph."""
+
+import json
+import logging
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonObject
+from semcorr.engine.build import build_backbone
+from semcorr.models.finetune.merge import merge_adapters
+
+
+def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
+    """Fold what tuning added into the network and write all its weights.
+
+    Returns:
+        Relative difference of the features that the written file gives.
+    """
+    _, network = unwrapped_network(backbone)
+    if "weights" not in cfg.backbone:
+        raise UserError(f"{backbone.name} takes no weights from a file, so none is written. Try --format onnx.")
+    expected = compute_features(backbone)
+    merge_adapters(backbone)
+    _save(network.state_dict(), path, metadata)
+    config = getattr(network, "config", None)
+    if config is not None:  # the transformers library reads beside the weights how to build and normalise
+        config.save_pretrained(str(path.parent))
+        statistics = {f"image_{name}": backbone.get_buffer(name).flatten().tolist() for name in ("mean", "std")}
+        path.with_name("preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
+    return relative_difference(compute_features(build_backbone(cfg, weights=str(path)).eval()), expected)
+
+
+def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
+    """Write `path`, an adapter_config.json, and the weights beside it.
+
+    Returns:
+        Relative difference of the features that peft gives with the written files.
+    """
+    adapted_layers = [name for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
+    if not adapted_layers:
+        raise UserError(
+            "Only a run that peft tuned, by finetune=lora for instance, has an adapter. Try another --format."
+        )
+    prefix, _ = unwrapped_network(backbone)
+    weights = get_peft_model_state_dict(backbone, save_embedding_layers=False)
+    adapter_weights = {f"base_model.model.{name.removeprefix(prefix)}": value for name, value in weights.items()}
+    _save(adapter_weights, path.with_name("adapter_model.safetensors"), metadata)
+    config = deepcopy(vars(backbone)["peft_config"]["default"])
+    # peft's own names are shortened to this network
+    config.target_modules = sorted(name.removeprefix(prefix) for name in adapted_layers)
+    config.base_model_name_or_path, config.inference_mode = metadata["base"], True
+    config.save_pretrained(str(path.parent))
+    base_backbone = build_backbone(cfg).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft on newer transformers
+        PeftModel.from_pretrained(unwrapped_network(base_backbone)[1], str(path.parent))
+    return relative_difference(compute_features(base_backbone.eval()), compute_features(backbone))
+
+
+def export_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write the weights of a head, if it has any."""
+    if head.state_dict():
+        _save(head.state_dict(), path, metadata)
+
+
+def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
+    """Return the prefix of the names of the one network in a backbone, and that network as other libraries know it."""
+    parts = {name: part for name, part in backbone.named_children() if next(part.parameters(), None) is not None}
+    for name in [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]:
+        parts |= {f"{name}.{i}": part for i, part in parts.pop(name).named_children()}
+    if len(parts) != 1:
+        raise UserError(
+            f"{backbone.name} is made of several networks ({', '.join(parts)}), which no one file of weights holds. "
+            "Evaluate the run itself by checkpoint=RUN."
+        )
+    ((name, part),) = parts.items()
+    return ("", backbone) if name == "features" else (f"{name}.", part)  # torchvision itself says `features`
+
+
+@torch.no_grad()
+def compute_features(backbone: Backbone, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
+    """Compute the features of images, by default of an image of noise."""
+    if image is None:
+        image = noise_image((backbone.size, backbone.size))
+    if backbone.pairwise:
+        return backbone.pair(image, image.flip(-1))[0].values
+    return backbone(image).values
+
+
+def noise_image(sides: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+    """Return an image of noise, the same at every call."""
+    return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(1))
+
+
+def relative_difference(actual: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:
+    """Return the largest absolute difference, as a fraction of the largest expected magnitude."""
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def _save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write weights as safetensors, with metadata.
+
+    Raises:
+        OSError: The file cannot be written, which safetensors reports by an error of its own.
+    """
+    tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata: dict[str, str]) -> float | None:
+    """Write the graph of a backbone for images of `sides`, height and width.
+
+    Returns:
+        Relative difference of the features that onnxruntime computes from it; None where there is no onnxruntime.
+    """
+    if backbone.pairwise:
+        raise UserError(
+            f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
+            "Evaluate the run itself by checkpoint=RUN."
+        )
+    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install semcorr[onnx]")
+    try:
+        with torch.no_grad(), _quiet(), _PlainAttention():
+            program = torch.onnx.export(
+                _Values(backbone),
+                (torch.rand(1, 3, *sides),),
+                input_names=["image"],
+                output_names=["features"],
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.model.metadata_props.update(metadata | {"image": "RGB in [0, 1]", "stride": str(backbone.stride)})
+            program.save(path)
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"{backbone.name} cannot be written as an ONNX graph: {_format_root_cause(error)}. Try another --format."
+        ) from error
+    if find_spec("onnxruntime") is None:
+        return None
+    image = noise_image(sides)
+    return relative_difference(torch.from_numpy(_run(path, image)), compute_features(backbone, image))
+
+
+def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
+    """Return the height and width of the image, from `448`, `448x672`, or the backbone itself."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    multiple = getattr(backbone, "multiple", backbone.stride)
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        raise UserError(f"--size must be SIDE or HEIGHTxWIDTH, in multiples of {multiple} pixels here, got {size}")
+    return height, width
+
+
+class _Values(nn.Module):
+    """A backbone that returns the values of its feature map alone, without the stride."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Float[Tensor, "1 3 h w"]) -> Tensor:
+        return self.backbone(image).values
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Context in which attention with a float mask, as in SAM, is computed step by step.
+
+    The exporter records the memory layout of the fused kernel and later checks it against the steps that
+    replace it, which have another layout.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: JsonObject | None = None,
+    ) -> object:
+        arguments: JsonObject = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        mask = arguments.get("attn_mask")
+        if func is not scaled_dot_product_attention or mask is None or mask.dtype is torch.bool:
+            return func(*args, **(kwargs or {}))
+        query, key, value = arguments["query"], arguments["key"], arguments["value"]
+        scale = arguments.get("scale") or 1 / math.sqrt(query.shape[-1])
+        return (query * scale @ key.mT + mask).softmax(dim=-1) @ value
+
+
+def _run(path: Path, image: Tensor) -> np.ndarray:
+    """Compute the features of an image by onnxruntime."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        features = session.run(["features"], {"image": image.numpy()})[0]
+    except Exception as error:  # its errors have no other class in common
+        raise UserError(
+            f"onnxruntime cannot run the graph: {_format_root_cause(error)}. Try another --format."
+        ) from error
+    assert isinstance(features, np.ndarray)
+    return features
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress what the exporter prints, logs and warns of, which is for its developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _format_root_cause(error: BaseException) -> str:
+    """Return the first line of the error that is the root cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,210 @@
+"""Inputs of the loss of a training step, from a batch and the features of its images."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from semcorr.core.coords import to_grid, to_image
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone, SiameseHead
+from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
+from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors
+from semcorr.models.losses import Descriptors, Loss, LossInputs, reads_descriptors, reads_whole_cells
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """A backbone with what it takes to compute the features of a batch."""
+
+    backbone: Backbone
+
+    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
+
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two batches of images, from their pixels."""
+
+
+def validate_training_options(
+    backbone: Backbone, head: nn.Module, loss: Loss | None, variants: PoseVariant, share: float
+) -> None:
+    """Refuse options that do not go together, before anything is computed.
+
+    Raises:
+        UserError: A share is out of range, or the head or backbone does not support the loss or the variants.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"`feature_dropout` must be at least 0, which is off, and less than 1, got {share}")
+    if reads_descriptors(loss) and not isinstance(head, SiameseHead):
+        raise UserError(
+            f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
+            "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
+        )
+    if variants and backbone.pairwise:
+        raise UserError(
+            f"`pairs`: {backbone.name} sees images in pairs, and variants of a pair are made from features of one "
+            "image each. Set pairs=plain."
+        )
+
+
+def batch_features(module: FeatureExtractor, batch: PairBatch | ImageBatch) -> FeatureMap:
+    """Compute the features of all images of a batch, then of their mirror images."""
+    if not module.backbone.pairwise:
+        return module.features(*batch_views(batch))
+    if isinstance(batch, ImageBatch):
+        raise UserError(f"`data.all_pairs`: {module.backbone.name} sees images in pairs. Set data.all_pairs=null.")
+    a, b = module.pair_features(batch.source, batch.target)
+    return FeatureMap(torch.cat((a.values, b.values)), a.stride)
+
+
+def batch_views(batch: PairBatch | ImageBatch) -> tuple[list[str], Float[Tensor, "k 3 h w"]]:
+    """Return names and pixels of all images of a batch, and then of their mirror images."""
+    views = [batch.view] if isinstance(batch, ImageBatch) else [batch.source, batch.target]
+    names = [name for view in (*views, *batch.mirrored) for name in view.name]
+    flipped = [view.image.flip(-1) for view in views[: len(batch.mirrored)]]  # of a pair, possibly the source alone
+    return names, torch.cat([*(view.image for view in views), *flipped])
+
+
+def batch_names(batch: PairBatch | ImageBatch) -> tuple[list[str], list[str]]:
+    """Return the names of all images of a batch, ordered as in `batch_features`, and of its first pair or image."""
+    views = [batch.view] if isinstance(batch, ImageBatch) else [batch.source, batch.target]
+    names = [name for view in (*views, *batch.mirrored) for name in view.name]
+    return names, [f"image {batch.view.name[0]}"] if isinstance(batch, ImageBatch) else [f"pair {batch.pair[0]}"]
+
+
+def feature_dropout(maps: FeatureMap, share: float) -> FeatureMap:
+    """Drop elements of the features at random ("Telling Left from Right", 4.2)."""
+    return maps._replace(values=dropout(maps.values, share)) if share else maps
+
+
+def build_loss_inputs(
+    head: nn.Module,
+    maps: FeatureMap,
+    batch: PairBatch | ImageBatch,
+    variants: PoseVariant,
+    step: int,
+    loss: Loss | None,
+) -> LossInputs:
+    """Compute all inputs of the loss for a batch.
+
+    Args:
+        head: Head, from features to similarity. A `SiameseHead` adapts and describes each image once.
+        maps: Features of the images of the batch, as `batch_features` returns them.
+        batch: Pairs or images, with mirrored views if there are variants.
+        variants: Weights of the pairs' variants.
+        step: Number of optimiser steps before this one.
+        loss: Loss, which decides whether descriptors are returned, and where features are read.
+    """
+    maps = head.adapt(maps) if isinstance(head, SiameseHead) else maps
+    if isinstance(batch, ImageBatch):
+        return _image_inputs(head, maps, batch, variants, step, loss)
+    parts = maps.values.chunk(2 + len(batch.mirrored))
+    return _pair_inputs(head, [FeatureMap(part, maps.stride) for part in parts], batch, variants, step, loss)
+
+
+def _pair_inputs(
+    head: nn.Module, maps: Sequence[FeatureMap], batch: PairBatch, variants: PoseVariant, step: int, loss: Loss | None
+) -> LossInputs:
+    """Compute the inputs of the pairs, one per row, and then of their variants, in the order of `PoseVariant.terms`."""
+    views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
+    sources, targets = [views[term.source] for term in terms], [views[term.target] for term in terms]
+    points = [_feature_points(view.keypoints, maps[0].stride, loss) for view in views]
+    similarity, descriptors = _compare_terms(head, maps, points, terms, reads_descriptors(loss))
+    masks = torch.stack([a.visible & b.visible for a, b in zip(sources, targets, strict=True)])
+    weights = point_weights(masks, [term.weight for term in terms]) if variants else masks
+    mask, cell = weights.flatten(0, 1), batch.source.image.shape[-1] / similarity.shape[-1]
+    original = torch.arange(len(mask), device=mask.device) < len(batch.pair)
+    return LossInputs(
+        similarity=similarity,
+        cells=to_grid(torch.cat([view.keypoints for view in targets]), cell),
+        mask=mask,
+        starts=to_grid(torch.cat([view.keypoints for view in sources]), cell),
+        extent=torch.cat([view_extent(view) for view in targets])[:, None].expand(-1, mask.shape[1], -1) / cell,
+        number=step,
+        descriptors=Descriptors(*descriptors, mask, original) if descriptors else None,
+    )
+
+
+def _compare_terms(
+    head: nn.Module, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
+) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
+    """Compute the similarity of all terms, and with `describe` the descriptors of both images' keypoints."""
+    if not isinstance(head, SiameseHead):
+        return torch.cat([head(maps[a], maps[b], points[a]) for a, b, _ in terms]).float(), None
+    to_describe = {i for a, b, _ in terms for i in ((a, b) if describe else (a,))}
+    descriptors = {i: head.describe(maps[i], points[i]) for i in sorted(to_describe)}
+    similarity = torch.cat([head.compare(descriptors[a], maps[b]) for a, b, _ in terms]).float()
+    if not describe:
+        return similarity, None
+    return similarity, (
+        torch.cat([descriptors[a] for a, _, _ in terms]),
+        torch.cat([descriptors[b] for _, b, _ in terms]),
+    )
+
+
+def _image_inputs(
+    head: nn.Module, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
+) -> LossInputs:
+    """Compute the inputs of all ordered pairs of a few images, and their variants, as one pair with many keypoints.
+
+    The loss is a mean over points, whichever pair they come from.
+    """
+    views = [batch.view, *batch.mirrored]
+    points, visible = torch.cat([view.keypoints for view in views]), torch.cat([view.visible for view in views])
+    source, keypoint, target = batch.queries.unbind(-1)
+    feature_points, describe = _feature_points(points, maps.stride, loss), reads_descriptors(loss)
+    if isinstance(head, SiameseHead):
+        descriptors = head.describe(maps, feature_points)
+        similarity = all_pairs_similarity_from_descriptors(head, descriptors, maps, batch.queries).float()
+    else:
+        similarity = all_pairs_similarity(head, maps, feature_points, batch.queries).float()
+    cell = batch.view.image.shape[-1] / similarity.shape[-1]
+    weights = image_weights(views[0].visible, views[1].visible, variants) if variants else None
+    mask = torch.ones_like(keypoint, dtype=torch.bool) if weights is None else weights[source, keypoint, target]
+    return LossInputs(
+        similarity=similarity[None],
+        cells=to_grid(points[target, keypoint], cell)[None],
+        mask=mask[None],
+        starts=to_grid(points[source, keypoint], cell)[None],
+        extent=torch.cat([view_extent(view) for view in views])[target][None] / cell,
+        number=step,
+        descriptors=_all_pairs_descriptors(descriptors, visible, weights, len(batch.view.name)) if describe else None,
+    )
+
+
+def _feature_points(points: Float[Tensor, "*b n 2"], stride: float, loss: Loss | None) -> Float[Tensor, "*b n 2"]:
+    """Return where features are read for points: at the points, or at the centres of the cells that they fall in."""
+    return to_image(to_grid(points, stride).add(0.5).floor(), stride) if reads_whole_cells(loss) else points
+
+
+def _all_pairs_descriptors(
+    descriptors: Float[Tensor, "k n c"],
+    visible: Bool[Tensor, "k n"],
+    weights: Float[Tensor, "k n k"] | None,
+    count: int,
+) -> Descriptors:
+    """Return the descriptors of every ordered pair of images, also of pairs without shared keypoints.
+
+    To leave these out, their number would have to be copied from the GPU.
+    """
+    k = len(visible)
+    if weights is None:
+        others = ~torch.eye(k, dtype=torch.bool, device=visible.device)
+        mask: Tensor = visible[:, :, None] & visible.T[None] & others[:, None]
+    else:
+        mask = weights
+    images = torch.arange(k, device=visible.device)
+    first, second = images[:, None].expand(-1, k).flatten(), images.repeat(k)
+    original = (first < count) & (second < count)
+    return Descriptors(descriptors[first], descriptors[second], mask.transpose(1, 2).flatten(0, 1), original)
+
+
+def view_extent(view: View) -> Float[Tensor, "b 2"]:
+    """Return the longer side of the box, measured in original pixels, in pixels of the view along x and along y."""
+    sides = (view.box[:, 2:] - view.box[:, :2]) / view.scale
+    return sides.amax(-1, keepdim=True) * view.scale

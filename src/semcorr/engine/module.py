@@ -1,0 +1,303 @@
+"""The model as a Lightning module: backbone, head, read-out and PCK, and the loss while training."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
+from semcorr.data.pose_variants import PoseVariant
+from semcorr.engine.loss_inputs import (
+    batch_features,
+    batch_names,
+    build_loss_inputs,
+    feature_dropout,
+    validate_training_options,
+)
+from semcorr.engine.optim import count_steps
+from semcorr.engine.step_watch import StepWatch
+from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
+from semcorr.evaluation.pose import alignment as adaptive
+from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
+from semcorr.matching.readouts import ProtocolReadout
+from semcorr.metrics.pck import SUBSETS
+from semcorr.models.finetune.state import (
+    base_weights_id,
+    checkpoint_keys,
+    keep_frozen_in_eval,
+    require_same_base,
+    require_same_parts,
+)
+from semcorr.models.finetune.targets import freeze_unused
+from semcorr.models.losses import Loss, add_terms, loss_terms
+from semcorr.models.weights.loading import require_finite_weights
+from semcorr.store.cache import FeatureCache
+from semcorr.store.encode import ProcessGroup
+from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
+
+
+class CorrespondenceModule(LightningModule):
+    """A backbone, a head and a read-out, evaluated and trained.
+
+    Evaluation encodes every image once and matches the pairs from the features; or pair by pair, where
+    a backbone must see both images at once. Training computes frozen blocks once per image where their features are
+    cached.
+
+    Args:
+        backbone: Backbone, from images to features.
+        head: Head, from features and query points to similarity.
+        localise: Read-out, from similarity to cells.
+        finetune: Function that is called with the backbone, and chooses its trainable weights.
+        loss: Loss, from similarity, true cells and mask to a scalar; None without training.
+        optimizer: Function from the trainable parameters of the head and of the backbone to the optimiser; None without
+            training.
+        scheduler: Function from the optimiser and the number of steps to the schedule; None without training.
+        seed: Seed of whatever is random in a training step.
+        cache_config: Place and type of the cached features of frozen blocks.
+        key: What cached features depend on besides the weights; part of their key in a store on disk.
+        variants: Weights of a training pair's variants, with one or both images mirrored.
+        dropout: Share of the features' elements that are dropped in a training step.
+        protocols: Protocols to score by; the first is the one validated, plotted and reported as the score.
+        pose: Poses in which the sources of the test are tried.
+
+    Attributes:
+        uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
+        specs: Protocols, each with its read-outs.
+        result: Result of the last validation or test.
+        keeps_rows: Whether testing stores a row per keypoint and specification.
+        kap: Whether testing also detects the keypoints that the target does not show.
+    """
+
+    result: EvaluationResult
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        localise: Callable[..., Tensor] | ProtocolReadout,
+        finetune: Callable[[Backbone], None],
+        loss: Loss | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        seed: int = 42,
+        cache_config: FeatureCacheConfig | None = None,
+        key: JsonMapping | None = None,
+        variants: PoseVariant | None = None,
+        dropout: float = 0.0,
+        protocols: Sequence[Protocol] = (SEMCORR,),
+        pose: adaptive.AdaptivePose | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.keeps_rows = backbone, head, True
+        self.specs, self.localise = build_scoring_specs(protocols, localise)
+        self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
+        self.variants, self.dropout = variants or PoseVariant(), dropout
+        validate_training_options(backbone, head, loss, self.variants, dropout)
+        self.strict_loading = False  # checkpoints hold the trained weights only
+        buffers = [name for name, _ in backbone.named_buffers()]
+        finetune(backbone)
+        freeze_unused(backbone)
+        self.saved_keys = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
+        self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
+        self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
+        self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
+        self.step_watch = StepWatch()
+
+    def train(self, mode: bool = True) -> "CorrespondenceModule":
+        """Set the mode of the trainable parts; frozen parts stay in eval mode."""
+        super().train(mode)
+        keep_frozen_in_eval(self.backbone)
+        return self
+
+    def forward(self, source: View, target: View) -> Float[Tensor, "b n h w"]:
+        """Compute the similarity of the source's keypoints to every target cell, from pixels."""
+        return self.head(*self.pair_features(source, target), source.keypoints)
+
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of both images of each pair, from their pixels."""
+        if self.backbone.pairwise:
+            return self.backbone.pair(source.image, target.image)
+        maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
+        a, b = maps.values.chunk(2)
+        return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
+
+    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
+        if image.shape[-2]:
+            return self.backbone(image)
+        return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
+
+    # -- training --
+
+    def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
+        """Compute the loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
+        maps = feature_dropout(batch_features(self, batch), self.dropout)
+        inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
+        assert self.loss is not None, "only training has steps"
+        terms = loss_terms(self.loss, inputs)
+        self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
+        loss = add_terms(terms)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs.mask))
+        return loss
+
+    def on_train_start(self) -> None:
+        """Fill the cache with the frozen blocks' features of all images to come, if training uses it.
+
+        It is not done earlier, because only now a resumed run knows its epoch.
+        """
+        if self.uses_cached_features:
+            trainer = self.trainer
+            assert trainer.max_epochs is not None, "our configurations set it"
+            to_train_on = self._data.images_to_train_on(trainer.max_epochs, int(trainer.num_training_batches))
+            val_batches = trainer.num_val_batches
+            to_validate = self._data.images_to_evaluate("val", self._count_batches(val_batches)) if val_batches else []
+            images = list({image.name: image for image in (*to_train_on, *to_validate)}.values())
+            self.frozen.fill(images, self._data, self._group, self._precision)
+
+    def on_fit_start(self) -> None:
+        """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
+        self.train()
+        self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
+
+    def on_before_optimizer_step(self, optimizer: object) -> None:
+        """Record the gradients, which must be finite; with a scaled loss, the scaler skips steps where they are not."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self.step_watch.record_gradients(self.global_step, self.named_parameters())
+
+    def on_train_end(self) -> None:
+        """Check the steps after the last validation and the last checkpoint, too."""
+        self.step_watch.check()
+
+    def on_train_batch_start(self, batch: PairBatch | ImageBatch, batch_idx: int) -> None:
+        """Seed from the batch's position in training, so that a resumed run repeats whatever is random.
+
+        The number of the step would not be enough: with `accumulate_grad_batches` several batches belong to one.
+        """
+        trainer = self.trainer
+        position = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + position * trainer.world_size + self.global_rank)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser, with separate rates for head and backbone, and its schedule, advanced at every step."""
+        head, backbone = self.trainable_parameters()
+        if not head and not backbone:
+            raise UserError(
+                "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
+            )
+        optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """Make the optimiser of the trainable parameters, and its schedule over `steps` steps."""
+        head, backbone = self.trainable_parameters()
+        loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
+        assert self.optimizer is not None, "only training makes an optimiser"
+        assert self.scheduler is not None, "only training makes a schedule"
+        optimizer = self.optimizer([*head, *loss], backbone)
+        return optimizer, self.scheduler(optimizer, steps)
+
+    def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the trainable parameters of the head and of the backbone; those of a loss serve training alone."""
+        parts = (self.head, self.backbone)
+        head, backbone = ([p for p in module.parameters() if p.requires_grad] for module in parts)
+        return head, backbone
+
+    # -- evaluation --
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the images of the validation pairs, with weights that are finite."""
+        self.step_watch.check()
+        self._start_evaluation(
+            "val", self.trainer.num_val_batches, self.uses_cached_features or self.frozen.is_whole_backbone
+        )
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the images of the test pairs, without what is cached: the reported times start here."""
+        self.frozen.clear()
+        self._start_evaluation(self._data.split, self.trainer.num_test_batches, self.frozen.is_whole_backbone)
+
+    def validation_step(self, batch: PairBatch) -> None:
+        """Match and score a batch of pairs."""
+        self.evaluator.update(batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<subset>/pck@<alpha>`, per image."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/<subset>/pck@<alpha>`, per image, and gather the rows."""
+        self._log_scores("test")
+        self.frozen.clear()
+
+    def _start_evaluation(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
+        test_options: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
+        options = test_options if self.trainer.testing else {"specs": self.specs[:1]}
+        self.evaluator = Evaluator(
+            self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **options
+        )
+        has_store = self.frozen.cache_config.root is not None
+        self.evaluator.encode(
+            self._count_batches(batches), use_cached_features=(reuse or has_store) and self.frozen.is_cacheable
+        )
+
+    def _count_batches(self, batches: Sequence[int | float]) -> int:
+        """Return the first process's number of batches: all must list the same images, or some wait forever."""
+        return int(self.trainer.strategy.broadcast(int(batches[0])))
+
+    def _log_scores(self, stage: str) -> None:
+        self.result = self.evaluator.compute(with_tables=stage == "test")
+        self.evaluator.image_features.cache = FeatureCache(0, self.device)
+        for subset in SUBSETS:
+            for alpha, value in self.result.scores["pck"][subset]["image"].items():
+                if value is not None:
+                    self.log(f"{stage}/{subset}/pck@{alpha}", value)
+
+    @property
+    def _data(self) -> PairDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        assert isinstance(data, PairDataModule)
+        return data
+
+    @property
+    def _group(self) -> ProcessGroup:
+        return ProcessGroup(self.global_rank, self.trainer.world_size, self.device)
+
+    @property
+    def _precision(self) -> Callable[[], AbstractContextManager[object]]:
+        return self.trainer.precision_plugin.forward_context
+
+    # -- checkpoints --
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Return the state to save: the backbone's trained weights and added buffers, and the whole head and loss."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if name in self.saved_keys or name.startswith(("head.", "loss."))}
+
+    def on_save_checkpoint(self, checkpoint: JsonObject) -> None:
+        """Save the trained weights, if all are finite, and which base weights they belong to."""
+        self.step_watch.check()
+        trained = self.trainable_state_dict()
+        require_finite_weights(trained, f"step {self.global_step} of the training, not saved")
+        checkpoint["state_dict"] = trained
+        checkpoint["base"] = base_weights_id(self.backbone)
+
+    def on_load_checkpoint(self, checkpoint: JsonMapping) -> None:
+        """Refuse weights that were trained on another base, or other parts of it."""
+        require_same_base(checkpoint["base"], base_weights_id(self.backbone))
+        names = set(checkpoint["state_dict"])
+        if self.loss is None:  # for scoring; the weights of a loss serve training alone
+            names = {name for name in names if not name.startswith("loss.")}
+        require_same_parts(names, self.trainable_state_dict())

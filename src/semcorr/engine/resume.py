@@ -1,0 +1,133 @@
+"""Resuming of a training run: checks that its last checkpoint is complete, and belongs to the configuration."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from omegaconf import DictConfig
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.build import to_plain_types
+from semcorr.engine.checkpoints import (
+    RESUME_STATE,
+    TRAINED_AS,
+    checkpoint_error,
+    checkpoint_path,
+    find_changed_setting,
+    read_checkpoint,
+    require_fit,
+    weight_settings,
+)
+from semcorr.engine.loggers import CSVScalarLogger
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.optim import count_steps, refuse_longer
+
+
+def resume_training(
+    cfg: DictConfig, module: CorrespondenceModule, trainer: Trainer, data: PairDataModule
+) -> str | None:
+    """Return the path of a run directory's last checkpoint, if it has one, and continue its scalars.
+
+    Raises:
+        UserError: The checkpoint is damaged, or it was trained by other settings or for fewer steps.
+    """
+    run_dir = Path(cfg.run_dir)
+    path = checkpoint_path(run_dir, "last")
+    if not path.is_file() or getattr(trainer, "fast_dev_run", False):
+        return None
+    content = read_checkpoint(run_dir, "last")
+    require_same_settings(content, cfg, path)
+    require_fit(module, content, path)
+    data.trainer = trainer  # whose processes share the steps of an epoch
+    steps = count_steps(trainer, data)
+    require_state(content, trainer, path)
+    refuse_longer(content, steps)
+    require_optimizer(content, module, steps, path)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVScalarLogger):
+            logger.resume(content["global_step"])
+    return str(path)
+
+
+def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:
+    """Refuse to resume by other settings: each part of the run would be trained by different ones."""
+    settings = weight_settings(to_plain_types(cfg))
+    if key := find_changed_setting(content, settings):
+        raise UserError(
+            f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
+            f"{settings[key]}. Leave {key} out, or train anew in another run_dir."
+        )
+
+
+def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
+    """Refuse a checkpoint that lacks what Lightning resumes from.
+
+    What a newer or older Lightning has written is migrated by Lightning itself.
+    """
+    for key, expected_type in RESUME_STATE.items():
+        if not isinstance(content.get(key), expected_type):
+            raise checkpoint_error(path, f"it has no `{key}`")
+    if min(content["epoch"], content["global_step"]) < 0:
+        raise checkpoint_error(path, "it counts epochs or steps below 0")
+    if not all(isinstance(state, dict) for key in ("optimizer_states", "lr_schedulers") for state in content[key]):
+        raise checkpoint_error(path, "its `optimizer_states` or `lr_schedulers` are not dictionaries")
+    if content["pytorch-lightning_version"] != version("lightning"):
+        return
+    fit_loop = trainer.fit_loop.state_dict()
+    if diff := find_state_difference(fit_loop, content["loops"].get("fit_loop"), "loops.fit_loop"):
+        raise checkpoint_error(path, f"its {diff}")
+    for callback in getattr(trainer, "callbacks", ()):
+        expected, saved = callback.state_dict(), content["callbacks"].get(callback.state_key)
+        if saved is None and not type(callback).__module__.startswith("semcorr"):  # added by the user since
+            continue
+        if expected and (diff := find_state_difference(expected, saved, f"callbacks.{type(callback).__name__}")):
+            raise checkpoint_error(path, f"its {diff}")
+
+
+def find_state_difference(expected: object, actual: object, name: str) -> str | None:
+    """Describe the first key that a state lacks, or the first count in it that is invalid; None if there is neither.
+
+    >>> find_state_difference({"a": {"b": 1}}, {"a": {"b": "2"}}, "x")
+    "x.a.b is '2'"
+    >>> find_state_difference({"a": 1}, {"a": 7, "c": 1}, "x")
+    """
+    if isinstance(expected, dict):
+        if not isinstance(actual, dict):
+            return f"{name} is missing" if actual is None else f"{name} is {actual!r:.40}"
+        if missing := expected.keys() - actual.keys():
+            return f"{name}.{min(missing)} is missing"
+        differences = (find_state_difference(value, actual[key], f"{name}.{key}") for key, value in expected.items())
+        return next((diff for diff in differences if diff), None)
+    if not isinstance(expected, int):  # a bool is one too
+        return None
+    if isinstance(actual, int) and type(actual) is type(expected) and actual >= 0:
+        return None
+    return f"{name} is {actual!r:.40}"
+
+
+def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:
+    """Refuse a state of the optimiser or of its schedule that does not fit this run's weights."""
+    optimizer, schedule = module.make_optimizer(steps)
+    try:
+        (optimizer_state,), (schedule_state,) = content["optimizer_states"], content["lr_schedulers"]
+        optimizer.load_state_dict(optimizer_state)
+        diff = find_state_difference(schedule.state_dict(), schedule_state, "lr_schedulers")
+        schedule.load_state_dict(schedule_state)
+        states = [(weights, value) for weights, state in optimizer.state.items() for value in state.values()]
+        invalid = any(_is_invalid(value, weights) for weights, value in states)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise checkpoint_error(path, f"its optimizer's state is not of these weights: {error}") from error
+    if diff or invalid:
+        raise checkpoint_error(
+            path, f"its {diff}" if diff else "its optimizer's state has other shapes than the weights, or is not finite"
+        )
+
+
+def _is_invalid(value: object, weights: Tensor) -> bool:
+    if not isinstance(value, Tensor):
+        return True
+    return (value.ndim > 0 and value.shape != weights.shape) or not bool(torch.isfinite(value).all())

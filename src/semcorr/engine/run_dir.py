@@ -1,0 +1,237 @@
+"""Run directories: the results of one run or none, what is read of them, and the code that made them."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from semcorr.core.errors import UserError
+from semcorr.core.files import REASONS, part_path, write_error
+from semcorr.core.ranks import is_first_process
+from semcorr.core.text_files import JsonObject, read_mapping
+from semcorr.engine.plain_yaml import read_plain_config
+
+METRICS = "metrics.json"  # written last: a run is finished when it exists
+RESULTS = (
+    METRICS,
+    "predictions.parquet",
+    "matches.png",
+    "tracks.png",
+    "poses.parquet",
+    "detections.parquet",
+    "audit.json",
+    "metrics.csv",
+)
+EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
+# Options that a run fills in from others.
+FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")
+UNSCORED_SECTIONS = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
+LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
+LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
+
+
+@contextmanager
+def replace_results(run_dir: Path) -> Iterator[Path]:
+    """Yield a folder for the results of a run; in the end they replace those of the directory.
+
+    After an error the directory holds what it held before. While files are exchanged there is no metrics.json, without
+    which a run counts as unfinished; a process that is killed then leaves the earlier results to `restore_results`.
+
+    Raises:
+        UserError: The results cannot be written, for example because the disk is full.
+    """
+    folder = part_path(run_dir / "results")
+    try:
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        except UserError as error:  # of a file in the folder, which the user knows by its final path
+            raise UserError(str(error).replace(str(folder), str(run_dir))) from error
+        written = sorted(path.name for path in folder.iterdir() if path.name != METRICS)
+        earlier = folder / EARLIER_RESULTS
+        earlier.mkdir()
+        try:
+            for name in dict.fromkeys((*RESULTS, *written)):
+                if (run_dir / name).exists():
+                    os.rename(run_dir / name, earlier / name)
+            for name in (*written, METRICS):
+                (folder / name).replace(run_dir / name)
+        except BaseException:
+            for name in written:
+                if not (folder / name).exists():
+                    (run_dir / name).unlink(missing_ok=True)
+            restore_results(run_dir, folder)
+            raise
+    except OSError as error:
+        if error.errno not in REASONS:
+            raise
+        raise UserError(write_error(run_dir, error, "run_dir")) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore_results(run_dir: Path, folder: Path) -> None:
+    """Put back earlier results that `replace_results` had not finished to replace."""
+    earlier = folder / EARLIER_RESULTS
+    if (run_dir / METRICS).exists() or not (earlier / METRICS).is_file():
+        return
+    remove_results(run_dir)
+    for path in sorted(earlier.iterdir(), key=lambda path: path.name == METRICS):
+        path.replace(run_dir / path.name)
+
+
+def refuse_other_run(run_dir: Path, cfg: DictConfig, is_filled: bool = False) -> None:
+    """Refuse to replace the scores of another run.
+
+    Args:
+        run_dir: Directory that the scores would be written to.
+        cfg: Configuration of the run.
+        is_filled: Whether the run has filled in its options, as in config.yaml; otherwise these are not compared.
+
+    Raises:
+        UserError: The directory holds another run, or scores without a configuration.
+    """
+    config, is_training = run_dir / "config.yaml", "loss" in cfg
+    if not config.is_file():
+        if (run_dir / METRICS).is_file():
+            raise UserError(f"`run_dir`: {run_dir} holds scores without a config.yaml. Choose another run_dir.")
+        return
+    saved = read_plain_config(config)
+    if ("loss" in saved) != is_training:
+        kind = "a training run" if "loss" in saved else "an evaluation"
+        raise UserError(
+            f"`run_dir`: {run_dir} holds {kind}, whose config.yaml and scores would be replaced. "
+            "Choose another run_dir."
+        )
+    if not (run_dir / METRICS).is_file():
+        return
+    resolved = _resolve(cfg)
+    options, saved_options = _score_options(resolved), _score_options(saved)
+    for key in sorted(options.keys() | saved_options.keys()):
+        if (key in FILLED_OPTIONS and not is_filled) or key.partition(".")[0] not in saved.keys() & resolved.keys():
+            continue
+        if options.get(key) != saved_options.get(key):
+            raise UserError(
+                f"`run_dir`: {run_dir} holds another run, with {key}={saved_options.get(key)} and not "
+                f"{options.get(key)}. Choose another run_dir."
+            )
+
+
+def _resolve(cfg: DictConfig) -> JsonObject:
+    """Return a configuration as plain values, without interpolations."""
+    content: object = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return content
+
+
+def _score_options(cfg: JsonObject) -> JsonObject:
+    """Return the options that scores depend on, by their keys, with absolute paths."""
+    flat = flatten_config({key: value for key, value in cfg.items() if key not in UNSCORED_SECTIONS})
+    options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADER_OPTIONS}
+    for key, value in options.items():
+        if key == "checkpoint" or key.endswith((".root", ".weights")):
+            options[key] = os.path.abspath(value) if isinstance(value, str) else value
+    trainer = cfg.get("trainer") or {}
+    precision = str(trainer.get("precision") or "32-true")
+    return options | {"trainer.precision": precision, "trainer.limit_test_batches": trainer.get("limit_test_batches")}
+
+
+def remove_results(run_dir: Path, keep: list[str] | None = None) -> None:
+    """Remove the results of a run, metrics.json first: without it no other file counts."""
+    for name in RESULTS:
+        if name not in (keep or []):
+            (run_dir / name).unlink(missing_ok=True)
+
+
+def remove_logs(run_dir: Path) -> None:
+    """Remove the logs of an earlier run in the same directory that W&B and TensorBoard would continue."""
+    if is_first_process():
+        for path in (path for pattern in LOGS for path in run_dir.glob(pattern)):
+            path.unlink(missing_ok=True)
+
+
+def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
+    """Read a metrics.json; `remedy` ends the message of one that is damaged.
+
+    Raises:
+        UserError: The file cannot be read, is no JSON, or holds no scores of pairs or tracks.
+    """
+    content = read_mapping(path, remedy)
+    scores = [content.get(key) for key in ("pck", "tracking") if key in content]
+    if (
+        len(scores) != 1
+        or not isinstance(scores[0], dict)
+        or not all(map(_is_score, flatten_config(scores[0]).values()))
+    ):
+        raise UserError(f"{path} is damaged (it holds no scores). {remedy}")
+    return content
+
+
+def flatten_config(tree: Mapping, prefix: str = "") -> JsonObject:
+    """Return the leaves of a configuration by their keys.
+
+    >>> flatten_config({"backbone": {"size": 64, "layers": [-1]}})
+    {'backbone.size': 64, 'backbone.layers': [-1]}
+    """
+    leaves: JsonObject = {}
+    for key, value in tree.items():
+        leaves |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _is_score(value: object) -> bool:
+    """Tell whether a value is a share of keypoints, or null, where there were no keypoints."""
+    return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+
+
+EXCLUDED_KEYS = ("run_dir", "name", "logger")  # sections that no number depends on
+POST_FEATURE_KEYS = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
+
+
+def config_hash(cfg: DictConfig, *excluded: str) -> str:
+    """Return a hash of the resolved configuration and of the trained weights that it scores.
+
+    Sections that no number depends on are left out, and those in `excluded`.
+
+    >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
+    >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))
+    (True, False)
+    """
+    content = {key: value for key, value in _resolve(cfg).items() if key not in (*EXCLUDED_KEYS, *excluded)}
+    if not content.get("callbacks"):  # older sweeps have none
+        content.pop("callbacks", None)
+    if content.get("checkpoint"):  # the same path may hold other weights by now
+        weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
+        content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")
+
+
+def code_versions() -> JsonObject:
+    """Return the versions of the packages that numbers depend on, and of our own code."""
+    return {"packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout that semcorr is run from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

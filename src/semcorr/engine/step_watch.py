@@ -1,0 +1,84 @@
+"""Detection of training steps whose features, loss or gradients are not finite, before a checkpoint is saved."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.finite import are_finite
+
+
+class WatchedStep(NamedTuple):
+    """A batch, or the gradients of a step, with flags that may still be computed on a GPU."""
+
+    step: int
+    labels: Sequence[str]  # description of each flag
+    flags: Tensor  # (n) bool
+    description: str  # description of the batch, for messages
+
+
+class StepWatch:
+    """Detection of the first step that is not finite, without waiting for a GPU at each step.
+
+    Args:
+        every: Number of steps that are checked together on a GPU; on a CPU each step is checked at once.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._seen: list[WatchedStep] = []
+
+    def record_batch(
+        self, step: int, images: Sequence[str], batch_names: Sequence[str], values: Tensor, terms: Mapping[str, Tensor]
+    ) -> None:
+        """Record a batch before its gradients are computed.
+
+        Args:
+            step: Number of optimiser steps before this one.
+            images: Names of the images, one per feature map.
+            batch_names: Names of the pairs of the batch, or of its images, for messages.
+            values: Features of the images, along the first axis.
+            terms: Terms of the loss, by name.
+        """
+        labels = [*(f"the features of image {name}" for name in images), *(f"the loss {name}" for name in terms)]
+        flags = torch.cat(
+            [are_finite(values.detach()), torch.stack([term.detach() for term in terms.values()]).isfinite()]
+        )
+        self._add(WatchedStep(step, labels, flags, f"the batch began with {batch_names[0]}"))
+
+    def record_gradients(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Record the gradients before the optimiser uses them."""
+        gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
+        if gradients:
+            norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for _, gradient in gradients])
+            self._add(
+                WatchedStep(
+                    step, [f"the gradient of {name}" for name, _ in gradients], norms.isfinite(), "the loss is finite"
+                )
+            )
+
+    def check(self) -> None:
+        """Check all recorded steps.
+
+        Raises:
+            UserError: A step is not finite; the message names the first such step and the value.
+        """
+        steps, self._seen = self._seen, []
+        all_flags = torch.cat([step.flags for step in steps]).tolist() if steps else []
+        for step in steps:
+            flags, all_flags = all_flags[: len(step.labels)], all_flags[len(step.labels) :]
+            for label, is_finite in zip(step.labels, flags, strict=True):
+                if not is_finite:
+                    raise UserError(
+                        f"step {step.step + 1} of the training: {label} is not finite (NaN or infinite); "
+                        f"{step.description}. Nothing of this step is saved. Lower optimizer.lr and "
+                        "optimizer.backbone_lr, or set trainer.gradient_clip_val=1"
+                    )
+
+    def _add(self, step: WatchedStep) -> None:
+        """Record a step, and check the recorded ones if they are on a CPU or enough."""
+        self._seen.append(step)
+        if step.flags.device.type == "cpu" or len(self._seen) >= 2 * self.every:
+            self.check()

@@ -1,0 +1,74 @@
+"""Detections of every keypoint that the source shows, whether or not the target shows it, from similarities."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.coords import from_view, to_image
+from semcorr.core.errors import UserError
+from semcorr.core.finite import are_finite
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.text_files import JsonObject
+from semcorr.core.types import FeatureMap, PairBatch
+from semcorr.matching.batched import cell_stride
+from semcorr.metrics.kap import KAP_ALPHAS, SCHEMA, inside_outside
+from semcorr.metrics.predictions import gather_tables
+
+
+def detect_keypoints(
+    head: nn.Module, target: FeatureMap, sources: Sequence[FeatureMap], batch: PairBatch, pairs: Sequence[int]
+) -> pa.Table:
+    """Detect the keypoints of pairs with the same target, at every alpha of KAP, with one product per pair.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; adapted, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; adapted as the target.
+        batch: Batch that the pairs are part of.
+        pairs: Indices of the pairs in the batch, one per source.
+    """
+    tables = []
+    for i, source in zip(pairs, sources, strict=True):
+        keypoint = batch.source.visible[i].nonzero().flatten()
+        similarity = _similarity(head, source, target, batch.source.keypoints[i, keypoint]).float()
+        if not bool(are_finite(similarity).all()):
+            raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
+        fit = batch.target.scale[i][None], batch.target.offset[i][None]
+        centres = from_view(_cell_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *fit)[0]
+        truth = from_view(batch.target.keypoints[i, keypoint][None], *fit)[0]
+        for alpha in KAP_ALPHAS:
+            radius = alpha * float(batch.extent[i])
+            scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, radius)
+            columns: JsonObject = {
+                "pair": [batch.pair[i]] * len(keypoint),
+                "category": [batch.category[i]] * len(keypoint),
+                "keypoint": keypoint.tolist(),
+                "visible": batch.target.visible[i, keypoint].tolist(),
+                "alpha": [alpha] * len(keypoint),
+                **{name: values.tolist() for name, values in zip(("inside", "outside"), scores, strict=True)},
+            }
+            tables.append(pa.table(columns, schema=SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def gather_detections(tables: Sequence[pa.Table]) -> pa.Table:
+    """Gather the detections of all processes on every process."""
+    return gather_tables(tables, SCHEMA, ("pair", "alpha", "keypoint"))
+
+
+def _similarity(
+    head: nn.Module, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "n 2"]
+) -> Float[Tensor, "n h w"]:
+    """Compute the similarity of the points of a source with the cells of the target."""
+    if isinstance(head, SiameseHead):
+        return head.compare(head.describe(source, points[None]), target)[0]
+    return head(source, target, points[None])[0]
+
+
+def _cell_centres(similarity: Float[Tensor, "n h w"], stride: float) -> Float[Tensor, "h w 2"]:
+    """Return the centres of the cells, in view pixels."""
+    y, x = (torch.arange(n, dtype=torch.float, device=similarity.device) for n in similarity.shape[-2:])
+    return to_image(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1), stride)

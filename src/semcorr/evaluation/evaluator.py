@@ -1,0 +1,331 @@
+"""One pass over a split: encode every image once, match every target once, score every pair by every specification."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.coords import from_view, to_image
+from semcorr.core.errors import UserError
+from semcorr.core.finite import require_finite
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.text_files import JsonObject
+from semcorr.core.types import FeatureMap, PairBatch
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.record import PairRecord
+from semcorr.evaluation import detection
+from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_points, score_predictions
+from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
+from semcorr.evaluation.pose import alignment as adaptive
+from semcorr.evaluation.protocols import Protocol, ScoringSpec, check_scoring_specs, metrics_dict
+from semcorr.matching.batched import TargetMatches, match_at_full_resolution, match_to_target
+from semcorr.matching.readouts import Readout
+from semcorr.metrics.pck import PCK, normalised_error
+from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
+from semcorr.store.encode import ProcessGroup
+
+
+class BatchPredictions(NamedTuple):
+    """Predictions of one specification for a batch; only shared keypoints are filled in."""
+
+    cells: Float[Tensor, "b n 2"]
+    score: Float[Tensor, "b n"]  # similarity of the best cell
+
+
+class EvaluationResult(NamedTuple):
+    """Scores of a split, the same on every process, and the rows that they are computed from.
+
+    Attributes:
+        specs: Protocols and read-outs; the first is the one reported.
+        spec_scores: Scores of each specification.
+        scores: Scores as metrics.json has them.
+        tables: Rows by name: `predictions`, and `poses` and `detections` where they are computed; none for a
+            validation.
+        grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
+        seconds: Time by stage.
+    """
+
+    specs: Sequence[ScoringSpec]
+    spec_scores: list[JsonObject]
+    scores: JsonObject
+    tables: dict[str, pa.Table]
+    grid: tuple[int, int] | None
+    seconds: dict[str, float]
+
+
+class Evaluator:
+    """An evaluator of a split, which encodes every image once, and scores every pair by every specification.
+
+    Args:
+        module: Module with the backbone and the head.
+        data: The benchmark.
+        split: Name of its split.
+        group: Processes that share the work.
+        context: Context of the precision that features are computed in.
+        specs: Protocols and read-outs; all of them see the same features.
+        keeps_rows: Store a row per keypoint and specification, and not the scores alone.
+        pose: Poses in which sources are tried.
+        kap: Detect also the keypoints that the target does not show.
+    """
+
+    def __init__(
+        self,
+        module: CorrespondenceModel,
+        data: PairDataModule,
+        split: str,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
+        specs: Sequence[ScoringSpec],
+        keeps_rows: bool = True,
+        pose: adaptive.AdaptivePose | None = None,
+        kap: bool = False,
+    ) -> None:
+        self.module, self.data, self.split, self.group = module, data, split, group
+        self.specs, self.keeps_rows, self.kap = list(specs), keeps_rows, kap
+        check_scoring_specs(self.specs, module.head)
+        self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
+        self.needs_ground_truth = not all(spec.protocol.exact for spec in self.specs)
+        keypoints = len(data.pairs(split)[0].source.keypoints)
+        self.pck = [
+            PCK(data.categories(split), keypoints, strict=spec.protocol.strict, pooling=spec.protocol.pooling).to(
+                group.device
+            )
+            for spec in self.specs
+        ]
+        self.image_features = ImageFeatures(module, data, group, context)
+        self.aligner = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
+        self.tables: list[pa.Table] = []
+        self.detections: list[pa.Table] = []
+        self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
+        self.grid: tuple[int, int] | None = None  # columns and rows of the similarities
+        self.seconds = {"encode": 0.0, "match": 0.0}
+
+    @torch.no_grad()
+    def encode(self, batches: int, use_cached_features: bool) -> None:
+        """Encode every image of the pairs once; none where the backbone takes pairs.
+
+        Args:
+            batches: Number of the split's batches on each process.
+            use_cached_features: Start from the cached features of the frozen blocks, and cache them for the next time.
+        """
+        start = time.perf_counter()
+        if not self.module.backbone.pairwise:
+            images = self.data.images_to_evaluate(self.split, batches)
+            self.image_features.encode(
+                self.aligner.add_variants(images) if self.aligner else images, use_cached_features
+            )
+        self.seconds["encode"] += time.perf_counter() - start
+
+    def update(self, batch: PairBatch) -> list[BatchPredictions]:
+        """Score a batch of pairs, and store the rows of its keypoints.
+
+        Returns:
+            The predictions of every specification, in their order.
+        """
+        start = time.perf_counter()
+        source, target = batch[:2]
+        annotations = self._ground_truth(batch, [self.records[name] for name in batch.pair])
+        truth = from_view(target.keypoints, target.scale, target.offset)
+        queries = from_view(source.keypoints, source.scale, source.offset)
+        names = self.pck[0].categories
+        category = torch.tensor([names.index(name) for name in batch.category], device=truth.device)
+        table = None
+        predictions = self._predict(batch, annotations)
+        for pck, spec, batch_predictions in zip(self.pck, self.specs, predictions, strict=True):
+            predicted, errors = self._score(batch, annotations, spec.protocol, batch_predictions.cells, truth)
+            require_finite_predictions(batch, predicted, batch_predictions.score, spec.localise)
+            pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
+            if not self.keeps_rows:
+                continue
+            columns: JsonObject = {"localise": spec.localise, "protocol": spec.protocol.name, "error": errors}
+            columns |= {"score": batch_predictions.score, "shared": batch.shared}
+            if table is None:
+                table = build_rows(
+                    pair=batch.pair,
+                    source=source.name,
+                    target=target.name,
+                    category=batch.category,
+                    points=torch.cat((queries, truth, predicted), dim=-1),
+                    extent=batch.extent,
+                    ambiguous=batch.ambiguous,
+                    **columns,
+                )
+            else:
+                table = with_predictions(table, predicted=predicted, **columns)
+            self.tables.append(table)
+        if self.kap:
+            for pairs, features, sources in self._group_by_target(batch):
+                self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
+        self.seconds["match"] += time.perf_counter() - start
+        return predictions
+
+    def compute(self, with_tables: bool = True) -> EvaluationResult:
+        """Return the scores of all batches of all processes.
+
+        Args:
+            with_tables: Gather the rows as well.
+        """
+        metrics = [pck.compute() for pck in self.pck]
+        tables = self.gather_tables() if with_tables else {}
+        return EvaluationResult(self.specs, metrics, metrics_dict(self.specs, metrics), tables, self.grid, self.seconds)
+
+    def gather_tables(self) -> dict[str, pa.Table]:
+        """Gather all processes' rows: keypoints, and poses and detections where they are computed."""
+        tables = {"predictions": gather_tables(self.tables)}
+        if self.aligner:
+            tables["poses"] = gather_tables(self.aligner.tables, adaptive.SCHEMA, adaptive.ORDER)
+        if self.kap:
+            tables["detections"] = detection.gather_detections(self.detections)
+        return tables
+
+    def _ground_truth(self, batch: PairBatch, records: Sequence[PairRecord]) -> GroundTruth | None:
+        """Return the ground truth of published protocols, or None where the batch itself is enough."""
+        side = batch.target.image.shape[-1]
+        return ground_truth(records, side, self.data.resize, batch.extent.device) if self.needs_ground_truth else None
+
+    def _score(
+        self,
+        batch: PairBatch,
+        annotations: GroundTruth | None,
+        protocol: Protocol,
+        cells: Float[Tensor, "b n 2"],
+        truth: Float[Tensor, "b n 2"],
+    ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
+        """Compute predictions in original target pixels, and their errors."""
+        if annotations is None or protocol.exact:
+            predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
+            return predicted, normalised_error(predicted, truth, batch.extent)
+        grid = round(annotations.target_geometry.side / self.stride)
+        predicted, errors = score_predictions(annotations, protocol, cells, grid)
+        return predicted.to(truth.dtype), errors
+
+    def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
+        """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
+        if self.aligner is None:
+            return self._match(batch, annotations)
+        empty = torch.zeros_like(batch.source.keypoints)
+        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
+            for merged, part_predictions in zip(
+                predictions, self._match(part, self._ground_truth(part, records)), strict=True
+            ):
+                merged.cells[pairs] += part_predictions.cells  # parts do not overlap, and are zero elsewhere
+                merged.score[pairs] += part_predictions.score
+        return predictions
+
+    def _match(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
+        """Match the batch as it is, in one pass per set of query points."""
+        shared = batch.shared
+        counts = shared.sum(-1).tolist()
+        empty = torch.zeros_like(batch.source.keypoints)
+        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        passes: dict[tuple[object, ...], list[int]] = {}
+        for i, spec in enumerate(self.specs):
+            passes.setdefault(spec.source, []).append(i)
+        points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
+        for pairs, target, sources in self._group_by_target(batch):
+            for indices in passes.values():
+                protocol = self.specs[indices[0]].protocol
+                if protocol.query not in points_by_query:
+                    batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
+                    points_by_query[protocol.query] = batch_points[shared].split(counts)
+                points = [points_by_query[protocol.query][i] for i in pairs]
+                matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
+                self._write_matches(predictions, indices, matches, shared, pairs)
+        return predictions
+
+    def _write_matches(
+        self,
+        predictions: list[BatchPredictions],
+        indices: list[int],
+        matches: TargetMatches,
+        shared: Bool[Tensor, "b n"],
+        pairs: list[int],
+    ) -> None:
+        """Write the matches, in the order of the pairs' shared keypoints, into the predictions."""
+        mask = torch.zeros_like(shared)
+        mask[pairs] = shared[pairs]
+        cells = dict(zip(self._readouts_by_name(indices), matches.cells, strict=True))
+        for i in indices:
+            predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
+
+    def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
+        """Return the read-outs of specifications, by their names."""
+        return {self.specs[i].localise: self.specs[i].rule for i in indices}
+
+    def _query_points(
+        self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int
+    ) -> Float[Tensor, "b n 2"]:
+        """Return the points at which the source's features are read, in pixels."""
+        if annotations is None or protocol.query == Protocol().query:
+            return batch.source.keypoints
+        return query_points(annotations, protocol, grid)
+
+    def _match_target(
+        self,
+        batch: PairBatch,
+        protocol: Protocol,
+        target: FeatureMap,
+        sources: list[FeatureMap],
+        points: list[Tensor],
+        pairs: list[int],
+        indices: list[int],
+    ) -> TargetMatches:
+        """Match the queries of some pairs to the target that they have in common."""
+        readouts = list(self._readouts_by_name(indices).values())
+        if protocol.decode == "native":
+            size, head = self.records[batch.pair[pairs[0]]].target.size, self.module.head
+            assert isinstance(head, SiameseHead), "check_scoring_specs comes first"
+            return match_at_full_resolution(head, target, sources, points, readouts, size)
+        matches = match_to_target(self.module.head, target, sources, points, readouts)
+        h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
+        self.stride, self.grid = matches.stride, (w, h)
+        return matches
+
+    def _group_by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
+        """Yield the pairs of each target, the target's features, and the features of their sources."""
+        if self.module.backbone.pairwise:
+            sources, targets = map(self.image_features.adapted, self.module.pair_features(batch.source, batch.target))
+            for view, maps in ((batch.source, sources), (batch.target, targets)):
+                require_finite(adapted_feature_origin(self.module), view.name, {"maps": maps.values})
+            for i in range(len(batch.pair)):
+                yield [i], _select_image(targets, i), [_select_image(sources, i)]
+            return
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(batch.target.name):
+            groups.setdefault(name, []).append(i)
+        for name, pairs in groups.items():
+            yield pairs, self.image_features(name), [self.image_features(batch.source.name[i]) for i in pairs]
+
+
+def require_finite_predictions(
+    batch: PairBatch, predicted: Float[Tensor, "b n 2"], score: Float[Tensor, "b n"], localise: str
+) -> None:
+    """Refuse predictions and similarities that are not finite: compared with a threshold, NaN would only be wrong.
+
+    Args:
+        batch: Batch of pairs; only keypoints that both images show are checked.
+        predicted: Predictions in pixels.
+        score: Similarity of the best cell.
+        localise: The read-out's name.
+
+    Raises:
+        UserError: A value is not finite; the message names the first pair and keypoint.
+    """
+    not_finite = batch.shared & ~(predicted.isfinite().all(-1) & score.isfinite())
+    if bool(not_finite.any()):
+        pair, keypoint = not_finite.nonzero()[0].tolist()
+        raise UserError(
+            f"`localise`: {localise} finds no finite place for keypoint {keypoint} of pair {batch.pair[pair]} (its "
+            f"similarity is {score[pair, keypoint]:g}). Check the weights of the head, and `localise`'s options"
+        )
+
+
+def _select_image(maps: FeatureMap, i: int) -> FeatureMap:
+    """Return the features of image `i` alone."""
+    return FeatureMap(maps.values[i : i + 1], maps.stride)

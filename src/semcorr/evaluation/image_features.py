@@ -1,0 +1,133 @@
+"""Features of all images of a split, encoded once, adapted by the head, and available on every process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from semcorr.core.interfaces import Backbone, SiameseHead
+from semcorr.core.types import FeatureMap, View
+from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import ImageVariant
+from semcorr.store.cache import FeatureCache
+from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
+from semcorr.store.frozen import FrozenPrefix, feature_origin, from_channels_last, to_channels_last
+
+
+@runtime_checkable
+class CorrespondenceModel(Protocol):
+    """A backbone with a head, as the evaluator sees it.
+
+    Attributes:
+        backbone: Images to features.
+        head: Features and query points to similarity.
+        frozen: The frozen blocks of the backbone.
+        sweep_cache: Function from images, and a function that computes their features, to the cache of these features
+            that the jobs of a sweep share; None outside a sweep.
+    """
+
+    backbone: Backbone
+    head: nn.Module
+    frozen: FrozenPrefix
+    sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None
+
+    def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two batches of images, from their pixels."""
+
+
+def adapted_feature_origin(module: CorrespondenceModel) -> str:
+    """Name the origin of features that a head has adapted."""
+    head = module.head
+    changes = isinstance(head, SiameseHead) and any(True for _ in head.parameters())
+    return feature_origin(module.backbone, head if changes else None)
+
+
+class ImageFeatures:
+    """Features by the names of images.
+
+    Args:
+        module: Module with the backbone and the head.
+        data: The benchmark.
+        group: Processes that share the work.
+        context: Context of the precision that features are computed in.
+    """
+
+    def __init__(
+        self,
+        module: CorrespondenceModel,
+        data: PairDataModule,
+        group: ProcessGroup,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.module, self.data, self.group, self.context = module, data, group, context
+        self.cache = FeatureCache(0, group.device)
+
+    def __call__(self, name: str) -> FeatureMap:
+        """Return the features of one image."""
+        values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.cache[name].items()}
+        return from_channels_last(values, self.module.backbone.size / values["cells"].shape[2])
+
+    def adapted(self, maps: FeatureMap) -> FeatureMap:
+        """Adapt the features of images by the head, if it is a `SiameseHead`."""
+        return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
+
+    @property
+    def _origin(self) -> str:
+        """Origin of the features, for messages."""
+        return adapted_feature_origin(self.module)
+
+    def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
+        """Encode images.
+
+        Args:
+            images: The images and variants.
+            use_cached_features: Start from the cached features of the frozen blocks; missing ones are computed.
+        """
+
+        def make() -> FeatureCache:
+            """Encode the images into a new cache."""
+            return self._encode_cached(images) if use_cached_features else self._encode_pixels(images)
+
+        sweep_cache = self.module.sweep_cache if self.group.size == 1 else None
+        self.cache = make() if sweep_cache is None else sweep_cache(images, make)
+
+    def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
+        """Encode images from their pixels, cached for this pass."""
+
+        def compute(image: Tensor) -> Values:
+            """Encode a batch of images and adapt its features."""
+            with self.context():
+                return to_channels_last(self.adapted(self.module.backbone(image)))
+
+        cache_config = self.module.frozen.cache_config
+        cache = FeatureCache(
+            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.size, self._origin
+        )
+        encode_images(cache, images, self.data, compute, self.group)
+        return cache
+
+    def _encode_cached(self, images: list[ImageVariant]) -> FeatureCache:
+        """Encode images from the features of the frozen blocks; each process computes the rest for its share."""
+        frozen = self.module.frozen
+        frozen.fill(images, self.data, self.group, self.context)
+        size, device = (self.module.backbone.size,) * 2, self.group.device
+        first = frozen.features([images[0].name], size, device) if frozen.is_whole_backbone else None
+        if first is not None and self.adapted(first) is first:  # nothing is left to do
+            assert frozen.cache is not None
+            return frozen.cache
+        chunks = split_into_chunks([image.name for image in images], self.data.encoding_batch)
+
+        def compute_chunks() -> Iterator[tuple[list[str], Values]]:
+            """Yield the names and features of this process's chunks."""
+            for chunk in chunks[self.group.rank :: self.group.size]:
+                with self.context():
+                    yield chunk, to_channels_last(self.adapted(frozen.features(chunk, size, device)))
+
+        cache = FeatureCache(
+            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.size, self._origin
+        )
+        for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
+            cache.add(chunk, values)
+        cache.watch.check()
+        return cache

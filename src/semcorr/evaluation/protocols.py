@@ -1,0 +1,219 @@
+"""Protocols: everything between a similarity map and a published number, as data; the published ones by name.
+
+The axes are those on which evaluators were found to differ (docs/protocols.md says where each was read). Any
+protocols can score the same features, as long as they share the pixels that features are computed from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+from torch import nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import OptionsOf
+from semcorr.core.text_files import JsonObject
+from semcorr.matching.readouts import (
+    ProtocolReadout,
+    Readout,
+    argmax,
+    kernel_soft_argmax,
+    list_readouts,
+    readout_label,
+    window_soft_argmax,
+)
+from semcorr.models.heads.cosine import Cosine
+
+AXES = {
+    "resize": ("squash", "letterbox", "corner"),
+    "scaling": ("exact", "ratio", "whole", "aligned"),
+    "lookup": ("centre", "containing", "aligned", "fraction", "aligned_fraction"),
+    "decode": ("centre", "half_stride", "aligned", "fraction", "native"),
+    "frame": ("original", "view", "unit"),
+    "pooling": ("image", "point", "category", "category_by_pairs"),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Definition of a published number; the formulas are in `conventions`.
+
+    Args:
+        name: Name in tables.
+        resize: Placing of the image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
+            black (GeoAware, sd-dino), or `corner`, padded to the right and below (probe3d).
+        scaling: Conversion of original to view pixels: `exact`, pixel centres at integers and corners on corners
+            (ours); `ratio`, x S / W (GeoAware, sd-dino, SD4Match, MARCO); `whole`, the same, cut to whole pixels
+            (probe3d); `aligned`, x (S - 1) / (W - 1) (Visual-AI).
+        clamp: Whether scaled points are pushed inside the view (SD4Match, Visual-AI, MARCO).
+        lookup: Position where the source map is read: `centre`, bilinear, cells at their centres (ours, DIFT);
+            `containing`, the cell the point falls in (GeoAware, sd-dino); bilinear with corner cells on corner
+            pixels, `aligned` (SD4Match, Visual-AI) or nearly, `aligned_fraction` (probe3d); `fraction`, bilinear half
+            a cell off (MARCO).
+        read_out: Read-out of the published number; a given `localise=` replaces it.
+        decode: Conversion of cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's
+            14 k + 7), `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or
+            `native`: the read-out sees cosines with features upsampled to every original pixel (DIFT).
+        frame: Frame in which distances and the extent are measured. `original` pixels, the benchmark's extent (ours,
+            DIFT); the `view`, a box scaled axis by axis and then its longer side, or the side of the view where a
+            benchmark goes by the image (GeoAware, sd-dino, SD4Match, Visual-AI, MARCO); the `unit` square, the
+            longer side of the box over that of the image (probe3d).
+        strict: Whether a prediction must be nearer than alpha x extent (GeoAware, sd-dino, probe3d), or at most as far.
+        pooling: Reported number: the mean over pairs of their share (`image`), over all keypoints (`point`), or
+            over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
+            (`category_by_pairs`, sd-dino).
+    """
+
+    name: str = "semcorr"
+    resize: str = "squash"
+    scaling: str = "exact"
+    clamp: bool = False
+    lookup: str = "centre"
+    read_out: Readout = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
+    decode: str = "centre"
+    frame: str = "original"
+    strict: bool = False
+    pooling: str = "image"
+
+    def __post_init__(self) -> None:
+        for axis, allowed in AXES.items():
+            if (value := getattr(self, axis)) not in allowed:
+                raise UserError(f"`protocol.{axis}` must be one of {', '.join(allowed)}, got {value!r}")
+
+    @property
+    def exact(self) -> bool:
+        """Whether points, cells and distances are defined as in semcorr, which is the same in any image geometry."""
+        return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
+            "exact",
+            False,
+            "centre",
+            "centre",
+            "original",
+        )
+
+    @property
+    def query(self) -> tuple[str, bool, str]:
+        """Options that decide where the source is read: protocols that agree in them share a similarity."""
+        return self.scaling, self.clamp, self.lookup
+
+    def with_resize(self, resize: str) -> "Protocol":
+        """Return the protocol as used in a run with this `resize`; its name says what is not as published."""
+        if self.decode == "native" and resize != "squash":
+            raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
+        if resize == self.resize or self.exact:
+            return replace(self, resize=resize)
+        return replace(self, resize=resize, name=f"{self.name} ({resize})")
+
+
+_zero = partial(window_soft_argmax, window=15, temperature=0.02, outside="zero")
+_padded = Protocol(resize="letterbox", scaling="ratio", lookup="containing", frame="view", strict=True)
+_squashed = Protocol(scaling="ratio", clamp=True, lookup="aligned", decode="aligned", frame="view")
+_kernel = partial(kernel_soft_argmax, sigma=7.0, temperature=0.03)
+
+SEMCORR = Protocol()
+PRESETS = (
+    SEMCORR,
+    replace(_padded, name="geoaware", decode="half_stride", read_out=_zero),
+    replace(_padded, name="sd_dino", read_out=argmax, pooling="category_by_pairs"),
+    Protocol(name="dift", read_out=argmax, decode="native"),
+    replace(_squashed, name="visual_ai", scaling="aligned", read_out=_kernel),
+    replace(_squashed, name="sd4match", read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=0.04)),
+    Protocol("probe3d", "corner", "whole", False, "aligned_fraction", argmax, "fraction", "unit", True, "category"),
+    replace(_squashed, name="marco", lookup="fraction", read_out=_kernel),
+)
+
+
+def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
+    """Return a published protocol, or a variant of it with some axes changed, which its name then lists."""
+    presets = {item.name: item for item in PRESETS}
+    if name not in presets:
+        raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
+    unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)})
+    if unknown:
+        raise UserError(
+            f"`protocol.{unknown[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
+        )
+    preset = presets[name]
+    differences = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(preset, axis)]
+    return replace(preset, **changed, name=f"{name} ({', '.join(differences)})" if differences else name)
+
+
+def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
+    """Return protocols to score side by side; without names, all that are defined on these pixels."""
+    if names is None:
+        return [preset.with_resize(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"`protocol` must name one protocol or several different ones, got {list(names)}")
+    return [protocol_preset(name).with_resize(resize) for name in names]
+
+
+def shared_resize(names: Sequence[str]) -> str:
+    """Return the image geometry that protocols share, since a run has only one."""
+    needed = {preset.resize: preset.name for preset in map(protocol_preset, names) if not preset.exact}
+    if len(needed) > 1:
+        message = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())
+        raise UserError(f"`protocol`: {message}, and a run has one image geometry. Score them in runs of their own.")
+    return next(iter(needed), SEMCORR.resize)
+
+
+class ScoringSpec(NamedTuple):
+    """A protocol and a read-out, which define a number."""
+
+    protocol: Protocol
+    rule: Readout
+
+    @property
+    def localise(self) -> str:
+        """Name of the read-out in tables."""
+        return readout_label(self.rule)
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        """Key of the similarity: specifications that agree in it see the same one."""
+        return (*self.protocol.query, self.protocol.decode == "native")
+
+
+def build_scoring_specs(
+    protocols: Sequence[Protocol], localise: Readout | ProtocolReadout
+) -> tuple[list[ScoringSpec], Readout]:
+    """Return the specifications of all protocols with all read-outs, and the read-out to localise by.
+
+    With `ProtocolReadout` every protocol has its own read-out alone, and the first one's is that to localise by.
+    """
+    if isinstance(localise, ProtocolReadout):
+        return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
+    return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
+
+
+def check_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> None:
+    """Refuse specifications that the head does not support."""
+    for protocol, _ in specs:
+        if protocol.decode == "native" and not isinstance(head, Cosine):
+            raise UserError(
+                f"`protocol`: {protocol.name} upsamples features, so it needs a head that compares them by cosine; "
+                f"{type(head).__name__} does not. Leave it out, or use head=cosine."
+            )
+
+
+def metrics_dict(specs: Sequence[ScoringSpec], spec_scores: Sequence[JsonObject]) -> JsonObject:
+    """Return the scores of metrics.json: of the first specification, and of the others beside it if there are any.
+
+    `headline` is what the protocol's authors report, at each alpha.
+    """
+    scores: JsonObject = spec_scores[0] | _protocol_options(specs[0])
+    names = list(dict.fromkeys(spec.protocol.name for spec in specs))
+    by_protocol: JsonObject = {name: {} for name in names}
+    for spec, metrics in zip(specs, spec_scores, strict=True):
+        entry = {"pck": metrics["pck"], "headline": metrics["headline"], **_protocol_options(spec)}
+        by_protocol[spec.protocol.name][spec.localise] = entry
+    first = by_protocol[names[0]]
+    if len(first) > 1:
+        scores["read_outs"] = {readout: entry["pck"] for readout, entry in first.items()}
+    return scores | ({"protocols": by_protocol} if len(names) > 1 else {})
+
+
+def _protocol_options(spec: ScoringSpec) -> JsonObject:
+    """Return the options of a specification's protocol that metrics.json repeats."""
+    protocol = spec.protocol
+    return {"pooling": protocol.pooling, "strict": protocol.strict}

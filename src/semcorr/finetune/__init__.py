@@ -1,1 +1,0 @@
-"""Which weights of a backbone move."""

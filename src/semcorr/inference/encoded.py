@@ -1,0 +1,192 @@
+"""Pictures encoded for matching, and what a matcher answers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from semcorr.core.coords import from_view, to_grid, to_view
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.data.pictures import Picture
+from semcorr.data.views import fit_to_square, render_image
+
+FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
+
+
+class PicturePlacement(NamedTuple):
+    """The placement of a picture in the network's square; coordinates as in `semcorr.core.coords`."""
+
+    size: tuple[int, int]  # width, height of the original, upright
+    scale: Float[Tensor, " 2"]  # view pixels per original pixel
+    offset: Float[Tensor, " 2"]  # position of the original's corner in view pixels; see coords.to_view
+    visible_box: Float[Tensor, " 4"]  # x1 y1 x2 y2 of the visible part, in view pixels
+
+    def to_view(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Convert points from original pixels to view pixels."""
+        return to_view(points, self.scale.to(points), self.offset.to(points))
+
+    def from_view(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Convert points from view to original pixels; those in the padding move to the border of the picture."""
+        original = from_view(points, self.scale.to(points), self.offset.to(points))
+        limit = torch.tensor(self.size, dtype=original.dtype, device=original.device) - 0.5
+        return original.clamp(min=-0.5).minimum(limit)
+
+    def cells(
+        self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float
+    ) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
+        """Convert columns and rows of the original to cells of a map."""
+        scale, offset = self.scale.tolist(), self.offset.tolist()
+        columns, rows = (
+            ((coordinate + 0.5) * factor + shift) / stride - 0.5
+            for coordinate, factor, shift in zip((x, y), scale, offset, strict=True)
+        )
+        return columns, rows
+
+    def shows(self, points: Float[Tensor, "n 2"]) -> Bool[Tensor, " n"]:
+        """Tell which points of the view lie on the picture, and not in the padding."""
+        low, high = self.visible_box.to(points).split(2)
+        return ((points >= low) & (points <= high)).all(-1)
+
+    def covers(self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float) -> Bool[Tensor, "h w"]:
+        """Tell which crossings of columns and rows, in cells of a map, are visible, or at most half a cell beyond."""
+        low, high = (to_grid(corner, stride).tolist() for corner in self.visible_box.cpu().split(2))
+        columns_inside, rows_inside = (
+            (coordinate >= first - 0.5) & (coordinate <= last + 0.5)
+            for coordinate, first, last in zip((x, y), low, high, strict=True)
+        )
+        return rows_inside[:, None] & columns_inside
+
+
+class EncodedPicture(NamedTuple):
+    """A picture's features, which can be matched repeatedly.
+
+    For a backbone that must see both pictures of a pair (`pairwise`) it holds pixels, and no features.
+    """
+
+    maps: FeatureMap | None  # features of one image, adapted by the head
+    pixels: Float[Tensor, "1 3 s s"] | None
+    placement: PicturePlacement
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the original in pixels, upright."""
+        return self.placement.size
+
+
+def place_picture(
+    picture: Picture, side: int, resize: str, trim: bool = True
+) -> tuple[Float[Tensor, "3 s s"], PicturePlacement]:
+    """Render the network's square, RGB in [0, 1], and return the placement of the picture in it.
+
+    Args:
+        picture: The upright picture.
+        side: Side of the square, in pixels.
+        resize: Way of resizing, as `data.resize`.
+        trim: Whether plain borders are left out (`trim_borders`): a picture and its padded copy then look the same.
+    """
+    image, (width, height) = picture.image, picture.size
+    box = trim_borders(image) if trim else (0, 0, *image.size)
+    fit = fit_to_square((box[2] - box[0], box[3] - box[1]), side, resize)
+    visible = image if box == (0, 0, *image.size) else image.crop(box)
+    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
+    corner = torch.tensor(box[:2])
+    reduced = torch.tensor([image.width / width, image.height / height])  # below 1 for a huge JPEG only
+    inside = torch.cat((offset, offset + torch.tensor(fit.size))) - 0.5
+    return render_image(visible, side, fit), PicturePlacement(
+        (width, height), scale * reduced, offset - corner * scale, inside
+    )
+
+
+def trim_borders(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return the left, upper, right and lower edge of a picture without rows and columns of one colour at its borders.
+
+    Such borders are padding. A picture that is plain all over is not trimmed.
+    """
+    pixels = np.asarray(image)
+    left, right = _find_ends(pixels.swapaxes(0, 1))
+    if left == right:
+        return (0, 0, *image.size)
+    upper, lower = _find_ends(pixels[:, left:right])
+    return left, upper, right, lower
+
+
+def _find_ends(rows: np.ndarray) -> tuple[int, int]:
+    """Return the index of the first row that is not plain, and the index after the last."""
+
+    def is_plain(row: np.ndarray) -> bool:
+        return bool((row.max(0).astype(int) - row.min(0) <= FLAT).all())
+
+    first = next((i for i in range(len(rows)) if not is_plain(rows[i])), None)
+    if first is None:
+        return 0, 0
+    return first, next(i for i in range(len(rows), 0, -1) if not is_plain(rows[i - 1]))
+
+
+def parse_points(points: object, picture: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
+    """Convert points of a picture, given in any form, to a tensor.
+
+    Raises:
+        UserError: They are no points, or lie outside the picture.
+    """
+    try:
+        values = torch.as_tensor(np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points)).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
+    if values.numel() == 0:
+        return values.reshape(0, 2)
+    if values.ndim != 2 or values.shape[-1] != 2:
+        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
+    require_inside(values.tolist(), picture.size, picture.name, name)
+    return values
+
+
+def require_inside(
+    points: Sequence[Sequence[float]], size: tuple[int, int], picture: str, name: str = "points"
+) -> None:
+    """Refuse points that lie outside a picture, NaN included.
+
+    Args:
+        points: x and y in pixels of the picture.
+        size: Width and height of the picture.
+        picture: Name of the picture, for messages.
+        name: Argument or option that holds the points, for messages.
+    """
+    width, height = size
+    for x, y in points:
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise UserError(
+                f"`{name}`: ({x:g}, {y:g}) lies outside {picture}, which is {width} x {height} pixels. "
+                f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
+            )
+
+
+class Match(NamedTuple):
+    """Matches of points of one picture in another; on the CPU, in the order of the points."""
+
+    source: Float[Tensor, "n 2"]  # (x, y), original pixels of the source: the query points
+    points: Float[Tensor, "n 2"]  # (x, y), original pixels of the target
+    scores: Float[Tensor, " n"]  # similarity at the match: a cosine for most heads; that of consensus in [0, 1]
+    consistent: Bool[Tensor, " n"]  # whether the match, matched back, lies within `cycle` cells of the point
+    returned: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
+
+
+class Flow(NamedTuple):
+    """The match of every pixel of one picture in another."""
+
+    flow: Float[Tensor, "h w 2"]  # displacement to add to a pixel's (x, y), in original pixels
+    confidence: Float[Tensor, "h w"]  # similarity of cycle-consistent matches, 0 elsewhere and in padding
+
+
+class RoundTrip(NamedTuple):
+    """Matches and their matches back, in pixels of the two squares that the network sees."""
+
+    points: Float[Tensor, "n 2"]  # in the target
+    scores: Float[Tensor, " n"]
+    consistent: Bool[Tensor, " n"]  # whether the match back lies near the query point
+    cycle_points: Float[Tensor, "n 2"]  # matched back, in the source

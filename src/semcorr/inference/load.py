@@ -1,0 +1,163 @@
+"""Loading a model for matching by a backbone's name, a run's directory or a config line."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from semcorr.cli.compose import compose_config
+from semcorr.cli.errors import user_message
+from semcorr.cli.verb_line import suggest_near
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_module, check_config
+from semcorr.engine.checkpoints import load_trained
+from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.saved_config import is_run, read_run_config
+
+DEFAULT = "efficientnet_lite0"  # its weights are part of a package
+SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
+
+
+class RestoredModel(NamedTuple):
+    """A model, and the way its images are resized into its square."""
+
+    module: CorrespondenceModule
+    resize: str
+    config_line: str  # the overrides that it was loaded from
+
+
+def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()) -> RestoredModel:
+    """Build the model of a config line, with its trained weights, in eval mode.
+
+    Args:
+        model: `dinov2`, `runs/my_run`, or what follows `python -m semcorr.evaluate`, as
+            `backbone=dinov2 localise.window=9`; None is the default backbone, which needs no download.
+        overrides: Further overrides of the config line.
+
+    Raises:
+        UserError: The model, the run or a key does not exist.
+    """
+    line = format_overrides(model, overrides)
+    try:
+        with _preserve_random_state():
+            return RestoredModel(*_build_model(line), " ".join(line))
+    except UserError:
+        raise
+    except Exception as error:  # Hydra's errors; a user's mistake becomes a sentence
+        if (message := user_message(error, "evaluate")) is None:
+            raise
+        raise UserError(message) from error
+
+
+@contextmanager
+def _preserve_random_state() -> Iterator[None]:
+    """Isolate random numbers: random weights depend on `seed` alone, and the caller's random state is restored."""
+    variables = {name: os.environ.get(name) for name in SEEDING}
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
+    """Return the overrides of a config line as a list.
+
+    >>> format_overrides("dinov2", ["localise=argmax"])
+    ['backbone=dinov2', 'localise=argmax']
+    >>> format_overrides("backbone=dinov2 localise.window=9")
+    ['backbone=dinov2', 'localise.window=9']
+    """
+    words = [str(model)] if model and Path(model).is_dir() else _split_words(model or "")  # directories may have spaces
+    line = [_word_to_override(word) if "=" not in word or Path(word).is_dir() else word for word in words]
+    line += overrides
+    chosen = any(word.partition("=")[0] in ("backbone", "checkpoint", "experiment") for word in line)
+    return line if chosen else [f"backbone={DEFAULT}", *line]
+
+
+def _split_words(model: str | Path) -> list[str]:
+    """Split a config line into words, as a shell does; a path is one word."""
+    if isinstance(model, Path):
+        return [str(model)]
+    try:
+        return shlex.split(model)
+    except ValueError as error:
+        raise UserError(
+            f"`model`: {model} is no directory, and no line of words ({error}). Give a backbone, a run's directory or "
+            "a line as 'backbone=dinov2 localise=argmax'"
+        ) from None
+
+
+def _word_to_override(word: str) -> str:
+    """Return the override of a single word: a backbone or a directory."""
+    names = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    if word in names:
+        return f"backbone={word}"
+    if is_run(Path(word)):
+        return f"checkpoint={_quote_value(word)}"
+    if Path(word).is_file():
+        owner = Path(word).absolute().parent.parent
+        remedy = f"Weights are given with what they are of, as 'backbone=dinov2 backbone.weights={word}'"
+        if is_run(owner):
+            remedy = f"Give the run: {owner}"
+        raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
+    is_place = os.sep in word or Path(word).exists()
+    hint = "Give the run_dir of a run, or a backbone." if is_place else suggest_near(word, names)
+    raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
+
+
+def _quote_value(word: str) -> str:
+    r"""Quote a value so that Hydra parses it unchanged.
+
+    >>> print(_quote_value("runs/one"), _quote_value("lr=1,x=2"), _quote_value("it's"))
+    runs/one 'lr=1,x=2' 'it\'s'
+    """
+    if re.fullmatch(r"[\w./-]+", word, flags=re.ASCII):
+        return word
+    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], word)  # before a quotation mark, a backslash escapes
+    return "'" + escaped.replace("'", r"\'").replace("${", r"\${") + "'"
+
+
+def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
+    """Build the model of a config line with its trained weights, and return its way of resizing."""
+    cfg = compose_config("evaluate", line)
+    check_config(cfg)
+    origin = _find_weights_run(Path(cfg.checkpoint), line) if cfg.checkpoint else None
+    module = build_module(cfg)
+    if origin is not None and module.trainable_state_dict():
+        load_trained(module, origin)
+    return module.eval().requires_grad_(False), str(cfg.data.resize)
+
+
+def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:
+    """Return the run with the weights: itself, or for an evaluation the run it scored; None if it scored none."""
+    saved = read_run_config(run, line)
+    if "loss" in saved:
+        return run
+    return Path(saved.checkpoint) if saved.get("checkpoint") else None
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the requested device, or by default the GPU if there is one.
+
+    Raises:
+        UserError: The requested device is not available.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved_device = torch.device(device)
+        torch.empty(0, device=resolved_device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"`device`: {device} is not to be had ({str(error).splitlines()[0]}). Give cpu") from None
+    return resolved_device

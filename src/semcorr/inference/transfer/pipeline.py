@@ -1,0 +1,186 @@
+"""The pipeline of label transfer: targets are opened, cropped, encoded, and labelled by sources of their category."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+from semcorr.core.errors import UserError
+from semcorr.core.files import unique_names
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.keypoints import flip_from_names
+from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
+from semcorr.inference import Matcher
+from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, category_name
+from semcorr.inference.transfer.crop import crop_picture, enlarge_box
+from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources, draw_label_picture, skeleton_edges
+from semcorr.inference.transfer.propagate import PRIOR_WEIGHT, LabelledSource, check_rule, encode_source, propagate
+from semcorr.store.encode import split_into_chunks
+from semcorr.visualization.predictions import save_plot
+
+UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that file names must not contain on some system
+
+
+def label_folder(
+    matcher: Matcher,
+    annotations: CocoAnnotations,
+    use: str = "vote",
+    flip: bool = True,
+    min_score: float = 0.0,
+    prior_weight: float = PRIOR_WEIGHT,
+    skipped_images: list[dict[str, str]] | None = None,
+    folder: Path | None = None,
+) -> Iterator[KeypointLabel]:
+    """Label the targets one after the other, with the sources of one category in memory at a time.
+
+    Args:
+        matcher: Matcher that finds the keypoints.
+        annotations: Sources and targets.
+        use: `vote` for all sources or `best` for the best-fitting one.
+        flip: Whether sources are also used mirrored, if keypoints are named left and right.
+        min_score: Score above which a keypoint counts as found.
+        prior_weight: Weight of the location prior in units of similarity, for targets with a box.
+        skipped_images: List to which broken images are added, while a source remains; None refuses them.
+        folder: Folder for pictures of the labels; None draws none.
+    """
+    check_rule(matcher)
+    unrotated_images: list[str] = []
+    categories = {category["id"]: category for category in annotations.categories}
+    named_targets = list(zip(annotations.targets, label_picture_names(annotations.targets), strict=True))
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Labelling", total=len(annotations.targets))
+        for category_id, objects in annotations.sources.items():
+            targets = [(target, name) for target, name in named_targets if target.category == category_id]
+            if not targets:
+                continue
+            sources = _encode_sources(matcher, objects, categories[category_id], flip, skipped_images, unrotated_images)
+            for chunk in split_into_chunks(targets, matcher.batch):
+                yield from _label_chunk(
+                    matcher,
+                    sources,
+                    chunk,
+                    categories[category_id],
+                    (use, min_score, prior_weight),
+                    skipped_images,
+                    unrotated_images,
+                    folder,
+                )
+                bar.advance(task, len(chunk))
+    warn_stored_orientation("transfer", list(dict.fromkeys(unrotated_images)))
+
+
+def label_picture_names(targets: Sequence[AnnotatedObject]) -> list[str]:
+    """Return a unique file name for the picture of each label, from the names of image and object."""
+    preferred = [item.photo.name if item.id is None else f"{item.photo.name}.{item.id}" for item in targets]
+    return [f"{name}.png" for name in unique_names([UNFIT.sub("_", name)] for name in preferred)]
+
+
+def _encode_sources(
+    matcher: Matcher,
+    objects: Sequence[AnnotatedObject],
+    category: JsonMapping,
+    flip: bool,
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
+) -> list[LabelledSource]:
+    """Encode all sources whose images can be read."""
+    sources: list[LabelledSource] = []
+    for item in objects:
+        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None:
+            sources += open_source(matcher, item, category, flip, picture)
+    if not sources:
+        raise UserError(
+            f"None of the annotated images of {category_name(category)} can be read. Restore one of them, at least"
+        )
+    return sources
+
+
+def open_source(
+    matcher: Matcher, item: AnnotatedObject, category: JsonMapping, flip: bool, picture: Picture | None = None
+) -> list[LabelledSource]:
+    """Encode an annotated object, and with `flip` its mirror image; the crop contains every keypoint.
+
+    Args:
+        matcher: Matcher that encodes both.
+        item: The annotated object.
+        category: Category of the object.
+        flip: Whether to encode the mirror image too, if keypoints are named left and right.
+        picture: Image of the object, if it is open already.
+    """
+    picture = picture or open_object_image(item)
+    width, height = picture.size
+    limit = torch.tensor([width, height]) - 0.5
+    annotated_points = item.points[item.keypoint_mask]
+    # A pixel of tolerance: conventions of the origin differ.
+    if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):
+        raise UserError(
+            f"The annotation {item.id} of {item.photo.name} has keypoints outside the image, which is "
+            f"{width} x {height} pixels. Correct them"
+        )
+    points = item.points.clamp(min=-0.5).minimum(limit)
+    crop = crop_picture(picture, None if item.box is None else enlarge_box(item.box, points[item.keypoint_mask]))
+    order = flip_from_names(category["keypoints"])
+    mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    return encode_source(matcher, crop, points, item.keypoint_mask, item.id, mirror_order, has_box=item.box is not None)
+
+
+def _label_chunk(
+    matcher: Matcher,
+    sources: Sequence[LabelledSource],
+    targets: Sequence[tuple[AnnotatedObject, str]],
+    category: JsonMapping,
+    options: tuple[str, float, float],
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
+    folder: Path | None,
+) -> Iterator[KeypointLabel]:
+    """Label the targets that are encoded at once."""
+    use, min_score, prior_weight = options
+    items = [
+        (item, name, picture)
+        for item, name in targets
+        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None
+    ]
+    crops = [crop_picture(picture, item.box) for item, _, picture in items]
+    for (item, name, picture), crop, target in zip(
+        items, crops, matcher.encode_all([crop.picture for crop in crops]), strict=True
+    ):
+        keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else prior_weight)
+        points, scores = crop.out_of(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
+        contributions = contributing_sources(sources, keypoints.weights)
+        label = KeypointLabel(item, picture.size, points, scores, scores > min_score, contributions)
+        if folder is not None:
+            save_plot(
+                draw_label_picture(crop.picture, keypoints.points, label, skeleton_edges(category)), folder / name
+            )
+        yield label
+
+
+def open_object_image(item: AnnotatedObject, unrotated_images: list[str] | None = None) -> Picture:
+    """Open the image of an object, in the orientation of its annotations, judged by the size that they give.
+
+    Args:
+        item: The object.
+        unrotated_images: List to which the image's name is added if its annotations are in the stored orientation.
+    """
+    picture, upright = read_annotated(item.photo.path, item.photo.size)
+    if unrotated_images is not None and not upright:
+        unrotated_images.append(item.photo.name)
+    return picture
+
+
+def _open_or_skip(
+    item: AnnotatedObject, skipped_images: list[dict[str, str]] | None, unrotated_images: list[str]
+) -> Picture | None:
+    """Open the image of an object; note a broken one in `skipped_images` and return None."""
+    try:
+        return open_object_image(item, unrotated_images)
+    except UserError as error:
+        if skipped_images is None:
+            raise UserError(f"{error}. With --skip-broken it is left out") from None
+        # Another object of the image may have added it already.
+        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped_images:
+            skipped_images.append(note)
+        return None

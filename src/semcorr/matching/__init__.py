@@ -1,0 +1,1 @@
+"""From features to points: pure functions of tensors."""

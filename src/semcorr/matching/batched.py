@@ -1,0 +1,184 @@
+"""Matching of many pairs at once: all queries into one target in one product, all ordered pairs of a few images.
+
+Both give what the head gives when it is called pair by pair.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from semcorr.core.bilinear import bilinear_neighbours
+from semcorr.core.coords import to_grid, to_image
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.types import FeatureMap
+from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
+from semcorr.matching.similarity import upsampled_argmax, upsampled_cosine
+
+VALUES = 2**25  # similarities in memory at once: 128 MiB
+
+
+class TargetMatches(NamedTuple):
+    """Positions of the queries in one target."""
+
+    cells: list[Float[Tensor, "q 2"]]  # one per rule, from the same similarity
+    score: Float[Tensor, " q"]  # similarity of the best cell
+    stride: float  # image pixels per cell
+
+    @property
+    def points(self) -> list[Float[Tensor, "q 2"]]:
+        """Positions in pixels of the target."""
+        return [to_image(cells, self.stride) for cells in self.cells]
+
+
+def match_to_target(
+    head: nn.Module,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Readout],
+    values: int = VALUES,
+) -> TargetMatches:
+    """Match the query points of several sources to one target image.
+
+    A Siamese head compares the queries of all sources in one product, without padding; any other head is called
+    source by source.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; adapted, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; adapted as the target.
+        points: Query points of each source, in its pixels. The matches come in this order.
+        rules: Read-outs; all of them are applied to the same similarity.
+        values: Largest number of similarities in memory at once.
+    """
+    h, w = target.values.shape[-2:]
+    chunk_size = max(1, values // (h * w))
+    chunks, stride = [], target.stride
+    for similarity in query_similarities(head, target, sources, points, chunk_size):
+        stride = cell_stride(target, similarity)
+        chunks.append(apply_readouts(similarity.float(), [rule for rule in rules if not needs_four_queries(rule)]))
+    direct = iter(
+        [torch.cat(cells) for cells in zip(*([cells[0] for cells in chunk[0]] for chunk in chunks), strict=True)]
+    )
+    bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
+    bilinear = iter(
+        match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4))
+        if bilinear_rules
+        else []
+    )
+    matches = [next(bilinear if needs_four_queries(rule) else direct) for rule in rules]
+    return TargetMatches(matches, torch.cat([chunk[1][0] for chunk in chunks]), stride)
+
+
+def match_bilinear(
+    head: nn.Module,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Readout],
+    chunk_size: int,
+) -> list[Float[Tensor, "q 2"]]:
+    """Match the four source cells around each point, and blend the four matches by bilinear weights."""
+    grid, stride = sources[0].values.shape[-1], sources[0].stride
+    neighbours = [
+        bilinear_neighbours(to_grid(image_points, stride).clamp(0, grid - 1)[None], grid) for image_points in points
+    ]
+    query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
+    matches: list[list[Tensor]] = [[] for _ in rules]
+    start, weights = 0, torch.cat([image_weights[0] for _, image_weights in neighbours])
+    for similarity in query_similarities(head, target, sources, query_points, chunk_size):
+        corners = similarity.float().unflatten(1, (-1, 4))
+        chunk_weights = weights[start : start + corners.shape[1]][None]
+        start += corners.shape[1]
+        for cells_of_rule, rule in zip(matches, rules, strict=True):
+            cells_of_rule.append(rule(corners, chunk_weights)[0])
+    return [torch.cat(cells) for cells in matches]
+
+
+def match_at_full_resolution(
+    head: SiameseHead,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    rules: Sequence[Readout],
+    size: tuple[int, int],
+    values: int = VALUES,
+) -> TargetMatches:
+    """Match query points to one target whose features are upsampled to its original `size`; cells are then its pixels.
+
+    For heads that compare by cosine, and images that fill the view.
+    """
+    descriptors = torch.cat(
+        [head.describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)]
+    )
+    others = [rule for rule in rules if rule is not argmax]
+    with torch.autocast(descriptors.device.type, enabled=False):
+        pixel, score = upsampled_argmax(descriptors, target.values, size, values)
+        chunk_size = max(1, values // (size[0] * size[1])) if others else max(1, len(descriptors))
+        chunks = [
+            apply_readouts(upsampled_cosine(chunk, target.values, size), others)[0] if others else []
+            for chunk in descriptors.split(chunk_size)
+        ]
+    matches = iter([torch.cat([cells[i][0] for cells in chunks]) for i in range(len(others))])
+    return TargetMatches([pixel if rule is argmax else next(matches) for rule in rules], score, 1.0)
+
+
+def query_similarities(
+    head: nn.Module,
+    target: FeatureMap,
+    sources: Sequence[FeatureMap],
+    points: Sequence[Float[Tensor, "_ 2"]],
+    chunk_size: int,
+) -> Iterator[Float[Tensor, "1 q h w"]]:
+    """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
+    if isinstance(head, SiameseHead):
+        descriptors = [head.describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)]
+        for queries in torch.cat(descriptors).split(chunk_size):
+            yield head.compare(queries[None], target)
+        return
+    for source, source_points in zip(sources, points, strict=True):
+        for chunk in source_points.split(chunk_size):
+            yield head(source, target, chunk[None])
+
+
+def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
+    """Return the image pixels per cell of a similarity, whose grid a head may have made finer than its features'."""
+    return maps.stride * maps.values.shape[-1] / similarity.shape[-1]
+
+
+def all_pairs_similarity(
+    head: nn.Module, maps: FeatureMap, points: Float[Tensor, "m n 2"], queries: Int[Tensor, "r 3"]
+) -> Float[Tensor, "r h w"]:
+    """Compute the similarity of the queries (source image, keypoint, target image) among the images of one batch.
+
+    Each image is adapted and described once, and compared with all queries of all images at once.
+    """
+    if isinstance(head, SiameseHead):
+        maps = head.adapt(maps)
+        return all_pairs_similarity_from_descriptors(head, head.describe(maps, points), maps, queries)
+    m = len(points)
+    source, keypoint, target = queries.unbind(-1)
+    first, second = (index.flatten() for index in _ordered_pairs(m, points.device))
+    source_maps, target_maps = (FeatureMap(maps.values[index], maps.stride) for index in (first, second))
+    similarity = head(source_maps, target_maps, points[first])
+    pair = source * (m - 1) + target - (target > source).long()  # its index among the ordered pairs
+    return similarity[pair, keypoint]
+
+
+def all_pairs_similarity_from_descriptors(
+    head: SiameseHead, descriptors: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
+) -> Float[Tensor, "r h w"]:
+    """Compute the similarity of the queries from descriptors of all keypoints and adapted maps."""
+    source, keypoint, target = queries.unbind(-1)
+    m, n, _ = descriptors.shape
+    return head.compare(descriptors.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]
+
+
+def _ordered_pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return sources and targets (m, m - 1) of all ordered pairs of m images, source by source."""
+    images = torch.arange(m, device=device)
+    others = torch.arange(m - 1, device=device).expand(m, -1)
+    return images[:, None].expand(-1, m - 1), others + (others >= images[:, None]).long()

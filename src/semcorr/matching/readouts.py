@@ -1,0 +1,275 @@
+"""Read-outs: from similarities to the cells of the target where the query points lie.
+
+Every rule takes similarity (b n h w) and returns cells (b n 2), (x, y) with cell centres at
+integers; `coords.to_image` turns them into pixels. `temperature` divides the similarity before a
+softmax: small is sharp. Cells are computed in single precision at least, and without a matrix product:
+bfloat16 has 8 bits, and so has what autocast multiplies.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Sigma, Temperature, Window, check_arguments
+
+Best = tuple[Tensor, Tensor]  # column and row of the most similar cell, (b n) each, where they are known already
+
+
+def argmax(similarity: Float[Tensor, "b n h w"], best: Best | None = None) -> Float[Tensor, "b n 2"]:
+    """Return the most similar cell.
+
+    >>> argmax(torch.tensor([[[[0.1, 0.9, 0.2]]]]))
+    tensor([[[1., 0.]]])
+    """
+    similarity = _to_single(similarity)
+    return torch.stack(best or _best_cell(similarity), dim=-1).to(similarity.dtype)
+
+
+def bilinear_nn(
+    similarity: Float[Tensor, "b n 4 h w"], weights: Float[Tensor, "b n 4"], best: Best | None = None
+) -> Float[Tensor, "b n 2"]:
+    """Blend the best cells of the four source cells around a point by its bilinear weights (NC-Net).
+
+    It needs four queries per point: see `matching.batched.match_bilinear`.
+
+    >>> similarity = torch.zeros(1, 1, 4, 1, 9)
+    >>> similarity[0, 0, [0, 1, 2, 3], 0, [2, 2, 6, 6]] = 1
+    >>> bilinear_nn(similarity, torch.tensor([[[0.75, 0.0, 0.25, 0.0]]]))  # a quarter of the way from 2 to 6
+    tensor([[[3., 0.]]])
+    """
+    cells = argmax(similarity.flatten(1, 2), best).unflatten(1, (-1, 4))
+    return (cells * weights[..., None]).sum(-2)
+
+
+@check_arguments("localise")
+def soft_argmax(similarity: Float[Tensor, "b n h w"], temperature: Temperature = 0.02) -> Float[Tensor, "b n 2"]:
+    """Return the expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
+
+    A second, distant mode pulls the result away from both; hence the two rules below.
+    """
+    return _expectation(_to_single(similarity) / temperature)
+
+
+@check_arguments("localise")
+def window_soft_argmax(
+    similarity: Float[Tensor, "b n h w"],
+    window: Window = 15,
+    temperature: Temperature = 0.02,
+    outside: str = "none",
+    best: Best | None = None,
+) -> Float[Tensor, "b n 2"]:
+    """Apply soft-argmax to a window x window square around the best cell ("Telling Left from Right", 4.3).
+
+    The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
+    a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
+    """
+    if outside not in ("none", "zero"):
+        raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
+    h, w = similarity.shape[-2:]
+    x, y = best or _best_cell(similarity)
+    columns, rows = (
+        _window_positions(best, window // 2, length) for best, length in ((x, w), (y, h))
+    )  # (b n k), (b n l)
+    cells = rows.clamp(0, h - 1)[..., None] * w + columns.clamp(0, w - 1)[..., None, :]
+    values = similarity.flatten(2).gather(-1, cells.flatten(2)).view(cells.shape)
+    inside = ((rows >= 0) & (rows < h))[..., None] & ((columns >= 0) & (columns < w))[..., None, :]
+    logits = (_to_single(values) / temperature).masked_fill(~inside, -torch.inf)
+    expected = _expectation(logits) + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, columns, rows, (w, h))
+
+
+def _blend_with_zeros(
+    expected: Float[Tensor, "b n 2"],
+    logits: Float[Tensor, "b n k l"],
+    inside: Bool[Tensor, "b n k l"],
+    columns: Int[Tensor, "b n l"],
+    rows: Int[Tensor, "b n k"],
+    size: tuple[int, int],
+) -> Float[Tensor, "b n 2"]:
+    """Average the cells of the window with all other cells at a logit of 0.
+
+    The sum of the other cells is that of the map less the window's.
+
+    `expected` is the expectation within the window; the map is not read a second time.
+    """
+    w, h = size
+    total = logits.flatten(2).logsumexp(-1)
+    window_count = inside.flatten(2).sum(-1)
+    window_sum = torch.stack(
+        [(inside * (columns[..., None, :])).flatten(2).sum(-1), (inside * rows[..., None]).flatten(2).sum(-1)], dim=-1
+    )
+    map_sum = torch.tensor([h * w * (w - 1) / 2, h * w * (h - 1) / 2], device=expected.device)
+    count = (h * w - window_count).to(expected)
+    outside_mean = (map_sum - window_sum) / count.clamp_min(1)[..., None]  # the mean cell outside
+    share = torch.sigmoid(count.log() - total)[..., None].to(expected)  # of the weight that lies outside
+    return expected * (1 - share) + outside_mean * share
+
+
+@check_arguments("localise")
+def kernel_soft_argmax(
+    similarity: Float[Tensor, "b n h w"],
+    sigma: Sigma = 7.0,
+    temperature: Temperature = 0.03,
+    best: Best | None = None,
+) -> Float[Tensor, "b n 2"]:
+    """Apply soft-argmax to the map times a Gaussian around the best cell (SFNet).
+
+    `sigma` is in cells; 7 and 0.03 as in the unified benchmark's code.
+    """
+    similarity = _to_single(similarity)
+    along_x, along_y = (
+        torch.exp(-((torch.arange(length, device=centre.device) - centre[..., None]) ** 2) / (2 * sigma**2))
+        for centre, length in zip(best or _best_cell(similarity), similarity.shape[:-3:-1], strict=True)
+    )  # the Gaussian is their product
+    return _expectation((similarity * along_x[..., None, :]).mul_((along_y / temperature)[..., None]))
+
+
+Readout = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)
+PEAK_READOUTS = (argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
+
+
+def apply_readouts(
+    similarity: Float[Tensor, "b n h w"], rules: Sequence[Readout]
+) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
+    """Apply every rule to a similarity, and return its maximum too. The best cell is searched for once.
+
+    >>> rules = [argmax, partial(soft_argmax, temperature=1e-3)]
+    >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), rules)
+    >>> cells[0].tolist() == cells[1].tolist() == [[[1.0, 0.0]]], score
+    (True, tensor([[0.9000]]))
+    """
+    score, index = similarity.flatten(2).max(-1)
+    w = similarity.shape[-1]
+    best = (index % w, index // w)
+    takes_best = [(rule.func if isinstance(rule, partial) else rule) in PEAK_READOUTS for rule in rules]
+    return [
+        rule(similarity, best=best) if with_best else rule(similarity)
+        for rule, with_best in zip(rules, takes_best, strict=True)
+    ], score
+
+
+def _to_single(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _expectation(logits: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
+    """Return the mean cell under softmax(logits)."""
+    h, w = logits.shape[-2:]
+    weights = logits.flatten(2).softmax(-1).unflatten(-1, (h, w))
+    columns, rows = (torch.arange(length, dtype=weights.dtype, device=weights.device) for length in (w, h))
+    return torch.stack(((weights.sum(-2) * columns).sum(-1), (weights.sum(-1) * rows).sum(-1)), dim=-1)
+
+
+def _best_cell(similarity: Float[Tensor, "b n h w"]) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Return column and row of the best cell, the first of equals."""
+    best = similarity.detach().flatten(2).max(-1).indices  # `argmax` takes three times as long on a CPU
+    w = similarity.shape[-1]
+    return best % w, best // w
+
+
+def _window_positions(best: Int[Tensor, "b n"], reach: int, length: int) -> Int[Tensor, "b n k"]:
+    """Return the positions up to `reach` cells to either side; `reach` is cut to the `length` of the map."""
+    reach = min(reach, length - 1)
+    return best[..., None] + torch.arange(-reach, reach + 1, device=best.device)
+
+
+Rule = Readout
+READOUT_NAMES = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), window_15_zero, kernel_7 (any sigma)"
+
+
+class ReadoutList:
+    """Read-outs that all see the same similarity. The first is the one validated, drawn and reported as the score.
+
+    Args:
+        rules: Read-outs, each as `localise` takes it; or their names, as in `localise=[argmax,window_5,kernel_7]`.
+    """
+
+    def __init__(self, rules: Sequence[Readout | str]) -> None:
+        if not rules:
+            raise UserError("`localise.rules` must name at least one read-out, got none")
+        self.rules = [parse_readout(rule) if isinstance(rule, str) else rule for rule in rules]
+        names = [readout_label(rule) for rule in self.rules]
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"`localise.rules` names {duplicates[0]} twice. Name each read-out once")
+
+    def __call__(self, similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
+        """Apply the first read-out."""
+        return self.rules[0](similarity)
+
+
+class ProtocolReadout:
+    """Stand-in for `localise` that `run` replaces with each protocol's own read-out."""
+
+
+def parse_readout(name: str) -> Readout:
+    """Return the read-out of a short name.
+
+    >>> readout_label(parse_readout("window_5")), readout_label(parse_readout("kernel_2.5"))
+    ('window_soft_argmax(window=5)', 'kernel_soft_argmax(sigma=2.5)')
+    """
+    plain: dict[str, Readout] = {
+        "argmax": argmax,
+        "bilinear_nn": bilinear_nn,
+        "soft": soft_argmax,
+        "soft_argmax": soft_argmax,
+    }
+    if name in plain:
+        return plain[name]
+    if window := re.fullmatch(r"window_(\d+)(_zero)?", name):
+        if int(window[1]) % 2 == 0:
+            raise UserError(f"`localise`: {name}: a window must be odd and positive, so that it has a middle")
+        window_rule = partial(window_soft_argmax, window=int(window[1]))
+        return partial(window_rule, outside="zero") if window[2] else window_rule
+    kernel = re.fullmatch(r"kernel_(\d+\.?\d*)", name)
+    if kernel is None or not float(kernel[1]):
+        raise UserError(f"`localise`: no read-out is called {name!r}. There are {READOUT_NAMES}")
+    return partial(kernel_soft_argmax, sigma=float(kernel[1]))
+
+
+def list_readouts(localise: Readout) -> list[Readout]:
+    """Return the read-outs of `localise`, which is one or a `ReadoutList`."""
+    return localise.rules if isinstance(localise, ReadoutList) else [localise]
+
+
+def needs_four_queries(rule: Readout) -> bool:
+    """Tell whether a read-out needs the similarities of the four source cells around each point."""
+    return (rule.func if isinstance(rule, partial) else rule) is bilinear_nn
+
+
+def readout_label(localise: Readout) -> str:
+    """Return a read-out with its arguments, as tables name it; of several, the first.
+
+    >>> readout_label(partial(window_soft_argmax, window=9))
+    'window_soft_argmax(window=9)'
+    """
+    rule = list_readouts(localise)[0]
+    if not isinstance(rule, partial):
+        return rule.__name__
+    arguments = ", ".join(f"{key}={value}" for key, value in rule.keywords.items())
+    return f"{rule.func.__name__}({arguments})" if arguments else rule.func.__name__
+
+
+def readout_shorthand(rule: Readout) -> str:
+    """Return a read-out as it is typed, and its temperature where it is not that of the short name.
+
+    >>> readout_shorthand(parse_readout("window_15_zero"))
+    'window_15_zero'
+    >>> readout_shorthand(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
+    'kernel_7 at 0.04'
+    """
+    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    default_temperatures = {window_soft_argmax: 0.02, kernel_soft_argmax: 0.03, soft_argmax: 0.02}
+    names = {
+        window_soft_argmax: f"window_{options.get('window', 15)}{'_zero' if options.get('outside') == 'zero' else ''}",
+        kernel_soft_argmax: f"kernel_{options.get('sigma', 7.0):g}",
+        soft_argmax: "soft",
+    }
+    if function not in names:
+        return function.__name__
+    temperature = options.get("temperature", default_temperatures[function])
+    return names[function] + ("" if temperature == default_temperatures[function] else f" at {temperature:g}")

@@ -1,0 +1,166 @@
+"""Similarity of descriptors and feature maps: pure functions on feature maps and points.
+
+Maps may come in half precision. What is computed from them is in single: bfloat16 cannot tell a
+cosine of 0.997 from 1, nor a coordinate of 419.6 pixels from 420.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from semcorr.core.coords import to_grid
+
+
+def sample_descriptors(
+    features: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], stride: float
+) -> Float[Tensor, "b n c"]:
+    """Sample descriptors bilinearly at `points`, given in image pixels.
+
+    Cells are read at their centres. A point in the outer half of a border cell gets that cell. Only
+    the four cells around each point are read: the cost of a point does not depend on the size of the map.
+    """
+    cells, weights = neighbouring_cells(points, stride, *features.shape[-2:])
+    index = cells.flatten(1)[..., None].expand(-1, -1, features.shape[1])
+    values = features.flatten(2).transpose(1, 2).gather(1, index)  # all four at once: one write in backward
+    return (values.unflatten(1, (-1, 4)).float() * weights[..., None]).sum(2)
+
+
+def neighbouring_cells(
+    points: Float[Tensor, "b n 2"], stride: float, h: int, w: int
+) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
+    """Return the four cells around each point, numbered row by row in a map of h x w, and their bilinear weights."""
+    x, y = to_grid(points.float(), stride).unbind(-1)
+    columns, across = _axis_neighbours(x, w)
+    rows, down = _axis_neighbours(y, h)
+    cells = (rows[..., None] * w + columns[..., None, :]).flatten(2)
+    return cells, (down[..., None] * across[..., None, :]).flatten(2)
+
+
+def _axis_neighbours(
+    coordinate: Float[Tensor, "b n"], length: int
+) -> tuple[Int[Tensor, "b n 2"], Float[Tensor, "b n 2"]]:
+    """Return the cells on both sides of a coordinate along an axis, and their weights."""
+    coordinate = coordinate.clamp(0, length - 1)
+    low = coordinate.floor()
+    cells = torch.stack((low, (low + 1).clamp(max=length - 1)), dim=-1).long()
+    return cells, torch.stack((low + 1 - coordinate, coordinate - low), dim=-1)
+
+
+def cosine_similarity(
+    descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b n h w"]:
+    """Compute the cosine of every descriptor with every cell, in [-1, 1].
+
+    The cells are divided by their lengths after the product, not before it: n numbers per cell then
+    change, not c, and no second map is written.
+
+    >>> features = torch.eye(2).reshape(1, 2, 1, 2)  # two cells with orthogonal descriptors
+    >>> cosine_similarity(torch.tensor([[[3.0, 0.0]]]), features)
+    tensor([[[[1., 0.]]]])
+    """
+    h, w = features.shape[-2:]
+    with torch.autocast(features.device.type, enabled=False):
+        cells = features.flatten(2).float()
+        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
+        similarity = normalize(descriptors.float(), dim=-1) @ cells / lengths
+    return similarity.unflatten(-1, (h, w))
+
+
+def upsampled_cosine(
+    descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"], size: tuple[int, int]
+) -> Float[Tensor, "1 n height width"]:
+    """Compute the cosine of descriptors with features bilinearly upsampled to `size` (width, height), as in DIFT.
+
+    A dot product with an interpolated vector is the interpolated dot product. So the products are upsampled, n
+    numbers per pixel and not c, and divided by the lengths of the upsampled features, which `upsampled_lengths`
+    has from the products of neighbouring cells.
+    """
+    return _upsample_cosine(
+        _dot_products(descriptors, features).float(), upsampled_lengths(features, size).float(), size
+    )
+
+
+def upsampled_argmax(
+    descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"], size: tuple[int, int], values: int
+) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
+    """Return the pixel of the largest cosine that `upsampled_cosine` gives, and that cosine.
+
+    Neighbouring pixels differ by little: the best is searched for in single precision, and chosen among it and its
+    eight neighbours in double precision. At most `values` cosines are in memory at once.
+    """
+    products, lengths = _dot_products(descriptors, features), upsampled_lengths(features, size)
+    single, (w, h) = lengths.float(), size
+    chunks = (
+        _upsample_cosine(chunk.float(), single, size)[0] for chunk in products.split(max(1, values // (w * h)), dim=1)
+    )
+    index = torch.cat([chunk.flatten(1).argmax(-1) for chunk in chunks])
+    shifts = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).to(index.device)  # row by row
+    y, x = (index // w)[:, None] + shifts[:, 0], (index % w)[:, None] + shifts[:, 1]
+    y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
+    (left, right, across), (above, below, down) = (
+        [cells[coordinates] for cells in _pixel_neighbours(features.shape[-1 - axis], size[axis], index.device)]
+        for axis, coordinates in ((0, x), (1, y))
+    )
+    query = torch.arange(len(index), device=index.device)[:, None]
+    top, bottom = (
+        products[0][query, rows, left] * (1 - across) + products[0][query, rows, right] * across
+        for rows in (above, below)
+    )
+    score, best = ((top * (1 - down) + bottom * down) / lengths[y, x]).max(-1)
+    pixel = torch.stack([axis.gather(1, best[:, None])[:, 0] for axis in (x, y)], dim=-1)
+    return pixel.float(), score.float()
+
+
+def _dot_products(descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 n h w"]:
+    """Multiply unit descriptors with features in double precision, so that chunk sizes do not change the digits."""
+    return torch.einsum("nc,bchw->bnhw", normalize(descriptors.double(), dim=-1), features.double())
+
+
+def _upsample_cosine(
+    products: Float[Tensor, "1 n h w"], lengths: Float[Tensor, "height width"], size: tuple[int, int]
+) -> Float[Tensor, "1 n height width"]:
+    large: Tensor = interpolate(products, size[::-1], mode="bilinear", align_corners=False)
+    return large.div_(lengths)
+
+
+def upsampled_lengths(features: Float[Tensor, "1 c h w"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
+    """Compute the lengths of the vectors of a map that was bilinearly upsampled to `size`, without making that map.
+
+    The square of sum w_i f_i over four cells is a sum of their ten products, and so are those of all pixels between
+    the same cells.
+    """
+    cells = features[0].double()
+    (left, right, across), (above, below, down) = (
+        _pixel_neighbours(features.shape[-1 - axis], size[axis], cells.device) for axis in (0, 1)
+    )
+    east, south = (cells.roll(-1, axis) for axis in (2, 1))
+    diagonal = south.roll(-1, 2)
+    square, along, off, main, anti = (
+        (first * second).sum(0)
+        for first, second in ((cells, cells), (cells, east), (cells, south), (cells, diagonal), (east, south))
+    )
+
+    def row(same: Tensor, next_to: Tensor, rows: Tensor) -> Tensor:
+        """Interpolate the squared length along x for the cells of the given rows."""
+        values = same[rows][:, left] * (1 - across) ** 2 + same[rows][:, right] * across**2
+        return values + 2 * across * (1 - across) * next_to[rows][:, left]
+
+    mixed = off[above][:, left] * (1 - across) ** 2 + off[above][:, right] * across**2
+    mixed = mixed + across * (1 - across) * (main[above][:, left] + anti[above][:, left])
+    down = down[:, None]
+    squares = (
+        row(square, along, above) * (1 - down) ** 2
+        + row(square, along, below) * down**2
+        + 2 * down * (1 - down) * mixed
+    )
+    return squares.clamp_min(1e-24).sqrt()
+
+
+def _pixel_neighbours(
+    length: int, pixels: int, device: torch.device
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Tensor]:
+    """Return the cells on both sides of every pixel of an axis, and its distance from the first in cells."""
+    coordinate = ((torch.arange(pixels, device=device) + 0.5) * (length / pixels) - 0.5).clamp(0, length - 1)
+    low = coordinate.floor().clamp(max=max(length - 2, 0)).long()
+    return low, (low + 1).clamp(max=length - 1), coordinate - low

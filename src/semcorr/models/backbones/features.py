@@ -1,0 +1,109 @@
+"""Feature maps of a network: the facet of a block that is read, several maps as one, components of two images."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, linear, normalize
+
+from semcorr.core.errors import UserError
+
+FACETS = ("token", "query", "key", "value")
+
+
+def check_facet(facet: str) -> None:
+    """Refuse an unknown facet."""
+    if facet not in FACETS:
+        raise UserError(f"`backbone.facet` must be one of {', '.join(FACETS)}, got {facet!r}")
+
+
+def project_facet(block: nn.Module, tokens: Float[Tensor, "b n c"], facet: str) -> Float[Tensor, "b n _"]:
+    """Project the input tokens of a block to its queries, keys or values, all heads side by side.
+
+    As Amir et al. (2021, "Deep ViT features as dense visual descriptors") read them: from the
+    projection, before any normalisation or rotation of queries and keys.
+    """
+    attention, tokens = block.get_submodule("attn"), block.get_submodule("norm1")(tokens)
+    if getattr(attention, "qkv", None) is None:
+        return getattr(attention, f"{facet[0]}_proj")(tokens)
+    biases = [getattr(attention, f"{letter}_bias", None) for letter in "qkv"]
+    projection = attention.get_submodule("qkv")
+    if biases[0] is None:
+        fused = projection(tokens)
+    else:  # EVA stores them outside the layer
+        assert isinstance(projection.weight, Tensor)
+        fused = linear(tokens, projection.weight, torch.cat([bias for bias in biases if bias is not None]))
+    return fused.chunk(3, dim=-1)[FACETS.index(facet) - 1]
+
+
+def parameters_unused_by_facet(block: nn.Module, facet: str) -> list[nn.Parameter]:
+    """List the weights of a block that its queries, keys or values do not depend on, added by tuning or not.
+
+    They depend on the first norm, the projection, and the biases that EVA stores outside the layer.
+    """
+    norm = next(name for name, _ in block.named_children() if "norm" in name)
+    projections, biases = {"qkv", f"{facet[0]}_proj"}, ("q_bias", "k_bias", "v_bias")
+
+    def is_used(name: str) -> bool:
+        return name.startswith(f"{norm}.") or name.endswith(biases) or not projections.isdisjoint(name.split("."))
+
+    return [parameter for name, parameter in block.named_parameters() if not is_used(name)]
+
+
+def tokens_to_maps(
+    tokens: Mapping[int, Float[Tensor, "b n c"]], prefix_tokens: int, rows: int
+) -> list[Float[Tensor, "b c h w"]]:
+    """Reshape tokens, without the first `prefix_tokens`, to maps of `rows` rows, in the order of the layers."""
+    return [tokens[layer][:, prefix_tokens:].unflatten(1, (rows, -1)).movedim(-1, 1) for layer in sorted(tokens)]
+
+
+def concatenate_layers(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
+    """Normalise each map (L2), bring all to the finest grid (bilinear) and concatenate them along channels.
+
+    Normalised parts of equal length make a cosine of the whole the mean of the parts' cosines, so no
+    layer drowns another. A single map is returned as it is.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    finest = max((tuple(m.shape[-2:]) for m in maps), key=lambda size: size[0] * size[1])
+    parts = [normalize(m, dim=1) for m in maps]
+    resized = [p if tuple(p.shape[-2:]) == finest else interpolate(p, size=finest, mode="bilinear") for p in parts]
+    return torch.cat(resized, dim=1)
+
+
+def normalise_layer_indices(layers: Sequence[int], count: int) -> list[int]:
+    """Return layer indices counted from the start, sorted; negative ones count from the end.
+
+    >>> normalise_layer_indices([-1, 3], count=12)
+    [3, 11]
+    """
+    invalid = [layer for layer in layers if not -count <= layer < count]
+    if invalid or not layers:
+        raise UserError(f"`backbone.layers` must be between {-count} and {count - 1} here, got {list(layers)}")
+    return sorted({layer % count for layer in layers})
+
+
+def joint_pca(
+    source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c i j"], components: int
+) -> tuple[Float[Tensor, "b {components} h w"], Float[Tensor, "b {components} i j"]]:
+    """Project both maps of each pair onto the first `components` principal directions of the two together.
+
+    As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean; there by
+    a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
+    a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
+    """
+    cells = torch.cat((source.flatten(2), target.flatten(2)), dim=2).float()
+    centred = cells - cells.mean(dim=2, keepdim=True)
+    with torch.no_grad(), torch.autocast(cells.device.type, enabled=False):
+        covariance = centred.double() @ centred.double().mT
+        basis = torch.linalg.eigh(covariance).eigenvectors[..., -components:].flip(-1)  # ascending, in columns
+    reduced = basis.mT.to(centred) @ centred
+    a, b = reduced.split((source[0, 0].numel(), target[0, 0].numel()), dim=2)
+    return a.unflatten(2, source.shape[2:]).to(source), b.unflatten(2, target.shape[2:]).to(target)
+
+
+def concatenate_on_finest_grid(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
+    """Concatenate maps on the finest grid, not normalised: the components of each layer have its scale."""
+    finest = max((values.shape[-2:] for values in maps), key=lambda size: size[0] * size[1])
+    return torch.cat([interpolate(values, size=tuple(finest), mode="bilinear") for values in maps], dim=1)

@@ -1,0 +1,189 @@
+"""Backbones that are a chain of blocks, and can be cut after any of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
+from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.models.backbones.features import concatenate_layers
+
+MAX_SIDE = 2**14  # pixels along a side: a single larger image takes more memory than there is
+BlockForward = Callable[..., Tensor]
+Step = Callable[..., object]  # step(i, the block's original forward, its arguments) -> its output
+
+
+class CellGrid(NamedTuple):
+    """The grid of cells that a network lays over an image."""
+
+    stride: int  # image pixels per cell
+    multiple: int  # image sides must be multiples of it, in pixels
+
+    def side(self, name: str, size: int | None, cells: int | None = None) -> int:
+        """Return the pixels along a side that is given in pixels, or in cells if `cells` is not None.
+
+        >>> CellGrid(stride=14, multiple=14).side("dinov2", 840, cells=32)
+        448
+        """
+        key, pixels = ("size", size or 0) if cells is None else ("grid", cells * self.stride)
+        if pixels > MAX_SIDE:
+            limit = MAX_SIDE if cells is None else MAX_SIDE // self.stride
+            raise UserError(f"`backbone.{key}` must be at most {limit} for {name}, {MAX_SIDE} pixels along a side")
+        if pixels > 0 and pixels % self.multiple == 0:
+            return pixels
+        below = pixels // self.multiple * self.multiple
+        nearest = [side for side in (below, below + self.multiple) if side > 0]
+        suggestions = [side if cells is None else side / self.stride for side in nearest]
+        raise UserError(
+            f"`backbone.{key}`: the image side of {name} must be a multiple of {self.multiple} pixels, got {pixels}. "
+            f"Set `backbone.{key}` to {' or '.join(f'{value:g}' for value in suggestions)}, for instance."
+        )
+
+
+class SequentialBackbone(Backbone, ABC):
+    """A backbone whose network calls each of its blocks once, in order, each on the output of the one before.
+
+    A cut needs no knowledge of the network's code. Up to it, the outputs of the blocks are recorded and
+    the rest is not run. After it, the network runs on an empty image of the same size, with its first
+    blocks replaced by what was recorded: position embeddings, norms and what is read come from its own code.
+    What is computed on the empty image is the patch embedding or stem, a few per cent of a block.
+
+    Args:
+        name: Name of the weights.
+        size: Side of the square images are resized to, in pixels.
+        grid: Cells along the side of an image, given instead of `size`.
+        lattice: Stride of the network, and the number of pixels that image sides must be multiples of.
+        statistics: Mean and standard deviation of RGB in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+    pairwise = False
+    facet = "token"
+    sha256 = ""
+
+    def __init__(
+        self,
+        name: str,
+        size: int | None,
+        grid: int | None,
+        lattice: CellGrid,
+        statistics: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        super().__init__()
+        self.name, self.stride, self.multiple = name, lattice.stride, lattice.multiple
+        self.size = lattice.side(name, size, grid)
+        for key, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(key, torch.tensor(values)[:, None, None], persistent=False)
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The trainable units, first to last, none beyond the last layer read."""
+
+    @property
+    @abstractmethod
+    def points(self) -> list[int]:
+        """The number of blocks run before each layer is read, one per layer."""
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The last layer that is trained with the blocks: none, unless a subclass has one."""
+        return None
+
+    @abstractmethod
+    def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Compute one map per layer from normalised images: run the network, calling every one of `blocks`."""
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """The names of fused or single query and value projections, or of all ungrouped convolutions."""
+        return default_lora_targets(self.blocks)
+
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
+        """Compute the features of RGB images in [0, 1]."""
+        return FeatureMap(concatenate_layers(self.read((image - self.mean) / self.std)), self.stride)
+
+    def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
+        """Compute the embedding and the first `depth` blocks."""
+        values: dict[str, Tensor] = {}
+
+        def step(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if i == 0:
+                record(0, x)
+            x = block_forward(x, *args, **kwargs)
+            record(i + 1, x)
+            return x
+
+        def record(count: int, x: Tensor) -> None:
+            if count == depth or (count < depth and count in self.points):
+                values[str(count)] = x
+            if count == depth:
+                raise _Reached
+
+        with intercept_blocks(self.blocks_up_to(depth), step):
+            try:
+                self.read((image - self.mean) / self.std)
+            except _Reached:
+                return BackboneState(values, (image.shape[-2], image.shape[-1]))
+        raise AssertionError(f"{self.name} does not call its blocks in order")
+
+    def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
+        """Compute the features from the state after `depth` blocks."""
+
+        def step(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if i == 0:
+                x = state.values.get("0", x)
+            return block_forward(x, *args, **kwargs) if i >= depth else state.values.get(str(i + 1), x)
+
+        empty = self.mean.new_zeros(len(state.values[str(depth)]), 3, *state.size)
+        with intercept_blocks(self.blocks_up_to(depth), step):
+            return FeatureMap(concatenate_layers(self.read(empty)), self.stride)
+
+    def blocks_up_to(self, depth: int) -> list[nn.Module]:
+        """Return the first `depth` blocks, and always the first one, whose input may be needed."""
+        if not 0 <= depth <= len(self.blocks):
+            raise UserError(f"`depth` must be between 0 and {len(self.blocks)}, the blocks of {self.name}, got {depth}")
+        return list(self.blocks)[: max(depth, 1)]
+
+
+class _Reached(Exception):  # noqa: N818, no error
+    """The requested depth has been reached."""
+
+
+@contextmanager
+def intercept_blocks(blocks: Sequence[nn.Module], step: Step) -> Iterator[None]:
+    """Replace each call of `blocks[i]` in the context by `step(i, original forward, *arguments)`."""
+    # Other code may have put a forward on a block, too.
+    instance_forwards = [block.__dict__.get("forward") for block in blocks]
+    for i, block in enumerate(blocks):
+        block.forward = partial(step, i, block.forward)
+    try:
+        yield
+    finally:
+        for block, previous in zip(blocks, instance_forwards, strict=True):
+            del block.forward
+            if previous is not None:
+                block.forward = previous
+
+
+def default_lora_targets(blocks: Sequence[nn.Module]) -> list[str]:
+    """List the endings of the names of the modules that LoRA adapts by default.
+
+    Queries and values (Hu et al. 2021, section 4.2); where one layer makes queries, keys and values
+    at once, the keys are adapted, too. Of a convolutional network, every convolution is adapted, also where
+    it is written as a linear layer (ConvNeXt); grouped ones have no low rank to speak of.
+    """
+    modules = [(name.rpartition(".")[2], module) for block in blocks for name, module in block.named_modules()]
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
+    for choice in (("qkv",), ("q_proj", "v_proj"), ("query", "value")):
+        if linear.issuperset(choice):
+            return list(choice)
+    return sorted(linear | {name for name, module in modules if isinstance(module, nn.Conv2d) and module.groups == 1})

@@ -1,0 +1,215 @@
+"""Any timm model as a backbone: Vision Transformers and convolutional networks alike."""
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count, OptionsOf, Range, check_arguments, require
+from semcorr.core.text_files import JsonObject
+from semcorr.models.backbones.features import check_facet, normalise_layer_indices, project_facet, tokens_to_maps
+from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
+from semcorr.models.weights.checkpoints import read_weights
+from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.loading import load_weights, weights_sha256
+from semcorr.models.weights.networks import recognise_weights
+from semcorr.models.weights.state_dict_conversion import convert_to_timm
+
+if TYPE_CHECKING:
+
+    class TimmNetwork(nn.Module):
+        """The attributes that all of timm's networks have, as far as they are used here."""
+
+        feature_info: Sequence[JsonObject]  # of each block or stage: `module`, `num_chs`, `reduction`
+        pretrained_cfg: JsonObject
+        num_prefix_tokens: int  # of transformers
+
+        def prune_intermediate_layers(self, indices: Sequence[int], *, prune_norm: bool, prune_head: bool) -> object:
+            """Remove what no layer in `indices` needs."""
+
+        def forward_intermediates(self, x: Tensor, **options: object) -> list[Tensor]:
+            """Compute the outputs of layers."""
+
+
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
+# Errors that timm raises for options that do not fit a network.
+MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
+
+
+def list_option_targets(name: object) -> list[object]:
+    """List what takes the options of a timm model: timm's function and the networks of its module; [] if none does."""
+    plain = name.partition(".")[0] if isinstance(name, str) else ""
+    if not timm.is_model(plain):
+        return []
+    module = sys.modules[timm.model_entrypoint(plain).__module__]
+    networks = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
+    return [timm.create_model, *networks]
+
+
+class TimmModel(SequentialBackbone):
+    """Dense features of a timm model.
+
+    Args:
+        name: timm's name of the model, with or without the tag of its weights.
+        size: Side of the square images are resized to, in pixels.
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download the weights by name. If false, and without `weights`, they are random.
+        weights: Local file to read instead, in timm's own layout or an official one that can be converted.
+        layers: Blocks (of transformers) or stages (of convolutional networks) whose outputs are read; negative
+            numbers count from the end.
+        norm: Apply a transformer's final LayerNorm to the outputs read. DINOv2's own feature extractor and
+            the unified benchmark do, GeoAware-SC does not.
+        facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
+        options: Further options of timm's constructor.
+    """
+
+    @check_arguments("backbone")
+    def __init__(
+        self,
+        name: str,
+        size: int | None,
+        grid: int | None = None,
+        pretrained: bool = True,
+        weights: str | None = None,
+        layers: Sequence[int] = (-1,),
+        norm: bool = True,
+        facet: str = "token",
+        **options: Annotated[Any, OptionsOf(list_option_targets, by="name")],
+    ) -> None:
+        check_facet(facet)
+        for key, value in options.items():
+            if key in SIZES:
+                require(f"backbone.{key}", value, Count | Sequence[Count])
+            elif isinstance(value, int | float):
+                require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
+        state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
+        model = cast("TimmNetwork", create_timm_model(name, pretrained and weights is None, **options))
+        layers = normalise_layer_indices(layers, len(model.feature_info))
+        info = [model.feature_info[i] for i in layers]
+        lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
+        super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
+        self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
+        neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm treats as a norm
+        self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
+        self.channels = sum(self.widths)
+        full_state = model.state_dict()
+        content = convert_to_timm(state, model) if weights is not None else {}
+        model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
+        if weights is not None:
+            load_weights(
+                model, content, weights, spare=full_state.keys(), diagnosis=recognise_weights(state, full_state)
+            )
+        self.sha256 = weights_sha256(model)
+        self._require_readable_layers()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks or stages, up to the last layer read."""
+        return list_units(self.model, self.model.feature_info[self.layers[-1]]["module"])
+
+    @property
+    def points(self) -> list[int]:
+        """The number of blocks run before each layer is read: with its own for tokens, without it for facets."""
+        blocks = self.blocks
+        modules = [self.model.get_submodule(self.model.feature_info[i]["module"]) for i in self.layers]
+        after = [next((i + 1 for i, block in enumerate(blocks) if block is module), 0) for module in modules]
+        return after if self.facet == "token" else [point - 1 for point in after]
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The final LayerNorm, or SAM's neck, where there is one and it is applied."""
+        return getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
+
+    def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Compute one map per layer from normalised images."""
+        if self.facet == "token":
+            return self._run(image)
+        tokens: dict[int, Tensor] = {}
+
+        def record(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> object:
+            tokens[i] = x
+            return block_forward(x, *args, **kwargs)
+
+        with intercept_blocks([self.blocks[i] for i in self.layers], record):
+            self._run(image)
+        projected = {i: project_facet(self.blocks[self.layers[i]], x, self.facet) for i, x in tokens.items()}
+        return tokens_to_maps(projected, self.model.num_prefix_tokens, image.shape[-2] // self.stride)
+
+    def _run(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Compute the outputs of the layers, as maps."""
+        return self.model.forward_intermediates(
+            image,
+            indices=self.layers,
+            norm=self.apply_norm,
+            output_fmt="NCHW",
+            intermediates_only=True,
+            stop_early=True,
+        )
+
+    def _require_readable_layers(self) -> None:
+        """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
+        if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
+            raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
+        if min(self.points) < 1:
+            first, last = 1, len(self.model.feature_info) - 1
+            raise UserError(
+                f"`backbone.layers`: layer 0 of {self.name} has no block before it to be read after; "
+                f"choose from {first} to {last}"
+            )
+
+
+def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Module:
+    """Build a timm model for any image size, or raise an error that says why it cannot be built."""
+    plain, _, tag = name.partition(".")
+    if not timm.is_model(plain):
+        similar = timm.list_models(f"*{plain[:12]}*")[:3]
+        raise UserError(f"timm has no model {name!r}." + (f" It has {', '.join(similar)}." if similar else ""))
+    tagged = timm.list_models(f"{plain}.*", pretrained=True)
+    if tag and name not in tagged:
+        raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
+    try:
+        model = _create_model(name, pretrained, options)
+    except MISFITS as error:
+        if not options:
+            raise
+        listed = ", ".join(f"backbone.{key}={value}" for key, value in options.items())
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot build {name} with {listed} ({reason}). Change one of them.") from error
+    except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
+        if not pretrained:
+            raise
+        raise download_error(error, name, timm.get_pretrained_cfg_value(name, "hf_hub_id")) from error
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"timm's {name} does not give its intermediate features. Choose a model that does.")
+    return model
+
+
+def list_units(model: nn.Module, last: str) -> list[nn.Module]:
+    """List the module named `last` and its numbered siblings before it.
+
+    `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3. A module without a number,
+    such as the stem, is no unit.
+    """
+    number = re.search(r"\d+$", last)
+    if number is None:
+        return []
+    path, stem = last[: number.start()].rpartition(".")[::2]
+    children = dict(model.get_submodule(path).named_children())
+    siblings = [(int(key[len(stem) :]), child) for key, child in children.items() if re.fullmatch(rf"{stem}\d+", key)]
+    return [child for index, child in siblings if index <= int(number[0])]
+
+
+def _create_model(name: str, pretrained: bool, options: JsonObject) -> nn.Module:
+    """Build a timm model without a classifier."""
+    try:  # transformers: position embeddings for any image size
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # convolutional networks take any size as they are
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

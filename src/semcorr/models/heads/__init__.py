@@ -1,0 +1,1 @@
+"""Heads: from two feature maps and query points to similarity."""

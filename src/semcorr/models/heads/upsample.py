@@ -1,0 +1,49 @@
+"""Head of learned upsampling, then cosines: MARCO's upsampling head."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.ranges import Count, check_arguments
+from semcorr.core.types import FeatureMap
+from semcorr.models.heads.cosine import Cosine
+
+
+class Upsample(Cosine):
+    """Learned upsampling, then cosine similarity; two stages turn cells of 14 pixels into cells of 3.5.
+
+    A stage splits every cell into four around its centre: a transposed 2 x 2 convolution of stride 2, GELU, a
+    depthwise 3 x 3 convolution without bias and a LayerNorm over the channels, whose number stays. MARCO trains it on
+    raw dot products of DINOv2-L's features after their final norm; cosines are ours.
+
+    Args:
+        channels: Channels of the features.
+        stages: Number of times the grid is doubled.
+    """
+
+    @check_arguments("head")
+    def __init__(self, channels: Count, stages: Count = 2) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*(_build_stage(channels) for _ in range(stages)))
+
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Return the features on a grid that is finer by a factor of two per stage."""
+        precision = next(self.parameters()).dtype
+        return FeatureMap(self.stages(maps.values.to(precision)), maps.stride / 2 ** len(self.stages))
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of feature maps."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise every cell."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _build_stage(channels: int) -> nn.Sequential:
+    """Build a stage that doubles the grid, with a depthwise convolution and a norm after it."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
+        nn.GELU(),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False),
+        _ChannelNorm(channels, eps=1e-6),
+    )

@@ -1,0 +1,40 @@
+"""Losses: from similarity and true cells to a scalar.
+
+A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of `mask`. A loss that needs more of
+a training step takes all of its `LossInputs`; see `semcorr.models.losses.inputs`.
+"""
+
+from semcorr.models.losses.contrastive import SymmetricContrastive, symmetric_contrastive
+from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy, annealed_value, gaussian_cross_entropy
+from semcorr.models.losses.inputs import (
+    Descriptors,
+    Loss,
+    LossInputs,
+    StructuredLoss,
+    evaluate_loss,
+    reads_descriptors,
+    reads_whole_cells,
+)
+from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance, soft_argmax_distance
+from semcorr.models.losses.weighted_sum import WeightedSum, add_terms, loss_terms, weighted_sum
+
+__all__ = [
+    "Descriptors",
+    "GaussianCrossEntropy",
+    "Loss",
+    "LossInputs",
+    "SoftArgmaxDistance",
+    "StructuredLoss",
+    "SymmetricContrastive",
+    "WeightedSum",
+    "add_terms",
+    "annealed_value",
+    "evaluate_loss",
+    "gaussian_cross_entropy",
+    "loss_terms",
+    "reads_descriptors",
+    "reads_whole_cells",
+    "soft_argmax_distance",
+    "symmetric_contrastive",
+    "weighted_sum",
+]

@@ -1,0 +1,82 @@
+"""The inputs of losses from a training step, and the types of losses."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# Which points count; or, for a pair in several variants, the weight of each point.
+Counted = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
+
+
+class Descriptors(NamedTuple):
+    """Descriptors of both images' keypoints, pair by pair: row i of the source corresponds to row i of the target."""
+
+    source: Float[Tensor, "p n c"]
+    target: Float[Tensor, "p n c"]
+    mask: Tensor  # (p n), as `Counted`
+    original: Bool[Tensor, " p"]  # whether neither image is mirrored in this variant of the pair
+
+
+class LossInputs(NamedTuple):
+    """The query points of a training step, with all that losses may use."""
+
+    similarity: Float[Tensor, "b n h w"]
+    cells: Float[Tensor, "b n 2"]  # true positions in the target, in cells of `similarity`
+    mask: Tensor  # (b n), as `Counted`
+    starts: Float[Tensor, "b n 2"]  # positions in the source, in cells of the same size
+    extent: Float[Tensor, "b n 2"]  # longer side of the target's box, in cells along x and along y
+    number: int  # optimiser steps before this one
+    descriptors: Descriptors | None = None  # if a loss reads them
+
+
+@runtime_checkable
+class StructuredLoss(Protocol):
+    """A loss that takes all inputs of a training step."""
+
+    reads_descriptors: bool
+    whole_cells: bool  # whether points are read at the centre of the cell they fall in, not between cells
+
+    def __call__(self, step: LossInputs) -> Float[Tensor, ""]:
+        """Compute the loss of a step."""
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor] | StructuredLoss
+
+
+def evaluate_loss(loss: Loss, step: LossInputs) -> Float[Tensor, ""]:
+    """Call a loss with the step, or a plain function with its similarity, cells and mask."""
+    return loss(step) if isinstance(loss, StructuredLoss) else loss(step.similarity, step.cells, step.mask)
+
+
+def reads_descriptors(loss: Loss | None) -> bool:
+    """Tell whether the loss needs the descriptors of the keypoints."""
+    return isinstance(loss, StructuredLoss) and loss.reads_descriptors
+
+
+def reads_whole_cells(loss: Loss | None) -> bool:
+    """Tell whether the loss needs points that are read at the centres of cells."""
+    return isinstance(loss, StructuredLoss) and loss.whole_cells
+
+
+def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, ""]:
+    """Average over the points, by their weights in `mask`; 0 if all are 0. Points without weight may be NaN.
+
+    >>> value = torch.tensor([[1.0, 5.0, torch.nan]])
+    >>> masks = torch.tensor([[True, True, False]]), torch.tensor([[0.75, 0.25, 0.0]])
+    >>> tuple(weighted_mean(value, mask) for mask in masks)
+    (tensor(3.), tensor(2.))
+    """
+    weight = mask.to(value.dtype)
+    return (weight * torch.where(weight > 0, value, 0.0)).sum() / weight.sum().clamp(min=1e-12)
+
+
+def mask_values(values: Float[Tensor, "b n *s"], mask: Counted) -> Float[Tensor, "b n *s"]:
+    """Return values in single precision at least, with 0 at the points that do not count; their gradient is 0, too.
+
+    Boolean indexing would do the same, but a GPU would have to report how many points there are.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return torch.where((mask > 0).reshape(*mask.shape, *[1] * (values.ndim - 2)), values, 0.0)

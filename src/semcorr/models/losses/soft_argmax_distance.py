@@ -1,0 +1,89 @@
+"""The distance of soft-argmax to the true cell, which has gradients for every cell of the target."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Temperature, Weight, check_arguments
+from semcorr.matching.readouts import soft_argmax
+from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
+
+
+def soft_argmax_distance(
+    similarity: Float[Tensor, "b n h w"], cells: Float[Tensor, "b n 2"], mask: Counted, temperature: float = 0.02
+) -> Float[Tensor, ""]:
+    """Compute the mean distance, in cells, of soft-argmax over the whole map to the true cell.
+
+    "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here.
+
+    >>> flat = torch.zeros(1, 1, 3, 3)  # soft-argmax is its centre, (1, 1)
+    >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
+    tensor(5.)
+    """
+    return _mean_distance(soft_argmax(mask_values(similarity, mask), temperature), cells, mask)
+
+
+def _mean_distance(
+    predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
+) -> Float[Tensor, ""]:
+    """Average the distance of predictions to the true cells over the points that count."""
+    return weighted_mean(torch.linalg.vector_norm(predictions - mask_values(cells, mask), dim=-1), mask)
+
+
+class SoftArgmaxDistance(nn.Module):
+    """`soft_argmax_distance` to a perturbed true cell, as GeoAware-SC trains.
+
+    Args:
+        temperature: Temperature of the softmax.
+        noise: The true cell is moved by a normal deviate with a standard deviation of half this fraction of the
+            extent: 2 sigma are the radius of PCK@noise. The extent is the longer side of the target's box.
+        integer_source: As released: the displacement is predicted from the whole cell that the source point falls
+            in, with that cell's features, but measured from the point itself. The true cell is then off by the
+            truncated fraction, half a cell at most.
+        trained_grid: As released: the coordinates that soft-argmax averages are parameters, trained and decayed;
+            this many along a side. The read-outs of evaluation do not use them. None takes the cells' coordinates.
+    """
+
+    reads_descriptors = False
+
+    @check_arguments("loss")
+    def __init__(
+        self,
+        temperature: Temperature = 0.02,
+        noise: Weight = 0.1,
+        integer_source: bool = False,
+        trained_grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        if trained_grid is not None and trained_grid < 2:
+            raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
+        self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source
+        # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
+        self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
+
+    def forward(self, step: LossInputs) -> Float[Tensor, ""]:
+        """Compute the loss of a step, with new noise each time."""
+        cells = mask_values(step.cells, step.mask)
+        if self.noise:
+            cells = cells + self.noise / 2 * step.extent * torch.randn_like(cells)
+        if self.whole_cells:
+            corner = step.starts + 0.5  # from the grid's corner: a cell is [k, k + 1]
+            cells = cells + 0.5 - (corner - corner.floor())
+        if self.grid is None:
+            return soft_argmax_distance(step.similarity, cells, step.mask, self.temperature)
+        return _mean_distance(
+            self._expected_coordinates(mask_values(step.similarity, step.mask), self.grid), cells, step.mask
+        )
+
+    def _expected_coordinates(
+        self, similarity: Float[Tensor, "b n h w"], grid: Float[Tensor, "2 k"]
+    ) -> Float[Tensor, "b n 2"]:
+        """Apply soft-argmax with the learned coordinates; returns cells."""
+        h, w = similarity.shape[-2:]
+        side = grid.shape[1]
+        if (h, w) != (side, side):
+            raise UserError(f"`loss.trained_grid` must be the cells along a side, {w} x {h} here, got {side}")
+        weights = (similarity / self.temperature).flatten(2).softmax(-1).view_as(similarity)
+        columns, rows = (grid + 1) * (side - 1) / 2
+        return torch.stack(((weights.sum(-2) * columns).sum(-1), (weights.sum(-1) * rows).sum(-1)), dim=-1)

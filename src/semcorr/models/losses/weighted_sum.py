@@ -1,0 +1,100 @@
+"""The weighted sum of several losses."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Temperature, Weight, check_arguments
+from semcorr.models.losses.contrastive import SymmetricContrastive
+from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
+from semcorr.models.losses.inputs import Loss, LossInputs, evaluate_loss, reads_descriptors, reads_whole_cells
+from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
+
+
+class WeightedSum(nn.Module):
+    """The weighted sum of losses of any kind.
+
+    Args:
+        terms: Losses by name.
+        weights: Weights by the same names.
+
+    >>> import torch
+    >>> step = LossInputs(torch.ones(1, 1, 2, 2), *[torch.zeros(1, 1)] * 4, number=0)
+    >>> losses = {"first": lambda similarity, cells, mask: similarity.sum(), "second": lambda *_: torch.tensor(1.0)}
+    >>> WeightedSum(losses, {"first": 0.5, "second": 3.0})(step)
+    tensor(5.)
+    """
+
+    def __init__(self, terms: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        if terms.keys() != weights.keys():
+            raise UserError(
+                f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights) or 'nothing'}"
+            )
+        self.terms, self.weights = dict(terms), dict(weights)
+        self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
+        self.reads_descriptors = any(map(reads_descriptors, terms.values()))
+        self.whole_cells = any(map(reads_whole_cells, terms.values()))
+
+    def forward(self, step: LossInputs) -> Float[Tensor, ""]:
+        """Compute the weighted sum of the losses of one step."""
+        return add_terms(self.parts(step))
+
+    def parts(self, step: LossInputs) -> dict[str, Float[Tensor, ""]]:
+        """Compute the weighted losses of one step, by name."""
+        return {name: self.weights[name] * evaluate_loss(term, step) for name, term in self.terms.items()}
+
+
+def loss_terms(loss: Loss, step: LossInputs) -> dict[str, Float[Tensor, ""]]:
+    """Compute the terms of a loss by name; a loss that is not a sum is its only term."""
+    if isinstance(loss, WeightedSum):
+        return loss.parts(step)
+    function = loss.func if isinstance(loss, partial) else loss
+    return {getattr(function, "__name__", type(function).__name__): evaluate_loss(loss, step)}
+
+
+def add_terms(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """Add up the terms of a loss."""
+    first, *others = terms.values()
+    return sum(others, start=first)
+
+
+@check_arguments("loss")
+def weighted_sum(
+    dense: Weight = 1.0,
+    contrastive: Weight = 1.0,
+    cross_entropy: Weight = 0.0,
+    temperature: Temperature = 0.02,
+    noise: Weight = 0.1,
+    contrastive_flips: bool = True,
+    integer_source: bool = False,
+    trained_grid: int | None = None,
+) -> WeightedSum:
+    """Build the weighted sum of the losses of this package; a loss with weight 0 is left out.
+
+    The defaults are the objective of "Telling Left from Right": dense and contrastive, added up.
+
+    Args:
+        dense: Weight of `SoftArgmaxDistance`.
+        contrastive: Weight of `SymmetricContrastive`.
+        cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults.
+        temperature: `temperature` of `SoftArgmaxDistance`.
+        noise: `noise` of `SoftArgmaxDistance`.
+        contrastive_flips: `flips` of `SymmetricContrastive`.
+        integer_source: `integer_source` of `SoftArgmaxDistance`.
+        trained_grid: `trained_grid` of `SoftArgmaxDistance`.
+    """
+    weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
+    if not any(weights.values()):
+        given_weights = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+        raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {given_weights}")
+    kinds = {
+        "dense": lambda: SoftArgmaxDistance(temperature, noise, integer_source, trained_grid),
+        "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
+        "cross_entropy": GaussianCrossEntropy,
+    }
+    weights = {name: weight for name, weight in weights.items() if weight}
+    return WeightedSum({name: kinds[name]() for name in weights}, weights)

@@ -1,0 +1,48 @@
+"""Errors for failed downloads of weights, with the remedies."""
+
+from collections.abc import Iterator
+
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from semcorr.core.errors import UserError
+
+RANDOM = "backbone.pretrained=false for random weights."
+
+
+def download_error(error: BaseException, name: str, repo: str | None = None, file: str | None = None) -> UserError:
+    """Build the error for weights that could not be downloaded.
+
+    The weights `name` are in the Hugging Face repository `repo`, by default `name`, or at the address `file`.
+
+    >>> print(download_error(OSError("no route to host"), "some_model", "timm/some_model"))
+    ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+    The weights of some_model could not be downloaded (no route to host). Three ways out: connect to the internet and
+    run again; fetch https://huggingface.co/timm/some_model/resolve/main/model.safetensors elsewhere and give it as
+    backbone.weights=FILE, or set HF_HUB_CACHE to a cache that has it; backbone.pretrained=false for random weights.
+    """
+    page, chain = f"https://huggingface.co/{repo or name}", list(_iterate_causes(error))
+    local = f"backbone.weights=FILE with a local file; {RANDOM}"
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
+        return UserError(
+            f"The weights of {name} are gated: their owner hands them out on request. Three ways out: ask at "
+            f"{page}, then `hf auth login` and run again; {local}"
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        return UserError(
+            f"There is no {page} that you may see. Three ways out: correct `backbone.name`, or `hf auth login` if it "
+            f"is private; {local}"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cache = "" if file else ", or set HF_HUB_CACHE to a cache that has it"
+    return UserError(
+        f"The weights of {name} could not be downloaded ({reason}). Three ways out: connect to the internet and run "
+        f"again; fetch {file or page + '/resolve/main/model.safetensors'} elsewhere and give it as "
+        f"backbone.weights=FILE{cache}; {RANDOM}"
+    )
+
+
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

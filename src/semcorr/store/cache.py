@@ -1,0 +1,169 @@
+"""Cache of features of many images by name: on the device, in memory or on a disk; and of the last job of a sweep."""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from semcorr.core.files import part_path, remove_parts
+from semcorr.core.finite import FiniteWatch
+from semcorr.data.image_variants import ImageVariant
+from semcorr.store import FeatureStore
+
+log = logging.getLogger(__name__)
+
+PLACES = ("auto", "gpu", "memory", "disk")
+SHARE = 0.5  # of the free memory that may be taken: the rest is for activations and loaders
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class FeatureCache:
+    """Features of images, as one dictionary of tensors per image.
+
+    The place is decided at the first values, from the memory that all images will need.
+
+    Args:
+        count: Number of images in the end.
+        device: Device on which the values are used.
+        place: One of `PLACES`; `auto` is the first of the others with room.
+        dtype: Type of cached floating point values; None leaves it unchanged.
+        processes: Number of processes of this machine that cache the same.
+        origin: Origin of the values; named where they are not finite.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        device: torch.device,
+        place: str = "auto",
+        dtype: torch.dtype | None = None,
+        processes: int = 1,
+        origin: str = "`backbone`",
+    ) -> None:
+        self.watch = FiniteWatch(origin)
+        self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
+        self.entries: dict[str, dict[str, Tensor]] = {}
+        self._disk: FeatureStore | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]:
+        return self.entries[name]
+
+    def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
+        """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
+        cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
+        self.watch.record(names, cast)
+        if self.place == "auto":
+            self.place = self._choose_place(sum(value[0].nbytes for value in cast.values()))
+        cast = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in cast.items()}
+        for i, name in enumerate(names):
+            image_values = {key: value[i] for key, value in cast.items()}
+            self.entries[name] = self._map_to_disk(name, image_values) if self.place == "disk" else image_values
+
+    def put(self, name: str, values: Mapping[str, Tensor]) -> None:
+        """Add one image's values where they are; on the device if all images fit there."""
+        if self.place == "auto" and self.device.type == "cuda":
+            self.place = self._choose_place(sum(value.nbytes for value in values.values()))
+        device = self.device if self.place == "gpu" else torch.device("cpu")
+        self.entries[name] = {key: value.to(device) for key, value in values.items()}
+
+    def stack(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """Stack the values of a batch of images."""
+        entries = [self.entries[name] for name in names]
+        return {key: torch.stack([entry[key] for entry in entries]).to(device, non_blocking=True) for key in entries[0]}
+
+    def _choose_place(self, size: int) -> str:
+        """Return the first place with room for all images."""
+        needed = self.count * size
+        if self.device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return "gpu"
+        return "memory" if needed * self.processes <= SHARE * free_memory() else "disk"
+
+    def _map_to_disk(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Write values to a folder that is removed with this object, and map them from there."""
+        if self._disk is None:
+            home = Path(tempfile.gettempdir())
+            remove_parts(home)  # of runs that were killed
+            folder = part_path(home / "semcorr")
+            folder.mkdir(mode=0o700)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._disk = FeatureStore(folder, {})
+            warn_spilling_to_disk(home)
+        entry = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        return (self._disk.get(entry) if self._disk.put(entry, values, name) else None) or values
+
+
+@cache
+def warn_spilling_to_disk(parent: Path) -> None:
+    """Warn once per process that features go to a temporary folder."""
+    log.warning(
+        "features of all images do not fit in memory: they are in %s until the run ends. "
+        "store.dtype=float16 halves them, store.root=DIR keeps them for other runs",
+        parent,
+    )
+
+
+def cast_floating(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Cast a floating point tensor to `dtype`; return any other as it is, and all if `dtype` is None."""
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take, of the machine's and of its container's."""
+    free = int(psutil.virtual_memory().available)
+    try:  # a container's limit, of which the machine's figure knows nothing; page cache counts as used there
+        limit = (CGROUP / "memory.max").read_text().strip()
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(stat["file"])
+    except (OSError, KeyError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+class SweepFeatureCache:
+    """Cache of the features of one test, which the jobs of a sweep hand on to each other."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._images: list[tuple[object, ...]] = []
+        self._features: FeatureCache | None = None
+
+    def __call__(self, key: str, variants: Sequence[ImageVariant], make: Callable[[], FeatureCache]) -> FeatureCache:
+        """Return the cached features if key and images are the same; else `make()`, which takes their place.
+
+        Args:
+            key: Everything that features depend on but the image.
+            variants: Images of the features.
+            make: Function that computes the features.
+        """
+        images = [_identity(image) for image in variants]
+        if self._features is not None and self._key == key and self._images == images:
+            return self._features
+        self.clear()  # first, since there may not be room for both
+        self._key, self._images, self._features = key, images, make()
+        return self._features
+
+    def clear(self) -> None:
+        """Free the cached features."""
+        self._key, self._images, self._features = None, [], None
+
+
+def _identity(image: ImageVariant) -> tuple[object, ...]:
+    """Identify the content of an image: by the next job, its name alone may belong to another file."""
+    record = image.record
+    try:
+        status = record.path.stat()
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:  # opening the file raises the error
+        state = None
+    return image.name, record.path, record.upright, record.mirrored, state

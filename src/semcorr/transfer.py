@@ -1,0 +1,156 @@
+"""python -m semcorr.transfer ANNOTATIONS IMAGES: label images by a few annotated ones of their category."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf, run_app
+from semcorr.core.errors import UserError
+from semcorr.core.files import (
+    atomic_output_dir,
+    require_inputs_kept,
+    require_output_dir,
+    require_writable_file,
+    write_text,
+)
+from semcorr.core.ranges import Range
+from semcorr.core.terminal import Terminal, escape_controls
+
+if TYPE_CHECKING:  # they import torch, which --help does not need
+    from semcorr.inference.transfer.annotations import CocoAnnotations
+    from semcorr.inference.transfer.labels import KeypointLabel
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def transfer_labels(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="COCO keypoints of some.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
+    out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
+        "labels.json"
+    ),
+    use: Annotated[
+        str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
+    ] = "vote",
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
+    min_score: Annotated[
+        float, Range(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
+    ] = 0.0,
+    place: Annotated[
+        float, Range(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
+    ] = 0.2,
+    box: Annotated[
+        str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
+    ] = "xywh",
+    category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
+    ] = False,
+    draw: Annotated[Path | None, typer.Option("--draw", readable=False, help="Folder for pictures of labels.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
+    ] = None,
+    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+) -> None:
+    """Label the images of a folder by those that are annotated."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with report_user_errors("evaluate"):
+        check_transfer_options(use, min_score, place, out, annotations)
+        if draw is not None:
+            check_draw_folder(draw, out, images)
+        from semcorr.data.pictures import warn_about_frames
+        from semcorr.inference import Matcher
+        from semcorr.inference.load import format_overrides, resolve_device
+
+        format_overrides(model)
+        resolve_device(device)
+        from semcorr.inference.transfer.annotations import list_objects, read_annotations
+        from semcorr.inference.transfer.labels import labels_to_coco
+        from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
+
+        content = read_annotations(annotations, images, box, category)
+        input_files = [item.photo.path for item in list_objects(content)]
+        require_inputs_kept(out.parent, [out.name], input_files)
+        if draw is not None:
+            require_inputs_kept(draw, label_picture_names(content.targets), input_files, "--draw")
+        matcher = Matcher.load(model, device=device, precision=precision)
+        skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
+        with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
+            labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
+        coco = labels_to_coco(content, labels, skipped_images or [], " ".join(format_overrides(model)))
+        write_text(out, json.dumps(coco, allow_nan=False) + "\n", "--out")
+    print_transfer_summary(content, labels, skipped_images or [], flip, out)
+
+
+def check_transfer_options(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
+    """Check the options before anything is read."""
+    if use not in ("vote", "best"):
+        raise UserError(f"--use must be vote or best, got {use!r}")
+    if not 0 <= min_score < 1:
+        raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
+    if not 0 <= place < float("inf"):
+        raise UserError(f"--place must be 0 or more, got {place:g}")
+    if os.path.isdir(out) or not os.path.isdir(out.parent):
+        raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
+    require_writable_file(out, "--out")
+    if out.resolve() == annotations.resolve():
+        raise UserError(f"--out: {out} is the file of the annotations. Give another name")
+
+
+def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
+    """Refuse a folder for pictures that cannot be written, or whose pictures would be labelled by the next transfer."""
+    require_output_dir(draw, "--draw")
+    if draw.resolve() == out.resolve():
+        raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
+    if images.resolve() in (draw.resolve(), *draw.resolve().parents):
+        raise UserError(
+            f"--draw: {draw} lies in {images}, where the next transfer would label the pictures. Give another folder"
+        )
+
+
+def print_transfer_summary(
+    annotations: "CocoAnnotations",
+    labels: "Sequence[KeypointLabel]",
+    skipped_images: Sequence[dict[str, str]],
+    flip: bool,
+    out: Path,
+) -> None:
+    """Print the numbers of labelled objects, sources and found keypoints by category."""
+    from semcorr.data.keypoints import flip_from_names
+    from semcorr.inference.transfer.annotations import category_name
+
+    broken = {entry["file_name"] for entry in skipped_images}
+    for category in annotations.categories:
+        category_labels = [label for label in labels if label.target.category == category["id"]]
+        if category_labels:
+            count = len(category["keypoints"])
+            share = sum(float(label.valid.float().mean()) for label in category_labels) / len(category_labels)
+            sided = flip_from_names(category["keypoints"]) != tuple(range(count))
+            mirrored_note = ", also mirrored" if flip and sided else ""
+            note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
+            sources = sum(item.photo.name not in broken for item in annotations.sources[category["id"]])
+            print(
+                f"{escape_controls(category_name(category))}: {len(category_labels)} labelled by "
+                f"{sources}{mirrored_note}; {100 * share:.0f} % of {count} keypoints found{note}"
+            )
+    for entry in skipped_images:
+        print(escape_controls(f"left out: {entry['file_name']}: {entry['reason']}"))
+    Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app, prog_name="semcorr transfer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,0 @@
-"""python -m semcorr.transfer."""
-
-from semcorr.transfer import main
-
-main()

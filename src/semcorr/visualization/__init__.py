@@ -1,0 +1,1 @@
+"""Pictures of predictions, similarity maps and tracks."""

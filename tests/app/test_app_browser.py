@@ -1,0 +1,167 @@
+"""The whole page, driven in a browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from served_page import served_page, write_run
+from torch.testing import assert_close
+
+from semcorr import Matcher
+from semcorr.app import render as pictures
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory):
+    """The URL that was printed, and a folder of runs, which is empty at the start."""
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install semcorr[app]")
+    pytest.importorskip("playwright", reason="the page is driven by playwright: pip install playwright")
+    if BROWSER is None:
+        pytest.skip("the page is driven in Chromium, and there is none")
+    place = tmp_path_factory.mktemp("app")
+    (place / "runs").mkdir()
+    with served_page(place / "log", "--runs", str(place / "runs")) as url:
+        yield url, place / "runs"
+
+
+@pytest.fixture
+def page(served: tuple[str, Path]):
+    """Fails at its end if the page asked another machine for something, or an error stood in the console."""
+    from playwright.sync_api import sync_playwright
+
+    url = served[0].partition("/?")[0]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        asked, wrong = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(served[0])
+        page.wait_for_selector("#b img")
+        yield page
+        browser.close()
+    assert any(one.startswith(url) for one in asked)
+    assert not [one for one in asked if not one.startswith((url, "data:", f"blob:{url}"))]
+    assert not wrong
+
+
+def click(page, which: str, x: float, y: float) -> None:
+    """At a share of a picture's sides."""
+    box = page.locator(f"{which} img").bounding_box()
+    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+def choose(page, model: str) -> None:
+    """From the list."""
+    page.locator("#model input").click()
+    page.get_by_role("option", name=model, exact=True).click()
+
+
+def rows(page, count: int) -> list[dict[str, list[float]]]:
+    """The table, when it has so many."""
+    page.wait_for_function(f"document.querySelectorAll('#table tr[data-match]').length === {count}")
+    each = page.locator("#table tr[data-match]").all()
+    names = ("source", "match", "score")
+    return [{name: [float(v) for v in row.get_attribute(f"data-{name}").split(",")] for name in names} for row in each]
+
+
+@pytest.mark.slow
+def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
+    a, b = next(iter(pictures.draw_examples().values()))
+    matcher = Matcher.load(device="cpu")
+    places = [(0.45, 0.4), (0.3, 0.6)]
+    for count, place in enumerate(places, 1):
+        click(page, "#a", *place)
+        shown = rows(page, count)
+    for place, row in zip(places, shown, strict=True):
+        share = (np.array(row["source"]) + 0.5) / a.size
+        assert np.abs(share - place).max() < 2 / 500  # a pixel or two of the screen
+        found = matcher.match(a, b, [row["source"]])
+        assert_close(torch.tensor([row["match"]]), found.points, atol=0.05, rtol=0)
+        assert row["score"][0] == pytest.approx(float(found.scores[0]), abs=1e-3)
+
+    page.get_by_role("button", name="Mirror right").click()
+    mirrored = b._replace(image=b.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    expected = matcher.match(a, mirrored, [row["source"] for row in shown]).points
+    page.wait_for_function(f"!document.querySelector('#table').innerHTML.includes('{shown[0]['match'][0]}')")
+    assert_close(torch.tensor([row["match"] for row in rows(page, 2)]), expected, atol=0.05, rtol=0)
+
+    click(page, "#b", 0.5, 0.5)
+    page.wait_for_selector("#pck b")
+    assert len(re.findall(r"PCK@0\.(?:05|1|2)", page.locator("#pck").inner_text())) == 3
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save JSON").click()
+    said = json.loads(Path(download.value.path()).read_text())
+    assert said["target"]["mirrored"]
+    assert [one["truth"] is None for one in said["matches"]] == [True, False]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save PNG").click()
+    with Image.open(download.value.path()) as image:
+        assert image.format == "PNG"
+
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    assert len(rows(page, 1)) == 1
+    page.get_by_role("button", name="Clear").click()
+    assert rows(page, 0) == []
+
+
+@pytest.mark.slow
+def test_bad_pictures_and_models_become_messages_and_change_nothing(page, served, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    click(page, "#a", 0.45, 0.4)
+    before = rows(page, 1)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_text("Open left").click()
+    chooser.value.set_files(tmp_path / "text.jpg")
+    page.wait_for_selector("text=text.jpg is damaged or not an image: it seems to be a text")
+    run = write_run(served[1] / "gone", "backbone=tiny")
+    page.reload()
+    page.wait_for_selector("#b img")
+    (run / "config.yaml").unlink()
+    click(page, "#a", 0.45, 0.4)
+    before = rows(page, 1)
+    choose(page, "run: gone")
+    page.wait_for_selector("text=There is no such model in the list, or no longer.")
+    assert rows(page, 1) == before
+    page.wait_for_function("document.querySelector('#model input').value === 'efficientnet_lite0'")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_are_shown(page, served):
+    run = write_run(served[1] / "mine", "backbone=tiny", "localise=argmax")
+    page.reload()
+    page.wait_for_selector("#b img")
+    choose(page, "run: mine")
+    page.wait_for_function("document.querySelector('#hint').innerText === 'Click a point in the left picture.'")
+    click(page, "#a", 0.45, 0.4)
+    page.wait_for_selector("text=read by argmax")
+    (shown,) = rows(page, 1)
+    a, b = next(iter(pictures.draw_examples().values()))
+    found = Matcher.load(run, device="cpu").match(a, b, [shown["source"]])
+    assert_close(torch.tensor([shown["match"]]), found.points, atol=0.05, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_reduced_and_its_points_are_told_in_its_own_pixels(page, tmp_path):
+    Image.effect_noise((6000, 3000), 60).convert("RGB").save(tmp_path / "<i>large.jpg")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_text("Open left").click()
+    chooser.value.set_files(tmp_path / "<i>large.jpg")
+    page.wait_for_selector("text=The left picture is kept reduced; points are in its own 6000 x 3000 pixels.")
+    click(page, "#a", 0.75, 0.5)
+    (shown,) = rows(page, 1)
+    assert shown["source"] == pytest.approx([4500, 1500], abs=30)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save JSON").click()
+    said = json.loads(Path(download.value.path()).read_text())
+    assert said["source"]["size"] == [6000, 3000]
+    assert said["matches"][0]["source"] == pytest.approx(shown["source"], abs=0.01)

@@ -1,0 +1,303 @@
+"""The benchmark: its loops answer what ours does, its made-up tree is what it says, its figures are written."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from semcorr.benchmark import match, naive, train
+from semcorr.benchmark import measurement as measure
+from semcorr.benchmark import synthetic_spair as spair_scale
+from semcorr.benchmark.command import app
+from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, publish_result, read_benchmark_file
+from semcorr.benchmark.synthetic_spair import make_pair_lists, official_counts, shrink_counts
+from semcorr.core.coords import to_image
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.data.download.verify import verify_benchmark
+from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.spair import SPair
+from semcorr.matching.similarity import cosine_similarity, sample_descriptors
+from semcorr.models.heads.cosine import Cosine
+
+pytestmark = pytest.mark.integration
+
+STRIDE = 14.0
+TOY = ["--together", "--device", "cpu"]
+
+
+@pytest.fixture
+def maps() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images of one scene, the second shifted by (2, 1) cells."""
+    scene = torch.randn(16, 9, 9, generator=torch.Generator().manual_seed(0))
+    return scene, scene.roll((1, 2), (1, 2))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tenth of SPair-71k's shape."""
+    return spair_scale.write_spair_scale(tmp_path_factory.mktemp("scale") / "tree", 0.05)
+
+
+@pytest.fixture
+def typed(tmp_path):
+    """typed("match", ...) is `semcorr benchmark match ... --out FILE`; what FILE holds of it."""
+
+    def run(sub: str, *line: str) -> dict:
+        out = tmp_path / "benchmark.json"
+        result = CliRunner().invoke(app, [sub, *line, "--out", str(out)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads(out.read_text())[sub]
+
+    return run
+
+
+# -- the loops --
+
+
+@pytest.mark.parametrize("name", naive.LOOPS)
+def test_a_naive_loop_finds_what_ours_finds_by_every_read_out_that_both_define(maps, name):
+    source, target = maps
+    points = to_image(
+        torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 7.0]]), STRIDE
+    )  # cell centres: nothing is interpolated
+    theirs = naive.LOOPS[name](source, target, points, STRIDE)
+    similarity = cosine_similarity(sample_descriptors(source[None], points[None], STRIDE), target[None])
+
+    for key, i in match.SAME.items():
+        torch.testing.assert_close(theirs[key], match.RULES[i](similarity)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs["nearest"], torch.tensor([[2.0, 1.0], [5.0, 5.0], [8.0, 8.0]]))
+    torch.testing.assert_close(theirs["bilinear"], theirs["nearest"], atol=1e-3, rtol=0)
+
+
+def test_the_unified_benchmarks_read_outs_agree_with_ours_anywhere(maps):
+    source, target = maps
+    points = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)) * (9 * STRIDE - 1)
+    theirs = naive.match_by_each_readout(source, target, points, STRIDE)
+    similarity = Cosine()(FeatureMap(source[None], STRIDE), FeatureMap(target[None], STRIDE), points[None])
+
+    for key, i in match.SAME.items():
+        torch.testing.assert_close(theirs[key], match.RULES[i](similarity)[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", naive.LOOPS)
+def test_bilinear_nearest_blends_the_matches_of_the_four_cells_around(maps, name):
+    source, target = maps
+    point = to_image(torch.tensor([[3.25, 4.5]]), STRIDE)
+    found = naive.LOOPS[name](source, target, point, STRIDE)["bilinear"]
+    torch.testing.assert_close(found, torch.tensor([[5.25, 5.5]]), atol=1e-4, rtol=0)
+
+
+def test_a_disagreement_stops_the_benchmark():
+    theirs = {"cells": {key: [[0.0, 0.0]] for key in match.SAME}}
+    with pytest.raises(RuntimeError, match=r"same cell for 0\.0%"):
+        match._agreement(theirs, {"cells": [[[1.0, 0.0]]] * 4, "centred": [[[1.0, 0.0]]] * 4}, "full correlation")
+
+
+def test_what_is_matched_has_3_to_20_points_a_pair_8_on_average():
+    work = match.build_task(match.MatchingShape(380, 20, 4, 2, 1, "cpu"))
+    counts = [len(points) for points in work.points]
+    assert 3 <= min(counts) <= max(counts) <= 20
+    assert sum(counts) / len(counts) == pytest.approx(8, abs=0.3)
+    assert len(set(work.pairs)) == 380
+
+
+def test_losses_are_compared_relatively_and_the_bound_is_that_of_the_blocks():
+    assert train.largest_difference([1.0, 100.0], [1.0, 101.0]) == pytest.approx(1 / 101)
+    assert train.speedup_bound(12, 2) == pytest.approx(16 / 6)
+
+
+# -- SPair-71k's shape --
+
+
+def test_the_full_shape_has_the_official_numbers_of_pairs_and_images():
+    lists = make_pair_lists(official_counts())
+    known_counts = benchmark_metadata("spair71k")["official"]
+    assert {split: len(pairs) for split, pairs in lists.items()} == {"trn": 53340, "val": 5384, "test": 12234}
+    assert Counter(source.category for source, _ in lists["test"]) == known_counts["pairs_per_category"]["test"]
+
+    images = {split: {image for pair in pairs for image in pair} for split, pairs in lists.items()}
+    assert sum(map(len, images.values())) == 1800
+    assert len(images["test"]) == 480
+    for pairs in lists.values():
+        assert len(set(pairs)) == len(pairs)
+        assert all(a != b and a.category == b.category for a, b in pairs)
+
+
+def test_a_small_tree_is_read_as_spair_with_exactly_its_counts(tree):
+    report = verify_benchmark(SPair(root=str(tree), size=64))
+    counts = shrink_counts(official_counts(), 0.05)
+    found = {(check.what, check.where): check.found for check in report.checks}
+    for split, folder in (("train", "trn"), ("val", "val"), ("test", "test")):
+        expected = sum(each.pairs[folder] for each in counts.values())
+        assert found["pairs", split] == found["pair and image annotations agree", split] == expected
+    expected = sum(sum(each.images.values()) for each in counts.values())
+    assert found["images", "all"] == found["file sizes as annotated", "all"] == expected
+    assert found["exact duplicates", "train"] == found["images in both", "train & test"] == 0
+    assert found["images with keypoints outside", "all"] == found["images with keypoints outside the box", "all"] == 0
+
+
+def test_its_pairs_share_about_eight_keypoints_and_its_pictures_differ(tree):
+    pairs = SPair(root=str(tree), size=64).records("train")
+    shared = [int((pair.source.visible & pair.target.visible).sum()) for pair in pairs]
+    assert min(shared) >= 3
+    assert 7 < sum(shared) / len(shared) < 9
+    pictures = list(tree.glob("JPEGImages/*/*.jpg"))
+    assert len({path.read_bytes() for path in pictures}) == len(pictures)
+    with Image.open(pictures[0]) as image:
+        assert max(image.size) == 500
+
+
+def test_it_is_written_once_and_the_same_everywhere(tree, tmp_path):
+    before = (tree / spair_scale.MANIFEST).stat().st_mtime_ns
+    assert spair_scale.write_spair_scale(tree, 0.05) == tree
+    assert (tree / spair_scale.MANIFEST).stat().st_mtime_ns == before
+
+    again = spair_scale.write_spair_scale(tmp_path / "again", 0.05)
+    for path in [*tree.glob("Layout/large/*.txt"), *tree.glob("*/cat/test*")]:
+        assert (again / path.relative_to(tree)).read_bytes() == path.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+    with pytest.raises(UserError, match="is not what would be written there"):
+        spair_scale.write_spair_scale(tree, 0.1)
+
+
+# -- what is left behind --
+
+
+def test_sub_commands_share_one_file_and_replace_their_own_part_only(tmp_path):
+    out = tmp_path / "b.json"
+    for name, ratio in (("match", 1.0), ("store", 2.0), ("match", 3.0)):
+        publish_result(name, BenchmarkResult("t", [BenchmarkRow("a")], "c", {"ratio": ratio}), out, {"pairs": 5})
+    content = json.loads(out.read_text())
+    assert {name: part["ratio"] for name, part in content.items()} == {"match": 3.0, "store": 2.0}
+    assert content["match"]["settings"] == {"pairs": 5}
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_file_that_is_something_else_is_left_alone(tmp_path):
+    (tmp_path / "b.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"is not a benchmark\.json"):
+        read_benchmark_file(tmp_path / "b.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_peak_is_of_the_process_that_worked_and_not_of_the_one_that_asked():
+    hoard = bytearray(400_000_000)
+    hoard[::4096] = b"x" * len(hoard[::4096])
+    small = measure.measure(len, b"abc")
+    large = measure.measure(sum, range(3), isolated=False)
+    assert (small.value, large.value) == (3, 3)
+    assert large.memory > 400_000_000 > 200_000_000 > small.memory
+
+
+@pytest.mark.slow
+def test_a_users_mistake_in_the_other_process_is_told_here():
+    with pytest.raises(UserError, match="--device must be one of"):
+        measure.measure(measure.resolve_device_name, "tpu")
+
+
+def test_the_floor_is_the_slower_of_computing_and_moving():
+    limits = measure.Machine("cpu", 1, flops=100.0, copied=10.0)
+    assert limits.floor(operations=200, moved=10) == 2.0
+    assert limits.floor(operations=200, moved=50) == 5.0
+
+
+# -- the sub-commands, at toy size --
+
+
+def test_match_from_end_to_end(typed):
+    found = typed("match", *TOY, "--pairs=6", "--images=3", "--grid=6", "--channels=8", "--naive-pairs=3")
+    assert found["agreement"]["full correlation"]["same_cell"] == 1.0
+    assert found["ratio"] > 0
+    assert found["floor"]["operations"] > 0
+    assert found["peak"]["ours"]["memory_mb"] > 1
+
+
+def test_evaluate_from_end_to_end_on_spairs_shape(typed, tree):
+    line = ["--scale=spair", f"--folder={tree}", "--part=0.05", "--backbone=tiny", "--size=32", "--workers=0"]
+    found = typed("evaluate", *TOY, *line, "--naive-pairs=2", "--pairs=20")
+    assert found["found"]["pairs"] == 20
+    assert found["found"]["rows"] == 4 * found["found"]["keypoints"]
+    assert found["found"]["operations"] > 0
+    assert found["ratio"] > 0
+    assert found["over_encoding_and_matching"] > 0
+    assert found["peak"]["naive"]["memory_mb"] > 1
+
+
+@pytest.mark.slow
+def test_train_from_end_to_end_with_the_same_losses(typed, creatures):
+    line = [
+        "--backbone=tiny",
+        "--size=32",
+        "--steps=3",
+        "--pairs=2",
+        "--blocks=2",
+        "--workers=0",
+        f"--root={creatures}",
+    ]
+    found = typed("train", *TOY, *line)
+    assert found["losses"]["relative_difference"] <= train.SAME
+    assert len(set(found["losses"]["ours"])) == 3
+    assert found["floor"]["ratio"] == pytest.approx((4 + 2 * 2) / (3 * 2))
+    assert found["all_pairs"]["pairs"] > 2
+    assert found["peak"]["ours"]["memory_mb"] > 1
+
+
+def test_store_from_end_to_end(typed, tmp_path):
+    (tmp_path / "disk").mkdir()
+    line = [
+        "--entries=2",
+        "--tokens=5",
+        "--channels=6",
+        "--encode-ms=10",
+        f"--root={tmp_path / 'disk'}",
+        "--device=cpu",
+    ]
+    found = typed("store", *line, "--together")
+    assert found["entry_bytes"] == 5 * 6 * 2
+    assert found["images_per_second"]["encoded"] == 100
+    assert set(found["floor"]) == {"write", "first read", "later read"}
+    assert not list((tmp_path / "disk").iterdir())
+
+
+def test_startup_from_end_to_end(typed, monkeypatch):
+    from semcorr.benchmark import startup
+
+    monkeypatch.setattr(startup, "LINES", dict.fromkeys(startup.LINES, ("-c", "pass")))
+    found = typed("startup", "--tries=1")
+    assert len(found["seconds"]) == len(found["peak"]) == 3
+    assert found["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("match --pairs 7 --images 3", "--pairs 7: 3 images make up to 6 pairs"),
+        ("match --naive-pairs 0", "--naive-pairs must be between 1 and"),
+        ("match --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        ("match --out missing/b.json", "--out: missing is not a folder"),
+        ("evaluate --scale huge", "--scale must be one of demo, spair, got 'huge'"),
+        ("evaluate --root missing", "--root: missing is no folder"),
+        ("evaluate --backbone nosuch", "--backbone: no backbone is called 'nosuch'"),
+        ("evaluate --scale spair --part 2", "more than 0 and at most 1, got 2.0"),
+        ("evaluate --pairs 0", "--pairs and --naive-pairs must be at least 1"),
+        ("train --steps 2", "--steps must be more than 2"),
+        ("store --dtype int4", "--dtype must be one of float16, bfloat16, float32"),
+        ("store --entries 0", "--entries, --tokens and --channels must be at least 1"),
+        ("store --encode-ms 0", "--encode-ms must be more than 0"),
+        ("startup --tries 0", "--tries must be at least 1"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence_and_exit_code_2(line, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir())

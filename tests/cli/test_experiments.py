@@ -1,0 +1,167 @@
+"""Experiments say how they are started and what they aim at, and what they say runs."""
+
+import itertools
+import re
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from repository import ROOT
+
+from semcorr.cli.compose import expand_list_overrides
+from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.run_dir import config_hash
+from semcorr.train import train
+
+pytestmark = pytest.mark.integration
+
+FOLDER = conf_dir() / "experiment"
+PAGE = ROOT / "docs" / "reproduce.md"
+NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+TABLES = [name for name in NAMES if name.startswith("tables/")]
+SWEEPS = [name for name in NAMES if name.startswith("sweep_") or (name in TABLES and name != "tables/geo_aware_1")]
+COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`\n]*)"
+SMALLER = {  # where an experiment names what only fits a large backbone
+    "geo_aware/released": ["loss.trained_grid=4"],
+    "marco": ["finetune.blocks=2", "finetune.width=8"],
+    "heads/wide": ["backbone.layers=[2,3]"],
+    "heads/pose_variant": ["backbone.layers=[2,3]"],
+}
+NARROW = ["head.out=32", "head.width=8", "head.groups=4"]  # of GeoAware-SC's head, whoever has it
+
+QUICK_TABLES = {"tables/unified_5", "tables/geo_aware_1", "tables/geo_aware_2", "tables/course_1"}  # the rest is slow
+
+
+def with_slow_tables(names: list[str]) -> list:
+    """Composing and training all tables takes minutes."""
+    slow = [name for name in names if name in TABLES and name not in QUICK_TABLES]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+experiments = pytest.mark.parametrize("name", with_slow_tables(NAMES))
+tables = pytest.mark.parametrize("name", TABLES)
+
+
+def head_comment(name: str) -> str:
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Verbs and what follows them. scripts/pose_prediction.py composes as evaluate does."""
+    found = [(verb or "evaluate", line.partition("  #")[0]) for verb, line in re.findall(COMMAND, text)]
+    return [(verb, line.replace("-m ", "")) for verb, line in found if "..." not in line]
+
+
+def jobs(command: str) -> list[list[str]]:
+    """What a sweep makes of a line: every combination of values told by commas, but for those of lists."""
+    overrides = [word.partition("=") for word in command.split() if "=" in word]
+    told = [[f"{key}={value}" for value in re.split(r",(?![^\[]*\])", values)] for key, _, values in overrides]
+    return [expand_list_overrides(job) for job in itertools.product(*told)]
+
+
+@cache
+def composed(name: str) -> list[DictConfig]:
+    """The jobs of an experiment that is a sweep, as Hydra composes them."""
+    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
+        whole = compose("train", [f"experiment={name}"], return_hydra_config=True)
+        lines = jobs(" ".join(f"{key}={values}" for key, values in whole.hydra.sweeper.params.items()))
+        return [compose("train", [f"experiment={name}", *line, "run_dir=run"]) for line in lines]
+
+
+def hashes(*names: str) -> set[str]:
+    return {config_hash(cfg) for name in names for cfg in composed(f"tables/{name}")}
+
+
+@pytest.mark.sampled(8)
+@experiments
+def test_the_head_comment_holds_commands_that_are_understood_and_figures(config, name):
+    comment = head_comment(name)
+
+    assert any(f"experiment={name}" in re.split("[ ,]", line) for _, line in commands(comment))
+    assert re.search(r"\d\d\.\d( |$)", comment, re.MULTILINE)
+    for verb, line in commands(comment):
+        for overrides in jobs(line):
+            config(verb, *overrides)
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", with_slow_tables(SWEEPS))
+def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(name):
+    found = composed(name)
+
+    assert len({config_hash(cfg) for cfg in found}) == len(found) > (0 if name in TABLES else 4)
+
+
+@pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))
+def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
+    """In every row: one that names its read-out or pixels must not win over the table."""
+    expected = {"unified": ("visual_ai", None), "geo_aware": ("geoaware", "window_15_zero"), "course": ("dift", None)}
+    paper = name.removeprefix("tables/").rpartition("_")[0]
+    protocol, first = ("semcorr", "argmax") if name == "tables/course_3" else expected[paper]
+
+    for cfg in composed(name):
+        assert cfg.protocol.name == protocol
+        assert cfg.data.resize == cfg.protocol.resize
+        assert cfg.localise._target_.endswith("ReadoutList" if first else "ProtocolReadout")
+        assert cfg.localise.get("rules", [None])[0] == first
+
+
+@pytest.mark.slow
+def test_tables_share_the_runs_they_have_in_common(config):
+    """So that in one `run_dir` nothing is computed twice."""
+    assert hashes("unified_8") < hashes("unified_a1")
+    assert hashes("unified_9") < hashes("unified_a2")
+    assert hashes("unified_6") < hashes("unified_a1") & hashes("unified_a2")
+    assert len(hashes("unified_7") & hashes("unified_8")) == 2  # frozen, and the last block
+    assert hashes("geo_aware_2") == hashes("geo_aware_3") == hashes("geo_aware_4")
+    assert hashes("geo_aware_11") < hashes("geo_aware_5")
+    assert hashes("geo_aware_7", "geo_aware_11") < hashes("geo_aware_3")
+    pascal = "data=pf_pascal scheduler=constant trainer.max_epochs=85 pairs=plain experiment/geo_aware=baseline"
+    assert config_hash(config("train", "experiment=tables/geo_aware_3", *pascal.split())) in hashes("geo_aware_10")
+
+
+@pytest.mark.sampled(8)
+@experiments
+def test_a_way_to_tune_that_is_typed_is_not_changed_by_the_experiment(config, name):
+    """An experiment that sets `finetune.blocks` by itself would train two blocks of a backbone said to be frozen."""
+    assert config("train", f"experiment={name}", "finetune=frozen").finetune.blocks == 0
+    assert config("train", f"experiment={name}", "finetune=lora").finetune.blocks is None
+
+
+def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
+    assert config("evaluate", "finetune=lora").finetune.blocks is None
+
+
+# Of a table this is its first row. The others differ from it by what other experiments train here: the heads of
+# unified/, the losses and pairs of geo_aware/; by backbones, which are replaced; and by how many blocks move.
+@pytest.mark.sampled(16)
+@experiments
+def test_it_trains_on_tiny_parts(config, tiny, name):
+    plain = config("train", f"experiment={name}", *tiny)
+    line = [*tiny, *SMALLER.get(name, []), "backbone.size=32", "data.batch_size=2", "trainer.fast_dev_run=true"]
+    line += NARROW if plain.head._target_.endswith("Aggregation") else []
+    line += ["~backbone.components"] if "components" in plain.backbone else []  # tiny has none
+
+    scores = train(config("train", f"experiment={name}", *line))
+
+    assert scores["pairs"] == 2  # those a fast_dev_run looks at
+    trained = plain.finetune.blocks != 0 or not plain.head._target_.endswith("Cosine")
+    assert (scores["trained_parameters"] > 0) == trained
+
+
+@tables
+def test_the_page_has_a_row_for_each_table(name):
+    assert f"experiment={name}" in PAGE.read_text()
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_is_understood(config):
+    text = PAGE.read_text()
+    found = [*commands(text), *(("train", line) for line in re.findall(r"`(experiment=tables/[^`]*)`", text))]
+
+    assert len(found) > len(TABLES)
+    for verb, line in found:
+        for overrides in jobs(line):
+            config(verb, *overrides)

@@ -1,0 +1,198 @@
+"""Augmented pairs: keypoints stay on what they name, and an option does what it says."""
+
+import pytest
+import torch
+from augmented_pairs import KINDS, PLACES, SIDE, SWAP, away, chance, equal, pair_of, record, seen
+from torch.testing import assert_close
+
+from semcorr.core.errors import UserError
+from semcorr.data.augment import (
+    Augmentation,
+    GeometricChange,
+    mirror_view,
+    transform_annotations,
+    transform_colours,
+    transform_pixels,
+)
+from semcorr.data.proposal_flow import PFWillow
+
+
+def blobs(places: torch.Tensor) -> torch.Tensor:
+    """A bright Gaussian of its own at every place, each alone in its image."""
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    squared = (x - places[:, 0, None, None]) ** 2 + (y - places[:, 1, None, None]) ** 2
+    return torch.exp(-squared / (2 * 2.0**2))
+
+
+# -- a pair --
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", range(3))
+def test_a_blob_painted_at_a_keypoint_is_found_at_the_augmented_keypoint(kind, number):
+    geometry = KINDS[kind].geometry(chance(number))
+    painted, found = blobs(PLACES), 0
+    moved = transform_annotations(seen(), geometry, SWAP)
+    row_of = {i: i for i in range(5)} if not geometry.mirrored else dict(enumerate(SWAP))
+
+    for i in moved.visible.nonzero().flatten().tolist():
+        blob = transform_pixels(painted[row_of[i]].expand(3, -1, -1), geometry)[0]
+        spread = 8  # of a blob, enlarged
+        if ((moved.keypoints[i] < spread) | (moved.keypoints[i] > SIDE - spread)).any():
+            continue  # cut off by the border: its centre of mass is elsewhere
+        grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy"), -1)
+        centre = (blob[..., None] * grid).sum((0, 1)) / blob.sum()
+        assert_close(centre, moved.keypoints[i], atol=0.3, rtol=0)
+        found += 1
+    assert found >= 2
+
+
+def test_an_augmented_pair_has_the_pixels_of_its_geometry_and_colours():
+    """The whole call, against its parts drawn again: colours of both images, then their geometry."""
+    augment, pair = KINDS["all"], pair_of(seen(), seen(image=torch.rand(3, SIDE, SIDE)))
+
+    found = augment(pair, record(), chance(3))
+
+    again = chance(3)
+    colours = [augment.colours(again) for _ in range(2)]
+    for before, after, colour in zip(pair[:2], found[:2], colours, strict=True):
+        geometry = augment.geometry(again)
+        expected = transform_annotations(before, geometry, SWAP)
+        assert equal(
+            after, expected._replace(image=transform_pixels(transform_colours(before.image, colour), geometry))
+        )
+    assert not equal(colours[0], colours[1])
+    assert found.extent == pair.extent
+
+
+def test_a_mirror_image_exchanges_left_and_right():
+    hidden = seen()._replace(visible=torch.tensor([False, True, True, True, True]))
+
+    found = mirror_view(hidden, SWAP)
+
+    assert found.keypoints[0].tolist() == [127 - 83.5, 40.0]  # row 0 is what row 1 was
+    assert found.visible.tolist() == [True, False, True, True, True]
+    assert found.box.tolist() == [27.0, 30.0, 107.0, 105.0]
+
+
+def test_mirroring_twice_changes_nothing():
+    view, once = seen(), GeometricChange(mirrored=True)
+
+    assert equal(mirror_view(mirror_view(view, SWAP), SWAP), view)
+    assert torch.equal(transform_pixels(transform_pixels(view.image, once), once), view.image)
+
+
+def test_a_symmetric_image_and_its_mirror_image_have_the_same_keypoints():
+    """If rows were not exchanged, the left keypoint of one would be matched to the right one of the other."""
+    places = torch.tensor([[40.0, 50.0], [87.0, 50.0], [30.0, 90.0], [63.5, 70.0], [97.0, 90.0]])
+    image = blobs(places).sum(0).expand(3, -1, -1)
+    view = seen(image, places)
+
+    found = transform_annotations(view, GeometricChange(mirrored=True), SWAP)
+
+    assert torch.equal(found.keypoints, view.keypoints)
+    assert_close(transform_pixels(image, GeometricChange(mirrored=True)), image)
+
+
+def test_a_keypoint_that_leaves_the_square_is_not_visible_any_more():
+    moved = transform_annotations(seen(), GeometricChange(warp=away(0.5)), None)  # 64 pixels to the left
+
+    assert moved.visible.tolist() == [False, True, False, True, True]
+    assert_close(moved.keypoints[1], torch.tensor([19.5, 40.0]), atol=1e-4, rtol=0)
+    assert_close(moved.box, torch.tensor([-0.5, 30.0, 36.0, 105.0]), atol=1e-4, rtol=0)
+
+
+def test_a_keypoint_that_was_not_visible_does_not_appear():
+    hidden = seen()._replace(visible=torch.zeros(5, dtype=torch.bool))
+
+    assert not transform_annotations(hidden, GeometricChange(True, away(0.1)), SWAP).visible.any()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_box_stays_around_the_object(number):
+    view, geometry = seen(), KINDS["all"].geometry(chance(number))
+    x1, y1, x2, y2 = view.box.long().tolist()
+    image = torch.zeros(3, SIDE, SIDE)
+    image[:, y1 : y2 + 1, x1 : x2 + 1] = 1
+
+    box = transform_annotations(view, geometry, SWAP).box
+
+    y, x = (transform_pixels(image, geometry)[0] > 0.5).nonzero().T
+    object_box = torch.stack((x.min(), y.min(), x.max(), y.max())).float()
+    assert_close(box, object_box, atol=1.5, rtol=0)
+
+
+def test_ambiguity_is_that_of_what_is_still_visible(monkeypatch):
+    """Row 1 has its twin, row 0, in the target; cut away, nothing can be mistaken for it."""
+    for warp, expected in ((None, [True, True]), (away(0.5), [False, False])):
+        drawn = iter([GeometricChange(), GeometricChange(warp=warp)])
+        monkeypatch.setattr(Augmentation, "geometry", lambda self, chance, drawn=drawn: next(drawn))
+        found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
+        assert found.ambiguous[:2].tolist() == expected
+
+
+def test_a_draw_that_leaves_nothing_shared_is_drawn_again(monkeypatch):
+    draws = [GeometricChange(), GeometricChange(warp=away(2.0)), GeometricChange(), GeometricChange(warp=away(0.1))]
+    drawn = iter(draws)
+    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: next(drawn))
+
+    found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
+
+    assert found.shared.all()
+    assert equal(found.target.image, transform_pixels(seen().image, draws[3]))
+
+
+def test_a_pair_that_no_draw_leaves_anything_of_keeps_its_geometry(monkeypatch):
+    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: GeometricChange(warp=away(2.0)))
+    pair = pair_of(seen(), seen())
+
+    found = Augmentation(shift=0.1)(pair, record(groups=()), chance(0))
+
+    assert equal(found, pair)
+
+
+def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
+    """Only the left keypoint is visible in both images: either both are mirrored, or neither."""
+    left = seen()._replace(visible=torch.tensor([True, False, False, False, False]))
+
+    for number in range(20):
+        found = Augmentation(flip=0.5)(pair_of(left, left), record(), chance(number))
+        assert found.shared.sum() == 1
+        assert equal(found.source, found.target)
+
+
+# -- options --
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "`augment.flip` must be between 0, which is off, and 1, got 1.5"),
+        ({"rotate": -5}, "`augment.rotate` must be between 0, which is off, and 180, got -5"),
+        ({"thin_plate": float("nan")}, "`augment.thin_plate` must be between 0, which is off, and 0.2, got nan"),
+        ({"hue": 1}, "`augment.hue` must be between 0, which is off, and 0.5, got 1"),
+    ],
+)
+def test_an_option_out_of_range_is_told_its_range(options, message):
+    with pytest.raises(UserError) as error:
+        Augmentation(**options)
+
+    assert str(error.value) == message
+
+
+def test_turning_one_option_changes_no_other():
+    plain, more = Augmentation(rotate=30), Augmentation(rotate=30, flip=0.5, brightness=0.4)
+
+    assert torch.equal(plain.geometry(chance(5)).warp.affine, more.geometry(chance(5)).warp.affine)
+
+
+def test_mirroring_without_a_permutation_is_refused_as_the_pairs_are_read(monkeypatch):
+    data = PFWillow(root=".", size=32)
+    monkeypatch.setattr(data, "pairs", lambda split: [record(flip=None)])
+    data.augment = Augmentation(rotate=10)
+    data.setup("fit")
+
+    data.augment = Augmentation(flip=0.5)
+    with pytest.raises(UserError, match=r"`augment\.flip`: pf_willow does not say .* cat\. Set augment\.flip=0"):
+        data.setup("fit")

@@ -1,0 +1,105 @@
+import csv
+
+import pytest
+from tiny_benchmarks import picture
+
+from semcorr.core.errors import UserError
+from semcorr.data.dataset import PairDataset
+from semcorr.data.pairs_csv import PairsCSV
+
+HEADER = ["source_image", "target_image", "XA", "YA", "XB", "YB", "category", "box"]
+ROWS = [
+    ["a/one.png", "a/two.png", "1;2.5;;4", "5;6;;8", "9;;11;12", "13;;15;16", "cup", "2;3;32;23"],
+    ["a/two.png", "a/one.png", "7", "8", "9", "10", "shoe", "0;0;10;12"],
+]
+
+
+def write(root, rows=ROWS, header=HEADER, name="pairs.csv", encoding="utf-8"):
+    for stem in ("one", "two"):
+        picture(root / "a" / f"{stem}.png")
+    with (root / name).open("w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(root)
+
+
+def test_a_row_is_a_pair_and_an_empty_number_a_point_not_visible(tmp_path):
+    first, second = PairsCSV(root=write(tmp_path), size=32).pairs("test")
+
+    assert (first.source.name, first.target.name, first.category) == ("a/one", "a/two", "cup")
+    assert first.source.visible.tolist() == [True, True, False, True]
+    assert first.target.visible.tolist() == [True, False, True, True]
+    assert first.source.keypoints[1].tolist() == [2.5, 6]
+    assert second.source.visible.tolist() == [True, False, False, False]  # padded: batches are rectangular
+
+
+EXTENTS = {"image": 40, "box": 30, "keypoints": 3}
+
+
+@pytest.mark.parametrize(("extent", "expected"), EXTENTS.items())
+def test_alpha_is_a_fraction_of_what_the_option_says(tmp_path, extent, expected):
+    assert PairsCSV(root=write(tmp_path), size=32, extent=extent).pairs("test")[0].extent == expected
+
+
+def test_category_and_box_may_be_left_out(tmp_path):
+    root = write(tmp_path, [row[:6] for row in ROWS], HEADER[:6])
+
+    pair = PairsCSV(root=root, size=32).pairs("test")[0]
+
+    assert pair.category == "object"
+    assert pair.extent == 40
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    assert len(PairsCSV(root=write(tmp_path, encoding="utf-8-sig"), size=32).pairs("test")) == 2
+
+
+def test_each_split_has_its_file(tmp_path):
+    write(tmp_path)
+    root = write(tmp_path, ROWS[:1], name="train.csv")
+    data = PairsCSV(root=root, size=32, train="train.csv")
+
+    assert [len(data.pairs(split)) for split in ("train", "test")] == [1, 2]
+    with pytest.raises(UserError, match="no split 'val'; it has train, test"):
+        data.pairs("val")
+
+
+def test_samples_come_out_of_it(tmp_path):
+    sample = PairDataset(PairsCSV(root=write(tmp_path), size=32).pairs("test"), 32, "squash")[0]
+    assert sample.shared.tolist() == [True, False, False, True]
+    assert sample.source.image.shape == (3, 32, 32)
+
+
+def changed(column: str, value: str) -> list[list[str]]:
+    row = list(ROWS[0])
+    row[HEADER.index(column)] = value
+    return [row, ROWS[1]]
+
+
+BROKEN = {
+    "more x than y": (changed("YA", "5;6;;8;9"), {}, ["line 2", "XA has 4 numbers, YA 5"]),
+    "more points in one image": (changed("XB", "1;2"), {}, ["line 2", "XB has 2 numbers"]),
+    "half a point": (changed("XA", "1;2.5;3;4"), {}, ["line 2", "point 3 has only a number in XA"]),
+    "a word": (changed("XA", "1;x;;4"), {}, ["line 2", "XA holds 'x'"]),
+    "a box of three": (changed("box", "1;2;3"), {"extent": "box"}, ["line 2", "'1;2;3'", "must be x1;y1;x2;y2"]),
+    "no box": (changed("box", ""), {"extent": "box"}, ["line 2", "needs the target's box", "this row has none in its"]),
+    "a missing image": (changed("source_image", "a/three.png"), {}, ["three.png does not exist"]),
+    "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["no keypoint visible in both"]),
+    "a short row": ([ROWS[0][:3]], {}, ["line 2", "not as many columns"]),
+    "an unknown extent": (ROWS, {"extent": "boxes"}, ["`data.extent` must be one of image, box, keypoints"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "options", "words"), BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_read_is_refused_with_its_line(tmp_path, rows, options, words):
+    with pytest.raises(UserError) as caught:
+        PairsCSV(root=write(tmp_path, rows), size=32, **options).pairs("test")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
+    root = write(tmp_path, [row[:5] for row in ROWS], HEADER[:5])
+    with pytest.raises(UserError, match="has no column YB"):
+        PairsCSV(root=root, size=32).pairs("test")
+    with pytest.raises(UserError, match=r"mine\.csv does not exist"):
+        PairsCSV(root=root, size=32, test="mine.csv").pairs("test")

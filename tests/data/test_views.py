@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from semcorr.core.coords import from_view
+from semcorr.data.dataset import make_view
+from semcorr.data.record import ImageRecord
+from semcorr.data.views import fit_to_square, load_image, render_image
+
+SIZES = [(400, 200), (150, 310), (97, 101), (60, 40)]  # wide, tall, odd, enlarged
+
+
+def record(path: Path, size: tuple[int, int], keypoints: list[list[float]]) -> ImageRecord:
+    points = torch.tensor(keypoints, dtype=torch.float32)
+    return ImageRecord("one", path, size, points, torch.ones(len(points), dtype=torch.bool), (10.0, 5.0, 30.0, 25.0))
+
+
+def centroid(image: torch.Tensor, near: torch.Tensor, reach: int) -> torch.Tensor:
+    """Centre of brightness around a point."""
+    x, y = near.round().long().tolist()
+    top, left = max(y - reach, 0), max(x - reach, 0)
+    window = image.mean(0)[top : y + reach + 1, left : x + reach + 1]
+    rows, columns = torch.arange(window.shape[0]) + top, torch.arange(window.shape[1]) + left
+    return torch.stack((window.sum(0) @ columns.float(), window.sum(1) @ rows.float())) / window.sum()
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", [(0.25, 0.3), (0.6, 0.8), (0.9, 0.15)])
+def test_a_dot_drawn_at_a_keypoint_lands_at_the_keypoint_of_the_view(tmp_path, resize, size, place):
+    x, y = round(place[0] * size[0]), round(place[1] * size[1])
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[y - 2 : y + 3, x - 2 : x + 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "dot.png")
+
+    seen = make_view(record(tmp_path / "dot.png", size, [[x, y]]), side=112, resize=resize)
+
+    found = centroid(seen.image, seen.keypoints[0], reach=2 + round(4 * max(seen.scale.tolist())))
+    assert_close(found, seen.keypoints[0], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("size", SIZES)
+def test_from_view_leads_back_to_original_pixels(tmp_path, resize, size):
+    points = torch.rand(6, 2) * torch.tensor(size)
+
+    seen = make_view(record(tmp_path, size, points.tolist()), side=112, resize=resize, pixels=False)
+
+    assert_close(from_view(seen.keypoints, seen.scale, seen.offset), points, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_letterbox_keeps_the_aspect_to_a_pixel(size):
+    how = fit_to_square(size, side=112, resize="letterbox")
+
+    assert max(how.size) == 112
+    assert abs(how.size[0] * size[1] / size[0] - how.size[1]) <= 0.5 * max(size[1] / size[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "inside"),
+    [((400, 200), (slice(25, 75), slice(0, 100))), ((200, 400), (slice(0, 100), slice(25, 75)))],
+)
+def test_letterbox_pads_with_black_on_both_sides(size, inside):
+    white = Image.new("RGB", size, "white")
+
+    square = render_image(white, 100, fit_to_square(size, 100, "letterbox"))
+
+    expected = torch.zeros(3, 100, 100)
+    expected[:, inside[0], inside[1]] = 1
+    assert_close(square, expected)
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [("letterbox", [9.625, 29.625, 49.625, 54.625]), ("squash", [9.625, 9.75, 49.625, 59.75])],
+)
+def test_the_box_follows_the_image(tmp_path, resize, expected):
+    boxed = record(tmp_path, (400, 200), [[0.0, 0.0]])._replace(box=(40.0, 20.0, 200.0, 120.0))
+
+    seen = make_view(boxed, side=100, resize=resize, pixels=False)
+
+    assert seen.box.tolist() == expected  # (40 + .5) / 4 - .5, and so on; letterbox adds 25 rows above
+
+
+def test_a_square_of_the_right_size_passes_unchanged():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+    square = render_image(Image.fromarray(pixels), 32, fit_to_square((32, 32), 32, "squash"))
+
+    assert_close(square, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+
+    assert load_image(tmp_path / "turned.jpg").size == (40, 20)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_colour_mode_is_read_as_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / f"one.{suffix}")
+
+    square = render_image(load_image(tmp_path / f"one.{suffix}"), 8, fit_to_square((8, 8), 8, "squash"))
+
+    assert_close(square, torch.ones(3, 8, 8), atol=0.01, rtol=0)

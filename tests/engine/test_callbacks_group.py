@@ -1,0 +1,231 @@
+"""What Lightning takes is honoured beside our own or refused: every argument of its Trainer, callbacks, loggers."""
+
+import inspect
+import random
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import OmegaConf
+
+from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_trainer, check_config
+from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks
+from semcorr.engine.loggers import CSVScalarLogger, TensorBoardSideLogger
+from semcorr.engine.saved_config import read_run_config
+from semcorr.engine.trainer_options import INDEPENDENT_OPTIONS, check_numbers, check_trainer, is_ordinary
+from semcorr.evaluate import evaluate
+
+pytestmark = pytest.mark.integration
+
+DDP = {"_target_": "lightning.pytorch.strategies.DDPStrategy", "find_unused_parameters": True}
+HONOURED = {  # of the trainer: what is typed, and where it is then seen
+    "accelerator": ("cpu", lambda made: type(made.accelerator).__name__ == "CPUAccelerator"),
+    "strategy": (DDP, lambda made: isinstance(made.strategy, DDPStrategy)),
+    "devices": (1, lambda made: made.num_devices == 1),
+    "num_nodes": (1, lambda made: made.num_nodes == 1),
+    "precision": ("bf16-mixed", lambda made: made.precision == "bf16-mixed"),
+    "fast_dev_run": (2, lambda made: made.fast_dev_run == 2),
+    "max_epochs": (5, lambda made: made.max_epochs == 5),
+    "min_epochs": (2, lambda made: made.min_epochs == 2),
+    "max_steps": (7, lambda made: made.max_steps == 7),
+    "min_steps": (3, lambda made: made.min_steps == 3),
+    "max_time": ("00:01:00:00", lambda made: any(type(each).__name__ == "Timer" for each in made.callbacks)),
+    "limit_train_batches": (3, lambda made: made.limit_train_batches == 3),
+    "limit_val_batches": (0.5, lambda made: made.limit_val_batches == 0.5),
+    "limit_test_batches": (3, lambda made: made.limit_test_batches == 3),
+    "limit_predict_batches": (3, lambda made: made.limit_predict_batches == 3),
+    "val_check_interval": (0.5, lambda made: made.val_check_interval == 0.5),
+    "check_val_every_n_epoch": (2, lambda made: made.check_val_every_n_epoch == 2),
+    "num_sanity_val_steps": (2, lambda made: made.num_sanity_val_steps == 2),
+    "log_every_n_steps": (3, lambda made: made.log_every_n_steps == 3),
+    "enable_progress_bar": (False, lambda made: made.progress_bar_callback is None),
+    "enable_model_summary": (True, lambda made: any("ModelSummary" in type(e).__name__ for e in made.callbacks)),
+    "accumulate_grad_batches": (2, lambda made: made.accumulate_grad_batches == 2),
+    "gradient_clip_val": (0.5, lambda made: made.gradient_clip_val == 0.5),
+    "gradient_clip_algorithm": ("value", lambda made: made.gradient_clip_algorithm == "value"),
+    "deterministic": (False, lambda made: True),
+    "benchmark": (True, lambda made: True),
+    "inference_mode": (False, lambda made: made.test_loop.inference_mode is False),
+    "profiler": ("simple", lambda made: isinstance(made.profiler, SimpleProfiler) and made.profiler.dirpath),
+    "detect_anomaly": (True, lambda made: made._detect_anomaly),
+    "sync_batchnorm": (True, lambda made: made._accelerator_connector._layer_sync is not None),
+    "plugins": (
+        [{"_target_": "lightning.fabric.plugins.environments.LightningEnvironment"}],
+        lambda made: type(made._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment",
+    ),
+    "enable_autolog_hparams": (False, lambda made: made.enable_autolog_hparams is False),
+}
+CHECKPOINTS = {"_target_": "lightning.fabric.plugins.TorchCheckpointIO"}
+REFUSED = {
+    "logger": False, "callbacks": [], "default_root_dir": "x", "barebones": True, "model_registry": "mine",
+    "overfit_batches": 3, "reload_dataloaders_every_n_epochs": 1, "use_distributed_sampler": True,
+    "enable_checkpointing": False,
+}  # fmt: skip
+
+
+def test_every_argument_of_the_trainer_is_one_or_the_other():
+    names = {*inspect.signature(Trainer.__init__).parameters} - {"self"}
+
+    assert names - {"model_registry"} <= HONOURED.keys() | REFUSED.keys()
+    assert not HONOURED.keys() & REFUSED.keys()
+
+
+@pytest.fixture
+def training(config, tiny):
+    return config("train", *tiny)
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("key", HONOURED)
+def test_an_option_of_the_trainer_is_seen_on_it(training, tmp_path, key):
+    value, is_seen = HONOURED[key]
+    OmegaConf.update(training, f"trainer.{key}", value, force_add=True)
+    check_config(training)
+
+    assert is_seen(build_trainer(training, tmp_path, callbacks=checkpoint_callbacks(tmp_path)))
+
+
+def test_an_option_that_the_configuration_does_not_list_is_typed_like_any_other(config, tiny, tmp_path):
+    trainer = made(config, tmp_path, *tiny, "trainer.enable_progress_bar=false", "trainer.limit_test_batches=3")
+
+    assert trainer.progress_bar_callback is None
+    assert trainer.limit_test_batches == 3
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_an_option_that_a_run_settles_itself_is_refused(training, key):
+    OmegaConf.update(training, f"trainer.{key}", REFUSED[key], force_add=True)
+
+    with pytest.raises(UserError, match=rf"^`trainer\.{key}`: .+[.]$"):
+        check_config(training) or check_trainer(training)
+
+
+INDEPENDENT_VALUES = {
+    "precision": ("32-true", "bf16-mixed", "16-mixed", 32, 16, None),
+    "max_epochs": (1, 10**6),
+    "gradient_clip_val": (None, 0, 0.5, 1e6),
+    "accumulate_grad_batches": (1, 10**6),
+    "log_every_n_steps": (None, 1, 10**6),
+    "fast_dev_run": (False, True, 0, 1, 7),
+    "num_sanity_val_steps": (None, -1, 0, 3),
+    "use_distributed_sampler": (None, False),
+    "enable_model_summary": (None, False, True),
+    "enable_progress_bar": (None, False, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(8))
+def test_lightning_takes_what_is_not_built_on_trial(config, tiny, seed):
+    """Random choices of all independent options: a trial that is left out must never have refused."""
+    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    chooser = random.Random(seed)
+    for key in INDEPENDENT_OPTIONS:
+        OmegaConf.update(trainer, key, chooser.choice(INDEPENDENT_VALUES[key]), force_add=True)
+    check_numbers(OmegaConf.to_container(trainer))
+
+    assert is_ordinary(trainer)
+    assert instantiate(trainer, logger=False).num_devices == 1
+
+
+@pytest.mark.parametrize("key", ["max_time", "strategy", "devices", "limit_test_batches", "accelerator", "profiler"])
+def test_a_trainer_with_any_other_option_is_built_on_trial(config, tiny, key):
+    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    OmegaConf.update(trainer, key, "other", force_add=True)
+
+    assert not is_ordinary(trainer)
+
+
+@pytest.mark.parametrize("node", [CHECKPOINTS, {"_target_": "lightning.pytorch.plugins.HalfPrecision"}])
+def test_a_plugin_that_would_be_replaced_is_refused(training, node):
+    OmegaConf.update(training, "trainer.plugins", node, force_add=True)
+
+    with pytest.raises(UserError, match=r"^`trainer\.plugins`: "):
+        check_config(training)
+
+
+def made(config, tmp_path, *line: str) -> Trainer:
+    cfg = config("train", *expand_list_overrides(line))
+    check_config(cfg)
+    return build_trainer(cfg, tmp_path, callbacks=checkpoint_callbacks(tmp_path))
+
+
+def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
+    monitor = "+callbacks.lr={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: epoch}"
+    trainer = made(config, tmp_path, *tiny, "callbacks=early_stopping", "callbacks.early_stopping.patience=7", monitor)
+
+    (stopping,) = (each for each in trainer.callbacks if isinstance(each, EarlyStopping))
+    assert stopping.patience == 7
+    assert {each.logging_interval for each in trainer.callbacks if isinstance(each, LearningRateMonitor)} == {
+        "step",
+        "epoch",
+    }
+    assert any(isinstance(each, TrainingProgressBar) for each in trainer.callbacks)
+
+
+def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(config, tiny, tmp_path):
+    trainer = made(config, tmp_path, *tiny, "+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar")
+
+    assert isinstance(trainer.progress_bar_callback, TQDMProgressBar)
+
+
+class Counted(Callback):
+    batches = 0
+
+    def on_test_batch_end(self, *args: object, **kwargs: object) -> None:
+        Counted.batches += 1
+
+
+def test_an_evaluation_calls_them_too(config, tiny):
+    evaluate(config("evaluate", *tiny, f"+callbacks.mine._target_={__name__}.Counted"))
+
+    assert Counted.batches > 0
+
+
+@pytest.mark.parametrize(
+    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.tensorboard"]
+)
+def test_several_loggers_write_side_by_side(config, tiny, tmp_path, line):
+    kinds = [type(each) for each in made(config, tmp_path, *tiny, line).loggers]
+
+    assert kinds == [CSVScalarLogger, TensorBoardSideLogger]
+
+
+def test_a_logger_of_lightning_is_given_no_more_than_it_takes(config, tiny, tmp_path):
+    line = "+logger.mine={_target_: lightning.pytorch.loggers.TensorBoardLogger, name: x}"
+    loggers = made(config, tmp_path, *tiny, "logger=tensorboard", line).loggers
+
+    assert [isinstance(each, TensorBoardLogger) for each in loggers] == [False, True, True]
+
+
+def save(cfg, folder: Path) -> None:
+    content = OmegaConf.to_container(cfg, resolve=True)
+    content["provenance"] = {"backbone": "x", "weights_sha256": None}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(content))
+
+
+def test_a_saved_callback_is_called_only_where_it_is_installed_or_typed(config, tiny, tmp_path):
+    foreign = "+callbacks.mine._target_=os.system"
+    save(config("train", *tiny, "callbacks=early_stopping", foreign), tmp_path / "old")
+    line = [f"checkpoint={tmp_path / 'old'}"]
+
+    assert read_run_config(tmp_path / "old").callbacks == {}
+    with pytest.raises(UserError, match=r"callbacks\.mine\._target_.* is 'os\.system', which no installed file"):
+        merge_checkpoint_config(config("train", *line), line)
+    assert merge_checkpoint_config(config("evaluate", *line), line).callbacks == {}
+
+
+def test_a_run_that_goes_on_has_its_callbacks(config, tiny, tmp_path):
+    save(config("train", *tiny, "callbacks=early_stopping", "logger=tensorboard"), tmp_path / "old")
+    line = [f"checkpoint={tmp_path / 'old'}"]
+
+    assert merge_checkpoint_config(config("train", *line), line).callbacks.early_stopping.patience == 3

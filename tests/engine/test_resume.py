@@ -1,0 +1,61 @@
+"""Going on with a run: where it was, and no further than its learning rate was laid out."""
+
+import pytest
+import torch
+
+from semcorr.core.errors import UserError
+from semcorr.engine.module import CorrespondenceModule
+from semcorr.train import train
+
+QUICK = ["finetune.blocks=1", "data.steps=3", "data.batch_size=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_two_batches_see_the_same_random_numbers_and_a_resumed_run_sees_them_again(
+    config, tiny, monkeypatch, accumulate
+):
+    """Also where several batches make one step: three batches to an epoch, broken off in the second."""
+    seeds, step = [], CorrespondenceModule.training_step
+
+    def noted(module: CorrespondenceModule, batch) -> torch.Tensor:
+        seeds.append(torch.initial_seed())
+        if len(seeds) == 5:
+            raise InterruptedError
+        return step(module, batch)
+
+    monkeypatch.setattr(CorrespondenceModule, "training_step", noted)
+    cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=2", f"trainer.accumulate_grad_batches={accumulate}")
+    with pytest.raises(InterruptedError):
+        train(cfg)
+    cfg.checkpoint = cfg.run_dir
+    train(cfg)
+
+    place = [seed - 42 * 1_000_003 for seed in seeds]
+    assert place == [0, 1, 2, 3, 4, 3, 4, 5]  # the last two anew after the break
+
+
+@pytest.mark.slow
+def test_a_run_whose_rate_was_laid_out_for_fewer_steps_is_not_made_longer(config, tiny, tmp_path):
+    """Three steps of an epoch; two more epochs would need nine. The run stays what it was."""
+    train(config("train", *tiny, *QUICK, "trainer.max_epochs=1"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    longer = config("train", *tiny, *QUICK, "trainer.max_epochs=3")
+    longer.checkpoint = longer.run_dir
+
+    with pytest.raises(UserError, match=r"laid out for 3 steps, and would have to last for 9\. .*scheduler=constant"):
+        train(longer)
+
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_run_at_a_constant_rate_may_be_made_longer(config, tiny, tmp_path):
+    line = [*tiny, *QUICK, "scheduler=constant"]
+    train(config("train", *line, "trainer.max_epochs=1"))
+    longer = config("train", *line, "trainer.max_epochs=3")
+    longer.checkpoint = longer.run_dir
+
+    train(longer)
+
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9

@@ -1,0 +1,171 @@
+"""What loggers leave: an offline W&B run read back from its own file; the same scalars in TensorBoard and CSV."""
+
+import csv
+import json
+import struct
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from semcorr import train
+
+pytestmark = pytest.mark.integration
+
+BLOCK = 1 << 15
+QUICK = [
+    "finetune.blocks=1",
+    "data.steps=4",
+    "data.batch_size=2",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+]
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    def run(*line: str) -> int:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        monkeypatch.setattr("wandb.login", lambda prompt: False)  # no key, whoever runs this
+        monkeypatch.setattr(sys, "argv", ["semcorr.train", *line])
+        try:
+            train.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """LevelDB's log format after a header of seven bytes: blocks of 32 KiB, records whole (1) or in parts (2, 3, 4)."""
+    assert content[:4] == b":W&B"
+    at, whole = 7, b""
+    while at + 7 <= len(content):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        if at + 7 + length > len(content):  # not all of it is written yet
+            return
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+
+class Read:
+    """An offline run: its records, by kind."""
+
+    def __init__(self, folder: Path) -> None:
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        self.files = path.parent / "files"
+        until = time.monotonic() + 60
+        self.read(path)
+        while not self.exits and time.monotonic() < until:  # W&B's own process writes the last of it when we are done
+            time.sleep(0.1)
+            self.read(path)
+
+    def read(self, path: Path) -> None:
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        self.run, self.exits, self.config = None, [], {}
+        self.history: dict[str, list] = defaultdict(list)
+        self.scalars: dict[str, dict] = defaultdict(dict)  # the last at each step
+        self.summary: dict[str, object] = {}
+        for data in records(path.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            self.take(record)
+
+    def take(self, record) -> None:
+        if record.HasField("run"):
+            self.run = record.run
+            self.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        for item in record.config.update:
+            self.config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for key, value in row.items():
+            self.history[key].append(value)
+            self.scalars[key][row.get("trainer/global_step")] = value
+        for item in record.summary.update:
+            self.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        if record.HasField("exit"):
+            self.exits.append(record.exit.exit_code)
+
+
+def scalars_of(run: Path) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
+        for key, value in row.items():
+            if value and key != "step":
+                found[key][int(row["step"])] = float(value)
+    return dict(found)
+
+
+def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_code(typed, tmp_path, tiny):
+    assert typed(*QUICK, *tiny, "logger=wandb", "run_dir=RUN") == 0
+
+    read = Read(tmp_path / "RUN")
+    scalars = scalars_of(tmp_path / "RUN")
+    assert {"train/loss", "val/geo/pck@0.05", "test/std/pck@0.1", "cost/images_per_second", "cost/memory_gb"} <= set(
+        scalars
+    )
+    assert any(key.startswith("lr-") for key in scalars)
+    for key, values in scalars.items():
+        assert read.scalars[key] == pytest.approx(values), key
+
+    assert len(read.history["val/categories/path"]) == len(read.history["val/matches/path"]) == 2
+    assert len(read.history["val/similarity/path"]) == 2
+    with Image.open(read.files / read.history["val/similarity/path"][0]) as maps:
+        assert maps.height > 500  # two of them at least, below one another
+    for stage, categories in (("val", 4), ("test", 5)):  # one has no pair to validate on
+        table = json.loads((read.files / read.history[f"{stage}/categories/path"][-1]).read_text())
+        assert table["columns"] == ["category", "all", "geo", "std"]
+        assert len(table["data"]) == categories
+        with Image.open(read.files / read.history[f"{stage}/matches/path"][-1]) as page:
+            assert page.width > 800
+    metrics = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
+    table = json.loads((read.files / read.history["test/categories/path"][0]).read_text())
+    assert [row[1] / 100 for row in table["data"]] == pytest.approx(
+        [found["all"]["image"]["0.1"] for found in metrics["category"].values()]
+    )
+
+    assert read.summary["scores/pck/geo/image/0.1"] == metrics["pck"]["geo"]["image"]["0.1"]
+    assert read.config["seed"] == 42
+    assert read.config["provenance"]["packages"]["semcorr"]
+    assert read.exits == [0]
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_are_finished_runs_of_one_group(typed, tmp_path, tiny):
+    """Also the one that fails, which does not swallow the next."""
+    assert typed("-m", *QUICK, *tiny, "finetune.blocks=1,99,2", "logger=wandb", "run_dir=SWEEP") == 2
+
+    first, second = (Read(tmp_path / "SWEEP" / number) for number in "02")
+    assert {first.run.run_group, second.run.run_group} == {"SWEEP"}
+    assert [first.run.display_name, second.run.display_name] == ["train 0", "train 2"]
+    assert first.run.run_id != second.run.run_id
+    assert first.exits == second.exits == [0]
+    assert first.config["finetune"]["blocks"] == 1
+    assert second.config["finetune"]["blocks"] == 2
+
+
+@pytest.mark.slow
+def test_tensorboard_and_csv_hold_the_same_scalars(typed, tmp_path, tiny):
+    assert typed(*QUICK, *tiny, "logger=tensorboard", "run_dir=RUN") == 0
+
+    events = EventAccumulator(str(tmp_path / "RUN" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    written = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    expected = scalars_of(tmp_path / "RUN")
+    assert written.keys() == expected.keys()
+    assert len(expected) > 30
+    for tag, values in expected.items():
+        assert written[tag] == pytest.approx(values, rel=1e-6), tag

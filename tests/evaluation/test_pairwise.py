@@ -1,0 +1,62 @@
+"""A backbone that must see both images of a pair is given both, in training and in evaluation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import open_dict
+from pair_backbones import HalfMixed, Together
+
+from semcorr.core.errors import UserError
+from semcorr.engine.build import build_datamodule_and_module, build_trainer, build_training_parts, score_and_save
+from semcorr.evaluate import evaluate
+
+
+def scored(cfg, kind=None):
+    if kind is not None:
+        with open_dict(cfg):
+            cfg.backbone._target_ = f"{kind.__module__}.{kind.__name__}"
+    module, data = build_datamodule_and_module(cfg)
+    metrics = score_and_save(cfg, build_trainer(cfg, Path(cfg.run_dir)), module, data)
+    return metrics["pck"], module.result.tables["predictions"].drop_columns("score").to_pylist()
+
+
+@pytest.mark.slow
+def test_pairs_encoded_together_score_as_images_encoded_alone_where_nothing_is_mixed(config, tiny):
+    alone = scored(config("evaluate", *tiny))
+    together = scored(config("evaluate", *tiny), Together)
+
+    assert alone[0] == together[0]
+    for a, b in zip(alone[1], together[1], strict=True):
+        assert a.keys() == b.keys()
+        assert a["predicted_x"] == pytest.approx(b["predicted_x"], abs=1e-2)
+
+
+@pytest.mark.slow
+def test_what_the_other_image_adds_is_seen_in_evaluation(config, tiny):
+    assert scored(config("evaluate", *tiny), Together)[1] != scored(config("evaluate", *tiny), HalfMixed)[1]
+
+
+def test_training_gives_both_images_to_the_pair(config, tiny):
+    cfg = config("train", *tiny, "data.batch_size=2")
+    with open_dict(cfg):
+        cfg.backbone._target_ = f"{HalfMixed.__module__}.HalfMixed"
+    module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))
+    batch = next(iter(data.train_dataloader()))
+
+    similarity = module(batch.source, batch.target)
+
+    a, b = module.backbone.pair(batch.source.image, batch.target.image)
+    assert torch.equal(similarity, module.head(a, b, batch.source.keypoints))
+    assert not torch.equal(similarity, module.head(b, a, batch.source.keypoints))
+
+
+def test_a_video_has_no_pairs(config, tiny, monkeypatch):
+    cfg = config("evaluate", *tiny)
+    with open_dict(cfg):
+        cfg.backbone._target_ = f"{Together.__module__}.Together"
+    monkeypatch.setattr("semcorr.data.tapvid.TapVid", type(instantiate(cfg.data, size=64)))
+
+    with pytest.raises(UserError, match="sees images in pairs, which a video has not"):
+        evaluate(cfg)

@@ -1,0 +1,229 @@
+"""Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
+
+import math
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import slow_protocols
+import torch
+from painted_pairs import SIDE, Blots, Painted, run
+from torch import nn
+from torch.testing import assert_close
+
+from semcorr.core.errors import UserError
+from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
+from semcorr.matching.readouts import ReadoutList, parse_readout
+from semcorr.metrics.pck import ALPHAS
+from semcorr.models.heads.cosine import Cosine
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """slow(preset, extent): every row by the slow version, from maps made outside of the evaluation."""
+    root = tmp_path_factory.mktemp("slow")
+
+    def of(protocol, extent):
+        from semcorr.data.views import make_view
+
+        data = Blots(root=str(root), size=SIDE, workers=0)
+        data.extent = extent
+        found = {}
+        for pair in data.records("test"):
+            maps = [
+                Painted()(make_view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
+                for image in (pair.source, pair.target)
+            ]
+            for i in (pair.source.visible & pair.target.visible).nonzero()[:, 0].tolist():
+                points = (pair.source.keypoints[i].tolist(), pair.target.keypoints[i].tolist())
+                sizes = (pair.source.size, pair.target.size)
+                how = getattr(slow_protocols, protocol.name)
+                found[pair.name, i] = how(*maps, points[0], sizes, points[1], pair.target.box, extent == "image")
+        return found
+
+    return of
+
+
+@pytest.mark.parametrize("extent", ["box", "image"])
+@pytest.mark.parametrize("protocol", PRESETS, ids=lambda one: one.name)
+def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent):
+    """Predictions to a thousandth of a pixel, and the same keypoints right at every alpha."""
+    module, _ = run(tmp_path, [protocol], extent=extent)
+    expected = slow(protocol, extent)
+
+    rows = module.result.tables["predictions"].to_pylist()
+    assert len(rows) == len(expected) > 20
+    assert {row["protocol"] for row in rows} == {protocol.name}
+    per_pair: dict = {}
+    for row in rows:
+        (x, y), error, inclusive = expected[row["pair"], row["keypoint"]]
+        assert math.hypot(row["predicted_x"] - x, row["predicted_y"] - y) < 1e-3
+        assert row["error"] == pytest.approx(error, abs=1e-5)
+        per_pair.setdefault((row["category"], row["pair"]), []).append((error, inclusive))
+    for alpha in ALPHAS:
+        hits = {
+            key: [e <= alpha if inclusive else e < alpha for e, inclusive in some] for key, some in per_pair.items()
+        }
+        by_image = sum(sum(some) / len(some) for some in hits.values()) / len(hits)
+        everything = [hit for some in hits.values() for hit in some]
+        scores = module.result.scores["pck"]["all"]
+        assert scores["image"][f"{alpha:g}"] == pytest.approx(by_image, abs=1e-12)
+        assert scores["point"][f"{alpha:g}"] == pytest.approx(sum(everything) / len(everything), abs=1e-12)
+        assert module.result.scores["headline"][f"{alpha:g}"] == pytest.approx(
+            pooled(hits, protocol.pooling), abs=1e-12
+        )
+
+
+def pooled(hits, pooling):
+    per_pair = [sum(some) / len(some) for some in hits.values()]
+    if pooling == "image":
+        return sum(per_pair) / len(per_pair)
+    if pooling == "point":
+        return sum(map(sum, hits.values())) / sum(map(len, hits.values()))
+    categories: dict = {}
+    for (category, _), some in hits.items():
+        categories.setdefault(category, []).append(some)
+    terms = [
+        (1 if pooling == "category" else len(pairs), sum(map(sum, pairs)) / sum(map(len, pairs)))
+        for pairs in categories.values()
+    ]
+    return sum(n * value for n, value in terms) / sum(n for n, _ in terms)
+
+
+@pytest.mark.parametrize("resize", AXES["resize"])
+def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
+    together, _ = run(tmp_path, protocol_list(None, resize))
+    names = {one.name for one in together.specs and [reading.protocol for reading in together.specs]}
+    assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
+
+    for protocol in protocol_list(None, resize):
+        alone, _ = run(tmp_path, [protocol])
+        mine = together.result.tables["predictions"].filter(
+            pc.equal(together.result.tables["predictions"]["protocol"], protocol.name)
+        )
+        assert mine.equals(alone.result.tables["predictions"])
+        assert together.result.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.result.scores["pck"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pairs_in_any_batches_give_the_same_digits(tmp_path, monkeypatch, at_once):
+    """Errors of every protocol of a geometry are the same bits, whichever pairs are scored together."""
+    whole, _ = run(
+        tmp_path,
+        protocol_list(None, "squash"),
+        ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
+    )
+    monkeypatch.setattr("semcorr.data.datamodule.PAIRS_PER_BATCH", at_once)
+    parts, _ = run(
+        tmp_path,
+        protocol_list(None, "squash"),
+        ReadoutList([parse_readout(one) for one in ("window_5", "argmax", "soft")]),
+    )
+
+    assert parts.result.scores == whole.result.scores
+    a, b = (torch.tensor(module.result.tables["predictions"]["error"].to_numpy().copy()) for module in (whole, parts))
+    assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
+    """Right is error <= alpha, or < alpha where the protocol is strict: nothing else is needed."""
+    module, _ = run(
+        tmp_path, protocol_list(None, "letterbox"), ReadoutList([parse_readout("argmax"), parse_readout("window_5")])
+    )
+
+    assert [one.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
+    for name, rules in module.result.scores["protocols"].items():
+        for rule, view in rules.items():
+            rows = module.result.tables["predictions"].filter(
+                pc.and_(
+                    pc.equal(module.result.tables["predictions"]["protocol"], name),
+                    pc.equal(module.result.tables["predictions"]["localise"], rule),
+                )
+            )
+            errors = rows["error"].to_numpy()
+            for alpha in ALPHAS:
+                right = errors < alpha if view["strict"] else errors <= alpha
+                assert view["pck"]["all"]["point"][f"{alpha:g}"] == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_our_own_error_is_that_of_the_points_in_the_table(tmp_path):
+    """In double precision, from single precision columns: bit for bit."""
+    rows = run(tmp_path, [Protocol()])[0].result.tables["predictions"].to_pylist()
+
+    for row in rows:
+        dx, dy = (
+            np.float64(np.float32(row[f"predicted_{c}"])) - np.float64(np.float32(row[f"target_{c}"])) for c in "xy"
+        )
+        assert row["error"] == np.sqrt(dx * dx + dy * dy) / np.float64(np.float32(row["extent"]))
+
+
+def test_a_tie_is_right_unless_the_protocol_is_strict(tmp_path):
+    """A prediction exactly alpha x extent away."""
+    from semcorr.metrics.pck import PCK
+
+    counts = {}
+    for strict in (False, True):
+        metric = PCK(["cat"], 1, strict=strict)
+        points = torch.tensor([[[10.0, 0.0]]])
+        yes = torch.ones(1, 1, dtype=torch.bool)
+        metric.update(points, torch.zeros(1, 1, 2), torch.tensor([100.0]), yes, ~yes, torch.zeros(1).long())
+        counts[strict] = metric.compute()["pck"]["all"]["image"]["0.1"]
+    assert counts == {False: 1.0, True: 0.0}
+
+
+# -- presets --
+
+
+def test_presets_differ_from_ours_and_from_each_other():
+    assert len({tuple(vars(one).values()) for one in PRESETS}) == len(PRESETS)
+    assert [one.name for one in PRESETS if one.exact] == ["semcorr"]
+
+
+def test_an_axis_that_is_changed_is_in_the_name():
+    assert protocol_preset("geoaware", strict=False).name == "geoaware (strict=False)"
+    assert protocol_preset("visual_ai", resize="squash").name == "visual_ai"
+    assert protocol_preset("visual_ai").with_resize("letterbox").name == "visual_ai (letterbox)"
+    assert protocol_preset("semcorr").with_resize("letterbox").name == "semcorr"
+
+
+# -- mistakes --
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (lambda: protocol_preset("geo"), "must be one of semcorr, geoaware"),
+        (lambda: protocol_preset("geoaware", stric=True), "`protocol.stric` is no axis"),
+        (lambda: Protocol(frame="pixels"), "`protocol.frame` must be one of original, view, unit, got 'pixels'"),
+        (lambda: protocol_list([], "squash"), "must name one"),
+        (lambda: protocol_list(["dift", "dift"], "squash"), "several different ones"),
+        (lambda: shared_resize(["geoaware", "visual_ai"]), "geoaware needs letterbox, visual_ai needs squash"),
+        (lambda: protocol_preset("dift").with_resize("letterbox"), "must be squash for dift"),
+        (lambda: parse_readout("window_4"), "must be odd"),
+        (lambda: parse_readout("windows"), "no read-out is called 'windows'. There are argmax"),
+        (lambda: parse_readout("kernel_0"), "no read-out is called"),
+        (lambda: ReadoutList(["argmax", "argmax"]), "names argmax twice"),
+    ],
+)
+def test_a_mistake_is_told(mistake, told):
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        mistake()
+
+
+def test_a_head_that_does_not_compare_by_cosine_cannot_be_read_natively(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    with pytest.raises(UserError, match="dift upsamples features"):
+        run(tmp_path, [protocol_preset("dift")], head=Whole())
+
+
+def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
+    from semcorr.evaluation.conventions import extent_is_of_image
+
+    pair = Blots(root=str(tmp_path), size=SIDE, workers=0).records("test")[0]
+    with pytest.raises(UserError, match="Use protocol=semcorr"):
+        extent_is_of_image(pair._replace(extent=17.0))

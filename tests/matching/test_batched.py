@@ -1,0 +1,80 @@
+"""Many pairs at once give what pair by pair gives."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from semcorr.core.coords import to_image
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.types import FeatureMap
+from semcorr.data.all_pairs import find_queries
+from semcorr.matching.batched import all_pairs_similarity, match_to_target
+from semcorr.matching.readouts import argmax, soft_argmax, window_soft_argmax
+from semcorr.models.heads.cosine import Cosine
+
+RULES = [argmax, soft_argmax, window_soft_argmax]
+
+
+class Whole(nn.Module):
+    """Not separable: what it says of a point depends on both maps."""
+
+    def forward(self, source, target, points):
+        scale, shift = (maps.values.flatten(1).amax(1)[:, None, None, None] for maps in (source, target))
+        return Cosine()(source, target, points) * scale + shift
+
+
+def maps(count: int) -> list[FeatureMap]:
+    return [FeatureMap(torch.randn(1, 5, 4, 6), 8) for _ in range(count)]
+
+
+def points(count: int) -> torch.Tensor:
+    return torch.rand(count, 2) * torch.tensor([48.0, 32.0]) - 0.5
+
+
+@pytest.mark.parametrize("head", [Cosine(), Whole()], ids=["separable", "not separable"])
+@pytest.mark.parametrize("values", [1, 24 * 3, 10**6])
+def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
+    """In one product or in chunks of any size; the pairs have different numbers of points, one has none."""
+    assert isinstance(head, SiameseHead) == isinstance(head, Cosine)
+    target, sources, asked = maps(1)[0], maps(4), [points(n) for n in (3, 0, 1, 7)]
+
+    found = match_to_target(head, target, sources, asked, RULES, values)
+
+    similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
+    for rule, pixels in zip(RULES, found.points, strict=True):
+        assert_close(pixels, to_image(torch.cat([rule(each)[0] for each in similarity]), 8), atol=1e-3, rtol=0)
+    assert_close(found.score, torch.cat([each[0].flatten(1).amax(-1) for each in similarity]))
+
+
+def test_features_in_half_precision_are_matched_in_single():
+    """Cosines of 0.9990 and 0.9995 are one number in bfloat16."""
+    angles = torch.tensor([0.0, 0.0447, 0.0316])
+    cells = torch.stack((angles.cos(), angles.sin()))[None, :, None].half()
+
+    similarity = Cosine()(FeatureMap(cells[..., :1], 8), FeatureMap(cells[..., 1:], 8), torch.tensor([[[3.5, 3.5]]]))
+
+    assert similarity.dtype == torch.float32
+    assert_close(similarity.flatten(), torch.tensor([0.9990, 0.9995]), atol=1e-4, rtol=0)
+    assert argmax(similarity).tolist() == [[[1.0, 0.0]]]
+
+
+@pytest.mark.parametrize("head", [Cosine(), Whole()], ids=["separable", "not separable"])
+def test_every_ordered_pair_of_a_batch_gets_what_it_gets_alone(head):
+    m, n = 4, 3
+    images = maps(m)
+    together = FeatureMap(torch.cat([one.values for one in images]), 8)
+    keypoints, visible = (
+        torch.stack([points(n) for _ in range(m)]),
+        torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]).bool(),
+    )
+    asked = find_queries(visible)
+
+    similarity = all_pairs_similarity(head, together, keypoints, asked)
+
+    alone = {(s, t): head(images[s], images[t], keypoints[s][None])[0] for s, t in permutations(range(m), 2)}
+    assert len(asked) == 3 * 3 * 2  # each keypoint is visible in three
+    for row, (source, keypoint, target) in zip(similarity, asked.tolist(), strict=True):
+        assert_close(row, alone[source, target][keypoint], atol=1e-5, rtol=1e-5)

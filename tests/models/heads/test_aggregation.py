@@ -1,0 +1,153 @@
+"""Bottleneck and aggregation: against torchvision's block, in learned shares, from published files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_heads import built, maps
+from torch import nn
+from torch.testing import assert_close
+from torchvision.models.resnet import Bottleneck as Torchvision
+
+from semcorr.core.errors import UserError
+from semcorr.core.types import FeatureMap
+from semcorr.models.heads.aggregation import Aggregation
+from semcorr.models.heads.bottleneck import BottleneckHead, ResidualBottleneck
+
+
+def as_torchvision(block: ResidualBottleneck) -> nn.Module:
+    """The same network by others: their bottleneck goes from 4 n channels to n and back."""
+    channels, width, groups = block.conv1[0].in_channels, block.conv1[0].out_channels, block.conv1[1].num_groups
+    down = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
+    other = Torchvision(channels, width, downsample=down, norm_layer=lambda n: nn.GroupNorm(groups, n))
+    for i, layer in enumerate((block.conv1, block.conv2, block.conv3), start=1):
+        getattr(other, f"conv{i}").load_state_dict(layer[0].state_dict())
+        getattr(other, f"bn{i}").load_state_dict(layer[1].state_dict())
+    return other
+
+
+@pytest.mark.parametrize("channels", [32, 24], ids=["identity", "projection"])
+def test_the_block_is_torchvisions_with_group_norms(channels):
+    block, x = ResidualBottleneck(channels, 32, 8, groups=4), torch.randn(2, channels, 5, 3)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+
+    assert_close(block(x), as_torchvision(block)(x))
+
+
+def test_weights_start_by_he_over_what_goes_out():
+    block = ResidualBottleneck(512, 256, 128)
+
+    for convolution, fan_out in ((block.conv1[0], 128), (block.conv2[0], 9 * 128), (block.shortcut[0], 256)):
+        assert_close(convolution.weight.std(), torch.tensor((2 / fan_out) ** 0.5), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(768, 32), (384, 32), (112, 4), (48, 4), (7, 1)])
+def test_a_bottleneck_has_as_many_groups_up_to_32_as_divide_its_channels(channels, groups):
+    norms = [part for part in BottleneckHead(channels).modules() if isinstance(part, nn.GroupNorm)]
+
+    assert [norm.num_groups for norm in norms] == [groups] * 3
+
+
+def test_each_part_goes_through_its_own_block_in_its_share():
+    head = built("aggregation", widths=[16, 24, 8])
+    parts = head.blocks[0], head.blocks[1], head.blocks[2]
+    x = maps(2, 4, 3)
+    split = x.values[:, :16], x.values[:, 16:40], x.values[:, 40:]
+    with torch.no_grad():
+        head.mixing.copy_(torch.tensor([0.2, 0.3, 0.5]).log() + 7)
+
+    expected = sum(share * part(some) for share, part, some in zip((0.2, 0.3, 0.5), parts, split, strict=True))
+
+    assert_close(head.adapt(x).values, expected)
+
+
+def test_all_parts_start_with_equal_shares():
+    assert torch.equal(built("aggregation", trained=False).mixing, torch.ones(2))
+
+
+def test_a_training_step_sees_four_fifths_of_the_numbers_and_evaluation_all():
+    head, x, seen = built("aggregation"), maps(4, 16, 16), []
+    head.blocks[1].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
+
+    head.adapt(x)
+    head.train().adapt(x)
+
+    whole, thinned = seen
+    assert torch.equal(whole, x.values[:, 16:])
+    left = thinned != 0
+    assert left.float().mean().item() == pytest.approx(0.8, abs=0.01)
+    assert left.any(dim=1).all()  # numbers go one by one, not cells
+    assert left.flatten(2).any(-1).all()  # nor channels
+    assert_close(thinned[left], whole[left] / 0.8)
+
+
+# -- weights from a file --
+
+
+def published(channels: int, width: int, out: int) -> dict[str, torch.Tensor]:
+    """A file in the layout of GeoAware-SC and DIY-SC, of one map."""
+    sizes = {"conv1": (width, channels, 1), "conv2": (width, width, 3), "conv3": (out, width, 1)}
+    state = {"logit_scale": torch.tensor(3.7), "self_logit_scale": torch.tensor(2.3), "mixing_weights": torch.rand(1)}
+    for name, (o, i, kernel) in sizes.items():
+        key = f"bottleneck_layers.0.0.{name}"
+        state[f"{key}.weight"] = torch.randn(o, i, kernel, kernel)
+        state[f"{key}.norm.weight"], state[f"{key}.norm.bias"] = torch.randn(o), torch.randn(o)
+    return state
+
+
+def small(path: Path) -> Aggregation:
+    return Aggregation([32], out=32, width=8, groups=4, weights=str(path)).eval()
+
+
+def test_a_published_adapter_is_read_to_the_last_key(tmp_path):
+    """Against torchvision's block with the file's numbers; only the temperatures of its losses have no place."""
+    state = published(32, 8, 32)
+    torch.save(state, tmp_path / "best.pth")
+
+    head = small(tmp_path / "best.pth")
+
+    assert len(state) == 2 + len(head.state_dict())
+    assert torch.equal(head.mixing.data, state["mixing_weights"])
+    other = Torchvision(32, 8, norm_layer=lambda n: nn.GroupNorm(4, n))
+    for i in (1, 2, 3):
+        key = f"bottleneck_layers.0.0.conv{i}"
+        getattr(other, f"conv{i}").weight.data = state[f"{key}.weight"]
+        norm = {"weight": state[f"{key}.norm.weight"], "bias": state[f"{key}.norm.bias"]}
+        getattr(other, f"bn{i}").load_state_dict(norm)
+    x = torch.randn(1, 32, 4, 6)
+    assert_close(head.adapt(FeatureMap(x, 8)).values, other(x))
+
+
+def test_a_head_reads_what_was_exported_of_one(tmp_path):
+    head = Aggregation([16, 32], out=32, width=8, groups=4)
+    save_file(head.state_dict(), tmp_path / "head.safetensors")
+
+    again = Aggregation([16, 32], out=32, width=8, groups=4, weights=str(tmp_path / "head.safetensors"))
+
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"position": torch.zeros(3)}, "1 not known to this head: position"),
+        ({"bottleneck_layers.0.1.conv1.weight": torch.zeros(3)}, "1 not known to this head: bottleneck_layers.0.1"),
+        ({"mixing_weights": torch.ones(4)}, r"1 of another shape: mixing \(4,\) for \(1,\)"),
+        ({"bottleneck_layers.0.0.conv3.norm.bias": None}, r"1 missing: blocks.0.conv3.1.bias"),
+    ],
+)
+def test_another_heads_file_is_refused_by_name(tmp_path, change, said):
+    state = {key: value for key, value in (published(32, 8, 32) | change).items() if value is not None}
+    torch.save(state, tmp_path / "best.pth")
+
+    with pytest.raises(UserError, match=rf"`head\.weights`: .*best\.pth does not fit this head\. {said}"):
+        small(tmp_path / "best.pth")
+
+
+def test_no_code_in_a_heads_file_is_run(tmp_path):
+    torch.save({"mixing_weights": nn.Linear(1, 1)}, tmp_path / "best.pth")
+
+    with pytest.raises(UserError, match=r"`head\.weights`: .*best\.pth is a pickle that wants to call"):
+        small(tmp_path / "best.pth")

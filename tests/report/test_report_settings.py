@@ -1,0 +1,93 @@
+"""Runs are one configuration over seeds if all that moves their numbers is the same, training data included."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_runs import made, run_dir
+
+pytestmark = pytest.mark.integration
+
+CATS = {
+    "_target_": "semcorr.data.coco_keypoints.COCOKeypoints", "root": "cats", "seed": 1, "resize": "squash", "steps": 9,
+}  # fmt: skip
+TRAINING = {
+    "loss": {"_target_": "semcorr.models.losses.gaussian_cross_entropy", "_partial_": True},
+    "optimizer": {"_target_": "semcorr.engine.optim.adamw", "_partial_": True},
+    "scheduler": {"_target_": "semcorr.engine.optim.constant_rate", "_partial_": True},
+}
+SPAIR = {"_target_": "semcorr.data.spair.SPair", "root": "nowhere", "split": "test", "resize": "squash", "seed": 1}
+
+
+def trained(root: Path, seed: int, data: dict, **config) -> Path:
+    """On `data`, scored on SPair-71k: `data@test=spair`."""
+    test = {"test": SPAIR | {"seed": seed}}
+    return run_dir(root, config={"data": data | {"seed": seed}, **TRAINING, "seed": seed, **test, **config})
+
+
+def evaluated(root: Path, run: Path, seed: int, **config) -> Path:
+    return run_dir(root, config={"checkpoint": str(run), "seed": seed, **config})
+
+
+def groups(*folders: Path) -> set[frozenset[str]]:
+    return {frozenset(run.folder.name for run in entry.runs) for entry in made(*folders)}
+
+
+def test_training_data_tell_runs_apart_that_were_scored_on_the_same(tmp_path):
+    runs = (
+        trained(tmp_path / "a", 1, CATS),
+        trained(tmp_path / "b", 2, CATS),
+        trained(tmp_path / "c", 2, CATS | {"steps": 5}),
+    )
+
+    assert groups(*runs) == {frozenset("ab"), frozenset("c")}
+    assert {entry.label for entry in made(*runs)} == {"tiny, steps 9", "tiny, steps 5"}
+
+
+@pytest.mark.parametrize("other", [{"_target_": "semcorr.data.ap10k.AP10K"}, {"steps": 5}, {"resize": "letterbox"}])
+def test_checkpoints_are_told_apart_by_what_they_were_trained_on(tmp_path, other):
+    runs = [trained(tmp_path / f"run{i}", i, CATS | (other if i == 3 else {})) for i in (1, 2, 3)]
+    scored = [evaluated(tmp_path / str(i), run, i) for i, run in enumerate(runs, 1)]
+
+    assert groups(*scored) == {frozenset("12"), frozenset("3")}
+
+
+def test_a_training_run_and_the_evaluation_of_another_seed_of_it_are_one_configuration(tmp_path):
+    """Whether training ended with the benchmark or it was scored afterwards."""
+    runs = [trained(tmp_path / str(i), i, CATS) for i in (1, 2)]
+
+    assert groups(runs[0], evaluated(tmp_path / "later", runs[1], 2)) == {frozenset({"1", "later"})}
+
+
+def test_the_same_benchmark_for_both_is_named_once(tmp_path):
+    """What was trained and scored on SPair-71k, and what was by `data@test=spair`."""
+    own = run_dir(tmp_path / "own", config={**TRAINING, "seed": 1})
+    both = trained(tmp_path / "both", 2, SPAIR)
+
+    assert groups(own, both) == {frozenset({"own", "both"})}
+
+
+def test_random_weights_are_one_configuration_over_seeds(tmp_path):
+    """Their checksums differ as the seeds do; those of files tell networks apart."""
+    drawn, files = ({"pretrained": False}, "drawn"), ({"weights": "w.pth"}, "files")
+    for backbone, name in (drawn, files):
+        for seed in (1, 2):
+            known = {"provenance": {"weights_sha256": f"{seed}" * 64}}
+            run_dir(tmp_path / f"{name}{seed}", config={"backbone": backbone, "seed": seed, **known})
+
+    assert groups(tmp_path / "drawn1", tmp_path / "drawn2") == {frozenset({"drawn1", "drawn2"})}
+    assert groups(tmp_path / "files1", tmp_path / "files2") == {frozenset({"files1"}), frozenset({"files2"})}
+
+
+def test_a_checkpoint_that_is_gone_is_told_by_its_name_alone(tmp_path):
+    runs = [evaluated(tmp_path / name, tmp_path / "lost" / name, 1) for name in "ab"]
+
+    assert groups(*runs) == {frozenset("a"), frozenset("b")}
+    assert not any(str(tmp_path) in str(entry.settings) for entry in made(*runs))
+
+
+def test_an_audit_reads_what_was_scored(tmp_path):
+    run = made(trained(tmp_path / "a", 1, CATS))[0].runs[0]
+
+    assert (run.cfg.data._target_, run.cfg.trained_on._target_) == (SPAIR["_target_"], CATS["_target_"])
+    assert "test" not in OmegaConf.to_container(run.cfg)

@@ -1,0 +1,190 @@
+"""Who may compute what: claims of two stores on one folder, step by step."""
+
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from claiming_processes import features, left, note, noted, put, running, soon
+
+from semcorr.store import FeatureStore, feature_store
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[FeatureStore, FeatureStore]:
+    """Locks of two stores exclude each other, also within one process."""
+    return FeatureStore(tmp_path, {}), FeatureStore(tmp_path, {})
+
+
+def test_a_chunk_is_claimed_when_it_is_asked_for_and_not_before(two):
+    mine, other = two
+    claims = mine.claims([["a"], ["b"]])
+    assert next(claims) == ["a"]
+
+    assert next(other.claims([["b"]])) == ["b"]
+
+
+def test_of_a_chunk_only_what_is_missing_is_to_be_computed(two):
+    mine, _ = two
+    put(mine, ["0a", "0c"])
+
+    assert list(two[1].claims([["0a", "0b", "0c", "0b", "0d"], ["0a"]])) == [["0b", "0d"]]
+
+
+def test_what_appears_between_looking_and_locking_is_not_computed_again(two, monkeypatch):
+    mine, other = two
+    take = mine._claims.take
+
+    def late(entries: Sequence[str]) -> bool:
+        put(other, ["0b"])
+        return take(entries)
+
+    monkeypatch.setattr(mine._claims, "take", late)
+    assert list(mine.claims([["0a", "0b"]])) == [["0a"]]
+    assert left(mine.root) == ["0a.lock"]
+    mine.release(["0a"])
+    monkeypatch.setattr(mine._claims, "take", take)
+    assert list(mine.claims([["0b"]])) == []
+
+
+def test_a_chunk_is_claimed_as_a_whole_or_not_at_all(two, tmp_path):
+    mine, other = two
+    assert next(mine.claims([["0b"]])) == ["0b"]
+    walk = other.claims([["0a", "0b"], ["0c"]])
+    assert next(walk) == ["0c"]  # the first is put off
+
+    assert next(FeatureStore(tmp_path, {}).claims([["0a"]])) == ["0a"]
+
+
+def test_a_lock_that_came_too_late_leaves_no_file(two, tmp_path, monkeypatch):
+    """One entry of a chunk was stored while another is still being computed."""
+    mine, other = two
+    assert next(mine.claims([["0b"]])) == ["0b"]
+    take = other._claims.take
+
+    def late(entries: Sequence[str]) -> bool:
+        put(FeatureStore(tmp_path, {}), ["0a"])
+        return take(entries)
+
+    monkeypatch.setattr(other._claims, "take", late)
+    assert other._take(["0a", "0b"]) is None
+    assert left(tmp_path) == ["0b.lock"]
+
+
+def test_it_comes_back_to_what_could_not_be_stored_elsewhere(two):
+    mine, other = two
+    claimed = next(mine.claims([["0a"]]))
+    walk = other.claims([["0a"], ["0b"]])
+    put(other, next(walk))
+    mine.release(claimed)  # nothing was put
+
+    assert list(walk) == [["0a"]]
+
+
+def test_it_waits_for_what_another_process_is_computing(tmp_path):
+    log = tmp_path / "log"
+
+    def slow() -> None:
+        store = FeatureStore(tmp_path / "store", {})
+        for chunk in store.claims([["0a"]]):
+            note(log, "claimed")
+            time.sleep(0.4)
+            note(log, "computed")
+            put(store, chunk)
+
+    with running(slow):
+        soon(lambda: noted(log))
+        store = FeatureStore(tmp_path / "store", {})
+        assert list(store.claims([["0a"]])) == []
+        assert noted(log) == [["claimed"], ["computed"]]
+        assert "0a" in store
+
+
+def test_nobody_waits_while_somebody_may_be_waiting_for_him(two):
+    """Each asks ahead, holding a chunk that the other needs. Both would wait for ever."""
+    mine, other = two
+    walks = [mine.claims([["0a"], ["0b"]]), other.claims([["0b"], ["0a"]])]
+    assert [next(walk) for walk in walks] == [["0a"], ["0b"]]
+
+    start = time.monotonic()
+    assert [next(walk, "the end, early") for walk in walks] == ["the end, early"] * 2
+    assert time.monotonic() - start < 0.5
+
+
+def test_what_this_process_holds_or_has_put_is_not_given_to_it_again(two):
+    mine, _ = two
+    walk = mine.claims([["0a", "0b"], ["0b", "0c"]])
+    assert [next(walk), next(walk)] == [["0a", "0b"], ["0c"]]
+    assert list(mine.claims([["0a", "0c"]])) == []
+    put(mine, ["0a", "0b", "0c"])
+    (mine.folder / "0a.safetensors").unlink()  # evicted by another process
+    assert list(mine.claims([["0a", "0c"]])) == []
+
+
+def test_what_could_not_be_stored_is_not_given_to_the_same_process_again(two, monkeypatch):
+    mine, other = two
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store, "write_packed", full)
+        for chunk in mine.claims([["0a"], ["0b"]]):
+            assert [mine.put(entry, features(entry), entry) for entry in chunk] == [False]
+            mine.release(chunk)
+    assert list(mine.claims([["0a", "0b"]])) == []
+
+    assert list(other.claims([["0a", "0b"]])) == [["0a", "0b"]]
+
+
+def test_a_disk_with_no_room_for_a_lock_holds_nobody_up(two, monkeypatch):
+    mine, _ = two
+    monkeypatch.setattr(mine._claims, "take", full)
+    assert list(mine.claims([["0a"], ["0b"]])) == [["0a"], ["0b"]]
+    mine.release(["0a", "0b"])
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_released_locks_leave_no_files(two):
+    mine, _ = two
+    put(mine, next(mine.claims([["0a", "0b"]])))
+    mine.release(["0a", "never claimed"])
+
+    assert left(mine.root) == []
+
+
+def test_a_chunk_that_is_not_had_leaves_no_files(two):
+    mine, other = two
+    assert next(mine.claims([["0b"]])) == ["0b"]
+    assert not other._claims.take(["0a", "0b", "0c"])
+    assert left(mine.root) == ["0b.lock"]
+
+
+def test_a_store_that_ends_while_it_computes_leaves_no_files(tmp_path):
+    store = FeatureStore(tmp_path, {})
+    assert next(store.claims([["0a", "0b"]])) == ["0a", "0b"]
+    with running(lambda: pickle.loads(pickle.dumps(store))):  # one that a loader's process has
+        pass
+    assert sorted(left(tmp_path)) == ["0a.lock", "0b.lock"]
+
+    del store
+    assert left(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_program_leaves_no_files(tmp_path):
+    program = f"""
+from pathlib import Path
+from semcorr.store import FeatureStore
+store = FeatureStore(Path({str(tmp_path)!r}), {{}})
+assert next(store.claims([["0a", "0b"]])) == ["0a", "0b"]
+raise KeyboardInterrupt
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in ended.stderr
+    assert left(tmp_path) == []
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["key.json"]
