@@ -160,7 +160,7 @@ def test_read_outs_are_swept_by_their_short_names(typed, tmp_path, tiny):
 
 def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path, tiny, capfd):
     """The user's mistake: exit code 2. Mended, the same directory is gone on with."""
-    line = ["-m", "finetune.blocks=1,99,2", *QUICK, *tiny, "run_dir=S"]
+    line = ["-m", "finetune.blocks=0,99,1", *QUICK, *tiny, "data.steps=1", "trainer.max_epochs=1", "run_dir=S"]
     assert typed(train, *line) == 2
 
     said = capfd.readouterr()
