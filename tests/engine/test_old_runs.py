@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from exact_weights import write_exact_weights
 from omegaconf import OmegaConf
 from repository import ROOT
 
@@ -19,8 +20,10 @@ from semcorr.evaluate import evaluate
 
 
 @pytest.fixture
-def old_runs(tmp_path: Path) -> Path:
-    """A training with tuned blocks and a bottleneck, and an evaluation with two readouts."""
+def old_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training with tuned blocks and a bottleneck, and an evaluation with two readouts; where they were written."""
+    write_exact_weights(tmp_path / "tiny.safetensors")
+    monkeypatch.chdir(tmp_path)
     return shutil.copytree(ROOT / "tests" / "old_runs", tmp_path / "runs")
 
 
@@ -51,7 +54,7 @@ def test_an_old_run_scores_what_it_scored(old_runs, tmp_path, creatures, name):
     line = (
         [f"checkpoint={folder}"]
         if name == "trained"
-        else ["backbone=tiny", "localise=[argmax,window_5]", "trainer=cpu"]
+        else ["backbone=tiny", "backbone.weights=tiny.safetensors", "localise=[argmax,window_5]", "trainer=cpu"]
     )
     options = ["data=synthetic", "data.train=3", "data.val=2", "data.test=3", "data.pixels=96", "data.workers=0"]
     cfg = compose_config("evaluate", [*line, *options, f"data.root={creatures}"])
