@@ -107,13 +107,13 @@ class ThroughputMonitor(Callback):
 
 def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
     """Refuse a directory that holds another run, which is only continued if `checkpoint` is given."""
-    if checkpoint is None and (run_dir / "checkpoints").is_dir():
+    if checkpoint is None and _holds_checkpoint(run_dir):
         raise UserError(
             f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "
             "or choose another run_dir."
         )
     config = run_dir / "config.yaml"
-    if checkpoint is None or not config.is_file() or (run_dir / "checkpoints").is_dir():
+    if checkpoint is None or not config.is_file() or _holds_checkpoint(run_dir):
         return
     if "loss" not in read_plain_config(config):
         raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
@@ -125,11 +125,16 @@ def resume_advice(run_dir: Path, trainer: Trainer) -> str:
 
     epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
     progress = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
-    if not (run_dir / "checkpoints").is_dir():
+    if not _holds_checkpoint(run_dir):
         return f"{progress}. Nothing was saved: the first epoch had not ended. Run the same line again"
     path = run_dir / "checkpoints" / "last.ckpt"
     saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
     return f"{progress}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+
+
+def _holds_checkpoint(run_dir: Path) -> bool:
+    """Tell whether a training has saved anything: one killed while it did so for the first time leaves the folder."""
+    return any((run_dir / "checkpoints").glob("*.ckpt"))
 
 
 def refuse_to_replace(run_dir: Path) -> None:
