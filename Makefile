@@ -47,9 +47,9 @@ browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
 lowest: ## the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	all = p["dependencies"] + p["optional-dependencies"]["demo"] + p["optional-dependencies"]["onnx"]; \
+	all = p["dependencies"] + sum((p["optional-dependencies"][e] for e in ("demo", "sd", "onnx")), []); \
 	print(*(re.split("[<,]", d)[0].replace(">=", "==") for d in all), sep="\n")' > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --no-compile --constraint .venv-lowest/constraints.txt --editable '.[demo,onnx,dev]'
+	.venv-lowest/bin/python -m pip install --quiet --no-compile --constraint .venv-lowest/constraints.txt --editable '.[demo,sd,onnx,dev]'
 	.venv-lowest/bin/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 docs: .venv/docs ## these pages and the API as a site, into site/

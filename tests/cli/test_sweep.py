@@ -160,18 +160,18 @@ def test_read_outs_are_swept_by_their_short_names(typed, tmp_path, tiny):
 
 def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path, tiny, capfd):
     """The user's mistake: exit code 2. Mended, the same directory is gone on with."""
-    line = ["-m", "finetune.blocks=0,99,1", *QUICK, *tiny, "data.steps=1", "trainer.max_epochs=1", "run_dir=S"]
+    line = ["-m", "finetune.blocks=99,1", *QUICK, *tiny, "data.steps=1", "trainer.max_epochs=1", "run_dir=S"]
     assert typed(train, *line) == 2
 
     said = capfd.readouterr()
-    assert set(scores(tmp_path / "S")) == {"0", "2"}
-    assert "2 jobs, scored on synthetic test" in said.out
-    assert "Error: job S/1 failed (finetune.blocks=99" in said.err
-    assert "1 of 3 jobs failed; the same line with run_dir=S does those alone" in said.err
-    assert "99" in (tmp_path / "S" / "1" / "error.txt").read_text()
+    assert set(scores(tmp_path / "S")) == {"1"}
+    assert "1 job, scored on synthetic test" in said.out
+    assert "Error: job S/0 failed (finetune.blocks=99" in said.err
+    assert "1 of 2 jobs failed; the same line with run_dir=S does those alone" in said.err
+    assert "99" in (tmp_path / "S" / "0" / "error.txt").read_text()
 
     assert typed(train, *line) == 2
-    assert "2 done before, 0 half done, 1 to do" in capfd.readouterr().out
+    assert "1 done before, 0 half done, 1 to do" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_more_processes_than_there_is_to_score_are_refused(tmp_path):
 def test_two_processes_train_validate_and_test(creatures, tmp_path, config):
     """Both take their own batches; validation is complete; one run directory."""
     metrics = _run(
-        "train", creatures, tmp_path / "run", *TWO, "data.steps=2", "data.batch_size=4", "trainer.max_epochs=2"
+        "train", creatures, tmp_path / "run", *TWO, "data.steps=2", "data.batch_size=4", "trainer.max_epochs=1"
     )
 
     line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu"]

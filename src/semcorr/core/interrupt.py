@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import cast
 
 from semcorr.core.files import WRITTEN
 from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
@@ -99,10 +100,10 @@ class Guard:
             self._raised = True
             raise Interrupted(self.number)
 
-    def handle_swallowed(self, swallowed: "sys.UnraisableHookArgs") -> None:
+    def handle_swallowed(self, swallowed: object) -> None:
         """Raise a little later where the signal came while Python removed an object, which lets no error through."""
-        if not isinstance(swallowed.exc_value, Interrupted):
-            self._hook(swallowed)
+        if not isinstance(getattr(swallowed, "exc_value", None), Interrupted):
+            self._hook(cast("sys.UnraisableHookArgs", swallowed))  # a type that exists for type checkers alone
             return
         timer = threading.Timer(0.01, self._send_again)
         timer.daemon = True

@@ -19,6 +19,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import (
+    FeatureExtractor,
     batch_features,
     batch_names,
     build_loss_inputs,
@@ -28,6 +29,7 @@ from semcorr.engine.loss_inputs import (
 from semcorr.engine.optim import count_steps
 from semcorr.engine.step_watch import StepWatch
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
+from semcorr.evaluation.image_features import CorrespondenceModel
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
 from semcorr.matching.readouts import ProtocolReadout
@@ -47,7 +49,7 @@ from semcorr.store.encode import ProcessGroup
 from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
 
 
-class CorrespondenceModule(LightningModule):
+class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtractor):
     """A backbone, a head and a read-out, evaluated and trained.
 
     Evaluation encodes every image once and matches the pairs from the features; or pair by pair, where

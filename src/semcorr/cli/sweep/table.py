@@ -63,7 +63,9 @@ def build_table(outcomes: Sequence[JobOutcome]) -> Table:
     over_seeds = "" if seed_counts == {1} else f"\nmean±standard deviation over {count}seeds"
     splits = ", ".join(sorted({metrics["split"] for row in rows for metrics in row.metrics}))
     caption = f"PCK@{ALPHA} per image, in percent" if "all" in score_names else "in percent"
-    table = Table(title=f"{len(outcomes)} jobs, scored on {splits}", caption=caption + over_seeds)
+    table = Table(
+        title=f"{len(outcomes)} job{'s' if len(outcomes) > 1 else ''}, scored on {splits}", caption=caption + over_seeds
+    )
     for header in ("", *keys, *(["seeds"] if has_seed_column else []), "trained", *score_names):
         is_key = header in keys
         table.add_column(header, justify="left" if is_key else "right", overflow="fold", no_wrap=not is_key)
