@@ -54,7 +54,30 @@ with report_user_errors("evaluate"):
     time.sleep(3600)
 """
 )
+LEAVING = (
+    DOOR
+    + """
+from types import SimpleNamespace
+from semcorr.core.interrupt import current_guard, guard_signals
+with report_user_errors("evaluate"):
+    leaving = SimpleNamespace(f_code=type(guard_signals()).__exit__.__code__)
+    current_guard().handle(signal.SIGINT, leaving)
+    print("not yet", flush=True)
+    exec(sys.argv[1])
+"""
+)
 QUICK = ["data.steps=2", "data.batch_size=2", "finetune.blocks=1"]
+
+
+@pytest.mark.parametrize("rest", ["time.sleep(60)", "pass", "raise SystemExit(0)", "raise KeyError(1)"])
+def test_a_signal_between_a_block_and_its_end_passes_nobody_by(tmp_path, rest):
+    """Raised while a `with` block is left it would be nobody's: it is raised a moment later, or when the block ends."""
+    program = Program("-c", LEAVING, rest, cwd=tmp_path)
+
+    assert program.end() == 130
+    assert program.printed["out"] == "not yet\n"
+    assert program.printed["err"].startswith("Interrupted (SIGINT)")
+    assert len(program.printed["err"].splitlines()) == 1
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
@@ -290,7 +313,7 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
         "import time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import FrozenPrefix\n"
         "compute, count = FrozenPrefix.compute, []\n"
         "def slow(self, image):\n    count.append(1)\n    if len(count) > 3:\n        print('ready', flush=True)\n"
-        "        time.sleep(3600)\n    return compute(self, image)\nFrozen.compute = slow\nevaluate.main()\n"
+        "        time.sleep(3600)\n    return compute(self, image)\nFrozenPrefix.compute = slow\nevaluate.main()\n"
     )
     program = Program(held, *line, *store, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
     program.wait_for("ready")

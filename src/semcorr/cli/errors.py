@@ -1,6 +1,7 @@
 """End of a command: a mistake, a signal or a limit of the machine becomes a sentence and an exit code."""
 
 import difflib
+import inspect
 import os
 import re
 import select
@@ -37,17 +38,22 @@ TURN = 2.0  # seconds the first process has to say an error that all processes o
 @contextmanager
 def report_user_errors(name: str) -> Iterator[None]:
     """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
-    with guard_signals() as guard:
+    is_outermost, own = interrupt.current_guard() is None, inspect.unwrap(report_user_errors)
+    with guard_signals([own.__code__]) as guard:
         try:
             if guard is not None:
                 guard.begin()
             yield
             if sys.stdout is not None:
                 sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
-            if guard is not None and guard.number is not None:  # and somebody has swallowed it
-                raise Interrupted(guard.number)
+            if guard is not None:
+                guard.raise_swallowed()
         except BaseException as error:
+            if guard is not None:
+                guard.hold()
             code = end_program(error, name, guard)
+            if guard is not None and not is_outermost:
+                guard.release()
             if code is None:
                 raise
             sys.exit(code)

@@ -6,15 +6,16 @@ seconds: a matrix product, a wait for another process, or a bare `except` may ho
 """
 
 import atexit
+import inspect
 import os
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import cast
 
 from semcorr.core.files import WRITTEN
@@ -49,11 +50,19 @@ class Guard:
         ranks: Watch over the other processes of a run; None where there are none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deferring: Collection[CodeType] = ()) -> None:
+        """Create a guard that is not installed yet.
+
+        Args:
+            deferring: Code in which a signal is not raised, but a moment later: the error would pass by the block
+                that is to report it.
+        """
+        self.deferring = frozenset(deferring)
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
         self.ranks: ProcessWatch | None = None
         self._begun, self._raised, self._said, self._closed = False, False, False, False
+        self._held, self._pending = False, False
         self._unwound = threading.Event()
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._repeats = 0  # signals sent again by this process, not yet received
@@ -96,22 +105,47 @@ class Guard:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise at the first signal; later ones must not disturb the command while it unwinds."""
         self.number = self.number or number
-        if self._begun and not self._raised:
-            self._raised = True
+        if not self._begun or self._raised or self._held:
+            return
+        if frame is not None and frame.f_code in self.deferring:
+            self._raise_later()
+            return
+        self._raised, self._pending = True, False
+        raise Interrupted(self.number)
+
+    def raise_swallowed(self) -> None:
+        """Raise for a signal that came, if it is not raised yet or somebody has swallowed the error."""
+        if self.number is not None:
+            self._raised, self._pending = True, False
             raise Interrupted(self.number)
+
+    def hold(self) -> None:
+        """Only record signals from now on: the end of the command is being reported."""
+        self._held = True
+
+    def release(self) -> None:
+        """Raise for signals again, also for one that came in between."""
+        self._held = False
+        if self.number is not None:
+            self.handle(self.number, None)
 
     def handle_swallowed(self, swallowed: object) -> None:
         """Raise a little later where the signal came while Python removed an object, which lets no error through."""
         if not isinstance(getattr(swallowed, "exc_value", None), Interrupted):
             self._hook(cast("sys.UnraisableHookArgs", swallowed))  # a type that exists for type checkers alone
             return
+        self._raise_later()
+
+    def _raise_later(self) -> None:
+        """Send the signal again in a moment."""
+        self._pending = True
         timer = threading.Timer(0.01, self._send_again)
         timer.daemon = True
         timer.start()
 
     def _send_again(self) -> None:
         number, main_thread = self.number, threading.main_thread().ident
-        if number is not None and main_thread is not None and not self._unwound.is_set():
+        if self._pending and number is not None and main_thread is not None and not self._unwound.is_set():
             self._raised, self._repeats = False, self._repeats + 1
             signal.pthread_kill(main_thread, number)
 
@@ -225,15 +259,20 @@ def current_guard() -> Guard | None:
 
 
 @contextmanager
-def guard_signals() -> Iterator[Guard | None]:
+def guard_signals(deferring: Collection[CodeType] = ()) -> Iterator[Guard | None]:
     """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
 
     Inside another block it is that block's guard; outside the main thread it is None.
+
+    Args:
+        deferring: Code in which signals are not raised, but a moment later, beside that of entering and leaving blocks.
     """
     if _GUARDS or threading.current_thread() is not threading.main_thread():
         yield current_guard()
         return
-    guard = Guard()
+    manager, own = type(guard_signals()), inspect.unwrap(guard_signals)  # the class of all such blocks
+    entering_and_leaving = [getattr(manager, name).__code__ for name in ("__enter__", "__exit__")]
+    guard = Guard([*deferring, *entering_and_leaving, own.__code__, Guard.remove.__code__])
     WRITTEN.clear()  # files of an earlier command in this process, as in a notebook
     _GUARDS.append(guard)
     try:
