@@ -128,7 +128,7 @@ def test_every_verb_ends_with_the_code_of_a_signal(tmp_path, verb, number):
         f"owner = importlib.import_module('{owner}')\nowner = getattr(owner, '{kind}') if '{kind}' else owner\n"
         f"setattr(owner, '{name}', lambda *a, **k: (print('ready', flush=True), time.sleep(3600)))\n"
         f"sys.argv = ['semcorr', '{verb}', *'{line}'.split()]\n"
-        "from semcorr.cli.hydra_app import main\nmain()\n"
+        "from semcorr.__main__ import main\nmain()\n"
     )
     program = Program("-c", held, cwd=tmp_path)
     program.wait_for("ready")

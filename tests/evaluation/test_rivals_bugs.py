@@ -16,9 +16,9 @@ from tiny_ap10k import write_released
 from semcorr.data.ap10k import AP10K
 from semcorr.data.record import longer_side
 from semcorr.data.spair import SPair
-from semcorr.engine import module as modules
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
+from semcorr.evaluation import evaluator
 from semcorr.evaluation.protocols import protocol_list
 from semcorr.matching.readouts import ProtocolReadout
 from semcorr.models.heads.cosine import Cosine
@@ -131,7 +131,7 @@ def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
 def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, monkeypatch, later, kept):
     """Visual-AI starts again from zero, and the first score after resuming overwrites the best weights."""
     line = [*tiny, *QUICK, "trainer.max_epochs=2"]
-    validated, real, start = [0.5, later, later], modules.metrics_dict, CorrespondenceModule.on_train_batch_start
+    validated, real, start = [0.5, later, later], evaluator.metrics_dict, CorrespondenceModule.on_train_batch_start
 
     def scores_of(*given):
         scores = real(*given)
@@ -142,7 +142,7 @@ def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, mo
         assert self.current_epoch == 0, "the power fails"
         return start(self, batch, batch_idx)
 
-    monkeypatch.setattr(modules, "metrics_dict", scores_of)
+    monkeypatch.setattr(evaluator, "metrics_dict", scores_of)
     with monkeypatch.context() as patch:
         patch.setattr(CorrespondenceModule, "on_train_batch_start", broken_off)
         with pytest.raises(AssertionError, match="the power fails"):
