@@ -381,7 +381,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
     try:
         os.setsid()
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT["INT"]))  # what comes before the command is not its fault
         for stream, path in ((1, "/dev/null"), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
@@ -391,6 +391,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
         from semcorr.__main__ import main
 
         os.close(begin)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
         main()
         code = 0
     except SystemExit as end:
