@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
@@ -163,12 +164,24 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
 
 
 def resolve_protocol_resize(cfg: DictConfig) -> None:
-    """Fill in the image geometry that the listed protocols share, if none is given, also for config.yaml."""
-    if "protocol" not in cfg or "names" not in cfg.protocol:
+    """Fill in the image geometry that the protocols share on a benchmark, if none is given, also for config.yaml."""
+    if "protocol" not in cfg:
         return
-    if cfg.protocol.names is not None and cfg.protocol.resize is None:
-        cfg.protocol.resize = shared_resize(cfg.protocol.names)
-    cfg.protocol.resize = cfg.data.resize
+    names = cfg.protocol.names if "names" in cfg.protocol else [cfg.protocol.name]
+    if names is not None and cfg.protocol.resize is None:
+        for key in ("test", "data"):  # training images are placed as those of their own benchmark
+            if cfg.get(key) is not None and cfg[key].resize is None:
+                cfg[key].resize = shared_resize(names, benchmark_name(cfg[key]))
+    if "names" in cfg.protocol or cfg.protocol.resize is None:
+        cfg.protocol.resize = cfg.data.resize
+
+
+def benchmark_name(section: DictConfig) -> str | None:
+    """Return the name of the benchmark that a section of the configuration builds; None if it cannot be imported."""
+    try:
+        return getattr(_locate(section._target_), "name", None)
+    except ImportError:
+        return None  # an error when it is built
 
 
 def build_protocols(cfg: DictConfig) -> list[Protocol]:

@@ -21,7 +21,7 @@ BUILTIN_CALLS = {"localise": {"_target_": "semcorr.matching.readouts.parse_reado
 WORDS = {
     "backbone": {"facet", "model_type"},
     "localise": {"outside"},
-    "protocol": {"scaling", "lookup", "decode", "frame", "pooling"},
+    "protocol": {"points", "scaling", "lookup", "normalise", "comparison", "decode", "frame", "alphas", "pooling"},
     "trainer": {"gradient_clip_algorithm", "max_time"},
     "finetune": {
         "bias",
