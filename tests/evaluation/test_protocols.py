@@ -1,6 +1,7 @@
 """Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow.compute as pc
@@ -9,11 +10,14 @@ import slow_protocols
 import torch
 from painted_pairs import SIDE, Blots, Painted, run
 from torch import nn
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
+from semcorr.engine.build import resolve_protocol_resize
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
-from semcorr.matching.readouts import ReadoutList, parse_readout
+from semcorr.matching.readouts import ReadoutList, kernel_soft_argmax, parse_readout
 from semcorr.metrics.pck import ALPHAS, INCLUSIVE, PCK, Tolerance
 from semcorr.models.heads.cosine import Cosine
 
@@ -188,6 +192,67 @@ def test_an_axis_that_is_changed_is_in_the_name():
     assert protocol_preset("visual_ai", resize="squash").name == "visual_ai"
     assert protocol_preset("visual_ai").with_resize("letterbox").name == "visual_ai (letterbox)"
     assert protocol_preset("semcorr").with_resize("letterbox").name == "semcorr"
+    assert protocol_preset("probe3d").with_resize("corner+6").name == "probe3d"
+    assert protocol_preset("marco").with_resize("letterbox").name == "marco (letterbox)"
+
+
+@pytest.mark.parametrize(
+    ("line", "resize", "test"),
+    [
+        ("data=pf_pascal protocol=marco", "corner", None),
+        ("data=spair protocol=marco", "squash", None),
+        ("data=spair data@test=ap10k protocol=marco", "squash", "corner"),
+        ("data=ap10k protocol=marco data.resize=squash", "squash", None),
+        ("data=ap10k protocol=[semcorr,marco]", "corner", None),
+        ("data=spair protocol=probe3d data.resize=corner+6", "corner+6", None),
+    ],
+)
+def test_images_are_placed_as_a_protocol_places_those_of_a_benchmark(line, resize, test):
+    cfg = compose_config("train", line.split())
+    resolve_protocol_resize(cfg)
+
+    assert (cfg.data.resize, cfg.test.resize if cfg.test else None) == (resize, test)
+    assert cfg.protocol.resize == resize
+
+
+def test_a_head_that_sees_both_images_reads_the_map_as_it_is(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    by_name = run(tmp_path, [protocol_preset("visual_ai")], head=Whole())[0].result.tables["predictions"]
+    after = run(tmp_path, [protocol_preset("visual_ai", normalise="after")])[0].result.tables["predictions"]
+
+    assert by_name.equals(after)
+    assert set(by_name["protocol"].to_pylist()) == {"visual_ai (normalise=after)"}
+
+
+def test_products_need_a_head_that_compares_features(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    with pytest.raises(UserError, match="compares features by their product"):
+        run(tmp_path, [protocol_preset("marco", comparison="product")], head=Whole())
+    with pytest.raises(UserError, match="decodes natively"):
+        run(tmp_path, [protocol_preset("dift", comparison="product")])
+
+
+def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp_path):
+    """MARCO's 10 on vectors of length 32 is 10 / 1024 on their cosines."""
+
+    class Unit(Cosine):
+        def adapt(self, maps):
+            return maps._replace(values=32 * normalize(maps.values, dim=1))
+
+    exact = {"lookup": "containing"}  # a cell as it is, of length 32
+    on_cosines = run(tmp_path, [protocol_preset("marco", **exact)])[0].result
+    products = protocol_preset("marco", comparison="product", **exact)
+    rule = partial(kernel_soft_argmax, sigma=7.0, temperature=10.0)
+    on_products = run(tmp_path, [products], ReadoutList([rule]), head=Unit())[0].result
+
+    a, b = (result.tables["predictions"]["error"].to_numpy() for result in (on_cosines, on_products))
+    np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 # -- mistakes --

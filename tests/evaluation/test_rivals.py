@@ -26,8 +26,11 @@ from semcorr.models.heads.cosine import Cosine
 SHARED = ROOT.parent / "shared"
 RIVALS = SHARED / "facts" / "rivals"
 ALPHAS = (0.01, 0.05, 0.1)
+# For keypoint 5 of pair 005287-2009_004382-2007_005460:cat the two best cells of one of its four source cells differ in
+# cosine by 1.3e-7: single precision cannot tell them apart.
+TIES = {"visual_ai_bilinear_nn": 1}
 OWN = "own"  # the read-out of the preset
-# (view, cells, inner side, layernorm), and of each file the protocol, its read-out and the sign of its comparison.
+# (view, cells, inner side, layernorm), and of each file the protocol and its read-out.
 VIEWS = {
     "letterbox_840": (840, 60, 480, False, {"geoaware_window_15": ("geoaware", OWN), "sd_dino": ("sd_dino", OWN)}),
     "squash_840": (
@@ -102,7 +105,7 @@ def test_a_preset_predicts_and_decides_as_its_authors_code(view):
             for alpha, rounded in zip(ALPHAS, protocol.tolerance.round_alphas(ALPHAS), strict=True):
                 if compare(error, rounded) != compare(ours["error"], rounded):
                     differing.append((row["pair"], row["keypoint"], alpha, error, ours["error"]))
-        assert max(away) < 0.02, (name, max(away), sum(distance >= 0.02 for distance in away))
+        assert sum(distance >= 0.02 for distance in away) == TIES.get(name, 0), (name, max(away))
         assert not differing, name
 
 

@@ -31,7 +31,7 @@ RESULTS = (
 )
 EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
 # Options that a run fills in from others.
-FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")
+FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "test.resize", "protocol.resize")
 UNSCORED_SECTIONS = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
 LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
 LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue

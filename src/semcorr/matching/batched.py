@@ -16,7 +16,12 @@ from semcorr.core.coords import to_grid, to_image
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
-from semcorr.matching.similarity import product_similarity, upsampled_argmax, upsampled_cosine
+from semcorr.matching.similarity import (
+    neighbouring_cells,
+    product_similarity,
+    upsampled_argmax,
+    upsampled_cosine,
+)
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
 
@@ -180,9 +185,10 @@ def describe_unit_cells(
 
     Only these cells are read and normalised, not the map.
     """
-    grid, stride = source.values.shape[-1], source.stride
-    corners, weights = bilinear_neighbours(to_grid(points, stride).clamp(0, grid - 1), grid)
-    cells = head.describe(source, to_image(corners.flatten(1, 2), stride)).float()
+    h, w = source.values.shape[-2:]
+    index, weights = neighbouring_cells(points, source.stride, h, w)
+    corners = torch.stack((index % w, index // w), dim=-1).flatten(1, 2).float()
+    cells = head.describe(source, to_image(corners, source.stride)).float()
     return (normalize(cells, dim=-1).unflatten(1, (-1, 4)) * weights[..., None]).sum(2)
 
 
