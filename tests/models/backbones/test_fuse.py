@@ -243,3 +243,5 @@ def test_geo_aware_experiments_normalise_as_their_code(config, experiment, norma
 
     assert backbone.normalise == normalise
     assert [part.unit_layers for part in backbone.parts] == [normalise == "layer"] * 2
+    factors = [backbone.parts[0].factors[layer] for layer in (1, 4, 7)]
+    assert factors == ([1, 1, 1] if experiment == "sd_dino" else [1.2, 1.2, 1.4])
