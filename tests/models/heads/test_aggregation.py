@@ -227,6 +227,7 @@ def test_a_head_reads_what_was_exported_of_one(tmp_path):
     [
         ({"position": torch.zeros(3)}, "1 not known to this head: position"),
         ({"bottleneck_layers.0.1.conv1.weight": torch.zeros(3)}, "1 not known to this head: bottleneck_layers.0.1"),
+        ({"bottleneck_layers.0.0.conv1.weight": torch.zeros(3)}, r"1 of another shape: blocks.0.conv1.0.weight \(3,\)"),
         ({"mixing_weights": torch.ones(4)}, r"1 of another shape: mixing \(4,\) for \(1,\)"),
         ({"bottleneck_layers.0.0.conv3.norm.bias": None}, r"1 missing: blocks.0.conv3.1.bias"),
     ],

@@ -78,9 +78,8 @@ def reorder_blocks(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[st
 
 def _find_order(state: Mapping[str, Tensor], maps: Sequence[int], path: str | Path) -> list[int]:
     """Find the block for each map in a file of the authors' layout, under our names."""
-    inputs = {
-        key: value.shape[1] for key, value in state.items() if re.fullmatch(r"blocks\.\d+\.conv1\.0\.weight", key)
-    }
+    first = re.compile(r"blocks\.\d+\.conv1\.0\.weight")
+    inputs = {key: value.shape[1] for key, value in state.items() if first.fullmatch(key) and value.ndim == 4}
     widths = [inputs[key] for key in sorted(inputs, key=lambda key: int(key.split(".")[1]))]
     if widths == AUTHORS_MAPS and list(maps) == DECODER_MAPS:
         return DECODER_ORDER
