@@ -40,10 +40,10 @@ def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
     before = start
     for step in steps:
         changed = {key for key, value in vars(step.reading.protocol).items() if value != getattr(before.protocol, key)}
-        assert changed in ({step.axis}, {"scaling", "clamp"}, set())
+        assert changed in ({step.axis}, {"scaling", "clamp"}, {"strict", "alphas"}, set())
         assert changed or step.axis == "read_out"
         before = step.reading
-    last = {**vars(before.protocol), "name": end.name, "read_out": before.rule}
+    last = {**vars(before.protocol), "name": end.name, "read_out": before.rule, "resize_on": end.resize_on}
     assert last == vars(end) | {"read_out": end.read_out}
 
 

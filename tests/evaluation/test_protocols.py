@@ -211,7 +211,7 @@ def test_images_are_placed_as_a_protocol_places_those_of_a_benchmark(line, resiz
     cfg = compose_config("train", line.split())
     resolve_protocol_resize(cfg)
 
-    assert (cfg.data.resize, cfg.test.resize if cfg.test else None) == (resize, test)
+    assert (cfg.data.resize, cfg.test.resize if "test" in cfg else None) == (resize, test)
     assert cfg.protocol.resize == resize
 
 

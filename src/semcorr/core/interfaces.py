@@ -53,6 +53,8 @@ class Backbone(nn.Module):
         sha256: Hash of the weights that it was built with.
         lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
         pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
+        unit_layers: Whether each of several maps is brought to unit length before they are concatenated. Backbones
+            that are fused set it to false in their parts, unless theirs are to be normalised by layer.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
     widths: Sequence[int]
     stride: int
     sha256: str
+    unit_layers: bool = True
 
     if TYPE_CHECKING:  # attributes or properties
 
