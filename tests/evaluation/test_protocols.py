@@ -212,7 +212,6 @@ def test_images_are_placed_as_a_protocol_places_those_of_a_benchmark(line, resiz
     resolve_protocol_resize(cfg)
 
     assert (cfg.data.resize, cfg.test.resize if "test" in cfg else None) == (resize, test)
-    assert cfg.protocol.resize == resize
 
 
 def test_a_head_that_sees_both_images_reads_the_map_as_it_is(tmp_path):
