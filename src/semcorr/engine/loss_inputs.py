@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
@@ -150,12 +150,12 @@ def _compare_terms(
 def _image_inputs(
     head: nn.Module, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
-    """Compute the inputs of all ordered pairs of a few images, and their variants, as one pair with many keypoints.
+    """Compute the inputs of all ordered pairs of a few images, and their variants, in one row with many keypoints.
 
-    The loss is a mean over points, whichever pair they come from.
+    The weights of a pair's keypoints add up to 1, so that every pair counts alike.
     """
     views = [batch.view, *batch.mirrored]
-    points, visible = torch.cat([view.keypoints for view in views]), torch.cat([view.visible for view in views])
+    points = torch.cat([view.keypoints for view in views])
     source, keypoint, target = batch.queries.unbind(-1)
     feature_points, describe = _feature_points(points, maps.stride, loss), reads_descriptors(loss)
     if isinstance(head, SiameseHead):
@@ -164,8 +164,8 @@ def _image_inputs(
     else:
         similarity = all_pairs_similarity(head, maps, feature_points, batch.queries).float()
     cell = batch.view.image.shape[-1] / similarity.shape[-1]
-    weights = image_weights(views[0].visible, views[1].visible, variants) if variants else None
-    mask = torch.ones_like(keypoint, dtype=torch.bool) if weights is None else weights[source, keypoint, target]
+    weights = image_weights(views[0].visible, views[1].visible if variants else None, variants)
+    mask = weights[source, keypoint, target]
     return LossInputs(
         similarity=similarity[None],
         cells=to_grid(points[target, keypoint], cell)[None],
@@ -173,7 +173,7 @@ def _image_inputs(
         starts=to_grid(points[source, keypoint], cell)[None],
         extent=torch.cat([view_extent(view) for view in views])[target][None] / cell,
         number=step,
-        descriptors=_all_pairs_descriptors(descriptors, visible, weights, len(batch.view.name)) if describe else None,
+        descriptors=_all_pairs_descriptors(descriptors, weights, len(batch.view.name)) if describe else None,
     )
 
 
@@ -183,25 +183,17 @@ def _feature_points(points: Float[Tensor, "*b n 2"], stride: float, loss: Loss |
 
 
 def _all_pairs_descriptors(
-    descriptors: Float[Tensor, "k n c"],
-    visible: Bool[Tensor, "k n"],
-    weights: Float[Tensor, "k n k"] | None,
-    count: int,
+    descriptors: Float[Tensor, "k n c"], weights: Float[Tensor, "k n k"], count: int
 ) -> Descriptors:
     """Return the descriptors of every ordered pair of images, also of pairs without shared keypoints.
 
     To leave these out, their number would have to be copied from the GPU.
     """
-    k = len(visible)
-    if weights is None:
-        others = ~torch.eye(k, dtype=torch.bool, device=visible.device)
-        mask: Tensor = visible[:, :, None] & visible.T[None] & others[:, None]
-    else:
-        mask = weights
-    images = torch.arange(k, device=visible.device)
+    k = len(weights)
+    images = torch.arange(k, device=weights.device)
     first, second = images[:, None].expand(-1, k).flatten(), images.repeat(k)
     original = (first < count) & (second < count)
-    return Descriptors(descriptors[first], descriptors[second], mask.transpose(1, 2).flatten(0, 1), original)
+    return Descriptors(descriptors[first], descriptors[second], weights.transpose(1, 2).flatten(0, 1), original)
 
 
 def view_extent(view: View) -> Float[Tensor, "b 2"]:

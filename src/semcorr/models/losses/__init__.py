@@ -1,7 +1,8 @@
 """Losses: from similarity and true cells to a scalar.
 
-A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of `mask`. A loss that needs more of
-a training step takes all of its `LossInputs`; see `semcorr.models.losses.inputs`.
+A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of each pair, then over pairs, as
+`weighted_mean` takes it from `mask`. A loss that needs more of a training step takes all of its `LossInputs`; see
+`semcorr.models.losses.inputs`.
 """
 
 from semcorr.models.losses.contrastive import SymmetricContrastive, symmetric_contrastive

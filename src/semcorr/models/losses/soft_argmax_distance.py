@@ -15,7 +15,8 @@ def soft_argmax_distance(
 ) -> Float[Tensor, ""]:
     """Compute the mean distance, in cells, of soft-argmax over the whole map to the true cell.
 
-    "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here.
+    "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here, of one pair a
+    step. Here it is over the points of each pair, then over pairs.
 
     >>> flat = torch.zeros(1, 1, 3, 3)  # soft-argmax is its centre, (1, 1)
     >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
@@ -27,7 +28,7 @@ def soft_argmax_distance(
 def _mean_distance(
     predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
 ) -> Float[Tensor, ""]:
-    """Average the distance of predictions to the true cells over the points that count."""
+    """Average the distance of predictions to the true cells over the points of each pair, then over pairs."""
     return weighted_mean(torch.linalg.vector_norm(predictions - mask_values(cells, mask), dim=-1), mask)
 
 
