@@ -13,8 +13,8 @@ from semcorr.models.losses.inputs import (
     LossInputs,
     StructuredLoss,
     evaluate_loss,
+    point_lookup,
     reads_descriptors,
-    reads_whole_cells,
 )
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance, soft_argmax_distance
 from semcorr.models.losses.weighted_sum import WeightedSum, add_terms, loss_terms, weighted_sum
@@ -33,8 +33,8 @@ __all__ = [
     "evaluate_loss",
     "gaussian_cross_entropy",
     "loss_terms",
+    "point_lookup",
     "reads_descriptors",
-    "reads_whole_cells",
     "soft_argmax_distance",
     "symmetric_contrastive",
     "weighted_sum",

@@ -49,7 +49,7 @@ class SymmetricContrastive(nn.Module):
     """
 
     reads_descriptors = True
-    whole_cells = False
+    lookup = "centre"
 
     @check_arguments("loss")
     def __init__(self, scale: Positive = 1 / 0.07, flips: bool = True) -> None:

@@ -32,12 +32,18 @@ class LossInputs(NamedTuple):
     descriptors: Descriptors | None = None  # if a loss reads them
 
 
+# Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
+# centre of the cell that it falls in. aligned: between cells, the corner cells on the corner pixels of the squashed image,
+# in a map whose features have unit length; and the target's cells are found in the same way.
+LOOKUPS = ("centre", "containing", "aligned")
+
+
 @runtime_checkable
 class StructuredLoss(Protocol):
     """A loss that takes all inputs of a training step."""
 
     reads_descriptors: bool
-    whole_cells: bool  # whether points are read at the centre of the cell they fall in, not between cells
+    lookup: str  # of `LOOKUPS`
 
     def __call__(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step."""
@@ -56,9 +62,9 @@ def reads_descriptors(loss: Loss | None) -> bool:
     return isinstance(loss, StructuredLoss) and loss.reads_descriptors
 
 
-def reads_whole_cells(loss: Loss | None) -> bool:
-    """Tell whether the loss needs points that are read at the centres of cells."""
-    return isinstance(loss, StructuredLoss) and loss.whole_cells
+def point_lookup(loss: Loss | None) -> str:
+    """Return where the loss wants features to be read, one of `LOOKUPS`; a plain function, as no loss, at `centre`."""
+    return loss.lookup if isinstance(loss, StructuredLoss) else "centre"
 
 
 def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, ""]:

@@ -59,7 +59,8 @@ class SoftArgmaxDistance(nn.Module):
         super().__init__()
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
-        self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source
+        self.temperature, self.noise = temperature, noise
+        self.lookup = "containing" if integer_source else "centre"
         # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
 
@@ -68,7 +69,7 @@ class SoftArgmaxDistance(nn.Module):
         cells = mask_values(step.cells, step.mask)
         if self.noise:
             cells = cells + self.noise / 2 * step.extent * torch.randn_like(cells)
-        if self.whole_cells:
+        if self.lookup == "containing":
             corner = step.starts + 0.5  # from the grid's corner: a cell is [k, k + 1]
             cells = cells + 0.5 - (corner - corner.floor())
         if self.grid is None:
