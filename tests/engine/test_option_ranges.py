@@ -89,7 +89,7 @@ def works_loss(node: dict[str, Any]) -> list[torch.Tensor]:
 def works_optimizer(node: dict[str, Any], scheduler: dict[str, Any] | None = None) -> list[torch.Tensor]:
     layers = nn.Linear(3, 3), nn.Linear(3, 3)
     moved = instantiate(node)(*(list(layer.parameters()) for layer in layers))
-    schedule = instantiate(scheduler)(moved, 4) if scheduler else None
+    schedule = instantiate(scheduler)(moved, 4, 2) if scheduler else None
     for _ in range(4):
         nn.Sequential(*layers)(torch.ones(1, 3)).sum().backward()
         moved.step()

@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         widths: Channels of the maps that it concatenates, in their order; their sum is `channels`.
         stride: Image pixels per cell.
         blocks: Trainable units, first to last, up to the last layer that is read.
-        norm: Layer after the last block, trained with it; None where there is none.
+        norm: Layer after the last block; None where there is none.
         sha256: Hash of the weights that it was built with.
         lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
         pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
 
         @property
         def norm(self) -> nn.Module | None:
-            """Layer after the last block, trained with it."""
+            """Layer after the last block."""
 
         @property
         def lora_targets(self) -> Sequence[str]:

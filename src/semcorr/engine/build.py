@@ -56,7 +56,7 @@ from semcorr.engine.trainer_options import (
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
-from semcorr.models.losses import Loss
+from semcorr.models.losses import Loss, point_lookup
 from semcorr.models.weights.checkpoints import require_weights_file
 from semcorr.models.weights.loading import require_finite_weights, weights_sha256
 from semcorr.store.cache import SweepFeatureCache
@@ -80,8 +80,18 @@ class TrainingParts(NamedTuple):
 
 
 def build_training_parts(cfg: DictConfig) -> TrainingParts:
-    """Build the loss, and the constructors of the optimiser and its schedule."""
-    return TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
+    """Build the loss, and the constructors of the optimiser and its schedule.
+
+    Raises:
+        UserError: The loss is not defined on the pixels of this run.
+    """
+    parts = TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
+    if point_lookup(parts.loss) == "aligned" and cfg.data.resize != "squash":
+        raise UserError(
+            "`loss.convention`: aligned has the corner cells on the corners of the image, so the image must fill its "
+            f"square, and data.resize={cfg.data.resize} does not. Give data.resize=squash or loss.convention=centres."
+        )
+    return parts
 
 
 def build_datamodule_and_module(
