@@ -65,9 +65,10 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
         else:
             changed = {axis: getattr(end, axis) for axis in axes}
             changed_spec = ScoringSpec(replace(current.protocol, **changed), current.rule)
-            words = {"clamp": "clamped", "strict": "strict", "alphas": "single"}
             value = ", ".join(
-                words.get(axis, str(choice)) for axis, choice in changed.items() if choice not in (False, "double")
+                "clamped" if axis == "clamp" else str(choice)
+                for axis, choice in changed.items()
+                if choice not in (False, "double")
             )
         if changed_spec.protocol != current.protocol or changed_spec.localise != current.localise:
             steps.append(AuditStep(axes[0], value or "not strict", changed_spec))
