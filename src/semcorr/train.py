@@ -46,7 +46,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
-    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir))
+    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0)))
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)

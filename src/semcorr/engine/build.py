@@ -51,6 +51,7 @@ from semcorr.engine.trainer_options import (
     check_numbers,
     check_precision,
     check_training,
+    device_precision,
     refuse_options,
 )
 from semcorr.engine.wandb_pages import WandbPagesCallback
@@ -118,6 +119,8 @@ def build_datamodule_and_module(
 def check_config(cfg: DictConfig) -> None:
     """Refuse what is missing, of another type or out of range, before anything is read or built; resolve the rest.
 
+    What a run fills in, the image geometry of its protocols and the precision of its device, is written to config.yaml.
+
     Raises:
         UserError: The message names the first such key.
     """
@@ -131,6 +134,7 @@ def check_config(cfg: DictConfig) -> None:
     if "trainer" in content:
         check_numbers(content["trainer"])
         check_precision(content["trainer"]["precision"])
+        content["trainer"]["precision"] = cfg.trainer.precision = device_precision(content["trainer"])
     check_options(content)
     if content.get("compile") is not None:
         require_compile_backend(content["compile"])
@@ -309,6 +313,7 @@ def build_trainer(
         options: Other arguments of the Trainer.
     """
     check_precision(cfg.trainer.precision)
+    cfg.trainer.precision = device_precision(to_plain_types(cfg.trainer))
     if "loss" in cfg:
         check_training(cfg.trainer, any(isinstance(callback, ModelCheckpoint) for callback in callbacks))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists

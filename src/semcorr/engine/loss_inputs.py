@@ -207,7 +207,7 @@ def _true_cells(view: View, similarity: Float[Tensor, "*q h w"], loss: Loss | No
 def aligned_cells(view: View, grid: int) -> Float[Tensor, "b n 2"]:
     """Return the keypoints of a squashed view in cells, corner cells on corner pixels, as Visual-AI's code has them.
 
-    x (S - 1) / (W - 1) for an original W pixels wide and a view of S, kept 1e-4 pixels inside; then x (g - 1) / (S - 1).
+    x (S - 1) / (W - 1) for an original of W pixels and a view of S, kept 1e-4 pixels inside; then x (g - 1) / (S - 1).
 
     >>> view = View(torch.zeros(1, 3, 0, 840), torch.tensor([[[-0.5, 419.5]]]), *[None] * 2, torch.tensor([[2.0, 8.0]]),
     ...             torch.zeros(1, 2), "")  # of 420 x 105 pixels: the point is at (-0.5, 52)

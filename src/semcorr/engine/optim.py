@@ -19,11 +19,14 @@ from semcorr.data.datamodule import PairDataModule
 def adamw(
     head: Iterable[Parameter],
     backbone: Iterable[Parameter],
-    lr: Rate = 1e-3,
-    backbone_lr: Rate = 1e-5,
+    lr: Rate = 1e-4,
+    backbone_lr: Rate = 1e-4,
     weight_decay: Annotated[float, Range(least=0, most=100)] = 0.05,
 ) -> AdamW:
-    """Make AdamW with one learning rate for the head and a smaller one for the trainable weights of the backbone."""
+    """Make AdamW with one learning rate for the head and another for the trainable weights of the backbone.
+
+    The rates and the decay are those of the unified benchmark's code.
+    """
     groups = [
         {"params": list(head), "lr": lr, "name": "head"},
         {"params": list(backbone), "lr": backbone_lr, "name": "backbone"},

@@ -140,6 +140,10 @@ def _score_options(cfg: JsonObject) -> JsonObject:
             options[key] = os.path.abspath(value) if isinstance(value, str) else value
     trainer = cfg.get("trainer") or {}
     precision = str(trainer.get("precision") or "32-true")
+    if precision == "auto":
+        from semcorr.engine.trainer_options import device_precision  # imports Lightning
+
+        precision = str(device_precision(trainer))
     return options | {"trainer.precision": precision, "trainer.limit_test_batches": trainer.get("limit_test_batches")}
 
 
@@ -192,7 +196,17 @@ def _is_score(value: object) -> bool:
 
 
 EXCLUDED_KEYS = ("run_dir", "name", "logger")  # sections that no number depends on
-POST_FEATURE_KEYS = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
+POST_FEATURE_KEYS = (
+    "localise",
+    "protocol",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "pairs",
+    "feature_dropout",
+    "keep_from",
+    "kap",
+)
 
 
 def config_hash(cfg: DictConfig, *excluded: str) -> str:

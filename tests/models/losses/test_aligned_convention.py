@@ -135,5 +135,5 @@ def test_an_image_that_does_not_fill_its_square_is_refused(config, tiny, tmp_pat
 
 
 def test_another_convention_is_refused(config, tiny, tmp_path):
-    with pytest.raises(UserError, match="`loss.convention` must be"):
+    with pytest.raises(UserError, match=r"`loss\.convention` must be"):
         train(config("train", *tiny, "loss.convention=corners", f"run_dir={tmp_path}"))

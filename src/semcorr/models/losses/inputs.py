@@ -33,7 +33,7 @@ class LossInputs(NamedTuple):
 
 
 # Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
-# centre of the cell that it falls in. aligned: between cells, the corner cells on the corner pixels of the squashed image,
+# centre of the cell that it falls in. aligned: between cells, corner cells on the corner pixels of the squashed image,
 # in a map whose features have unit length; and the target's cells are found in the same way.
 LOOKUPS = ("centre", "containing", "aligned")
 
