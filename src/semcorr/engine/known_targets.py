@@ -16,7 +16,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
 # Calls that no file makes: those that the program itself puts into a configuration, for the short names of read-outs,
 # and those of earlier files, which are in the configurations of runs.
-BUILTIN_CALLS = {
+BUILTIN_CALLS: Mapping[str, JsonObject] = {
     "localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"},
     "loss": {"_target_": "semcorr.models.losses.gaussian_cross_entropy", "_partial_": True},
 }
