@@ -216,7 +216,7 @@ def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, 
     """Not with the read-out and the pixels that it was trained with."""
     from semcorr.cli.compose import merge_checkpoint_config
 
-    saved = config("train", *tiny, "localise.window=5")
+    saved = config("train", *tiny, "protocol=semcorr", "localise.window=5")
     save_run(saved, tmp_path / "run")
 
     typed_line = [f"checkpoint={tmp_path / 'run'}", "protocol=geoaware"]

@@ -226,8 +226,9 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
     ],
 )
 def test_it_is_refused_before_any_data_or_weights_are_read(config, line, message):
+    others = ["protocol=semcorr", "scheduler=one_cycle"]  # with a read-out and a schedule that have options
     with pytest.raises(UserError) as error:
-        train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", line))
+        train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", *others, line))
 
     assert str(error.value) == message
 
