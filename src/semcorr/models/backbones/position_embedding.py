@@ -54,8 +54,9 @@ def _embed_positions(model: nn.Module, x: Float[Tensor, "b h w c"]) -> Float[Ten
     """Add the resampled embeddings to the cells, and those of the prefix tokens, where there are some, to these."""
     embedding, prefix = model.get_parameter("pos_embed"), 0 if model.no_embed_class else model.num_prefix_tokens
     cells = resample_by_scale(embedding[:, prefix:], *x.shape[1:3])
-    first = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+    parameters, dropout = dict(model.named_parameters(recurse=False)), model.get_submodule("pos_drop")
+    first = [parameters[name].expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if name in parameters]
     tokens = x.flatten(1, 2)
     if model.no_embed_class:
-        return model.pos_drop(torch.cat([*first, tokens + cells], dim=1))
-    return model.pos_drop(torch.cat([*first, tokens], dim=1) + torch.cat([embedding[:, :prefix], cells], dim=1))
+        return dropout(torch.cat([*first, tokens + cells], dim=1))
+    return dropout(torch.cat([*first, tokens], dim=1) + torch.cat([embedding[:, :prefix], cells], dim=1))
