@@ -43,6 +43,18 @@ def test_before_anything_is_in_its_place_nothing_is_written(tmp_path, capfd):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("place", ["semcorr.core.interrupt.Guard.__init__", "semcorr.core.interrupt.Guard.install"])
+def test_a_signal_before_the_guard_is_in_place_is_no_traceback(monkeypatch, capfd, place):
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+
+    assert interrupted(lambda: None) == 130
+    assert capfd.readouterr().err == "Interrupted. Nothing was written. Run the same line again\n"
+
+
 def test_in_the_midst_of_several_files_those_that_are_there_are_told(tmp_path, capfd, monkeypatch):
     own = Path.replace
 

@@ -39,24 +39,29 @@ TURN = 2.0  # seconds the first process has to say an error that all processes o
 def report_user_errors(name: str) -> Iterator[None]:
     """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
     is_outermost, own = interrupt.current_guard() is None, inspect.unwrap(report_user_errors)
-    with guard_signals([own.__code__]) as guard:
-        try:
-            if guard is not None:
-                guard.begin()
-            yield
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
-            if guard is not None:
-                guard.raise_swallowed()
-        except BaseException as error:
-            if guard is not None:
-                guard.hold()
-            code = end_program(error, name, guard)
-            if guard is not None and not is_outermost:
-                guard.release()
-            if code is None:
-                raise
-            sys.exit(code)
+    try:
+        with guard_signals([own.__code__]) as guard:
+            try:
+                if guard is not None:
+                    guard.begin()
+                yield
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
+                if guard is not None:
+                    guard.raise_swallowed()
+            except BaseException as error:
+                if guard is not None:
+                    guard.hold()
+                code = end_program(error, name, guard)
+                if guard is not None and not is_outermost:
+                    guard.release()
+                if code is None:
+                    raise
+                sys.exit(code)
+    except KeyboardInterrupt:  # Python's own, before the guard is in place
+        if not is_outermost:
+            raise
+        sys.exit(Guard().say())
 
 
 def end_program(error: BaseException, name: str, guard: Guard | None = None) -> int | None:

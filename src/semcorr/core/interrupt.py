@@ -69,12 +69,12 @@ class Guard:
 
     def install(self) -> None:
         """Handle the signals that are not ignored, as SIGHUP is by `nohup`, and begin to watch."""
+        for number in SIGNALS:  # Ctrl-C first: until then Python raises KeyboardInterrupt, and nothing is to be undone
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self.handle)
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self.handle)
         self._hook, sys.unraisablehook = sys.unraisablehook, self.handle_swallowed
         self._thread = threading.Thread(target=self._watch, name="interrupt", daemon=True)
         self._thread.start()
@@ -274,9 +274,9 @@ def guard_signals(deferring: Collection[CodeType] = ()) -> Iterator[Guard | None
     entering_and_leaving = [getattr(manager, name).__code__ for name in ("__enter__", "__exit__")]
     guard = Guard([*deferring, *entering_and_leaving, own.__code__, Guard.remove.__code__])
     WRITTEN.clear()  # files of an earlier command in this process, as in a notebook
+    guard.install()
     _GUARDS.append(guard)
     try:
-        guard.install()
         yield guard
     finally:
         guard.remove()
