@@ -81,18 +81,17 @@ class TrainingParts(NamedTuple):
 
 
 def build_training_parts(cfg: DictConfig) -> TrainingParts:
-    """Build the loss, and the constructors of the optimiser and its schedule.
+    """Build the loss, and the constructors of the optimiser and its schedule."""
+    return TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
 
-    Raises:
-        UserError: The loss is not defined on the pixels of this run.
-    """
-    parts = TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
-    if point_lookup(parts.loss) == "aligned" and cfg.data.resize != "squash":
+
+def require_filled_square(loss: Loss, resize: str) -> None:
+    """Refuse to train by a loss that is not defined on the pixels of a run."""
+    if point_lookup(loss) == "aligned" and resize != "squash":
         raise UserError(
             "`loss.convention`: aligned has the corner cells on the corners of the image, so the image must fill its "
-            f"square, and data.resize={cfg.data.resize} does not. Give data.resize=squash or loss.convention=centres."
+            f"square, and data.resize={resize} does not. Give data.resize=squash or loss.convention=centres."
         )
-    return parts
 
 
 def build_datamodule_and_module(
