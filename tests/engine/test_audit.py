@@ -89,7 +89,7 @@ def test_other_pixels_are_audited_beside_the_runs_own(scored, capsys):
 
 def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
     """Its own protocol's number again, from the checkpoint."""
-    line = ["finetune.blocks=1", "trainer.max_epochs=1", "data.steps=2", "data.batch_size=2"]
+    line = ["finetune.blocks=1", "protocol=semcorr", "data.steps=2", "data.batch_size=2"]
     metrics = train.train(config("train", *tiny, *line))
 
     found = audit_run(tmp_path / "run")
