@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from semcorr.evaluation.protocols import Protocol, ScoringSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-WALK = (("scaling", "clamp"), ("lookup",), ("read_out",), ("decode",), ("frame",), ("strict",), ("pooling",))
+WALK = (
+    ("points",),
+    ("scaling", "clamp"),
+    ("lookup",),
+    ("normalise",),
+    ("comparison",),
+    ("read_out",),
+    ("decode",),
+    ("frame",),
+    ("strict", "alphas"),
+    ("pooling",),
+)
 
 
 class AuditStep(NamedTuple):
@@ -55,7 +66,9 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
             changed = {axis: getattr(end, axis) for axis in axes}
             changed_spec = ScoringSpec(replace(current.protocol, **changed), current.rule)
             value = ", ".join(
-                str(choice) if axis != "clamp" else "clamped" for axis, choice in changed.items() if choice is not False
+                "clamped" if axis == "clamp" else str(choice)
+                for axis, choice in changed.items()
+                if choice not in (False, "double")
             )
         if changed_spec.protocol != current.protocol or changed_spec.localise != current.localise:
             steps.append(AuditStep(axes[0], value or "not strict", changed_spec))
@@ -82,6 +95,7 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
 
 
 def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
+    from semcorr.data.views import split_resize
     from semcorr.engine.build import build_trainer
     from semcorr.evaluation.protocols import PRESETS, SEMCORR, ScoringSpec
     from semcorr.matching.readouts import list_readouts, readout_shorthand
@@ -91,7 +105,8 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     require_writable_file(run / "audit.json", "RUN_DIR")
     module, data = rebuild_scored_module(run, cfg)
     start = ScoringSpec(SEMCORR.with_resize(data.resize), list_readouts(module.localise)[0])
-    reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize == data.resize]
+    here, benchmark = split_resize(data.resize)[0], data.name
+    reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == here]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
     module.specs = [start, *(step.reading for steps in walks.values() for step in steps)]
@@ -109,9 +124,9 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
         },
         "protocols": {name: _format_steps(steps, start_headline, headlines) for name, steps in walks.items()},
         "elsewhere": {
-            protocol.name: f"python -m semcorr.audit {run} --resize {protocol.resize}"
+            protocol.name: f"python -m semcorr.audit {run} --resize {protocol.resize_for(benchmark)}"
             for protocol in PRESETS
-            if protocol.resize != data.resize
+            if protocol.resize_for(benchmark) != here
         },
     }
     write_json(run / "audit.json", {**previous, data.resize: content}, "RUN_DIR")

@@ -37,6 +37,7 @@ def compare_runs(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         from semcorr.metrics.confidence import mcnemar, pck_differences
+        from semcorr.metrics.pck import Tolerance
         from semcorr.metrics.predictions import is_correct
 
         tolerances = _parse_tolerances(alphas)
@@ -44,7 +45,7 @@ def compare_runs(
             raise UserError(f"{first} is both RUN_A and RUN_B. Give two runs.")
         runs = read_evaluated_run(first), read_evaluated_run(second)
         require_same_pairs(*runs)
-        correct = [is_correct(run.rows, tolerances, bool(run.metrics.get("strict"))) for run in runs]
+        correct = [is_correct(run.rows, tolerances, Tolerance.of_metrics(run.metrics)) for run in runs]
         entries = pck_differences(runs[0].rows, correct[0], correct[1], tolerances, draws, seed)
         tests = [mcnemar(*correct_of_both) for correct_of_both in zip(*correct, strict=True)]
     print_comparison(entries, runs, dict(zip(tolerances, tests, strict=True)))

@@ -46,7 +46,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
-    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir))
+    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0)))
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
@@ -77,6 +77,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
         build_datamodule_and_module,
         build_training_parts,
         check_config,
+        require_filled_square,
         use_cached_features,
     )
 
@@ -88,6 +89,8 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
     module, data = build_datamodule_and_module(cfg, ("fit",) if other else ("fit", "test"), parts)
     if not isinstance(data, PairDataModule):
         raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
+    if any(module.trainable_parameters()):
+        require_filled_square(parts.loss, data.resize)
     use_cached_features(module, data)
     scored = other or data
     module.pose.check(module.backbone, scored)

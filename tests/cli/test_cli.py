@@ -107,7 +107,14 @@ def test_evaluate_willow_with_weights_from_a_file(typed, tmp_path):
 @pytest.mark.slow
 def test_sweep_makes_one_run_directory_per_job(typed, tmp_path, tiny):
     """python -m semcorr.train -m backbone=... localise.window=..."""
-    jobs = ["-m", "finetune.blocks=1,2", "localise.window=3,5", "trainer.fast_dev_run=true", "run_dir=sweep"]
+    jobs = [
+        "-m",
+        "finetune.blocks=1,2",
+        "protocol=semcorr",
+        "localise.window=3,5",
+        "trainer.fast_dev_run=true",
+        "run_dir=sweep",
+    ]
     assert typed(train, *jobs, *tiny) == 0
 
     runs = sorted((tmp_path / "sweep").glob("*/metrics.json"))
@@ -155,7 +162,7 @@ def test_a_run_may_be_scored_on_another_benchmark_than_it_trained_on(typed, tmp_
 
 def test_sweep_over_dinov2_and_dinov3_composes(config):
     for backbone, patch in (("dinov2", 14), ("dinov3", 16)):
-        cfg = config("train", f"backbone={backbone}", "localise.window=9")
+        cfg = config("train", f"backbone={backbone}", "protocol=semcorr", "localise.window=9")
         assert cfg.backbone.name.startswith(f"vit_base_patch{patch}_{backbone}.lvd")
         assert (cfg.backbone.size, cfg.localise.window) == (60 * patch, 9)
 
@@ -163,7 +170,7 @@ def test_sweep_over_dinov2_and_dinov3_composes(config):
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_own_configuration(typed, tmp_path, tiny):
     """python -m semcorr.evaluate checkpoint=RUN_DIR: what is typed wins over what the run brought."""
-    rest = ["data.steps=2", "trainer.max_epochs=1", "localise.window=5", "head=cosine"]
+    rest = ["data.steps=2", "trainer.max_epochs=1", "protocol=semcorr", "localise.window=5", "head=cosine"]
     assert typed(train, *tiny, *rest, "finetune.blocks=1", "run_dir=RUN") == 0
 
     assert typed(evaluate, "checkpoint=RUN", "data.resize=letterbox", "run_dir=E") == 0

@@ -102,10 +102,49 @@ def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
     protocol, first = ("semcorr", "argmax") if name == "tables/course_3" else expected[paper]
 
     for cfg in composed(name):
-        assert cfg.protocol.name == protocol
+        assert cfg.protocol.get("names", [cfg.protocol.get("name")])[0] == protocol
         assert cfg.data.resize == cfg.protocol.resize
         assert cfg.localise._target_.endswith("ReadoutList" if first else "ProtocolReadout")
         assert cfg.localise.get("rules", [None])[0] == first
+
+
+UNIFIED = [name for name in NAMES if name.startswith(("unified/", "tables/unified_"))]
+RECIPE = ("augment", "pairs", "localise", "protocol", "loss", "optimizer", "scheduler", "trainer", "keep_from")
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", UNIFIED)
+def test_the_unified_benchmark_is_trained_by_the_default_recipe(config, name):
+    """Of a table the first row; the others differ by the network that is trained."""
+    default, found = config("train"), config("train", f"experiment={name}")
+
+    assert {key: found[key] for key in RECIPE} == {key: default[key] for key in RECIPE}
+    assert found.data.batch_size == default.data.batch_size == 8
+    assert found.finetune.get("norm") is False
+
+
+def test_the_recipe_of_before_has_every_value_that_was_the_default(config):
+    cfg = config("train", "experiment=semcorr_baseline")
+
+    assert (cfg.optimizer.lr, cfg.optimizer.backbone_lr, cfg.optimizer.weight_decay) == (1e-3, 1e-5, 0.05)
+    assert (cfg.scheduler._target_, cfg.scheduler.warmup) == ("semcorr.engine.optim.one_cycle", 0.3)
+    assert (cfg.trainer.precision, cfg.trainer.max_epochs, cfg.trainer.val_check_interval) == ("32-true", 2, None)
+    assert (cfg.finetune.blocks, cfg.finetune.norm, cfg.loss.convention, cfg.keep_from) == (2, True, "centres", 0)
+    assert (cfg.protocol.name, cfg.localise.window, cfg.localise.temperature) == ("semcorr", 15, 0.02)
+
+
+OLD_RECIPE = [name for name in NAMES if name.startswith(("geo_aware/", "heads/", "demo", "animal_pose", "marco"))]
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", OLD_RECIPE)
+def test_an_experiment_that_was_laid_out_for_the_recipe_of_before_keeps_it(config, name):
+    cfg = config("train", f"experiment={name}")
+
+    assert (cfg.protocol.name, cfg.keep_from, cfg.trainer.val_check_interval) == ("semcorr", 0, None)
+    assert cfg.loss.get("convention", "centres") == "centres"
+    assert cfg.scheduler._target_.endswith("constant_rate" if name == "marco" else "one_cycle")
+    assert cfg.trainer.precision == ("bf16-mixed" if name == "marco" else "32-true")
 
 
 @pytest.mark.slow

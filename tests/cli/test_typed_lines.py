@@ -22,7 +22,7 @@ from semcorr.engine.run_dir import flatten_config
 
 pytestmark = pytest.mark.integration
 
-BASE = ["backbone=tiny", "trainer=cpu", "data=spair", "data.root=nowhere"]
+BASE = ["backbone=tiny", "trainer=cpu", "data=spair", "data.root=nowhere", "protocol=semcorr"]
 WRONG = [
     ("finetune.blocks=two", "`finetune.blocks` must be a whole number, got 'two'"),
     ("backbone.layers=3", "`backbone.layers` must be a list, got 3"),

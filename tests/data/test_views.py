@@ -7,6 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from semcorr.core.coords import from_view
+from semcorr.core.errors import UserError
 from semcorr.data.dataset import make_view
 from semcorr.data.record import ImageRecord
 from semcorr.data.views import fit_to_square, load_image, render_image
@@ -111,3 +112,23 @@ def test_any_colour_mode_is_read_as_rgb(tmp_path, mode):
     square = render_image(load_image(tmp_path / f"one.{suffix}"), 8, fit_to_square((8, 8), 8, "squash"))
 
     assert_close(square, torch.ones(3, 8, 8), atol=0.01, rtol=0)
+
+
+def test_sides_are_rounded_as_the_quotient_of_whole_numbers():
+    """39 x 840 / 624 is 52.5 and goes to the even side; 39 times the rounded ratio is a little more."""
+    assert fit_to_square((624, 39), 840, "letterbox").size == (840, 52)
+    assert round(39 * (840 / 624)) == 53
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 500), (77, 77)])
+def test_a_margin_surrounds_what_the_square_would_be_without_it(size):
+    plain, wide = fit_to_square(size, 800, "corner"), fit_to_square(size, 812, "corner+6")
+
+    assert (wide.size, wide.scale) == (plain.size, plain.scale)
+    assert (plain.offset, wide.offset) == ((0, 0), (6, 6))
+
+
+@pytest.mark.parametrize("resize", ["corner+", "corner+0", "corner-6", "squash+6", "corner+56", "corner+12345"])
+def test_a_margin_that_cannot_be_is_refused(resize):
+    with pytest.raises(UserError, match=r"`data\.resize`"):
+        fit_to_square((40, 30), 112, resize)

@@ -40,10 +40,10 @@ def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
     before = start
     for step in steps:
         changed = {key for key, value in vars(step.reading.protocol).items() if value != getattr(before.protocol, key)}
-        assert changed in ({step.axis}, {"scaling", "clamp"}, set())
+        assert changed in ({step.axis}, {"scaling", "clamp"}, {"strict", "alphas"}, set())
         assert changed or step.axis == "read_out"
         before = step.reading
-    last = {**vars(before.protocol), "name": end.name, "read_out": before.rule}
+    last = {**vars(before.protocol), "name": end.name, "read_out": before.rule, "resize_on": end.resize_on}
     assert last == vars(end) | {"read_out": end.read_out}
 
 
@@ -89,7 +89,7 @@ def test_other_pixels_are_audited_beside_the_runs_own(scored, capsys):
 
 def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
     """Its own protocol's number again, from the checkpoint."""
-    line = ["finetune.blocks=1", "trainer.max_epochs=1", "data.steps=2", "data.batch_size=2"]
+    line = ["finetune.blocks=1", "protocol=semcorr", "data.steps=2", "data.batch_size=2"]
     metrics = train.train(config("train", *tiny, *line))
 
     found = audit_run(tmp_path / "run")
@@ -216,7 +216,7 @@ def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, 
     """Not with the read-out and the pixels that it was trained with."""
     from semcorr.cli.compose import merge_checkpoint_config
 
-    saved = config("train", *tiny, "localise.window=5")
+    saved = config("train", *tiny, "protocol=semcorr", "localise.window=5")
     save_run(saved, tmp_path / "run")
 
     typed_line = [f"checkpoint={tmp_path / 'run'}", "protocol=geoaware"]

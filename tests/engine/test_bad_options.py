@@ -126,7 +126,8 @@ def test_absent_weights_are_named(tmp_path):
         (lambda: PFWillow(root=".", size=32, split="val"), "`pf_willow` has no split 'val'; it has test"),
         (
             lambda: SPair(root=".", size=32, resize="stretch"),
-            "`data.resize` must be one of squash, letterbox, corner, got 'stretch'",
+            "`data.resize` must be one of squash, letterbox, corner or corner+PIXELS, "
+            "a margin on all sides, got 'stretch'",
         ),
         (lambda: SPair(root=".", size=32, batch_size=0), "`data.batch_size` must be at least 1, got 0"),
         (lambda: COCOKeypoints(root=".", size=32, box="cxcywh"), "`data.box` must be one of xywh, xyxy, got 'cxcywh'"),

@@ -79,7 +79,7 @@ def test_every_argument_of_the_trainer_is_one_or_the_other():
 
 @pytest.fixture
 def training(config, tiny):
-    return config("train", *tiny)
+    return config("train", *tiny, "trainer.max_epochs=2")
 
 
 @pytest.mark.sampled(8)

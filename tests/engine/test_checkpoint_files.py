@@ -25,7 +25,7 @@ from semcorr.train import build_training, train
 pytestmark = pytest.mark.integration
 
 LINE = ["data=synthetic", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu", "finetune.blocks=1",
-        "data.steps=1", "data.batch_size=2"]  # fmt: skip
+        "data.steps=1", "data.batch_size=2", "trainer.max_epochs=2"]  # fmt: skip
 
 
 def configuration(creatures: Path, run: Path, *more: str):

@@ -89,7 +89,7 @@ def works_loss(node: dict[str, Any]) -> list[torch.Tensor]:
 def works_optimizer(node: dict[str, Any], scheduler: dict[str, Any] | None = None) -> list[torch.Tensor]:
     layers = nn.Linear(3, 3), nn.Linear(3, 3)
     moved = instantiate(node)(*(list(layer.parameters()) for layer in layers))
-    schedule = instantiate(scheduler)(moved, 4) if scheduler else None
+    schedule = instantiate(scheduler)(moved, 4, 2) if scheduler else None
     for _ in range(4):
         nn.Sequential(*layers)(torch.ones(1, 3)).sum().backward()
         moved.step()
@@ -226,8 +226,9 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
     ],
 )
 def test_it_is_refused_before_any_data_or_weights_are_read(config, line, message):
+    others = ["protocol=semcorr", "scheduler=one_cycle"]  # with a read-out and a schedule that have options
     with pytest.raises(UserError) as error:
-        train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", line))
+        train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", *others, line))
 
     assert str(error.value) == message
 

@@ -38,9 +38,9 @@ def test_no_two_batches_see_the_same_random_numbers_and_a_resumed_run_sees_them_
 @pytest.mark.slow
 def test_a_run_whose_rate_was_laid_out_for_fewer_steps_is_not_made_longer(config, tiny, tmp_path):
     """Three steps of an epoch; two more epochs would need nine. The run stays what it was."""
-    train(config("train", *tiny, *QUICK, "trainer.max_epochs=1"))
+    train(config("train", *tiny, *QUICK, "scheduler=one_cycle", "trainer.max_epochs=1"))
     before = (tmp_path / "run" / "config.yaml").read_text()
-    longer = config("train", *tiny, *QUICK, "trainer.max_epochs=3")
+    longer = config("train", *tiny, *QUICK, "scheduler=one_cycle", "trainer.max_epochs=3")
     longer.checkpoint = longer.run_dir
 
     with pytest.raises(UserError, match=r"laid out for 3 steps, and would have to last for 9\. .*scheduler=constant"):

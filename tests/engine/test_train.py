@@ -85,11 +85,11 @@ def test_a_checkpoint_holds_what_moves_and_names_its_base(config, tiny, tmp_path
 def test_evaluating_a_run_gives_the_number_it_was_trained_to(config, tiny, tmp_path):
     trained = train(config("train", *tiny, *QUICK, "trainer.max_epochs=2"))
 
-    again = evaluate(
-        config("evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'e'}")
-    )
+    line = ["finetune.blocks=2", "protocol=unified", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'e'}"]
+    again = evaluate(config("evaluate", *tiny, *line))
 
     assert again["pck"] == trained["pck"]
+    assert again["protocols"] == trained["protocols"]
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_wandb_runs_offline_without_a_key_and_tensorboard_writes_events(config, 
 
 def test_a_frozen_backbone_is_scored_as_it_is(config, tiny, tmp_path, capsys):
     """The baseline of a sweep: the same numbers as `evaluate`, and no checkpoint."""
-    frozen = train(config("train", *tiny, "finetune.blocks=0", f"run_dir={tmp_path / 'frozen'}"))
+    frozen = train(config("train", *tiny, "protocol=semcorr", "finetune.blocks=0", f"run_dir={tmp_path / 'frozen'}"))
 
     assert "Nothing to train" in capsys.readouterr().out
     assert not (tmp_path / "frozen" / "checkpoints").exists()

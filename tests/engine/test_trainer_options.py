@@ -21,7 +21,9 @@ def test_a_precision_that_does_not_work_is_refused(config, tiny, verb, precision
     with pytest.raises(UserError) as error:
         verb(config(verb.__name__, *tiny, f"trainer.precision={precision}"))
 
-    assert str(error.value) == f"`trainer.precision` must be one of 32-true, bf16-mixed, 16-mixed, got {precision}"
+    assert (
+        str(error.value) == f"`trainer.precision` must be one of auto, 32-true, bf16-mixed, 16-mixed, got {precision}"
+    )
 
 
 @pytest.mark.sampled(8)
@@ -40,7 +42,7 @@ def test_a_precision_that_works_is_not_refused_by_any_of_its_names(config, tiny,
         (["trainer.max_epochs=null", "+trainer.max_steps=8"], "`trainer.max_epochs` must be at least 1, got None"),
         (["+trainer.limit_val_batches=0"], f"`trainer.limit_val_batches` must be more than 0, got 0: {KEPT}"),
         (["+trainer.limit_val_batches=0.0"], f"`trainer.limit_val_batches` must be more than 0, got 0: {KEPT}"),
-        (["+trainer.check_val_every_n_epoch=3"], "`trainer.check_val_every_n_epoch` must be at most 2, the number of"),
+        (["+trainer.check_val_every_n_epoch=3"], "`trainer.check_val_every_n_epoch` must be at most 1, the number of"),
     ],
 )
 def test_a_training_that_could_not_end_well_is_not_begun(config, tiny, tmp_path, options, said):

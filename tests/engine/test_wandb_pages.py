@@ -23,6 +23,7 @@ QUICK = [
     "data.steps=4",
     "data.batch_size=2",
     "trainer.max_epochs=2",
+    "trainer.val_check_interval=null",
     "trainer.log_every_n_steps=1",
 ]
 

@@ -1,6 +1,7 @@
 """Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow.compute as pc
@@ -9,12 +10,15 @@ import slow_protocols
 import torch
 from painted_pairs import SIDE, Blots, Painted, run
 from torch import nn
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
+from semcorr.engine.build import resolve_protocol_resize
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
-from semcorr.matching.readouts import ReadoutList, parse_readout
-from semcorr.metrics.pck import ALPHAS
+from semcorr.matching.readouts import ReadoutList, kernel_soft_argmax, parse_readout
+from semcorr.metrics.pck import ALPHAS, INCLUSIVE, PCK, Tolerance
 from semcorr.models.heads.cosine import Cosine
 
 pytestmark = pytest.mark.integration
@@ -25,47 +29,49 @@ def slow(tmp_path_factory):
     """slow(preset, extent): every row by the slow version, from maps made outside of the evaluation."""
     root = tmp_path_factory.mktemp("slow")
 
-    def of(protocol, extent):
+    def of(protocol, extent, grid, fraction):
         from semcorr.data.views import make_view
 
         data = Blots(root=str(root), size=SIDE, workers=0)
-        data.extent = extent
+        data.extent, data.fraction = extent, fraction
         found = {}
         for pair in data.records("test"):
             maps = [
-                Painted()(make_view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
+                Painted(grid)(make_view(image, SIDE, protocol.resize).image[None]).values[0].double().numpy()
                 for image in (pair.source, pair.target)
             ]
             for i in (pair.source.visible & pair.target.visible).nonzero()[:, 0].tolist():
                 points = (pair.source.keypoints[i].tolist(), pair.target.keypoints[i].tolist())
                 sizes = (pair.source.size, pair.target.size)
-                how = getattr(slow_protocols, protocol.name)
+                how = getattr(slow_protocols, SLOW.get((protocol.name, protocol.resize), protocol.name))
                 found[pair.name, i] = how(*maps, points[0], sizes, points[1], pair.target.box, extent == "image")
         return found
 
     return of
 
 
-@pytest.mark.parametrize("extent", ["box", "image"])
-@pytest.mark.parametrize("protocol", PRESETS, ids=lambda one: one.name)
-def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent):
+SLOW = {("marco", "corner"): "marco_corner", ("probe3d", "corner+4"): "probe3d_margin"}
+PLACED = (*PRESETS, protocol_preset("marco").with_resize("corner"), protocol_preset("probe3d").with_resize("corner+4"))
+
+
+@pytest.mark.parametrize(("extent", "grid", "fraction"), [("box", 20, 0.0), ("image", 20, 0.0), ("box", 13, 0.375)])
+@pytest.mark.parametrize("protocol", PLACED, ids=lambda one: f"{one.name}-{one.resize}")
+def test_a_protocol_equals_its_slow_version(tmp_path, slow, protocol, extent, grid, fraction):
     """Predictions to a thousandth of a pixel, and the same keypoints right at every alpha."""
-    module, _ = run(tmp_path, [protocol], extent=extent)
-    expected = slow(protocol, extent)
+    module, _ = run(tmp_path, [protocol], extent=extent, grid=grid, fraction=fraction)
+    expected = slow(protocol, extent, grid, fraction)
 
     rows = module.result.tables["predictions"].to_pylist()
     assert len(rows) == len(expected) > 20
     assert {row["protocol"] for row in rows} == {protocol.name}
     per_pair: dict = {}
     for row in rows:
-        (x, y), error, inclusive = expected[row["pair"], row["keypoint"]]
+        (x, y), error, comparison = expected[row["pair"], row["keypoint"]]
         assert math.hypot(row["predicted_x"] - x, row["predicted_y"] - y) < 1e-3
         assert row["error"] == pytest.approx(error, abs=1e-5)
-        per_pair.setdefault((row["category"], row["pair"]), []).append((error, inclusive))
+        per_pair.setdefault((row["category"], row["pair"]), []).append((error, comparison))
     for alpha in ALPHAS:
-        hits = {
-            key: [e <= alpha if inclusive else e < alpha for e, inclusive in some] for key, some in per_pair.items()
-        }
+        hits = {key: [slow_protocols.is_right(e, alpha, how) for e, how in some] for key, some in per_pair.items()}
         by_image = sum(sum(some) / len(some) for some in hits.values()) / len(hits)
         everything = [hit for some in hits.values() for hit in some]
         scores = module.result.scores["pck"]["all"]
@@ -133,7 +139,7 @@ def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
         tmp_path, protocol_list(None, "letterbox"), ReadoutList([parse_readout("argmax"), parse_readout("window_5")])
     )
 
-    assert [one.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
+    assert [one.tolerance.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
     for name, rules in module.result.scores["protocols"].items():
         for rule, view in rules.items():
             rows = module.result.tables["predictions"].filter(
@@ -159,25 +165,25 @@ def test_our_own_error_is_that_of_the_points_in_the_table(tmp_path):
         assert row["error"] == np.sqrt(dx * dx + dy * dy) / np.float64(np.float32(row["extent"]))
 
 
-def test_a_tie_is_right_unless_the_protocol_is_strict(tmp_path):
-    """A prediction exactly alpha x extent away."""
-    from semcorr.metrics.pck import PCK
-
-    counts = {}
-    for strict in (False, True):
-        metric = PCK(["cat"], 1, strict=strict)
-        points = torch.tensor([[[10.0, 0.0]]])
-        yes = torch.ones(1, 1, dtype=torch.bool)
+@pytest.mark.parametrize(
+    ("tolerance", "right"), [(INCLUSIVE, "111"), (Tolerance(strict=True), "000"), (Tolerance(True, single=True), "011")]
+)
+def test_a_tie_is_right_unless_the_protocol_is_strict(tolerance, right):
+    """A prediction exactly alpha x extent away. In single precision 0.05 and 0.1 become larger, 0.01 smaller."""
+    yes, results = torch.ones(1, 1, dtype=torch.bool), ""
+    for distance, alpha in ((1.0, "0.01"), (5.0, "0.05"), (10.0, "0.1")):
+        metric = PCK(["cat"], 1, tolerance=tolerance)
+        points = torch.tensor([[[distance, 0.0]]])
         metric.update(points, torch.zeros(1, 1, 2), torch.tensor([100.0]), yes, ~yes, torch.zeros(1).long())
-        counts[strict] = metric.compute()["pck"]["all"]["image"]["0.1"]
-    assert counts == {False: 1.0, True: 0.0}
+        results += str(int(metric.compute()["pck"]["all"]["image"][alpha]))
+    assert results == right
 
 
 # -- presets --
 
 
 def test_presets_differ_from_ours_and_from_each_other():
-    assert len({tuple(vars(one).values()) for one in PRESETS}) == len(PRESETS)
+    assert len({tuple(map(str, vars(one).values())) for one in PRESETS}) == len(PRESETS)
     assert [one.name for one in PRESETS if one.exact] == ["semcorr"]
 
 
@@ -186,6 +192,66 @@ def test_an_axis_that_is_changed_is_in_the_name():
     assert protocol_preset("visual_ai", resize="squash").name == "visual_ai"
     assert protocol_preset("visual_ai").with_resize("letterbox").name == "visual_ai (letterbox)"
     assert protocol_preset("semcorr").with_resize("letterbox").name == "semcorr"
+    assert protocol_preset("probe3d").with_resize("corner+6").name == "probe3d"
+    assert protocol_preset("marco").with_resize("letterbox").name == "marco (letterbox)"
+
+
+@pytest.mark.parametrize(
+    ("line", "resize", "test"),
+    [
+        ("data=pf_pascal protocol=marco", "corner", None),
+        ("data=spair protocol=marco", "squash", None),
+        ("data=spair data@test=ap10k protocol=marco", "squash", "corner"),
+        ("data=ap10k protocol=marco data.resize=squash", "squash", None),
+        ("data=ap10k protocol=[semcorr,marco]", "corner", None),
+        ("data=spair protocol=probe3d data.resize=corner+6", "corner+6", None),
+    ],
+)
+def test_images_are_placed_as_a_protocol_places_those_of_a_benchmark(line, resize, test):
+    cfg = compose_config("train", line.split())
+    resolve_protocol_resize(cfg)
+
+    assert (cfg.data.resize, cfg.test.resize if "test" in cfg else None) == (resize, test)
+
+
+def test_a_head_that_sees_both_images_reads_the_map_as_it_is(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    by_name = run(tmp_path, [protocol_preset("visual_ai")], head=Whole())[0].result.tables["predictions"]
+    after = run(tmp_path, [protocol_preset("visual_ai", normalise="after")])[0].result.tables["predictions"]
+
+    assert by_name.equals(after)
+    assert set(by_name["protocol"].to_pylist()) == {"visual_ai (normalise=after)"}
+
+
+def test_products_need_a_head_that_compares_features(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, source, target, points):
+            return Cosine()(source, target, points)
+
+    with pytest.raises(UserError, match="compares features by their product"):
+        run(tmp_path, [protocol_preset("marco", comparison="product")], head=Whole())
+    with pytest.raises(UserError, match="decodes natively"):
+        run(tmp_path, [protocol_preset("dift", comparison="product")])
+
+
+def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp_path):
+    """MARCO's 10 on vectors of length 32 is 10 / 1024 on their cosines."""
+
+    class Unit(Cosine):
+        def adapt(self, maps):
+            return maps._replace(values=32 * normalize(maps.values, dim=1))
+
+    exact = {"lookup": "containing"}  # a cell as it is, of length 32
+    on_cosines = run(tmp_path, [protocol_preset("marco", **exact)])[0].result
+    products = protocol_preset("marco", comparison="product", **exact)
+    rule = partial(kernel_soft_argmax, sigma=7.0, temperature=10.0)
+    on_products = run(tmp_path, [products], ReadoutList([rule]), head=Unit())[0].result
+
+    a, b = (result.tables["predictions"]["error"].to_numpy() for result in (on_cosines, on_products))
+    np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 # -- mistakes --

@@ -70,7 +70,7 @@ CODE = {
     "arguments by their place": put("backbone._args_", ["evil"]),
     "a known target made partial": put("head._partial_", True),
     "a known target without its partial": lambda cfg: put(
-        "localise", {key: value for key, value in cfg["localise"].items() if key != "_partial_"}
+        "finetune", {key: value for key, value in cfg["finetune"].items() if key != "_partial_"}
     )(cfg),
     "another conversion": put("backbone._convert_", "object"),
     "no recursion": put("backbone._recursive_", False),

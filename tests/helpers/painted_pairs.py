@@ -23,32 +23,38 @@ SIZES = [(64, 50), (40, 61), (57, 57)]
 
 
 class Painted(Backbone):
-    """Features that an image's noise decides: a fixed random projection of each cell's mean colours."""
+    """Features that an image's noise decides: a fixed random projection of each cell's mean colours.
+
+    Every cell has a little of its own, so that cells of black padding are not all alike.
+    """
 
     name, size, stride, channels, widths = "painted", SIDE, SIDE / GRID, 6, (6,)
     blocks, norm, sha256, lora_targets, pairwise = (), None, "", (), False
 
-    def __init__(self):
+    def __init__(self, grid=GRID):
         super().__init__()
+        self.grid, self.stride = grid, SIDE / grid
         chance = torch.Generator().manual_seed(1)
         self.register_buffer("mix", torch.randn(6, 12, generator=chance))
+        self.register_buffer("own", 0.2 * torch.randn(6, grid, grid, generator=chance))
 
     def forward(self, image):
         return self.suffix(self.prefix(image, 0), 0)
 
     def prefix(self, image, depth):
-        fine = interpolate(image - 0.4, (2 * GRID, 2 * GRID), mode="area")
+        fine = interpolate(image - 0.4, (2 * self.grid, 2 * self.grid), mode="area")
         cells = nn.functional.pixel_unshuffle(fine, 2)
-        return BackboneState({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh()}, image.shape[-2:])
+        return BackboneState({"0": torch.einsum("ck,bkhw->bchw", self.mix, cells).tanh() + self.own}, image.shape[-2:])
 
     def suffix(self, state, depth):
         return FeatureMap(state.values["0"], self.stride)
 
 
 class Blots(PairDataModule):
-    """Noise of three shapes, all ordered pairs; whole points, some on the border; by the box or by the image."""
+    """Noise of three shapes, all ordered pairs; points on the border, too; by the box or by the image."""
 
     extent = "box"
+    fraction = 0.0  # of a pixel that is added to points and boxes
 
     def records(self, split):
         chance = np.random.default_rng(0)
@@ -58,8 +64,9 @@ class Blots(PairDataModule):
             Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
             points = chance.integers(0, [width, height], (7, 2)).tolist()
             points[0], points[1] = [0, 0], [width, height]  # counted from 1, a point may be beyond the last pixel
+            points = [(x + self.fraction, y + self.fraction) for x, y in points]
             points[2 + i] = None
-            box = (3, 5, width - 4 - i, height - 7)
+            box = tuple(side + self.fraction for side in (3, 5, width - 4 - i, height - 7))
             images.append(build_image_record(str(i), path, (width, height), points, box, path))
         pairs = [(a, b) for a in images for b in images if a is not b]
         return [
@@ -71,13 +78,17 @@ class Blots(PairDataModule):
         ]  # fmt: skip
 
 
-def run(root, protocols, localise=None, extent="box", tabled=True, head=None):
+def run(root, protocols, localise=None, extent="box", tabled=True, head=None, grid=GRID, fraction=0.0):
     module = CorrespondenceModule(
-        Painted(), head or Cosine(), localise or ProtocolReadout(), finetune=lambda backbone: None, protocols=protocols
+        Painted(grid),
+        head or Cosine(),
+        localise or ProtocolReadout(),
+        finetune=lambda backbone: None,
+        protocols=protocols,
     )
     module.keeps_rows = tabled
     data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
-    data.extent = extent
+    data.extent, data.fraction = extent, fraction
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                       enable_model_summary=False)  # fmt: skip
     trainer.test(module, datamodule=data, verbose=False)

@@ -2,7 +2,8 @@
 
 Written from what is known of the released evaluators, with none of semcorr's functions. Every function takes both
 maps (c, g, g), a source point, both image sizes (width, height), the truth, the target's box and the side of the view,
-and whether the extent is the image's; it returns the prediction in original pixels, the error and the right/wrong rule.
+and whether the extent is the image's; it returns the prediction in original pixels, the error and the
+comparison with alpha (`is_right`).
 """
 
 import math
@@ -30,6 +31,15 @@ def bilinear(features, x, y):
     top = features[:, y0, x0] * (1 - x + x0) + features[:, y0, x1] * (x - x0)
     low = features[:, y1, x0] * (1 - x + x0) + features[:, y1, x1] * (x - x0)
     return top * (1 - y + y0) + low * (y - y0)
+
+
+def unit_cells(features):
+    """Every cell of length one."""
+    made = np.zeros_like(features)
+    for y in range(features.shape[1]):
+        for x in range(features.shape[2]):
+            made[:, y, x] = features[:, y, x] / np.linalg.norm(features[:, y, x])
+    return made
 
 
 def best(scores):
@@ -85,7 +95,7 @@ def padded(source, target, point, sizes, truth, box, by_image, read, shift):
     px, py = cx * SIDE / g + shift, cy * SIDE / g + shift
     tx, ty, scale, ox, oy = letterboxed(*truth, sizes[1])
     extent = SIDE if by_image else max(box[2] - box[0], box[3] - box[1]) * scale
-    return ((px - ox) / scale, (py - oy) / scale), math.hypot(px - tx, py - ty) / extent, False
+    return ((px - ox) / scale, (py - oy) / scale), math.hypot(px - tx, py - ty) / extent, "<32"
 
 
 def geoaware(*what):
@@ -113,7 +123,7 @@ def dift(source, target, point, sizes, truth, box, by_image):
             scores[y, x] = vector @ pixel / np.linalg.norm(pixel)
     px, py = best(scores)
     extent = max(sizes[1]) if by_image else max(box[2] - box[0], box[3] - box[1])
-    return (px, py), math.hypot(px - truth[0], py - truth[1]) / extent, True
+    return (px, py), math.hypot(px - truth[0], py - truth[1]) / extent, "<="
 
 
 def squashed(source, target, point, sizes, truth, box, by_image, corners, half_off, read):
@@ -132,11 +142,16 @@ def squashed(source, target, point, sizes, truth, box, by_image, corners, half_o
     px, py = cx * (SIDE - 1) / (g - 1), cy * (SIDE - 1) / (g - 1)
     (fx, fy), (tx, ty) = factors(sizes[1]), into(truth, sizes[1])
     extent = SIDE if by_image else max((box[2] - box[0]) * fx, (box[3] - box[1]) * fy)
-    return (px / fx, py / fy), math.hypot(px - tx, py - ty) / extent, True
+    return (px / fx, py / fy), math.hypot(px - tx, py - ty) / extent, "<="
 
 
-def visual_ai(*what):
-    return squashed(*what, True, False, lambda scores: kernel(scores, 7, 0.03))
+def visual_ai(source, target, point, sizes, truth, box, by_image):
+    """Whole pixels; cells of length one before the source is read between them."""
+    point, truth, box = ([math.floor(value) for value in values] for values in (point, truth, box))
+    return squashed(
+        unit_cells(source), target, point, sizes, truth, box, by_image, True, False,
+        lambda scores: kernel(scores, 7, 0.03),
+    )  # fmt: skip
 
 
 def sd4match(*what):
@@ -144,18 +159,44 @@ def sd4match(*what):
 
 
 def marco(*what):
-    return squashed(*what, False, True, lambda scores: kernel(scores, 7, 0.03))
+    return squashed(*what, False, True, lambda scores: kernel(scores, 7, 10 / 1024))
 
 
-def probe3d(source, target, point, sizes, truth, box, by_image):
+def marco_corner(source, target, point, sizes, truth, box, by_image):
+    """The aspect kept, padded at the right and below; each axis by its own whole number of pixels."""
+    g = source.shape[1]
+
+    def inner(size):
+        return [round(length * SIDE / max(size)) for length in size]
+
+    def into(place, size):
+        return [
+            min(max(p * n / length, 1e-4), n - 1 - 1e-4) for p, n, length in zip(place, inner(size), size, strict=True)
+        ]
+
+    x, y = into(point, sizes[0])
+    cx, cy = kernel(cosines(bilinear(source, x * g / SIDE, y * g / SIDE), target), 7, 10 / 1024)
+    px, py = cx * (SIDE - 1) / (g - 1), cy * (SIDE - 1) / (g - 1)
+    tx, ty = into(truth, sizes[1])
+    fx, fy = (n / length for n, length in zip(inner(sizes[1]), sizes[1], strict=True))
+    extent = SIDE if by_image else max((box[2] - box[0]) * fx, (box[3] - box[1]) * fy)
+    return (px / fx, py / fy), math.hypot(px - tx, py - ty) / extent, "<="
+
+
+def probe3d(source, target, point, sizes, truth, box, by_image, side=SIDE):
     """Padded at the right and below; whole pixels; a unit square; a cell is its corner."""
     g = source.shape[1]
-    x, y = (int(p * SIDE / max(sizes[0])) / SIDE for p in point)
-    cx, cy = best(cosines(bilinear(source, x * (g - 1), y * (g - 1)), target))
-    tx, ty = (int(p * SIDE / max(sizes[1])) / SIDE for p in truth)
+    x, y = (int(p * side / max(sizes[0])) / side for p in point)
+    cx, cy = best(cosines(bilinear(unit_cells(source), x * (g - 1), y * (g - 1)), target))
+    tx, ty = (int(p * side / max(sizes[1])) / side for p in truth)
     extent = 1 if by_image else max(box[2] - box[0], box[3] - box[1]) / max(sizes[1])
     original = (cx / g * max(sizes[1]), cy / g * max(sizes[1]))
-    return original, math.hypot(cx / g - tx, cy / g - ty) / extent, False
+    return original, math.hypot(cx / g - tx, cy / g - ty) / extent, "<"
+
+
+def probe3d_margin(*what):
+    """A margin of 4 pixels around what is 88: points and cells stay in the 88."""
+    return probe3d(*what, side=SIDE - 8)
 
 
 def semcorr(source, target, point, sizes, truth, box, by_image):
@@ -165,7 +206,12 @@ def semcorr(source, target, point, sizes, truth, box, by_image):
     cx, cy = window(cosines(bilinear(source, x, y), target), 7, 0.02, outside=0.0)
     px, py = ((c + 0.5) / g * length - 0.5 for c, length in zip((cx, cy), sizes[1], strict=True))
     extent = max(sizes[1]) if by_image else max(box[2] - box[0], box[3] - box[1])
-    return (px, py), math.hypot(px - truth[0], py - truth[1]) / extent, True
+    return (px, py), math.hypot(px - truth[0], py - truth[1]) / extent, "<="
+
+
+def is_right(error, alpha, comparison):
+    """At most alpha; less; or less than alpha in single precision."""
+    return {"<=": error <= alpha, "<": error < alpha, "<32": error < float(np.float32(alpha))}[comparison]
 
 
 EVERY = (semcorr, geoaware, sd_dino, dift, visual_ai, sd4match, probe3d, marco)

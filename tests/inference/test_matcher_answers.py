@@ -62,7 +62,8 @@ def test_answers_are_those_of_the_parts_called_one_after_the_other(cats, head):
 
 def test_a_run_is_matched_with_as_it_was_scored(tiny, config, tmp_path):
     run = tmp_path / "trained"
-    train(config("train", *tiny, "finetune.blocks=2", "trainer.max_epochs=1", "optimizer.lr=1e-2", f"run_dir={run}"))
+    line = ["finetune.blocks=2", "protocol=semcorr", "optimizer.lr=1e-2", f"run_dir={run}"]
+    train(config("train", *tiny, *line))
     rows = pq.read_table(run / "predictions.parquet").to_pylist()[:40]
     root = Path(next(one for one in tiny if one.startswith("data.root=")).removeprefix("data.root="))
     matcher = Matcher.load(str(run), device="cpu", trim=False, subcell=False)

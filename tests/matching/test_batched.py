@@ -5,14 +5,16 @@ from itertools import permutations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from semcorr.core.coords import to_image
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.data.all_pairs import find_queries
-from semcorr.matching.batched import all_pairs_similarity, match_to_target
+from semcorr.matching.batched import QueryOptions, all_pairs_similarity, match_to_target, query_similarities
 from semcorr.matching.readouts import argmax, soft_argmax, window_soft_argmax
+from semcorr.matching.similarity import sample_descriptors
 from semcorr.models.heads.cosine import Cosine
 
 RULES = [argmax, soft_argmax, window_soft_argmax]
@@ -32,6 +34,24 @@ def maps(count: int) -> list[FeatureMap]:
 
 def points(count: int) -> torch.Tensor:
     return torch.rand(count, 2) * torch.tensor([48.0, 32.0]) - 0.5
+
+
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("unit_cells", [False, True])
+def test_queries_of_published_protocols_agree_with_whole_maps(unit_cells, products):
+    """Unit cells, as if the whole map had been normalised before it is read; products of what is read, or cosines."""
+    target, source = maps(2)
+    source, places = source._replace(values=source.values * torch.rand(1, 1, 4, 6) * 9), points(7)
+    options = QueryOptions(unit_cells, products)
+
+    similarity = next(query_similarities(Cosine(), target, [source], [places], 99, options))
+
+    whole = normalize(source.values, dim=1) if unit_cells else source.values
+    queries = sample_descriptors(whole, places[None], 8)[0]
+    expected = torch.einsum("qc,chw->qhw", queries, target.values[0])
+    if not products:
+        expected = expected / queries.norm(dim=1)[:, None, None] / target.values[0].norm(dim=0)
+    assert_close(similarity[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", [Cosine(), Whole()], ids=["separable", "not separable"])

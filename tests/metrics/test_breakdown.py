@@ -10,7 +10,7 @@ from random_tables import CATEGORIES, batches, hand_made, table, tensors
 
 from semcorr.core.errors import UserError
 from semcorr.metrics.breakdown import category_mean, error_cdf, pck_from_predictions, subset_proportions
-from semcorr.metrics.pck import ALPHAS, PCK
+from semcorr.metrics.pck import ALPHAS, PCK, Tolerance
 from semcorr.metrics.predictions import is_correct, load_predictions, split_by_spec
 
 SIZES = (7, 3, 12, 1, 30)
@@ -71,7 +71,7 @@ def test_on_the_boundary_is_right_unless_the_protocol_is_strict():
     rows = load_predictions(hand_made([{"predicted_x": 6.0, "predicted_y": 8.0}]))  # 10 of 100 pixels
 
     assert is_correct(rows, [0.05, 0.1, 0.15]).tolist() == [[False], [True], [True]]
-    assert is_correct(rows, [0.05, 0.1, 0.15], strict=True).tolist() == [[False], [False], [True]]
+    assert is_correct(rows, [0.05, 0.1, 0.15], Tolerance(strict=True)).tolist() == [[False], [False], [True]]
 
 
 def test_rows_of_two_read_outs_are_not_mixed():

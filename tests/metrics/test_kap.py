@@ -21,9 +21,13 @@ pytestmark = pytest.mark.integration
 
 def detections(rows: list[tuple]) -> pa.Table:
     """From (pair, visible, inside, outside) at 0.1."""
-    names = ("pair", "visible", "inside", "outside")
+    names = ("pair", "visible", "inside", "outside", "corner_inside", "corner_outside")
     return pa.Table.from_pylist(
-        [{"category": "cat", "keypoint": 0, "alpha": 0.1} | dict(zip(names, row, strict=True)) for row in rows], SCHEMA
+        [
+            {"category": "cat", "keypoint": 0, "alpha": 0.1} | dict(zip(names, (*row, *row[-2:]), strict=True))
+            for row in rows
+        ],
+        SCHEMA,
     )
 
 

@@ -49,10 +49,12 @@ class Backbone(nn.Module):
         widths: Channels of the maps that it concatenates, in their order; their sum is `channels`.
         stride: Image pixels per cell.
         blocks: Trainable units, first to last, up to the last layer that is read.
-        norm: Layer after the last block, trained with it; None where there is none.
+        norm: Layer after the last block; None where there is none.
         sha256: Hash of the weights that it was built with.
         lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
         pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
+        unit_layers: Whether each of several maps is brought to unit length before they are concatenated. Backbones
+            that are fused set it to false in their parts, unless theirs are to be normalised by layer.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
     widths: Sequence[int]
     stride: int
     sha256: str
+    unit_layers: bool = True
 
     if TYPE_CHECKING:  # attributes or properties
 
@@ -70,7 +73,7 @@ class Backbone(nn.Module):
 
         @property
         def norm(self) -> nn.Module | None:
-            """Layer after the last block, trained with it."""
+            """Layer after the last block."""
 
         @property
         def lora_targets(self) -> Sequence[str]:

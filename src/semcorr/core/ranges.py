@@ -311,6 +311,8 @@ def _is_plain(hint: object) -> bool:
         return any(_is_plain(member) for member in get_args(hint) if member is not NoneType)
     if get_origin(hint) in (Annotated, Sequence, list, tuple):
         return _is_plain(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return True
     return hint in (int, float, bool, str)
 
 

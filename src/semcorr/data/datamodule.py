@@ -29,7 +29,7 @@ from semcorr.data.loaders import (
 )
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.views import RESIZES
+from semcorr.data.views import fit_to_square
 
 PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
@@ -120,8 +120,7 @@ class PairDataModule(LightningDataModule, ABC):
         cache_gb: Weight = 0.0,
     ) -> None:
         super().__init__()
-        if resize not in RESIZES:
-            raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
+        fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
         require_workers(workers)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")

@@ -87,26 +87,32 @@ def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Flo
 
 
 def image_weights(
-    visible: Bool[Tensor, "m n"], mirrored: Bool[Tensor, "m n"], variants: PoseVariant
+    visible: Bool[Tensor, "m n"], mirrored: Bool[Tensor, "m n"] | None, variants: PoseVariant
 ) -> Float[Tensor, "k n k"]:
-    """Return the weight of each query (source, keypoint, target) among m images and then their mirror images.
+    """Return the weight of each query (source, keypoint, target) among m images and then, if any, their mirror images.
 
     Every ordered pair of two of the m images is a pair, unless none of its variants shows a keypoint in both images;
-    an image and its own mirror image do not make it one.
+    an image and its own mirror image do not make it one. The weights of a pair's queries add up to 1.
+
+    >>> seen = torch.tensor([[True, True], [True, True], [False, True]])
+    >>> image_weights(seen, None, PoseVariant())[:, :, 2]  # by keypoints 0 and 1 of images 0, 1 and 2 in image 2
+    tensor([[0., 1.],
+            [0., 1.],
+            [0., 0.]])
     """
     m, n = visible.shape
     off_diagonal = ~torch.eye(m, dtype=torch.bool, device=visible.device)[..., None]
-    views = (visible, mirrored)
+    views = [visible] if mirrored is None else [visible, mirrored]
     masks = []
     for source, target, _ in variants.terms:
         if target != SOURCE:  # any two of them
             a, b = views[source >= MIRRORED_SOURCE], views[target >= MIRRORED_SOURCE]
             masks.append(a[:, None] & b & off_diagonal)
         else:
-            self_masks = (visible & mirrored)[:, None] & off_diagonal  # (m m n): once for every target
+            self_masks = (visible & views[1])[:, None] & off_diagonal  # (m m n): once for every target
             masks.append(self_masks & torch.stack(masks).any(0).any(-1, keepdim=True))
     weights = point_weights(torch.stack(masks).flatten(1, 2), [term.weight for term in variants.terms])
-    query_weights = visible.new_zeros((2 * m, n, 2 * m), dtype=weights.dtype)
+    query_weights = visible.new_zeros((len(views) * m, n, len(views) * m), dtype=weights.dtype)
     for (source, target, _), part in zip(variants.terms, weights.unflatten(1, (m, m)), strict=True):
         first, second = (m * (view >= MIRRORED_SOURCE) for view in (source, target))
         block = query_weights[first : first + m, :, second : second + m]

@@ -1,5 +1,6 @@
 """Views: records resized into the square that a backbone sees, the geometry back, and a cache of resized images."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,21 +33,42 @@ class SquareFit(NamedTuple):
 def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFit:
     """Compute the geometry of an image in a square, without pixels.
 
+    Sides are rounded half to even, as NumPy rounds them in GeoAware-SC (utils_dataset.py:22) and sd-dino.
+
     >>> fit_to_square((400, 200), side=100, resize="letterbox")
     SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
     >>> fit_to_square((400, 200), side=100, resize="squash").scale
     (0.25, 0.5)
+    >>> fit_to_square((400, 200), side=112, resize="corner+6")
+    SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(6, 6))
     """
-    if resize not in RESIZES:
-        raise UserError(f"`data.resize` must be one of {', '.join(RESIZES)}, got {resize!r}")
+    kind, margin = split_resize(resize)
+    if 2 * margin >= side:
+        raise UserError(f"`data.resize`: {resize} leaves nothing of a square of {side} pixels. Give a smaller margin")
     width, height = original
-    if resize == "squash":
-        inside = (side, side)
-    else:
-        ratio = side / max(original)
-        inside = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    offset = (0, 0) if resize == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
+    inner, longer = side - 2 * margin, max(original)
+    if kind == "squash":
+        inside = (inner, inner)
+    else:  # multiplied first: GeoAware-SC, sd-dino and probe3d round the quotient of integers
+        inside = (max(1, round(width * inner / longer)), max(1, round(height * inner / longer)))
+    offset = (margin, margin) if kind == "corner" else ((side - inside[0]) // 2, (side - inside[1]) // 2)
     return SquareFit(inside, (inside[0] / width, inside[1] / height), offset)
+
+
+def split_resize(resize: str) -> tuple[str, int]:
+    """Split a way of resizing into its kind and its margin.
+
+    A margin is as probe3d's, which pads its squares on all sides to a whole number of patches.
+
+    >>> split_resize("corner+6"), split_resize("letterbox")
+    (('corner', 6), ('letterbox', 0))
+    """
+    match = re.fullmatch(r"(squash|letterbox|corner)|(corner)\+([1-9]\d{0,3})", resize)
+    if match is None:
+        raise UserError(
+            f"`data.resize` must be one of {', '.join(RESIZES)} or corner+PIXELS, a margin on all sides, got {resize!r}"
+        )
+    return match[1] or match[2], int(match[3] or 0)
 
 
 def load_image(path: Path, upright: bool = False) -> Image.Image:

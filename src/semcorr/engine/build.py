@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
@@ -50,12 +51,13 @@ from semcorr.engine.trainer_options import (
     check_numbers,
     check_precision,
     check_training,
+    device_precision,
     refuse_options,
 )
 from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
-from semcorr.models.losses import Loss
+from semcorr.models.losses import Loss, point_lookup
 from semcorr.models.weights.checkpoints import require_weights_file
 from semcorr.models.weights.loading import require_finite_weights, weights_sha256
 from semcorr.store.cache import SweepFeatureCache
@@ -83,6 +85,15 @@ def build_training_parts(cfg: DictConfig) -> TrainingParts:
     return TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
 
 
+def require_filled_square(loss: Loss, resize: str) -> None:
+    """Refuse to train by a loss that is not defined on the pixels of a run."""
+    if point_lookup(loss) == "aligned" and resize != "squash":
+        raise UserError(
+            "`loss.convention`: aligned has the corner cells on the corners of the image, so the image must fill its "
+            f"square, and data.resize={resize} does not. Give data.resize=squash or loss.convention=centres."
+        )
+
+
 def build_datamodule_and_module(
     cfg: DictConfig, stages: Sequence[str] = ("test",), training: TrainingParts | None = None
 ) -> tuple[CorrespondenceModule, Benchmark]:
@@ -107,6 +118,8 @@ def build_datamodule_and_module(
 def check_config(cfg: DictConfig) -> None:
     """Refuse what is missing, of another type or out of range, before anything is read or built; resolve the rest.
 
+    What a run fills in, the image geometry of its protocols and the precision of its device, is written to config.yaml.
+
     Raises:
         UserError: The message names the first such key.
     """
@@ -120,6 +133,7 @@ def check_config(cfg: DictConfig) -> None:
     if "trainer" in content:
         check_numbers(content["trainer"])
         check_precision(content["trainer"]["precision"])
+        content["trainer"]["precision"] = cfg.trainer.precision = device_precision(content["trainer"])
     check_options(content)
     if content.get("compile") is not None:
         require_compile_backend(content["compile"])
@@ -163,12 +177,24 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
 
 
 def resolve_protocol_resize(cfg: DictConfig) -> None:
-    """Fill in the image geometry that the listed protocols share, if none is given, also for config.yaml."""
-    if "protocol" not in cfg or "names" not in cfg.protocol:
+    """Fill in the image geometry that the protocols share on a benchmark, if none is given, also for config.yaml."""
+    if "protocol" not in cfg:
         return
-    if cfg.protocol.names is not None and cfg.protocol.resize is None:
-        cfg.protocol.resize = shared_resize(cfg.protocol.names)
-    cfg.protocol.resize = cfg.data.resize
+    names = cfg.protocol.names if "names" in cfg.protocol else [cfg.protocol.name]
+    if names is not None and cfg.protocol.resize is None:
+        for key in ("test", "data"):  # training images are placed as those of their own benchmark
+            if cfg.get(key) is not None and cfg[key].resize is None:
+                cfg[key].resize = shared_resize(names, benchmark_name(cfg[key]))
+    if "names" in cfg.protocol or cfg.protocol.resize is None:
+        cfg.protocol.resize = cfg.data.resize
+
+
+def benchmark_name(section: DictConfig) -> str | None:
+    """Return the name of the benchmark that a section of the configuration builds; None if it cannot be imported."""
+    try:
+        return getattr(_locate(section._target_), "name", None)
+    except ImportError:
+        return None  # an error when it is built
 
 
 def build_protocols(cfg: DictConfig) -> list[Protocol]:
@@ -286,6 +312,7 @@ def build_trainer(
         options: Other arguments of the Trainer.
     """
     check_precision(cfg.trainer.precision)
+    cfg.trainer.precision = device_precision(to_plain_types(cfg.trainer))
     if "loss" in cfg:
         check_training(cfg.trainer, any(isinstance(callback, ModelCheckpoint) for callback in callbacks))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists

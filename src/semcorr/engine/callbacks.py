@@ -17,27 +17,60 @@ from semcorr.engine.plain_yaml import read_plain_config
 MONITOR = "val/all/pck@0.1"
 
 
-def checkpoint_callbacks(run_dir: Path) -> list[Callback]:
+def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0) -> list[Callback]:
     """Make the callbacks of `best.ckpt`, by validation PCK@0.1 on all keypoints, and of `last.ckpt`.
 
-    Both are written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a run
-    may be killed at any moment.
+    `last.ckpt` is written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a
+    run may be killed at any moment. `best.ckpt` is written after a validation, and is never resumed from.
+
+    Args:
+        run_dir: Directory of the run.
+        keep_from: Share of the first epoch before which no validation is counted, as in the unified benchmark's code;
+            its last one always is.
     """
-    common: JsonObject = {
-        "dirpath": run_dir / "checkpoints",
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **common)
-    last = ModelCheckpoint(filename="last", **common)  # Lightning's save_last would wait for a better one
+    common: JsonObject = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", save_on_train_epoch_end=False, **common)
+    best.keep_from = keep_from
+    # Lightning's save_last would wait for a better one.
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     return [best, last, LearningRateMonitor("step")]
+
+
+def is_counted(done: int, interval: float, batches: float, keep_from: float) -> bool:
+    """Tell whether a validation in the first epoch counts: from `keep_from` of it on, or where no other will follow.
+
+    Args:
+        done: Batches of the epoch before the validation.
+        interval: Batches from one validation to the next.
+        batches: Batches of the epoch.
+        keep_from: Share of the epoch.
+
+    >>> [is_counted(done, interval=25, batches=103, keep_from=0.6) for done in (25, 50, 75, 100)]
+    [False, False, True, True]
+    >>> is_counted(50, interval=50, batches=90, keep_from=0.6)
+    True
+    """
+    return done >= keep_from * batches or done + interval > batches
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
     """Lightning's callback with a state without folders: after a run directory is moved, the best epoch is still known.
 
     It has the name of Lightning's class, by which Lightning finds its state in a checkpoint.
+
+    Attributes:
+        keep_from: Share of the first epoch before which no validation is counted.
     """
+
+    keep_from = 0.0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a checkpoint if this validation counts and is the best so far."""
+        batches, interval = trainer.num_training_batches, trainer.val_check_batch
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        first = trainer.current_epoch == 0 and not trainer.sanity_checking
+        if not first or is_counted(done, float("inf") if interval is None else interval, batches, self.keep_from):
+            super().on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> JsonObject:
         """Return the state with file names instead of paths."""
@@ -128,8 +161,10 @@ def resume_advice(run_dir: Path, trainer: Trainer) -> str:
     if not _holds_checkpoint(run_dir):
         return f"{progress}. Nothing was saved: the first epoch had not ended. Run the same line again"
     path = run_dir / "checkpoints" / "last.ckpt"
-    saved = f"{path} holds epoch {read_checkpoint(run_dir, 'last')['epoch'] + 1}. " if path.is_file() else ""
-    return f"{progress}. {saved}Go on with: python -m semcorr.train checkpoint={run_dir}"
+    if not path.is_file():
+        return f"{progress}, which begins anew with: python -m semcorr.train checkpoint={run_dir}"
+    epoch = read_checkpoint(run_dir, "last")["epoch"] + 1
+    return f"{progress}. {path} holds epoch {epoch}. Go on with: python -m semcorr.train checkpoint={run_dir}"
 
 
 def _holds_checkpoint(run_dir: Path) -> bool:

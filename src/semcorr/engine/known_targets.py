@@ -14,14 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
-# Calls that the program itself puts into a configuration, for the short names of read-outs.
-BUILTIN_CALLS = {"localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"}}
+# Calls that no file makes: those that the program itself puts into a configuration, for the short names of read-outs,
+# and those of earlier files, which are in the configurations of runs.
+BUILTIN_CALLS: Mapping[str, JsonObject] = {
+    "localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"},
+    "loss": {"_target_": "semcorr.models.losses.gaussian_cross_entropy", "_partial_": True},
+}
 # Options that no file names and that take a word. All other options that no file names may be a number or a switch: a
 # word could be a path or a module to load, as for timm's `checkpoint_path` and peft's `megatron_core`.
 WORDS = {
     "backbone": {"facet", "model_type"},
     "localise": {"outside"},
-    "protocol": {"scaling", "lookup", "decode", "frame", "pooling"},
+    "protocol": {"points", "scaling", "lookup", "normalise", "comparison", "decode", "frame", "alphas", "pooling"},
     "trainer": {"gradient_clip_algorithm", "max_time"},
     "finetune": {
         "bias",

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, normalize
 
-from semcorr.core.coords import to_grid, to_image
+from semcorr.core.coords import from_view, to_grid, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
+from semcorr.evaluation.conventions import EPSILON
 from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors
-from semcorr.models.losses import Descriptors, Loss, LossInputs, reads_descriptors, reads_whole_cells
+from semcorr.models.losses import Descriptors, Loss, LossInputs, point_lookup, reads_descriptors
 
 
 @runtime_checkable
@@ -113,17 +114,17 @@ def _pair_inputs(
     """Compute the inputs of the pairs, one per row, and then of their variants, in the order of `PoseVariant.terms`."""
     views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
     sources, targets = [views[term.source] for term in terms], [views[term.target] for term in terms]
-    points = [_feature_points(view.keypoints, maps[0].stride, loss) for view in views]
-    similarity, descriptors = _compare_terms(head, maps, points, terms, reads_descriptors(loss))
+    points = [_feature_points(view, maps[0], loss) for view in views]
+    similarity, descriptors = _compare_terms(head, maps, points, terms, loss)
     masks = torch.stack([a.visible & b.visible for a, b in zip(sources, targets, strict=True)])
     weights = point_weights(masks, [term.weight for term in terms]) if variants else masks
     mask, cell = weights.flatten(0, 1), batch.source.image.shape[-1] / similarity.shape[-1]
     original = torch.arange(len(mask), device=mask.device) < len(batch.pair)
     return LossInputs(
         similarity=similarity,
-        cells=to_grid(torch.cat([view.keypoints for view in targets]), cell),
+        cells=torch.cat([_true_cells(view, similarity, loss) for view in targets]),
         mask=mask,
-        starts=to_grid(torch.cat([view.keypoints for view in sources]), cell),
+        starts=torch.cat([_true_cells(view, similarity, loss) for view in sources]),
         extent=torch.cat([view_extent(view) for view in targets])[:, None].expand(-1, mask.shape[1], -1) / cell,
         number=step,
         descriptors=Descriptors(*descriptors, mask, original) if descriptors else None,
@@ -131,13 +132,14 @@ def _pair_inputs(
 
 
 def _compare_terms(
-    head: nn.Module, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], describe: bool
+    head: nn.Module, maps: Sequence[FeatureMap], points: Sequence[Tensor], terms: Sequence[LossTerm], loss: Loss | None
 ) -> tuple[Float[Tensor, "r n h w"], tuple[Tensor, Tensor] | None]:
-    """Compute the similarity of all terms, and with `describe` the descriptors of both images' keypoints."""
+    """Compute the similarity of all terms, and for a loss that reads them the descriptors of both images' keypoints."""
     if not isinstance(head, SiameseHead):
         return torch.cat([head(maps[a], maps[b], points[a]) for a, b, _ in terms]).float(), None
+    describe = reads_descriptors(loss)
     to_describe = {i for a, b, _ in terms for i in ((a, b) if describe else (a,))}
-    descriptors = {i: head.describe(maps[i], points[i]) for i in sorted(to_describe)}
+    descriptors = {i: head.describe(_source_features(maps[i], loss), points[i]) for i in sorted(to_describe)}
     similarity = torch.cat([head.compare(descriptors[a], maps[b]) for a, b, _ in terms]).float()
     if not describe:
         return similarity, None
@@ -150,58 +152,86 @@ def _compare_terms(
 def _image_inputs(
     head: nn.Module, maps: FeatureMap, batch: ImageBatch, variants: PoseVariant, step: int, loss: Loss | None
 ) -> LossInputs:
-    """Compute the inputs of all ordered pairs of a few images, and their variants, as one pair with many keypoints.
+    """Compute the inputs of all ordered pairs of a few images, and their variants, in one row with many keypoints.
 
-    The loss is a mean over points, whichever pair they come from.
+    The weights of a pair's keypoints add up to 1, so that every pair counts alike.
     """
     views = [batch.view, *batch.mirrored]
-    points, visible = torch.cat([view.keypoints for view in views]), torch.cat([view.visible for view in views])
     source, keypoint, target = batch.queries.unbind(-1)
-    feature_points, describe = _feature_points(points, maps.stride, loss), reads_descriptors(loss)
+    feature_points, describe = torch.cat([_feature_points(view, maps, loss) for view in views]), reads_descriptors(loss)
     if isinstance(head, SiameseHead):
-        descriptors = head.describe(maps, feature_points)
+        descriptors = head.describe(_source_features(maps, loss), feature_points)
         similarity = all_pairs_similarity_from_descriptors(head, descriptors, maps, batch.queries).float()
     else:
         similarity = all_pairs_similarity(head, maps, feature_points, batch.queries).float()
     cell = batch.view.image.shape[-1] / similarity.shape[-1]
-    weights = image_weights(views[0].visible, views[1].visible, variants) if variants else None
-    mask = torch.ones_like(keypoint, dtype=torch.bool) if weights is None else weights[source, keypoint, target]
+    cells = torch.cat([_true_cells(view, similarity, loss) for view in views])
+    weights = image_weights(views[0].visible, views[1].visible if variants else None, variants)
+    mask = weights[source, keypoint, target]
     return LossInputs(
         similarity=similarity[None],
-        cells=to_grid(points[target, keypoint], cell)[None],
+        cells=cells[target, keypoint][None],
         mask=mask[None],
-        starts=to_grid(points[source, keypoint], cell)[None],
+        starts=cells[source, keypoint][None],
         extent=torch.cat([view_extent(view) for view in views])[target][None] / cell,
         number=step,
-        descriptors=_all_pairs_descriptors(descriptors, visible, weights, len(batch.view.name)) if describe else None,
+        descriptors=_all_pairs_descriptors(descriptors, weights, len(batch.view.name)) if describe else None,
     )
 
 
-def _feature_points(points: Float[Tensor, "*b n 2"], stride: float, loss: Loss | None) -> Float[Tensor, "*b n 2"]:
-    """Return where features are read for points: at the points, or at the centres of the cells that they fall in."""
-    return to_image(to_grid(points, stride).add(0.5).floor(), stride) if reads_whole_cells(loss) else points
+def _feature_points(view: View, maps: FeatureMap, loss: Loss | None) -> Float[Tensor, "b n 2"]:
+    """Return the pixels, in our own convention, at which features are read for the keypoints of a view."""
+    lookup = point_lookup(loss)
+    if lookup == "centre":
+        return view.keypoints
+    if lookup == "aligned":
+        return to_image(aligned_cells(view, maps.values.shape[-1]), maps.stride)
+    return to_image(to_grid(view.keypoints, maps.stride).add(0.5).floor(), maps.stride)
+
+
+def _source_features(maps: FeatureMap, loss: Loss | None) -> FeatureMap:
+    """Return the features that a source's keypoints are read from: of unit length for `aligned`, as its recipe has."""
+    if point_lookup(loss) != "aligned":
+        return maps
+    return maps._replace(values=normalize(maps.values.float(), dim=1))
+
+
+def _true_cells(view: View, similarity: Float[Tensor, "*q h w"], loss: Loss | None) -> Float[Tensor, "b n 2"]:
+    """Return the keypoints of a view in cells of a similarity."""
+    grid = similarity.shape[-1]
+    if point_lookup(loss) == "aligned":
+        return aligned_cells(view, grid)
+    return to_grid(view.keypoints, view.image.shape[-1] / grid)
+
+
+def aligned_cells(view: View, grid: int) -> Float[Tensor, "b n 2"]:
+    """Return the keypoints of a squashed view in cells, corner cells on corner pixels, as Visual-AI's code has them.
+
+    x (S - 1) / (W - 1) for an original of W pixels and a view of S, kept 1e-4 pixels inside; then x (g - 1) / (S - 1).
+
+    >>> view = View(torch.zeros(1, 3, 0, 840), torch.tensor([[[-0.5, 419.5]]]), *[None] * 2, torch.tensor([[2.0, 8.0]]),
+    ...             torch.zeros(1, 2), "")  # of 420 x 105 pixels: the point is at (-0.5, 52)
+    >>> round(float(aligned_cells(view, grid=61)[0, 0, 1]), 4)
+    30.0
+    """
+    side, original = view.image.shape[-1], from_view(view.keypoints, view.scale, view.offset)
+    ratio = (side - 1) / (side / view.scale - 1)
+    inside = (original * ratio[:, None]).clamp(EPSILON, side - 1 - EPSILON)
+    return inside * ((grid - 1) / (side - 1))
 
 
 def _all_pairs_descriptors(
-    descriptors: Float[Tensor, "k n c"],
-    visible: Bool[Tensor, "k n"],
-    weights: Float[Tensor, "k n k"] | None,
-    count: int,
+    descriptors: Float[Tensor, "k n c"], weights: Float[Tensor, "k n k"], count: int
 ) -> Descriptors:
     """Return the descriptors of every ordered pair of images, also of pairs without shared keypoints.
 
     To leave these out, their number would have to be copied from the GPU.
     """
-    k = len(visible)
-    if weights is None:
-        others = ~torch.eye(k, dtype=torch.bool, device=visible.device)
-        mask: Tensor = visible[:, :, None] & visible.T[None] & others[:, None]
-    else:
-        mask = weights
-    images = torch.arange(k, device=visible.device)
+    k = len(weights)
+    images = torch.arange(k, device=weights.device)
     first, second = images[:, None].expand(-1, k).flatten(), images.repeat(k)
     original = (first < count) & (second < count)
-    return Descriptors(descriptors[first], descriptors[second], mask.transpose(1, 2).flatten(0, 1), original)
+    return Descriptors(descriptors[first], descriptors[second], weights.transpose(1, 2).flatten(0, 1), original)
 
 
 def view_extent(view: View) -> Float[Tensor, "b 2"]:

@@ -26,7 +26,7 @@ from semcorr.engine.loss_inputs import (
     feature_dropout,
     validate_training_options,
 )
-from semcorr.engine.optim import count_steps
+from semcorr.engine.optim import count_epoch_steps, count_steps
 from semcorr.engine.step_watch import StepWatch
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.image_features import CorrespondenceModel
@@ -64,7 +64,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         loss: Loss, from similarity, true cells and mask to a scalar; None without training.
         optimizer: Function from the trainable parameters of the head and of the backbone to the optimiser; None without
             training.
-        scheduler: Function from the optimiser and the number of steps to the schedule; None without training.
+        scheduler: Function from the optimiser and the numbers of steps, of the run and of an epoch, to the schedule;
+            None without training.
         seed: Seed of whatever is random in a training step.
         cache_config: Place and type of the cached features of frozen blocks.
         key: What cached features depend on besides the weights; part of their key in a store on disk.
@@ -197,17 +198,18 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
             raise UserError(
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
             )
-        optimizer, schedule = self.make_optimizer(count_steps(self.trainer, self._data))
+        steps = count_steps(self.trainer, self._data), count_epoch_steps(self.trainer, self._data)
+        optimizer, schedule = self.make_optimizer(*steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
+    def make_optimizer(self, steps: int, epoch_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Make the optimiser of the trainable parameters, and its schedule over `steps` steps."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         assert self.optimizer is not None, "only training makes an optimiser"
         assert self.scheduler is not None, "only training makes a schedule"
         optimizer = self.optimizer([*head, *loss], backbone)
-        return optimizer, self.scheduler(optimizer, steps)
+        return optimizer, self.scheduler(optimizer, steps, epoch_steps)
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the trainable parameters of the head and of the backbone; those of a loss serve training alone."""

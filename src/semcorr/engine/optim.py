@@ -1,7 +1,7 @@
 """Constructors of the optimiser and the learning-rate schedule, and the number of steps of a schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from lightning import Trainer
@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Range, Rate, Share, check_arguments
+from semcorr.core.ranges import Count, Range, Rate, Share, check_arguments
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
 
@@ -19,11 +19,14 @@ from semcorr.data.datamodule import PairDataModule
 def adamw(
     head: Iterable[Parameter],
     backbone: Iterable[Parameter],
-    lr: Rate = 1e-3,
-    backbone_lr: Rate = 1e-5,
+    lr: Rate = 1e-4,
+    backbone_lr: Rate = 1e-4,
     weight_decay: Annotated[float, Range(least=0, most=100)] = 0.05,
 ) -> AdamW:
-    """Make AdamW with one learning rate for the head and a smaller one for the trainable weights of the backbone."""
+    """Make AdamW with one learning rate for the head and another for the trainable weights of the backbone.
+
+    The rates and the decay are those of the unified benchmark's code.
+    """
     groups = [
         {"params": list(head), "lr": lr, "name": "head"},
         {"params": list(backbone), "lr": backbone_lr, "name": "backbone"},
@@ -32,8 +35,8 @@ def adamw(
 
 
 @check_arguments("scheduler")
-def one_cycle(optimizer: AdamW, steps: int, warmup: Share = 0.3) -> LRScheduler:
-    """Make a schedule that rises for the `warmup` share of the steps, then falls along a cosine.
+def one_cycle(optimizer: AdamW, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
+    """Make a schedule that rises for the `warmup` share of all `steps`, then falls along a cosine.
 
     It is the schedule of GeoAware-SC on SPair-71k.
     """
@@ -43,7 +46,27 @@ def one_cycle(optimizer: AdamW, steps: int, warmup: Share = 0.3) -> LRScheduler:
     return OneCycleLR(optimizer, max_lr=rates, total_steps=total, pct_start=share)
 
 
-def constant_rate(optimizer: AdamW, steps: int) -> LRScheduler:
+@check_arguments("scheduler")
+def step_decay(
+    optimizer: AdamW, steps: int, epoch_steps: int, milestones: Sequence[Count] = (1, 2), factor: Share = 0.5
+) -> LRScheduler:
+    """Make a schedule that multiplies the rate by `factor` after each of the epochs in `milestones`.
+
+    The unified benchmark's code halves it after epochs 1 and 2. The rate of a step follows from its number alone, so
+    that a resumed run has the rates of an uninterrupted one, and a run can be made longer.
+
+    Args:
+        optimizer: The optimiser.
+        steps: Optimiser steps of the run, which this schedule does not depend on.
+        epoch_steps: Optimiser steps of an epoch.
+        milestones: Epochs after which the rate falls, each once.
+        factor: What the rate is multiplied by.
+    """
+    falls = [epoch * epoch_steps for epoch in milestones]
+    return LambdaLR(optimizer, lambda step: factor ** sum(step >= fall for fall in falls))
+
+
+def constant_rate(optimizer: AdamW, steps: int, epoch_steps: int) -> LRScheduler:
     """Make a schedule of a constant rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
@@ -54,8 +77,13 @@ def count_steps(trainer: Trainer, data: PairDataModule) -> int:
     Lightning's own estimate starts the training loader, before a resumed run knows its epoch.
     """
     assert trainer.max_epochs is not None, "our configurations set it"
-    epochs = math.ceil(len(data.stream()) / trainer.accumulate_grad_batches) * trainer.max_epochs
+    epochs = count_epoch_steps(trainer, data) * trainer.max_epochs
     return min(epochs, trainer.max_steps) if trainer.max_steps > 0 else epochs
+
+
+def count_epoch_steps(trainer: Trainer, data: PairDataModule) -> int:
+    """Return the number of optimiser steps of an epoch."""
+    return math.ceil(len(data.stream()) / trainer.accumulate_grad_batches)
 
 
 def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:

@@ -11,13 +11,14 @@ from lightning import Callback
 from torch import nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, require, require_kind
+from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS
 
 TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "seed": Seed,
     "feature_dropout": Annotated[float, Range(least=0, below=1, off=True)],
+    "keep_from": Share,
     "kap": bool,
     "compile": str | None,
     "name": NotEmpty,

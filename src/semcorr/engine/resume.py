@@ -24,7 +24,7 @@ from semcorr.engine.checkpoints import (
 )
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.engine.optim import count_steps, refuse_longer
+from semcorr.engine.optim import count_epoch_steps, count_steps, refuse_longer
 
 
 def resume_training(
@@ -46,7 +46,7 @@ def resume_training(
     steps = count_steps(trainer, data)
     require_state(content, trainer, path)
     refuse_longer(content, steps)
-    require_optimizer(content, module, steps, path)
+    require_optimizer(content, module, (steps, count_epoch_steps(trainer, data)), path)
     for logger in trainer.loggers:
         if isinstance(logger, CSVScalarLogger):
             logger.resume(content["global_step"])
@@ -109,9 +109,9 @@ def find_state_difference(expected: object, actual: object, name: str) -> str | 
     return f"{name} is {actual!r:.40}"
 
 
-def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: int, path: Path) -> None:
-    """Refuse a state of the optimiser or of its schedule that does not fit this run's weights."""
-    optimizer, schedule = module.make_optimizer(steps)
+def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: tuple[int, int], path: Path) -> None:
+    """Refuse a state of the optimiser or of its schedule, over `steps`, that does not fit this run's weights."""
+    optimizer, schedule = module.make_optimizer(*steps)
     try:
         (optimizer_state,), (schedule_state,) = content["optimizer_states"], content["lr_schedulers"]
         optimizer.load_state_dict(optimizer_state)

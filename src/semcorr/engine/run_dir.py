@@ -31,7 +31,7 @@ RESULTS = (
 )
 EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
 # Options that a run fills in from others.
-FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "protocol.resize")
+FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "test.resize", "protocol.resize")
 UNSCORED_SECTIONS = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
 LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
 LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
@@ -140,6 +140,10 @@ def _score_options(cfg: JsonObject) -> JsonObject:
             options[key] = os.path.abspath(value) if isinstance(value, str) else value
     trainer = cfg.get("trainer") or {}
     precision = str(trainer.get("precision") or "32-true")
+    if precision == "auto":
+        from semcorr.engine.trainer_options import device_precision  # imports Lightning
+
+        precision = str(device_precision(trainer))
     return options | {"trainer.precision": precision, "trainer.limit_test_batches": trainer.get("limit_test_batches")}
 
 
@@ -192,7 +196,17 @@ def _is_score(value: object) -> bool:
 
 
 EXCLUDED_KEYS = ("run_dir", "name", "logger")  # sections that no number depends on
-POST_FEATURE_KEYS = ("localise", "protocol", "loss", "optimizer", "scheduler", "pairs", "feature_dropout", "kap")
+POST_FEATURE_KEYS = (
+    "localise",
+    "protocol",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "pairs",
+    "feature_dropout",
+    "keep_from",
+    "kap",
+)
 
 
 def config_hash(cfg: DictConfig, *excluded: str) -> str:

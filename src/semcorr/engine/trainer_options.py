@@ -20,6 +20,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
 from semcorr.core.text_files import JsonMapping, JsonObject
 
+AUTO = "auto"  # bf16-mixed on a GPU that has it, else 32-true; config.yaml says which it was
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PROCESSES = 8  # processes that may share a CPU, however few cores it has
 SHORT_PRECISIONS = ("32", "bf16", "16")  # Lightning's short names of these precisions
@@ -59,7 +60,14 @@ OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e3
     "sync_batchnorm": bool,
     "enable_autolog_hparams": bool,
 }
-ORDINARY = {"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+ORDINARY = {
+    "_target_": "lightning.Trainer",
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "val_check_interval": 0.25,
+}
 INDEPENDENT_OPTIONS = (  # options in which Lightning takes all that we let through, whatever the others are
     "precision",
     "max_epochs",
@@ -175,8 +183,33 @@ def refuse_options(error: Exception) -> UserError:
 
 def check_precision(precision: str | int | None) -> None:
     """Refuse precisions other than single and mixed, in which weights and pixels stay single; null is single, too."""
-    if precision is not None and str(precision) not in (*PRECISIONS, *SHORT_PRECISIONS):
-        raise UserError(f"`trainer.precision` must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if precision is not None and str(precision) not in (AUTO, *PRECISIONS, *SHORT_PRECISIONS):
+        raise UserError(f"`trainer.precision` must be one of {', '.join((AUTO, *PRECISIONS))}, got {precision}")
+
+
+def resolve_precision(precision: str | int | None, on_gpu: bool, has_bf16: bool) -> str | int | None:
+    """Return the precision that `auto` stands for on a device; any other is returned as it is.
+
+    It is mixed on a GPU that computes in bfloat16. The unified benchmark trains in fp16, whose loss has to be scaled.
+
+    >>> resolve_precision("auto", on_gpu=True, has_bf16=True), resolve_precision("auto", on_gpu=False, has_bf16=True)
+    ('bf16-mixed', '32-true')
+    """
+    if precision != AUTO:
+        return precision
+    return "bf16-mixed" if on_gpu and has_bf16 else "32-true"
+
+
+def device_precision(trainer: Mapping[str, object]) -> str | int | None:
+    """Return the precision of a run on this machine's device.
+
+    Args:
+        trainer: Options of Lightning's Trainer.
+    """
+    precision = trainer.get("precision")
+    assert isinstance(precision, str | int | None), "its type has been checked"
+    on_gpu = _is_on_gpu(str(trainer.get("accelerator", "auto")))
+    return resolve_precision(precision, on_gpu, on_gpu and torch.cuda.is_bf16_supported())
 
 
 def check_training(trainer: DictConfig, keeps_best: bool) -> None:

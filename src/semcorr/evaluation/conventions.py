@@ -13,7 +13,7 @@ from torch import Tensor
 from semcorr.core.coords import to_image
 from semcorr.core.errors import UserError
 from semcorr.data.record import ImageRecord, PairRecord, longer_side
-from semcorr.data.views import fit_to_square
+from semcorr.data.views import fit_to_square, split_resize
 from semcorr.evaluation.protocols import Protocol
 from semcorr.metrics.pck import normalised_error
 
@@ -44,13 +44,17 @@ def original_to_view(
 ) -> Float[Tensor, "b n 2"]:
     """Convert original pixels to view pixels.
 
-    exact: (x + 1/2) s + o - 1/2, s = inside / size. ratio: x S / W + o. whole: the same, cut to whole pixels.
-    aligned: x (inside - 1) / (size - 1) + o.
+    exact: (x + 1/2) s + o - 1/2, s = inside / size. ratio: x S / W + o. fitted: x inside / size + o, each axis by
+    itself. whole: as ratio, cut to whole pixels. aligned: x (inside - 1) / (size - 1) + o. Clamped points stay within
+    the image's part of the view.
     """
     factor, offset = _factor(geometry, fit)[:, None], geometry.offset[:, None]
     view = (points + 0.5) * factor + offset - 0.5 if fit == "exact" else points * factor + offset
     view = view.trunc() if fit == "whole" else view
-    return view.clamp(EPSILON, geometry.side - 1 - EPSILON) if clamp else view
+    if not clamp:
+        return view
+    low = offset + EPSILON
+    return view.clamp(low, offset + geometry.inside[:, None] - 1 - EPSILON)
 
 
 def view_to_original(points: Float[Tensor, "b n 2"], geometry: ResizeGeometry, fit: str) -> Float[Tensor, "b n 2"]:
@@ -61,7 +65,7 @@ def view_to_original(points: Float[Tensor, "b n 2"], geometry: ResizeGeometry, f
 
 def _factor(geometry: ResizeGeometry, fit: str) -> Float[Tensor, "b 2"]:
     """Return the view pixels per original pixel of each axis."""
-    if fit == "exact":
+    if fit in ("exact", "fitted"):
         return geometry.inside / geometry.size
     return (geometry.inside - 1) / (geometry.size - 1) if fit == "aligned" else geometry.scale
 
@@ -124,7 +128,13 @@ class GroundTruth(NamedTuple):
 
 
 def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: torch.device) -> GroundTruth:
-    """Read the annotations from the benchmark's records, which are exact where the geometry of the views is rounded."""
+    """Read the annotations from the benchmark's records, which are exact where the geometry of the views is rounded.
+
+    A margin of the view is left out: probe3d pads its 800 pixels to a whole number of patches (evals/models/dino.py:61)
+    and leaves points and cells in the 800.
+    """
+    resize, margin = split_resize(resize)
+    side -= 2 * margin
 
     def stack_keypoints(images: Sequence[ImageRecord]) -> Tensor:
         """Stack the keypoints of images."""
@@ -168,11 +178,19 @@ def extent_is_of_image(pair: PairRecord) -> bool:
     )
 
 
-def query_points(pairs: GroundTruth, protocol: Protocol, grid: int) -> Float[Tensor, "b n 2"]:
-    """Return the view pixels, in our own convention, where a source map of grid x grid cells is read."""
+def query_points(pairs: GroundTruth, protocol: Protocol, grid: int, stride: float) -> Float[Tensor, "b n 2"]:
+    """Return the view pixels, in our own convention, where a source map of grid x grid cells is read.
+
+    Args:
+        pairs: Annotations of the pairs.
+        protocol: Protocol that defines where the map is read.
+        grid: Cells along a side of the map.
+        stride: Pixels of the view, its margin included, per cell.
+    """
     side = pairs.source_geometry.side
-    view = original_to_view(pairs.source, pairs.source_geometry, protocol.scaling, protocol.clamp)
-    return to_image(view_to_source_cell(view, side, grid, protocol.lookup), side / grid).float()
+    points = pairs.source.floor() if protocol.points == "floor" else pairs.source
+    view = original_to_view(points, pairs.source_geometry, protocol.scaling, protocol.clamp)
+    return to_image(view_to_source_cell(view, side, grid, protocol.lookup), stride).float()
 
 
 def score_predictions(
@@ -187,6 +205,8 @@ def score_predictions(
         grid: Cells along a side of the map.
     """
     geometry = pairs.target_geometry
+    if protocol.points == "floor":
+        pairs = pairs._replace(target=pairs.target.floor(), box=pairs.box.floor())
     if protocol.decode == "native":
         original = cells.double()
         view = original_to_view(original, geometry, protocol.scaling)

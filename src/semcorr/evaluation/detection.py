@@ -37,18 +37,23 @@ def detect_keypoints(
         if not bool(are_finite(similarity).all()):
             raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
         fit = batch.target.scale[i][None], batch.target.offset[i][None]
-        centres = from_view(_cell_centres(similarity, cell_stride(target, similarity)).flatten(0, 1)[None], *fit)[0]
+        centres = _cell_centres(similarity, stride := cell_stride(target, similarity)).flatten(0, 1)
+        places = from_view(torch.stack((centres, centres + 0.5 - stride / 2)), *(part.expand(2, -1) for part in fit))
         truth = from_view(batch.target.keypoints[i, keypoint][None], *fit)[0]
         for alpha in KAP_ALPHAS:
             radius = alpha * float(batch.extent[i])
-            scores = inside_outside(similarity, centres.unflatten(0, similarity.shape[-2:]), truth, radius)
+            scores = [
+                values
+                for cells in places.unflatten(1, similarity.shape[-2:])
+                for values in inside_outside(similarity, cells, truth, radius)
+            ]
             columns: JsonObject = {
                 "pair": [batch.pair[i]] * len(keypoint),
                 "category": [batch.category[i]] * len(keypoint),
                 "keypoint": keypoint.tolist(),
                 "visible": batch.target.visible[i, keypoint].tolist(),
                 "alpha": [alpha] * len(keypoint),
-                **{name: values.tolist() for name, values in zip(("inside", "outside"), scores, strict=True)},
+                **{name: values.tolist() for name, values in zip(SCHEMA.names[-4:], scores, strict=True)},
             }
             tables.append(pa.table(columns, schema=SCHEMA))
     return pa.concat_tables(tables)

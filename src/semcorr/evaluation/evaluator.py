@@ -22,8 +22,8 @@ from semcorr.evaluation import detection
 from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_points, score_predictions
 from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.evaluation.protocols import Protocol, ScoringSpec, check_scoring_specs, metrics_dict
-from semcorr.matching.batched import TargetMatches, match_at_full_resolution, match_to_target
+from semcorr.evaluation.protocols import Protocol, ScoringSpec, fit_scoring_specs, metrics_dict
+from semcorr.matching.batched import QueryOptions, TargetMatches, match_at_full_resolution, match_to_target
 from semcorr.matching.readouts import Readout
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
@@ -86,13 +86,12 @@ class Evaluator:
         kap: bool = False,
     ) -> None:
         self.module, self.data, self.split, self.group = module, data, split, group
-        self.specs, self.keeps_rows, self.kap = list(specs), keeps_rows, kap
-        check_scoring_specs(self.specs, module.head)
+        self.specs, self.keeps_rows, self.kap = fit_scoring_specs(specs, module.head), keeps_rows, kap
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
         self.needs_ground_truth = not all(spec.protocol.exact for spec in self.specs)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
-            PCK(data.categories(split), keypoints, strict=spec.protocol.strict, pooling=spec.protocol.pooling).to(
+            PCK(data.categories(split), keypoints, tolerance=spec.protocol.tolerance, pooling=spec.protocol.pooling).to(
                 group.device
             )
             for spec in self.specs
@@ -200,7 +199,7 @@ class Evaluator:
         if annotations is None or protocol.exact:
             predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
             return predicted, normalised_error(predicted, truth, batch.extent)
-        grid = round(annotations.target_geometry.side / self.stride)
+        grid = round(batch.target.image.shape[-1] / self.stride)
         predicted, errors = score_predictions(annotations, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
@@ -264,7 +263,7 @@ class Evaluator:
         """Return the points at which the source's features are read, in pixels."""
         if annotations is None or protocol.query == Protocol().query:
             return batch.source.keypoints
-        return query_points(annotations, protocol, grid)
+        return query_points(annotations, protocol, grid, batch.source.image.shape[-1] / grid)
 
     def _match_target(
         self,
@@ -280,9 +279,16 @@ class Evaluator:
         readouts = list(self._readouts_by_name(indices).values())
         if protocol.decode == "native":
             size, head = self.records[batch.pair[pairs[0]]].target.size, self.module.head
-            assert isinstance(head, SiameseHead), "check_scoring_specs comes first"
+            assert isinstance(head, SiameseHead), "fit_scoring_specs comes first"
             return match_at_full_resolution(head, target, sources, points, readouts, size)
-        matches = match_to_target(self.module.head, target, sources, points, readouts)
+        matches = match_to_target(
+            self.module.head,
+            target,
+            sources,
+            points,
+            readouts,
+            options=QueryOptions(protocol.normalise == "before", protocol.comparison == "product"),
+        )
         h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
         self.stride, self.grid = matches.stride, (w, h)
         return matches

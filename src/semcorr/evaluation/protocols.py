@@ -4,7 +4,7 @@ The axes are those on which evaluators were found to differ (docs/protocols.md s
 protocols can score the same features, as long as they share the pixels that features are computed from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -12,8 +12,10 @@ from typing import Annotated, Any, NamedTuple
 from torch import nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import OptionsOf
 from semcorr.core.text_files import JsonObject
+from semcorr.data.views import split_resize
 from semcorr.matching.readouts import (
     ProtocolReadout,
     Readout,
@@ -23,14 +25,19 @@ from semcorr.matching.readouts import (
     readout_label,
     window_soft_argmax,
 )
+from semcorr.metrics.pck import Tolerance
 from semcorr.models.heads.cosine import Cosine
 
 AXES = {
     "resize": ("squash", "letterbox", "corner"),
-    "scaling": ("exact", "ratio", "whole", "aligned"),
+    "points": ("annotated", "floor"),
+    "scaling": ("exact", "ratio", "fitted", "whole", "aligned"),
     "lookup": ("centre", "containing", "aligned", "fraction", "aligned_fraction"),
+    "normalise": ("after", "before"),
+    "comparison": ("cosine", "product"),
     "decode": ("centre", "half_stride", "aligned", "fraction", "native"),
     "frame": ("original", "view", "unit"),
+    "alphas": ("double", "single"),
     "pooling": ("image", "point", "category", "category_by_pairs"),
 }
 
@@ -43,14 +50,21 @@ class Protocol:
         name: Name in tables.
         resize: Placing of the image in its square: `squash` (DIFT, SD4Match, Visual-AI, MARCO), `letterbox`, centred in
             black (GeoAware, sd-dino), or `corner`, padded to the right and below (probe3d).
+        resize_on: The placing on single benchmarks, by their names, where it is another (MARCO).
+        points: Whether points and boxes are read as `annotated`, or rounded down to whole pixels first: `floor`
+            (Visual-AI, which matters on PF-PASCAL and PF-WILLOW: pfpascal.py:51-52, pfwillow.py:36,38).
         scaling: Conversion of original to view pixels: `exact`, pixel centres at integers and corners on corners
-            (ours); `ratio`, x S / W (GeoAware, sd-dino, SD4Match, MARCO); `whole`, the same, cut to whole pixels
-            (probe3d); `aligned`, x (S - 1) / (W - 1) (Visual-AI).
-        clamp: Whether scaled points are pushed inside the view (SD4Match, Visual-AI, MARCO).
+            (ours); `ratio`, x S / W (GeoAware, sd-dino, SD4Match); `fitted`, x inside / W, of each axis by itself
+            (MARCO); `whole`, x S / W cut to whole pixels (probe3d); `aligned`, x (S - 1) / (W - 1) (Visual-AI).
+        clamp: Whether scaled points are pushed inside the image's part of the view (SD4Match, Visual-AI, MARCO).
         lookup: Position where the source map is read: `centre`, bilinear, cells at their centres (ours, DIFT);
             `containing`, the cell the point falls in (GeoAware, sd-dino); bilinear with corner cells on corner
             pixels, `aligned` (SD4Match, Visual-AI) or nearly, `aligned_fraction` (probe3d); `fraction`, bilinear half
             a cell off (MARCO).
+        normalise: Whether cells of the source map are made unit vectors `before` they are interpolated (Visual-AI,
+            feature_extractor.py:129-130; probe3d, evaluate_spair_correspondence.py:54), or only the result, `after`.
+        comparison: What read-outs see: the `cosine`, or the `product` of the features as they are (MARCO, whose
+            features end in a LayerNorm; its temperature is for products).
         read_out: Read-out of the published number; a given `localise=` replaces it.
         decode: Conversion of cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's
             14 k + 7), `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or
@@ -60,6 +74,8 @@ class Protocol:
             benchmark goes by the image (GeoAware, sd-dino, SD4Match, Visual-AI, MARCO); the `unit` square, the
             longer side of the box over that of the image (probe3d).
         strict: Whether a prediction must be nearer than alpha x extent (GeoAware, sd-dino, probe3d), or at most as far.
+        alphas: Precision of alpha: `double`, or `single` (GeoAware, sd-dino), whose 0.1 and 0.05 are larger by some
+            1e-9, so that a distance of exactly alpha x extent counts there although it is not nearer.
         pooling: Reported number: the mean over pairs of their share (`image`), over all keypoints (`point`), or
             over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
             (`category_by_pairs`, sd-dino).
@@ -67,47 +83,60 @@ class Protocol:
 
     name: str = "semcorr"
     resize: str = "squash"
+    resize_on: Mapping[str, str] = field(default_factory=dict, compare=False)
+    points: str = "annotated"
     scaling: str = "exact"
     clamp: bool = False
     lookup: str = "centre"
+    normalise: str = "after"
+    comparison: str = "cosine"
     read_out: Readout = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
     decode: str = "centre"
     frame: str = "original"
     strict: bool = False
+    alphas: str = "double"
     pooling: str = "image"
 
     def __post_init__(self) -> None:
         for axis, allowed in AXES.items():
-            if (value := getattr(self, axis)) not in allowed:
+            value = getattr(self, axis)
+            if (split_resize(value)[0] if axis == "resize" else value) not in allowed:
                 raise UserError(f"`protocol.{axis}` must be one of {', '.join(allowed)}, got {value!r}")
 
     @property
     def exact(self) -> bool:
         """Whether points, cells and distances are defined as in semcorr, which is the same in any image geometry."""
-        return (self.scaling, self.clamp, self.lookup, self.decode, self.frame) == (
-            "exact",
-            False,
-            "centre",
-            "centre",
-            "original",
-        )
+        axes = self.points, self.scaling, self.clamp, self.lookup, self.decode, self.frame
+        return axes == ("annotated", "exact", False, "centre", "centre", "original")
 
     @property
-    def query(self) -> tuple[str, bool, str]:
-        """Options that decide where the source is read: protocols that agree in them share a similarity."""
-        return self.scaling, self.clamp, self.lookup
+    def query(self) -> tuple[str, str, bool, str]:
+        """Options that decide where the source is read."""
+        return self.points, self.scaling, self.clamp, self.lookup
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The comparison of an error with alpha."""
+        return Tolerance(self.strict, self.alphas == "single")
+
+    def resize_for(self, benchmark: str | None) -> str:
+        """Return the placing of a benchmark's images."""
+        return self.resize_on.get(benchmark or "", self.resize)
 
     def with_resize(self, resize: str) -> "Protocol":
-        """Return the protocol as used in a run with this `resize`; its name says what is not as published."""
+        """Return the protocol as used in a run with this `resize`; its name says what is not as published.
+
+        A margin is probe3d's own wherever its 800 pixels are no whole number of patches.
+        """
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
-        if resize == self.resize or self.exact:
+        if split_resize(resize)[0] in (self.resize, *self.resize_on.values()) or self.exact:
             return replace(self, resize=resize)
         return replace(self, resize=resize, name=f"{self.name} ({resize})")
 
 
 _zero = partial(window_soft_argmax, window=15, temperature=0.02, outside="zero")
-_padded = Protocol(resize="letterbox", scaling="ratio", lookup="containing", frame="view", strict=True)
+_padded = Protocol(resize="letterbox", scaling="ratio", lookup="containing", frame="view", strict=True, alphas="single")
 _squashed = Protocol(scaling="ratio", clamp=True, lookup="aligned", decode="aligned", frame="view")
 _kernel = partial(kernel_soft_argmax, sigma=7.0, temperature=0.03)
 
@@ -117,10 +146,29 @@ PRESETS = (
     replace(_padded, name="geoaware", decode="half_stride", read_out=_zero),
     replace(_padded, name="sd_dino", read_out=argmax, pooling="category_by_pairs"),
     Protocol(name="dift", read_out=argmax, decode="native"),
-    replace(_squashed, name="visual_ai", scaling="aligned", read_out=_kernel),
+    replace(_squashed, name="visual_ai", points="floor", scaling="aligned", normalise="before", read_out=_kernel),
     replace(_squashed, name="sd4match", read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=0.04)),
-    Protocol("probe3d", "corner", "whole", False, "aligned_fraction", argmax, "fraction", "unit", True, "category"),
-    replace(_squashed, name="marco", lookup="fraction", read_out=_kernel),
+    Protocol(
+        name="probe3d",
+        resize="corner",
+        scaling="whole",
+        lookup="aligned_fraction",
+        normalise="before",
+        read_out=argmax,
+        decode="fraction",
+        frame="unit",
+        strict=True,
+        pooling="category",
+    ),
+    replace(
+        _squashed,
+        name="marco",
+        resize_on={"pf_pascal": "corner", "ap10k": "corner"},  # datasets/dataset.py:17
+        scaling="fitted",
+        lookup="fraction",
+        # configs/model/marco.yaml:5 has 10 for products of 1,024 channels after a LayerNorm, of length 32 each.
+        read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=10 / 1024),
+    ),
 )
 
 
@@ -129,7 +177,7 @@ def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -
     presets = {item.name: item for item in PRESETS}
     if name not in presets:
         raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
-    unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)})
+    unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)} | changed.keys() & {"resize_on"})
     if unknown:
         raise UserError(
             f"`protocol.{unknown[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
@@ -148,9 +196,10 @@ def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
     return [protocol_preset(name).with_resize(resize) for name in names]
 
 
-def shared_resize(names: Sequence[str]) -> str:
-    """Return the image geometry that protocols share, since a run has only one."""
-    needed = {preset.resize: preset.name for preset in map(protocol_preset, names) if not preset.exact}
+def shared_resize(names: Sequence[str], benchmark: str | None = None) -> str:
+    """Return the image geometry that protocols share on a benchmark, since a run has only one."""
+    presets = [preset for preset in map(protocol_preset, names) if not preset.exact]
+    needed = {preset.resize_for(benchmark): preset.name for preset in presets}
     if len(needed) > 1:
         message = ", ".join(f"{name} needs {resize}" for resize, name in needed.items())
         raise UserError(f"`protocol`: {message}, and a run has one image geometry. Score them in runs of their own.")
@@ -171,7 +220,8 @@ class ScoringSpec(NamedTuple):
     @property
     def source(self) -> tuple[object, ...]:
         """Key of the similarity: specifications that agree in it see the same one."""
-        return (*self.protocol.query, self.protocol.decode == "native")
+        protocol = self.protocol
+        return (*protocol.query, protocol.normalise, protocol.comparison, protocol.decode == "native")
 
 
 def build_scoring_specs(
@@ -186,14 +236,31 @@ def build_scoring_specs(
     return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
 
 
-def check_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> None:
-    """Refuse specifications that the head does not support."""
-    for protocol, _ in specs:
-        if protocol.decode == "native" and not isinstance(head, Cosine):
+def fit_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> list[ScoringSpec]:
+    """Refuse specifications that the head does not support, and return them as the head can be scored by them.
+
+    A head that sees both images reads the source map itself: nothing can be normalised before that, and the name says
+    so.
+    """
+    fitting = []
+    for protocol, rule in specs:
+        needs = {
+            "upsamples features": protocol.decode == "native",
+            "compares features by their product": protocol.comparison == "product",
+        }
+        if protocol.decode == "native" and (protocol.normalise, protocol.comparison) != ("after", "cosine"):
             raise UserError(
-                f"`protocol`: {protocol.name} upsamples features, so it needs a head that compares them by cosine; "
+                f"`protocol`: {protocol.name} decodes natively, which is defined for cosines and normalise=after alone"
+            )
+        if not isinstance(head, Cosine) and (need := next((text for text, holds in needs.items() if holds), None)):
+            raise UserError(
+                f"`protocol`: {protocol.name} {need}, so it needs a head that compares them by cosine; "
                 f"{type(head).__name__} does not. Leave it out, or use head=cosine."
             )
+        if protocol.normalise == "before" and not isinstance(head, SiameseHead):
+            protocol = replace(protocol, normalise="after", name=f"{protocol.name} (normalise=after)")
+        fitting.append(ScoringSpec(protocol, rule))
+    return fitting
 
 
 def metrics_dict(specs: Sequence[ScoringSpec], spec_scores: Sequence[JsonObject]) -> JsonObject:
@@ -216,4 +283,4 @@ def metrics_dict(specs: Sequence[ScoringSpec], spec_scores: Sequence[JsonObject]
 def _protocol_options(spec: ScoringSpec) -> JsonObject:
     """Return the options of a specification's protocol that metrics.json repeats."""
     protocol = spec.protocol
-    return {"pooling": protocol.pooling, "strict": protocol.strict}
+    return {"pooling": protocol.pooling, "strict": protocol.strict, "alphas": protocol.alphas}

@@ -31,7 +31,7 @@ from semcorr.metrics.breakdown import (
 from semcorr.metrics.confidence import pck_intervals
 from semcorr.metrics.confusion import left_right_confusion, own_is_nearest, target_landmarks
 from semcorr.metrics.kap import KAP_ALPHAS, keypoint_average_precision
-from semcorr.metrics.pck import ALPHAS, SUBSETS, normalised_error
+from semcorr.metrics.pck import ALPHAS, INCLUSIVE, SUBSETS, Tolerance, normalised_error
 from semcorr.metrics.predictions import Predictions, is_correct, load_predictions, write_predictions
 from semcorr.visualization import predictions as draw
 
@@ -39,7 +39,7 @@ SUMMARY_ALPHA = 0.1  # the alpha of intervals and classes
 
 
 def summarise_predictions(
-    table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, strict: bool = False
+    table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, tolerance: Tolerance = INCLUSIVE
 ) -> JsonObject:
     """Summarise the rows of one read-out under one protocol, beside `pck`, in JSON's types.
 
@@ -47,12 +47,12 @@ def summarise_predictions(
         table: Rows of the predictions.
         data: The benchmark.
         grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
-        strict: Whether the protocol counts only errors below alpha, not equal to it.
+        tolerance: The protocol's comparison of errors with alpha.
     """
     rows = load_predictions(table)
     records = {pair.name: pair for pair in data.pairs(data.split)}
     pairs = [records[name] for name in rows.pairs]
-    correct = is_correct(rows, ALPHAS, strict)
+    correct = is_correct(rows, ALPHAS, tolerance)
     flips = {pair.category: pair.flip for pair in pairs if pair.flip is not None}
     return {
         "intervals": pck_intervals(rows, correct[[ALPHAS.index(SUMMARY_ALPHA)]], [SUMMARY_ALPHA]),
@@ -61,7 +61,7 @@ def summarise_predictions(
         "geometry_aware": subset_proportions(rows),
         "left_right": left_right_confusion(rows, target_landmarks(rows, pairs), flips),
         "ceiling": None if grid is None else quantisation_ceiling(rows, pairs, data.size, data.resize, grid),
-        "classes": pck_by_classes(rows, pairs, strict),
+        "classes": pck_by_classes(rows, pairs, tolerance),
     }
 
 
@@ -78,14 +78,14 @@ def quantisation_ceiling(
     return pck_from_predictions(rows._replace(predicted=best[:, 0].numpy(), error=error))["pck"]
 
 
-def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], strict: bool = False) -> JsonObject:
+def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], tolerance: Tolerance = INCLUSIVE) -> JsonObject:
     """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth."""
     metrics: JsonObject = {}
     for kind, names in LABELS.items():
         labels = {pair.name: pair.details.get(kind) for pair in pairs}
         if any(value is not None for value in labels.values()):
             metrics[kind] = pck_by_class(
-                rows, labels, names, [SUMMARY_ALPHA], is_correct(rows, [SUMMARY_ALPHA], strict)
+                rows, labels, names, [SUMMARY_ALPHA], is_correct(rows, [SUMMARY_ALPHA], tolerance)
             )
     if "azimuth_difference" in metrics:
         metrics["azimuth_sensitivity"] = sensitivity(metrics["azimuth_difference"], LABELS["azimuth_difference"])
@@ -150,7 +150,7 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
         "split": f"{data.name} {data.split}",
         "trained_parameters": trained_parameters,
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
-        **summarise_predictions(table, data, result.grid, first.protocol.strict),
+        **summarise_predictions(table, data, result.grid, first.protocol.tolerance),
     }
     for name, (key, summarise) in EXTRA_TABLES.items():
         if name in result.tables:

@@ -66,7 +66,8 @@ class Matcher:
 
     Args:
         module: Backbone, head and read-out, with their weights.
-        resize: Way of resizing pictures into the network's square: squash, letterbox or corner.
+        resize: Way of resizing pictures into the network's square: squash, letterbox, corner, or corner+PIXELS with a
+            margin.
         device: Device to compute on; the GPU, if there is one.
         precision: Precision of features: 32, bf16 or 16 (autocast). Similarities are in single precision.
         batch: Number of pictures encoded at once; if left out 8 on a GPU, 1 on a CPU.

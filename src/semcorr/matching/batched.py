@@ -9,15 +9,36 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
-from semcorr.matching.similarity import upsampled_argmax, upsampled_cosine
+from semcorr.matching.similarity import (
+    neighbouring_cells,
+    product_similarity,
+    upsampled_argmax,
+    upsampled_cosine,
+)
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
+
+
+class QueryOptions(NamedTuple):
+    """Options of published protocols; both need a `SiameseHead`.
+
+    Attributes:
+        unit_cells: Make the cells of source maps unit vectors before they are interpolated.
+        products: Compare by the product of the adapted features, not by the head.
+    """
+
+    unit_cells: bool = False
+    products: bool = False
+
+
+DEFAULT_QUERY = QueryOptions()
 
 
 class TargetMatches(NamedTuple):
@@ -40,6 +61,7 @@ def match_to_target(
     points: Sequence[Float[Tensor, "_ 2"]],
     rules: Sequence[Readout],
     values: int = VALUES,
+    options: QueryOptions = DEFAULT_QUERY,
 ) -> TargetMatches:
     """Match the query points of several sources to one target image.
 
@@ -53,11 +75,12 @@ def match_to_target(
         points: Query points of each source, in its pixels. The matches come in this order.
         rules: Read-outs; all of them are applied to the same similarity.
         values: Largest number of similarities in memory at once.
+        options: Reading of the sources and comparison.
     """
     h, w = target.values.shape[-2:]
     chunk_size = max(1, values // (h * w))
     chunks, stride = [], target.stride
-    for similarity in query_similarities(head, target, sources, points, chunk_size):
+    for similarity in query_similarities(head, target, sources, points, chunk_size, options):
         stride = cell_stride(target, similarity)
         chunks.append(apply_readouts(similarity.float(), [rule for rule in rules if not needs_four_queries(rule)]))
     direct = iter(
@@ -65,7 +88,7 @@ def match_to_target(
     )
     bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
     bilinear = iter(
-        match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4))
+        match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4), options)
         if bilinear_rules
         else []
     )
@@ -80,6 +103,7 @@ def match_bilinear(
     points: Sequence[Float[Tensor, "_ 2"]],
     rules: Sequence[Readout],
     chunk_size: int,
+    options: QueryOptions = DEFAULT_QUERY,
 ) -> list[Float[Tensor, "q 2"]]:
     """Match the four source cells around each point, and blend the four matches by bilinear weights."""
     grid, stride = sources[0].values.shape[-1], sources[0].stride
@@ -89,7 +113,7 @@ def match_bilinear(
     query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
     matches: list[list[Tensor]] = [[] for _ in rules]
     start, weights = 0, torch.cat([image_weights[0] for _, image_weights in neighbours])
-    for similarity in query_similarities(head, target, sources, query_points, chunk_size):
+    for similarity in query_similarities(head, target, sources, query_points, chunk_size, options):
         corners = similarity.float().unflatten(1, (-1, 4))
         chunk_weights = weights[start : start + corners.shape[1]][None]
         start += corners.shape[1]
@@ -132,16 +156,40 @@ def query_similarities(
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
     chunk_size: int,
+    options: QueryOptions = DEFAULT_QUERY,
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
     if isinstance(head, SiameseHead):
-        descriptors = [head.describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)]
+        descriptors = [
+            describe_unit_cells(head, source, chunk[None])[0]
+            if options.unit_cells
+            else head.describe(source, chunk[None])[0]
+            for source, chunk in zip(sources, points, strict=True)
+        ]
         for queries in torch.cat(descriptors).split(chunk_size):
-            yield head.compare(queries[None], target)
+            yield (
+                product_similarity(queries[None], target.values)
+                if options.products
+                else head.compare(queries[None], target)
+            )
         return
     for source, source_points in zip(sources, points, strict=True):
         for chunk in source_points.split(chunk_size):
             yield head(source, target, chunk[None])
+
+
+def describe_unit_cells(
+    head: SiameseHead, source: FeatureMap, points: Float[Tensor, "b n 2"]
+) -> Float[Tensor, "b n c"]:
+    """Interpolate the descriptors of the four cells around each point after making them unit vectors.
+
+    Only these cells are read and normalised, not the map.
+    """
+    h, w = source.values.shape[-2:]
+    index, weights = neighbouring_cells(points, source.stride, h, w)
+    corners = torch.stack((index % w, index // w), dim=-1).flatten(1, 2).float()
+    cells = head.describe(source, to_image(corners, source.stride)).float()
+    return (normalize(cells, dim=-1).unflatten(1, (-1, 4)) * weights[..., None]).sum(2)
 
 
 def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:

@@ -67,6 +67,20 @@ def cosine_similarity(
     return similarity.unflatten(-1, (h, w))
 
 
+def product_similarity(
+    descriptors: Float[Tensor, "b n c"], features: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b n h w"]:
+    """Compute the dot product of every descriptor with every cell, both as they are.
+
+    >>> features = torch.eye(2).reshape(1, 2, 1, 2)
+    >>> product_similarity(torch.tensor([[[3.0, 0.0]]]), features)
+    tensor([[[[3., 0.]]]])
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        similarity = descriptors.float() @ features.flatten(2).float()
+    return similarity.unflatten(-1, features.shape[-2:])
+
+
 def upsampled_cosine(
     descriptors: Float[Tensor, "n c"], features: Float[Tensor, "1 c h w"], size: tuple[int, int]
 ) -> Float[Tensor, "1 n height width"]:

@@ -22,13 +22,15 @@ SCHEMA = pa.schema(
         ("alpha", pa.float64()),
         ("inside", pa.float32()),  # best similarity within alpha times the extent of the target's point
         ("outside", pa.float32()),  # and beyond
+        ("corner_inside", pa.float32()),  # the same with every cell at its first corner, as Jamais Vu has it
+        ("corner_outside", pa.float32()),
     ]
 )
 
 
 def inside_outside(
     similarity: Float[Tensor, "n h w"],
-    centres: Float[Tensor, "h w 2"],
+    cells: Float[Tensor, "h w 2"],
     target: Float[Tensor, "n 2"],
     reach: float,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -38,21 +40,21 @@ def inside_outside(
 
     Args:
         similarity: Similarities of all source-visible keypoints of one pair.
-        centres: Centres of the cells, in original target pixels.
+        cells: Positions of the cells, in original target pixels: their centres, or their first corners.
         target: Annotated keypoints, in original target pixels; of no meaning where they are not visible.
         reach: Alpha times the extent; a cell exactly that far is within.
 
     Example:
         >>> similarity = torch.tensor([[[0.0, 0.8, 1.0]]])
-        >>> centres = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [20.0, 0.0]]])
-        >>> inside_outside(similarity, centres, torch.tensor([[4.0, 0.0]]), reach=6.0)  # the first two cells
+        >>> cells = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [20.0, 0.0]]])
+        >>> inside_outside(similarity, cells, torch.tensor([[4.0, 0.0]]), reach=6.0)  # the first two cells
         (tensor([0.8000]), tensor([1.]))
     """
     if not len(similarity):
         return similarity.new_zeros(0), similarity.new_zeros(0)
     low, high = similarity.aminmax()
     scaled = (similarity - low) / (high - low).clamp_min(torch.finfo(similarity.dtype).tiny)
-    x, y = (centres.double() - target.double()[:, None, None]).unbind(-1)
+    x, y = (cells.double() - target.double()[:, None, None]).unbind(-1)
     near = (x * x + y * y).sqrt() <= reach
     return (scaled * near).flatten(1).amax(-1), (scaled * ~near).flatten(1).amax(-1)
 
@@ -79,11 +81,13 @@ def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bo
         alpha: One of the tolerances in the table.
         released: Jamais Vu's function works out what a keypoint means that the target does not show (no positive, and
             the best of the whole image as a negative), and then returns the arrays from before: an
-            invisible keypoint is a positive too, near wherever its coordinates happen to point. True repeats that.
+            invisible keypoint is a positive too, near wherever its coordinates happen to point. It compares indices of
+            cells, that is their first corners, with points in units of cells. True repeats both.
     """
     column = {name: table[name].to_numpy() for name in table.schema.names}
     selected = column["alpha"] == alpha
-    inside, outside = (column[name][selected].astype(float) for name in ("inside", "outside"))
+    names = ("corner_inside", "corner_outside") if released else ("inside", "outside")
+    inside, outside = (column[name][selected].astype(float) for name in names)
     visible = np.ones(len(inside), bool) if released else column["visible"][selected].astype(bool)
     negative = np.where(visible, outside, np.maximum(inside, outside))
     score = np.concatenate((inside[visible], negative))

@@ -6,6 +6,7 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,40 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from semcorr.core.text_files import JsonObject
+from semcorr.core.text_files import JsonMapping, JsonObject
 
 SUBSETS = ("all", "geo", "std")
 ALPHAS = (0.01, 0.05, 0.1, 0.15, 0.2)
 
 Scores = dict[str, dict[str, dict[str, float | None]]]
+
+
+class Tolerance(NamedTuple):
+    """Comparison of an error with alpha.
+
+    Attributes:
+        strict: Whether an error must be less than alpha, or at most alpha.
+        single: Whether alpha is rounded to single precision: 0.1 and 0.05 become larger, 0.01 smaller.
+    """
+
+    strict: bool = False
+    single: bool = False
+
+    @classmethod
+    def of_metrics(cls, metrics: JsonMapping) -> "Tolerance":
+        """Return the tolerance of a run by its metrics.json; older ones without `alphas` compared in double."""
+        return cls(bool(metrics.get("strict")), metrics.get("alphas") == "single")
+
+    def round_alphas(self, alphas: Sequence[float]) -> list[float]:
+        """Return alphas in the precision that errors are compared in.
+
+        >>> Tolerance(single=True).round_alphas([0.01, 0.05, 0.1])
+        [0.009999999776482582, 0.05000000074505806, 0.10000000149011612]
+        """
+        return [float(np.float32(alpha)) if self.single else float(alpha) for alpha in alphas]
+
+
+INCLUSIVE = Tolerance()
 
 
 def pck(
@@ -109,7 +138,7 @@ class PCK(Metric):
         categories: Names of the categories; `update` takes indices into them.
         keypoints: Rows of a keypoint array, the largest n there can be.
         alphas: Tolerances, fractions of the extent.
-        strict: Count a keypoint as correct only below the tolerance (GeoAware-SC), not at it.
+        tolerance: Comparison of errors with alphas: at most alpha, or less (GeoAware-SC).
         pooling: Pooling of the headline: over pairs (`image`), keypoints (`point`), or categories of the latter, alike
             (`category`) or by their pairs (`category_by_pairs`).
     """
@@ -124,11 +153,11 @@ class PCK(Metric):
         categories: Sequence[str],
         keypoints: int,
         alphas: Sequence[float] = ALPHAS,
-        strict: bool = False,
+        tolerance: Tolerance = INCLUSIVE,
         pooling: str = "image",
     ) -> None:
         super().__init__()
-        self.strict, self.pooling = strict, pooling
+        self.tolerance, self.pooling = tolerance, pooling
         self.categories, self.alphas = tuple(categories), tuple(alphas)
         shape = (len(SUBSETS), len(self.categories))
         zeros = torch.zeros(*shape, len(self.alphas), keypoints + 1, dtype=torch.long)
@@ -147,8 +176,9 @@ class PCK(Metric):
     ) -> None:
         """Add a batch of pairs; points in original target pixels, `errors` as another protocol measures them."""
         errors = normalised_error(predicted, target, extent) if errors is None else errors
-        alphas = torch.tensor(self.alphas, dtype=torch.double, device=extent.device)[:, None]
-        is_correct = errors[:, None] < alphas if self.strict else errors[:, None] <= alphas  # (b alphas n)
+        values = self.tolerance.round_alphas(self.alphas)
+        alphas = torch.tensor(values, dtype=torch.double, device=extent.device)[:, None]
+        is_correct = errors[:, None] < alphas if self.tolerance.strict else errors[:, None] <= alphas  # (b alphas n)
         for s, mask in enumerate((shared, shared & ambiguous, shared & ~ambiguous)):
             n = mask.sum(-1)  # 0 for a pair with nothing to score: counted, and left out by `compute`
             self.pairs[s].index_put_((category, n), torch.ones_like(n), accumulate=True)

@@ -16,7 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.parquet import read_parquet, write_parquet
 from semcorr.core.text_files import JsonObject
-from semcorr.metrics.pck import normalised_error
+from semcorr.metrics.pck import INCLUSIVE, Tolerance, normalised_error
 
 
 class Predictions(NamedTuple):
@@ -92,10 +92,10 @@ def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
     return tables
 
 
-def is_correct(rows: Predictions, alphas: Sequence[float], strict: bool = False) -> Bool[np.ndarray, "a m"]:
+def is_correct(rows: Predictions, alphas: Sequence[float], tolerance: Tolerance = INCLUSIVE) -> Bool[np.ndarray, "a m"]:
     """Tell whether each keypoint is correct at each alpha: error <= alpha, or < alpha where the protocol is strict."""
-    compare = np.less if strict else np.less_equal
-    return compare(rows.error, np.asarray(alphas, float)[:, None])
+    compare = np.less if tolerance.strict else np.less_equal
+    return compare(rows.error, np.asarray(tolerance.round_alphas(alphas))[:, None])
 
 
 def subset_masks(rows: Predictions) -> dict[str, Bool[np.ndarray, " m"]]:

@@ -142,7 +142,7 @@ def _plot_history(entries: Sequence[Configuration]) -> ReportFigure | None:
     numbers = {i: entries.index(entry) + 1 for i, entry in enumerate(trained)}
     legend = "; ".join(f"{numbers[i]}: {entry.label}" for i, entry in enumerate(trained))
     caption = (
-        f"PCK at α = {ALPHA} of all keypoints, per image, on the validation split after each epoch; a line per seed. "
+        f"PCK at α = {ALPHA} of all keypoints, per image, on the validation split at each validation; a line per seed. "
         f"Validation pairs are not those of the leaderboard. {legend}."
     )
     panel = draw_panel(

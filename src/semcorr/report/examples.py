@@ -17,6 +17,7 @@ from semcorr.core.text_files import JsonObject
 from semcorr.data.record import PairRecord
 from semcorr.engine.rebuild import rebuild_scored_module
 from semcorr.engine.saved_config import drop_store
+from semcorr.metrics.pck import Tolerance
 from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, read_predictions, split_by_spec
 from semcorr.report.configurations import Configuration
 from semcorr.report.confusion import keypoint_names_of
@@ -95,7 +96,7 @@ def _plot_changed(last: Configuration, first: Configuration, pairs: Mapping[str,
 def pair_scores(run: FinishedRun) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """Compute the PCK of every pair, and the number of keypoints that it is computed from."""
     rows = run.evaluated.rows
-    is_right = is_correct(rows, [ALPHA], bool(run.metrics.get("strict")))
+    is_right = is_correct(rows, [ALPHA], Tolerance.of_metrics(run.metrics))
     correct, count = correct_per_pair(rows, is_right, np.ones_like(rows.ambiguous))
     return correct[0] / count, count
 

@@ -49,8 +49,8 @@ def protocol_axes(protocols: Sequence[str]) -> list[list[str]]:
     """Tabulate name and axes of the protocols; from the second on, what differs from the first is marked.
 
     >>> [row[:4] for row in protocol_axes(["semcorr", "dift"])]
-    [['semcorr', 'squash', 'exact', 'centre'], ['dift', 'squash', 'exact', 'centre']]
-    >>> protocol_axes(["semcorr", "dift"])[1][4]
+    [['semcorr', 'squash', 'annotated', 'exact'], ['dift', 'squash', 'annotated', 'exact']]
+    >>> protocol_axes(["semcorr", "dift"])[1][7]
     '≠ native'
     """
     first = protocol_by_name(protocols[0])

@@ -40,7 +40,8 @@ def test_a_backbones_file_builds_the_network_it_names_normalising_as_it_was_trai
     config = composed(name, "backbone.pretrained=false")
     if "timm" in config._target_:
         assert timm.is_model_pretrained(config.name)
-    shallow = {"depth": 2} if "vit_" in config.name and not name.startswith("sam") else {}  # its blocks are alike
+    alike = "vit_" in config.name and not name.startswith("sam") and config.layers == [-1]
+    shallow = {"depth": 2} if alike else {}
 
     given: list[tuple] = []
     own = SequentialBackbone.__init__
@@ -55,6 +56,21 @@ def test_a_backbones_file_builds_the_network_it_names_normalising_as_it_was_trai
     assert backbone.blocks
     mean, std = family(name, STATISTICS, IMAGENET)
     assert given[0] == (pytest.approx(mean), pytest.approx(std))
+
+
+def test_the_unified_benchmarks_dino_is_read_after_block_9_without_a_norm():
+    backbone = instantiate(composed("dino_b16_block9", "backbone.pretrained=false", "backbone.grid=2")).eval()
+    whole = instantiate(composed("dino_b16", "backbone.pretrained=false", "backbone.grid=2")).eval()
+    backbone.load_state_dict(whole.state_dict(), strict=False)
+    image, seen = torch.rand(1, 3, 32, 32), []
+    whole.model.blocks[9].register_forward_hook(lambda _, __, out: seen.append(out))
+
+    with torch.no_grad():
+        whole(image)
+        values = backbone(image).values
+
+    assert (len(backbone.blocks), backbone.norm) == (10, None)
+    torch.testing.assert_close(values.flatten(2).mT, seen[0][:, 1:])  # without the class token
 
 
 def test_ibots_weights_are_asked_for_with_their_address():

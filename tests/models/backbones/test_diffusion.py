@@ -39,7 +39,7 @@ def test_the_prompt_is_seen():
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(("layers", "freeu"), [([1, 4, 7], "channels"), ([5], None), ([-1, 2], "blocks")])
 def test_the_halves_are_the_whole_at_every_depth(layers, freeu):
-    backbone = tiny_sd(layers=layers, freeu=freeu, ensemble=2)
+    backbone = tiny_sd(layers=layers, freeu=freeu, freeu_in_features=freeu is not None, ensemble=2)
 
     with torch.no_grad():
         whole = backbone(IMAGE)
@@ -125,6 +125,10 @@ def test_the_projections_of_attention_are_there_for_lora():
         ({"ensemble": 0}, "`backbone.ensemble` must be at least 1, got 0"),
         ({"layers": [12]}, "`backbone.layers` must be between -12 and 11 here, got [12]"),
         ({"components": 25}, "`backbone.components` must be between 1 and 24, got 25"),
+        (
+            {"freeu_in_features": True},
+            "`backbone.freeu_in_features` needs FreeU: give `backbone.freeu`, blocks or chann",
+        ),
         ({"freeu": "yes"}, "`backbone.freeu` must be null, blocks or channels, got yes"),
         ({"size": 96}, "must be a multiple of 64 pixels, got 96"),
         ({"parts": None, "pretrained": False}, "must end in stable-diffusion-2-1 or stable-diffusion-v1-5, got tiny"),

@@ -67,10 +67,8 @@ def test_step_3i_plus_2_is_the_output_of_up_block_i():
             assert torch.equal(tiny_sd(parts=pieces, layers=[3 * i + 2])(IMAGE).values, expected)
 
 
-def test_the_original_freeu_goes_by_channels():
-    """Written out: 24 channels, the most, are the first stage, 16 the second, 8 none."""
-    pieces = parts()
-    backbone = tiny_sd(parts=pieces, layers=range(12), freeu="channels")
+def outputs_under_freeu_by_channels(pieces, image):
+    """Written out: 24 channels, the most, are the first stage, 16 the second, 8 none. One map for each step."""
     stages = {24: (1.2, 0.9), 16: (1.4, 0.2)}
     entered = []
 
@@ -101,16 +99,70 @@ def test_the_original_freeu_goes_by_channels():
             last.register_forward_hook(lambda _, __, out: entered.append(out[0] if isinstance(out, tuple) else out))
         )
     handles.append(unet.mid_block.register_forward_hook(lambda _, __, out: entered.append(out)))
-    wide = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-
     with torch.no_grad():
-        reference(pieces, wide, [])
-        for handle in handles:
-            handle.remove()
-        maps = backbone._read(backbone.encode(wide), backbone.prompt())
+        reference(pieces, image, [])
+    for handle in handles:
+        handle.remove()
+    return entered[1:]
+
+
+WIDE = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_original_freeu_goes_by_channels():
+    pieces = parts()
+    backbone = tiny_sd(parts=pieces, layers=range(12), freeu="channels")
+
+    expected = outputs_under_freeu_by_channels(pieces, WIDE)
+    with torch.no_grad():
+        maps = backbone._read(backbone.encode(WIDE), backbone.prompt())
 
     for layer in range(12):
-        assert_close(maps[layer], entered[1 + layer], atol=1e-4, rtol=1e-4)
+        assert_close(maps[layer], expected[layer], atol=1e-4, rtol=1e-4)
+
+
+def test_geo_aware_reads_what_freeu_wrote_into_the_tensors():
+    """Its blocks 2, 5 and 8 get the outputs of 1, 4 and 7; s5 and s4 have half their channels times 1.2, s3 1.4."""
+    pieces = parts()
+    options = {"parts": pieces, "layers": [1, 4, 7], "freeu": "channels"}
+    backbone = tiny_sd(**options, freeu_in_features=True)
+
+    expected = outputs_under_freeu_by_channels(pieces, WIDE)
+    with torch.no_grad():
+        s5, s4, s3 = backbone._read(backbone.encode(WIDE), backbone.prompt())
+        before = tiny_sd(**options)(WIDE).values
+
+    for values, step, half, factor in ((s5, 1, 12, 1.2), (s4, 4, 12, 1.2), (s3, 7, 8, 1.4)):
+        assert values.shape[1] == 2 * half
+        for channel in range(2 * half):
+            written = expected[step][:, channel] * (factor if channel < half else 1)
+            assert_close(values[:, channel], written, atol=1e-4, rtol=1e-4)
+    assert (backbone(WIDE).values - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("layers", [range(12), [1, 4, 7], [-1], [2]])
+def test_layers_with_freeu_are_the_tensors_that_diffusers_leaves(layers):
+    """diffusers works in place, so that a tensor kept from before a step holds FreeU's factor after it."""
+    pieces, kept = parts(), {}
+    unet, backbone = pieces.unet, tiny_sd(parts=pieces, layers=layers, freeu="blocks", freeu_in_features=True)
+    handles = []
+    for step in range(12):
+        block = unet.up_blocks[step // 3]
+        last = block.attentions[step % 3] if hasattr(block, "attentions") else block.resnets[step % 3]
+        last = block.upsamplers[0] if step % 3 == 2 and block.upsamplers else last
+
+        def keep(_, __, out, step=step):
+            kept[step] = out[0] if isinstance(out, tuple) else out
+
+        handles.append(last.register_forward_hook(keep))
+
+    with torch.no_grad():
+        reference(pieces, IMAGE, [], freeu=True)
+        for handle in handles:
+            handle.remove()
+        maps = backbone._read(backbone.encode(IMAGE), backbone.prompt())
+
+    assert all(torch.equal(values, kept[step]) for values, step in zip(maps, backbone.layers, strict=True))
 
 
 @pytest.mark.parametrize("freeu", ["blocks", "channels"])

@@ -22,9 +22,10 @@ def vit(**options):
     return tiny(**({"patch_size": 14} | options))
 
 
-def fused(balance=(1, 1), layers=(1, 7), **options) -> FusedBackbone:
+def fused(balance=(1, 1), layers=(1, 7), normalise="layer", vit_layers=(-1,), **options) -> FusedBackbone:
     """Stable Diffusion on 16 cells of 16 pixels, a transformer on 16 cells of 14."""
-    return FusedBackbone([tiny_sd(size=256, layers=layers, **options), vit(size=224)], balance).eval()
+    parts = [tiny_sd(size=256, layers=layers, **options), vit(size=224, layers=vit_layers)]
+    return FusedBackbone(parts, balance, normalise).eval()
 
 
 def cosines(a, b):
@@ -75,6 +76,59 @@ def test_a_cosine_of_the_whole_is_the_weighted_mean_of_the_parts_cosines(balance
     mean = (balance[0] * cosines(sd[:1], sd[1:]) + balance[1] * cosines(dino[:1], dino[1:])) / sum(balance)
     assert_close(cosines(whole[:1], whole[1:]), mean, atol=1e-5, rtol=1e-5)
     assert_close(whole.norm(dim=1), torch.ones(2, 8, 16))
+
+
+def as_stated(maps, units):
+    """Maps of layers, on one grid, side by side: `units` are the groups of layers with unit length, cell by cell."""
+    values = [layer.clone() for layer in maps]
+    for y in range(maps[0].shape[-2]):
+        for x in range(maps[0].shape[-1]):
+            for unit in units:
+                length = sum(values[i][0, :, y, x].square().sum() for i in unit).sqrt()
+                for i in unit:
+                    values[i][0, :, y, x] /= length
+    return torch.cat(values, dim=1)
+
+
+def test_layers_are_normalised_alone_with_their_part_or_not_at_all():
+    """Written out for layers 1 (4 x 8 cells), 4 and 7 of the decoder and 1 and 3 of the transformer."""
+    image, finest = IMAGE[:1, :, :64, :128], (4, 8)
+
+    with torch.no_grad():
+        sd = [tiny_sd(size=256, layers=[layer])(image).values for layer in (1, 4, 7)]
+        small = resize_image(image, (56, 112))
+        dino = [vit(size=224, layers=[layer])(small).values for layer in (1, 3)]
+        resized = [interpolate(layer, finest, mode="bilinear") for layer in (*sd, *dino)]
+        unit = [interpolate(normalize(layer, dim=1), finest, mode="bilinear") for layer in (*sd, *dino)]
+        both = {"layers": (1, 4, 7), "vit_layers": (1, 3)}
+        layer, part, none = (fused(**both, normalise=how)(image).values for how in ("layer", "part", "none"))
+
+    parts = [(0, 1, 2), (3, 4)]
+    assert_close(none, torch.cat(resized, dim=1))
+    assert_close(part, as_stated(resized, parts) * 0.5**0.5)
+    assert_close(layer, as_stated(unit, parts) * 0.5**0.5)
+    assert (layer - part).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("normalise", ["part", "none"])
+def test_the_halves_are_the_whole_without_normalised_layers(normalise):
+    backbone = fused(normalise=normalise, vit_layers=(1, 3))
+
+    with torch.no_grad():
+        whole = backbone(IMAGE).values
+        for depth in (0, len(backbone.parts[0].blocks), len(backbone.blocks) - 2, len(backbone.blocks)):
+            assert torch.equal(backbone.suffix(backbone.prefix(IMAGE, depth), depth).values, whole), depth
+
+
+def test_principal_components_keep_the_scale_of_their_layer():
+    with torch.no_grad():
+        layer, part, none = (
+            fused(components=6, normalise=how).pair(IMAGE, IMAGE.flip(-1))[0].values
+            for how in ("layer", "part", "none")
+        )
+
+    assert torch.equal(layer, part)
+    assert_close(normalize(none[:, :12], dim=1) * 0.5**0.5, part[:, :12])
 
 
 def test_a_coarser_part_is_brought_to_the_finest_grid():
@@ -141,6 +195,8 @@ def test_where_one_part_needs_both_images_the_whole_does():
     [
         (lambda: fused((1,)), "`backbone.balance` must be 2 weights"),
         (lambda: fused((-1, 2)), "none negative"),
+        (lambda: fused((1, 2), normalise="none"), "give equal weights, or normalise by layer or part"),
+        (lambda: fused(normalise="cell"), "`backbone.normalise` must be one of layer, part, none, got 'cell'"),
         (lambda: FusedBackbone([tiny(size=56), lite0(size=96)]), "a grid that divides the largest image"),
         (lambda: fused()(IMAGE[..., :100]), "multiples of 64 pixels"),
         (lambda: fused().prefix(IMAGE, 99), "`depth` must be between 0 and 17"),
@@ -171,3 +227,21 @@ def test_the_yaml_is_a_constructor_call(config):
     assert backbone.size == 64
     assert backbone.parts[0].layers == [1, 4, 7]
     assert backbone.parts[0].timestep == 100
+    assert backbone.normalise == "layer"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "normalise"),
+    [("sd_dino", "layer"), ("zero_shot", "part"), ("baseline", "none"), ("released", "none")],
+)
+def test_geo_aware_experiments_normalise_as_their_code(config, experiment, normalise):
+    chosen = config(
+        "train", f"experiment=geo_aware/{experiment}", "backbone.grid=4", "backbone.pretrained=false"
+    ).backbone
+
+    backbone = instantiate(chosen, dino="vit_tiny_patch16_224", parts=parts(), components=None)
+
+    assert backbone.normalise == normalise
+    assert [part.unit_layers for part in backbone.parts] == [normalise == "layer"] * 2
+    factors = [backbone.parts[0].factors[layer] for layer in (1, 4, 7)]
+    assert factors == ([1, 1, 1] if experiment == "sd_dino" else [1.2, 1.2, 1.4])

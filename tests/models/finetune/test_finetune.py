@@ -54,6 +54,16 @@ def test_the_last_blocks_and_the_norm_after_them_are_free_and_no_other(build: Ca
         assert parameter.requires_grad == name.startswith(MOVING[build, blocks]), name
 
 
+def test_the_norm_may_stay_as_it_is_under_tuned_blocks():
+    backbone = tiny()
+
+    last_blocks(backbone, 2, norm=False)
+
+    assert backbone.norm is not None
+    assert not any(parameter.requires_grad for parameter in backbone.norm.parameters())
+    assert all(parameter.requires_grad for block in backbone.blocks[-2:] for parameter in block.parameters())
+
+
 @CASES
 def test_a_step_moves_what_is_free_and_not_a_bit_of_the_rest(build: Callable, blocks: int):
     torch.manual_seed(0)

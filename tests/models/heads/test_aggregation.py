@@ -1,5 +1,6 @@
 """Bottleneck and aggregation: against torchvision's block, in learned shares, from published files."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from test_heads import built, maps
 from torch import nn
+from torch.nn.functional import conv2d
 from torch.testing import assert_close
 from torchvision.models.resnet import Bottleneck as Torchvision
 
@@ -86,15 +88,39 @@ def test_a_training_step_sees_four_fifths_of_the_numbers_and_evaluation_all():
 # -- weights from a file --
 
 
-def published(channels: int, width: int, out: int) -> dict[str, torch.Tensor]:
-    """A file in the layout of GeoAware-SC and DIY-SC, of one map."""
-    sizes = {"conv1": (width, channels, 1), "conv2": (width, width, 3), "conv3": (out, width, 1)}
-    state = {"logit_scale": torch.tensor(3.7), "self_logit_scale": torch.tensor(2.3), "mixing_weights": torch.rand(1)}
-    for name, (o, i, kernel) in sizes.items():
-        key = f"bottleneck_layers.0.0.{name}"
-        state[f"{key}.weight"] = torch.randn(o, i, kernel, kernel)
-        state[f"{key}.norm.weight"], state[f"{key}.norm.bias"] = torch.randn(o), torch.randn(o)
+def published(channels: int | tuple[int, ...], width: int, out: int) -> dict[str, torch.Tensor]:
+    """A file in the layout of GeoAware-SC and DIY-SC, of one map or several."""
+    maps = (channels,) if isinstance(channels, int) else channels
+    scales = {"logit_scale": torch.tensor(3.7), "self_logit_scale": torch.tensor(2.3)}
+    state = scales | {"mixing_weights": torch.rand(len(maps))}
+    for number, size in enumerate(maps):
+        sizes = {"conv1": (width, size, 1), "conv2": (width, width, 3), "conv3": (out, width, 1)}
+        sizes |= {"shortcut": (out, size, 1)} if size != out else {}
+        for name, (o, i, kernel) in sizes.items():
+            key = f"bottleneck_layers.{number}.0.{name}"
+            state[f"{key}.weight"] = torch.randn(o, i, kernel, kernel)
+            state[f"{key}.norm.weight"], state[f"{key}.norm.bias"] = torch.randn(o), torch.randn(o)
     return state
+
+
+def as_published(state: dict[str, torch.Tensor], maps: list[torch.Tensor], groups: int) -> torch.Tensor:
+    """What a file makes of maps in its own order: layer by layer, each named as in the file."""
+    shares = [math.exp(weight) for weight in state["mixing_weights"].tolist()]
+    total = torch.zeros(())
+    for number, values in enumerate(maps):
+
+        def layer(x, name, number=number):
+            key = f"bottleneck_layers.{number}.0.{name}"
+            kernel = state[f"{key}.weight"]
+            x = conv2d(x, kernel, padding=kernel.shape[-1] // 2).unflatten(1, (groups, -1))
+            mean, variance = x.mean((2, 3, 4), keepdim=True), x.var((2, 3, 4), correction=0, keepdim=True)
+            x = ((x - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+            return x * state[f"{key}.norm.weight"][:, None, None] + state[f"{key}.norm.bias"][:, None, None]
+
+        out = layer(layer(layer(values, "conv1").clamp(min=0), "conv2").clamp(min=0), "conv3")
+        added = layer(values, "shortcut") if f"bottleneck_layers.{number}.0.shortcut.weight" in state else values
+        total = total + shares[number] / sum(shares) * (out + added).clamp(min=0)
+    return total
 
 
 def small(path: Path) -> Aggregation:
@@ -120,13 +146,80 @@ def test_a_published_adapter_is_read_to_the_last_key(tmp_path):
     assert_close(head.adapt(FeatureMap(x, 8)).values, other(x))
 
 
+def test_geo_awares_post_processor_gets_each_map_by_the_block_it_was_trained_with(tmp_path):
+    """Its file is in the order s3, s4, s5, DINOv2; our decoder gives s5, s4, s3. s4 and s5 have the same channels."""
+    state = published((640, 1280, 1280, 768), 8, 32)
+    torch.save(state, tmp_path / "best.pth")
+    s3, s4, s5, dino = (torch.randn(1, channels, 4, 4) for channels in (640, 1280, 1280, 768))
+
+    head = Aggregation([1280, 1280, 640, 768], out=32, width=8, groups=4, weights=str(tmp_path / "best.pth")).eval()
+
+    ours = head.adapt(FeatureMap(torch.cat((s5, s4, s3, dino), dim=1), 16)).values
+    assert_close(ours, as_published(state, [s3, s4, s5, dino], groups=4), atol=1e-4, rtol=1e-4)
+    assert (ours - as_published(state, [s3, s5, s4, dino], groups=4)).abs().max() > 0.1
+    assert torch.equal(head.mixing.data, state["mixing_weights"][[2, 1, 0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "order", "maps"),
+    [
+        ((16, 24, 32), None, (2, 0, 1)),  # channels tell
+        ((16, 32, 32), (2, 1, 0), (2, 1, 0)),
+        ((16, 32, 32), (1, 2, 0), (1, 2, 0)),
+        ((32, 32, 16), (0, 1, 2), (0, 1, 2)),
+    ],
+)
+def test_blocks_go_to_the_maps_that_channels_or_the_user_name(tmp_path, blocks, order, maps):
+    state = published(blocks, 8, 32)
+    torch.save(state, tmp_path / "best.pth")
+    values = [torch.randn(1, channels, 4, 4) for channels in blocks]
+    widths, path = [blocks[number] for number in maps], str(tmp_path / "best.pth")
+
+    head = Aggregation(widths, out=32, width=8, groups=4, weights=path, weights_order=order).eval()
+
+    ours = head.adapt(FeatureMap(torch.cat([values[number] for number in maps], dim=1), 16)).values
+    assert_close(ours, as_published(state, values, groups=4), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {},
+            "maps of 16, 32, 32 channels, and does not tell which is for which of the backbone's 32, 32, 16",
+        ),
+        ({"weights_order": [0, 1, 1]}, "`head.weights_order` must hold each number from 0 to 2 once, got [0, 1, 1]"),
+        ({"weights_order": [2, 1, 0], "weights": None}, "give `head.weights`, or no order"),
+        ({"weights_order": [0, 1]}, "from 0 to 2 once, got [0, 1]"),
+        (
+            {"weights_order": [0, 1, -1]},
+            "`head.weights_order` must be a list, each entry at least 0, or null, got [0, 1, -1]",
+        ),
+        ({"weights_order": [0, 1, 2]}, "does not fit this head. "),
+    ],
+)
+def test_a_file_that_does_not_tell_its_order_is_asked_about_and_not_guessed(tmp_path, options, said):
+    torch.save(published((16, 32, 32), 8, 32), tmp_path / "best.pth")
+
+    with pytest.raises(UserError) as error:
+        Aggregation([32, 32, 16], 32, 8, 4, **({"weights": str(tmp_path / "best.pth")} | options))
+
+    assert said in str(error.value)
+
+
 def test_a_head_reads_what_was_exported_of_one(tmp_path):
-    head = Aggregation([16, 32], out=32, width=8, groups=4)
+    head = Aggregation([32, 32, 16], out=32, width=8, groups=4)
+    torch.nn.init.normal_(head.mixing)
     save_file(head.state_dict(), tmp_path / "head.safetensors")
 
-    again = Aggregation([16, 32], out=32, width=8, groups=4, weights=str(tmp_path / "head.safetensors"))
+    again, swapped = (
+        Aggregation([32, 32, 16], 32, 8, 4, weights=str(tmp_path / "head.safetensors"), weights_order=order)
+        for order in (None, [1, 0, 2])
+    )
 
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in head.state_dict().items())
+    assert torch.equal(swapped.blocks[0].conv2[0].weight, head.blocks[1].conv2[0].weight)
+    assert torch.equal(swapped.mixing, head.mixing[[1, 0, 2]])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +227,7 @@ def test_a_head_reads_what_was_exported_of_one(tmp_path):
     [
         ({"position": torch.zeros(3)}, "1 not known to this head: position"),
         ({"bottleneck_layers.0.1.conv1.weight": torch.zeros(3)}, "1 not known to this head: bottleneck_layers.0.1"),
+        ({"bottleneck_layers.0.0.conv1.weight": torch.zeros(3)}, r"1 of another shape: blocks.0.conv1.0.weight \(3,\)"),
         ({"mixing_weights": torch.ones(4)}, r"1 of another shape: mixing \(4,\) for \(1,\)"),
         ({"bottleneck_layers.0.0.conv3.norm.bias": None}, r"1 missing: blocks.0.conv3.1.bias"),
     ],

@@ -104,7 +104,7 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
 @pytest.mark.sampled(4)
 @heads
 def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path, name):
-    overrides = [*tiny, f"head={name}", "backbone.size=32"]
+    overrides = [*tiny, f"head={name}", "backbone.size=32", "protocol=semcorr"]
     quick = ["finetune.blocks=0", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-3"]
     if name == "consensus_original":
         overrides += ["head.kernels=[5,3]", "head.widths=[4,1]"]

@@ -8,14 +8,14 @@ from semcorr.models.losses import SymmetricContrastive, symmetric_contrastive
 
 
 def slow_contrastive(source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Pair by pair as CLIP's, on the keypoints of the mask alone; points weigh alike."""
+    """Pair by pair as CLIP's, on the keypoints of the mask alone; pairs weigh alike."""
     total = []
     for a, b, some in zip(source, target, mask, strict=True):
         a, b = (x[some] / x[some].norm(dim=-1, keepdim=True) for x in (a, b))
         labels = torch.arange(len(a))
         for logits in (scale * a @ b.T, scale * b @ a.T):
-            total.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none") / 2)
-    return torch.cat(total).sum() / mask.sum()
+            total.append(torch.nn.functional.cross_entropy(logits, labels) / 2)
+    return torch.stack(total).sum() / len(mask)
 
 
 def test_the_contrastive_loss_is_clips_on_every_pairs_own_keypoints():

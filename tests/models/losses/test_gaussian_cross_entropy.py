@@ -23,10 +23,11 @@ CELLS = torch.tensor(
 
 
 def slow_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, temperature: float) -> float:
-    """As published: interpolate the probability, then take its log."""
+    """As published: interpolate the probability, then take its log; the mean of a pair, then of the pairs."""
     b, n, h, w = similarity.shape
-    losses = []
+    pairs = []
     for i in range(b):
+        losses = []
         for j in range(n):
             if not mask[i, j]:
                 continue
@@ -38,14 +39,15 @@ def slow_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor,
                     at = torch.stack((2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1)).reshape(1, 1, 1, 2)
                     loss -= density * grid_sample(p, at, align_corners=True).log().item()
             losses.append(loss)
-    return sum(losses) / len(losses)
+        pairs += [sum(losses) / len(losses)] if losses else []
+    return sum(pairs) / len(pairs)
 
 
 def masked_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
     """In log space as ours, but on the points of the mask alone: their number is asked of the device."""
     log_p = (similarity / temperature).flatten(2).log_softmax(-1)[mask].unflatten(-1, similarity.shape[-2:])
     losses = []
-    for p, (x, y) in zip(log_p, cells[mask], strict=True):
+    for p, (x, y), points in zip(log_p, cells[mask], mask.sum(-1, keepdim=True).expand(mask.shape)[mask], strict=True):
         for (dx, dy), density in DENSITY.items():
             across, down = x + dx, y + dy
             if not (0 <= across <= p.shape[1] - 1 and 0 <= down <= p.shape[0] - 1):
@@ -56,8 +58,8 @@ def masked_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tenso
                 for k, m in product((i, i + 1), (j, j + 1))
                 if abs(across - m) < 1 and abs(down - k) < 1
             ]
-            losses.append(-density * torch.stack(corners).logsumexp(0))
-    return torch.stack(losses).sum() / mask.sum()
+            losses.append(-density * torch.stack(corners).logsumexp(0) / points)
+    return torch.stack(losses).sum() / mask.any(-1).sum()
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3])
@@ -119,9 +121,11 @@ def test_the_loss_is_the_published_one(temperature):
     assert loss.item() == pytest.approx(slow_loss(similarity, CELLS, mask, temperature), rel=1e-5)
 
 
-def test_the_mean_is_over_the_points_in_the_mask():
+@pytest.mark.parametrize("last", [[False, False, True], [False, False, False]])
+def test_the_mean_is_over_the_points_of_each_pair_in_the_mask_then_over_pairs(last):
+    """A pair without any is none."""
     similarity = torch.rand(2, 3, 9, 12, dtype=torch.double) / 2
-    mask = torch.tensor([[True, False, True], [False, False, True]])
+    mask = torch.tensor([[True, False, True], last])
 
     loss = gaussian_cross_entropy(similarity, CELLS, mask)
 

@@ -119,30 +119,34 @@ def test_the_loss_is_the_mean_over_pairs_of_the_weighted_mean_over_terms(loss, v
     assert found.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize(("variants", "count"), [(PAPER, 10), (PoseVariant(), 8)], ids=["flips", "plain"])
 @every_loss
-def test_all_pairs_of_some_images_cost_the_mean_of_pair_by_pair(loss):
+def test_all_pairs_of_some_images_cost_the_mean_of_pair_by_pair(loss, variants, count):
     """Of all ordered pairs that share a keypoint, themselves or by a flip."""
     views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101", "10000"))]
-    pairs = [loss_on(loss, default_collate([made_pair(a, b, PAPER)]), PAPER).item() for a, b in permutations(views, 2)
-             if (a.visible & b.visible).any() or (mirror_annotations(a, SWAP).visible & b.visible).any()]  # fmt: skip
+    flips = [mirror_annotations(view, SWAP) for view in views] if variants else views
+    pairs = [loss_on(loss, default_collate([made_pair(a, b, variants)]), variants).item()
+             for (a, flip), (b, _) in permutations(zip(views, flips, strict=True), 2)
+             if (a.visible & b.visible).any() or (flip.visible & b.visible).any()]  # fmt: skip
 
-    found = loss_on(loss, made_images(views, PAPER), PAPER)
+    found = loss_on(loss, made_images(views, variants), variants)
 
-    assert len(pairs) == 10
+    assert len(pairs) == count
     assert found.item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-4)
 
 
+@pytest.mark.parametrize("variants", [PoseVariant(), PAPER], ids=["plain", "flips"])
 @every_loss
-def test_all_pairs_without_flips_cost_the_mean_over_points(loss):
-    views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101"))]
-    plain = PoseVariant()
-    every = [default_collate([made_pair(a, b, plain)]) for a, b in permutations(views, 2)]
-    counts = [int(pair.shared.sum()) for pair in every]
-    expected = sum(
-        count * loss_on(loss, pair, plain).item() for count, pair in zip(counts, every, strict=True) if count
-    )
+def test_a_batch_costs_the_mean_of_its_pairs_however_many_keypoints_each_shares(loss, variants):
+    """Pairs of five points, of one and of none, which are no pair."""
+    seen = [("11111", "11111"), ("00100", "00111"), ("10000", "00100")]
+    views = [tuple(made_view(f"{i}{j}", each) for j, each in enumerate(pair)) for i, pair in enumerate(seen)]
+    batches = [default_collate([made_pair(*pair, variants)]) for pair in views]
+    alone = [loss_on(loss, batch, variants).item() for batch in batches[:2]]
 
-    assert loss_on(loss, made_images(views, plain), plain).item() == pytest.approx(expected / sum(counts), rel=1e-4)
+    found = loss_on(loss, default_collate([made_pair(*pair, variants) for pair in views]), variants)
+
+    assert found.item() == pytest.approx(sum(alone) / 2, rel=1e-4)
 
 
 def test_images_that_share_nothing_are_no_pair_though_each_shares_with_its_own_mirror_image():

@@ -122,7 +122,10 @@ def _find_difference(cfg: DictConfig, saved: JsonMapping) -> str | None:
     options = flatten_config(
         {key: value for key, value in resolved.items() if key not in (*EXCLUDED_KEYS, "checkpoint")}
     )
-    comparable = (key for key in options if key not in FILLED_OPTIONS and options[key] is not None and key in saved)
+    is_filled = {key for key, value in options.items() if value is None or key in FILLED_OPTIONS}
+    if options.get("trainer.precision") == "auto":  # config.yaml has what it stands for on the device
+        is_filled.add("trainer.precision")
+    comparable = (key for key in options if key not in is_filled and key in saved)
     return next((key for key in comparable if options[key] != saved[key]), None)
 
 

@@ -11,14 +11,17 @@ from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
 from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
-from semcorr.models.backbones.features import (
-    concatenate_layers,
-    concatenate_on_finest_grid,
-    joint_pca,
-    normalise_layer_indices,
-)
+from semcorr.models.backbones.features import concatenate_layers, joint_pca, normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid
-from semcorr.models.backbones.unet import STAGES, UNetState, coarsest_stride, list_decoder_steps, list_unet_blocks
+from semcorr.models.backbones.unet import (
+    STAGES,
+    UNetState,
+    coarsest_stride,
+    list_decoder_steps,
+    list_freeu_factors,
+    list_unet_blocks,
+    scale_first_half,
+)
 from semcorr.models.weights.loading import weights_sha256
 
 
@@ -61,8 +64,10 @@ class StableDiffusion(Backbone):
         seed: Seed of the noises.
         freeu: Apply FreeU in the decoder, with its two stages told apart by `channels`, as in the original and
             GeoAware-SC, or by `blocks`, as in diffusers.
+        freeu_in_features: Read each layer with FreeU's factor on the first half of its channels, as the next step does.
+            GeoAware-SC's code writes it into the tensors that it reads. If false, layers are read before it.
         components: Number of principal components of both images of a pair that each layer is reduced to
-            (sd-dino: 256).
+            (sd-dino: 256). Components of a layer keep its scale.
         parts: Networks to use, instead of those that `name`, `pretrained` and `weights` describe.
     """
 
@@ -82,6 +87,7 @@ class StableDiffusion(Backbone):
         prompt: str = "",
         seed: Seed = 42,
         freeu: str | None = None,
+        freeu_in_features: bool = False,
         components: int | None = None,
         parts: DiffusionNetworks | None = None,
     ) -> None:
@@ -90,6 +96,11 @@ class StableDiffusion(Backbone):
         _require_range("ensemble", ensemble, 1, None)
         if freeu is not None and freeu not in STAGES:
             raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
+        if freeu_in_features and freeu is None:
+            raise UserError(
+                "`backbone.freeu_in_features` needs FreeU: give `backbone.freeu`, "
+                f"{' or '.join(STAGES)}, or backbone.freeu_in_features=false"
+            )
         parts = parts or load_diffusion_networks(name, pretrained, weights)
         unet, vae, text = parts.unet, parts.vae, parts.text()
         assert vae.quant_conv is not None, "Stable Diffusion's autoencoder has it"
@@ -107,6 +118,7 @@ class StableDiffusion(Backbone):
         self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config["scaling_factor"])
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
+        self.factors = list_freeu_factors(unet, freeu if freeu_in_features else None)
         self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
         self.text = parts.text  # not a module: loaded again only if a prompt is to be learned
         with torch.no_grad():
@@ -135,13 +147,12 @@ class StableDiffusion(Backbone):
         """Compute the features of two images that are seen together."""
         text = self.prompt(source, target) if self.prompt.pairwise else self.prompt()
         a, b = (self._read(self.encode(image), text) for image in (source, target))
-        if self.components is None:
-            return FeatureMap(concatenate_layers(a), self.stride), FeatureMap(concatenate_layers(b), self.stride)
-        reduced = [joint_pca(x, y, self.components) for x, y in zip(a, b, strict=True)]
-        a, b = ([pair[i] for pair in reduced] for i in (0, 1))
-        return FeatureMap(concatenate_on_finest_grid(a), self.stride), FeatureMap(
-            concatenate_on_finest_grid(b), self.stride
-        )
+        unit = self.unit_layers and self.components is None
+        if self.components is not None:
+            reduced = [joint_pca(x, y, self.components) for x, y in zip(a, b, strict=True)]
+            a, b = ([pair[i] for pair in reduced] for i in (0, 1))
+        source_map, target_map = (FeatureMap(concatenate_layers(maps, unit), self.stride) for maps in (a, b))
+        return source_map, target_map
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the latent, if `depth` is 0, or else the state after the first `depth` blocks, for every noise."""
@@ -163,14 +174,15 @@ class StableDiffusion(Backbone):
         """Compute the features from the state after `depth` blocks."""
         text = self.prompt()
         if depth == 0:
-            return FeatureMap(concatenate_layers(self._read(state.values["latent"], text)), self.stride)
+            maps_read = self._read(state.values["latent"], text)
+            return FeatureMap(concatenate_layers(maps_read, self.unit_layers), self.stride)
         split = [(*key.partition("."), value) for key, value in state.values.items()]
         maps = {int(number): value for kind, _, number, value in split if kind == "map"}
         if depth < len(self.units):
             skips = {int(number): value.flatten(0, 1) for kind, _, number, value in split if kind == "skip"}
             unet_state = UNetState(state.values["hidden"].flatten(0, 1), skips)
             self._walk(unet_state, text, maps, depth, len(self.units))
-        return FeatureMap(concatenate_layers([maps[layer] for layer in self.layers]), self.stride)
+        return FeatureMap(concatenate_layers([maps[layer] for layer in self.layers], self.unit_layers), self.stride)
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
@@ -199,7 +211,8 @@ class StableDiffusion(Backbone):
         for i in range(start, stop):
             state = self.units[i](state, time, text)
             if i - first in self.layers:
-                maps[i - first] = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
+                mean = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
+                maps[i - first] = scale_first_half(mean, self.factors[i - first])
         return state
 
 

@@ -58,16 +58,18 @@ def tokens_to_maps(
     return [tokens[layer][:, prefix_tokens:].unflatten(1, (rows, -1)).movedim(-1, 1) for layer in sorted(tokens)]
 
 
-def concatenate_layers(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
-    """Normalise each map (L2), bring all to the finest grid (bilinear) and concatenate them along channels.
+def concatenate_layers(maps: Sequence[Float[Tensor, "b _ _ _"]], unit: bool = True) -> Float[Tensor, "b c h w"]:
+    """Bring the maps of several layers to the finest grid (bilinear) and concatenate them along channels.
 
-    Normalised parts of equal length make a cosine of the whole the mean of the parts' cosines, so no
-    layer drowns another. A single map is returned as it is.
+    Args:
+        maps: Maps in the order of their layers. A single one is returned as it is.
+        unit: Normalise each map (L2, cell by cell, on its own grid) first. Parts of equal length make a cosine of the
+            whole the mean of the parts' cosines, so no layer drowns another. If false, each keeps its scale.
     """
     if len(maps) == 1:
         return maps[0]
     finest = max((tuple(m.shape[-2:]) for m in maps), key=lambda size: size[0] * size[1])
-    parts = [normalize(m, dim=1) for m in maps]
+    parts = [normalize(m, dim=1) for m in maps] if unit else maps
     resized = [p if tuple(p.shape[-2:]) == finest else interpolate(p, size=finest, mode="bilinear") for p in parts]
     return torch.cat(resized, dim=1)
 
@@ -101,9 +103,3 @@ def joint_pca(
     reduced = basis.mT.to(centred) @ centred
     a, b = reduced.split((source[0, 0].numel(), target[0, 0].numel()), dim=2)
     return a.unflatten(2, source.shape[2:]).to(source), b.unflatten(2, target.shape[2:]).to(target)
-
-
-def concatenate_on_finest_grid(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
-    """Concatenate maps on the finest grid, not normalised: the components of each layer have its scale."""
-    finest = max((values.shape[-2:] for values in maps), key=lambda size: size[0] * size[1])
-    return torch.cat([interpolate(values, size=tuple(finest), mode="bilinear") for values in maps], dim=1)

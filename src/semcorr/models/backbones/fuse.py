@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,15 @@ from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.timm_model import TimmModel
 
+Normalisation = Literal["layer", "part", "none"]  # what is brought to unit length, cell by cell
+
 
 class FusedBackbone(Backbone):
-    """Features of several backbones, each of unit length, weighted and concatenated.
+    """Features of several backbones on one grid, normalised, weighted and concatenated.
 
     The image comes at the largest of the parts' sizes, and is resized for each of the others in
     proportion (bilinear with antialiasing; sd-dino resizes the original with Lanczos, which is not
-    available here). Maps are brought to the finest grid (bilinear) before they are normalised.
+    available here). Maps are brought to the finest grid (bilinear) before a part is normalised.
 
     Its blocks are those of its parts, one part after the other, and its norm is the last part's.
 
@@ -33,15 +35,28 @@ class FusedBackbone(Backbone):
         parts: Backbones to fuse.
         balance: Weight of each part: a cosine of fused features is the mean of the parts' cosines with these
             weights. Equal weights, the default, are sd-dino's (1, 1) and the unified benchmark's 0.5.
+        normalise: What is brought to unit length. `layer`: each layer of a part that has several, then each part, so
+            that all layers of a part count alike. `part`: each part, all its channels jointly, so that a layer counts
+            by its scale, as in sd-dino and GeoAware-SC without training. `none`: nothing, as in what GeoAware-SC's
+            post-processor takes; weights of parts have no meaning then. Principal components always keep their scale.
     """
 
     @check_arguments("backbone")
-    def __init__(self, parts: Sequence[Backbone], balance: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Backbone], balance: Sequence[float] | None = None, normalise: Normalisation = "layer"
+    ) -> None:
         super().__init__()
         balance = [1.0] * len(parts) if balance is None else list(balance)
         if not parts or len(balance) != len(parts) or min(balance) < 0 or sum(balance) <= 0:
             raise UserError(f"`backbone.balance` must be {len(parts)} weights, none negative, not all 0; got {balance}")
-        self.parts = nn.ModuleList(parts)
+        if normalise == "none" and len(set(balance)) > 1:
+            raise UserError(
+                f"`backbone.balance` weights parts of unit length, got {balance} with `backbone.normalise` none: give "
+                "equal weights, or normalise by layer or part"
+            )
+        for part in parts:
+            part.unit_layers = normalise == "layer"
+        self.normalise, self.parts = normalise, nn.ModuleList(parts)
         self.shares = [(weight / sum(balance)) ** 0.5 for weight in balance]
         self.name = "+".join(part.name for part in parts)
         self.size: int = max(part.size for part in parts)
@@ -144,9 +159,11 @@ class FusedBackbone(Backbone):
         return [(size[0] * part.size // self.size, size[1] * part.size // self.size) for part in self._parts]
 
     def _concatenate_maps(self, maps: Sequence[FeatureMap]) -> FeatureMap:
-        """Concatenate the maps of the parts on the finest grid, normalised and weighted."""
+        """Concatenate the maps of the parts on the finest grid, normalised and weighted where they are to be."""
         finest = max((m.values.shape[-2:] for m in maps), key=lambda size: size[0] * size[1])
         resized = [interpolate(m.values, size=tuple(finest), mode="bilinear") for m in maps]
+        if self.normalise == "none":
+            return FeatureMap(torch.cat(resized, dim=1), self.stride)
         weighted = [share * normalize(values, dim=1) for share, values in zip(self.shares, resized, strict=True)]
         return FeatureMap(torch.cat(weighted, dim=1), self.stride)
 
@@ -170,6 +187,7 @@ def sd_dinov2(
     dino_layers: Sequence[int] = (-1,),
     norm: bool = False,
     balance: Sequence[float] = (1, 1),
+    normalise: Normalisation = "layer",
     **diffusion: Annotated[Any, OptionsOf(StableDiffusion)],
 ) -> FusedBackbone:
     """Fuse Stable Diffusion and DINOv2 on one grid: 60 cells at 960 and 840 pixels in sd-dino and GeoAware-SC.
@@ -185,6 +203,8 @@ def sd_dinov2(
         dino_layers: Blocks of DINOv2 whose outputs are read.
         norm: Apply DINOv2's final LayerNorm, which both papers do not.
         balance: Weights of the two cosines, Stable Diffusion's first.
+        normalise: What is brought to unit length: every `layer` and then both parts, each `part` with all its layers
+            jointly, or `none`.
         diffusion: Further options of `StableDiffusion`.
     """
     cells = CellGrid(16, 64).side("sd_dinov2", size, grid) // 16
@@ -194,4 +214,5 @@ def sd_dinov2(
             TimmModel(dino, None, cells, pretrained=pretrained, weights=dino_weights, layers=dino_layers, norm=norm),
         ],
         balance,
+        normalise,
     )

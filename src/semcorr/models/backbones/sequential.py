@@ -109,7 +109,8 @@ class SequentialBackbone(Backbone, ABC):
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
-        return FeatureMap(concatenate_layers(self.read((image - self.mean) / self.std)), self.stride)
+        maps = self.read((image - self.mean) / self.std)
+        return FeatureMap(concatenate_layers(maps, self.unit_layers), self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks."""
@@ -145,7 +146,7 @@ class SequentialBackbone(Backbone, ABC):
 
         empty = self.mean.new_zeros(len(state.values[str(depth)]), 3, *state.size)
         with intercept_blocks(self.blocks_up_to(depth), step):
-            return FeatureMap(concatenate_layers(self.read(empty)), self.stride)
+            return FeatureMap(concatenate_layers(self.read(empty), self.unit_layers), self.stride)
 
     def blocks_up_to(self, depth: int) -> list[nn.Module]:
         """Return the first `depth` blocks, and always the first one, whose input may be needed."""

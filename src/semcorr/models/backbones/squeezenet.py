@@ -103,7 +103,8 @@ class SqueezeNet(Backbone):
         values = dict(state.values)
         for stride in self.strides:
             values |= self._run(values[f"stride{stride}"], stride, self._next_module(depth), len(self.features))
-        return FeatureMap(concatenate_layers([values[f"layer{i}"] for i in self.layers]), self.stride)
+        maps = [values[f"layer{i}"] for i in self.layers]
+        return FeatureMap(concatenate_layers(maps, self.unit_layers), self.stride)
 
     def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
         """Run the modules from `start` to before `end` in the pass for one stride, and record the layers among them."""

@@ -15,6 +15,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, OptionsOf, Range, check_arguments, require
 from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.features import check_facet, normalise_layer_indices, project_facet, tokens_to_maps
+from semcorr.models.backbones.position_embedding import use_position_embedding
 from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.hub import download_error
@@ -66,6 +67,8 @@ class TimmModel(SequentialBackbone):
             numbers count from the end.
         norm: Apply a transformer's final LayerNorm to the outputs read. DINOv2's own feature extractor and
             the unified benchmark do, GeoAware-SC does not.
+        position_embedding: How a transformer's position embeddings are resampled to the image's grid: `timm`, or
+            `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
         facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
         options: Further options of timm's constructor.
     """
@@ -81,6 +84,7 @@ class TimmModel(SequentialBackbone):
         layers: Sequence[int] = (-1,),
         norm: bool = True,
         facet: str = "token",
+        position_embedding: str = "timm",
         **options: Annotated[Any, OptionsOf(list_option_targets, by="name")],
     ) -> None:
         check_facet(facet)
@@ -102,6 +106,7 @@ class TimmModel(SequentialBackbone):
         full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
         model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
+        use_position_embedding(model, position_embedding)
         self.model = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
             load_weights(

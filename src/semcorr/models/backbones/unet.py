@@ -139,20 +139,41 @@ def list_unet_blocks(unet: nn.Module, last: int, freeu: str | None) -> list[nn.M
     return blocks
 
 
+def list_freeu_factors(unet: nn.Module, freeu: str | None) -> list[float]:
+    """List what FreeU multiplies the first half of each decoder step's output by, where the next step reads it."""
+    decoder = list_decoder_steps(unet)
+    stages = [_find_freeu_stage(decoder, number, freeu) for number in range(1, len(decoder))]
+    return [1.0 if stage is None else FREEU[f"b{stage + 1}"] for stage in (*stages, None)]  # none reads the last
+
+
+def scale_first_half(values: Float[Tensor, "b c h w"], factor: float) -> Float[Tensor, "b c h w"]:
+    """Multiply the first half of the channels by a factor; return the same tensor if it is 1."""
+    if factor == 1:
+        return values
+    half = values.shape[1] // 2
+    return torch.cat((factor * values[:, :half], values[:, half:]), dim=1)
+
+
 def _select_freeu(decoder: Sequence[DecoderStep], number: int, freeu: str | None) -> Filter | None:
-    """Return FreeU for a step, with the factors of its stage; None where it does not apply.
+    """Return FreeU for a step, with the factors of its stage; None where it does not apply."""
+    from diffusers.utils.torch_utils import apply_freeu
+
+    stage = _find_freeu_stage(decoder, number, freeu)
+    return None if stage is None else partial(apply_freeu, stage, **FREEU)
+
+
+def _find_freeu_stage(decoder: Sequence[DecoderStep], number: int, freeu: str | None) -> int | None:
+    """Return FreeU's stage of a step, 0 or 1; None where it does not apply.
 
     The original goes by the channels of the input: its first stage has the most, 1280 in Stable
     Diffusion, its second 640. diffusers takes the first two blocks, the second of which gets 1280, too.
     """
     if freeu is None:
         return None
-    from diffusers.utils.torch_utils import apply_freeu
-
     widths = sorted({step.channels for step in decoder}, reverse=True)
     input_channels = decoder[max(number - 1, 0)].channels  # the middle is as wide as the first step
     stage = decoder[number].block if freeu == "blocks" else widths.index(input_channels)
-    return partial(apply_freeu, stage, **FREEU) if stage < 2 else None
+    return stage if stage < 2 else None
 
 
 def _list_parts(module: nn.Module, name: str) -> list[nn.Module]:

@@ -6,16 +6,25 @@ from semcorr.core.ranges import check_arguments
 
 
 @check_arguments("finetune")
-def last_blocks(backbone: Backbone, blocks: int = 0) -> None:
-    """Unfreeze the last `blocks` blocks and the norm after them; 0 freezes the whole backbone.
+def last_blocks(backbone: Backbone, blocks: int = 0, norm: bool = True) -> None:
+    """Unfreeze the last `blocks` blocks, and the norm after them or not; 0 freezes the whole backbone.
 
-    The unified benchmark's best is 2 of DINOv2-B's 12 (its `stage11`). There the final norm stayed out
-    of the optimiser; here it is trained with the blocks it follows.
+    The unified benchmark's best is 2 of DINOv2-B's 12 (its `stage11`), where the final norm is applied and stays out of
+    the optimiser: conf/finetune/last_blocks.yaml has norm: false. True, the default here, is what configurations mean
+    that were saved before there was the option.
+
+    Args:
+        backbone: Backbone, which is changed in place.
+        blocks: Number of its last blocks.
+        norm: Whether the norm after the last block, if it is applied, is trained as well.
+
+    Raises:
+        UserError: The backbone has fewer blocks.
     """
     depth = len(backbone.blocks)
     if not 0 <= blocks <= depth:
         raise UserError(f"`finetune.blocks` must be between 0 and {depth}, the depth of this backbone, got {blocks}")
     backbone.requires_grad_(False)
     if blocks:
-        for module in [*backbone.blocks[-blocks:], *filter(None, [backbone.norm])]:
+        for module in [*backbone.blocks[-blocks:], *([backbone.norm] if norm and backbone.norm is not None else [])]:
             module.requires_grad_(True)

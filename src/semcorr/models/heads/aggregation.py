@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Count, Dropout, check_arguments
+from semcorr.core.ranges import Count, Dropout, Whole, check_arguments
 from semcorr.core.types import FeatureMap
 from semcorr.models.heads.bottleneck import ResidualBottleneck
 from semcorr.models.heads.cosine import Cosine
@@ -22,18 +22,76 @@ AGGREGATION = (
     (r"^bottleneck_layers\.(\d+)\.0\.(\w+)\.weight$", r"blocks.\1.\2.0.weight"),
     (r"^bottleneck_layers\.(\d+)\.0\.(\w+)\.norm\.", r"blocks.\1.\2.1."),
 )
+# Channels of the four maps of GeoAware-SC's file in its order, Stable Diffusion's finest map first (s3, s4, s5, then
+# DINOv2), and of the same maps in that of our decoder, coarsest first; and the block of the file for each of ours.
+AUTHORS_MAPS, DECODER_MAPS, DECODER_ORDER = [640, 1280, 1280, 768], [1280, 1280, 640, 768], [2, 1, 0, 3]
 TEMPERATURES = ("logit_scale", "self_logit_scale")  # of their training losses; the network does not read them
 
 
-def load_head_weights(head: nn.Module, path: str | Path) -> None:
-    """Load weights from a file into a head; a key that is missing, unknown or of another shape is refused by name.
+def load_aggregation_weights(head: "Aggregation", path: str | Path, order: Sequence[int] | None = None) -> None:
+    """Load weights from a file into the head; a key that is missing, unknown or of another shape is refused by name.
 
-    `semcorr.export` writes such a file, head.safetensors.
+    A file of `semcorr.export`, head.safetensors, has its blocks in the order of `head.maps`. One with the names of
+    GeoAware-SC and DIY-SC is taken to have them in the order of their code: Stable Diffusion's maps from the finest to
+    the coarsest (640, 1280, 1280 channels: s3, s4, s5), then DINOv2's (768). They are put in the order of `head.maps`.
+
+    Args:
+        head: Head to load the weights into.
+        path: Path of the file.
+        order: For each of `head.maps`, the number of its block in the file, from 0. None leaves it to the names and
+            the channels of the file's tensors.
+
+    Raises:
+        UserError: The file does not fit, or is of another code's maps, several of which have the same channels, so that
+            it does not tell which of its blocks is for which map.
     """
-    state = read_weights(path, "head.weights")
-    description = recognise_weights(state)
+    content = read_weights(path, "head.weights")
+    description = recognise_weights(content)
     network = "" if "head.weights" in description else description  # a head's: its shapes tell which
-    load_weights(head, rename_head_keys(state), path, TEMPERATURES, "head.weights", network)
+    state = rename_head_keys(content)
+    if order is None:
+        order = list(range(len(head.maps))) if state.keys() == content.keys() else _find_order(state, head.maps, path)
+    if sorted(order) != list(range(len(head.maps))):
+        raise UserError(
+            f"`head.weights_order` must hold each number from 0 to {len(head.maps) - 1} once, got {list(order)}"
+        )
+    load_weights(head, reorder_blocks(state, order), path, TEMPERATURES, "head.weights", network)
+
+
+def reorder_blocks(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
+    """Reorder the blocks of a file, and their shares: block `order[i]` becomes block i.
+
+    >>> import torch
+    >>> blocks = {"blocks.0.w": torch.tensor(5), "blocks.1.w": torch.tensor(6), "mixing": torch.tensor([0.1, 0.9])}
+    >>> reorder_blocks(blocks, [1, 0])
+    {'blocks.1.w': tensor(5), 'blocks.0.w': tensor(6), 'mixing': tensor([0.9000, 0.1000])}
+    """
+    numbers = {str(old): str(new) for new, old in enumerate(order)}
+
+    def rename(match: re.Match[str]) -> str:
+        return f"{match[1]}blocks.{numbers.get(match[2], match[2])}."
+
+    renamed = {re.sub(r"(^|\.)blocks\.(\d+)\.", rename, key): value for key, value in state.items()}
+    shares = {key for key, value in state.items() if re.search(r"(^|\.)mixing$", key) and value.shape == (len(order),)}
+    return {key: value[list(order)] if key in shares else value for key, value in renamed.items()}
+
+
+def _find_order(state: Mapping[str, Tensor], maps: Sequence[int], path: str | Path) -> list[int]:
+    """Find the block for each map in a file of the authors' layout, under our names."""
+    first = re.compile(r"blocks\.\d+\.conv1\.0\.weight")
+    inputs = {key: value.shape[1] for key, value in state.items() if first.fullmatch(key) and value.ndim == 4}
+    widths = [inputs[key] for key in sorted(inputs, key=lambda key: int(key.split(".")[1]))]
+    if widths == AUTHORS_MAPS and list(maps) == DECODER_MAPS:
+        return DECODER_ORDER
+    if sorted(widths) != sorted(maps):
+        return list(range(len(maps)))  # it does not fit, whatever the order: loading says why
+    if len(set(widths)) < len(widths):
+        raise UserError(
+            f"`head.weights`: {path} has blocks for maps of {', '.join(map(str, widths))} channels, and does not tell "
+            f"which is for which of the backbone's {', '.join(map(str, maps))}. Give `head.weights_order`: for each of "
+            f"these the number of its block in the file, from 0; {list(range(len(maps)))} where the order is the same."
+        )
+    return [widths.index(channels) for channels in maps]
 
 
 def rename_head_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +124,8 @@ class Aggregation(Cosine):
         groups: Groups of every group norm.
         dropout: Share of the input's elements that is set to zero in a training step.
         weights: Weight file to start from; those of GeoAware-SC and DIY-SC are understood, too.
+        weights_order: For each map, the number of its block in that file, from 0. If left out, the order of maps for
+            our own files, and that of GeoAware-SC's code for files of its layout.
     """
 
     @check_arguments("head")
@@ -77,16 +137,19 @@ class Aggregation(Cosine):
         groups: int = 32,
         dropout: Dropout = 0.2,
         weights: str | None = None,
+        weights_order: Sequence[Whole] | None = None,
     ) -> None:
         super().__init__()
         self.maps = list(maps)
         if not self.maps:
             raise UserError("`head.maps` must name the channels of at least one map, or be null for the backbone's")
+        if weights_order is not None and weights is None:
+            raise UserError("`head.weights_order` is that of a file: give `head.weights`, or no order")
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(ResidualBottleneck(channels, out, width, groups) for channels in self.maps)
         self.mixing = nn.Parameter(torch.ones(len(self.maps)))
         if weights is not None:
-            load_head_weights(self, weights)
+            load_aggregation_weights(self, weights, weights_order)
 
     def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Return the sum of the bottlenecks' outputs, in shares that add up to one."""

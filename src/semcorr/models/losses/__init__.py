@@ -1,7 +1,8 @@
 """Losses: from similarity and true cells to a scalar.
 
-A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of `mask`. A loss that needs more of
-a training step takes all of its `LossInputs`; see `semcorr.models.losses.inputs`.
+A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the points of each pair, then over pairs, as
+`weighted_mean` takes it from `mask`. A loss that needs more of a training step takes all of its `LossInputs`; see
+`semcorr.models.losses.inputs`.
 """
 
 from semcorr.models.losses.contrastive import SymmetricContrastive, symmetric_contrastive
@@ -12,8 +13,8 @@ from semcorr.models.losses.inputs import (
     LossInputs,
     StructuredLoss,
     evaluate_loss,
+    point_lookup,
     reads_descriptors,
-    reads_whole_cells,
 )
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance, soft_argmax_distance
 from semcorr.models.losses.weighted_sum import WeightedSum, add_terms, loss_terms, weighted_sum
@@ -32,8 +33,8 @@ __all__ = [
     "evaluate_loss",
     "gaussian_cross_entropy",
     "loss_terms",
+    "point_lookup",
     "reads_descriptors",
-    "reads_whole_cells",
     "soft_argmax_distance",
     "symmetric_contrastive",
     "weighted_sum",

@@ -20,7 +20,8 @@ def symmetric_contrastive(
     """Average the cross-entropy of finding each keypoint among those of its pair, from source to target and back.
 
     "Telling Left from Right", eq. 2, as released: `scale` times the cosines of all keypoints of one pair, two
-    softmaxes. The mean is over the points in `mask`; nothing is learned from a pair that shares one keypoint.
+    softmaxes. The mean is over the points in `mask` of each pair, then over pairs; nothing is learned from a pair
+    that shares one keypoint.
 
     >>> same = torch.eye(2)[None]  # two keypoints, orthogonal: logits 1 and 0
     >>> symmetric_contrastive(same, same, torch.tensor([[True, True]]), scale=1.0)  # log(1 + 1/e)
@@ -48,7 +49,7 @@ class SymmetricContrastive(nn.Module):
     """
 
     reads_descriptors = True
-    whole_cells = False
+    lookup = "centre"
 
     @check_arguments("loss")
     def __init__(self, scale: Positive = 1 / 0.07, flips: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Cross-entropy with a Gaussian around the true cell, at a fixed or a learned temperature."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -90,8 +90,8 @@ def gaussian_cross_entropy(
 
     As in SD4Match, the unified benchmark and MARCO: the probability map is read bilinearly on a
     kernel x kernel grid of unit steps centred on the *continuous* true cell, and -log p there is
-    weighted by the normal density (`sigma` in cells). The mean is over the points in `mask`. With no such
-    point the loss is 0.
+    weighted by the normal density (`sigma` in cells). The mean is over the points in `mask` of each pair, then over
+    pairs, as in the unified benchmark. With no such point the loss is 0.
 
     All three drop the steps that leave the grid and leave the other weights as they are, so a point at the
     border counts less; `renormalise` makes every point's weights sum to 1 instead, which is ours. (They
@@ -149,8 +149,11 @@ def annealed_value(step: int, start: float = 3.5, end: float = 1.0, warmup: int 
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
+CONVENTIONS = {"centres": "centre", "aligned": "aligned"}  # `lookup` by the names of the option
+
+
 class GaussianCrossEntropy(nn.Module):
-    """`gaussian_cross_entropy` whose width and temperature may change during training.
+    """`gaussian_cross_entropy` of any recipe: its width and temperature may change during training.
 
     Args:
         temperature: Temperature of the softmax; its initial value, if it is learned.
@@ -162,10 +165,12 @@ class GaussianCrossEntropy(nn.Module):
         until: Training step at which `sigma_end` is reached.
         renormalise: Whether the weights of every point are made to sum to 1.
         epsilon: Constant added to the probabilities.
+        convention: Cells that points belong to. `centres`, as semcorr evaluates: cells at their centres. `aligned`, as
+            the unified benchmark trains and scores: corner cells on corner pixels, for the source and the target, and
+            features of unit length before the source's are interpolated; for data.resize=squash.
     """
 
     reads_descriptors = False
-    whole_cells = False
 
     @check_arguments("loss")
     def __init__(
@@ -179,8 +184,10 @@ class GaussianCrossEntropy(nn.Module):
         until: Whole = 12000,
         renormalise: bool = False,
         epsilon: Share = 0.0,
+        convention: Literal["centres", "aligned"] = "centres",
     ) -> None:
         super().__init__()
+        self.lookup = CONVENTIONS[convention]
         if until < warmup:
             raise UserError(f"`loss.until` must be at least `loss.warmup`, {warmup}, got {until}")
         self.temperature = temperature if learn is None else build_temperature(learn, temperature)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Which points count; or, for a pair in several variants, the weight of each point.
+# Which points of each row, a pair, count; or the weight of each point, where a row is a variant or holds many pairs.
 Counted = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
 
 
@@ -32,12 +32,18 @@ class LossInputs(NamedTuple):
     descriptors: Descriptors | None = None  # if a loss reads them
 
 
+# Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
+# centre of the cell that it falls in. aligned: between cells, corner cells on the corner pixels of the squashed image,
+# in a map whose features have unit length; and the target's cells are found in the same way.
+LOOKUPS = ("centre", "containing", "aligned")
+
+
 @runtime_checkable
 class StructuredLoss(Protocol):
     """A loss that takes all inputs of a training step."""
 
     reads_descriptors: bool
-    whole_cells: bool  # whether points are read at the centre of the cell they fall in, not between cells
+    lookup: str  # of `LOOKUPS`
 
     def __call__(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step."""
@@ -56,20 +62,31 @@ def reads_descriptors(loss: Loss | None) -> bool:
     return isinstance(loss, StructuredLoss) and loss.reads_descriptors
 
 
-def reads_whole_cells(loss: Loss | None) -> bool:
-    """Tell whether the loss needs points that are read at the centres of cells."""
-    return isinstance(loss, StructuredLoss) and loss.whole_cells
+def point_lookup(loss: Loss | None) -> str:
+    """Return where the loss wants features to be read, one of `LOOKUPS`; a plain function, as no loss, at `centre`."""
+    return loss.lookup if isinstance(loss, StructuredLoss) else "centre"
 
 
 def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, ""]:
-    """Average over the points, by their weights in `mask`; 0 if all are 0. Points without weight may be NaN.
+    """Average over the points of each pair, then over the pairs that have any, as the unified benchmark's code does.
 
-    >>> value = torch.tensor([[1.0, 5.0, torch.nan]])
-    >>> masks = torch.tensor([[True, True, False]]), torch.tensor([[0.75, 0.25, 0.0]])
-    >>> tuple(weighted_mean(value, mask) for mask in masks)
-    (tensor(3.), tensor(2.))
+    Args:
+        value: Value of each point. Points without weight may be NaN.
+        mask: Points that count, a pair in each row; or weights, in which the mean over points and pairs is contained
+            already: the weights of a pair's points add up to 1, in whatever rows they are.
+
+    Returns:
+        The mean; 0 without a point that counts.
+
+    >>> value = torch.tensor([[1.0, 5.0, torch.nan], [9.0, 0.0, 0.0]])
+    >>> pairs = torch.tensor([[True, True, False], [True, False, False]])  # 3 and 9
+    >>> weights = torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 0.0]])
+    >>> weighted_mean(value, pairs), weighted_mean(value, weights)
+    (tensor(6.), tensor(2.))
     """
     weight = mask.to(value.dtype)
+    if mask.dtype == torch.bool:
+        weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
     return (weight * torch.where(weight > 0, value, 0.0)).sum() / weight.sum().clamp(min=1e-12)
 
 

@@ -15,7 +15,8 @@ def soft_argmax_distance(
 ) -> Float[Tensor, ""]:
     """Compute the mean distance, in cells, of soft-argmax over the whole map to the true cell.
 
-    "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here.
+    "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here, of one pair a
+    step. Here it is over the points of each pair, then over pairs.
 
     >>> flat = torch.zeros(1, 1, 3, 3)  # soft-argmax is its centre, (1, 1)
     >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
@@ -27,7 +28,7 @@ def soft_argmax_distance(
 def _mean_distance(
     predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
 ) -> Float[Tensor, ""]:
-    """Average the distance of predictions to the true cells over the points that count."""
+    """Average the distance of predictions to the true cells over the points of each pair, then over pairs."""
     return weighted_mean(torch.linalg.vector_norm(predictions - mask_values(cells, mask), dim=-1), mask)
 
 
@@ -58,7 +59,8 @@ class SoftArgmaxDistance(nn.Module):
         super().__init__()
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
-        self.temperature, self.noise, self.whole_cells = temperature, noise, integer_source
+        self.temperature, self.noise = temperature, noise
+        self.lookup = "containing" if integer_source else "centre"
         # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
 
@@ -67,7 +69,7 @@ class SoftArgmaxDistance(nn.Module):
         cells = mask_values(step.cells, step.mask)
         if self.noise:
             cells = cells + self.noise / 2 * step.extent * torch.randn_like(cells)
-        if self.whole_cells:
+        if self.lookup == "containing":
             corner = step.starts + 0.5  # from the grid's corner: a cell is [k, k + 1]
             cells = cells + 0.5 - (corner - corner.floor())
         if self.grid is None:

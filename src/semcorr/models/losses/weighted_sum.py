@@ -10,7 +10,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Temperature, Weight, check_arguments
 from semcorr.models.losses.contrastive import SymmetricContrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
-from semcorr.models.losses.inputs import Loss, LossInputs, evaluate_loss, reads_descriptors, reads_whole_cells
+from semcorr.models.losses.inputs import LOOKUPS, Loss, LossInputs, evaluate_loss, point_lookup, reads_descriptors
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
 
 
@@ -37,7 +37,13 @@ class WeightedSum(nn.Module):
         self.terms, self.weights = dict(terms), dict(weights)
         self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
-        self.whole_cells = any(map(reads_whole_cells, terms.values()))
+        lookups = {point_lookup(term) for term in terms.values()}
+        if "aligned" in lookups and len(lookups) > 1:
+            raise UserError(
+                "`loss`: a sum has one place where features are read, and its losses differ in it: "
+                f"{', '.join(sorted(lookups))}. Make all of them `aligned`, or none."
+            )
+        self.lookup = max(lookups, key=LOOKUPS.index, default="centre")
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the weighted sum of the losses of one step."""

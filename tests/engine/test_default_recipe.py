@@ -1,0 +1,117 @@
+"""The recipe of a plain `train`: precision of the device, validations inside the epoch, protocols side by side."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from semcorr.core.errors import UserError
+from semcorr.engine.callbacks import MONITOR, ModelCheckpoint, checkpoint_callbacks, is_counted
+from semcorr.engine.trainer_options import device_precision, resolve_precision
+from semcorr.train import train
+
+pytestmark = pytest.mark.integration
+
+LINE = ["data.steps=8", "data.batch_size=2"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_gpu", "has_bf16", "expected"),
+    [
+        ("auto", True, True, "bf16-mixed"),
+        ("auto", True, False, "32-true"),
+        ("auto", False, True, "32-true"),
+        ("auto", False, False, "32-true"),
+        ("32-true", True, True, "32-true"),
+        ("16-mixed", False, False, "16-mixed"),
+        (None, True, True, None),
+    ],
+)
+def test_automatic_precision_is_mixed_on_a_gpu_with_bfloat16_alone(precision, on_gpu, has_bf16, expected):
+    assert resolve_precision(precision, on_gpu, has_bf16) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "expected"), [("auto", "bf16-mixed"), ("gpu", "bf16-mixed"), ("cpu", "32-true")]
+)
+def test_the_device_is_the_one_that_the_run_is_on(monkeypatch, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+    assert device_precision({"accelerator": accelerator, "precision": "auto"}) == expected
+
+
+def test_validations_count_from_a_share_of_the_first_epoch_on_and_its_last_one_always():
+    assert [done for done in range(1, 12) if is_counted(done, 1, 11, 0.6)] == [7, 8, 9, 10, 11]
+    assert is_counted(5, 5, 9, 0.6)  # nothing follows: 10 would be in the next epoch
+    assert not is_counted(4, 4, 9, 0.6)
+    assert is_counted(1, 1, 100, 0.0)
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[tuple[int, int, bool]]:
+    """Let validations give these scores, and note each: epoch, step, and whether `best.ckpt` was written."""
+    from lightning.pytorch import callbacks
+
+    found, save = [], callbacks.ModelCheckpoint._save_topk_checkpoint
+    end, candidates_of = ModelCheckpoint.on_validation_end, callbacks.ModelCheckpoint._monitor_candidates
+
+    def monitor_candidates(self, trainer):
+        return {**candidates_of(self, trainer), MONITOR: torch.tensor(scores[len(found) - 1])}
+
+    def on_validation_end(self, trainer, module):
+        if self.monitor is not None:
+            found.append([trainer.current_epoch, trainer.global_step, False])
+        end(self, trainer, module)
+
+    def save_topk(self, trainer, candidates):
+        before = self.best_model_score
+        save(self, trainer, candidates)
+        if self.monitor is not None and self.best_model_score is not before:
+            found[-1][-1] = True
+
+    monkeypatch.setattr(ModelCheckpoint, "on_validation_end", on_validation_end)
+    monkeypatch.setattr(callbacks.ModelCheckpoint, "_monitor_candidates", monitor_candidates)
+    monkeypatch.setattr(callbacks.ModelCheckpoint, "_save_topk_checkpoint", save_topk)
+    return found
+
+
+def test_the_best_of_the_validations_from_six_tenths_of_the_epoch_on_is_kept(config, tiny, tmp_path, monkeypatch):
+    """Of 8 steps every second is validated. The best of all, the first, is not counted, and the last is worse."""
+    found = noted(monkeypatch, [0.9, 0.1, 0.5, 0.4])
+
+    train(config("train", *tiny, *LINE))
+
+    assert found == [[0, 2, False], [0, 4, False], [0, 6, True], [0, 8, False]]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    steps = {
+        name: torch.load(checkpoints / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("best", "last")
+    }
+    assert steps == {"best": 6, "last": 8}
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert (saved.trainer.precision, saved.keep_from) == ("32-true", 0.6)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["protocol"], [*metrics["protocols"]]) == ("visual_ai", ["visual_ai", "semcorr"])
+
+
+@pytest.mark.slow
+def test_in_later_epochs_every_validation_counts(config, tiny, monkeypatch):
+    found = noted(monkeypatch, [0.1] * 4 + [0.2, 0.1, 0.1, 0.1])
+
+    train(config("train", *tiny, *LINE, "trainer.max_epochs=2"))
+
+    assert [each[:2] for each in found if each[2]] == [[0, 6], [1, 10]]
+
+
+def test_a_share_beyond_the_epoch_is_refused(config, tiny):
+    with pytest.raises(UserError, match="`keep_from` must be"):
+        train(config("train", *tiny, *LINE, "keep_from=1.5"))
+
+
+def test_a_state_of_before_belongs_to_the_same_callback(tmp_path):
+    """Its key in a checkpoint is Lightning's, which does not tell when it saves."""
+    best, last, _ = checkpoint_callbacks(tmp_path, 0.6)
+
+    assert "'monitor': 'val/all/pck@0.1'" in best.state_key
+    assert best.state_key != last.state_key
+    assert best.keep_from == 0.6
