@@ -119,7 +119,14 @@ def test_a_run_is_scored_again_without_its_loss(config, tiny, tmp_path):
     metrics = train(config("train", *line))
 
     again = evaluate(
-        config("evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'e'}")
+        config(
+            "evaluate",
+            *tiny,
+            "protocol=unified",
+            "finetune.blocks=2",
+            f"checkpoint={tmp_path / 'run'}",
+            f"run_dir={tmp_path / 'e'}",
+        )
     )
 
     assert again["pck"] == metrics["pck"]

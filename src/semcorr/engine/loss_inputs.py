@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout, normalize
+from torch.nn.functional import dropout
 
 from semcorr.core.coords import from_view, to_grid, to_image
 from semcorr.core.errors import UserError
@@ -14,7 +14,7 @@ from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.evaluation.conventions import EPSILON
-from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors
+from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors, describe_unit_cells
 from semcorr.models.losses import Descriptors, Loss, LossInputs, point_lookup, reads_descriptors
 
 
@@ -139,7 +139,7 @@ def _compare_terms(
         return torch.cat([head(maps[a], maps[b], points[a]) for a, b, _ in terms]).float(), None
     describe = reads_descriptors(loss)
     to_describe = {i for a, b, _ in terms for i in ((a, b) if describe else (a,))}
-    descriptors = {i: head.describe(_source_features(maps[i], loss), points[i]) for i in sorted(to_describe)}
+    descriptors = {i: _describe(head, maps[i], points[i], loss) for i in sorted(to_describe)}
     similarity = torch.cat([head.compare(descriptors[a], maps[b]) for a, b, _ in terms]).float()
     if not describe:
         return similarity, None
@@ -160,7 +160,7 @@ def _image_inputs(
     source, keypoint, target = batch.queries.unbind(-1)
     feature_points, describe = torch.cat([_feature_points(view, maps, loss) for view in views]), reads_descriptors(loss)
     if isinstance(head, SiameseHead):
-        descriptors = head.describe(_source_features(maps, loss), feature_points)
+        descriptors = _describe(head, maps, feature_points, loss)
         similarity = all_pairs_similarity_from_descriptors(head, descriptors, maps, batch.queries).float()
     else:
         similarity = all_pairs_similarity(head, maps, feature_points, batch.queries).float()
@@ -189,11 +189,13 @@ def _feature_points(view: View, maps: FeatureMap, loss: Loss | None) -> Float[Te
     return to_image(to_grid(view.keypoints, maps.stride).add(0.5).floor(), maps.stride)
 
 
-def _source_features(maps: FeatureMap, loss: Loss | None) -> FeatureMap:
-    """Return the features that a source's keypoints are read from: of unit length for `aligned`, as its recipe has."""
-    if point_lookup(loss) != "aligned":
-        return maps
-    return maps._replace(values=normalize(maps.values.float(), dim=1))
+def _describe(
+    head: SiameseHead, maps: FeatureMap, points: Float[Tensor, "b n 2"], loss: Loss | None
+) -> Float[Tensor, "b n c"]:
+    """Read descriptors of keypoints: for `aligned` from features of unit length, as its recipe has it."""
+    if point_lookup(loss) == "aligned":
+        return describe_unit_cells(head, maps, points)
+    return head.describe(maps, points)
 
 
 def _true_cells(view: View, similarity: Float[Tensor, "*q h w"], loss: Loss | None) -> Float[Tensor, "b n 2"]:
