@@ -23,6 +23,7 @@ from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import Terminal
 from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.packages import list_choices
 
 if TYPE_CHECKING:  # a benchmark's class imports torch, which --help does not need
     from semcorr.data.download.install import ArchiveSource, TreeReport
@@ -207,7 +208,7 @@ def find_recipe(cfg: DictConfig) -> "DownloadRecipe | None":
 
 
 def _benchmark_names() -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
+    return list_choices("data")
 
 
 def _compose(name: str) -> DictConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semcorr.core.errors import UserError
-from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.packages import list_choices
 
 NO_NAMES = ("tiny", "timm", "transformers")  # a random network; and two that need more options than their name
 RUN = "run: "
@@ -59,7 +59,7 @@ class ModelChoices:
 
 def list_backbones() -> list[str]:
     """List the backbones that need no option but their name."""
-    return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml") if path.stem not in NO_NAMES)
+    return [name for name in list_choices("backbone") if name not in NO_NAMES]
 
 
 def list_run_names(folder: Path) -> list[str]:

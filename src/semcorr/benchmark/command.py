@@ -11,15 +11,15 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import Needs, OneOf, Without
 from semcorr.core.ranges import Count, Range, Whole, Window
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.packages import list_choices
 
 if TYPE_CHECKING:
     from semcorr.benchmark.report import BenchmarkResult
 
 
 def list_backbone_files() -> list[str]:
-    """List the files of conf/backbone."""
-    return sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    """List the names of backbones."""
+    return list_choices("backbone")
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -29,7 +29,7 @@ Device = Annotated[str, OneOf(("auto", "cpu", "cuda")), typer.Option("--device",
 Together = Annotated[
     bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
 ]
-Backbone = Annotated[str, OneOf(list_backbone_files), typer.Option("--backbone", help="A file of conf/backbone.")]
+Backbone = Annotated[str, OneOf(list_backbone_files), typer.Option("--backbone", help="Name of a backbone.")]
 Size = Annotated[Count | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
 Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
 Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]

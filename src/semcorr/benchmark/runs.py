@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from semcorr.benchmark.synthetic_spair import default_folder, write_spair_scale
 from semcorr.core.errors import UserError
 from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.packages import list_choices
 
 SCALES = ("demo", "spair")
 
@@ -52,7 +53,7 @@ def build_run_spec(
         raise UserError(f"--root: {root} is no folder. Give a tree in SPair-71k's layout, or --scale")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--folder: {folder} is a file. Give a folder")
-    choices = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    choices = list_choices("backbone")
     if backbone not in choices:
         raise UserError(f"--backbone: no backbone is called {backbone!r}. There are {', '.join(choices)}")
     overrides = [f"backbone={backbone}"]

@@ -9,12 +9,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import NotEmpty, require
-from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.saved_config import escape_interpolations, read_run_config
 
 BROUGHT = (
@@ -35,7 +36,14 @@ def compose_config(name: str, line: Sequence[str]) -> DictConfig:
     overrides = expand_list_overrides(line)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
-    return merge_checkpoint_config(cfg, overrides)
+    return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + _typed_search_path(line))
+
+
+def _typed_search_path(line: Sequence[str]) -> tuple[str, ...]:
+    """Return the trees that a line adds by `hydra.searchpath=[pkg://my_package.conf, file:///my/conf]`."""
+    texts = [override for override in line if override.startswith("hydra.searchpath=")]
+    value = OverridesParser.create().parse_override(texts[-1]).value() if texts else None
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def register_readouts(overrides: Sequence[str]) -> None:

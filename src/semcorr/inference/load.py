@@ -17,8 +17,8 @@ from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module, check_config
 from semcorr.engine.checkpoints import load_trained
-from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.packages import list_choices
 from semcorr.engine.saved_config import is_run, read_run_config
 
 DEFAULT = "efficientnet_lite0"  # its weights are part of a package
@@ -100,7 +100,7 @@ def _split_words(model: str | Path) -> list[str]:
 
 def _word_to_override(word: str) -> str:
     """Return the override of a single word: a backbone or a directory."""
-    names = sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
+    names = list_choices("backbone")
     if word in names:
         return f"backbone={word}"
     if is_run(Path(word)):

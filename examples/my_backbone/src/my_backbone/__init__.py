@@ -1,0 +1,1 @@
+"""Parts for semcorr that live in a package of their own."""
