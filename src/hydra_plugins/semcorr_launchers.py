@@ -59,8 +59,10 @@ class Here(Launcher):
         from semcorr.cli.hydra_app import compose_sweep_job
         from semcorr.cli.sweep.plan import plan_jobs
         from semcorr.cli.sweep.run import run_jobs
+        from semcorr.core.terminal import print_line
 
         setup_globals()
+        print_line(f"Checking {len(job_overrides)} job{'s'[: len(job_overrides) != 1]}")
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
         configs = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
         folder = Path(self.config.hydra.sweep.dir)

@@ -1,41 +1,107 @@
-"""Run semcorr VERB ...: the same as python -m semcorr.VERB ..."""
+"""The command semcorr VERB ...: the same as python -m semcorr.VERB ..."""
 
 import importlib
+import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
 
 from semcorr import __version__
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 
-VERBS = [
-    "train",
-    "evaluate",
-    "prepare",
-    "export",
-    "store",
-    "benchmark",
-    "audit",
-    "compare",
-    "report",
-    "match",
-    "transfer",
-    "app",
-]
+VERBS = {
+    "train": "Train a backbone or a head on a benchmark, and score the best weights.",
+    "evaluate": "Score a frozen backbone, or a training run's checkpoint, on a benchmark.",
+    "prepare": "Download, unpack and check a benchmark.",
+    "match": "Find where points of A lie in B: a picture with numbers, and matches.json.",
+    "transfer": "Label the images of a folder by those that are annotated.",
+    "report": "Write one page about finished runs, and report.md, report.csv and report.tex with the same digits.",
+    "compare": "Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test.",
+    "audit": "Measure how far the scores move from one published convention to the next, and which axis moves them.",
+    "export": "Write the backbone that a training run tuned.",
+    "store": "Manage features that were computed once and are kept on disk.",
+    "benchmark": "Measure speed and memory, in one run with what others do and with what the machine allows.",
+    "app": "Show a page to click on: points in the left picture, their matches in the right one.",
+}
+HYDRA_VERBS = ("train", "evaluate")  # whose words are settings
+APPS = {"app": "semcorr.app.command", "benchmark": "semcorr.benchmark.command", "report": "semcorr.report.command"}
+APPS |= {"store": "semcorr.cli.store"}  # where Typer's applications are, if not in semcorr.VERB
+ROOT_FLAGS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
+COMPLETING = "_SEMCORR_COMPLETE"  # set by the shells that complete a line
+
+
+def build_root(typed: str | None = None) -> typer.Typer:
+    """Build the application of all commands, for help and completion; `main` runs a command by itself.
+
+    Args:
+        typed: Command whose flags are completed: only its module is imported, as that takes a second.
+    """
+    root = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    root.callback(invoke_without_command=True)(show_version)
+    for verb, summary in VERBS.items():
+        app = _load_app(verb) if verb == typed and verb not in HYDRA_VERBS else None
+        if app is not None and len(app.registered_commands) > 1:
+            root.add_typer(app, name=verb, help=summary)
+        elif app is not None and app.registered_commands[0].callback is not None:
+            root.command(verb, help=summary)(app.registered_commands[0].callback)
+        else:
+            root.command(verb, help=summary)(_take_settings(verb))
+    return root
+
+
+def show_version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Semantic correspondence: given a point on an object, find the same point on another of its kind.
+
+    semcorr VERB --help says more of a command.
+    """
+    if version:
+        print(f"semcorr {__version__}")
+
+
+def _load_app(verb: str) -> typer.Typer:
+    app: typer.Typer = importlib.import_module(APPS.get(verb, f"semcorr.{verb}")).app
+    return app
+
+
+def _take_settings(verb: str) -> Callable[[list[str]], None]:
+    """Return a command for completion alone, whose words are settings of Hydra."""
+
+    def complete(context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+        from semcorr.cli.hydra_help import complete_override
+
+        return complete_override(verb, [*(context.params.get("settings") or []), *args], incomplete)
+
+    def run(settings: Annotated[list[str] | None, typer.Argument(autocompletion=complete)] = None) -> None:
+        raise AssertionError("main runs commands")
+
+    return run
+
+
+def run_root(words: Sequence[str]) -> None:
+    """Print help, the version or the completion script."""
+    command = typer.main.get_command(build_root())
+    command.main([*words], prog_name="semcorr", standalone_mode=False)
 
 
 def main() -> None:
     """Run the command that the first word names."""
+    if COMPLETING in os.environ:
+        words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+        build_root(words[1] if len(words) > 1 else None)(prog_name="semcorr")
+        return
     typed = sys.argv[1] if len(sys.argv) > 1 else ""
-    if typed == "--version":
-        print(f"semcorr {__version__}")
-        return
-    if typed in ("-h", "--help"):
-        print(f"Usage: semcorr VERB ...   with VERB one of {', '.join(VERBS)}; semcorr VERB --help says more.")
-        print("       semcorr --version")
-        return
     with report_user_errors("evaluate"):
+        if typed in ROOT_FLAGS:
+            run_root(sys.argv[1:])
+            return
         if not typed:
+            run_root(["--help"])
             raise UserError(f"no command is given. Give semcorr VERB, with VERB one of {', '.join(VERBS)}.")
         if typed not in VERBS:
             raise UserError(f"there is no command `{typed}`. {suggest_near(typed, VERBS)}")

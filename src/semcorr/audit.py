@@ -18,7 +18,7 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
-from semcorr.core.terminal import Terminal
+from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import REPORTS, JsonObject, read_json
 from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 
@@ -90,6 +90,7 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
         refuse_generating(cfg.data)
     if "store.root" not in replaced and (root := drop_store(cfg)):
         print(f"No features are kept in {root}, which the run names. Give store.root={root} for that.", file=sys.stderr)
+    print_line(f"Scoring {run} by one protocol after another")
     with lock_folder(run, "audit"):
         return _audit_locked(run, cfg)
 

@@ -12,7 +12,7 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import run_app
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed
-from semcorr.core.terminal import Terminal
+from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.finished_run import EvaluatedRun, read_evaluated_run, require_same_pairs
 
@@ -37,6 +37,8 @@ def compare_runs(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         from semcorr.metrics.confidence import mcnemar, pck_differences
+
+        print_line(f"Comparing {first} and {second}")
         from semcorr.metrics.pck import Tolerance
         from semcorr.metrics.predictions import is_correct
 
@@ -97,7 +99,7 @@ def _parse_tolerances(text: str) -> list[float]:
 
 def main() -> None:
     """Run the command `semcorr compare`."""
-    run_app(app)
+    run_app(app, prog_name="semcorr compare")
 
 
 if __name__ == "__main__":

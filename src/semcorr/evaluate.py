@@ -13,6 +13,15 @@ from semcorr.core.text_files import JsonObject
 if TYPE_CHECKING:  # it imports torch, which --help does not need
     from semcorr.store.cache import SweepFeatureCache
 
+SUMMARY = "Score a frozen backbone, or a training run's checkpoint, on a benchmark."
+EXAMPLES = (
+    "backbone=dinov2 data=spair data.root=DIR",
+    "checkpoint=RUN_DIR",
+    "checkpoint=RUN_DIR data=ap10k protocol=[semcorr,geoaware]",
+    "data=synthetic backbone=efficientnet_lite0 trainer=cpu",
+    "-m backbone=dinov2,dinov3 localise=argmax,window_soft_argmax,window_9",
+)
+
 
 def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
     """Score `cfg.data`'s split and write the results to `cfg.run_dir`.
@@ -63,7 +72,7 @@ def _evaluate(cfg: DictConfig) -> JsonObject:
 
 def main() -> None:
     """Run the command."""
-    hydra_main(_evaluate, "evaluate")
+    hydra_main(_evaluate, "evaluate", SUMMARY, EXAMPLES)
 
 
 if __name__ == "__main__":

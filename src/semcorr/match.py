@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from rich.progress import Progress
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, Without, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names, write_json
 from semcorr.core.ranges import Range
-from semcorr.core.terminal import Terminal
+from semcorr.core.terminal import Stage, Terminal, print_line
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
@@ -75,8 +74,11 @@ def match_pictures(
     with report_user_errors("evaluate"):
         options = MatchOptions(_parse_points(points), mutual, most, dense, pca)
         from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames
+
+        print_line(f"Reading {a} and {b}")
         from semcorr.inference import Matcher
         from semcorr.inference.encoded import require_inside
+        from semcorr.inference.load import format_overrides
 
         source, targets = load_picture(a), list_pictures(b) if b.is_dir() else [b]
         if not b.is_dir():
@@ -86,6 +88,7 @@ def match_pictures(
         output_files = [f"{name}{ending}.png" for name in output_stems.values() for ending in options.endings]
         require_inputs_kept(out, [*output_files, "matches.json"], [a, *targets])
         require_output_dir(out)
+        print_line(f"Loading {' '.join(format_overrides(model))}")
         matcher = Matcher.load(model, device=device, precision=precision)
         with atomic_output_dir(out) as folder, warn_about_frames(b):
             summaries = [*draw_targets(matcher, source, output_stems, options, folder)]
@@ -106,8 +109,8 @@ def draw_targets(
 
     encoded_source = matcher.encode(source)
     parse_points(options.points or [], encoded_source)  # report a mistake before computing anything
-    with Progress(transient=True, disable=len(targets) == 1) as bar:
-        task = bar.add_task("Matching", total=len(targets))
+    pictures_text = "1 picture" if len(targets) == 1 else f"{len(targets)} pictures"
+    with Stage(f"Matching {source.name} to {pictures_text} on {matcher.device}", len(targets)) as stage:
         for paths in split_into_chunks(list(targets), matcher.batch):
             pictures = [load_picture(path) for path in paths]
             for path, picture, target in zip(paths, pictures, matcher.encode_all(pictures), strict=True):
@@ -116,7 +119,7 @@ def draw_targets(
                     matcher, (source, picture), (encoded_source, target), matches, options
                 ):
                     save_plot(image, folder / f"{targets[path]}{suffix}.png")
-                bar.advance(task)
+                stage.advance()
                 yield match_to_dict(picture, matches, f"{targets[path]}.png")
 
 
@@ -235,7 +238,7 @@ def _round_point(point: Sequence[float]) -> list[float]:
 
 def main() -> None:
     """Run the command."""
-    run_app(app, split_repeated_points(sys.argv[1:]))
+    run_app(app, split_repeated_points(sys.argv[1:]), "semcorr match")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,22 @@ from omegaconf import DictConfig
 from semcorr.cli.hydra_app import hydra_main
 from semcorr.core.files import ROOM, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.module import CorrespondenceModule
     from semcorr.store.cache import SweepFeatureCache
+
+SUMMARY = "Train a backbone or a head on a benchmark, and score the best weights on its test split."
+EXAMPLES = (
+    "backbone=dinov2 finetune.blocks=2",
+    "backbone=dinov2 finetune=lora head=bottleneck data=pf_pascal data.root=DIR",
+    "data=synthetic backbone=efficientnet_lite0 backbone.size=320 trainer=cpu",
+    "-m backbone=dino_b16,dinov2,dinov3 finetune.blocks=1,2,4",
+    "checkpoint=RUN_DIR",
+)
 
 
 def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
@@ -51,7 +61,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
-        print("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
+        print_line("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")
         return score_and_save(cfg, trainer, module, scored, cache)
     if cache is not None:
         cache.clear()  # training needs the memory
@@ -100,7 +110,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
 
 def main() -> None:
     """Run the command."""
-    hydra_main(train, "train")
+    hydra_main(train, "train", SUMMARY, EXAMPLES)
 
 
 if __name__ == "__main__":

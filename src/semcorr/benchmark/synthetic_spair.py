@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder
+from semcorr.core.terminal import Stage
 from semcorr.core.text_files import JsonObject
 from semcorr.data.creatures.annotation import Annotation, annotate_pair
 from semcorr.data.keypoints import benchmark_metadata, keypoint_names
@@ -187,21 +187,21 @@ def _write_tree(root: Path, counts: Mapping[str, SplitCounts]) -> None:
     for folder in ("ImageAnnotation", "JPEGImages"):
         for category in counts:
             (root / folder / category).mkdir(parents=True)
-    with Progress(transient=True) as bar:
+    with Stage(f"Writing {len(images):,} images of SPair-71k's shape to {root}", len(images)) as stage:
         annotations = {}
-        for image in bar.track(images, description="Writing images of SPair-71k's shape"):
+        for image in stage.track(images):
             annotations[image] = make_annotation(image)
             stem = f"{image.category}/{image.stem}"
             (root / f"ImageAnnotation/{stem}.json").write_text(json.dumps(annotations[image]))
             make_picture(image).save(root / f"JPEGImages/{stem}.jpg", quality=85)
-        for split, pairs in lists.items():
-            tracked = bar.track(pairs, description=f"Writing {split} pairs")
+    for split, pairs in lists.items():
+        with Stage(f"Writing {len(pairs):,} pairs of {split}", len(pairs)) as stage:
             _write_pairs(
                 root,
                 split,
                 [
                     annotate_pair(annotations[source], annotations[target], i)
-                    for i, (source, target) in enumerate(tracked, 1)
+                    for i, (source, target) in enumerate(stage.track(pairs), 1)
                 ],
             )
 

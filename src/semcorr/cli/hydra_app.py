@@ -30,15 +30,24 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, write_error, write_text
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranks import ProcessWatch
+from semcorr.core.terminal import print_line
 from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_generating
 
+DESCRIBED = ("experiment", "data", "backbone", "finetune", "head", "protocol")  # in the first line of a run
 CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
 
 
-def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
-    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line."""
+def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:
+    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line.
+
+    Args:
+        task: Function that runs a configuration.
+        name: Name of the command.
+        summary: What it does, for its help.
+        examples: Lines of the command, for its help.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
@@ -53,6 +62,7 @@ def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
         cfg.run_dir = str(output_dir)
         try:
             with report_user_errors(name):
+                print_line(f"{name}: {_describe_choices(context)}")
                 cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
                 check_run(cfg)
                 with lock_run(cfg, context, name):
@@ -65,6 +75,11 @@ def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
     vars(job)["outcomes"] = outcomes  # for the launchers: Hydra hands nothing back from a multirun
     raise_open_files()
     with report_user_errors(name), _remove_empty_folders(name):
+        if {"-h", "--help"} & {*sys.argv[1:]}:
+            from semcorr.cli.hydra_help import print_help
+
+            print_help(name, summary, examples)
+            return
         sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
         register_readouts(sys.argv[1:])
         sys.argv[1:] = expand_list_overrides(sys.argv[1:])
@@ -80,6 +95,12 @@ def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:
             from semcorr.cli.sweep.table import print_summary
 
             sys.exit(print_summary(outcomes) or None)
+
+
+def _describe_choices(context: DictConfig) -> str:
+    """Describe what a line chose of the groups that decide what a run does."""
+    choices = context.runtime.choices
+    return ", ".join(f"{group}={choices[group]}" for group in DESCRIBED if choices.get(group) is not None)
 
 
 def check_run(cfg: DictConfig) -> None:

@@ -1,10 +1,16 @@
-"""Text that comes from files, made safe to print: it can neither move the cursor nor pass for another line."""
+"""What is printed: text from files made safe, so that it cannot move the cursor; and stages of long work."""
 
 import unicodedata
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.progress import Progress, ProgressColumn
 from rich.style import Style
 from rich.text import Text
+
+from semcorr.core.ranks import is_first_process
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
@@ -28,6 +34,60 @@ def escape_controls(text: str, keep: str = "") -> str:
         else char
         for char in text
     )
+
+
+Item = TypeVar("Item")
+
+
+def print_line(text: str) -> None:
+    """Print a line at once, also into a pipe; of the processes of a run only the first prints."""
+    if is_first_process():
+        print(escape_controls(text), flush=True)
+
+
+class Stage:
+    """A stage of long work: a line that says what begins, and a progress bar while it lasts, where a terminal shows it.
+
+    Args:
+        text: The line, with counts, as "Encoding 50 images on cpu".
+        total: Number of steps; None if it is not known.
+        columns: Columns of the bar, if not rich's own.
+        done: Steps that were done before.
+    """
+
+    def __init__(
+        self, text: str, total: int | None, columns: Iterable[str | ProgressColumn] = (), done: int = 0
+    ) -> None:
+        self.text, self.total, self.done = text, total, done
+        console = Terminal()
+        is_shown = console.is_terminal and is_first_process()
+        self._bar = Progress(*columns, console=console, transient=True) if is_shown else None
+
+    def __enter__(self) -> "Stage":
+        """Print the line, and show the bar."""
+        print_line(self.text)
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps that are done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, steps)
+
+    def track(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield items, each of which is a step."""
+        for item in items:
+            yield item
+            self.advance()
 
 
 class Terminal(Console):

@@ -9,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-from rich.progress import Progress
-
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
+from semcorr.core.terminal import Stage
 from semcorr.core.text_files import JsonMapping, read_lines
 from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
@@ -114,11 +113,8 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
     """
     image = cache(lambda category, stem: read_spair_image(tree, category, stem))
     names = read_pair_names(tree, folder)
-    with Progress(transient=True) as bar:  # ends with an error, where rich's `track` would stay and block the next
-        return [
-            _build_pair(tree, folder, name, image, complain)
-            for name in bar.track(names, description=f"Reading {folder}")
-        ]
+    with Stage(f"Reading {len(names):,} pairs of {folder}", len(names)) as stage:
+        return [_build_pair(tree, folder, name, image, complain) for name in stage.track(names)]
 
 
 def read_pair_names(tree: SPairTree, folder: str) -> list[str]:

@@ -12,11 +12,11 @@ from typing import Annotated, Unpack
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Count, Range, Whole, check_arguments
+from semcorr.core.terminal import Stage
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
@@ -82,8 +82,8 @@ def _write(root: Path, manifest: JsonMapping) -> None:
         for category in categories:
             (root / folder / category).mkdir(parents=True)
     annotations: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
-    with Progress(transient=True) as bar:
-        for split, category, index in bar.track(jobs, description="Drawing creatures"):
+    with Stage(f"Drawing {len(jobs):,} creatures", len(jobs)) as stage:
+        for split, category, index in stage.track(jobs):
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
             photo = render_photo(category, index % 8, manifest["size"], rng)
             annotations[split, category].append(_write_photo(root, photo, category, f"{split}_{index:06d}", index % 8))

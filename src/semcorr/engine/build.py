@@ -25,12 +25,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interfaces import Backbone
+from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.tapvid import TapVid
 from semcorr.engine import wandb_pages as dashboard
-from semcorr.engine.callbacks import ThroughputMonitor, TrainingProgressBar
+from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
@@ -265,7 +266,9 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
     if data.augment is not None and not data.augment.only_flips:
-        print("Frozen blocks are computed at every step: `augment` changes pixels. After flips alone they are kept.")
+        print_line(
+            "Frozen blocks are computed at every step: `augment` changes pixels. After flips alone they are kept."
+        )
         return
     module.uses_cached_features, data.train_pixels = True, False
 
@@ -326,9 +329,13 @@ def build_trainer(
         remove_logs(run_dir)
     user_callbacks = build_user_callbacks(cfg)
     callbacks = [WandbPagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
-    has_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
-    if cfg.trainer.get("enable_progress_bar") is not False and not has_bar:
+    own_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
+    typed_bar = cfg.trainer.get("enable_progress_bar")
+    has_bar = own_bar or (Terminal().is_terminal if typed_bar is None else typed_bar)
+    callbacks.insert(0, StageLines(has_bar))
+    if has_bar and not own_bar:
         callbacks.insert(0, TrainingProgressBar())
+    options.setdefault("enable_progress_bar", has_bar)
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
     try:
@@ -413,7 +420,18 @@ def score_and_save(
     finish_loggers(trainer.loggers)
     print_table = print_tracks if isinstance(module, TrackingModule) else print_scores
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
+    print_line(f"Wrote {run_dir}: {', '.join(list_outputs(run_dir))}")
     return metrics
+
+
+def list_outputs(folder: Path) -> list[str]:
+    """List what lies in a folder, folders with a slash, without hidden files.
+
+    >>> list_outputs(Path(__file__).parents[3] / "examples")[0]
+    'my_backbone/'
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [f"{path.name}/" if path.is_dir() else path.name for path in paths]
 
 
 def count_trained(module: nn.Module) -> int:

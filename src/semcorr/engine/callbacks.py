@@ -10,6 +10,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
 from semcorr.core.errors import UserError
+from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch
 from semcorr.engine.plain_yaml import read_plain_config
@@ -105,6 +106,49 @@ class TrainingProgressBar(RichProgressBar):
         if trainer.global_step % interval == 0 or not self._read:
             self._read = super().get_metrics(trainer, pl_module)
         return self._read
+
+
+class StageLines(Callback):
+    """A line for each stage of a run, and for each validation where no progress bar shows its score.
+
+    Args:
+        has_bar: Whether a progress bar is shown.
+    """
+
+    def __init__(self, has_bar: bool) -> None:
+        self.has_bar = has_bar
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained, where and for how long."""
+        weights = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        steps = trainer.estimated_stepping_batches
+        print_line(
+            f"Training {weights:,} weights on {_devices(trainer, pl_module)}, {trainer.precision}: "
+            f"{_count(int(steps), 'step')}, {_count(trainer.max_epochs, 'epoch')}"
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the score."""
+        if MONITOR in trainer.callback_metrics and not trainer.sanity_checking and not self.has_bar:
+            score = float(trainer.callback_metrics[MONITOR])
+            print_line(f"Epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}: {MONITOR} {score:.3f}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how much is scored, and where."""
+        steps = sum(int(batches) for batches in trainer.num_test_batches)
+        print_line(f"Testing on {_devices(trainer, pl_module)}: {_count(steps, 'step')}")
+
+
+def _devices(trainer: Trainer, module: LightningModule) -> str:
+    """Name the device, with the number of processes if there are several."""
+    return f"{trainer.world_size} x {module.device.type}" if trainer.world_size > 1 else str(module.device)
+
+
+def _count(number: int | None, noun: str) -> str:
+    """Name a number of things; Lightning has None or -1 for no limit."""
+    if number is None or number < 0:
+        return f"no limit of {noun}s"
+    return f"{number:,} {noun}{'s'[: number != 1]}"
 
 
 class ThroughputMonitor(Callback):

@@ -11,7 +11,7 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.files import atomic_output_dir, require_output_dir
-from semcorr.core.terminal import Terminal, escape_controls
+from semcorr.core.terminal import Terminal, escape_controls, print_line
 from semcorr.data.record import PairRecord
 from semcorr.report.categories import plot_categories
 from semcorr.report.configurations import Configuration, build_configurations
@@ -57,6 +57,7 @@ def write_report(
         folders = find_runs(runs)
         if out.resolve() in [folder.resolve() for folder in folders]:
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
+        print_line(f"Reading {len(folders)} run{'s'[: len(folders) != 1]}")
         comparable = read_runs(folders)
         require_comparable(comparable)
         configurations = build_configurations(comparable)

@@ -5,10 +5,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from rich.progress import Progress
 from torch import Tensor
 
 from semcorr.core.finite import require_finite
+from semcorr.core.terminal import Stage
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant, content_hash
 from semcorr.store import FeatureStore
@@ -57,10 +57,11 @@ def encode_images(
         for view in data.encoding(missing, local_chunks):
             yield view.name, compute(view.image.to(group.device, non_blocking=True))
 
-    with Progress(transient=True, disable=group.rank > 0) as bar:
+    with Stage(f"Encoding {len(missing):,} images on {group.device}", len(missing)) as stage:
         work = broadcast_chunks(computed(), len(chunks), group)
-        for names, values in bar.track(work, total=len(chunks), description="Encoding images"):
+        for names, values in work:
             cache.add(names, values)
+            stage.advance(len(names))
     cache.watch.check()
 
 
@@ -109,8 +110,9 @@ def _compute_missing(
     index = {entry: i for i, entry in enumerate(entries)}
     entry_by_name = {image.name: entry for entry, image in missing.items()}
     chunks = split_into_chunks(entries, data.encoding_batch)
-    with Progress(transient=True, disable=group.rank > 0) as bar:
-        task = bar.add_task("Encoding images", total=sum(entry not in store for entry in entries))
+    absent = sum(entry not in store for entry in entries)
+    work = f"Encoding {absent:,} images on {group.device}, to be kept in" if absent else "Reading features from"
+    with Stage(f"{work} {store.folder}", absent) as stage:
         busy = True
         while busy:  # a loader prefetches, and meanwhile no process waits for others
             busy = False
@@ -119,7 +121,7 @@ def _compute_missing(
                 busy = True
                 values = compute(view.image.to(group.device, non_blocking=True))
                 _put(cache, store, view.name, [entry_by_name[name] for name in view.name], values)
-                bar.advance(task, len(view.name))
+                stage.advance(len(view.name))
 
 
 def _put(

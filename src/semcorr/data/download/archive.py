@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
 
 from rich.filesize import decimal
-from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import name_fault, open_plain, quote_value
+from semcorr.core.terminal import Stage
 
 CHUNK = 1 << 20
 MAX_MEMBERS = 1_000_000  # members of an archive; a benchmark has some 100,000
@@ -204,8 +204,8 @@ def extract(path: Path, destination: Path, name: str) -> None:
             _refuse_bomb(path, sum(member.size for member in plan.values()))
             _refuse_to_overwrite(path, plan, destination)
             _require_space(path, sum(-(-member.size // BLOCK) * BLOCK for member in plan.values()), destination)
-            with Progress(transient=True) as bar:
-                for parts, member in bar.track(plan.items(), description=f"Unpacking {name}"):
+            with Stage(f"Unpacking {len(plan):,} files of {name}", len(plan)) as stage:
+                for parts, member in stage.track(plan.items()):
                     with open_member(member) as source:
                         _write_file(source, destination.joinpath(*parts))
     except UserError:

@@ -13,10 +13,11 @@ from pathlib import Path
 import requests
 from requests import Response
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 
 from semcorr.core.errors import UserError
+from semcorr.core.terminal import Stage
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.download.recipe import ArchiveInfo
 
@@ -106,12 +107,13 @@ def _is_continuation(response: Response, offset: int, ticket: JsonMapping) -> bo
 
 
 def _receive(response: Response, part: Path, length: int | None, label: str) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar, part.open("ab", buffering=0) as file:
-        task = bar.add_task(label, total=length, completed=file.tell())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    size = "" if length is None else f", {decimal(length)}"
+    done = part.stat().st_size if part.is_file() else 0
+    with Stage(f"Downloading {label}{size}", length, columns, done) as stage, part.open("ab", buffering=0) as file:
         for chunk in response.raw.stream(CHUNK, decode_content=False):
             file.write(chunk)
-            bar.advance(task, len(chunk))
+            stage.advance(len(chunk))
 
 
 def _finish(archive: ArchiveInfo, part: Path, done: Path) -> None:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import torch
 from rich.console import JustifyMethod
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from semcorr.core.errors import UserError
-from semcorr.core.terminal import escape_controls
+from semcorr.core.terminal import Stage, escape_controls
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry
 from semcorr.data.image_variants import unique_images
@@ -179,8 +178,8 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
     """Check every image once: its file against its annotation, and its keypoints against both."""
     wrong, turned, outside, unboxed = [], [], [], []
     images = sorted(images, key=lambda image: image.name)
-    with Progress(transient=True) as bar:
-        for image in bar.track(images, description="Checking images"):
+    with Stage(f"Checking {len(images):,} images", len(images)) as stage:
+        for image in stage.track(images):
             size, orientation = _read_header(image)
             if size != image.size:
                 wrong.append(f"{image.name}: file {size[0]} x {size[1]}, annotation {image.size[0]} x {image.size[1]}")

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import unique_names
+from semcorr.core.terminal import Stage
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
@@ -49,8 +49,8 @@ def label_folder(
     unrotated_images: list[str] = []
     categories = {category["id"]: category for category in annotations.categories}
     named_targets = list(zip(annotations.targets, label_picture_names(annotations.targets), strict=True))
-    with Progress(transient=True) as bar:
-        task = bar.add_task("Labelling", total=len(annotations.targets))
+    count = len(annotations.targets)
+    with Stage(f"Labelling {count:,} object{'s'[: count != 1]} on {matcher.device}", count) as stage:
         for category_id, objects in annotations.sources.items():
             targets = [(target, name) for target, name in named_targets if target.category == category_id]
             if not targets:
@@ -67,7 +67,7 @@ def label_folder(
                     unrotated_images,
                     folder,
                 )
-                bar.advance(task, len(chunk))
+                stage.advance(len(chunk))
     warn_stored_orientation("transfer", list(dict.fromkeys(unrotated_images)))
 
 

@@ -1,0 +1,90 @@
+"""Help and shell completion of the commands that Hydra composes: what there is to choose, as files have it."""
+
+from collections.abc import Iterator, Sequence
+
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.bash_completion import BashCompletion
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from rich.table import Table
+
+from semcorr.core.terminal import Terminal
+from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
+from semcorr.engine.packages import list_choices
+
+PARTS = {"common", "several"}  # files that other files and lists are made of
+FLAGS = "-m is a sweep over values; --cfg job shows the whole configuration; --config-dir DIR adds files; --hydra-help"
+
+
+def print_help(verb: str, summary: str, examples: Sequence[str]) -> None:
+    """Print what a command does, its groups with their choices, and examples.
+
+    Args:
+        verb: Name of the command and of its configuration, such as `train`.
+        summary: What it does, in a sentence.
+        examples: Lines without the program, as `backbone=dinov2 finetune.blocks=2`.
+    """
+    terminal = Terminal(highlight=False)
+    terminal.print(f"Usage: semcorr {verb} [KEY=VALUE ...]\n\n{summary}\n\nChoices, as GROUP=NAME:")
+    grid = Table.grid(padding=(0, 2))
+    for group in _list_groups(verb):
+        grid.add_row(f"  {group}", ", ".join(_list_names(group)))
+    terminal.print(grid)
+    terminal.print("Every option of a choice is a key: backbone.size=448, trainer.max_epochs=3.\n\nExamples:")
+    for example in examples:
+        terminal.print(f"  semcorr {verb} {example}", soft_wrap=True)
+    terminal.print(f"\nFlags: {FLAGS}")
+
+
+def complete_override(verb: str, words: Sequence[str], word: str) -> list[str]:
+    """List what a word of a line may become: groups, their choices, and keys.
+
+    Args:
+        verb: Name of the command.
+        words: Complete words before it.
+        word: What is typed of it. Bash hands the words around an `=` over one by one.
+
+    Returns:
+        Completions of `word`.
+    """
+    settings = _join_settings([*words, "="] if word == "=" else words)
+    is_value = bool(settings) and settings[-1].endswith("=")
+    prefix = settings.pop() if is_value else ""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        line = [text for text in settings if "=" in text and not text.startswith("-")]
+        typed = prefix + word.removeprefix("=")
+        completions = BashCompletion(hydra.config_loader)._query(verb, " ".join([*line, typed]))
+    return sorted(text.removeprefix(prefix) for text in completions if not text.startswith("hydra"))
+
+
+def _join_settings(words: Sequence[str]) -> list[str]:
+    """Join what Bash has split at each `=`.
+
+    >>> _join_settings(["finetune", "=", "lora", "seed=3", "backbone", "="])
+    ['finetune=lora', 'seed=3', 'backbone=']
+    """
+    settings: list[str] = []
+    for word in words:
+        if settings and (word == "=" or settings[-1].endswith("=")):
+            settings[-1] += word
+        else:
+            settings.append(word)
+    return settings
+
+
+def _list_groups(verb: str) -> list[str]:
+    """List the groups that the configuration of a command chooses from."""
+    content = yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
+    keys = [next(iter(entry)) for entry in content["defaults"] if isinstance(entry, dict)]
+    return sorted({key for key in keys if "@" not in key and not key.startswith("override ")})
+
+
+def _list_names(group: str) -> Iterator[str]:
+    """Yield the names of a group; of a group inside it, the folder."""
+    yield from (name for name in list_choices(group) if name not in PARTS)
+    repository = read_known_targets(config_search_path(str(conf_dir()))).repository
+    yield from (f"{name}/..." for name in repository.get_group_options(group, ObjectType.GROUP))
