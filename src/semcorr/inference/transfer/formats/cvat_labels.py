@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.inference.transfer.formats.cvat import OBJECT
+from semcorr.inference.transfer.formats.grouping import OBJECT
 from semcorr.inference.transfer.labels import KeypointLabel, skeleton_edges
 from semcorr.inference.transfer.objects import Annotations, TransferImage, category_name
 

@@ -15,9 +15,15 @@ from semcorr.core.text_files import read_text
 from semcorr.data.coco_fields import Id
 from semcorr.data.coco_file import Notes, warn_notes
 from semcorr.data.record import Point
-from semcorr.inference.transfer.formats.fields import find_image, read_number
+from semcorr.inference.transfer.formats.fields import ImageFolder, read_number
 from semcorr.inference.transfer.formats.kinds import HDF5
-from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories, build_object
+from semcorr.inference.transfer.objects import (
+    AnnotatedObject,
+    AnnotationFile,
+    TransferImage,
+    build_categories,
+    build_object,
+)
 
 REMEDY = "Give the CollectedData_*.csv or .h5 that DeepLabCut wrote into a folder of labeled-data."
 OBJECT = "object"  # the category, unless individuals have other body parts
@@ -68,14 +74,16 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
     groups: dict[tuple[str, ...], list[Individual]] = {}
     for individual, names in parts.items():
         groups.setdefault(tuple(sorted(names)), []).append(individual)
-    names = {OBJECT if len(groups) == 1 else str(group[0]): parts[group[0]] for group in groups.values()}
+    keypoints = {OBJECT if len(groups) == 1 else str(group[0]): parts[group[0]] for group in groups.values()}
     ids: dict[Individual, Id] = {each: i for i, group in enumerate(groups.values(), 1) for each in group}
     images: dict[Id, TransferImage] = {}
-    objects = []
+    objects: list[AnnotatedObject] = []
     files: dict[str, str] = {}
+    notes: Notes = {}
+    finder = ImageFolder(folder, notes)
     for number, row in enumerate(rows, 1):
         location = f"{path}, image {quote_value(row.name)}"
-        name = find_image(folder, [row.name], location)
+        name = finder.find([row.name], location)
         if name in files:
             raise UserError(f"{location} and {quote_value(files[name])} are the same file, {name}. Drop one.")
         files[name] = row.name
@@ -86,13 +94,12 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
             points = [_read_point(row.cells, by_part[part], f"{where}, {part}") for part in order]
             if any(point is not None for point in points):
                 objects.append(build_object(len(objects) + 1, images[number], ids[individual], None, points))
-    notes: Notes = {}
     if any(column.coord == "likelihood" for column in columns):
         notes["tables have a likelihood, as of a network's labels, which are read as annotations"] = [path.name]
     warn_notes(path, notes)
     individuals = [[str(each), ids[each]] for each in places if each is not None]
     return AnnotationFile(
-        build_categories(names), images, objects, {item.photo.id for item in objects}, {"individuals": individuals}
+        build_categories(keypoints), images, objects, {item.photo.id for item in objects}, {"individuals": individuals}
     )
 
 

@@ -140,8 +140,10 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not read")
 
 
-def _unpickle(content: bytes) -> object:
-    raw = bytes(content)
+def _unpickle(content: object) -> object:
+    raw = content.encode("latin-1") if isinstance(content, str) else content
+    if not isinstance(raw, bytes):
+        raise ValueError("its columns have no names")
     require_bounded_pickle(io.BytesIO(raw), len(raw))
     return _PlainUnpickler(io.BytesIO(raw)).load()
 

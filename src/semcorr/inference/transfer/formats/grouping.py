@@ -1,15 +1,20 @@
 """Which keypoints and boxes are of one object, in files that say it by groups, or only by where they lie."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.data.coco_fields import Corners
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.coco_fields import Corners, Id
+from semcorr.data.coco_file import Notes
+from semcorr.inference.transfer.objects import AnnotatedObject, TransferImage, build_object
 
 XY = tuple[float, float]
+OBJECT = "object"  # category of keypoints where no box names one
 TOLERANCE = 1.0  # pixels by which a keypoint may lie outside its box
 
 
@@ -102,6 +107,36 @@ def assign_boxes(
     return found + [MarkedObject(box, {}) for i, box in enumerate(boxes) if i not in owners]
 
 
+def label_objects(
+    found: Sequence[tuple[TransferImage, MarkedObject]], path: Path, remedy: str, notes: Notes
+) -> list[tuple[TransferImage, str, MarkedObject]]:
+    """Return objects with their categories: the labels of their boxes.
+
+    An object without a box is of the only category there is, which is called OBJECT if no box names it. Boxes of a
+    label that no keypoints have are left out, which is noted.
+
+    Raises:
+        UserError: There are several categories, and objects without a box.
+    """
+    labels = dict.fromkeys(each.box.label for _, each in found if each.box and each.points)
+    labels = labels or dict.fromkeys(each.box.label for _, each in found if each.box)
+    loose = [photo.name for photo, each in found if each.box is None]
+    if loose and len(labels) > 1:
+        raise UserError(
+            f"{path}: there are boxes of {', '.join(map(quote_value, labels))}, and keypoints of {len(loose)} images, "
+            f"such as {loose[0]}, are in no box, so it cannot be told what they are. {remedy}"
+        )
+    labelled = []
+    for photo, each in found:
+        label = each.box.label if each.box else next(iter(labels), OBJECT)
+        if each.box and label not in labels:
+            note = "boxes are of labels that are around no keypoints, and are left out"
+            notes.setdefault(note, []).append(f"{photo.name}: {label}")
+        else:
+            labelled.append((photo, label, each))
+    return labelled
+
+
 def contains(corners: Corners, points: Sequence[XY]) -> bool:
     """Return whether a box contains all points, within a pixel."""
     x1, y1, x2, y2 = corners
@@ -124,7 +159,18 @@ def rotated_corners(corners: Corners, degrees: float, pivot: XY) -> Corners:
     return left, upper, right, lower
 
 
-def to_xywh(corners: Corners) -> Corners:
-    """Return x, y, width and height of a box."""
-    x1, y1, x2, y2 = corners
-    return x1, y1, x2 - x1, y2 - y1
+def to_objects(
+    found: Sequence[tuple[TransferImage, str, MarkedObject]], categories: Mapping[Id, JsonMapping]
+) -> list[AnnotatedObject]:
+    """Return objects of the categories of their labels, numbered from 1; pixel centres are at integers."""
+    ids = {str(entry["name"]): key for key, entry in categories.items()}
+    objects = []
+    for number, (photo, label, marked) in enumerate(found, 1):
+        places = [marked.points.get(name) for name in categories[ids[label]]["keypoints"]]
+        centres = [None if place is None else (place[0] - 0.5, place[1] - 0.5) for place in places]
+        box = None
+        if marked.box:
+            x1, y1, x2, y2 = marked.box.corners
+            box = (x1, y1, x2 - x1, y2 - y1)
+        objects.append(build_object(number, photo, ids[label], box, centres))
+    return objects

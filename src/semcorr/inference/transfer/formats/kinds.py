@@ -61,8 +61,10 @@ def resolve_output(out: Path | None, chosen: str | None, annotations: Path) -> t
         annotations: The annotation file.
 
     Raises:
-        UserError: The name ends as that of a file in another format.
+        UserError: There is no such format, or the name ends as that of a file in another one.
     """
+    if chosen is not None and chosen not in FORMATS:
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {chosen!r}")
     written = next((name for name in FORMATS if name == chosen), None) or detect_format(annotations)
     endings = SUFFIXES[written]
     if out is None:

@@ -15,20 +15,20 @@ from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonMapping, read_json
 from semcorr.data.coco_file import Notes, warn_notes
 from semcorr.data.pictures import SUFFIXES
-from semcorr.inference.transfer.formats.fields import find_image, read_number, read_side
+from semcorr.inference.transfer.formats.fields import ImageFolder, read_number, read_side
 from semcorr.inference.transfer.formats.grouping import (
     MarkedBox,
     MarkedObject,
     MarkedPoint,
     group_points,
+    label_objects,
     rotated_corners,
-    to_xywh,
+    to_objects,
 )
-from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories, build_object
+from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories
 
 REMEDY = "Export the project from Label Studio as JSON (not JSON-MIN), and give that file."
 GROUP = "Draw a rectangle around each object, and drag its keypoints onto it in the list of regions."
-OBJECT = "object"  # category of keypoints that are in no rectangle
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # what Label Studio calls a file that was uploaded
 IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
@@ -45,7 +45,7 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
 
     A keypoint belongs to the rectangle that it is under in the list of regions, otherwise to the only one, or the only
     one that contains it; a rectangle without keypoints is an object to be labelled. The rectangle's label is the
-    category. A task without regions is one without annotation.
+    category (`label_objects`). A task without regions is one without annotation.
 
     Args:
         path: The export.
@@ -60,33 +60,18 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
     notes: Notes = {}
     tool: dict[str, str] = {}
     files: dict[str, str] = {}
-    tasks = [_read_task(i, entry, path, folder, files, tool, notes) for i, entry in enumerate(entries)]
-    labels = {each.box.label for task in tasks for each in task.objects if each.box and each.points}
+    finder = ImageFolder(folder, notes)
+    tasks = [_read_task(i, entry, path, finder, files, tool, notes) for i, entry in enumerate(entries)]
+    found = label_objects([(task.photo, each) for task in tasks for each in task.objects], path, GROUP, notes)
     keypoints: dict[str, list[str]] = {}
-    for task in tasks:
-        for each in task.objects:
-            label = each.box.label if each.box else OBJECT
-            names = keypoints.setdefault(label, [])
-            names += [name for name in each.points if name not in names]
-    objects, number = [], 0
-    ids = {label: i for i, label in enumerate((label for label in keypoints if keypoints[label]), 1)}
-    for task in tasks:
-        for each in task.objects:
-            number += 1
-            label = each.box.label if each.box else OBJECT
-            if label not in ids:
-                note = "rectangles are of labels that have keypoints nowhere, and are left out"
-                notes.setdefault(note, []).append(f"{task.photo.name}: {label}")
-                continue
-            places = [each.points.get(name) for name in keypoints[label]]
-            points = [None if place is None else (place[0] - 0.5, place[1] - 0.5) for place in places]
-            box = to_xywh(each.box.corners) if each.box else None
-            objects.append(build_object(number, task.photo, ids[label], box, points))
-    if labels and OBJECT in ids:
-        raise UserError(f"{path}: some keypoints are of objects in rectangles, and some of images without one. {GROUP}")
+    for _, label, marked in found:
+        names = keypoints.setdefault(label, [])
+        names += [name for name in marked.points if name not in names]
+    categories = build_categories(keypoints)
+    objects = to_objects(found, categories)
     warn_notes(path, notes)
     return AnnotationFile(
-        build_categories({label: keypoints[label] for label in ids}),
+        categories,
         {task.photo.id: task.photo for task in tasks},
         objects,
         {item.photo.id for item in objects},
@@ -95,22 +80,28 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
 
 
 def _read_task(
-    number: int, task: object, path: Path, folder: Path, files: dict[str, str], tool: dict[str, str], notes: Notes
+    number: int,
+    task: object,
+    path: Path,
+    folder: ImageFolder,
+    files: dict[str, str],
+    tool: dict[str, str],
+    notes: Notes,
 ) -> _Task:
     """Read a task; `files` are the URLs of the images so far, and `tool` names the parts of the labelling interface."""
     if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
         raise UserError(f"{path}, task {number}: there is no `data` in it. {REMEDY}")
     location = f"{path}, task {quote_value(task.get('id', number))}"
     url = _find_url(task["data"], tool, location)
-    name = find_image(folder, _name_candidates(url), location)
+    name = folder.find(_name_candidates(url), location)
     if files.setdefault(name, url) != url:
         raise UserError(
-            f"{location} and another task show {quote_value(url)} and {quote_value(files[name])}, and {folder} has "
-            f"only {quote_value(name)} for both. Give the folder of uploads, with the names it has there."
+            f"{location} and another task show {quote_value(url)} and {quote_value(files[name])}, and there is only "
+            f"{quote_value(name)} for both. Give the folder of uploads, with the names it has there."
         )
     results = _choose_results(task, location, notes)
     size = _read_size(results, location)
-    photo = TransferImage(number + 1, name, folder / name, size, {"data": task["data"], "id": task.get("id")})
+    photo = TransferImage(number + 1, name, folder.folder / name, size, {"data": task["data"], "id": task.get("id")})
     points: list[MarkedPoint] = []
     boxes: list[MarkedBox] = []
     ids = {str(result.get("id")) for result in results if result.get("type") == "rectanglelabels"}
@@ -219,7 +210,7 @@ def _read_region(result: JsonMapping, kind: str, size: tuple[int, int], location
         raise UserError(f"{location} must have one label in `{kind}`, got {quote_value(labels)}. Correct it.")
     if not isinstance(labels[0], str) or not labels[0].strip():
         raise UserError(f"{location}: {quote_value(labels[0])} is no label. Correct it.")
-    return labels[0], *(_to_pixels(value, *each, location) for each in zip("xy", size, strict=True))
+    return labels[0], _to_pixels(value, "x", size[0], location), _to_pixels(value, "y", size[1], location)
 
 
 def _read_corners(
