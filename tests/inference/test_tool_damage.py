@@ -78,7 +78,7 @@ def test_damaged_bytes(root, tmp_path, kind):
 
     read, refused = outcomes(root, [(path.name, damage(path.read_bytes(), seed)) for seed in range(70)])
 
-    assert read >= 2
+    assert read >= 1
     assert refused > 20
 
 

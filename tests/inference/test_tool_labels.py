@@ -166,7 +166,7 @@ def test_a_table_of_deeplabcut_has_no_place_for_several_categories(tmp_path, cre
         write(tmp_path, coco(creatures, ("cat", "dog"))), creatures / "JPEGImages", category="cat"
     )
 
-    with pytest.raises(UserError, match="is of one category, and the labels are of cat, dog"):
+    with pytest.raises(UserError, match="is of one category, and the labels are of 'cat', 'dog'"):
         write_labels(tmp_path / "o.csv", "deeplabcut", annotations, make_labels(annotations))
     assert not (tmp_path / "o.csv").exists()
 

@@ -53,7 +53,9 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     images = [read_image_shapes(i, each, path, finder, plain, notes) for i, each in enumerate(root.iter("image"), 1)]
     for image in images:
         for label, points, _ in image.skeletons:
-            _add_names(keypoints.setdefault(label, []), points, label in declared, f"{image.location}, {label}")
+            _add_names(
+                keypoints.setdefault(label, []), points, label in declared, f"{image.location}, {quote_value(label)}"
+            )
     boxed = [(image, *_with_boxes(image)) for image in images]
     box_labels = _pair_labels([pair for _, pairs, _ in boxed for pair in pairs], path)
     found = [(image.photo, label, marked) for image, pairs, _ in boxed for label, marked in pairs]
@@ -64,7 +66,7 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
         if plain:
             loose += [(image.photo, each) for each in group_points(image.points, others, image.location, GROUP)]
         elif others:
-            names = [f"{image.photo.name}: {box.label}" for box in others]
+            names = [f"{image.photo.name}: {quote_value(box.label)}" for box in others]
             notes.setdefault("boxes are of labels that are around no keypoints, and are left out", []).extend(names)
     plain_objects = label_objects(loose, path, GROUP, notes)
     plain_labels = dict.fromkeys(label for _, label, _ in plain_objects)

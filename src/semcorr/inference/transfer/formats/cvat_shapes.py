@@ -43,7 +43,9 @@ def read_image_shapes(
     if not (folder.folder / name).is_file():
         name = folder.find([name], location)
     elif name != given:
-        notes.setdefault("names of images are read as their files are called", []).append(f"{given} as {name}")
+        notes.setdefault("names of images are read as their files are called", []).append(
+            f"{quote_value(given)} as {quote_value(name)}"
+        )
     size = (
         read_side(element.get("width"), "width", location),
         read_side(element.get("height"), "height", location),
@@ -54,7 +56,7 @@ def read_image_shapes(
         label, group = child.get("label"), child.get("group_id")
         if child.tag in OTHER_SHAPES:
             notes.setdefault("shapes are no points, skeletons or boxes, and are left out", []).append(
-                f"{name}: {label}"
+                f"{name}: {quote_value(label)}"
             )
             continue
         if child.tag not in ("skeleton", "points", "box") or not label:

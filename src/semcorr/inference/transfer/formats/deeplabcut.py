@@ -89,9 +89,9 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
         files[name] = row.name
         images[number] = TransferImage(number, name, folder / name, None, {"name": row.name})
         for individual, by_part in places.items():
-            where = location if individual is None else f"{location}, {individual}"
+            where = location if individual is None else f"{location}, {quote_value(individual)}"
             order = parts[groups[tuple(sorted(by_part))][0]]  # of the category
-            points = [_read_point(row.cells, by_part[part], f"{where}, {part}") for part in order]
+            points = [_read_point(row.cells, by_part[part], f"{where}, {quote_value(part)}") for part in order]
             if any(point is not None for point in points):
                 objects.append(build_object(len(objects) + 1, images[number], ids[individual], None, points))
     if any(column.coord == "likelihood" for column in columns):
@@ -106,10 +106,12 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
 def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, dict[str, tuple[int, int]]]:
     """Return the numbers of the columns of x and y, by individual and body part."""
     if len(scorers := {column.scorer for column in columns}) > 1:
-        raise UserError(f"{path} has labels of several scorers, {', '.join(sorted(scorers))}. Keep those of one.")
+        raise UserError(
+            f"{path} has labels of several scorers, {', '.join(map(quote_value, sorted(scorers)))}. Keep those of one."
+        )
     found: dict[Individual, dict[str, dict[str, int]]] = {}
     for i, column in enumerate(columns):
-        place = f"{path}, column {i + 1}, {column.bodypart}"
+        place = f"{path}, column {i + 1}, {quote_value(column.bodypart)}"
         if column.coord not in COORDS or not column.bodypart or column.individual == "":
             raise UserError(f"{place}: it must have a body part and be x, y or likelihood. {REMEDY}")
         coords = found.setdefault(column.individual, {}).setdefault(column.bodypart, {})
@@ -119,7 +121,9 @@ def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, di
     for parts in found.values():
         for part, coords in parts.items():
             if "x" not in coords or "y" not in coords:
-                raise UserError(f"{path}: {part} has no column of its {'y' if 'x' in coords else 'x'}. {REMEDY}")
+                raise UserError(
+                    f"{path}: {quote_value(part)} has no column of its {'y' if 'x' in coords else 'x'}. {REMEDY}"
+                )
     if not found:
         raise UserError(f"{path} has no columns of body parts. {REMEDY}")
     return {who: {part: (each["x"], each["y"]) for part, each in parts.items()} for who, parts in found.items()}

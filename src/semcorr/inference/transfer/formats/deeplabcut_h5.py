@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
 from semcorr.core.pickles import DAMAGE, require_bounded_pickle
 from semcorr.inference.transfer.formats.deeplabcut import HEADERS, REMEDY, Column, Row
 
@@ -49,9 +50,11 @@ def read_hdf5_table(path: Path) -> tuple[list[Column], list[Row]]:
         raise
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as a table of DeepLabCut ({reason}). {AS_CSV}") from None
+        raise UserError(f"{path} cannot be read as a table of DeepLabCut ({quote_value(reason)}). {AS_CSV}") from None
     if len(names) != len(set(names)) or not {"scorer", "bodyparts", "coords"} <= set(names) <= set(HEADERS):
-        raise UserError(f"{path} has columns of {', '.join(names)}, and not of scorer, bodyparts and coords. {REMEDY}")
+        raise UserError(
+            f"{path} has columns of {quote_value(', '.join(names))}, and not of scorer, bodyparts and coords. {REMEDY}"
+        )
     columns = [_to_column(dict(zip(names, each, strict=True))) for each in tuples]
     return columns, [
         Row(name, [None if np.isnan(cell) else float(cell) for cell in cells])

@@ -2,10 +2,12 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.coco_fields import Id
 from semcorr.inference.transfer.formats.deeplabcut import COORDS, HEADERS, Column, Row
 from semcorr.inference.transfer.labels import KeypointLabel
 from semcorr.inference.transfer.objects import Annotations, TransferImage, category_name
@@ -26,13 +28,11 @@ def label_table(annotations: Annotations, labels: Sequence[KeypointLabel]) -> tu
     by_photo: dict[object, list[KeypointLabel]] = {}
     for label in labels:
         by_photo.setdefault(label.target.photo.id, []).append(label)
-    individuals: list[tuple[str | None, object]] = [
-        (str(name), i) for name, i in annotations.tool.get("individuals", [])
-    ]
+    individuals: list[tuple[str | None, Id]] = [(str(name), i) for name, i in annotations.tool.get("individuals", [])]
     if not individuals:
         used = list(dict.fromkeys(label.target.category for label in labels))
         if len(used) > 1:
-            names = ", ".join(category_name(categories[i]) for i in used)
+            names = ", ".join(quote_value(category_name(categories[i])) for i in used)
             raise UserError(
                 f"A table of DeepLabCut is of one category, and the labels are of {names}. Label one at a time, or "
                 "choose another --format"
@@ -59,8 +59,8 @@ def label_table(annotations: Annotations, labels: Sequence[KeypointLabel]) -> tu
 
 def _row_cells(
     labels: Sequence[KeypointLabel],
-    individuals: Sequence[tuple[str | None, object]],
-    categories: dict[object, dict],
+    individuals: Sequence[tuple[str | None, Id]],
+    categories: Mapping[Id, JsonMapping],
 ) -> list[object]:
     """Return x, y and likelihood of each body part of each individual; labels go to individuals of their category."""
     waiting = list(labels)

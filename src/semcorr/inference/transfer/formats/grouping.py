@@ -131,7 +131,7 @@ def label_objects(
         label = each.box.label if each.box else next(iter(labels), OBJECT)
         if each.box and label not in labels:
             note = "boxes are of labels that are around no keypoints, and are left out"
-            notes.setdefault(note, []).append(f"{photo.name}: {label}")
+            notes.setdefault(note, []).append(f"{photo.name}: {quote_value(label)}")
         else:
             labelled.append((photo, label, each))
     return labelled

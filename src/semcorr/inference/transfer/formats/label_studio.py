@@ -109,7 +109,7 @@ def _read_task(
         kind, where = result.get("type"), f"{location}, region {quote_value(result.get('id'))}"
         if kind not in ("keypointlabels", "rectanglelabels"):
             names = notes.setdefault("regions are no keypoints or rectangles with a label, and are left out", [])
-            names.append(f"{name}: {kind}")
+            names.append(f"{name}: {quote_value(kind)}")
             continue
         assert size is not None  # each of these has one
         label, x, y = _read_region(result, str(kind), size, where)
