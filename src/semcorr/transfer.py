@@ -98,7 +98,7 @@ def transfer_labels(
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
             labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
         write_labels(out, kind, content, labels, skipped_images or [], " ".join(format_overrides(model)))
-    print_transfer_summary(content, labels, skipped_images or [], flip, out)
+    print_transfer_summary(content, labels, skipped_images or [], flip, f"{out} ({kind})")
 
 
 def check_transfer_options(use: str, min_score: float, place: float) -> None:
@@ -136,7 +136,7 @@ def print_transfer_summary(
     labels: "Sequence[KeypointLabel]",
     skipped_images: Sequence[dict[str, str]],
     flip: bool,
-    out: Path,
+    out: str,
 ) -> None:
     """Print the numbers of labelled objects, sources and found keypoints by category."""
     from semcorr.data.keypoints import flip_from_names

@@ -234,6 +234,28 @@ def test_uploads_that_cannot_be_told_apart_are_refused(tmp_path):
         read_annotations(path, folder)
 
 
+@pytest.mark.parametrize("url", ["/data/local-files/?d=../outside.jpg", "file:///etc/../outside.jpg", "outside.jpg"])
+def test_a_url_leads_to_files_of_the_folder_alone(tmp_path, url):
+    folder = write_images(tmp_path)
+    (folder / "cats/2.jpg").rename(tmp_path / "outside.jpg")
+    path = edited(tmp_path, changed(lambda c: c[1].update(data={"img": url})), "p.json")
+
+    with pytest.raises(UserError, match="is not in"):
+        read_annotations(path, folder)
+    (folder / "outside.jpg").symlink_to(tmp_path / "outside.jpg")
+    with pytest.raises(UserError, match="which a link leads out of"):
+        read_annotations(path, folder)
+
+
+def test_a_name_that_several_subfolders_have_is_refused(tmp_path):
+    folder = write_images(tmp_path)
+    (folder / "dogs").mkdir()
+    (folder / "cats/2.jpg").rename(folder / "dogs/1.jpg")
+
+    with pytest.raises(UserError, match=r"names the image '1\.jpg', and .* has 2 of that name"):
+        read_annotations(write_tool_files(tmp_path)["label-studio"], folder)
+
+
 # -- DeepLabCut --
 
 

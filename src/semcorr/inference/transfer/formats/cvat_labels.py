@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
+from xml.sax.saxutils import quoteattr
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
@@ -65,7 +66,9 @@ def _declare_skeleton(labels: Element, category: JsonMapping) -> None:
     for field, text in (("name", name), ("type", "skeleton")):
         SubElement(label, field).text = text
     names = category["keypoints"]
-    nodes = [f'<circle data-node-id="{i}" data-label-name="{each}"></circle>' for i, each in enumerate(names, 1)]
+    nodes = [
+        f'<circle data-node-id="{i}" data-label-name={quoteattr(each)}></circle>' for i, each in enumerate(names, 1)
+    ]
     lines = [f'<line data-node-from="{i + 1}" data-node-to="{j + 1}"></line>' for i, j in skeleton_edges(category)]
     SubElement(label, "svg").text = "".join(lines + nodes)
     for keypoint in names:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -153,7 +154,7 @@ def _read_edges(svg: str, names: list[str]) -> list[list[int]]:
     for tag, text in re.findall(r"<(circle|line)\b([^<>]{0,2000})", svg):
         fields = dict(re.findall(r'(data-[a-z-]+)="([^"]*)"', text))
         if tag == "circle":
-            nodes[fields.get("data-node-id")] = fields.get("data-label-name")
+            nodes[fields.get("data-node-id")] = unescape(fields.get("data-label-name", ""))
         else:
             lines.append((fields.get("data-node-from"), fields.get("data-node-to")))
     ends = [(nodes.get(start), nodes.get(end)) for start, end in lines]

@@ -5,6 +5,7 @@ Coordinates are those of matplotlib and napari, in which images are annotated: p
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from semcorr.inference.transfer.objects import (
     build_categories,
     build_object,
 )
+
+log = logging.getLogger(__name__)
 
 REMEDY = "Give the CollectedData_*.csv or .h5 that DeepLabCut wrote into a folder of labeled-data."
 OBJECT = "object"  # the category, unless individuals have other body parts
@@ -95,7 +98,7 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
             if any(point is not None for point in points):
                 objects.append(build_object(len(objects) + 1, images[number], ids[individual], None, points))
     if any(column.coord == "likelihood" for column in columns):
-        notes["tables have a likelihood, as of a network's labels, which are read as annotations"] = [path.name]
+        log.warning("%s has likelihoods, as labels of a network: they are read as annotations, however likely", path)
     warn_notes(path, notes)
     individuals = [[str(each), ids[each]] for each in places if each is not None]
     return AnnotationFile(
