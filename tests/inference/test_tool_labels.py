@@ -171,6 +171,22 @@ def test_a_table_of_deeplabcut_has_no_place_for_several_categories(tmp_path, cre
     assert not (tmp_path / "o.csv").exists()
 
 
+def test_any_other_name_comes_back_with_its_edges(tmp_path, creatures):
+    content = coco(creatures)
+    names = ['a"<b>&amp;', "d'é", "\u6771 x"]
+    content["categories"][0].update(keypoints=names, skeleton=[[1, 2], [3, 1]])
+    for one in content["annotations"]:
+        one["keypoints"] = [5, 6, 2] * 3 if "keypoints" in one else [0, 0, 0] * 3
+    annotations = read_annotations(write(tmp_path, content), creatures / "JPEGImages", category="cat")
+    for written in TOOLS:
+        out = tmp_path / f"o{SUFFIXES[written][0]}"
+        write_labels(out, written, annotations, make_labels(annotations))
+
+        (category,) = read_objects(accept(out), creatures / "JPEGImages").categories.values()
+        assert category["keypoints"] == (names if written != "label-studio" else [names[0], names[2]])
+        assert category["skeleton"] == ([[1, 2], [3, 1]] if written == "cvat" else [])
+
+
 def test_a_name_that_xml_cannot_hold_is_refused(tmp_path, creatures):
     content = coco(creatures)
     content["categories"][0]["keypoints"][0] = "a\x01b"
@@ -240,7 +256,7 @@ def test_the_command_gives_back_what_it_was_given(tmp_path, kind, monkeypatch):
         assert found["cats/2.jpg"][name] == pytest.approx(point, abs=1e-4)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("written", TOOLS)
 def test_coco_comes_out_for_every_tool(tmp_path, creatures, written):
     out = tmp_path / f"o{SUFFIXES[written][0]}"

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
-from xml.sax.saxutils import quoteattr
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
@@ -66,9 +66,8 @@ def _declare_skeleton(labels: Element, category: JsonMapping) -> None:
     for field, text in (("name", name), ("type", "skeleton")):
         SubElement(label, field).text = text
     names = category["keypoints"]
-    nodes = [
-        f'<circle data-node-id="{i}" data-label-name={quoteattr(each)}></circle>' for i, each in enumerate(names, 1)
-    ]
+    shown = enumerate((escape(name, quote=True) for name in names), 1)
+    nodes = [f'<circle data-node-id="{i}" data-label-name="{name}"></circle>' for i, name in shown]
     lines = [f'<line data-node-from="{i + 1}" data-node-to="{j + 1}"></line>' for i, j in skeleton_edges(category)]
     SubElement(label, "svg").text = "".join(lines + nodes)
     for keypoint in names:
