@@ -24,8 +24,9 @@ from torch import Tensor
 from semcorr.cli.errors import report_user_errors
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
-from semcorr.inference.transfer.annotations import AnnotatedObject, read_objects
+from semcorr.inference.transfer.annotations import read_objects
 from semcorr.inference.transfer.crop import Crop, crop_picture
+from semcorr.inference.transfer.objects import AnnotatedObject
 from semcorr.inference.transfer.pipeline import open_object_image, open_source
 from semcorr.inference.transfer.propagate import (
     PRIOR_WEIGHT,
@@ -56,7 +57,8 @@ def main(
     device: Annotated[str | None, typer.Option("--device")] = None,
 ) -> None:
     with report_user_errors("evaluate"):
-        kinds, things, _ = read_objects(root / "keypoints.json", root / "images", "xyxy")
+        content = read_objects(root / "keypoints.json", root / "images", "xyxy")
+        kinds, things = content.categories, content.objects
         matcher = Matcher.load(model, device=device)
         check_rule(matcher)
         scores: list[dict[str, tuple[float, float]]] = []

@@ -1,6 +1,5 @@
 """python -m semcorr.transfer ANNOTATIONS IMAGES: label images by a few annotated ones of their category."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -18,25 +17,31 @@ from semcorr.core.files import (
     require_inputs_kept,
     require_output_dir,
     require_writable_file,
-    write_text,
 )
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal, escape_controls
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
-    from semcorr.inference.transfer.annotations import CocoAnnotations
     from semcorr.inference.transfer.labels import KeypointLabel
+    from semcorr.inference.transfer.objects import Annotations
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def transfer_labels(
-    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="COCO keypoints of some.")],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="Keypoints of some, of any tool.")
+    ],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
-    out: Annotated[Path, typer.Option("--out", readable=False, help="COCO keypoints of the others.")] = Path(
-        "labels.json"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", readable=False, help="Keypoints of the others; labels.json, .xml or .csv.")
+    ] = None,
+    written: Annotated[
+        str | None,
+        OneOf(("coco", "cvat", "label-studio", "deeplabcut")),
+        typer.Option("--format", help="Of --out: coco, cvat, label-studio, deeplabcut; that of ANNOTATIONS."),
+    ] = None,
     use: Annotated[
         str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
     ] = "vote",
@@ -64,7 +69,11 @@ def transfer_labels(
     """Label the images of a folder by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
-        check_transfer_options(use, min_score, place, out, annotations)
+        check_transfer_options(use, min_score, place)
+        from semcorr.inference.transfer.formats.kinds import resolve_output
+
+        out, kind = resolve_output(out, written, annotations)
+        check_output(out, annotations)
         if draw is not None:
             check_draw_folder(draw, out, images)
         from semcorr.data.pictures import warn_about_frames
@@ -73,10 +82,12 @@ def transfer_labels(
 
         format_overrides(model)
         resolve_device(device)
-        from semcorr.inference.transfer.annotations import list_objects, read_annotations
-        from semcorr.inference.transfer.labels import labels_to_coco
+        from semcorr.inference.transfer.annotations import read_annotations
+        from semcorr.inference.transfer.formats.write import require_writer, write_labels
+        from semcorr.inference.transfer.objects import list_objects
         from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
+        require_writer(out, kind)
         content = read_annotations(annotations, images, box, category)
         input_files = [item.photo.path for item in list_objects(content)]
         require_inputs_kept(out.parent, [out.name], input_files)
@@ -86,12 +97,11 @@ def transfer_labels(
         skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
             labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
-        coco = labels_to_coco(content, labels, skipped_images or [], " ".join(format_overrides(model)))
-        write_text(out, json.dumps(coco, allow_nan=False) + "\n", "--out")
-    print_transfer_summary(content, labels, skipped_images or [], flip, out)
+        write_labels(out, kind, content, labels, skipped_images or [], " ".join(format_overrides(model)))
+    print_transfer_summary(content, labels, skipped_images or [], flip, f"{out} ({kind})")
 
 
-def check_transfer_options(use: str, min_score: float, place: float, out: Path, annotations: Path) -> None:
+def check_transfer_options(use: str, min_score: float, place: float) -> None:
     """Check the options before anything is read."""
     if use not in ("vote", "best"):
         raise UserError(f"--use must be vote or best, got {use!r}")
@@ -99,8 +109,12 @@ def check_transfer_options(use: str, min_score: float, place: float, out: Path, 
         raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
     if not 0 <= place < float("inf"):
         raise UserError(f"--place must be 0 or more, got {place:g}")
+
+
+def check_output(out: Path, annotations: Path) -> None:
+    """Refuse, before anything is read, a file that cannot be written, or is the one of the annotations."""
     if os.path.isdir(out) or not os.path.isdir(out.parent):
-        raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a JSON file")
+        raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a file")
     require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")
@@ -118,15 +132,15 @@ def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
 
 
 def print_transfer_summary(
-    annotations: "CocoAnnotations",
+    annotations: "Annotations",
     labels: "Sequence[KeypointLabel]",
     skipped_images: Sequence[dict[str, str]],
     flip: bool,
-    out: Path,
+    out: str,
 ) -> None:
     """Print the numbers of labelled objects, sources and found keypoints by category."""
     from semcorr.data.keypoints import flip_from_names
-    from semcorr.inference.transfer.annotations import category_name
+    from semcorr.inference.transfer.objects import category_name
 
     broken = {entry["file_name"] for entry in skipped_images}
     for category in annotations.categories:

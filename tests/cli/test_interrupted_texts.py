@@ -114,7 +114,7 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
 
 HELD = {  # a verb, its line, and where it is held up
     "match": ("a.png a.png", "semcorr.inference.Matcher.load"),
-    "transfer": ("known.json .", "semcorr.inference.transfer.annotations.read_annotations"),
+    "transfer": ("known.json . --format coco", "semcorr.inference.transfer.annotations.read_annotations"),
     "export": ("RUN", "semcorr.engine.rebuild.read_trained_config"),
     "audit": ("RUN", "semcorr.audit.audit_run"),
     "compare": ("A B", "semcorr.engine.finished_run.read_evaluated_run"),

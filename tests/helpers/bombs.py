@@ -142,3 +142,18 @@ CSV: dict[str, Callable[[Path], object]] = {
     "3 GB": sparse,
     "no text": lambda path: path.write_bytes(HEADER.encode() + b"\xff\xfe,b,1,2,3,4,1\n"),
 }
+
+LAUGHS = "".join(
+    f'<!ENTITY {after} "{f"&{before};" * 10}">' for before, after in zip("abcdefghi", "bcdefghij", strict=True)
+)
+XML: dict[str, Callable[[Path], object]] = {
+    "a billion laughs": lambda path: path.write_text(
+        f'<!DOCTYPE annotations [<!ENTITY a "ha">{LAUGHS}]><annotations>&j;</annotations>'
+    ),
+    "an external entity": lambda path: path.write_text(
+        '<!DOCTYPE annotations [<!ENTITY a SYSTEM "file:///dev/zero">]><annotations>&a;</annotations>'
+    ),
+    "elements of depth 100,000": lambda path: path.write_text("<annotations>" + "<a>" * DEEP),
+    "ten million elements": lambda path: path.write_text(f"<annotations>{'<a/>' * 10_000_000}</annotations>"),
+    "3 GB of one element": lambda path: sparse(path),
+}

@@ -87,6 +87,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "picture": load_picture,
     "coco": read_coco,
     "annotation": read_spair,
+    "cvat": lambda path: read_annotations(path, path.parent),
     "sheet": lambda path: read_annotations(path, path.parent),
     "config": read_config,
     "index": read_index,

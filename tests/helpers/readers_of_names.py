@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from xml.sax.saxutils import quoteattr
 
 from tiny_benchmarks import dump, edit, picture, write_coco, write_spair, write_willow
 from tiny_pascal import write_pascal
@@ -40,6 +41,19 @@ def write_sheet(root: Path, name: str) -> None:
         "annotations": [{"id": 5, "image_id": 1, "category_id": 3, "keypoints": [4, 5, 2]}],
     }
     dump(root / "sheet.json", content)
+
+
+def write_cvat(root: Path, name: str) -> None:
+    """Two images, of which the first is annotated."""
+    picture(root / "images/a.jpg")
+    picture(root / "images/b.jpg")
+    points = '<points label="nose" points="4.5,5.5"/>'
+    images = [
+        f'<image id="{i}" name={quoteattr(each)} width="40" height="30">{shapes}</image>'
+        for i, (each, shapes) in enumerate((("a.jpg", points), (name, "")))
+    ]
+    text = f"<annotations>{''.join(images)}</annotations>"
+    (root / "sheet.xml").write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def write_animal_pose(root: Path, name: str) -> None:
@@ -106,6 +120,10 @@ READERS = {
     "transfer": Reader(
         write_sheet, lambda root: read_annotations(root / "sheet.json", root / "images"),
         "sheet.json", "images", links=True, folders=True,
+    ),
+    "transfer, CVAT": Reader(
+        write_cvat, lambda root: read_annotations(root / "sheet.xml", root / "images"),
+        "sheet.xml", "images", json=False, links=True, folders=True,
     ),
     "SPair's annotation": Reader(
         write_filename, lambda root: SPair(root=str(root), size=32).pairs("test"),

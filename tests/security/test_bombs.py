@@ -15,6 +15,7 @@ HERE = ROOT / "tests" / "helpers"
 KINDS = {  # what is read, its bombs, and the ending of the file
     **dict.fromkeys(("load_image", "image_size", "picture"), (bombs.IMAGES, ".png")),
     **dict.fromkeys(("coco", "annotation", "sheet", "config", "index", "metrics"), (bombs.JSON, ".json")),
+    "cvat": (bombs.XML, ".xml"),
     "notes": (bombs.JSON, ".json"),
     **dict.fromkeys(("pairs_csv", "willow", "pascal", "history"), (bombs.CSV, ".csv")),
     "weights": (packed_bombs.WEIGHTS, ".pt"),

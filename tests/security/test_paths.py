@@ -46,6 +46,7 @@ CASES = [
     pytest.param(reader, name, id=f"{reader}: {attack}")
     for reader, about in READERS.items()
     for attack, name in (ATTACKS | (IN_JSON if about.json else {})).items()
+    if not (about.file.endswith(".xml") and attack == "a control character")  # which is no XML
 ]
 
 

@@ -55,7 +55,7 @@ SUFFIXES = {  # of files, by the format that Pillow must know for them
 }
 IGNORED_SUFFIXES = (  # files that lie beside images and are not taken for any
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".mat", ".npy", ".npz",
-    ".pt", ".xlsx", ".db", ".ini", ".py",
+    ".pt", ".xlsx", ".db", ".ini", ".py", ".h5",
 )  # fmt: skip
 MAX_EXAMPLES = 3  # names in a warning
 # Folders of copies that operating systems make.

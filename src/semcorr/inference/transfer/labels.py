@@ -1,6 +1,6 @@
-"""Transferred keypoints as COCO annotations and as pictures."""
+"""Transferred keypoints, their sources, and pictures of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,13 +9,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture
 from semcorr.inference.plots import bright_colour, displayed_size
-from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
+from semcorr.inference.transfer.objects import AnnotatedObject, Annotations, list_objects
 from semcorr.inference.transfer.propagate import LabelledSource
 
-FOUND = 2  # COCO's v: labelled and visible
 ZOOM = 3  # drawn larger and reduced, for smooth lines
 
 
@@ -29,6 +27,11 @@ class KeypointLabel(NamedTuple):
     valid: Bool[Tensor, " k"]  # keypoints with a sufficient score
     sources: list[JsonObject]
 
+    @property
+    def score(self) -> float:
+        """Mean of the keypoints' scores."""
+        return round(float(self.scores.mean()), 4)
+
 
 def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"]) -> list[JsonObject]:
     """List the sources with their share of the weight of all keypoints, largest first, without shares of 0."""
@@ -41,64 +44,10 @@ def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tenso
     return sorted(contributions, key=lambda source: -source["weight"])
 
 
-def labels_to_coco(
-    annotations: CocoAnnotations,
-    labels: Sequence[KeypointLabel],
-    skipped_images: Sequence[Mapping[str, str]],
-    config_line: str,
-) -> JsonObject:
-    """Return the content of a COCO file: labelled images, their annotations, and all categories as in the input."""
-    photos = {label.target.photo.id: (label.target.photo, label.size) for label in labels}
-    used_ids = {str(item.id) for item in list_objects(annotations)}  # "7" and 7 are the same
-    free_ids = iter(i for i in range(1, 2 + len(used_ids) + len(labels)) if str(i) not in used_ids)
-    return {
-        "info": {
-            "description": "Keypoints carried over from annotated images by python -m semcorr.transfer",
-            "model": config_line,
-            "points": "x, y in pixels, upright; pixel centres at integers",
-        },
-        "images": [_image_entry(photo, size) for photo, size in photos.values()],
-        "annotations": [
-            _annotation_entry(label, next(free_ids) if label.target.id is None else label.target.id) for label in labels
-        ],
-        "categories": annotations.categories,
-        "skipped": list(skipped_images),
-    }
-
-
-def _image_entry(photo: TransferImage, size: tuple[int, int]) -> JsonObject:
-    """Return an image's entry of the COCO file."""
-    return {"id": photo.id, "file_name": photo.name, "width": size[0], "height": size[1]}
-
-
-def _annotation_entry(label: KeypointLabel, annotation_id: Id) -> JsonObject:
-    """Return a label's entry of the COCO file."""
-    rows = zip(label.points.tolist(), label.valid.tolist(), strict=True)
-    flat = [
-        value for (x, y), is_valid in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_valid else (0, 0, 0))
-    ]
-    x, y, w, h = label.target.box or _enclosing_box(label)
-    return {
-        "id": annotation_id,
-        "image_id": label.target.photo.id,
-        "category_id": label.target.category,
-        "bbox": [x, y, w, h],
-        "area": w * h,
-        "iscrowd": 0,
-        "keypoints": flat,
-        "num_keypoints": int(label.valid.sum()),
-        "scores": [round(score, 4) for score in label.scores.tolist()],
-        "score": round(float(label.scores.mean()), 4),
-        "sources": label.sources,
-    }
-
-
-def _enclosing_box(label: KeypointLabel) -> tuple[float, ...]:
-    """Return the box of the keypoints that were found, or the whole image: COCO requires a box."""
-    if int(label.valid.sum()) < 2:
-        return (0.0, 0.0, *map(float, label.size))
-    low, high = (label.points[label.valid].amin(0) + 0.5), (label.points[label.valid].amax(0) + 0.5)
-    return tuple(round(value, 2) for value in torch.cat((low, (high - low).clamp_min(1.0))).tolist())
+def free_ids(annotations: Annotations, number: int) -> Iterator[int]:
+    """Return as many ids as asked for that no object has; "7" and 7 are the same."""
+    used_ids = {str(item.id) for item in list_objects(annotations)}
+    return iter([i for i in range(1, 1 + len(used_ids) + number) if str(i) not in used_ids])
 
 
 def draw_label_picture(

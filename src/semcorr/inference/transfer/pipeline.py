@@ -13,9 +13,9 @@ from semcorr.core.text_files import JsonMapping
 from semcorr.data.keypoints import flip_from_names
 from semcorr.data.pictures import Picture, read_annotated, warn_stored_orientation
 from semcorr.inference import Matcher
-from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, category_name
 from semcorr.inference.transfer.crop import crop_picture, enlarge_box
 from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources, draw_label_picture, skeleton_edges
+from semcorr.inference.transfer.objects import AnnotatedObject, Annotations, category_name
 from semcorr.inference.transfer.propagate import PRIOR_WEIGHT, LabelledSource, check_rule, encode_source, propagate
 from semcorr.store.encode import split_into_chunks
 from semcorr.visualization.predictions import save_plot
@@ -25,7 +25,7 @@ UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that file names must 
 
 def label_folder(
     matcher: Matcher,
-    annotations: CocoAnnotations,
+    annotations: Annotations,
     use: str = "vote",
     flip: bool = True,
     min_score: float = 0.0,

@@ -1,0 +1,131 @@
+"""CVAT for images 1.1: skeletons, points and boxes, read from XML.
+
+A coordinate is a distance from the left or upper edge of the image: the first pixel's centre is at 0.5.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.xml_files import read_xml
+from semcorr.data.coco_file import Notes, warn_notes
+from semcorr.inference.transfer.formats.cvat_shapes import ImageShapes, read_image_shapes, read_labels
+from semcorr.inference.transfer.formats.fields import ImageFolder
+from semcorr.inference.transfer.formats.grouping import (
+    XY,
+    MarkedBox,
+    MarkedObject,
+    assign_boxes,
+    group_points,
+    label_objects,
+    to_objects,
+)
+from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories
+
+REMEDY = "Export the task from CVAT as `CVAT for images 1.1`, and give its annotations.xml."
+GROUP = "Group what is of one object in CVAT (G), or annotate skeletons."
+
+
+def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
+    """Read skeletons, points without a skeleton, and the boxes around them.
+
+    A box belongs to the skeleton of its group, otherwise to the one that it contains. One around nothing is an object
+    to be labelled, if elsewhere a box of its label is around a skeleton. Hidden (`occluded`) keypoints are annotated;
+    those `outside` are not. Of `points` with several pairs, each is a keypoint, numbered from 1.
+
+    Args:
+        path: annotations.xml.
+        folder: Folder of the images.
+
+    Raises:
+        UserError: The file is no such XML, or contradicts itself or the folder.
+    """
+    root = read_xml(path, REMEDY)
+    if root.tag != "annotations":
+        raise UserError(f"{path} is XML of {quote_value(root.tag)}, and not of `annotations`. {REMEDY}")
+    if root.find("track") is not None:
+        raise UserError(f"{path} has tracks: it is `CVAT for video`. {REMEDY}")
+    notes: Notes = {}
+    finder = ImageFolder(folder, notes)
+    keypoints, edges = read_labels(root)
+    declared, plain = set(keypoints), dict[str, list[str]]()
+    images = [read_image_shapes(i, each, path, finder, plain, notes) for i, each in enumerate(root.iter("image"), 1)]
+    for image in images:
+        for label, points, _ in image.skeletons:
+            _add_names(
+                keypoints.setdefault(label, []), points, label in declared, f"{image.location}, {quote_value(label)}"
+            )
+    boxed = [(image, *_with_boxes(image)) for image in images]
+    box_labels = _pair_labels([pair for _, pairs, _ in boxed for pair in pairs], path)
+    found = [(image.photo, label, marked) for image, pairs, _ in boxed for label, marked in pairs]
+    loose: list[tuple[TransferImage, MarkedObject]] = []
+    for image, pairs, others in boxed:
+        found += _free_boxes(image, [box for box in others if box.label in box_labels], pairs, box_labels)
+        others = [box for box in others if box.label not in box_labels]
+        if plain:
+            loose += [(image.photo, each) for each in group_points(image.points, others, image.location, GROUP)]
+        elif others:
+            names = [f"{image.photo.name}: {quote_value(box.label)}" for box in others]
+            notes.setdefault("boxes are of labels that are around no keypoints, and are left out", []).extend(names)
+    plain_objects = label_objects(loose, path, GROUP, notes)
+    plain_labels = dict.fromkeys(label for _, label, _ in plain_objects)
+    if clash := next((label for label in plain_labels if label in keypoints), None):
+        raise UserError(f"{path}: {quote_value(clash)} is a skeleton, and has points beside it. {GROUP}")
+    plain_names = [name for names in plain.values() for name in names]
+    categories = build_categories(keypoints | dict.fromkeys(plain_labels, plain_names))
+    objects = to_objects(found + plain_objects, categories)
+    warn_notes(path, notes)
+    return AnnotationFile(
+        {i: {**entry, "skeleton": edges.get(str(entry["name"]), [])} for i, entry in categories.items()},
+        {image.photo.id: image.photo for image in images},
+        objects,
+        {item.photo.id for item in objects},
+        {"plain points": dict.fromkeys(plain_labels, plain), "boxes": {v: k for k, v in box_labels.items()}},
+    )
+
+
+def _with_boxes(image: ImageShapes) -> tuple[list[tuple[str, MarkedObject]], list[MarkedBox]]:
+    """Return the skeletons of an image with their labels and boxes, and the boxes that are around none."""
+    of_skeletons = [(points, group) for _, points, group in image.skeletons]
+    marked = assign_boxes(of_skeletons, image.boxes if of_skeletons else [], image.location, GROUP)
+    pairs = [(label, each) for (label, _, _), each in zip(image.skeletons, marked, strict=False)]
+    used = [each.box for _, each in pairs]
+    return pairs, [box for box in image.boxes if not any(box is each for each in used)]
+
+
+def _pair_labels(pairs: Sequence[tuple[str, MarkedObject]], path: Path) -> dict[str, str]:
+    """Return the skeleton's label that goes with the label of each box that is around one."""
+    found: dict[str, str] = {}
+    for label, marked in pairs:
+        if marked.box and found.setdefault(marked.box.label, label) != label:
+            raise UserError(
+                f"{path}: boxes of the label {quote_value(marked.box.label)} are around {quote_value(label)} and "
+                f"around {quote_value(found[marked.box.label])}. Give each a label of its own."
+            )
+    return found
+
+
+def _free_boxes(
+    image: ImageShapes, boxes: Sequence[MarkedBox], pairs: Sequence[tuple[str, MarkedObject]], labels: Mapping[str, str]
+) -> list[tuple[TransferImage, str, MarkedObject]]:
+    """Return the objects that have only a box; refuse them beside a skeleton that has none and may be in it."""
+    for box in boxes:
+        if any(label == labels[box.label] and marked.box is None for label, marked in pairs):
+            raise UserError(
+                f"{image.location}: a box of {quote_value(box.label)} contains no skeleton, and a skeleton of "
+                f"{quote_value(labels[box.label])} is in no box. {GROUP}"
+            )
+    return [(image.photo, labels[box.label], MarkedObject(box, {})) for box in boxes]
+
+
+def _add_names(names: list[str], points: Mapping[str, XY], declared: bool, location: str) -> None:
+    """Add a skeleton's keypoints to those of its label, or refuse them if the file says which it has."""
+    for name in points:
+        if name not in names:
+            if declared:
+                raise UserError(
+                    f"{location}: the labels of the file give this skeleton no keypoint {quote_value(name)}. "
+                    "Correct one of them."
+                )
+            names.append(name)

@@ -1,0 +1,172 @@
+"""DeepLabCut's CollectedData: a table with a row for each image, in CSV or in pandas' HDF5.
+
+Coordinates are those of matplotlib and napari, in which images are annotated: pixel centres are at integers, as here.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.text_files import read_text
+from semcorr.data.coco_fields import Id
+from semcorr.data.coco_file import Notes, warn_notes
+from semcorr.data.record import Point
+from semcorr.inference.transfer.formats.fields import ImageFolder, read_number
+from semcorr.inference.transfer.formats.kinds import HDF5
+from semcorr.inference.transfer.objects import (
+    AnnotatedObject,
+    AnnotationFile,
+    TransferImage,
+    build_categories,
+    build_object,
+)
+
+log = logging.getLogger(__name__)
+
+REMEDY = "Give the CollectedData_*.csv or .h5 that DeepLabCut wrote into a folder of labeled-data."
+OBJECT = "object"  # the category, unless individuals have other body parts
+HEADERS = ("scorer", "individuals", "bodyparts", "coords")
+COORDS = ("x", "y", "likelihood")
+Individual = str | None  # None: of a project with one animal
+
+
+class Column(NamedTuple):
+    """What a column holds."""
+
+    scorer: str
+    individual: Individual
+    bodypart: str
+    coord: str
+
+
+class Row(NamedTuple):
+    """An image, and a cell for each column; one that is empty is None."""
+
+    name: str
+    cells: Sequence[object]
+
+
+def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
+    """Read a table; an image whose row is empty is one without annotation.
+
+    An individual without any keypoint in a row is not in the image. Individuals with the same body parts are one
+    category.
+
+    Args:
+        path: The table, of a project with one animal or with several.
+        folder: Folder of the images.
+
+    Raises:
+        UserError: The file is no such table, or contradicts itself or the folder.
+    """
+    with path.open("rb") as file:
+        is_hdf5 = file.read(len(HDF5)) == HDF5
+    if is_hdf5:
+        from semcorr.inference.transfer.formats.deeplabcut_h5 import read_hdf5_table
+
+        columns, rows = read_hdf5_table(path)
+    else:
+        columns, rows = _read_csv_table(path)
+    places = _index_columns(columns, path)
+    parts = {individual: list(by_part) for individual, by_part in places.items()}
+    groups: dict[tuple[str, ...], list[Individual]] = {}
+    for individual, names in parts.items():
+        groups.setdefault(tuple(sorted(names)), []).append(individual)
+    keypoints = {OBJECT if len(groups) == 1 else str(group[0]): parts[group[0]] for group in groups.values()}
+    ids: dict[Individual, Id] = {each: i for i, group in enumerate(groups.values(), 1) for each in group}
+    images: dict[Id, TransferImage] = {}
+    objects: list[AnnotatedObject] = []
+    files: dict[str, str] = {}
+    notes: Notes = {}
+    finder = ImageFolder(folder, notes)
+    for number, row in enumerate(rows, 1):
+        location = f"{path}, image {quote_value(row.name)}"
+        name = finder.find([row.name], location)
+        if name in files:
+            raise UserError(f"{location} and {quote_value(files[name])} are the same file, {name}. Drop one.")
+        files[name] = row.name
+        images[number] = TransferImage(number, name, folder / name, None, {"name": row.name})
+        for individual, by_part in places.items():
+            where = location if individual is None else f"{location}, {quote_value(individual)}"
+            order = parts[groups[tuple(sorted(by_part))][0]]  # of the category
+            points = [_read_point(row.cells, by_part[part], f"{where}, {quote_value(part)}") for part in order]
+            if any(point is not None for point in points):
+                objects.append(build_object(len(objects) + 1, images[number], ids[individual], None, points))
+    if any(column.coord == "likelihood" for column in columns):
+        log.warning("%s has likelihoods, as labels of a network: they are read as annotations, however likely", path)
+    warn_notes(path, notes)
+    individuals = [[str(each), ids[each]] for each in places if each is not None]
+    return AnnotationFile(
+        build_categories(keypoints), images, objects, {item.photo.id for item in objects}, {"individuals": individuals}
+    )
+
+
+def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, dict[str, tuple[int, int]]]:
+    """Return the numbers of the columns of x and y, by individual and body part."""
+    if len(scorers := {column.scorer for column in columns}) > 1:
+        raise UserError(
+            f"{path} has labels of several scorers, {', '.join(map(quote_value, sorted(scorers)))}. Keep those of one."
+        )
+    found: dict[Individual, dict[str, dict[str, int]]] = {}
+    for i, column in enumerate(columns):
+        place = f"{path}, column {i + 1}, {quote_value(column.bodypart)}"
+        if column.coord not in COORDS or not column.bodypart or column.individual == "":
+            raise UserError(f"{place}: it must have a body part and be x, y or likelihood. {REMEDY}")
+        coords = found.setdefault(column.individual, {}).setdefault(column.bodypart, {})
+        if column.coord in coords:
+            raise UserError(f"{place}: there are two columns of its {column.coord}. Drop one.")
+        coords[column.coord] = i
+    for parts in found.values():
+        for part, coords in parts.items():
+            if "x" not in coords or "y" not in coords:
+                raise UserError(
+                    f"{path}: {quote_value(part)} has no column of its {'y' if 'x' in coords else 'x'}. {REMEDY}"
+                )
+    if not found:
+        raise UserError(f"{path} has no columns of body parts. {REMEDY}")
+    return {who: {part: (each["x"], each["y"]) for part, each in parts.items()} for who, parts in found.items()}
+
+
+def _read_point(cells: Sequence[object], place: tuple[int, int], location: str) -> Point:
+    """Return the point of two cells; None where both are empty."""
+    x, y = (cells[i] for i in place)
+    if x is None and y is None:
+        return None
+    if x is None or y is None:
+        raise UserError(f"{location}: only its {'y' if x is None else 'x'} is there. Give both, or none.")
+    return read_number(x, "x", location), read_number(y, "y", location)
+
+
+def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
+    """Read a CSV table, whose rows are named in one column, or in three: labeled-data, video, image."""
+    try:
+        lines = [line for line in csv.reader(io.StringIO(read_text(path, REMEDY)), strict=True) if any(line)]
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV ({error}). {REMEDY}") from None
+    headers: dict[str, list[str]] = {}
+    while len(headers) < len(lines) and (first := lines[len(headers)][0]) in HEADERS:
+        if first in headers:
+            raise UserError(f"{path} has two lines of {first}. {REMEDY}")
+        headers[first] = lines[len(headers)]
+    if missing := [name for name in ("scorer", "bodyparts", "coords") if name not in headers]:
+        raise UserError(f"{path} begins without a line of {' and of '.join(missing)}. {REMEDY}")
+    width = len(headers["scorer"])
+    for number, line in enumerate(lines, 1):
+        if len(line) != width:
+            raise UserError(f"{path}, line {number} has {len(line)} cells, and the first has {width}. Correct it.")
+    start = 3 if headers["coords"][1:3] == ["", ""] else 1
+    individuals: Sequence[Individual] = headers.get("individuals", [None] * width)
+    columns = [
+        Column(*each)
+        for each in zip(headers["scorer"], individuals, headers["bodyparts"], headers["coords"], strict=True)
+    ]
+    rows = [
+        Row("/".join(line[:start]), [None if cell.strip().lower() in ("", "nan") else cell for cell in line[start:]])
+        for line in lines[len(headers) :]
+    ]
+    return columns[start:], rows

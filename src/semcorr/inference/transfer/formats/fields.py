@@ -1,0 +1,118 @@
+"""Numbers and names of images in annotation files, each read or refused."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import find_inside, name_fault, quote_value, resolve_inside
+from semcorr.data.coco_file import Notes
+from semcorr.data.record import MAX_EXTENT, is_number
+
+FOLDER_OPTION = "the folder of images"
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+
+
+def read_number(value: object, field: str, location: str) -> float:
+    """Return a finite number of pixels or percent: a number, or a text that is one.
+
+    Args:
+        value: The number as in the file.
+        field: Name of its field, for the message.
+        location: File and place in it, for the message.
+
+    Raises:
+        UserError: It is none, or beyond all bounds.
+    """
+    number = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
+    if not is_number(number) or not math.isfinite(number) or abs(number) > MAX_EXTENT:
+        raise UserError(f"{location}: `{field}` is {quote_value(value)}; it must be a finite number. Correct it.")
+    return float(number)
+
+
+def read_side(value: object, field: str, location: str) -> int:
+    """Return a width or a height of an image: a whole number of pixels above 0."""
+    number = read_number(value, field, location)
+    if number != int(number) or number < 1:
+        raise UserError(
+            f"{location}: `{field}` is {quote_value(value)}; it must be a whole number of pixels. Correct it."
+        )
+    return int(number)
+
+
+class ImageFolder:
+    """The images of a folder, found by names that other places gave them.
+
+    Args:
+        folder: The folder, with its subfolders.
+        notes: Where it is noted that a name is not the file's.
+    """
+
+    def __init__(self, folder: Path, notes: Notes) -> None:
+        self.folder, self.notes = folder, notes
+        self._paths_by_name: dict[str, list[str]] | None = None
+
+    def find(self, names: Sequence[str], location: str) -> str:
+        """Return the path below the folder of an image that a file names by a path or a URL.
+
+        Of each name the longest ending counts that is a file of the folder: of `project/labeled-data/a/img1.png` first
+        all, then `labeled-data/a/img1.png`, and `img1.png` at last. If none is, it is the only file of the name in a
+        subfolder.
+
+        Args:
+            names: Names that the image may have; the first that is found counts.
+            location: File and place in it, for messages.
+
+        Raises:
+            UserError: There is no such file, or there are several, or a link leads out of the folder.
+        """
+        endings = [ending for name in names for ending in _endings(name)]
+        for ending in endings:
+            if (found := self._find_file(ending, location)) is not None:
+                return found
+        for base in dict.fromkeys(ending for ending in endings if "/" not in ending):
+            paths = self._list_names().get(base, [])
+            if len(paths) > 1:
+                raise UserError(
+                    f"{location} names the image {quote_value(base)}, and {self.folder} has {len(paths)} of that name, "
+                    f"such as {paths[0]} and {paths[1]}. Rename them, or give the folder of one."
+                )
+            if paths and (found := self._find_file(paths[0], location)) is not None:
+                note = "images are the only files of their names in the subfolders"
+                self.notes.setdefault(note, []).append(f"{base} is {found}")
+                return found
+        raise UserError(
+            f"{location} names the image {quote_value(names[0])}, which is not in {self.folder}. Restore it, or "
+            "drop the entry."
+        )
+
+    def _find_file(self, name: str, location: str) -> str | None:
+        found = find_inside(self.folder, name, location, FOLDER_OPTION)
+        return found if resolve_inside(self.folder, found, location, FOLDER_OPTION).is_file() else None
+
+    def _list_names(self) -> dict[str, list[str]]:
+        """Return the paths of all files by their names."""
+        if self._paths_by_name is None:
+            self._paths_by_name = {}
+            for parent, _, files in os.walk(self.folder):
+                for file in files:
+                    path = Path(parent, file).relative_to(self.folder).as_posix()
+                    self._paths_by_name.setdefault(file, []).append(path)
+        return self._paths_by_name
+
+
+def _endings(name: str) -> Iterator[str]:
+    """Yield a path and what is left of it without its first folders, as it is and unescaped, if it names a file.
+
+    >>> list(_endings("../a/b.jpg"))
+    ['a/b.jpg', 'b.jpg']
+    """
+    for spelling in dict.fromkeys((name, unquote(name))):
+        parts = [part for part in spelling.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            ending = "/".join(parts[start:])
+            if name_fault(ending, folders=True) is None:
+                yield ending

@@ -1,0 +1,237 @@
+"""Label Studio's JSON: keypoints and rectangles of its tasks.
+
+x and y are percent of the image's width and height from its left upper corner: the first pixel's centre is at half a
+pixel. A task names its image by a URL.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
+from semcorr.core.text_files import JsonMapping, read_json
+from semcorr.data.coco_file import Notes, warn_notes
+from semcorr.data.pictures import SUFFIXES
+from semcorr.inference.transfer.formats.fields import ImageFolder, read_number, read_side
+from semcorr.inference.transfer.formats.grouping import (
+    MarkedBox,
+    MarkedObject,
+    MarkedPoint,
+    group_points,
+    label_objects,
+    rotated_corners,
+    to_objects,
+)
+from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories
+
+REMEDY = "Export the project from Label Studio as JSON (not JSON-MIN), and give that file."
+GROUP = "Draw a rectangle around each object, and drag its keypoints onto it in the list of regions."
+UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # what Label Studio calls a file that was uploaded
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+
+class _Task(NamedTuple):
+    """A task with what is annotated in it."""
+
+    photo: TransferImage
+    objects: list[MarkedObject]  # in pixels from the image's corner
+
+
+def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
+    """Read the annotations of tasks; predictions, and annotations that were cancelled, are no annotations.
+
+    A keypoint belongs to the rectangle that it is under in the list of regions, otherwise to the only one, or the only
+    one that contains it; a rectangle without keypoints is an object to be labelled. The rectangle's label is the
+    category (`label_objects`). A task without regions is one without annotation.
+
+    Args:
+        path: The export.
+        folder: Folder of the images.
+
+    Raises:
+        UserError: The file is no such export, or contradicts itself or the folder.
+    """
+    entries = read_json(path, REMEDY, unique=True)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds a {type(entries).__name__} and no list of tasks. {REMEDY}")
+    notes: Notes = {}
+    tool: dict[str, str] = {}
+    files: dict[str, str] = {}
+    finder = ImageFolder(folder, notes)
+    tasks = [_read_task(i, entry, path, finder, files, tool, notes) for i, entry in enumerate(entries)]
+    found = label_objects([(task.photo, each) for task in tasks for each in task.objects], path, GROUP, notes)
+    keypoints: dict[str, list[str]] = {}
+    for _, label, marked in found:
+        names = keypoints.setdefault(label, [])
+        names += [name for name in marked.points if name not in names]
+    categories = build_categories(keypoints)
+    objects = to_objects(found, categories)
+    warn_notes(path, notes)
+    return AnnotationFile(
+        categories,
+        {task.photo.id: task.photo for task in tasks},
+        objects,
+        {item.photo.id for item in objects},
+        tool,
+    )
+
+
+def _read_task(
+    number: int,
+    task: object,
+    path: Path,
+    folder: ImageFolder,
+    files: dict[str, str],
+    tool: dict[str, str],
+    notes: Notes,
+) -> _Task:
+    """Read a task; `files` are the URLs of the images so far, and `tool` names the parts of the labelling interface."""
+    if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
+        raise UserError(f"{path}, task {number}: there is no `data` in it. {REMEDY}")
+    location = f"{path}, task {quote_value(task.get('id', number))}"
+    url = _find_url(task["data"], tool, location)
+    name = folder.find(_name_candidates(url), location)
+    if files.setdefault(name, url) != url:
+        raise UserError(
+            f"{location} and another task show {quote_value(url)} and {quote_value(files[name])}, and there is only "
+            f"{quote_value(name)} for both. Give the folder of uploads, with the names it has there."
+        )
+    results = _choose_results(task, location, notes)
+    size = _read_size(results, location)
+    photo = TransferImage(number + 1, name, folder.folder / name, size, {"data": task["data"], "id": task.get("id")})
+    points: list[MarkedPoint] = []
+    boxes: list[MarkedBox] = []
+    ids = {str(result.get("id")) for result in results if result.get("type") == "rectanglelabels"}
+    for result in results:
+        kind, where = result.get("type"), f"{location}, region {quote_value(result.get('id'))}"
+        if kind not in ("keypointlabels", "rectanglelabels"):
+            names = notes.setdefault("regions are no keypoints or rectangles with a label, and are left out", [])
+            names.append(f"{name}: {quote_value(kind)}")
+            continue
+        assert size is not None  # each of these has one
+        label, x, y = _read_region(result, str(kind), size, where)
+        _note_names(result, str(kind), tool, where)
+        if kind == "keypointlabels":
+            parent = str(result.get("parentID"))
+            points.append(MarkedPoint(label, (x, y), parent if parent in ids else None))
+        else:
+            group = None if result.get("id") is None else str(result["id"])
+            boxes.append(MarkedBox(label, _read_corners(result["value"], x, y, size, where), group))
+    return _Task(photo, group_points(points, boxes, location, GROUP))
+
+
+def _find_url(data: JsonMapping, tool: dict[str, str], location: str) -> str:
+    """Return the image's URL: that under the key of the tasks before, under `image`, or the only one there is."""
+    urls = [
+        key
+        for key, value in data.items()
+        if isinstance(value, str) and _name_candidates(value)[0].lower().endswith(IMAGE_SUFFIXES)
+    ]
+    known = tool.get("data key", "image")
+    key = known if isinstance(data.get(known), str) else urls[0] if len(urls) == 1 else None
+    if key is None:
+        listed = ", ".join(quote_value(each) for each in data) or "nothing"
+        raise UserError(f"{location}: `data` has {listed}, and it cannot be told which is the image. Call it `image`.")
+    tool.setdefault("data key", key)
+    return str(data[key])
+
+
+def _name_candidates(url: str) -> list[str]:
+    """Return what the file of a URL may be called: as it is, and as it was before it was uploaded.
+
+    >>> _name_candidates("/data/upload/1/0a1b2c3d-cat.jpg")
+    ['data/upload/1/0a1b2c3d-cat.jpg', 'cat.jpg']
+    >>> _name_candidates("/data/local-files/?d=cats/1.jpg"), _name_candidates("s3://bucket/cats/1.jpg")
+    (['cats/1.jpg'], ['bucket/cats/1.jpg'])
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL, if it begins as one
+        return [url]
+    named = parse_qs(parts.query).get("d", [])
+    path = named[0] if named else f"{parts.netloc}/{parts.path}" if parts.netloc else parts.path or url
+    path = path.strip("/").replace("//", "/")
+    match = UPLOAD.fullmatch(path.rpartition("/")[2])
+    return [path, match[1]] if match and "upload" in path.split("/") else [path]
+
+
+def _choose_results(task: JsonMapping, location: str, notes: Notes) -> list[JsonMapping]:
+    """Return the regions of the one annotation of a task that counts; none, if there is none."""
+    annotations = task.get("annotations", task.get("completions"))
+    if annotations is None:
+        annotations = []
+    if not isinstance(annotations, list) or not all(isinstance(each, Mapping) for each in annotations):
+        raise UserError(f"{location}: `annotations` must be a list of objects. {REMEDY}")
+    valid = [each for each in annotations if not each.get("was_cancelled")]
+    if len(valid) < len(annotations):
+        notes.setdefault("annotations were cancelled, and are left out", []).append(location.rpartition(" ")[2])
+    if not valid and task.get("predictions"):
+        notes.setdefault("tasks have predictions alone, which are no annotations", []).append(
+            location.rpartition(" ")[2]
+        )
+    chosen = [each for each in valid if each.get("ground_truth")] if len(valid) > 1 else valid
+    if len(valid) > 1 and len(chosen) != 1:
+        raise UserError(
+            f"{location} has {len(valid)} annotations, and it cannot be told which of them counts. Mark one as the "
+            "ground truth in Label Studio, or delete the others."
+        )
+    results = chosen[0].get("result", []) if chosen else []
+    if not isinstance(results, list) or not all(isinstance(each, Mapping) for each in results):
+        raise UserError(f"{location}: `result` must be a list of objects. {REMEDY}")
+    return results
+
+
+def _read_size(results: Sequence[JsonMapping], location: str) -> tuple[int, int] | None:
+    """Return the size of the image that all regions give; None without regions."""
+    sizes = set()
+    for result in results:
+        if result.get("type") in ("keypointlabels", "rectanglelabels"):
+            sides = ("original_width", "original_height")
+            width, height = (read_side(result.get(side), side, location) for side in sides)
+            sizes.add((width, height))
+            if result.get("image_rotation") not in (None, 0):
+                raise UserError(
+                    f"{location}: the image was turned in Label Studio (`image_rotation`), which is not read. Turn the "
+                    "file itself, and annotate it anew."
+                )
+    if len(sizes) > 1:
+        raise UserError(f"{location}: its regions are of images of several sizes, {sorted(sizes)}. Correct them.")
+    return next(iter(sizes), None)
+
+
+def _read_region(result: JsonMapping, kind: str, size: tuple[int, int], location: str) -> tuple[str, float, float]:
+    """Return a region's one label and its place in pixels."""
+    value = result.get("value")
+    labels = value.get(kind) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or not isinstance(labels, list) or len(labels) != 1:
+        raise UserError(f"{location} must have one label in `{kind}`, got {quote_value(labels)}. Correct it.")
+    if not isinstance(labels[0], str) or not labels[0].strip():
+        raise UserError(f"{location}: {quote_value(labels[0])} is no label. Correct it.")
+    return labels[0], _to_pixels(value, "x", size[0], location), _to_pixels(value, "y", size[1], location)
+
+
+def _read_corners(
+    value: JsonMapping, x: float, y: float, size: tuple[int, int], location: str
+) -> tuple[float, float, float, float]:
+    """Return the corners of a rectangle; of one turned about its left upper corner, of what is around it."""
+    w, h = (_to_pixels(value, *each, location) for each in zip(("width", "height"), size, strict=True))
+    if w <= 0 or h <= 0:
+        raise UserError(f"{location} is {w:g} x {h:g} pixels, which is no area. Drop or correct it.")
+    return rotated_corners((x, y, x + w, y + h), read_number(value.get("rotation", 0), "rotation", location), (x, y))
+
+
+def _to_pixels(value: JsonMapping, field: str, side: int, location: str) -> float:
+    return read_number(value.get(field), field, location) * side / 100
+
+
+def _note_names(result: JsonMapping, kind: str, tool: dict[str, str], location: str) -> None:
+    """Note the names that the labelling interface gives its controls, which predictions must name."""
+    for key, name in ((kind, result.get("from_name")), ("image", result.get("to_name"))):
+        if not isinstance(name, str) or tool.setdefault(key, name) != name:
+            raise UserError(
+                f"{location} is of {quote_value(name)} in the labelling interface, and those before of "
+                f"{quote_value(tool.get(key))}. Use one control for each kind of region."
+            )

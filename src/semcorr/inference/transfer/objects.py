@@ -1,0 +1,90 @@
+"""What an annotation file holds, whatever its format: images, categories, and objects with their keypoints."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.text_files import JsonMapping
+from semcorr.data.coco_fields import Id
+from semcorr.data.record import Point
+from semcorr.inference.transfer.crop import Box
+
+NOTHING: JsonMapping = MappingProxyType({})
+
+
+class TransferImage(NamedTuple):
+    """An image of the annotation file or of the folder."""
+
+    id: Id
+    name: str  # path below the folder
+    path: Path
+    size: tuple[int, int] | None  # width and height, if the file has them
+    entry: JsonMapping = NOTHING  # what its tool needs to find it again; never changed
+
+
+class AnnotatedObject(NamedTuple):
+    """An object: a source if any of its keypoints is annotated, otherwise a target to label."""
+
+    id: Id | None  # None: an image without annotation
+    photo: TransferImage
+    category: Id  # id of the category
+    box: Box | None
+    points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
+    keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
+
+
+class AnnotationFile(NamedTuple):
+    """The content of an annotation file."""
+
+    categories: dict[Id, JsonMapping]  # as COCO has them: id, name, keypoints, skeleton
+    images: dict[Id, TransferImage]
+    objects: list[AnnotatedObject]
+    annotated: set[Id]  # images that have an annotation, if only one that is left out
+    tool: JsonMapping = NOTHING  # names that the tool wants to see again; never changed
+
+
+class Annotations(NamedTuple):
+    """What is labelled by what: categories, sources and targets."""
+
+    categories: list[JsonMapping]  # as in the file
+    sources: dict[Id, list[AnnotatedObject]]  # by category id
+    targets: list[AnnotatedObject]  # category by category
+    tool: JsonMapping = NOTHING  # names that the tool of the file wants to see again
+
+
+def build_object(
+    object_id: Id | None, photo: TransferImage, category: Id, box: Box | None, points: Iterable[Point]
+) -> AnnotatedObject:
+    """Return an object of points, which are None where a keypoint is not annotated."""
+    listed = list(points)
+    return AnnotatedObject(
+        object_id,
+        photo,
+        category,
+        box,
+        torch.tensor([point or (0.0, 0.0) for point in listed]).reshape(-1, 2),
+        torch.tensor([point is not None for point in listed], dtype=torch.bool),
+    )
+
+
+def list_objects(annotations: Annotations) -> list[AnnotatedObject]:
+    """Return all objects, targets first."""
+    return [*annotations.targets, *(source for sources in annotations.sources.values() for source in sources)]
+
+
+def category_name(category: JsonMapping) -> str:
+    """Return a category's name, or its id if it has none."""
+    return str(category.get("name", category.get("id")))
+
+
+def build_categories(keypoints: Mapping[str, Iterable[str]]) -> dict[Id, JsonMapping]:
+    """Return categories with ids from 1, from their names and their keypoints' names."""
+    return {
+        number: {"id": number, "name": name, "keypoints": list(names), "skeleton": []}
+        for number, (name, names) in enumerate(keypoints.items(), 1)
+    }
