@@ -19,7 +19,7 @@ from semcorr.core.files import (
     require_writable_file,
 )
 from semcorr.core.ranges import Range
-from semcorr.core.terminal import Terminal, escape_controls
+from semcorr.core.terminal import Terminal, escape_controls, print_line
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.inference.transfer.labels import KeypointLabel
@@ -76,6 +76,7 @@ def transfer_labels(
         check_output(out, annotations)
         if draw is not None:
             check_draw_folder(draw, out, images)
+        print_line(f"Reading {annotations} and {images}")
         from semcorr.data.pictures import warn_about_frames
         from semcorr.inference import Matcher
         from semcorr.inference.load import format_overrides, resolve_device
@@ -93,6 +94,7 @@ def transfer_labels(
         require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:
             require_inputs_kept(draw, label_picture_names(content.targets), input_files, "--draw")
+        print_line(f"Loading {' '.join(format_overrides(model))}")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
