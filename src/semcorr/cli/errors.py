@@ -149,7 +149,7 @@ def user_message(error: BaseException, name: str) -> str | None:
             "an interval is searched, by hydra/sweeper=optuna. Add that, or give the values of a sweep: KEY=1e-4,1e-3"
         )
     if text.startswith("'hydra/sweeper/optuna' is validated"):
-        return "hydra-optuna-sweeper, which is for Optuna 2, has a sweeper of the same name. pip uninstall hydra-optuna-sweeper"
+        return "the package hydra-optuna-sweeper, for Optuna 2, has a sweeper of the same name. pip uninstall it"
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match[1]
