@@ -7,11 +7,12 @@ from pathlib import Path
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.core.text_files import JsonMapping
+from semcorr.engine.run_dir import flatten_config
 from semcorr.metrics.pck import ALPHAS, SUBSETS
 
 STEP = "trainer/global_step"
-SUMMARY = ("pairs", "trained_parameters", "seconds/encode", "seconds/match")  # numbers of metrics.json in the summary
+SUMMARY = ("pairs", "trained_parameters", "seconds.encode", "seconds.match")  # numbers of metrics.json in the summary
 
 
 def define_summaries(board: WandbLogger) -> None:
@@ -37,7 +38,7 @@ def log_categories(board: WandbLogger, stage: str, categories: JsonMapping, step
     board.experiment.log({f"{stage}/categories": wandb.Table(columns=columns, data=rows), STEP: step})
 
 
-def tabulate_categories(categories: JsonMapping) -> tuple[list[str], list[list[object]]]:
+def tabulate_categories(categories: JsonMapping) -> tuple[list[str | int], list[list[object]]]:
     """Tabulate PCK per image by category, subset and alpha, in percent; None where a category has no such keypoints.
 
     >>> columns, rows = tabulate_categories({"cat": {s: {"image": {"0.1": 0.5}} for s in ("all", "geo", "std")}})
@@ -76,19 +77,7 @@ def log_scores(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: in
     table = wandb.Table(columns=["keypoints", "per", "alpha", "pck"], data=curve)
     board.experiment.log({"test/curves": table, STEP: step})
     log_categories(board, "test", metrics["category"], step)
-    numbers = flatten_metrics(metrics)
-    board.experiment.summary.update({f"scores/{name}": numbers[name] for name in SUMMARY})
+    numbers = flatten_config(metrics)
+    board.experiment.summary.update({f"scores/{name.replace('.', '/')}": numbers[name] for name in SUMMARY})
     copy = shutil.copy(run_dir / "metrics.json", board.experiment.dir)  # else W&B makes a link, and says so
     board.experiment.save(copy, base_path=board.experiment.dir, policy="now")
-
-
-def flatten_metrics(tree: Mapping[str, object], prefix: str = "") -> JsonObject:
-    """Return the leaves of nested metrics by their paths.
-
-    >>> flatten_metrics({"pck": {"all": {"0.1": 0.5}}, "pairs": 3})
-    {'pck/all/0.1': 0.5, 'pairs': 3}
-    """
-    leaves: JsonObject = {}
-    for key, value in tree.items():
-        leaves |= flatten_metrics(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return leaves
