@@ -38,7 +38,9 @@ def report(api: ModuleType, project: str, entity: str) -> Any:
         api.H1("Training"),
         grid(api, runs, training(api)),
         api.H1("Sweeps"),
-        api.P("Jobs of a sweep are one group; mean over its runs."),
+        api.P(
+            "Jobs of a sweep are one group; mean over its runs. A run has the best of its validations in its summary."
+        ),
         grid(api, runs | {"groupby": ["Group"]}, [curve(api, "all")]),
         grid(api, runs, [api.RunComparer(diff_only="split", layout=place(api, 0, 24))]),
     ]
@@ -59,7 +61,7 @@ def leaderboard(api: ModuleType) -> list[object]:
     cost = api.ScatterPlot(
         title="accuracy against trained parameters",
         x=api.SummaryMetric("scores/trained_parameters"),
-        y=api.SummaryMetric("scores/pck/all/image/0.1"),
+        y=api.SummaryMetric("test/all/pck@0.1"),
         layout=place(api, 0, 24),
     )
     return [*bars, cost]

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -53,30 +53,53 @@ class Here(Launcher):
         """Receive the context and the configuration from Hydra."""
         self.hydra_context, self.config = hydra_context, config
         self.outcomes: list[JobOutcome] = vars(task_function).get("outcomes", [])
+        self.folder_of_jobs = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose every job, run the missing ones, and record their outcomes."""
-        from semcorr.cli.hydra_app import compose_sweep_job
-        from semcorr.cli.sweep.plan import plan_jobs
         from semcorr.cli.sweep.run import run_jobs
         from semcorr.core.terminal import print_line
 
-        setup_globals()
         print_line(f"Checking {len(job_overrides)} job{'s'[: len(job_overrides) != 1]}")
+        configs = self.compose(job_overrides)
+        jobs, typed = self.plan(configs, initial_job_idx), OmegaConf.to_yaml(self.config)
+        outcomes = run_jobs(jobs, self.folder_of_jobs, self.map_jobs, self.elsewhere, typed)
+        return [_job_return(outcome) for outcome in self.record(configs, outcomes)]
+
+    def compose(self, job_overrides: Sequence[Sequence[str]]) -> "list[tuple[list[str], DictConfig]]":
+        """Compose and check the configuration of every job, and return it with its overrides."""
+        from semcorr.cli.hydra_app import compose_sweep_job
+
+        setup_globals()
         load, verb = self.hydra_context.config_loader.load_sweep_config, self.config.hydra.job.config_name
-        configs = [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
-        folder = Path(self.config.hydra.sweep.dir)
-        jobs, typed = plan_jobs(verb, configs, folder), OmegaConf.to_yaml(self.config)
-        outcomes = run_jobs(jobs, folder, self.map_jobs, self.elsewhere, typed)
-        self.outcomes.extend(outcomes)
-        return [_job_return(outcome) for outcome in outcomes]
+        return [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
+
+    def plan(self, configs: "Sequence[tuple[list[str], DictConfig]]", first: int) -> "list[SweepJob]":
+        """Plan the jobs of configurations, the first of which has the number `first`."""
+        from semcorr.cli.sweep.plan import plan_jobs
+
+        return plan_jobs(self.config.hydra.job.config_name, configs, self.folder_of_jobs, first)
+
+    def record(
+        self, configs: "Sequence[tuple[list[str], DictConfig]]", outcomes: "Sequence[JobOutcome]"
+    ) -> "list[JobOutcome]":
+        """Record the outcomes for the end of the sweep, and return one per configuration; equal ones share a job."""
+        from semcorr.engine.run_dir import config_hash
+
+        found = {outcome.job.identity: outcome for outcome in outcomes}
+        self.outcomes[:] = ({outcome.job.identity: outcome for outcome in self.outcomes} | found).values()
+        return [found[config_hash(cfg)] for _, cfg in configs]
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Apply `function` to every job and the features of the one before, and yield the outcomes."""
+        return (function(job, self.features) for job in jobs)
+
+    @cached_property
+    def features(self) -> "SweepFeatureCache":
+        """Features of the last job of this process."""
         from semcorr.store.cache import SweepFeatureCache
 
-        features = SweepFeatureCache()
-        return (function(job, features) for job in jobs)
+        return SweepFeatureCache()
 
 
 class Joblib(Here):
@@ -94,7 +117,7 @@ class Joblib(Here):
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Yield outcomes as they come; workers use as many threads as this process would, for the same digits."""
-        joblib = _import_package("joblib")
+        joblib = import_package("joblib", "launcher")
         _require_one_device(jobs)
         tasks = (joblib.delayed(in_worker)(function, job, os.getcwd(), _thread_count()) for job in jobs)
         with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_thread_count()):
@@ -121,7 +144,7 @@ class Ray(Here):
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Yield outcomes as they come; a cluster on other machines must see the same files."""
-        ray = _import_package("ray")
+        ray = import_package("ray", "launcher")
         _require_one_device(jobs)
         previous_handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
@@ -155,7 +178,7 @@ class Slurm(Here):
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Yield outcomes in the order of the jobs."""
-        submitit = _import_package("submitit")
+        submitit = import_package("submitit", "launcher")
         folder = Path(self.folder or self.config.hydra.sweep.dir) / ".submitit"
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
@@ -222,18 +245,14 @@ def _require_one_device(jobs: "Sequence[SweepJob]") -> None:
         )
 
 
-def _import_package(package: str) -> ModuleType:
+def import_package(package: str, group: str) -> ModuleType:
     """Import an optional package, or say how to install it."""
     import importlib
-
-    from semcorr.core.errors import UserError
 
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(
-            f"`hydra/launcher`: {package} is not installed. pip install {package}, or semcorr[sweep] for all launchers"
-        ) from None
+        raise UserError(f"`hydra/{group}`: {package} is not installed. pip install 'semcorr[sweep]'") from None
 
 
 def _thread_count() -> int:
@@ -244,10 +263,11 @@ def _thread_count() -> int:
 
 
 def _job_return(outcome: "JobOutcome") -> JobReturn:
-    """Convert an outcome to what Hydra expects of a job."""
-    from semcorr.cli.sweep.plan import is_done, read_job_metrics
+    """Convert an outcome to what Hydra's sweepers expect of a job: its `objective`; None of one that failed."""
+    from semcorr.cli.sweep.objective import read_objective
 
-    is_successful = not outcome.fault and is_done(outcome.job)
     result = JobReturn(overrides=outcome.job.overrides, cfg=outcome.job.cfg, working_dir=str(outcome.job.folder))
-    result.status, result.return_value = JobStatus.COMPLETED, read_job_metrics(outcome.job) if is_successful else None
+    result.status, result.return_value = JobStatus.COMPLETED, None
+    with suppress(UserError):  # a sweep without a search may well be of jobs that have no such number
+        result.return_value = read_objective(outcome)
     return result

@@ -48,7 +48,7 @@ def run(config, tmp_path) -> Path:
         ["finetune=peft", "finetune.tuner=road", "+finetune.variant=road_2", "+finetune.r=4"],
         ["+trainer.limit_val_batches=0.5", "+trainer.max_time='00:12:00:00'", "trainer.devices=[0,1]"],
         ["backbone=dinov2", "+backbone.facet=key", "+backbone.drop_path_rate=0.1", "backbone.layers=[-4,-1]"],
-        ["logger=wandb", "+logger.entity=team", "+logger.tags=[a,b]", "store=disk"],
+        ["logger=wandb", "+logger.entity=team", "logger.tags=[a,b]", "store=disk"],
         ["pose=adaptive", "+pose.rotations.cup=[90]", "loss=together", "augment=standard", "pairs=pose_variant"],
         ["data@test=pf_willow", "experiment=unified/bottleneck"],
         ["data=animal_pose", "backbone=sd_dinov2", "finetune=cpm", "head=aggregation", "protocol=all"],

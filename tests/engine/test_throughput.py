@@ -7,7 +7,7 @@ import pytest
 
 from semcorr.engine import callbacks
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.engine.wandb_pages import WandbPagesCallback
+from semcorr.engine.pages import PagesCallback
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ def test_images_per_second_are_those_of_training_alone(config, tiny, tmp_path, m
     monkeypatch.setattr(
         CorrespondenceModule, "validation_step", lambda self, batch: (wait(3600), score(self, batch))[1]
     )
-    monkeypatch.setattr(WandbPagesCallback, "on_validation_end", lambda self, trainer, module: wait(3600))
+    monkeypatch.setattr(PagesCallback, "on_validation_end", lambda self, trainer, module: wait(3600))
 
     train(config("train", *tiny, "finetune.blocks=1", "data.steps=2", "data.batch_size=4", "trainer.max_epochs=1"))
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from semcorr import train
 
@@ -81,6 +83,8 @@ class Read:
         self.history: dict[str, list] = defaultdict(list)
         self.scalars: dict[str, dict] = defaultdict(dict)  # the last at each step
         self.summary: dict[str, object] = {}
+        self.summary_keys: set[str] = set()  # the last of each curve is in it, too
+        self.metrics: dict[str, object] = {}  # what the summary has of a curve
         for data in records(path.read_bytes()):
             record = Record()
             record.ParseFromString(data)
@@ -98,6 +102,9 @@ class Read:
             self.scalars[key][row.get("trainer/global_step")] = value
         for item in record.summary.update:
             self.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        self.summary_keys |= {item.key or item.nested_key[0] for item in [*record.history.item, *record.summary.update]}
+        if record.HasField("metric"):
+            self.metrics[record.metric.name] = record.metric.summary
         if record.HasField("exit"):
             self.exits.append(record.exit.exit_code)
 
@@ -111,9 +118,14 @@ def scalars_of(run: Path) -> dict[str, dict[int, float]]:
     return dict(found)
 
 
-def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_code(typed, tmp_path, tiny):
-    assert typed(*QUICK, *tiny, "logger=wandb", "run_dir=RUN") == 0
+def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_code(typed, tmp_path, tiny, capfd):
+    assert typed(*QUICK, *tiny, "logger=wandb", "logger.tags=[mine]", "run_dir=RUN") == 0
 
+    said = capfd.readouterr()
+    told = [line for line in said.out.partition("synthetic test")[0].splitlines() if line.strip() and "━" not in line]
+    assert told[-1].startswith("W&B is offline: wandb sync ")
+    assert [line for line in told if "train/loss" not in line] == told[-1:]
+    assert said.err == ""
     read = Read(tmp_path / "RUN")
     scalars = scalars_of(tmp_path / "RUN")
     assert {"train/loss", "val/geo/pck@0.05", "test/std/pck@0.1", "cost/images_per_second", "cost/memory_gb"} <= set(
@@ -129,17 +141,29 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
         assert maps.height > 500  # two of them at least, below one another
     for stage, categories in (("val", 4), ("test", 5)):  # one has no pair to validate on
         table = json.loads((read.files / read.history[f"{stage}/categories/path"][-1]).read_text())
-        assert table["columns"] == ["category", "all", "geo", "std"]
+        assert table["columns"][:4] == ["category", "all@0.01", "geo@0.01", "std@0.01"]
+        assert len(table["columns"]) == 1 + 3 * 5
         assert len(table["data"]) == categories
         with Image.open(read.files / read.history[f"{stage}/matches/path"][-1]) as page:
             assert page.width > 800
     metrics = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
     table = json.loads((read.files / read.history["test/categories/path"][0]).read_text())
-    assert [row[1] / 100 for row in table["data"]] == pytest.approx(
+    column = table["columns"].index("all@0.1")
+    assert [row[column] / 100 for row in table["data"]] == pytest.approx(
         [found["all"]["image"]["0.1"] for found in metrics["category"].values()]
     )
+    curves = json.loads((read.files / read.history["test/curves/path"][0]).read_text())
+    assert ["geo", "point", 0.15, metrics["pck"]["geo"]["point"]["0.15"]] in curves["data"]
+    assert json.loads((read.files / "metrics.json").read_text()) == metrics
 
-    assert read.summary["scores/pck/geo/image/0.1"] == metrics["pck"]["geo"]["image"]["0.1"]
+    assert read.summary["scores/pairs"] == metrics["pairs"]
+    assert read.summary["scores/seconds/encode"] == metrics["seconds"]["encode"]
+    assert len(read.summary_keys) < 60
+    assert read.metrics["val/geo/pck@0.05"].max
+    assert read.metrics["train/loss"].min
+    assert read.run.display_name == "tiny-blocks_1-synthetic"
+    assert read.run.job_type == "train"
+    assert [*read.run.tags] == ["tiny", "blocks_1", "synthetic", "cosine", "visual_ai", "mine"]
     assert read.config["seed"] == 42
     assert read.config["provenance"]["packages"]["semcorr"]
     assert read.exits == [0]
@@ -152,15 +176,17 @@ def test_the_jobs_of_a_sweep_are_finished_runs_of_one_group(typed, tmp_path, tin
 
     first, second = (Read(tmp_path / "SWEEP" / number) for number in "02")
     assert {first.run.run_group, second.run.run_group} == {"SWEEP"}
-    assert [first.run.display_name, second.run.display_name] == ["train 0", "train 2"]
+    assert [first.run.display_name, second.run.display_name] == [
+        "tiny-blocks_1-synthetic 0",
+        "tiny-blocks_2-synthetic 2",
+    ]
     assert first.run.run_id != second.run.run_id
     assert first.exits == second.exits == [0]
     assert first.config["finetune"]["blocks"] == 1
     assert second.config["finetune"]["blocks"] == 2
 
 
-@pytest.mark.slow
-def test_tensorboard_and_csv_hold_the_same_scalars(typed, tmp_path, tiny):
+def test_tensorboard_holds_the_scalars_of_csv_pictures_and_hparams(typed, tmp_path, tiny):
     assert typed(*QUICK, *tiny, "logger=tensorboard", "run_dir=RUN") == 0
 
     events = EventAccumulator(str(tmp_path / "RUN" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
@@ -170,3 +196,27 @@ def test_tensorboard_and_csv_hold_the_same_scalars(typed, tmp_path, tiny):
     assert len(expected) > 30
     for tag, values in expected.items():
         assert written[tag] == pytest.approx(values, rel=1e-6), tag
+
+    pictures = {tag: events.Images(tag) for tag in events.Tags()["images"]}
+    assert {tag: len(drawn) for tag, drawn in pictures.items()} == {
+        "val/matches": 2,
+        "val/similarity": 2,
+        "test/matches": 1,
+    }
+    assert pictures["test/matches"][0].width > 800
+
+    summaries = {
+        tag: HParamsPluginData.FromString(metadata.plugin_data.content)
+        for tag, metadata in (
+            (value.tag, value.metadata)
+            for path in sorted((tmp_path / "RUN" / "tensorboard").glob("events.*"))
+            for event in EventFileLoader(str(path)).Load()
+            for value in event.summary.value
+        )
+        if metadata.plugin_data.plugin_name == "hparams"
+    }
+    options = summaries["_hparams_/session_start_info"].session_start_info.hparams
+    assert options["finetune.blocks"].number_value == 1
+    assert not {"run_dir", "logger._target_", "provenance.git"} & {*options}
+    compared = [info.name.tag for info in summaries["_hparams_/experiment"].experiment.metric_infos]
+    assert sorted(compared) == ["test/all/pck@0.1", "test/geo/pck@0.1", "test/std/pck@0.1"]

@@ -144,6 +144,12 @@ def user_message(error: BaseException, name: str) -> str | None:
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
+    if "does not support sweep type : INTERVAL" in text:
+        return (
+            "an interval is searched, by hydra/sweeper=optuna. Add that, or give the values of a sweep: KEY=1e-4,1e-3"
+        )
+    if text.startswith("'hydra/sweeper/optuna' is validated"):
+        return "the package hydra-optuna-sweeper, for Optuna 2, has a sweeper of the same name. pip uninstall it"
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match[1]

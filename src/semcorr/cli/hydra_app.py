@@ -111,11 +111,13 @@ def check_run(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
+    from semcorr.cli.sweep.objective import check_objective
     from semcorr.engine.build import check_config
     from semcorr.engine.trainer_options import check_trainer
 
     copy = cfg.copy()
     check_config(copy)
+    check_objective(copy.objective)
     check_trainer(copy)
     for key in CHEAP:
         if key in copy:

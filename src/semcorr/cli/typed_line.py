@@ -155,6 +155,8 @@ def _check_setting(text: str, override: Override, groups: set[str], sections: se
     """Refuse a setting that Hydra can read, and that cannot be meant."""
     key, package = override.key_or_group, override.package
     top = (package or key).split(".")[0] if package != "" else key
+    if key == "hydra/sweeper" and not is_sweep:
+        raise UserError(f"`{text}` chooses the jobs of a sweep, and this is one run. Add -m, or leave it out.")
     if key.startswith(("hydra.", "hydra/")) and key not in PATHS:
         return
     if override.is_delete():

@@ -30,13 +30,13 @@ from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.tapvid import TapVid
-from semcorr.engine import wandb_pages as dashboard
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import accepted_options, check_options
+from semcorr.engine.pages import PagesCallback, log_summary
 from semcorr.engine.run_dir import (
     POST_FEATURE_KEYS,
     code_versions,
@@ -45,6 +45,7 @@ from semcorr.engine.run_dir import (
     remove_results,
     replace_results,
 )
+from semcorr.engine.run_name import label_run
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
 from semcorr.engine.tracking import TrackingModule, print_tracks, write_tracks
 from semcorr.engine.trainer_options import (
@@ -55,7 +56,6 @@ from semcorr.engine.trainer_options import (
     device_precision,
     refuse_options,
 )
-from semcorr.engine.wandb_pages import WandbPagesCallback
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
 from semcorr.models.losses import Loss, point_lookup
@@ -328,7 +328,7 @@ def build_trainer(
     if not resumes:
         remove_logs(run_dir)
     user_callbacks = build_user_callbacks(cfg)
-    callbacks = [WandbPagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
+    callbacks = [PagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
     own_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
     typed_bar = cfg.trainer.get("enable_progress_bar")
     has_bar = own_bar or (Terminal().is_terminal if typed_bar is None else typed_bar)
@@ -372,7 +372,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     for key, node in logger_nodes(resolved["logger"]).items():
         options = accepted_options(node["_target_"], node)
         takes_folder = options is None or options.is_open or "save_dir" in options.annotations
-        logger = instantiate(node, **({"save_dir": str(run_dir)} if takes_folder else {}))
+        labels = label_run(cfg, node)
+        logger = instantiate({**node, **labels}, **({"save_dir": str(run_dir)} if takes_folder else {}))
         if not isinstance(logger, Logger):
             raise UserError(f"`{key}` must be a logger of Lightning, got a {type(logger).__name__}")
         if not isinstance(logger, CSVScalarLogger):
@@ -416,7 +417,7 @@ def score_and_save(
         else:
             assert isinstance(data, PairDataModule)
             metrics = write_results(module.result, data, folder, count_trained(module))
-    dashboard.log_summary(trainer.loggers, metrics, run_dir, trainer.global_step)
+    log_summary(trainer.loggers, metrics, run_dir, trainer.global_step)
     finish_loggers(trainer.loggers)
     print_table = print_tracks if isinstance(module, TrackingModule) else print_scores
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")

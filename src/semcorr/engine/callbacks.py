@@ -104,7 +104,8 @@ class TrainingProgressBar(RichProgressBar):
         """Return the metrics that were read last."""
         interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
         if trainer.global_step % interval == 0 or not self._read:
-            self._read = super().get_metrics(trainer, pl_module)
+            read = super().get_metrics(trainer, pl_module)
+            self._read = {name: value for name, value in read.items() if name != "v_num"}  # of W&B, a random one
         return self._read
 
 

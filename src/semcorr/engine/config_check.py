@@ -25,6 +25,7 @@ TEXT, NUMBER, NOTHING = (str,), (int, float), (type(None),)
 KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no constructor checks
     ("seed",): ((int,), "a whole number"),
     ("name",): (TEXT, "text"),
+    ("objective",): (TEXT, "text"),
     ("run_dir",): (TEXT, "text"),
     ("data_root",): (TEXT, "text"),
     ("checkpoint",): (TEXT + NOTHING, "text or null"),

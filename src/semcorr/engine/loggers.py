@@ -5,6 +5,7 @@ A run does not depend on its logs: it warns once of a log that cannot be written
 
 import csv
 import logging
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -172,10 +173,16 @@ def wandb(
     """
     import wandb as client
 
-    if "mode" not in options and not client.login(prompt=False):
+    options.setdefault("mode", os.environ.get("WANDB_MODE") or None)
+    if options["mode"] is None and not client.login(prompt=False):
         options["mode"] = "offline"
-    options |= {"id": _read_or_create_id(Path(save_dir)), "resume": "allow"} if options.get("mode") != "offline" else {}
-    return WandbSideLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
+    is_offline = options["mode"] in ("offline", "dryrun")
+    options |= {} if is_offline else {"id": _read_or_create_id(Path(save_dir)), "resume": "allow"}
+    # Its address is all that W&B is to print: online by itself, offline in `finish_loggers`.
+    options.setdefault("settings", client.Settings(silent=is_offline, quiet=True))
+    logger = WandbSideLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
+    logger._wandb_init.pop("anonymous", None)  # Lightning's, of which W&B warns that it has no effect
+    return logger
 
 
 def _read_or_create_id(run_dir: Path) -> str:
@@ -202,11 +209,16 @@ def logger_nodes(node: JsonMapping) -> dict[str, JsonObject]:
 
 
 def finish_loggers(loggers: Iterable[Logger]) -> None:
-    """Finish the W&B run, so that the next job of a sweep starts its own."""
+    """Finish the W&B run, so that the next job of a sweep starts its own; say where one is that is offline."""
     for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.finalize("success")  # writes what was logged after the test
         if isinstance(logger, WandbLogger):
             with warn_once_on_failure(logger):
-                logger.experiment.finish()
+                run = logger.experiment
+                run.finish()
+                if getattr(run, "offline", False):
+                    print(f"W&B is offline: wandb sync {Path(run.dir).parent} sends the run.")
 
 
 def tensorboard(save_dir: str | Path) -> TensorBoardLogger:

@@ -22,6 +22,7 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "kap": bool,
     "compile": str | None,
     "name": NotEmpty,
+    "objective": NotEmpty,
     "run_dir": NotEmpty,
     "checkpoint": NotEmpty | None,
     "data_root": NotEmpty,

@@ -32,7 +32,9 @@ RESULTS = (
 EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
 # Options that a run fills in from others.
 FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "test.resize", "protocol.resize")
-UNSCORED_SECTIONS = ("run_dir", "name", "data_root", "logger", "callbacks", "store", "trainer", "compile", "provenance")
+UNSCORED_SECTIONS = (
+    *("run_dir", "name", "data_root", "objective", "logger", "callbacks", "store", "trainer", "compile", "provenance"),
+)
 LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
 LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
 
@@ -195,7 +197,7 @@ def _is_score(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
-EXCLUDED_KEYS = ("run_dir", "name", "logger")  # sections that no number depends on
+EXCLUDED_KEYS = ("run_dir", "name", "logger", "objective")  # sections that no number depends on
 POST_FEATURE_KEYS = (
     "localise",
     "protocol",

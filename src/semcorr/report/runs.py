@@ -132,6 +132,7 @@ APART = (
     "store",
     "kap",
     "compile",
+    "objective",
     "protocol",
     "checkpoint",
     "backbone.weights",

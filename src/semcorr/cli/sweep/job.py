@@ -29,6 +29,7 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         cache: Cache of the features of the last job that this process has run.
     """
     from semcorr.cli.errors import user_message
+    from semcorr.engine.run_name import name_run
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
     _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
@@ -36,7 +37,8 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
     cfg.run_dir = str(job.folder)
     for logger in (cfg.logger, *(node for node in cfg.logger.values() if isinstance(node, DictConfig))):
         if "group" in logger and logger.group is None:  # W&B's
-            logger.group, logger.name = job.folder.parent.name, f"{cfg.name} {job.folder.name}"
+            logger.group = job.folder.parent.name
+            logger.name = f"{logger.name or name_run(cfg)} {job.folder.name}"
     is_half_done = (job.folder / "checkpoints").is_dir()
     if is_half_done:
         cfg.checkpoint = cfg.run_dir

@@ -44,7 +44,9 @@ class JobOutcome(NamedTuple):
     error: str = ""
 
 
-def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> list[SweepJob]:
+def plan_jobs(
+    verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], folder: Path, first: int = 0
+) -> list[SweepJob]:
     """Plan every configuration once, with its directory: the one it had, else that of its own number, if free.
 
     The plan depends only on the configurations and on what is in the folder, so that all processes plan the same.
@@ -53,19 +55,20 @@ def plan_jobs(verb: str, composed: Sequence[tuple[Sequence[str], DictConfig]], f
         verb: Command of the jobs, `train` or `evaluate`.
         composed: Overrides and configuration of each job.
         folder: Directory of the sweep.
+        first: Number of the first job; a search plans its jobs a few at a time.
     """
     claims, damaged = read_job_folders(folder)
     folder_by_job = {identity: folders[0] for identity, folders in claims.items()}
     taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
     jobs: dict[str, SweepJob] = {}
-    for number, (overrides, cfg) in enumerate(composed):
+    for number, (overrides, cfg) in enumerate(composed, first):
         identity = config_hash(cfg)
         if identity in jobs:
             continue
         if identity not in folder_by_job and (problem := damaged.pop(folder / str(number), None)):
             jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder / str(number), problem)
             continue
-        numbers = (number, *range(len(composed), MANY + len(taken)))
+        numbers = (number, *range(first + len(composed), first + MANY + len(taken)))
         folder_by_job.setdefault(identity, next(path for n in numbers if (path := folder / str(n)) not in taken))
         taken.add(folder_by_job[identity])
         problem = find_mixed_folder(cfg, claims.get(identity, []))

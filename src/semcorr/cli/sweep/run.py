@@ -22,12 +22,13 @@ LOST = "its worker was lost: out of memory, out of time or cancelled"
 
 
 RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
+Launch = Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]]
 
 
 def run_jobs(
     jobs: Sequence[SweepJob],
     folder: Path,
-    launch: Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]],
+    launch: Launch,
     remote_note: str = "",
     config: str = "",
 ) -> list[JobOutcome]:
@@ -40,11 +41,7 @@ def run_jobs(
         remote_note: Sentence on jobs that go on when this process is interrupted.
         config: Text that multirun.yaml is to hold.
     """
-    from semcorr.cli.sweep.job import run_job
-
     with lock_folder(folder, "the sweep"):
-        for job in jobs:
-            _claim_folder(job)
         waiting = [job for job in jobs if not is_done(job) and not job.problem]
         half_done = sum((job.folder / "checkpoints").is_dir() for job in waiting)
         done = sum(is_done(job) and not job.problem for job in jobs)
@@ -56,9 +53,24 @@ def run_jobs(
             )
         try:
             with advise_on_interrupt(lambda: _advice(jobs, folder, remote_note)):
-                outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
+                return run_missing(jobs, launch)
         finally:
             _restore_file(folder / MULTIRUN, config)
+
+
+def run_missing(jobs: Sequence[SweepJob], launch: Launch) -> list[JobOutcome]:
+    """Run the jobs that are not done, in a directory that is locked, and return the outcomes of all.
+
+    Args:
+        jobs: Jobs as planned.
+        launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
+    """
+    from semcorr.cli.sweep.job import run_job
+
+    for job in jobs:
+        _claim_folder(job)
+    waiting = [job for job in jobs if not is_done(job) and not job.problem]
+    outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
     return [outcomes.get(job.identity) or _outcome(job) for job in jobs]
 
 

@@ -1,0 +1,43 @@
+"""What a run is called in a dashboard."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.run_name import label_run, name_choice, name_run, tag_run
+
+PARTS = {"common", "timm", "transformers", "last_blocks", "last_blocks_norm"}  # of others, or named by their options
+
+
+CHOICES = [
+    (group, path.stem)
+    for group in ("backbone", "data", "finetune", "head")
+    for path in sorted((conf_dir() / group).glob("*.yaml"))
+    if path.stem not in PARTS
+]
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_a_choice_is_named_as_it_was_typed(config, group, name):
+    verb = "evaluate" if name == "tapvid_davis" else "train"
+    assert name_choice(group, config(verb, f"{group}={name}")[group]) == name
+
+
+def test_what_no_file_holds_is_named_by_what_it_is(config):
+    cfg = config("train", "backbone=timm", "backbone.name=team/vit_x.y", "finetune.blocks=3", "data.root=elsewhere")
+    assert name_run(cfg) == "vit_x.y-blocks_3-spair"
+    assert name_choice("head", {"_target_": "my.heads.Wide"}) == "Wide"
+
+
+def test_labels_fill_in_what_is_null_and_leave_what_was_given(config):
+    cfg = config("evaluate", "logger=wandb", "name=paper", "finetune=lora")
+    node = OmegaConf.to_container(cfg.logger)
+
+    assert label_run(cfg, node) == {
+        "name": "dinov2-lora-spair",
+        "job_type": "evaluate",
+        "tags": ["dinov2", "lora", "spair", "cosine", "semcorr", "paper"],
+    }
+    assert label_run(cfg, {**node, "name": "x", "job_type": "y", "tags": ["a"]}) == {"tags": [*tag_run(cfg), "a"]}
+    assert label_run(cfg, {"_target_": "a"}) == {}
