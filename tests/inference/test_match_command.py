@@ -21,6 +21,7 @@ from semcorr.data.pictures import load_picture
 from semcorr.data.synthetic import write_synthetic
 from semcorr.inference.encoded import EncodedPicture, place_picture
 from semcorr.inference.foreground import foreground_cells, foreground_grid
+from semcorr.inference.plots import LEGEND
 
 pytestmark = pytest.mark.integration
 
@@ -74,7 +75,7 @@ def test_points_are_matched_as_matcher_does_and_drawn(typed, folder, tmp_path):
     with Image.open(folder / "a.jpg") as image:
         assert found["size"] == list(image.size)
     with Image.open(out / "b.png") as drawn:
-        assert drawn.height == 480
+        assert drawn.height == 480 + LEGEND
     assert f"{rows[0]['target'][0]:.1f}" in said
 
 
@@ -83,7 +84,7 @@ def test_the_mark_of_a_point_is_drawn_where_the_point_is(typed, folder, tmp_path
     with Image.open(folder / "a.jpg") as image, Image.open(tmp_path / "out/a.png") as drawn:
         scale = 480 / image.height
         plain = np.asarray(image.convert("RGB").resize((round(image.width * scale), 480))).astype(int)
-        changed = np.abs(np.asarray(drawn)[:, : plain.shape[1]] - plain).sum(-1) > 150
+        changed = np.abs(np.asarray(drawn)[:480, : plain.shape[1]] - plain).sum(-1) > 150
 
     rows, columns = np.nonzero(changed[:, : int(120.5 * scale) + 12])  # the line leads to the right
     assert np.median(columns) == pytest.approx(120.5 * scale, abs=3)

@@ -41,7 +41,12 @@ class WandbPagesCallback(Callback):
         names = set(table["pair"].to_pylist())
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in names}
         with warn_once_on_failure(board):
-            matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], PAIRS_PER_PAGE), table)
+            matches = draw.plot_predictions(
+                draw.evenly_spaced([*pairs.values()], PAIRS_PER_PAGE),
+                table,
+                float(ALPHA),
+                tolerance=pl_module.specs[0].protocol.tolerance,
+            )
             log_page(board, "val", pl_module.result.scores["category"], matches, trainer.global_step)
             maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
             log_image(board, "val/similarity", maps, similarity_map.SIMILARITY_LEGEND, trainer.global_step)
@@ -67,7 +72,7 @@ def log_page(board: WandbLogger, stage: str, categories: JsonMapping, page: Imag
     board.experiment.log(
         {
             f"{stage}/categories": wandb.Table(columns=["category", *SUBSETS], data=rows),
-            f"{stage}/matches": wandb.Image(page, caption=f"green: within {ALPHA} of the truth; red: not"),
+            f"{stage}/matches": wandb.Image(page, caption=f"blue disc: right at {ALPHA}; red cross: wrong"),
             "trainer/global_step": step,
         }
     )

@@ -1,5 +1,6 @@
 """Transferred keypoints as COCO annotations and as pictures."""
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,12 +12,12 @@ from torch import Tensor
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture
-from semcorr.inference.plots import bright_colour, displayed_size
+from semcorr.inference.displayed import displayed_size
 from semcorr.inference.transfer.annotations import AnnotatedObject, CocoAnnotations, TransferImage, list_objects
 from semcorr.inference.transfer.propagate import LabelledSource
+from semcorr.visualization.canvas import ZOOM, Colour
 
 FOUND = 2  # COCO's v: labelled and visible
-ZOOM = 3  # drawn larger and reduced, for smooth lines
 
 
 class KeypointLabel(NamedTuple):
@@ -126,6 +127,12 @@ def draw_label_picture(
         if is_valid:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def bright_colour(share: float) -> Colour:
+    """Return a bright colour by its share of the colour circle."""
+    red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def skeleton_edges(category: JsonMapping) -> list[tuple[int, int]]:
