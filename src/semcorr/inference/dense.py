@@ -201,7 +201,7 @@ SMOOTH = (0.16, 0.16, 0.08, 0.04, 0.025)  # standard deviations, as shares of th
 LEAST_WEIGHT = 1e-4  # of a pixel without confidence: some flow must be drawn where there is no other
 
 
-def smooth_flow(flow: Flow, tolerance: float) -> Flow:
+def smooth_flow(flow: Flow, tolerance: float, size: tuple[int, int] | None = None) -> Flow:
     """Smooth a flow for a picture: from coarse to fine, a Gaussian mean of confident pixels that agree with the last.
 
     Where neighbouring cells disagree, `Matcher.dense` moves points with the nearest cell, and a warped picture falls
@@ -212,6 +212,7 @@ def smooth_flow(flow: Flow, tolerance: float) -> Flow:
         flow: The flow.
         tolerance: Pixels of the source per pixel of the flow: displacements within this many standard deviations of
             the Gaussian agree.
+        size: Width and height of the result, laid over the same picture; those of the flow if left out.
     """
     h, w = flow.confidence.shape
     share = min(1.0, COARSE / max(h, w))
@@ -227,7 +228,8 @@ def smooth_flow(flow: Flow, tolerance: float) -> Flow:
         agreement = torch.exp(-0.5 * (displacement - mean).square().sum(1, keepdim=True) / reach**2) + LEAST_WEIGHT
     finest = SMOOTH[-1] * max(shape)
     kept = _blur(confidence * agreement, finest) / _blur(torch.ones_like(confidence), finest)
-    smooth = interpolate(torch.cat((mean, kept), dim=1), (h, w), mode="bicubic", align_corners=False)[0]
+    shape = (h, w) if size is None else size[::-1]
+    smooth = interpolate(torch.cat((mean, kept), dim=1), shape, mode="bicubic", align_corners=False)[0]
     return Flow(smooth[:2].permute(1, 2, 0).to(flow.flow), smooth[2].clamp(0, 1).to(flow.confidence))
 
 

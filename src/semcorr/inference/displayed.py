@@ -19,6 +19,10 @@ class DisplayedPicture(NamedTuple):
     size: tuple[int, int]  # width, height in original pixels, upright
     name: str
 
+    def __repr__(self) -> str:
+        """Return name and size; a notebook that is stored should not tell where its pictures lay."""
+        return f"DisplayedPicture({Path(self.name).name}, {self.size[0]} x {self.size[1]})"
+
     def load(self) -> Picture:
         """Return the picture; a file is read again.
 

@@ -136,9 +136,9 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
         b: The target.
         flow: Flow from the target to the source, over the whole target.
     """
-    h, w = flow.confidence.shape
-    x, y = pixel_grid((w, h), b.size)
-    smooth = smooth_flow(flow, max(a.size) / max(h, w))
+    size = displayed_size(b.size)
+    x, y = pixel_grid(size, b.size)
+    smooth = smooth_flow(flow, max(a.size) / max(flow.confidence.shape), size)
     coordinates = smooth.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     square = to_view(coordinates.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
     unit = to_unit(square, SIDE).view_as(coordinates)
@@ -147,10 +147,10 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     colours = torch.from_numpy(np.array(sampled)).permute(2, 0, 1)[None].float()
     warped = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
     opacity = (smooth.confidence / SURE).clamp(0, 1)
-    grey = torch.from_numpy(np.array(b.image.resize((w, h)).convert("L"))).float()
+    grey = torch.from_numpy(np.array(b.image.resize(size).convert("L"))).float()
     warped = torch.lerp((grey * FADED + 255 * (1 - FADED)).expand_as(warped), warped, opacity)
     middle = Image.fromarray(warped.round().byte().permute(1, 2, 0).numpy())
-    return hstack_images([left, middle, b.image.resize((w, h))], GAP)
+    return hstack_images([left, middle, b.image.resize(size)], GAP)
 
 
 def plot_features(

@@ -90,7 +90,7 @@ def write_text(
     draw: ImageDraw.ImageDraw, place: Point, text: str, size: float, colour: Colour = INK, anchor: str = "lt"
 ) -> None:
     """Write a line of text; see Pillow's anchors."""
-    draw.text(place, text, fill=colour, font=ImageFont.load_default(size=size), anchor=anchor)
+    draw.text((place[0], place[1]), text, fill=colour, font=ImageFont.load_default(size=size), anchor=anchor)
 
 
 def shorten_text(text: str, size: float, width: float) -> str:
