@@ -142,11 +142,12 @@ def draw_outputs(
 ) -> "Iterator[tuple[str, Image]]":
     """Yield the suffix of its name and the image of every output."""
     from semcorr.inference import plots as draw_matches
+    from semcorr.inference.displayed import displayed_size
 
     yield "", draw_matches.plot_matches(*pictures, match)
     if options.dense:
         a, b = encoded_pictures
-        flow = matcher.dense(b, a, draw_matches.displayed_size(b.size))
+        flow = matcher.dense(b, a, displayed_size(b.size))
         yield "_warped", draw_matches.plot_warp(*pictures, flow)
     if options.pca:
         yield "_features", draw_matches.plot_features(*pictures, encoded_pictures, matcher.features(*encoded_pictures))

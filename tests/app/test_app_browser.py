@@ -1,5 +1,6 @@
 """The whole page, driven in a browser."""
 
+import base64
 import json
 import re
 import shutil
@@ -54,9 +55,12 @@ def page(served: tuple[str, Path]):
 
 
 def click(page, which: str, x: float, y: float) -> None:
-    """At a share of a picture's sides."""
+    """At a share of a picture's sides; a picture wider than its place is displayed in the middle of it."""
     box = page.locator(f"{which} img").bounding_box()
-    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    width, height = page.locator(f"{which} img").evaluate("e => [e.naturalWidth, e.naturalHeight]")
+    scale = min(box["width"] / width, box["height"] / height)
+    left, top = box["x"] + (box["width"] - scale * width) / 2, box["y"] + (box["height"] - scale * height) / 2
+    page.mouse.click(left + x * scale * width, top + y * scale * height)
 
 
 def choose(page, model: str) -> None:
@@ -115,6 +119,59 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
 
 
 @pytest.mark.slow
+def drop(page, which: str, *paths: Path) -> None:
+    """Files from the desktop, on a picture."""
+    given = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
+    page.locator(f"{which} img").evaluate(
+        """(picture, given) => {
+            const dataTransfer = new DataTransfer();
+            for (const [name, bytes] of given)
+                dataTransfer.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], name));
+            for (const kind of ['dragover', 'drop'])
+                picture.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer }));
+        }""",
+        given,
+    )
+
+
+def test_a_picture_dropped_on_a_side_is_opened_there(page, tmp_path):
+    path = tmp_path / "own.png"
+    Image.new("RGB", (600, 200), "teal").save(path)
+    shown = {side: page.locator(f"{side} img").get_attribute("src") for side in ("#a", "#b")}
+
+    drop(page, "#b", path)
+
+    picture = "document.querySelector('#b img')"
+    page.wait_for_function(f"{picture}.naturalWidth == 3 * {picture}.naturalHeight")
+    assert page.locator("#a img").get_attribute("src") == shown["#a"]
+    assert page.locator("#b img").get_attribute("src") != shown["#b"]
+
+
+def test_of_two_dropped_pictures_none_is_taken_without_a_word(page, tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.new("RGB", (60, 20)).save(path)
+    told: list[str] = []
+    page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.accept()))
+    before = page.locator("#a img").get_attribute("src")
+
+    drop(page, "#a", *paths)
+
+    assert told == ["Drop one picture at a time."]
+    assert page.locator("#a img").get_attribute("src") == before
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])
+def test_pictures_are_of_one_height_and_the_tools_are_seen_without_scrolling(page, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+
+    left, right, tools = (page.locator(which).bounding_box() for which in ("#a img", "#b img", "#tools"))
+
+    assert left["height"] == pytest.approx(right["height"], abs=1)
+    assert tools["y"] + tools["height"] <= size[1]
+    assert max(left["x"] + left["width"], right["x"] + right["width"]) <= size[0]
+
+
 def test_bad_pictures_and_models_become_messages_and_change_nothing(page, served, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     click(page, "#a", 0.45, 0.4)

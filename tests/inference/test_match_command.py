@@ -1,6 +1,8 @@
 """python -m semcorr.match, as typed; the quickstart, the tour and the page about matching, as they stand there."""
 
 import ast
+import base64
+import io
 import json
 import re
 import runpy
@@ -19,8 +21,9 @@ from semcorr import Matcher, match
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import load_picture
 from semcorr.data.synthetic import write_synthetic
-from semcorr.inference.encoded import EncodedPicture, place_picture
+from semcorr.inference.encoded import EncodedPicture, Match, place_picture
 from semcorr.inference.foreground import foreground_cells, foreground_grid
+from semcorr.inference.plots import LEGEND
 
 pytestmark = pytest.mark.integration
 
@@ -74,7 +77,7 @@ def test_points_are_matched_as_matcher_does_and_drawn(typed, folder, tmp_path):
     with Image.open(folder / "a.jpg") as image:
         assert found["size"] == list(image.size)
     with Image.open(out / "b.png") as drawn:
-        assert drawn.height == 480
+        assert drawn.height == 480 + LEGEND
     assert f"{rows[0]['target'][0]:.1f}" in said
 
 
@@ -83,7 +86,7 @@ def test_the_mark_of_a_point_is_drawn_where_the_point_is(typed, folder, tmp_path
     with Image.open(folder / "a.jpg") as image, Image.open(tmp_path / "out/a.png") as drawn:
         scale = 480 / image.height
         plain = np.asarray(image.convert("RGB").resize((round(image.width * scale), 480))).astype(int)
-        changed = np.abs(np.asarray(drawn)[:, : plain.shape[1]] - plain).sum(-1) > 150
+        changed = np.abs(np.asarray(drawn)[:480, : plain.shape[1]] - plain).sum(-1) > 150
 
     rows, columns = np.nonzero(changed[:, : int(120.5 * scale) + 12])  # the line leads to the right
     assert np.median(columns) == pytest.approx(120.5 * scale, abs=3)
@@ -231,10 +234,26 @@ def test_the_tour_runs_cell_by_cell_and_shows_pictures(tmp_path, monkeypatch):
             last = lines.pop() if isinstance(lines[-1], ast.Expr) else None
             exec(compile(ast.Module(lines, []), "cell", "exec"), names)
             shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None)
-        assert not cell.get("outputs")  # drawn anew by whoever runs it
 
-    assert sum(isinstance(one, Image.Image) for one in shown) == 4
+    assert sum(isinstance(one, Image.Image) for one in shown) == 2
+    assert all(match.plot() for match in shown if isinstance(match, Match))
+    assert sum(isinstance(one, Match) for one in shown) == 2
     assert 0.1 < shown[-1]["all"] < 0.5
+
+
+def test_the_tour_is_stored_as_it_was_run_with_pictures_and_no_path_of_a_machine():
+    text = (ROOT / "examples/tour.ipynb").read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    data = [output["data"] for cell in cells for output in cell["outputs"] if "data" in output]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each["image/jpeg"]))) for each in data if "image/jpeg" in each]
+
+    assert len(text) < 1_500_000
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert len(pictures) == 4
+    assert all(min(picture.size) >= 480 for picture in pictures)
+    words = [str(value) for each in data for kind, value in each.items() if not kind.startswith("image")]
+    words += ["".join(output.get("text", "")) for cell in cells for output in cell["outputs"]]
+    assert not re.search(r"/(tmp|home|root|work|usr|opt)/|Error|Warning", "".join(words))
 
 
 def test_every_example_of_the_page_runs(folder, monkeypatch):

@@ -9,9 +9,12 @@ from PIL import Image
 from semcorr import Matcher
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture, load_picture
+from semcorr.inference.dense import smooth_flow
+from semcorr.inference.displayed import displayed_size
 from semcorr.inference.encoded import EncodedPicture, Flow, place_picture
-from semcorr.inference.plots import FADED, GAP, displayed_size, plot_features, plot_warp
+from semcorr.inference.plots import FADED, GAP, plot_features, plot_similarity, plot_warp
 from semcorr.match import MatchOptions, draw_outputs
+from semcorr.visualization.canvas import POINT_COLOURS, draw_colour_bar
 
 pytestmark = pytest.mark.integration
 
@@ -43,12 +46,71 @@ def test_a_warp_shows_the_source_where_the_flow_from_the_target_leads():
 
     np.testing.assert_array_equal(left, np.asarray(a.image))
     np.testing.assert_array_equal(right, np.asarray(b.image.resize((width, height))))
-    rows, columns = np.ogrid[:height, width // 2 : width]
+    border = 48  # where confidence, and so the picture, goes over from one to the other
+    rows, columns = np.ogrid[:height, width // 2 + border : width]
     x, y = (np.round((at + 0.5) * n / m + off - 0.5).astype(int) for at, n, m, off in
             ((columns, b.size[0], width, 20), (rows, b.size[1], height, 10)))  # fmt: skip
-    assert np.corrcoef(middle[:, width // 2 :].ravel(), np.asarray(a.image)[y, x].ravel())[0, 1] > 0.9
+    assert np.corrcoef(middle[:, width // 2 + border :].ravel(), np.asarray(a.image)[y, x].ravel())[0, 1] > 0.9
     grey = np.asarray(b.image.resize((width, height)).convert("L")).astype(float) * FADED + 255 * (1 - FADED)
-    assert np.abs(middle[:, : width // 2] - grey[:, : width // 2, None]).max() <= 1
+    faded = slice(0, width // 2 - border)
+    assert np.abs(middle[:, faded] - grey[:, faded, None]).max() <= 1
+
+
+def blocky_flow(width: int, height: int, cell: int, outliers: float) -> tuple[Flow, torch.Tensor]:
+    """A shear, known at cells that each move rigidly, of which a share goes anywhere; and the shear itself."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    shear = torch.stack((0.2 * y + 10, 0.1 * x - 5), dim=-1)
+    blocks = shear[cell // 2 :: cell, cell // 2 :: cell].clone()
+    lost = torch.rand(blocks.shape[:2], generator=generator) < outliers
+    blocks[lost] = 200 * (torch.rand(int(lost.sum()), 2, generator=generator) - 0.5)
+    flow = blocks.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[:height, :width]
+    return Flow(flow, torch.full((height, width), 0.5)), shear
+
+
+@pytest.mark.parametrize(("outliers", "most"), [(0.0, 0.5), (0.15, 1.0)])
+def test_a_smoothed_flow_has_no_blocks_and_keeps_what_neighbours_agree_on(outliers, most):
+    flow, shear = blocky_flow(480, 360, 20, outliers)
+
+    smooth = smooth_flow(flow, tolerance=1.0)
+
+    def steps(values: torch.Tensor) -> float:
+        return float(values.diff(dim=1).norm(dim=-1).max())
+
+    assert steps(flow.flow) > 1.5
+    assert steps(smooth.flow) < most
+    inner = (slice(40, -40), slice(40, -40))
+    assert (smooth.flow - shear)[inner].norm(dim=-1).median() < 2
+    assert smooth.confidence[inner].median() > 0.35
+
+
+def test_a_smoothed_flow_of_one_displacement_is_that_displacement():
+    flow = Flow(torch.tensor([20.0, -10.0]).expand(60, 90, 2), torch.rand(60, 90))
+
+    torch.testing.assert_close(smooth_flow(flow, 1.0).flow, flow.flow.clone())
+
+
+def test_a_flow_that_neighbours_do_not_share_is_faded():
+    flow = Flow(200 * torch.rand(360, 480, 2, generator=torch.Generator().manual_seed(0)), torch.ones(360, 480))
+    flow = flow._replace(flow=flow.flow[::20, ::20].repeat_interleave(20, 0).repeat_interleave(20, 1))
+
+    assert smooth_flow(flow, 1.0).confidence.median() < 0.3
+
+
+def test_a_map_has_its_pictures_aspect_the_query_and_a_bar_with_its_numbers():
+    a, b = noise(90, 60), noise(60, 90)
+    similarity = torch.linspace(-0.25, 0.75, 60)[None].expand(90, 60)
+
+    plot = plot_similarity(a, b, (29.5, 19.5), similarity)
+
+    left, right = panels(plot.crop((0, 0, 720 + GAP + 320, 480)), a.size, b.size)
+    np.testing.assert_array_equal(left[300:], np.asarray(a.image.resize((720, 480)))[300:])
+    y, x = np.nonzero((left == POINT_COLOURS[3]).all(-1))
+    assert [(x.min() + x.max()) / 2, (y.min() + y.max()) / 2] == pytest.approx([240, 160], abs=1)
+    light = right.sum(-1).mean(0).reshape(16, 20).mean(1)
+    assert (np.diff(light) > 0).all()
+    bar = plot.crop((720 + GAP + 320 + GAP, 0, plot.width, 480))
+    np.testing.assert_array_equal(np.asarray(bar), np.asarray(draw_colour_bar(480, -0.25, 0.75, 0.7)))
 
 
 @pytest.mark.sampled(2)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, build_image_record
+from semcorr.data.views import fit_to_square
 from semcorr.metrics.predictions import Predictions, load_predictions
-from semcorr.visualization.similarity import FOUND, QUERY, SIDE, TRUTH, plot_similarity_page
+from semcorr.visualization.similarity import FOUND, GAP, QUERY, SIDE, TRUTH, crop_to_image, plot_similarity_page
 
 SIZE = (100, 50)
 COLOURS = {"one": (0, 0, 150), "two": (0, 150, 0)}  # of the sources
@@ -75,15 +76,31 @@ def test_a_page_shows_each_query_its_map_its_truth_and_its_match(pairs):
 
     sheet = np.asarray(plot_similarity_page(Peaked(), data, pairs, rows())).astype(int)
 
-    assert sheet.shape == (2 * SIDE + 4, 2 * SIDE + 4, 3)
-    zoom = SIDE / np.array(SIZE)
+    height = SIDE * SIZE[1] // SIZE[0]
+    assert sheet.shape[0] == 2 * (height + GAP) + GAP
+    assert sheet.shape[1] > 2 * (SIDE + GAP) + GAP + 40  # the colour bar and its numbers
+    zoom = SIDE / SIZE[0]
     for place, (i, k) in enumerate([(0, 0), (1, 1)]):
-        tile = sheet[place * (SIDE + 4) :][:SIDE]
-        left, right = tile[:, :SIDE], tile[:, SIDE + 4 :]
-        assert tuple(left[-1, -1]) == list(COLOURS.values())[i]
+        tile = sheet[GAP + place * (height + GAP) :][:height, GAP:]
+        left, right, bar = tile[:, :SIDE], tile[:, SIDE + GAP :][:, :SIDE], tile[:, 2 * (SIDE + GAP) :]
+        assert tuple(left[-1, -1]) == COLOURS[["one", "two"][i]]
         for half, colour, point in ((left, QUERY, SOURCES), (right, TRUTH, TARGETS), (right, FOUND, PREDICTED)):
             at = middle((half == colour).all(-1))
             np.testing.assert_allclose(at, (np.array(point[i][k]) + 0.5) * zoom, atol=1.5)
-        warm = right[..., 0] - right[..., 2]
-        hottest = middle((warm > 100) & (warm < 130))  # of what is no mark
-        np.testing.assert_allclose(hottest, (np.array(PEAKS[k][::-1]) + 0.5) * SIDE / 8, atol=3)
+        hottest = middle(np.abs(right - bar[:2, :8].mean((0, 1))).max(-1) < 12)  # the colour of the greatest value
+        cell = np.array([SIDE, height]) / 8
+        np.testing.assert_allclose(hottest, (np.array(PEAKS[k][::-1]) + 0.5) * cell, atol=3)
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "corner+8"])
+def test_a_map_is_laid_over_the_image_alone_and_in_its_aspect(resize):
+    """A map that is 1 over the image and 0 over the padding is 1 all over; a ramp goes from border to border."""
+    fit = fit_to_square((200, 100), 64, resize)
+    (x, y), (w, h) = fit.offset, fit.size
+    similarity = torch.zeros(64, 64)
+    similarity[y : y + h, x : x + w] = torch.linspace(1, 2, w)
+
+    values = crop_to_image(similarity, fit, 64, (100, 50))
+
+    assert values.shape == (50, 100)
+    np.testing.assert_allclose(values, np.broadcast_to(np.linspace(1, 2, 100), (50, 100)), atol=0.02)

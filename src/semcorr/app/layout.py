@@ -23,6 +23,26 @@ ONE: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_m
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
 }"""
+# A file dropped on a picture is given to that side's button. Elsewhere it would take the browser away from the page.
+DROP = """() => {
+  const side = (event) => event.target.closest?.('#a, #b');
+  const mark = (event, on) => document.querySelectorAll('#a, #b').forEach(
+    (picture) => picture.classList.toggle('over', on && picture === side(event)));
+  document.addEventListener('dragover', (event) => { event.preventDefault(); mark(event, true); });
+  document.addEventListener('dragleave', (event) => mark(event, false));
+  document.addEventListener('drop', (event) => {
+    event.preventDefault();
+    mark(event, false);
+    const picture = side(event), files = event.dataTransfer.files;
+    if (!picture || !files.length) return;
+    if (files.length > 1) { alert('Drop one picture at a time.'); return; }
+    let input = document.getElementById('open-' + picture.id);
+    while (!input.matches('input[type=file]')) input = input.previousElementSibling;
+    input.files = files;
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+  });
+}"""
+TITLE = "<h1>semcorr</h1><p>Click a point on the left; see where it is on the right. Drop pictures of your own.</p>"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
@@ -65,7 +85,7 @@ def build_components(page: PageEvents) -> PageComponents:
 
     image: JsonObject = {"interactive": False, "show_label": False, "buttons": [], "container": False, "format": "jpeg"}
     with gr.Row(elem_id="top"):
-        gr.HTML("<h1>semcorr</h1><p>Click a point on the left; see where it is on the right.</p>", elem_id="title")
+        gr.HTML(TITLE, elem_id="title")
         model = gr.Dropdown(
             page.choices.names(),
             value=page.choices.model,
@@ -78,7 +98,10 @@ def build_components(page: PageEvents) -> PageComponents:
         b = gr.Image(**image, elem_id="b", alt_text="right picture: click where a point truly is")
     hint = gr.HTML(elem_id="hint")
     with gr.Row(elem_id="tools"):
-        left, right = (gr.UploadButton(f"Open {side}…", size="sm") for side in ("left", "right"))
+        left, right = (
+            gr.UploadButton(f"Open {side}…", size="sm", elem_id=f"open-{picture}")
+            for side, picture in (("left", "a"), ("right", "b"))
+        )
         flip, undo, clear = (gr.Button(text, size="sm") for text in ("Mirror right", "Undo", "Clear"))
         gr.HTML("or an example:", elem_id="or")
         pairs = {name: gr.Button(name, size="sm") for name in page.examples}
@@ -100,6 +123,7 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: "gr.Blocks") ->
     """Connect the events of the components to their handlers."""
     connect = _Wires(page, [on.state, on.opacity, on.of], on.outputs)
     connect.load(blocks.load)
+    blocks.load(None, None, None, js=DROP)
     for trigger in (on.opacity.release, on.of.change):
         connect(trigger, lambda state: state)
     connect(on.model.input, page.choose, on.model, progress="full")

@@ -16,11 +16,10 @@ from semcorr.core.coords import from_corner
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
 from semcorr.inference.encoded import Match
-from semcorr.inference.plots import Colour, bright_colour, draw_point_label, plot_matches
+from semcorr.inference.plots import draw_point_label, plot_matches
+from semcorr.visualization.canvas import Colour, colour_values, point_colour
 
 SIDE = 900  # pixels of the longer side of a picture in the page
-GOLDEN = (5**0.5 - 1) / 2
-MAP = np.array([[18, 22, 60], [110, 35, 110], [225, 85, 60], [255, 220, 110]])  # from dissimilar to similar
 
 
 def page_image_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -52,8 +51,8 @@ def click_to_pixel(index: object, size: tuple[int, int]) -> Point:
 
 
 def point_colours(count: int) -> list[Colour]:
-    """Return bright colours as in `plot_matches`; a point keeps its colour when more are added."""
-    return [bright_colour((i * GOLDEN) % 1.0) for i in range(count)]
+    """Return the colours of `plot_matches`; a point keeps its colour when more are added."""
+    return [point_colour(i) for i in range(count)]
 
 
 def draw_source(session: Session, answer: Answer) -> Image.Image | None:
@@ -91,10 +90,7 @@ def draw_target(session: Session, answer: Answer, opacity: float) -> Image.Image
 def draw_heat_map(heat: Float[Tensor, "h w"]) -> Image.Image:
     """Colour a similarity map from its least to its greatest value."""
     low, high = heat.min(), heat.max()
-    relative = ((heat - low) / (high - low).clamp_min(1e-12)).numpy()
-    steps = np.linspace(0, 1, len(MAP))
-    channels = [np.interp(relative, steps, MAP[:, i]) for i in range(3)]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+    return Image.fromarray(colour_values(((heat - low) / (high - low).clamp_min(1e-12)).numpy()))
 
 
 def draw_export(session: Session, answer: Answer) -> Image.Image:
@@ -117,7 +113,7 @@ def format_point_table(session: Session, answer: Answer) -> str:
 def _format_rows(session: Session, match: Match) -> list[str]:
     """Format the rows of the table."""
     rows = []
-    points = zip(*(x.tolist() for x in match), session.marks.truths, point_colours(len(match[0])), strict=True)
+    points = zip(*(x.tolist() for x in match[:5]), session.marks.truths, point_colours(len(match[0])), strict=True)
     for i, (source, target, score, consistent, returned, truth, colour) in enumerate(points):
         distance = math.dist(source, returned)
         error = f"{math.dist(target, truth):.0f} px" if truth else ""

@@ -17,7 +17,7 @@ from semcorr.visualization import predictions as draw
 from semcorr.visualization import similarity as similarity_map
 
 Dashboard = WandbLogger | TensorBoardLogger
-MATCHES_LEGEND = "green: within 0.1 of the truth; red: not"
+MATCHES_LEGEND = "blue disc: right at 0.1; red cross: wrong"
 PAIRS_PER_PAGE = 6  # pairs on a page
 
 
@@ -48,7 +48,9 @@ class PagesCallback(Callback):
         names = set(table["pair"].to_pylist())
         pairs = {pair.name: pair for pair in data.pairs("val") if pair.name in names}
         with warn_once_on_failure(boards[0]):
-            matches = draw.plot_predictions(draw.evenly_spaced([*pairs.values()], PAIRS_PER_PAGE), table)
+            chosen = draw.evenly_spaced([*pairs.values()], PAIRS_PER_PAGE)
+            tolerance = pl_module.specs[0].protocol.tolerance
+            matches = draw.plot_predictions(chosen, table, tolerance=tolerance)
             maps = similarity_map.plot_similarity_page(pl_module, data, pairs, load_predictions(table))
             pictures = {
                 "val/matches": (matches, MATCHES_LEGEND),

@@ -160,7 +160,10 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
     write_json(run_dir / "metrics.json", metrics, "run_dir")
     scored_pairs = set(table["pair"].to_pylist())
     displayed = draw.evenly_spaced([pair for pair in data.pairs(data.split) if pair.name in scored_pairs])
-    write_picture(run_dir / "matches.png", lambda: draw.plot_predictions(displayed, table))
+    tolerance = first.protocol.tolerance
+    write_picture(
+        run_dir / "matches.png", lambda: draw.plot_predictions(displayed, table, SUMMARY_ALPHA, tolerance=tolerance)
+    )
     return metrics
 
 

@@ -1,13 +1,16 @@
 """From values of cells to values of pixels: maps laid over a picture, sampled at the centres of a raster."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
-from semcorr.inference.encoded import PicturePlacement, RoundTrip
+from semcorr.inference.encoded import Flow, PicturePlacement, RoundTrip
 from semcorr.matching.batched import match_to_target
 from semcorr.matching.readouts import Rule, needs_four_queries
 
@@ -191,3 +194,49 @@ def cell_centres(maps: FeatureMap) -> Float[Tensor, "n 2"]:
     h, w = maps.values.shape[-2:]
     y, x = torch.meshgrid(*(torch.arange(n, device=maps.values.device).float() for n in (h, w)), indexing="ij")
     return to_image(torch.stack((x, y), dim=-1).flatten(0, 1), maps.stride)
+
+
+COARSE = 96  # pixels of the longer side at which a flow is smoothed
+SMOOTH = (0.16, 0.16, 0.08, 0.04, 0.025)  # standard deviations, as shares of the longer side
+LEAST_WEIGHT = 1e-4  # of a pixel without confidence: some flow must be drawn where there is no other
+
+
+def smooth_flow(flow: Flow, tolerance: float, size: tuple[int, int] | None = None) -> Flow:
+    """Smooth a flow for a picture: from coarse to fine, a Gaussian mean of confident pixels that agree with the last.
+
+    Where neighbouring cells disagree, `Matcher.dense` moves points with the nearest cell, and a warped picture falls
+    into blocks. Here such cells lose their weight, and their confidence with it (normalized convolution with the
+    weights of a robust mean).
+
+    Args:
+        flow: The flow.
+        tolerance: Pixels of the source per pixel of the flow: displacements within this many standard deviations of
+            the Gaussian agree.
+        size: Width and height of the result, laid over the same picture; those of the flow if left out.
+    """
+    h, w = flow.confidence.shape
+    share = min(1.0, COARSE / max(h, w))
+    shape = max(1, round(h * share)), max(1, round(w * share))
+    confidence = adaptive_avg_pool2d(flow.confidence[None, None].double(), shape)
+    weight = confidence + LEAST_WEIGHT
+    full = flow.flow.permute(2, 0, 1)[None].double() * (flow.confidence + LEAST_WEIGHT)
+    displacement = adaptive_avg_pool2d(full, shape) / weight
+    agreement, mean = torch.ones_like(weight), displacement
+    for sigma in (side * max(shape) for side in SMOOTH):
+        mean = _blur(displacement * weight * agreement, sigma) / _blur(weight * agreement, sigma)
+        reach = max(1.0, sigma / share) * tolerance
+        agreement = torch.exp(-0.5 * (displacement - mean).square().sum(1, keepdim=True) / reach**2) + LEAST_WEIGHT
+    finest = SMOOTH[-1] * max(shape)
+    kept = _blur(confidence * agreement, finest) / _blur(torch.ones_like(confidence), finest)
+    shape = (h, w) if size is None else size[::-1]
+    smooth = interpolate(torch.cat((mean, kept), dim=1), shape, mode="bicubic", align_corners=False)[0]
+    return Flow(smooth[:2].permute(1, 2, 0).to(flow.flow), smooth[2].clamp(0, 1).to(flow.confidence))
+
+
+def _blur(values: Float[Tensor, "1 c h w"], sigma: float) -> Float[Tensor, "1 c h w"]:
+    """Blur channels with a Gaussian; beyond the border there is nothing."""
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(values) / sigma) ** 2)
+    channels = values.transpose(0, 1)
+    rows = conv2d(channels, kernel[None, None, :, None], padding=(radius, 0))
+    return conv2d(rows, kernel[None, None, None, :], padding=(0, radius)).transpose(0, 1)

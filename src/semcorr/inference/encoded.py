@@ -1,12 +1,14 @@
 """Pictures encoded for matching, and what a matcher answers."""
 
+import io
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
+from PIL import Image, ImageShow
 from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_view
@@ -14,6 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_image
+from semcorr.inference.displayed import DisplayedPicture
 
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
 
@@ -72,6 +75,7 @@ class EncodedPicture(NamedTuple):
     pixels: Float[Tensor, "1 3 s s"] | None
     placement: PicturePlacement
     name: str
+    displayed: DisplayedPicture | None = None  # what matches are drawn on
 
     @property
     def size(self) -> tuple[int, int]:
@@ -167,13 +171,49 @@ def require_inside(
 
 
 class Match(NamedTuple):
-    """Matches of points of one picture in another; on the CPU, in the order of the points."""
+    """Matches of points of one picture in another; on the CPU, in the order of the points. A notebook draws it."""
 
     source: Float[Tensor, "n 2"]  # (x, y), original pixels of the source: the query points
     points: Float[Tensor, "n 2"]  # (x, y), original pixels of the target
     scores: Float[Tensor, " n"]  # similarity at the match: a cosine for most heads; that of consensus in [0, 1]
     consistent: Bool[Tensor, " n"]  # whether the match, matched back, lies within `cycle` cells of the point
     returned: Float[Tensor, "n 2"]  # the match matched back, in original pixels of the source
+    pictures: tuple[DisplayedPicture, DisplayedPicture] | None = None  # source and target, to draw on
+
+    def plot(self) -> Image.Image:
+        """Draw source and target side by side, with numbered points; see `semcorr.inference.plots.plot_matches`.
+
+        Raises:
+            UserError: A picture's file is gone or has changed, or the match was made without pictures.
+        """
+        from semcorr.inference.plots import plot_matches
+
+        if self.pictures is None:
+            raise UserError(
+                "This match has no pictures to draw on. Draw it by semcorr.inference.plots.plot_matches(a, b, match)"
+            )
+        source, target = (picture.load() for picture in self.pictures)
+        return plot_matches(source, target, self)
+
+    def show(self) -> None:
+        """Display the plot: in a notebook below the cell, elsewhere in a viewer of this machine.
+
+        Raises:
+            UserError: This machine has no viewer; and see `plot`.
+        """
+        image, notebook = self.plot(), sys.modules.get("IPython")
+        if notebook is not None and notebook.get_ipython() is not None:
+            notebook.display.display(image)
+        elif not ImageShow.show(image):
+            raise UserError('No viewer for pictures was found on this machine. Save it: match.plot().save("match.png")')
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the plot as PNG, for notebooks; None if the match knows no pictures: its text is shown then."""
+        if self.pictures is None:
+            return None
+        buffer = io.BytesIO()
+        self.plot().save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 class Flow(NamedTuple):

@@ -31,6 +31,7 @@ from semcorr.inference.dense import (
     sample_bilinear,
     transfer_with_cycle_check,
 )
+from semcorr.inference.displayed import remember_picture
 from semcorr.inference.encoded import (
     EncodedPicture,
     Flow,
@@ -145,18 +146,19 @@ class Matcher:
             *(place_picture(picture, backbone.size, self.resize, self.trim) for picture in pictures), strict=True
         )
         names = [picture.name for picture in pictures]
+        displayed = [remember_picture(image, picture) for image, picture in zip(images, pictures, strict=True)]
         if backbone.pairwise:
             return [
-                EncodedPicture(None, square[None].to(self.device), placement, picture_name)
-                for square, placement, picture_name in zip(squares, placements, names, strict=True)
+                EncodedPicture(None, square[None].to(self.device), *rest)
+                for square, *rest in zip(squares, placements, names, displayed, strict=True)
             ]
         with self.autocast():
             maps = self._adapt_features(backbone(torch.stack(squares).to(self.device)))
         require_finite(adapted_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
         features = (FeatureMap(values[None], maps.stride) for values in maps.values)
         return [
-            EncodedPicture(image_features, None, placement, picture_name)
-            for image_features, placement, picture_name in zip(features, placements, names, strict=True)
+            EncodedPicture(image_features, None, *rest)
+            for image_features, *rest in zip(features, placements, names, displayed, strict=True)
         ]
 
     # -- points --
@@ -274,7 +276,9 @@ class Matcher:
         query_points = a.placement.to_view(points.to(self.device))
         matches = self._match_with_cycle(source_map, target_map, b.placement, query_points, subcell)
         target_points, cycle_points = b.placement.from_view(matches.points), a.placement.from_view(matches.cycle_points)
-        return Match(points, target_points.cpu(), matches.scores.cpu(), matches.consistent.cpu(), cycle_points.cpu())
+        pictures = (a.displayed, b.displayed) if a.displayed is not None and b.displayed is not None else None
+        found, scores = target_points.cpu(), matches.scores.cpu()
+        return Match(points, found, scores, matches.consistent.cpu(), cycle_points.cpu(), pictures)
 
     @torch.no_grad()
     def _match_with_cycle(

@@ -1,34 +1,49 @@
 """Plots of matches: numbered points side by side, one picture warped onto the other, features in colours."""
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import grid_sample, normalize
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate, normalize
 
 from semcorr.core.coords import to_unit, to_view
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
-from semcorr.inference.dense import pixel_grid, sample_bilinear
+from semcorr.inference.dense import pixel_grid, sample_bilinear, smooth_flow
+from semcorr.inference.displayed import displayed_size
 from semcorr.inference.encoded import EncodedPicture, Flow, Match
 from semcorr.models.backbones.features import joint_pca
+from semcorr.visualization.canvas import (
+    EDGE,
+    PAPER,
+    POINT_COLOURS,
+    ZOOM,
+    Colour,
+    Point,
+    draw_dashes,
+    draw_disc,
+    draw_ring,
+    hstack_images,
+    overlay_map,
+    point_colour,
+    text_colour,
+    text_width,
+    write_text,
+)
 
-HEIGHT, WIDEST = 480, 960  # largest size of a displayed picture, in pixels
-GAP = 8
-ZOOM = 3  # drawn larger and reduced, for smooth lines
+GAP = 12  # between pictures
+LEGEND = 32  # height of the legend
 LINES = 12  # number of points up to which lines connect the pictures
 FADED = 0.25  # contrast of the grey target where the warp is not reliable
 SIDE = 2  # of the square to which a picture is scaled for `to_unit`
 SURE = 0.2  # confidence from which the warp is opaque
 
 
-Colour = tuple[int, int, int]
-
-
 def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour] | None = None) -> Image.Image:
-    """Plot source and target side by side, with numbered points: discs if consistent, rings if not."""
+    """Plot source and target side by side, with numbered points: discs if they come back, white rings if not."""
     sizes = [displayed_size(picture.size) for picture in (a, b)]
     images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]
     canvas = hstack_images(images, GAP * ZOOM)
@@ -39,50 +54,103 @@ def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour]
         + torch.tensor([x, 0])
         for points, picture, image, x in zip((match.source, match.points), (a, b), images, left, strict=True)
     ]
-    colours = colours or [bright_colour(i / max(1, len(match.points))) for i in range(len(match.points))]
+    colours = colours or [point_colour(i) for i in range(len(match.points))]
     source_points, target_points = (end.tolist() for end in ends)
-    if len(colours) <= LINES:
-        for start, stop, colour in zip(source_points, target_points, colours, strict=True):
-            draw.line((*start, *stop), fill=colour, width=ZOOM)
     consistent = match.consistent.tolist()
+    if len(colours) <= LINES:
+        for start, stop, colour, is_sure in zip(source_points, target_points, colours, consistent, strict=True):
+            if is_sure:
+                draw.line((*start, *stop), fill=colour, width=2 * ZOOM)
+            else:
+                draw_dashes(draw, start, stop, colour, 2 * ZOOM)
     for i, (start, stop, colour) in enumerate(zip(source_points, target_points, colours, strict=True)):
         for point in (start, stop):
             draw_point_label(draw, point, str(i + 1), colour, consistent[i])
-    return canvas.resize((canvas.width // ZOOM, canvas.height // ZOOM), Image.Resampling.LANCZOS)
+    return _add_legend(canvas.reduce(ZOOM)) if colours else canvas.reduce(ZOOM)
 
 
 def draw_point_label(
     draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool
 ) -> None:
-    """Draw a disc or a ring centred at a point, with a text inside."""
+    """Draw a disc or a ring centred at a point, with a text inside and a dark edge around."""
     x, y = point
     r = 9 * ZOOM
     font = ImageFont.load_default(size=(11 if len(text) < 3 else 8) * ZOOM)
-    box = (x - r, y - r, x + r, y + r)
-    draw.ellipse(box, fill=colour if filled else "white", outline="white" if filled else colour, width=2 * ZOOM)
-    draw.text((x, y), text, fill="black", anchor="mm", font=font)
+    edge = r + ZOOM / 2
+    draw.ellipse((x - edge, y - edge, x + edge, y + edge), fill=EDGE)
+    draw.ellipse(
+        (x - r, y - r, x + r, y + r), fill=colour if filled else PAPER, outline=colour, width=round(2.5 * ZOOM)
+    )
+    draw.text((x, y), text, fill=text_colour(colour) if filled else EDGE, anchor="mm", font=font)
+
+
+def _add_legend(plot: Image.Image) -> Image.Image:
+    """Place what the marks mean below a plot, smaller where it is narrow."""
+    words = ("comes back when matched back", "does not: do not trust it")
+    size = 14.0
+    needed = [24 + text_width(text, size) + 24 for text in words]
+    shrink = min(1.0, plot.width / sum(needed))
+    legend = Image.new("RGB", (ZOOM * plot.width, ZOOM * LEGEND), PAPER)
+    draw, x = ImageDraw.Draw(legend), 0.0
+    for text, width, filled in zip(words, needed, (True, False), strict=True):
+        place = (ZOOM * shrink * (x + 10), ZOOM * LEGEND / 2)
+        if filled:
+            draw_disc(draw, place, ZOOM * shrink * 8, point_colour(0))
+        else:
+            draw_ring(draw, place, ZOOM * shrink * 6, point_colour(0), 2.5 * ZOOM * shrink)
+        write_text(draw, (ZOOM * shrink * (x + 24), place[1]), text, ZOOM * shrink * size, anchor="lm")
+        x += width
+    sheet = Image.new("RGB", (plot.width, plot.height + LEGEND), PAPER)
+    sheet.paste(plot, (0, 0))
+    sheet.paste(legend.reduce(ZOOM), (0, plot.height))
+    return sheet
+
+
+def plot_similarity(
+    a: Picture, b: Picture, point: Point, similarity: Float[Tensor, "h w"], opacity: float = 0.7
+) -> Image.Image:
+    """Plot the source with a point, and the target under the point's similarity map, with a colour bar.
+
+    Args:
+        a: The source.
+        b: The target.
+        point: (x, y) in original pixels of the source.
+        similarity: Map over the whole target, as of `Matcher.similarity`.
+        opacity: Opacity of the map.
+    """
+    left, right = (picture.image.resize(displayed_size(picture.size)) for picture in (a, b))
+    values = interpolate(similarity[None, None], right.size[::-1], mode="bilinear", align_corners=False)[0, 0]
+    right, bar = overlay_map(right, values.numpy(), opacity)
+    x, y = ((at + 0.5) * pixels / side for at, pixels, side in zip(point, left.size, a.size, strict=True))
+    draw_ring(ImageDraw.Draw(left), (x, y), 10, POINT_COLOURS[3], 4)
+    return hstack_images([left, right, bar], GAP)
 
 
 def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     """Plot the source, the source warped onto the target, and the target; faded where matches are inconsistent.
+
+    The flow is smoothed for the picture, see `smooth_flow`.
 
     Args:
         a: The source.
         b: The target.
         flow: Flow from the target to the source, over the whole target.
     """
-    h, w = flow.confidence.shape
-    x, y = pixel_grid((w, h), b.size)
-    coordinates = flow.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    size = displayed_size(b.size)
+    x, y = pixel_grid(size, b.size)
+    smooth = smooth_flow(flow, max(a.size) / max(flow.confidence.shape), size)
+    coordinates = smooth.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     square = to_view(coordinates.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
     unit = to_unit(square, SIDE).view_as(coordinates)
-    colours = torch.from_numpy(np.array(a.image)).permute(2, 0, 1)[None].float()
+    left = a.image.resize(displayed_size(a.size))
+    sampled = left if a.image.width > left.width else a.image  # reduced, or a large picture's warp is grainy
+    colours = torch.from_numpy(np.array(sampled)).permute(2, 0, 1)[None].float()
     warped = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
-    opacity = (flow.confidence / SURE).clamp(0, 1)
-    grey = torch.from_numpy(np.array(b.image.resize((w, h)).convert("L"))).float()
+    opacity = (smooth.confidence / SURE).clamp(0, 1)
+    grey = torch.from_numpy(np.array(b.image.resize(size).convert("L"))).float()
     warped = torch.lerp((grey * FADED + 255 * (1 - FADED)).expand_as(warped), warped, opacity)
     middle = Image.fromarray(warped.round().byte().permute(1, 2, 0).numpy())
-    return hstack_images([a.image.resize(displayed_size(a.size)), middle, b.image.resize((w, h))])
+    return hstack_images([left, middle, b.image.resize(size)], GAP)
 
 
 def plot_features(
@@ -100,28 +168,4 @@ def plot_features(
         x, y = image.placement.cells(*pixel_grid(size, picture.size), features.stride)
         colours = sample_bilinear(share.permute(1, 2, 0), x.round(), y.round()).clamp(0, 1)  # of the nearest cells
         tiles += [picture.image.resize(size), Image.fromarray((colours * 255).round().byte().numpy())]
-    return hstack_images(tiles)
-
-
-def displayed_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the width and height at which a picture is displayed."""
-    share = min(HEIGHT / size[1], WIDEST / size[0])
-    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
-
-
-def hstack_images(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """Place images in a row, on white."""
-    canvas = Image.new(
-        "RGB", (sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images)), "white"
-    )
-    x = 0
-    for image in images:
-        canvas.paste(image, (x, 0))
-        x += image.width + gap
-    return canvas
-
-
-def bright_colour(share: float) -> Colour:
-    """Return a bright colour by its share of the colour circle."""
-    red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    return hstack_images(tiles, GAP)

@@ -8,6 +8,7 @@ from semcorr.report.configurations import Configuration, SeedStatistics, seed_st
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import (
     SERIES,
+    WIDE,
     WIDTH,
     PlotFrame,
     draw_axes,
@@ -48,7 +49,9 @@ def plot_categories(entries: Sequence[Configuration]) -> ReportSection:
     table = ReportTable(
         "categories", title, caption.strip(), ["configuration", "category", "all", "geo", "std"], rows, 2
     )
-    figure = ReportFigure(title, caption.strip(), [_draw_bars(entry, names) for entry in drawn_entries], table)
+    width = WIDE if len(drawn_entries) == 1 else WIDTH
+    panels = [_draw_bars(entry, names, width) for entry in drawn_entries]
+    figure = ReportFigure(title, caption.strip(), panels, table)
     text = "Averages hide which objects are hard, and why."
     azimuth = _plot_azimuth(entries)
     if isinstance(azimuth, str):
@@ -57,9 +60,9 @@ def plot_categories(entries: Sequence[Configuration]) -> ReportSection:
     return ReportSection("Categories and viewpoints", text, [figure, azimuth])
 
 
-def _draw_bars(entry: Configuration, names: Sequence[str]) -> str:
-    left, right, top = 12 + 6.6 * max(map(len, names)), 34, 42
-    full = WIDTH - left - right
+def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float) -> str:
+    left, right, top = 12 + 6.6 * max(map(len, names)), 62, 42
+    full = panel_width - left - right
     body = []
     for i, name in enumerate(names):
         y = top + i * ROW
@@ -78,7 +81,7 @@ def _draw_bars(entry: Configuration, names: Sequence[str]) -> str:
             )
     height = top + len(names) * ROW
     body.append(draw_line(left, top - 4, left, height - 4, "rule"))
-    return draw_panel(entry.label, body, height)
+    return draw_panel(entry.label, body, height, panel_width)
 
 
 def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
@@ -96,6 +99,7 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
             [v.mean for by_step in statistics[:DRAWN_CONFIGURATIONS] for v in by_step.values() if v.mean is not None]
         ),
         30,
+        width=WIDE,
     )
     body = draw_axes(frame, {i: f"{45 * i}°" for i in range(len(steps))}, "between the two views")
     line_ends = []
@@ -119,7 +123,7 @@ def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     return ReportFigure(
         title,
         caption,
-        [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])],
+        [draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)],
         ReportTable("azimuth", title, caption, columns, rows),
     )
 

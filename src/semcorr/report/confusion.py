@@ -1,5 +1,6 @@
 """Confusion of keypoints: matrices of the best configuration, left against right in all."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -12,10 +13,12 @@ from semcorr.data.record import PairRecord
 from semcorr.metrics.confusion import keypoint_confusion, target_landmarks
 from semcorr.report.configurations import Configuration, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
-from semcorr.report.svg import draw_panel, draw_text
+from semcorr.report.svg import LETTER, draw_panel, draw_text
 
 ALPHA = 0.1
 MOST = 4  # categories drawn
+NOWHERE = "none"  # label of the column of what is near no keypoint
+SLANT = 50  # degrees by which a column's label rises
 TABLES = {"spair": "spair71k", "synthetic": "spair71k", "ap10k": "ap10k"}  # benchmarks whose keypoints have names
 
 
@@ -109,13 +112,14 @@ def _build_rows(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[in
 
 def _draw_matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[int, str]) -> str:
     ids = [int(i) for i in np.flatnonzero(matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0))]
-    side, top = 19, 40
-    left = 12 + 6.4 * max(len(f"{names.get(i, '')} {i}".strip()) for i in ids)
+    side, labels = 19, {i: f"{names.get(i, '')} {i}".strip() for i in ids}
+    longest = max(map(len, [*labels.values(), NOWHERE]))
+    left, top = 12 + LETTER * longest, 44 + LETTER * longest * math.sin(math.radians(SLANT))
     columns = [*ids, matrix.shape[1] - 1]
     body = []
     for row, i in enumerate(ids):
         total = matrix[i].sum()
-        body.append(draw_text(left - 5, top + row * side + 13, f"{names.get(i, '')} {i}".strip(), "axis", "end"))
+        body.append(draw_text(left - 5, top + row * side + 13, labels[i], "axis", "end"))
         for column, other in enumerate(columns):
             share = matrix[i, other] / total if total else 0.0
             gap = 5 if other == columns[-1] else 0
@@ -130,14 +134,13 @@ def _draw_matrix(category: str, matrix: Int[np.ndarray, "n k"], names: Mapping[i
             if share >= 0.095:
                 css = "cell over" if share > 0.65 else "cell"
                 body.append(draw_text(x + side / 2 - 0.5, y + 12.5, f"{100 * share:.0f}", css, "middle"))
-    for column, other in enumerate(ids):
-        body.append(draw_text(left + column * side + side / 2, top - 4, str(other), "axis", "middle"))
-    body.append(draw_text(left + len(ids) * side + 3, top - 4, "none", "axis"))
-    width = left + len(columns) * side + 16
-    panel = draw_panel(
-        f"{category}: true keypoint (row), found at (column), %", body, top + len(ids) * side + 6, max(width, 330)
-    )
-    return panel.replace("<svg ", f'<svg style="max-width:{max(420, round(width * 1.25))}px" ', 1)
+    for column, label in enumerate([*labels.values(), NOWHERE]):
+        gap = 5 if column == len(ids) else 0
+        body.append(draw_text(left + column * side + side / 2 + 3 + gap, top - 5, label, "axis", angle=-SLANT))
+    overhang = LETTER * longest * math.cos(math.radians(SLANT))  # of the last column's label
+    height, width = top + len(ids) * side + 6, max(left + len(columns) * side + 5 + overhang, 330)
+    panel = draw_panel(f"{category}: rows true keypoints, columns where they are found, %", body, height, width)
+    return panel.replace("<svg ", f'<svg style="max-width:{round(1.4 * width)}px" ', 1)
 
 
 def keypoint_names_of(benchmark: str, category: str) -> Mapping[int, str]:

@@ -7,6 +7,8 @@ from semcorr.report.configurations import Configuration, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_spread
 from semcorr.report.svg import (
     SERIES,
+    WIDE,
+    WIDTH,
     PlotFrame,
     draw_axes,
     draw_label,
@@ -28,8 +30,9 @@ def plot_cost(entries: Sequence[Configuration], seconds: bool = True) -> ReportS
     durations = [
         seed_statistics([sum(run.metrics["seconds"].values()) for run in entry.runs]).mean or 0.0 for entry in entries
     ]
-    panels = [_draw_scatter(entries, trained, "parameters trained")] if len(set(trained)) > 1 else []
-    panels += [_draw_scatter(entries, durations, "seconds to encode and match")] if seconds and len(entries) > 1 else []
+    axes = [(trained, "parameters trained")] if len(set(trained)) > 1 else []
+    axes += [(durations, "seconds to encode and match")] if seconds and len(entries) > 1 else []
+    panels = [_draw_scatter(entries, *axis, WIDE if len(axes) == 1 else WIDTH) for axis in axes]
     memory_keys = sorted(
         {
             key
@@ -76,14 +79,14 @@ def plot_cost(entries: Sequence[Configuration], seconds: bool = True) -> ReportS
     return ReportSection("Cost", text, [*figures, *([training] if training else [])])
 
 
-def _draw_scatter(entries: Sequence[Configuration], values: Sequence[float], unit: str) -> str:
+def _draw_scatter(entries: Sequence[Configuration], values: Sequence[float], unit: str, width: float) -> str:
     """Draw a scatter plot with a logarithmic x axis; zero lies half a decade left of the least positive value."""
     least = min((v for v in values if v > 0), default=1.0)
     positions = [math.log10(v) if v > 0 else math.log10(least) - 0.5 for v in values]
     low, high = min(positions), max(positions)
     pad = 0.08 * (high - low) or 0.3
     scores = [entry.headline(ALPHA) for entry in entries]
-    frame = PlotFrame((low - pad, high + pad), ticks_up_to([s.mean or 0.0 for s in scores]), right=34)
+    frame = PlotFrame((low - pad, high + pad), ticks_up_to([s.mean or 0.0 for s in scores]), right=34, width=width)
     ticks = {x: _format_count(v) for x, v in sorted(zip(positions, values, strict=True))}
     body = draw_axes(frame, ticks, unit)
     dots = [
@@ -96,7 +99,7 @@ def _draw_scatter(entries: Sequence[Configuration], values: Sequence[float], uni
         for (x, y, label), label_y in zip(column, label_heights, strict=True):
             body.append(f'<circle cx="{x:g}" cy="{y:g}" r="4" class="dot std"/>')
             body += draw_label(x, y, label_y, label, "end")
-    return draw_panel(f"PCK@{ALPHA} against {unit}", body)
+    return draw_panel(f"PCK@{ALPHA} against {unit}", body, width=width)
 
 
 def _group_columns(dots: Sequence[Dot]) -> list[list[Dot]]:
@@ -134,7 +137,9 @@ def _plot_history(entries: Sequence[Configuration]) -> ReportFigure | None:
         return None
     lines = [(i, _get_curve(run.history)) for i, entry in enumerate(trained) for run in entry.runs]
     last_step = max(x for _, points in lines for x, _ in points)
-    frame = PlotFrame((0, last_step * 1.02), ticks_up_to([y for _, points in lines for _, y in points]), right=30)
+    frame = PlotFrame(
+        (0, last_step * 1.02), ticks_up_to([y for _, points in lines for _, y in points]), right=30, width=WIDE
+    )
     body = draw_axes(frame, {x: f"{x:g}" for _, points in lines for x, _ in points}, "training steps")
     line_ends = {i: points[-1][1] for i, points in lines if points}
     for i, points in lines:
@@ -146,7 +151,9 @@ def _plot_history(entries: Sequence[Configuration]) -> ReportFigure | None:
         f"Validation pairs are not those of the leaderboard. {legend}."
     )
     panel = draw_panel(
-        "Validation", [*body, *draw_line_ends(frame, [(str(numbers[i]), y, SERIES[i]) for i, y in line_ends.items()])]
+        "Validation",
+        [*body, *draw_line_ends(frame, [(str(numbers[i]), y, SERIES[i]) for i, y in line_ends.items()])],
+        width=WIDE,
     )
     rows = [
         [entry.label, str(run.cfg.get("seed")), f"{x:g}", f"{100 * y:.1f}"]

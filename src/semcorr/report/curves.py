@@ -91,9 +91,7 @@ def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     ]
     columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
     title = f"PCK over {short_key(key)}"
-    return ReportFigure(
-        title, caption, panels, ReportTable(f"over_{key}", title, caption, columns, rows, words=3), "two"
-    )
+    return ReportFigure(title, caption, panels, ReportTable(f"over_{key}", title, caption, columns, rows, words=3))
 
 
 def _draw_alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:

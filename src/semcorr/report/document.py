@@ -33,7 +33,7 @@ class ReportFigure(NamedTuple):
     caption: str
     panels: Sequence[str]  # SVG or an image element
     table: ReportTable | None = None
-    layout: str = ""  # "wide" for pictures, "two" for panels that belong together in pairs
+    layout: str = ""  # "wide" for pictures and matrices
 
 
 class ReportSection(NamedTuple):

@@ -29,8 +29,9 @@ from semcorr.visualization.similarity import SIMILARITY_LEGEND, choose_queries, 
 ALPHA = 0.1
 MANY = 6  # pairs in a figure
 LEGEND = (
-    f"Source left, target right; a line leads from each keypoint to where it was found: green within {ALPHA} of the "
-    "extent, red beyond, and then a ring of that radius is drawn around the truth."
+    "Source left, target right; a line leads from each keypoint to where it was found: blue discs are right, red "
+    f"crosses wrong. Rings of {ALPHA} of the extent, the tolerance, are drawn around the true points; a dashed line "
+    "leads from that of a wrong match to where it was found."
 )
 
 
@@ -60,6 +61,7 @@ def _plot_worst(entry: Configuration, pairs: Mapping[str, PairRecord]) -> Report
     table = load_run_predictions(run)
     panels = [
         _render_panel(
+            run,
             table,
             pairs[rows.pairs[i]],
             f"{rows.categories[rows.category[i]]}: {_format_score(float(share[i]), int(count[i]))}",
@@ -81,10 +83,9 @@ def _plot_changed(last: Configuration, first: Configuration, pairs: Mapping[str,
     tables = [load_run_predictions(run) for run in runs]
     panels = []
     for i in distinct_target_pairs(rows, order)[: MANY // 2]:
-        for table, share, name in ((tables[0], before, last.label), (tables[1], after, first.label)):
-            panels.append(
-                _render_panel(table, pairs[rows.pairs[i]], f"{name}: {_format_score(float(share[i]), int(count[i]))}")
-            )
+        for run, table, share, name in zip(runs, tables, (before, after), (last.label, first.label), strict=True):
+            text = f"{name}: {_format_score(float(share[i]), int(count[i]))}"
+            panels.append(_render_panel(run, table, pairs[rows.pairs[i]], text))
     caption = (
         f"From the last configuration of the leaderboard ({last.label}) to its first ({first.label}): the pairs whose "
         f"PCK at α = {ALPHA} changes most, in either direction, with each target image once; two pictures per pair. "
@@ -117,10 +118,11 @@ def load_run_predictions(run: FinishedRun) -> pa.Table:
     return split_by_spec(table)[run.metrics["protocol"], run.metrics["localise"]]
 
 
-def _render_panel(table: pa.Table, pair: PairRecord, text: str) -> str:
+def _render_panel(run: FinishedRun, table: pa.Table, pair: PairRecord, text: str) -> str:
     rows: list[JsonObject] = table.filter(pc.equal(table["pair"], pair.name)).to_pylist()
     names = f"{pair.source.name} to {pair.target.name}"
-    return f"{embed_image(draw.plot_pair(pair, rows, ALPHA), names)}\n<p>{escape(text)}<br>{escape(names)}</p>"
+    image = draw.plot_pair(pair, rows, ALPHA, Tolerance.of_metrics(run.metrics))
+    return f"{embed_image(image, names)}\n<p>{escape(text)}<br>{escape(names)}</p>"
 
 
 def embed_image(image: Image.Image, about: str) -> str:

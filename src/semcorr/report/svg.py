@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 350, 270  # of a panel, which a phone shows at its full width
+WIDTH, HEIGHT = 440, 300  # of a panel: two fill the width of a page, one that of a phone
+WIDE = 2 * WIDTH + 24  # of a panel alone in its figure, whose letters have the same size
 LETTER = 6.4  # approximate width of a letter at the size of labels
 RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
 SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
@@ -20,11 +21,12 @@ class PlotFrame(NamedTuple):
     left: float = 40
     top: float = 56
     bottom: float = 40
+    width: float = WIDTH
 
     def px(self, x: float) -> float:
         """Convert a value to a horizontal position in pixels."""
         low, high = self.x
-        return round(self.left + (x - low) / ((high - low) or 1) * (WIDTH - self.left - self.right), 1)
+        return round(self.left + (x - low) / ((high - low) or 1) * (self.width - self.left - self.right), 1)
 
     def py(self, y: float) -> float:
         """Convert a value to a vertical position in pixels."""
@@ -33,8 +35,9 @@ class PlotFrame(NamedTuple):
 
 
 def draw_panel(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
-    """Draw a panel with its title."""
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    """Draw a panel with its title; as wide as its place in the page, or as scrolls on a phone if it is a wide one."""
+    wide = ' class="alone"' if width == WIDE else ""
+    head = f'<svg viewBox="0 0 {width:g} {height:g}"{wide} role="img" aria-label="{escape(title)}">'
     lines = [draw_text(4, 14 + 15 * i, line, "title") for i, line in enumerate(break_title(title, int(width / 6.9)))]
     return "\n".join([head, *lines, *body, "</svg>"])
 
@@ -53,9 +56,10 @@ def break_title(words: str, most: int) -> list[str]:
     return lines
 
 
-def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
-    """Draw text that starts at, ends at or is centred on a point."""
+def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start", angle: float = 0) -> str:
+    """Draw text that starts at, ends at or is centred on a point, turned by an angle in degrees, clockwise."""
     attribute = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    attribute += f' transform="rotate({angle:g} {x:g} {y:g})"' if angle else ""
     return f'<text x="{x:g}" y="{y:g}" class="{css}"{attribute}>{escape(words)}</text>'
 
 
@@ -69,7 +73,7 @@ def draw_axes(frame: PlotFrame, ticks: Mapping[float, str], across: str, upward:
     parts = [draw_text(4, frame.top - 13, upward, "axis")]
     for value in round_ticks(*frame.y):
         y = frame.py(value)
-        parts.append(draw_line(frame.left, y, WIDTH - frame.right, y, "rule"))
+        parts.append(draw_line(frame.left, y, frame.width - frame.right, y, "rule"))
         parts.append(draw_text(frame.left - 6, y + 4, f"{100 * value:.0f}", "axis", "end"))
     previous_end = -1e9
     for value, name in sorted(ticks.items()):
@@ -77,7 +81,7 @@ def draw_axes(frame: PlotFrame, ticks: Mapping[float, str], across: str, upward:
         if x - half > previous_end + 4:
             parts.append(draw_text(x, HEIGHT - frame.bottom + 16, name, "axis", "middle"))
             previous_end = x + half
-    parts.append(draw_text((frame.left + WIDTH - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
+    parts.append(draw_text((frame.left + frame.width - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
     return parts
 
 
@@ -155,7 +159,7 @@ def draw_line_ends(frame: PlotFrame, named: Sequence[tuple[str, float, str]]) ->
     line_heights = [frame.py(value) for _, value, _ in named]
     label_heights = spread_labels(line_heights)
     overflow = max(0.0, max(label_heights, default=0.0) - (HEIGHT - frame.bottom))
-    x = WIDTH - frame.right
+    x = frame.width - frame.right
     return [
         part
         for y, label_y, (name, _, css) in zip(line_heights, label_heights, named, strict=True)

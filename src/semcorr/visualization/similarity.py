@@ -1,6 +1,6 @@
 """Pictures of similarity maps: where the features of the target resemble the marked point of the source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,20 +12,33 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from semcorr.core.coords import to_view
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import PairDataset
 from semcorr.data.record import PairRecord
+from semcorr.data.views import SquareFit, fit_to_square
 from semcorr.metrics.predictions import Predictions
+from semcorr.visualization.canvas import (
+    PAPER,
+    POINT_COLOURS,
+    Colour,
+    draw_cross,
+    draw_ring,
+    fit_size,
+    hstack_images,
+    overlay_map,
+    read_pixels,
+    stack_grid,
+)
 
 EACH = 2  # maps of either kind
-SIDE = 260  # pixels of a picture, which is square as the network's input
-QUERY, TRUTH, FOUND = (255, 225, 60), (255, 255, 255), (235, 70, 60)
-COLD, HOT = np.array([18, 22, 60]), np.array([255, 190, 60])
+SIDE = 360  # longer side of a picture, in pixels
+GAP = 12  # between pictures
+OPACITY = 0.7  # of a map over its target
+QUERY, TRUTH, FOUND = POINT_COLOURS[3], PAPER, POINT_COLOURS[0]
 SIMILARITY_LEGEND = (
-    "left the source with the query (yellow ring), right the target, brighter where its features "
-    "are more similar to the query's; from the least to the greatest similarity of each map. White ring: where the "
-    "keypoint is; red cross: where it was found. Images are as the network sees them, resized to a square."
+    "left the source with the query (yellow ring), right the target, lighter where its features are more similar to "
+    "the query's; the colour bar has the least and the greatest similarity of each map. White ring: where the keypoint "
+    "is; blue cross: where it was found."
 )
 
 
@@ -37,10 +50,7 @@ def plot_similarity_page(
         plot_similarity(module, data, pairs[rows.pairs[rows.pair[row]]], int(rows.keypoint[row]), rows.predicted[row])
         for row, _ in choose_queries(rows)
     ]
-    sheet = Image.new("RGB", (tiles[0].width, sum(tile.height + 4 for tile in tiles) - 4), "white")
-    for index, tile in enumerate(tiles):
-        sheet.paste(tile, (0, index * (tile.height + 4)))
-    return sheet
+    return stack_grid(tiles, 1, GAP)
 
 
 def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
@@ -63,7 +73,7 @@ def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
 def plot_similarity(
     module: LightningModule, data: PairDataModule, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]
 ) -> Image.Image:
-    """Draw both images, the target under its map.
+    """Draw both images in their own aspect, the target under its map, and the colour bar of the map.
 
     Args:
         module: Module in eval mode.
@@ -74,48 +84,47 @@ def plot_similarity(
     """
     batch = default_collate([PairDataset([pair], data.size, data.resize)[0]])
     on_device = move_data_to_device(batch, module.device)
-    similarity, target = module(on_device.source, on_device.target)[0, keypoint].cpu(), batch.target
-    predicted_view = to_view(
-        torch.from_numpy(predicted).float()[None, None], target.scale.float(), target.offset.float()
-    )[0, 0]
-    left, right = (_to_picture(view.image[0]) for view in (batch.source, target))
-    heat = interpolate(similarity[None, None].float(), (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
-    right = Image.blend(right.convert("L").convert("RGB"), _colour_map(heat.numpy()), 0.62)
-    zoom = SIDE / data.size
-    _draw_ring(left, (batch.source.keypoints[0, keypoint] + 0.5) * zoom, QUERY)
-    _draw_ring(right, (target.keypoints[0, keypoint] + 0.5) * zoom, TRUTH)
-    _draw_cross(right, (predicted_view + 0.5) * zoom)
-    sheet = Image.new("RGB", (2 * SIDE + 4, SIDE), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (SIDE + 4, 0))
-    return sheet
+    similarity = module(on_device.source, on_device.target)[0, keypoint].float().cpu()
+    left, right = (read_pixels(image).resize(fit_size(image.size, SIDE, SIDE)) for image in (pair.source, pair.target))
+    values = crop_to_image(similarity, fit_to_square(pair.target.size, data.size, data.resize), data.size, right.size)
+    right, bar = overlay_map(right, values, OPACITY)
+    _mark(left, pair.source.keypoints[keypoint].tolist(), pair.source.size, QUERY)
+    _mark(right, pair.target.keypoints[keypoint].tolist(), pair.target.size, TRUTH)
+    _mark(right, predicted.tolist(), pair.target.size, FOUND, cross=True)
+    place = Image.new("RGB", (SIDE, max(left.height, right.height)), PAPER)
+    halves = []
+    for image in (left, right):
+        half = place.copy()
+        half.paste(image, ((SIDE - image.width) // 2, (place.height - image.height) // 2))
+        halves.append(half)
+    return hstack_images([*halves, bar], GAP)
 
 
-def _to_picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Convert an image tensor to a picture."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+def crop_to_image(
+    similarity: Float[Tensor, "h w"], fit: SquareFit, side: int, size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """Interpolate a map at the pixels of a picture of the image: without padding, in the image's own aspect.
+
+    Args:
+        similarity: Map over the square that the network sees.
+        fit: Placement of the image in the square.
+        side: Side of the square in pixels.
+        size: Width and height of the picture.
+    """
+    square = interpolate(similarity[None, None], (side, side), mode="bilinear", align_corners=False)
+    (x, y), (w, h) = fit.offset, fit.size
+    inside = square[..., y : y + h, x : x + w]
+    values: np.ndarray = interpolate(inside, size[::-1], mode="bilinear", align_corners=False)[0, 0].numpy()
+    return values
 
 
-def _colour_map(values: Float[np.ndarray, "h w"]) -> Image.Image:
-    """Colour a map from its least to its greatest value."""
-    low, high = float(values.min()), float(values.max())
-    share = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return Image.fromarray((COLD + (HOT - COLD) * share[..., None] ** 2).astype(np.uint8))
-
-
-def _draw_ring(image: Image.Image, centre: Float[Tensor, "2"], colour: tuple[int, int, int]) -> None:
-    """Draw a ring."""
-    x, y = centre.tolist()
+def _mark(
+    image: Image.Image, point: Sequence[float], size: tuple[int, int], colour: Colour, cross: bool = False
+) -> None:
+    """Draw a ring or a cross at a point of the original, which is `size` pixels large."""
+    x, y = ((at + 0.5) * pixels / side for at, pixels, side in zip(point, image.size, size, strict=True))
     draw = ImageDraw.Draw(image)
-    draw.ellipse((x - 9, y - 9, x + 9, y + 9), outline="black", width=5)
-    draw.ellipse((x - 8, y - 8, x + 8, y + 8), outline=colour, width=3)
-
-
-def _draw_cross(image: Image.Image, centre: Float[Tensor, "2"]) -> None:
-    """Draw a cross."""
-    x, y = centre.tolist()
-    draw = ImageDraw.Draw(image)
-    for width, colour in ((5, (0, 0, 0)), (3, FOUND)):
-        draw.line((x - 7, y - 7, x + 7, y + 7), fill=colour, width=width)
-        draw.line((x - 7, y + 7, x + 7, y - 7), fill=colour, width=width)
+    if cross:
+        draw_cross(draw, (x, y), 7, colour)
+    else:
+        draw_ring(draw, (x, y), 9, colour, 3)

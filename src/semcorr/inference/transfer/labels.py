@@ -1,5 +1,6 @@
 """Transferred keypoints, their sources, and pictures of them."""
 
+import colorsys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.pictures import Picture
-from semcorr.inference.plots import bright_colour, displayed_size
+from semcorr.inference.displayed import displayed_size
 from semcorr.inference.transfer.objects import AnnotatedObject, Annotations, list_objects
 from semcorr.inference.transfer.propagate import LabelledSource
-
-ZOOM = 3  # drawn larger and reduced, for smooth lines
+from semcorr.visualization.canvas import ZOOM, Colour
 
 
 class KeypointLabel(NamedTuple):
@@ -75,6 +75,12 @@ def draw_label_picture(
         if is_valid:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def bright_colour(share: float) -> Colour:
+    """Return a bright colour by its share of the colour circle."""
+    red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def skeleton_edges(category: JsonMapping) -> list[tuple[int, int]]:
