@@ -230,7 +230,7 @@ def _import_package(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"`hydra/launcher`: {package} is not installed. pip install {package}, or semcorr[sweep] for all launchers"
+            f"`hydra/launcher`: {package} is not installed. pip install {package}, or 'semcorr[sweep]' for all of them"
         ) from None
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Pattern
 from semcorr.engine.run_lock import lock_folder
@@ -78,6 +79,8 @@ def _run_export(options: ExportOptions) -> None:
         raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {options.which}")
     if options.size is not None and options.format != "onnx":
         raise UserError("--size goes with --format onnx: only a graph has a fixed size")
+    if options.format == "onnx":
+        require_extra("--format onnx", "onnx", "onnx", "onnxscript")
     ending = Path(FORMATS[options.format]).suffix
     if ending and options.out.suffix != ending:  # readers recognise the format by it
         raise UserError(f"--out must end with {ending} for --format {options.format}, got {options.out}")
@@ -180,7 +183,7 @@ def _print_summary(
     }
     print(usage[options.format])
     if difference is None:
-        print("Not checked: onnxruntime is not installed. pip install semcorr[onnx]")
+        print("Not checked: onnxruntime is not installed. pip install 'semcorr[onnx]'")
     else:
         print(f"Read back, its features differ from the run's by at most {difference:.1e} of the largest")
 

@@ -34,7 +34,8 @@ from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_generating
 
-CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
+# To build, to see that it works.
+CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose")
 
 
 def hydra_main(task: Callable[[DictConfig], object], name: str) -> None:

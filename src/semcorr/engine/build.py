@@ -33,7 +33,7 @@ from semcorr.engine import wandb_pages as dashboard
 from semcorr.engine.callbacks import ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
-from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
+from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes, require_logger_packages
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import accepted_options, check_options
 from semcorr.engine.run_dir import (
@@ -134,6 +134,7 @@ def check_config(cfg: DictConfig) -> None:
         check_numbers(content["trainer"])
         check_precision(content["trainer"]["precision"])
         content["trainer"]["precision"] = cfg.trainer.precision = device_precision(content["trainer"])
+    require_logger_packages(content.get("logger") or {})
     check_options(content)
     if content.get("compile") is not None:
         require_compile_backend(content["compile"])

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import is_installed
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.build import build_backbone
@@ -146,9 +146,6 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
             f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
             "Evaluate the run itself by checkpoint=RUN."
         )
-    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install semcorr[onnx]")
     try:
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
@@ -166,7 +163,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
         raise UserError(
             f"{backbone.name} cannot be written as an ONNX graph: {_format_root_cause(error)}. Try another --format."
         ) from error
-    if find_spec("onnxruntime") is None:
+    if not is_installed("onnxruntime"):
         return None
     image = noise_image(sides)
     return relative_difference(torch.from_numpy(_run(path, image)), compute_features(backbone, image))

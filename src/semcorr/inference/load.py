@@ -21,7 +21,7 @@ from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.saved_config import is_run, read_run_config
 
-DEFAULT = "efficientnet_lite0"  # its weights are part of a package
+DEFAULT = "efficientnet_lite0"  # its weights are installed with semcorr
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
 
 

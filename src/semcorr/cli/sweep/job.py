@@ -107,7 +107,7 @@ def _leave_process_group() -> None:
 def _finish_wandb() -> None:
     """Finish the W&B run that a failed job left open."""
     client = sys.modules.get("wandb")
-    if client is not None and client.run is not None:  # the job failed; one that did not has finished it
+    if getattr(client, "run", None) is not None:  # the job failed; one that did not has finished it
         client.finish(exit_code=1)
 
 
