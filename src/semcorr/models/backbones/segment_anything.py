@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from timm.models.vision_transformer_sam import Attention, VisionTransformerSAM, get_decomposed_rel_pos_bias
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.core.errors import UserError
@@ -57,10 +57,8 @@ class HeadwiseAttention(Attention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Compute the attention of one head, with its relative positions."""
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        if self.use_rel_pos:
-            scores = scores + get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, grid, grid)
-        return scores.softmax(dim=-1) @ v
+        bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, grid, grid) if self.use_rel_pos else None
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class MLP(nn.Module):
