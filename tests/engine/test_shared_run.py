@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semcorr import Matcher
+from semcorr import Matcher, train
 from semcorr.core.errors import UserError
 from semcorr.engine.shared_run import CARD, WEIGHTS
 
@@ -214,9 +214,17 @@ def test_pytorch_hub_asks_for_what_is_installed_by_default():
     assert found == expected
 
 
-def test_a_shared_folder_is_exported_again_and_has_one_checkpoint(shared, typed, capfd):
+def test_a_shared_folder_is_exported_again_and_not_trained_on(shared, typed, capfd, monkeypatch):
     assert typed(shared, "--format", "hf", "--out", "again") == 0
     assert torch.equal(answers(Matcher.load("again", device="cpu")), answers(Matcher.load(shared, device="cpu")))
+    before = {path: path.read_bytes() for path in shared.iterdir()}
     capfd.readouterr()
+
     assert typed(shared, "--which", "last") == 2
     assert "does not exist" in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["semcorr.train", f"checkpoint={shared}"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2
+    assert "was exported for sharing, without the state of the optimiser" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in shared.iterdir()} == before

@@ -23,6 +23,11 @@ CARD = "README.md"
 FACTS = ("base", "trained_as")  # what a checkpoint says of its weights, here JSON in the file's metadata
 
 
+def is_shared(run: Path) -> bool:
+    """Tell whether a folder was exported for sharing: it holds trained weights, and no checkpoints of a training."""
+    return (run / WEIGHTS).is_file() and not (run / "checkpoints").is_dir()
+
+
 def shared_config_text(cfg: DictConfig) -> str:
     """Format a run's configuration as YAML, without the places where files lay on this machine.
 

@@ -132,13 +132,11 @@ class SegmentAnything(SequentialBackbone):
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
         source = weights or (_download(name) if pretrained else None)
         state = None if source is None else read_weights(source)
-        encoder = VisionTransformerSAM(
-            num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), mlp_layer=MLP, use_rel_pos=True, **config
-        )
+        # Without a norm_layer it is LayerNorm with the authors' epsilon, 1e-6.
+        encoder = VisionTransformerSAM(num_classes=0, norm_layer=None, mlp_layer=MLP, use_rel_pos=True, **config)
         full = encoder.state_dict()
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
-        encoder.neck = encoder.neck if neck else nn.Identity()
-        encoder.head = nn.Identity()
+        encoder.neck = encoder.neck if neck else nn.Sequential()
         for block in encoder.blocks:
             if block.window_size == 0:
                 block.attn.__class__ = HeadwiseAttention
