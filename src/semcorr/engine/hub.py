@@ -111,7 +111,7 @@ def _explain(error: Exception, repo: str, revision: str | None, writes: bool = F
         return f"{page} is gated: its owner hands it out on request. Ask there, then set HF_TOKEN or `hf auth login`."
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return f"There is no {page} that you may see. Correct the name, or, if it is private, set HF_TOKEN."
-    if isinstance(error, errors.RevisionNotFoundError | errors.RevisionResolutionError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision}. Give one of its branches, tags or commits."
     lines = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()
     is_of_client = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
