@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from semcorr.core.errors import UserError
-from semcorr.core.extras import is_installed
+from semcorr.core.extras import is_installed, require_extra
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.build import build_backbone
@@ -178,6 +178,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
             f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
             "Evaluate the run itself by checkpoint=RUN."
         )
+    require_extra("--format onnx", "onnx", "onnx", "onnxscript")
     try:
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
