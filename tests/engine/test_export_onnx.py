@@ -114,7 +114,7 @@ def test_what_sees_two_images_is_no_graph(tmp_path):
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("semcorr.core.extras.is_installed", lambda package: False)
-    with pytest.raises(UserError, match="onnx and onnxscript, which are not installed: pip install 'semcorr.onnx.'"):
+    with pytest.raises(UserError, match=r"onnx and onnxscript, which are not installed: pip install 'semcorr.onnx.'"):
         export_onnx(tiny(), tmp_path / "b.onnx", (64, 64), FACTS)
 
 
