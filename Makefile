@@ -1,6 +1,7 @@
 # make demo and make test do everything on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS := sam,sd,onnx,wandb,tensorboard
 CONSTRAINTS ?= constraints.txt # make test CONSTRAINTS= installs the newest of everything
 PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
 # Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.
@@ -14,7 +15,7 @@ help: ## this list
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semcorr needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile $(PINS) --editable '.[demo,sd,onnx,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $(PINS) --editable '.[$(EXTRAS),dev]'
 	touch $@
 
 demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
@@ -41,15 +42,15 @@ browser: .venv-app/installed ## python -m semcorr.app, driven in Chromium
 .venv-app/installed: pyproject.toml constraints.txt # gradio wants an older Pillow than everything else
 	$(PYTHON) -m venv .venv-app
 	grep -v '^pillow==' constraints.txt > .venv-app/constraints.txt
-	.venv-app/bin/python -m pip install --quiet --no-compile --constraint .venv-app/constraints.txt --editable '.[demo,dev,app,browser]'
+	.venv-app/bin/python -m pip install --quiet --no-compile --constraint .venv-app/constraints.txt --editable '.[wandb,tensorboard,sam,dev,app,browser]'
 	touch $@
 
 lowest: ## the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	all = p["dependencies"] + sum((p["optional-dependencies"][e] for e in ("demo", "sd", "onnx")), []); \
+	all = p["dependencies"] + sum((p["optional-dependencies"][e] for e in "$(EXTRAS)".split(",")), []); \
 	print(*(re.split("[<,]", d)[0].replace(">=", "==") for d in all), sep="\n")' > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --no-compile --constraint .venv-lowest/constraints.txt --editable '.[demo,sd,onnx,dev]'
+	.venv-lowest/bin/python -m pip install --quiet --no-compile --constraint .venv-lowest/constraints.txt --editable '.[$(EXTRAS),dev]'
 	.venv-lowest/bin/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 docs: .venv/docs ## these pages and the API as a site, into site/

@@ -1,4 +1,4 @@
-"""Match points of one synthetic cat on another. Needs no network: pip install semcorr[demo]."""
+"""Match points of one synthetic cat on another. Needs no network: pip install semcorr."""
 
 from pathlib import Path
 

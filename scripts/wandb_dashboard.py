@@ -1,7 +1,7 @@
 """Save a report of a project in W&B: python scripts/wandb_dashboard.py PROJECT [--entity NAME] [--dry-run].
 
 The report has curves of all, geo and std, categories, costs and pages of matches of every run, sweeps by group, and
-configurations side by side. Needs pip install semcorr[dashboard]. Without a key, or with --dry-run, it prints what it
+configurations side by side. Needs pip install 'semcorr[dashboard]'. Without a key, or with --dry-run, it prints what it
 would save.
 """
 
@@ -115,7 +115,7 @@ def main() -> int:
     try:
         from wandb_workspaces.reports import v2 as api
     except ImportError:
-        print("Error: wandb-workspaces is not installed. pip install wandb-workspaces", file=sys.stderr)
+        print("Error: wandb-workspaces is not installed. pip install 'semcorr[dashboard]'", file=sys.stderr)
         return 2
     is_keyless = not os.environ.get("WANDB_API_KEY")
     if options.dry_run or is_keyless:

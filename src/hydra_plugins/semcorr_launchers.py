@@ -246,13 +246,13 @@ def _require_one_device(jobs: "Sequence[SweepJob]") -> None:
 
 
 def import_package(package: str, group: str) -> ModuleType:
-    """Import an optional package, or say how to install it."""
+    """Import a package that a choice of `hydra/launcher` or `hydra/sweeper` needs, or say how to install it."""
     import importlib
 
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(f"`hydra/{group}`: {package} is not installed. pip install 'semcorr[sweep]'") from None
+    from semcorr.core.extras import require_extra
+
+    require_extra(f"`hydra/{group}`", "sweep", package)
+    return importlib.import_module(package)
 
 
 def _thread_count() -> int:

@@ -5,7 +5,6 @@ What is written is read back, and its features are compared with the run's, befo
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,21 +12,26 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from omegaconf import DictConfig
-from rich.console import Console
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.files import move_files, require_writable, temporary_folder, write_error
 from semcorr.core.ranges import Pattern
+from semcorr.core.terminal import print_line
+from semcorr.engine.hub import push_run, require_token
 from semcorr.engine.run_lock import lock_folder
 
 if TYPE_CHECKING:  # this imports torch, which --help does not need
     from semcorr.engine.module import CorrespondenceModule
 
-FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx"}  # their paths in RUN/export
+# Their paths in RUN/export.
+FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx", "hf": "hf"}
+LAST = {"peft": "adapter_config.json", "hf": "config.yaml"}  # in a folder, the file without which it counts for none
 CHECKPOINTS = ("best", "last")
 SIDES = Pattern(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
+LICENSE = Pattern(r"[a-z0-9][a-z0-9.-]{0,63}", "an identifier of a licence, as apache-2.0, cc-by-nc-4.0 or other")
 TOLERANCE = 1e-4  # relative to the largest feature
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +47,8 @@ class ExportOptions(NamedTuple):
     size: str | None = None
     weights: Path | None = None
     force: bool = False
+    push: str | None = None
+    license: str = "other"
 
 
 @app.command()
@@ -58,6 +64,10 @@ def export_backbone(
     ] = None,
     weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="hf: upload it, too, with HF_TOKEN.")] = None,
+    license: Annotated[
+        str | None, LICENSE, typer.Option(help="hf: the licence on the model card, as apache-2.0; or other.")
+    ] = None,
 ) -> None:
     """Write the backbone that a training run tuned.
 
@@ -65,12 +75,17 @@ def export_backbone(
     peft: a folder with the adapter alone, which PeftModel.from_pretrained loads onto the plain network.
     onnx: a graph from an image (1, 3, height, width), RGB in [0, 1], to features (1, c, h, w); it normalises
     the image itself and leaves the features as the backbone gives them, not of unit length.
+    hf: a folder for the Hugging Face Hub, which Matcher.load reads: configuration, the trained weights of backbone
+    and head as safetensors, and a model card.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
-        _run_export(ExportOptions(run, format, out or run / "export" / FORMATS[format], which, size, weights, force))
+        out = out or run / "export" / FORMATS[format]
+        if format != "hf" and (push, license) != (None, None):
+            raise UserError("--push and --license go with --format hf")
+        _run_export(ExportOptions(run, format, out, which, size, weights, force, push, license or "other"))
 
 
 def _run_export(options: ExportOptions) -> None:
@@ -78,6 +93,9 @@ def _run_export(options: ExportOptions) -> None:
         raise UserError(f"--which must be one of {', '.join(CHECKPOINTS)}, got {options.which}")
     if options.size is not None and options.format != "onnx":
         raise UserError("--size goes with --format onnx: only a graph has a fixed size")
+    if options.format == "onnx":
+        require_extra("--format onnx", "onnx", "onnx", "onnxscript")
+    token = require_token(options.push) if options.push else ""
     ending = Path(FORMATS[options.format]).suffix
     if ending and options.out.suffix != ending:  # readers recognise the format by it
         raise UserError(f"--out must end with {ending} for --format {options.format}, got {options.out}")
@@ -85,28 +103,30 @@ def _run_export(options: ExportOptions) -> None:
 
     cfg = read_trained_config(options.run, options.weights)
     _require_weights(options)
-    final = options.out / "adapter_config.json" if options.format == "peft" else options.out
+    final = options.out / LAST[options.format] if options.format in LAST else options.out
     require_writable(final.parent, "--out")
     _refuse_existing(final, options.force)
     _refuse_base_weights(final, cfg)
-    with Console(file=sys.stderr).status("") as status:
-        status.update(f"Building the backbone of {options.run}")
-        module = load_trained_module(cfg, options.run, options.which)
-        provenance = _collect_provenance(module, options)  # before merging, after which no parameter is trainable
-        status.update(f"Writing {options.out}")
-        in_run = options.run.resolve() in final.resolve().parents
-        with (
-            lock_folder(options.run, "export") if in_run else nullcontext(),
-            place_export(final, options.force) as staged,
-        ):
-            difference = _write_files(module, cfg, options, staged, provenance)
-            if difference is not None and not difference <= TOLERANCE:
-                raise UserError(
-                    f"What {options.out} would hold gives other features than the run (they differ by {difference:.1e} "
-                    "of the largest), so it was not written. Try another --format."
-                )
-            names = sorted(path.name for path in staged.parent.iterdir())
+    print_line(f"Building the backbone of {options.run}")
+    module = load_trained_module(cfg, options.run, options.which)
+    provenance = _collect_provenance(module, options)  # before merging, after which no parameter is trainable
+    print_line(f"Writing {options.out}, and reading it back")
+    in_run = options.run.resolve() in final.resolve().parents
+    with (
+        lock_folder(options.run, "export") if in_run else nullcontext(),
+        place_export(final, options.force) as staged,
+    ):
+        difference = _write_files(module, cfg, options, staged, provenance)
+        if difference is not None and not difference <= TOLERANCE:
+            raise UserError(
+                f"What {options.out} would hold gives other features than the run (they differ by {difference:.1e} "
+                "of the largest), so it was not written. Try another --format."
+            )
+        names = sorted(path.name for path in staged.parent.iterdir())
     _print_summary(options, provenance, [final.with_name(name) for name in names], difference)
+    if options.push:
+        print_line(f"Uploading to {options.push}")
+        print_line(f"Uploaded: {push_run(options.out, options.push, token)}")
 
 
 def _require_weights(options: ExportOptions) -> None:
@@ -149,7 +169,8 @@ def _write_files(
     from semcorr.engine.export import export_adapter, export_head, export_merged
 
     backbone = module.backbone
-    export_head(module.head, path.with_name("head.safetensors"), provenance)
+    if options.format != "hf":
+        export_head(module.head, path.with_name("head.safetensors"), provenance)
     if options.format == "onnx":
         from semcorr.engine.export import export_onnx, parse_sides
 
@@ -159,16 +180,32 @@ def _write_files(
             f"{options.run} is a frozen run: it trained nothing, and its backbone has the weights it was built with. "
             "Use those, by backbone.weights=FILE or by name; or --format onnx."
         )
+    if options.format == "hf":
+        return _write_shared_run(module, cfg, options, path)
     return (export_adapter if options.format == "peft" else export_merged)(backbone, cfg, path, provenance)
+
+
+def _write_shared_run(module: "CorrespondenceModule", cfg: DictConfig, options: ExportOptions, path: Path) -> float:
+    """Write what `Matcher.load` reads, and read it back."""
+    from semcorr.engine.export import export_shared_run
+    from semcorr.engine.model_card import format_model_card
+
+    name = f"hf://{options.push or 'USER/' + options.run.resolve().name}"
+    trained = sum(value.numel() for value in module.trainable_state_dict().values())
+    facts = {"trained": f"{trained:,}", "checkpoint": options.which}
+    card = format_model_card(cfg, options.run, name, options.license, facts)
+    return export_shared_run(cfg, path.parent, options.run, options.which, card)
 
 
 def _print_summary(
     options: ExportOptions, provenance: dict[str, str], files: list[Path], difference: float | None
 ) -> None:
+    from semcorr.engine.checkpoints import checkpoint_path
+
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")
     origin = (
-        f"tuned as {options.run}/checkpoints/{options.which}.ckpt says"
+        f"tuned as {checkpoint_path(options.run, options.which)} says"
         if provenance["checkpoint"] != "none"
         else "frozen"
     )
@@ -177,10 +214,13 @@ def _print_summary(
         "merged": f"backbone.weights={options.out}",
         "peft": f'PeftModel.from_pretrained(network, "{options.out}")',
         "onnx": "image: RGB in [0, 1], normalised inside; features: as the backbone gives them, not of unit length",
+        "hf": f'Matcher.load("{options.out}")',
     }
     print(usage[options.format])
     if difference is None:
-        print("Not checked: onnxruntime is not installed. pip install semcorr[onnx]")
+        print("Not checked: onnxruntime is not installed. pip install 'semcorr[onnx]'")
+    elif options.format == "hf":
+        print("Read back, its weights are those of the run to the bit")
     else:
         print(f"Read back, its features differ from the run's by at most {difference:.1e} of the largest")
 

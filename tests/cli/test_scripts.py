@@ -100,4 +100,4 @@ def test_the_dashboard_says_what_to_install(tmp_path):
     (tmp_path / "wandb_workspaces" / "__init__.py").write_text("raise ImportError\n")
     done = run([sys.executable, SCRIPTS / "wandb_dashboard.py", "semcorr"], tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
-    assert "pip install wandb-workspaces" in done.stderr
+    assert "pip install 'semcorr[dashboard]'" in done.stderr

@@ -62,7 +62,7 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         ("semcorr.benchmark.runs", "write_spair_scale"), ("semcorr.app.command", "bind_socket"),
     ):  # fmt: skip
         monkeypatch.setattr(importlib.import_module(module), name, begin)
-    monkeypatch.setattr("semcorr.app.command.find_spec", lambda _: True)
+    monkeypatch.setattr("semcorr.app.command.require_extra", lambda *_: None)
     monkeypatch.setenv("SEMCORR_STORE", str(place / "store"))
     monkeypatch.setenv("SEMCORR_DATA", str(place / "nowhere"))
     monkeypatch.chdir(place)

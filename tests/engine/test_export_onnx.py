@@ -113,12 +113,12 @@ def test_what_sees_two_images_is_no_graph(tmp_path):
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.export.find_spec", lambda package: None)
-    with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install semcorr\[onnx\]"):
+    monkeypatch.setattr("semcorr.core.extras.is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"onnx and onnxscript, which are not installed: pip install 'semcorr.onnx.'"):
         export_onnx(tiny(), tmp_path / "b.onnx", (64, 64), FACTS)
 
 
 def test_without_onnxruntime_it_says_that_nothing_was_checked(typed, run, no_graph, capfd, monkeypatch):
-    monkeypatch.setattr("semcorr.engine.export.find_spec", lambda package: package != "onnxruntime" or None)
+    monkeypatch.setattr("semcorr.engine.export.is_installed", lambda package: package != "onnxruntime")
     assert typed(run("last_blocks"), "--format", "onnx", "--out", "b.onnx") == 0
     assert "Not checked: onnxruntime is not installed" in capfd.readouterr().out

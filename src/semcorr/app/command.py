@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.ranges import Pattern, Range
 
 HOST = Pattern(r"[\w.:\[\]-]{1,253}", "a name or an address, as page.example or 127.0.0.1")
@@ -42,8 +42,7 @@ def start_page(
     """Show a page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
-        if find_spec("gradio") is None:
-            raise UserError("The page needs gradio, which is not installed: pip install 'semcorr[app]'")
+        require_extra("The page", "app", "gradio")
         if runs is not None and not runs.is_dir():
             raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
         from semcorr.inference.load import DEFAULT, format_overrides

@@ -17,6 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import NotEmpty, require
 from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.saved_config import escape_interpolations, read_run_config
+from semcorr.engine.shared_run import is_shared
 
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
@@ -114,6 +115,11 @@ def merge_checkpoint_config(
     saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", resumes="loss" in cfg)
     if "loss" in cfg and "loss" not in saved_cfg:
         raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
+    if "loss" in cfg and is_shared(Path(cfg.checkpoint)):
+        raise UserError(
+            f"`checkpoint`: {cfg.checkpoint} was exported for sharing, without the state of the optimiser, so its "
+            "training cannot go on. Give the run_dir it was exported from, or train anew without `checkpoint`."
+        )
     typed_keys = _typed(overrides)
     added_keys = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
     allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark

@@ -36,7 +36,8 @@ from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_generating
 
 DESCRIBED = ("experiment", "data", "backbone", "finetune", "head", "protocol")  # in the first line of a run
-CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs")  # to build, to see that it works
+# To build, to see that it works.
+CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose")
 
 
 def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:

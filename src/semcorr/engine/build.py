@@ -33,7 +33,7 @@ from semcorr.data.tapvid import TapVid
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
-from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes
+from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes, require_logger_packages
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import accepted_options, check_options
 from semcorr.engine.pages import PagesCallback, log_summary
@@ -135,6 +135,7 @@ def check_config(cfg: DictConfig) -> None:
         check_numbers(content["trainer"])
         check_precision(content["trainer"]["precision"])
         content["trainer"]["precision"] = cfg.trainer.precision = device_precision(content["trainer"])
+    require_logger_packages(content.get("logger") or {})
     check_options(content)
     if content.get("compile") is not None:
         require_compile_backend(content["compile"])

@@ -20,6 +20,7 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
+from semcorr.engine.shared_run import WEIGHTS, is_shared, read_shared_weights
 from semcorr.models.weights.checkpoints import format_reason
 from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
 from semcorr.models.weights.loading import require_finite_weights
@@ -139,8 +140,8 @@ def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
 
 
 def checkpoint_path(run: Path, which: str = "best") -> Path:
-    """Return the path of a run's checkpoint."""
-    return run / "checkpoints" / f"{which}.ckpt"
+    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
+    return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
 
 
 def load_checkpoint(path: Path) -> JsonObject:
@@ -148,12 +149,7 @@ def load_checkpoint(path: Path) -> JsonObject:
     try:
         if problem := describe_other(path):
             raise checkpoint_error(path, problem.partition(". ")[0])
-        if not zipfile.is_zipfile(path):
-            problem = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
-            raise checkpoint_error(path, problem.partition(". ")[0])
-        require_intact(path)
-        require_torch_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_shared_weights(path) if path.name == WEIGHTS else _load_torch(path)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive or a foreign pickle leads to
@@ -161,6 +157,16 @@ def load_checkpoint(path: Path) -> JsonObject:
     require_weights(path, content)
     assert isinstance(content, dict), "require_weights refuses others"
     return content
+
+
+def _load_torch(path: Path) -> object:
+    """Read an archive of `torch.save`."""
+    if not zipfile.is_zipfile(path):
+        problem = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
+        raise checkpoint_error(path, problem.partition(". ")[0])
+    require_intact(path)
+    require_torch_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def require_intact(path: Path) -> None:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
@@ -26,9 +25,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import is_installed, require_extra
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.build import build_backbone
+from semcorr.engine.checkpoints import load_checkpoint, read_checkpoint
+from semcorr.engine.saved_config import CONFIG, read_run_config
+from semcorr.engine.shared_run import CARD, FACTS, WEIGHTS, shared_config_text, shared_metadata
 from semcorr.models.finetune.merge import merge_adapters
 
 
@@ -83,6 +86,35 @@ def export_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write the weights of a head, if it has any."""
     if head.state_dict():
         _save(head.state_dict(), path, metadata)
+
+
+def export_shared_run(cfg: DictConfig, folder: Path, run: Path, which: str, card: str) -> float:
+    """Write a run for others: its configuration, its trained weights and its card; read back what was written.
+
+    Args:
+        cfg: Configuration of the run.
+        folder: Folder to write to.
+        run: Directory of the run.
+        which: Checkpoint that is written, best or last.
+        card: Text of the card.
+
+    Returns:
+        0, as what was written is what the run holds, to the bit.
+
+    Raises:
+        UserError: The configuration would be refused by those who read it.
+    """
+    content = read_checkpoint(run, which)
+    weights = {name: value for name, value in content["state_dict"].items() if not name.startswith("loss.")}
+    _save(weights, folder / WEIGHTS, shared_metadata(content))
+    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CONFIG).write_text(shared_config_text(cfg), encoding="utf-8")
+    read_run_config(folder)
+    written = load_checkpoint(folder / WEIGHTS)
+    facts = [name for name in FACTS if written.get(name) != content.get(name)]
+    if facts or not all(torch.equal(value, written["state_dict"][name]) for name, value in weights.items()):
+        raise RuntimeError(f"What was written to {folder} is not what {run} holds")
+    return 0.0
 
 
 def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
@@ -146,9 +178,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
             f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
             "Evaluate the run itself by checkpoint=RUN."
         )
-    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install semcorr[onnx]")
+    require_extra("--format onnx", "onnx", "onnx", "onnxscript")
     try:
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
@@ -166,7 +196,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
         raise UserError(
             f"{backbone.name} cannot be written as an ONNX graph: {_format_root_cause(error)}. Try another --format."
         ) from error
-    if find_spec("onnxruntime") is None:
+    if not is_installed("onnxruntime"):
         return None
     image = noise_image(sides)
     return relative_difference(torch.from_numpy(_run(path, image)), compute_features(backbone, image))

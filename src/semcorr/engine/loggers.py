@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.files import replace_file, write_text
 from semcorr.core.ranges import OptionsOf, Pattern, check_arguments
 from semcorr.core.tables import read_table
@@ -206,6 +207,16 @@ def logger_nodes(node: JsonMapping) -> dict[str, JsonObject]:
     return ({"logger": options} if "_target_" in options else {}) | {
         f"logger.{key}": dict(value) for key, value in inner.items()
     }
+
+
+EXTRAS = {f"semcorr.engine.loggers.{name}": name for name in ("wandb", "tensorboard")}  # each of the package's name
+
+
+def require_logger_packages(node: JsonMapping) -> None:
+    """Refuse a logger of the section `logger` whose package is not installed."""
+    for options in logger_nodes(node).values():
+        if (name := EXTRAS.get(options["_target_"])) is not None:
+            require_extra(f"logger={name}", name, name)
 
 
 def finish_loggers(loggers: Iterable[Logger]) -> None:

@@ -17,11 +17,12 @@ from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module, check_config
 from semcorr.engine.checkpoints import load_trained
+from semcorr.engine.hub import SCHEME, download_run
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
 from semcorr.engine.saved_config import is_run, read_run_config
 
-DEFAULT = "efficientnet_lite0"  # its weights are part of a package
+DEFAULT = "efficientnet_lite0"  # its weights are installed with semcorr
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
 
 
@@ -37,7 +38,7 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
     """Build the model of a config line, with its trained weights, in eval mode.
 
     Args:
-        model: `dinov2`, `runs/my_run`, or what follows `python -m semcorr.evaluate`, as
+        model: `dinov2`, `runs/my_run`, `hf://user/name`, or what follows `python -m semcorr.evaluate`, as
             `backbone=dinov2 localise.window=9`; None is the default backbone, which needs no download.
         overrides: Further overrides of the config line.
 
@@ -99,7 +100,9 @@ def _split_words(model: str | Path) -> list[str]:
 
 
 def _word_to_override(word: str) -> str:
-    """Return the override of a single word: a backbone or a directory."""
+    """Return the override of a single word: a backbone, a directory, or an address on the Hugging Face Hub."""
+    if word.startswith(SCHEME):
+        return f"checkpoint={_quote_value(str(download_run(word)))}"
     names = list_choices("backbone")
     if word in names:
         return f"backbone={word}"

@@ -105,8 +105,9 @@ class Matcher:
         """Load a matcher by the name of its model.
 
         Args:
-            model: A backbone, as `dinov2`; a run's directory; or a config line, as `backbone=dinov2
-                localise.window=9`. If left out, EfficientNet-Lite0, whose weights are part of a package.
+            model: A backbone, as `dinov2`; a run's directory; `hf://user/name` or `hf://user/name@revision` on the
+                Hugging Face Hub; or a config line, as `backbone=dinov2 localise.window=9`. If left out,
+                EfficientNet-Lite0, whose weights are installed with semcorr.
             *overrides: Further overrides of the config line.
             **options: `device`, `precision` and other arguments of `Matcher`.
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from backbone_cases import IMAGE, sam
-from segment_anything.modeling.image_encoder import Attention
+from timm.models.vision_transformer_sam import Attention
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
@@ -20,7 +20,7 @@ SQUARE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) 
 
 
 def reference(backbone: SegmentAnything, image: torch.Tensor, layer: int) -> torch.Tensor:
-    """As the package's own forward, to the end of one block."""
+    """As timm's own forward, to the end of one block."""
     x = backbone.model.patch_embed((image - backbone.mean) / backbone.std) + backbone.model.pos_embed
     for block in backbone.model.blocks[: layer + 1]:
         x = block(x)
@@ -35,11 +35,11 @@ def test_the_tokens_of_a_block_are_read_before_the_neck(layer):
         assert_close(backbone(SQUARE).values, reference(sam(), SQUARE, layer), atol=1e-5, rtol=1e-5)
 
 
-def test_the_neck_is_the_packages_own_output():
-    backbone = sam(neck=True, out_chans=24)
+def test_the_neck_is_timms_own_output():
+    backbone = sam(neck=True, neck_chans=24)
 
     with torch.no_grad():
-        expected = backbone.model((SQUARE - backbone.mean) / backbone.std)
+        expected = backbone.model.forward_features((SQUARE - backbone.mean) / backbone.std)
         features = backbone(SQUARE)
 
     assert torch.equal(features.values, expected)
@@ -99,7 +99,7 @@ def test_windows_do_not_see_beyond_themselves():
 
 
 def test_an_image_filled_up_elsewhere_is_an_image():
-    """The package normalises first and fills up with zeros; here a letterbox fills up, then all is normalised."""
+    """The authors normalise first and fill up with zeros; here a letterbox fills up, then all is normalised."""
     backbone = sam()
     grey = backbone.mean.expand(1, 3, 128, 128).clone()
     grey[..., :80, :] = SQUARE[..., :80, :]
@@ -164,8 +164,8 @@ def test_a_download_is_kept_and_read_once(monkeypatch, tmp_path):
     assert torch.equal(loaded[0].model.blocks[2].mlp.lin1.weight, state["image_encoder.blocks.2.mlp.lin1.weight"])
 
 
-def test_global_attention_head_by_head_is_the_packages_own_gradients_too():
-    """Also with attention kept for the backward pass as the package does."""
+def test_global_attention_head_by_head_is_timms_own_gradients_too():
+    """Also with attention kept for the backward pass as timm does."""
     backbone = sam(layers=[-1])
     image = torch.rand(2, 3, 64, 96)
     plain = copy.deepcopy(backbone)

@@ -109,7 +109,7 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
         raise AssertionError("a network was built")
 
     monkeypatch.setattr("semcorr.models.backbones.timm_model.create_timm_model", build)
-    monkeypatch.setattr("semcorr.models.backbones.segment_anything.ImageEncoderViT", build)
+    monkeypatch.setattr("semcorr.models.backbones.segment_anything.VisionTransformerSAM", build)
     monkeypatch.setattr("semcorr.models.backbones.squeezenet.squeezenet1_1", build)
     monkeypatch.setattr("semcorr.models.backbones.transformers_weights._find_config", build)
 

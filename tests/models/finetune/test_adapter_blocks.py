@@ -6,11 +6,11 @@ from copy import deepcopy
 import pytest
 import torch
 from jaxtyping import Float
-from segment_anything.modeling.image_encoder import Block as SegmentAnythingBlock
-from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 from timm.layers import LayerNorm
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
+from timm.models.vision_transformer_sam import Block as SegmentAnythingBlock
+from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, relu
 from torch.testing import assert_close
@@ -53,7 +53,7 @@ def eva_block(b: EvaBlock) -> tuple[Branch, Branch]:
 def sam_block(b: SegmentAnythingBlock) -> tuple[Branch, Branch]:
     def attention(x: Tensor) -> Tensor:
         windows, padded = window_partition(b.norm1(x), b.window_size)
-        return window_unpartition(b.attn(windows), b.window_size, padded, x.shape[1:3])
+        return window_unpartition(b.attn(windows), b.window_size, x.shape[1:3], padded)
 
     return attention, lambda x: b.mlp(b.norm2(x))
 

@@ -109,7 +109,8 @@ def _leave_process_group() -> None:
 def _finish_wandb() -> None:
     """Finish the W&B run that a failed job left open."""
     client = sys.modules.get("wandb")
-    if client is not None and client.run is not None:  # the job failed; one that did not has finished it
+    # A job that did not fail has finished it. A folder of that name where the command was typed has no `run`.
+    if client is not None and getattr(client, "run", None) is not None:
         client.finish(exit_code=1)
 
 

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
@@ -124,6 +125,8 @@ class AdaptivePose:
         for category, turns in self.rotations.items():
             if not isinstance(turns, Sequence) or not all(turn in (90, 180, 270) for turn in turns):
                 raise UserError(f"`pose.rotations.{category}` may list 90, 180 and 270, got {turns}")
+        if self and self.mask == "sam":
+            require_extra("`pose.mask=sam`", "sam", "segment_anything")
         if self and self.mask == "sam" and self.sam_weights is None:
             raise UserError("`pose.mask=sam` needs pose.sam_weights=FILE, a checkpoint of Segment Anything; or use box")
         if self and self.mask == "sam" and self.sam_weights is not None:

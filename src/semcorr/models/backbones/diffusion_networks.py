@@ -111,7 +111,7 @@ def require_diffusers() -> ModuleType:
         import diffusers
     except ImportError as error:
         raise UserError(
-            f"Stable Diffusion needs the package diffusers ({error}): pip install semcorr[sd]. "
+            f"Stable Diffusion needs the package diffusers ({error}): pip install 'semcorr[sd]'. "
             "Or use a backbone that does without, such as backbone=dinov2."
         ) from None
     return diffusers

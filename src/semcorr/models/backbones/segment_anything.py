@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos
+from timm.models.vision_transformer_sam import Attention, VisionTransformerSAM, get_decomposed_rel_pos_bias
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.core.errors import UserError
@@ -25,7 +24,7 @@ from semcorr.models.weights.networks import recognise_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
 ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
-SHARED = {"mlp_ratio": 4, "patch_size": 16, "img_size": 1024, "window_size": 14, "out_chans": 256}
+SHARED = {"mlp_ratio": 4, "patch_size": 16, "img_size": 1024, "window_size": 14, "neck_chans": 256}
 ENCODERS: dict[str, JsonObject] = {
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": (5, 11, 17, 23)},
@@ -47,7 +46,7 @@ class HeadwiseAttention(Attention):
     """
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """Compute attention as the package's class does."""
+        """Compute attention as timm's class does."""
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
         attend: Callable[..., Tensor] = (
@@ -58,14 +57,43 @@ class HeadwiseAttention(Attention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Compute the attention of one head, with its relative positions."""
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        if self.use_rel_pos:
-            scores = add_decomposed_rel_pos(scores, q, self.rel_pos_h, self.rel_pos_w, grid, grid)
-        return scores.softmax(dim=-1) @ v
+        bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, grid, grid) if self.use_rel_pos else None
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+class MLP(nn.Module):
+    """The MLP of a block, whose layers have the names of the authors' checkpoints.
+
+    Args:
+        in_features: Channels of the tokens.
+        hidden_features: Channels between the two layers.
+        act_layer: Activation between them.
+        drop: Unused by Segment Anything; timm's blocks give it.
+        device: Device of the weights.
+        dtype: Type of the weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.act = act_layer()
+        self.lin2 = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "*shape c"]) -> Float[Tensor, "*shape c"]:
+        """Compute both layers."""
+        return self.lin2(self.act(self.lin1(x)))
 
 
 class SegmentAnything(SequentialBackbone):
-    """Dense features of the encoder in the package `segment-anything`.
+    """Dense features of the encoder, by timm's blocks, under the names of the authors' checkpoints.
 
     The authors scale an image's longer side to 1024 pixels, normalise it and pad it with zeros at the bottom
     and the right. Here images are squashed, or letterboxed around their centre, as for every other backbone
@@ -79,7 +107,7 @@ class SegmentAnything(SequentialBackbone):
         weights: Local file to read instead, official or of the encoder alone.
         layers: Blocks whose outputs are read; negative numbers count from the end.
         neck: Read the 256 channels that the mask decoder sees, instead of the last block's tokens.
-        options: Further options of the package's `ImageEncoderViT`: `embed_dim`, `depth`, ...
+        options: Further options of timm's `VisionTransformerSAM`: `embed_dim`, `depth`, ...
     """
 
     @check_arguments("backbone")
@@ -92,7 +120,7 @@ class SegmentAnything(SequentialBackbone):
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
         neck: bool = False,
-        **options: Annotated[Any, OptionsOf(ImageEncoderViT)],
+        **options: Annotated[Any, OptionsOf(VisionTransformerSAM)],
     ) -> None:
         if name not in ENCODERS:
             raise UserError(f"`backbone.name` must be one of {', '.join(ENCODERS)}, got {name!r}")
@@ -104,10 +132,11 @@ class SegmentAnything(SequentialBackbone):
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
         source = weights or (_download(name) if pretrained else None)
         state = None if source is None else read_weights(source)
-        encoder = ImageEncoderViT(norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, **config)
+        # Without a norm_layer it is LayerNorm with the authors' epsilon, 1e-6.
+        encoder = VisionTransformerSAM(num_classes=0, norm_layer=None, mlp_layer=MLP, use_rel_pos=True, **config)
         full = encoder.state_dict()
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
-        encoder.neck = encoder.neck if neck else nn.Identity()
+        encoder.neck = encoder.neck if neck else nn.Sequential()
         for block in encoder.blocks:
             if block.window_size == 0:
                 block.attn.__class__ = HeadwiseAttention
@@ -116,7 +145,7 @@ class SegmentAnything(SequentialBackbone):
                 encoder, image_encoder_state(state), source, spare=full.keys(), diagnosis=recognise_weights(state, full)
             )
         self.model = encoder
-        self.widths = [config["out_chans"]] if neck else [config["embed_dim"]] * len(self.layers)
+        self.widths = [config["neck_chans"]] if neck else [config["embed_dim"]] * len(self.layers)
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(encoder)
 
@@ -133,7 +162,7 @@ class SegmentAnything(SequentialBackbone):
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Compute one map per layer from normalised images.
 
-        The package itself resizes the relative positions of the global blocks, and pads windows with zeros.
+        timm's blocks resize the relative positions of the global blocks, and pad windows with zeros.
         """
         tokens = self.model.patch_embed(image)
         tokens = tokens + resize_position_embeddings(self.model.pos_embed, tokens.shape[1], tokens.shape[2])

@@ -1,0 +1,120 @@
+"""The Hugging Face Hub: shared runs are downloaded from it and uploaded to it."""
+
+import os
+import re
+from pathlib import Path
+
+from semcorr.core.errors import UserError
+from semcorr.engine.saved_config import CONFIG
+from semcorr.engine.shared_run import CARD, WEIGHTS
+
+SCHEME = "hf://"
+REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+ADDRESS = re.compile(rf"{SCHEME}(?P<repo>{REPO})(@(?P<revision>[\w./-]+))?", re.ASCII)
+FORM = f"{SCHEME}USER/NAME or {SCHEME}USER/NAME@REVISION"
+
+
+def download_run(address: str) -> Path:
+    """Download a shared run into Hugging Face's own cache: its configuration and weights, no other file.
+
+    Args:
+        address: `hf://user/name`, or with a branch, tag or commit `hf://user/name@revision`.
+
+    Returns:
+        The folder, to be read as any run of somebody else's.
+
+    Raises:
+        UserError: The address has another form; the hub, the repository or the revision is out of reach, or has no
+            shared run.
+    """
+    match = ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f"`model`: {address} is no address on the Hugging Face Hub. Give {FORM}.")
+    from huggingface_hub import HfApi
+
+    try:
+        folder = HfApi(endpoint=find_endpoint()).snapshot_download(
+            match["repo"], revision=match["revision"], allow_patterns=[CONFIG, WEIGHTS]
+        )
+    except Exception as error:  # of the hub's client: its errors have no other class in common
+        if (reason := _explain(error, match["repo"], match["revision"])) is None:
+            raise
+        raise UserError(f"`model`: {reason}") from error
+    missing = [name for name in (CONFIG, WEIGHTS) if not (Path(folder) / name).is_file()]
+    if missing:
+        raise UserError(
+            f"`model`: {address} has no {' and no '.join(missing)}: it is no model that semcorr has exported. "
+            "Give one of `python -m semcorr.export RUN --format hf`."
+        )
+    return Path(folder)
+
+
+def find_endpoint() -> str:
+    """Return the address of the hub: $HF_ENDPOINT, or that of huggingface.co."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def require_token(repo: str) -> str:
+    """Return the user's token; refuse, before any work, to upload without one.
+
+    Raises:
+        UserError: There is none, or the repository's name has another form.
+    """
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(REPO, repo, flags=re.ASCII):
+        raise UserError(f"--push must be USER/NAME on the Hugging Face Hub, got {repo!r}")
+    token = get_token()
+    if not token:
+        raise UserError("--push needs a token that may write: set HF_TOKEN, or type `hf auth login`")
+    return token
+
+
+def push_run(folder: Path, repo: str, token: str) -> str:
+    """Upload a shared run, in one commit, to a repository that is made if it is missing.
+
+    Args:
+        folder: The folder; other files in it stay here.
+        repo: `user/name`.
+        token: A token that may write.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: The hub is out of reach, or refuses the token.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=find_endpoint(), token=token)
+    try:
+        api.create_repo(repo, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD], commit_message="Upload by semcorr"
+        )
+    except Exception as error:
+        if (reason := _explain(error, repo, None, writes=True)) is None:
+            raise
+        raise UserError(f"--push: {reason} What was exported is in {folder}.") from error
+    return str(commit.commit_url)
+
+
+def _explain(error: Exception, repo: str, revision: str | None, writes: bool = False) -> str | None:
+    """Return the sentence for an error of the hub's client; None if it is a defect of ours."""
+    from huggingface_hub import errors
+
+    page = f"{find_endpoint()}/{repo}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if writes and status in (401, 403):
+        return f"{find_endpoint()} refuses the token for {repo}. Give one that may write there, by HF_TOKEN."
+    if isinstance(error, errors.GatedRepoError):
+        return f"{page} is gated: its owner hands it out on request. Ask there, then set HF_TOKEN or `hf auth login`."
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return f"There is no {page} that you may see. Correct the name, or, if it is private, set HF_TOKEN."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{page} has no revision {revision}. Give one of its branches, tags or commits."
+    lines = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()
+    is_of_client = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
+    if is_of_client or isinstance(error, OSError | errors.EntryNotFoundError):
+        return f"{page} could not be reached ({lines[0].rstrip('.'):.200}). Connect to the internet and run again."
+    return None

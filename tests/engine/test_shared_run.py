@@ -1,0 +1,230 @@
+"""A run as a folder for others: the same model to the bit, from a disk or a hub; mistakes in one sentence."""
+
+import json
+import re
+import runpy
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from exported_runs import run as run
+from exported_runs import runs as runs
+from exported_runs import typed as typed
+from fake_hub import COMMIT, TOKEN
+from fake_hub import hub as hub
+from hostile_configs import CODE, MARKER
+from repository import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semcorr import Matcher, train
+from semcorr.core.errors import UserError
+from semcorr.engine.shared_run import CARD, WEIGHTS
+
+pytestmark = pytest.mark.integration
+LINE = ("head=bottleneck",)
+
+
+@pytest.fixture
+def shared(run: Callable[..., Path], typed: Callable[..., int], tmp_path: Path) -> Path:
+    """A run with a trained backbone and a trained head, as exported."""
+    assert typed(run("last_blocks", *LINE), "--format", "hf", "--out", "shared", "--license", "apache-2.0") == 0
+    return tmp_path / "shared"
+
+
+def answers(matcher: Matcher) -> Tensor:
+    a, b = (torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    match = matcher.match(a, b, points=[(10, 20), (60.5, 33)])
+    return torch.cat([match.points.flatten(), match.scores.flatten()])
+
+
+def weights(matcher: Matcher) -> dict[str, Tensor]:
+    return matcher.module.state_dict()
+
+
+def told(model: object) -> str:
+    with pytest.raises(UserError) as error:
+        Matcher.load(model, device="cpu")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_shared_folder_is_the_run_to_the_bit(run, shared):
+    ours, theirs = (Matcher.load(folder, device="cpu") for folder in (run("last_blocks"), shared))
+
+    assert all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
+    assert torch.equal(answers(ours), answers(theirs))
+    assert sorted(path.name for path in shared.iterdir()) == [CARD, "config.yaml", WEIGHTS]
+
+
+def test_the_card_says_what_the_model_is_and_what_it_scores(run, shared):
+    _, front, text = (shared / CARD).read_text().split("---\n", 2)
+    card = yaml.safe_load(front)
+    scores = json.loads((run("last_blocks") / "metrics.json").read_text())["pck"]
+    config = yaml.safe_load((shared / "config.yaml").read_text())
+
+    assert (card["license"], card["library_name"]) == ("apache-2.0", "semcorr")
+    (result,) = card["model-index"][0]["results"]
+    found = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    expected = {f"PCK@0.1 per image, {name}": round(100 * scores[name]["image"]["0.1"], 2) for name in scores}
+    assert found == expected
+    assert config["provenance"]["weights_sha256"] in text
+    assert 'Matcher.load("hf://USER/last_blocks")' in text
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+
+
+def test_nothing_says_where_files_lay_here(shared):
+    with safe_open(shared / WEIGHTS, "pt") as file:
+        told = json.dumps(file.metadata())
+    for text in ((shared / "config.yaml").read_text(), (shared / CARD).read_text(), told):
+        assert str(Path.home()) not in text or str(Path.home()) == "/"
+        assert str(shared.parent.parent) not in text
+
+
+def test_a_hub_gives_the_same_model(shared, hub):
+    hub.add("someone/cats", shared)
+    (shared / "evil.py").write_text("raise SystemExit")
+    hub.add("someone/more", shared)
+    here = answers(Matcher.load(shared, device="cpu"))
+
+    for address in ("hf://someone/cats", "hf://someone/cats@v1", f"hf://someone/more@{COMMIT}"):
+        assert torch.equal(answers(Matcher.load(address, device="cpu")), here)
+    assert not [asked for asked in hub.asked if "evil.py" in asked or CARD in asked]
+
+
+def test_what_is_pushed_is_what_is_loaded(run, shared, typed, hub, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert typed(run("last_blocks"), "--format", "hf", "--out", "pushed", "--push", "someone/cats") == 0
+    assert f"Uploaded: {hub.address}/someone/cats/commit/{COMMIT}" in capfd.readouterr().out
+    assert sorted(hub.repos["someone/cats"]) == [CARD, "config.yaml", WEIGHTS]
+    assert 'Matcher.load("hf://someone/cats")' in hub.repos["someone/cats"][CARD].decode()
+
+    there = Matcher.load("hf://someone/cats", device="cpu")
+    assert torch.equal(answers(there), answers(Matcher.load(shared, device="cpu")))
+
+
+def test_pushing_without_a_token_is_refused_before_any_work(run, typed, hub, tmp_path, capfd, monkeypatch):
+    line = (run("last_blocks"), "--format", "hf", "--out", "pushed", "--push")
+    capfd.readouterr()
+    assert typed(*line, "someone/cats") == 2
+    assert "--push needs a token that may write: set HF_TOKEN" in capfd.readouterr().err
+    assert typed(*line, "cats") == 2
+    assert "--push must be USER/NAME" in capfd.readouterr().err
+    assert typed(run("last_blocks"), "--push", "someone/cats") == 2
+    assert "--push and --license go with --format hf" in capfd.readouterr().err
+    assert not (tmp_path / "pushed").exists()
+    assert not hub.asked
+
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert typed(*line, "someone/cats") == 2
+    error = capfd.readouterr().err
+    assert f"--push: {hub.address} refuses the token for someone/cats." in error
+    assert "What was exported is in pushed" in error
+
+
+def test_a_hub_that_cannot_give_a_model_says_why(shared, hub, monkeypatch):
+    hub.add("someone/cats", shared)
+    hub.repos["someone/empty"] = {"README.md": b"nothing"}
+    hub.private.add("someone/private")
+
+    assert "no address on the Hugging Face Hub. Give hf://USER/NAME or" in told("hf://cats")
+    for repo in ("nobody/nothing", "someone/private"):
+        assert told(f"hf://{repo}").startswith(f"`model`: There is no {hub.address}/{repo} that you may see. Correct")
+    assert f"{hub.address}/someone/cats has no revision v9" in told("hf://someone/cats@v9")
+    assert "hf://someone/empty has no config.yaml and no model.safetensors: it is no model" in told(
+        "hf://someone/empty"
+    )
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    assert "http://127.0.0.1:9/someone/other could not be reached (" in told("hf://someone/other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged ("),
+        (lambda path: path.write_bytes(b"\xff" * 64), "is damaged ("),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "Git LFS pointer"),
+        (lambda path: path.write_bytes(b""), "is damaged ("),
+    ],
+)  # fmt: skip
+def test_damaged_weights_are_refused(shared, hub, damage, expected):
+    damage(shared / WEIGHTS)
+    hub.add("someone/cats", shared)
+
+    for model in (shared, "hf://someone/cats"):
+        said = told(model)
+        assert WEIGHTS in said
+        assert expected in said
+
+
+def test_weights_of_another_run_or_without_their_base_are_refused(shared):
+    state = load_file(shared / WEIGHTS)
+    with safe_open(shared / WEIGHTS, "pt") as file:
+        facts = file.metadata()
+    name = next(iter(state))
+    infinite = {**state, name: torch.full_like(state[name], torch.inf)}
+    for given, metadata, expected in (
+        (state, {"base": "{"}, "is damaged ("),
+        (state, None, "it does not say in `base` which weights it was trained from"),
+        (infinite, facts, "not finite"),
+        (dict([*state.items()][1:]), facts, name),
+    ):
+        save_file(given, shared / WEIGHTS, metadata)
+        assert expected in told(shared), expected
+
+    save_file(state, shared / WEIGHTS, facts)
+    text = (shared / "config.yaml").read_text()
+    (shared / "config.yaml").write_text(text.replace("seed: ", "seed: 1"))
+    assert "was trained on vit_tiny_patch16_224 with weights sha256" in told(shared)
+
+
+@pytest.mark.parametrize("attack", CODE)
+@pytest.mark.sampled(8)
+def test_a_downloaded_configuration_is_as_untrusted_as_any(shared, hub, attack):
+    content = CODE[attack](yaml.safe_load((shared / "config.yaml").read_text()))
+    (shared / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    hub.add("someone/cats", shared)
+
+    told("hf://someone/cats")
+    assert not list(shared.parent.rglob(MARKER))
+
+
+def test_pytorch_hub_loads_the_same_matcher(shared, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    entry = torch.hub.load(str(ROOT), "matcher", str(shared), source="local", device="cpu")
+    assert torch.equal(answers(entry), answers(Matcher.load(shared, device="cpu")))
+
+
+def test_pytorch_hub_asks_for_what_is_installed_by_default():
+    known = packages_distributions()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    expected = {re.split(r"[<>=~;\[ ]", requirement)[0].replace("_", "-").lower() for requirement in declared}
+    path = [*sys.path]
+    try:
+        listed = runpy.run_path(str(ROOT / "hubconf.py"))["dependencies"]
+    finally:
+        sys.path[:] = path
+    found = {known[name][0].replace("_", "-").lower() for name in listed}
+    assert found == expected
+
+
+def test_a_shared_folder_is_exported_again_and_not_trained_on(shared, typed, capfd, monkeypatch):
+    assert typed(shared, "--format", "hf", "--out", "again") == 0
+    assert torch.equal(answers(Matcher.load("again", device="cpu")), answers(Matcher.load(shared, device="cpu")))
+    before = {path: path.read_bytes() for path in shared.iterdir()}
+    capfd.readouterr()
+
+    assert typed(shared, "--which", "last") == 2
+    assert "does not exist" in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["semcorr.train", f"checkpoint={shared}"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2
+    assert "was exported for sharing, without the state of the optimiser" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in shared.iterdir()} == before
