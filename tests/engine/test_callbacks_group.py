@@ -160,7 +160,15 @@ def made(config, tmp_path, *line: str) -> Trainer:
 
 def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
     monitor = "+callbacks.lr={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: epoch}"
-    trainer = made(config, tmp_path, *tiny, "callbacks=early_stopping", "callbacks.early_stopping.patience=7", monitor)
+    trainer = made(
+        config,
+        tmp_path,
+        *tiny,
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=7",
+        monitor,
+        "trainer.enable_progress_bar=true",
+    )
 
     (stopping,) = (each for each in trainer.callbacks if isinstance(each, EarlyStopping))
     assert stopping.patience == 7
