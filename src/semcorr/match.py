@@ -13,9 +13,16 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, Without, run_app
 from semcorr.core.errors import UserError
-from semcorr.core.files import atomic_output_dir, require_inputs_kept, require_output_dir, unique_names, write_json
+from semcorr.core.files import (
+    atomic_output_dir,
+    list_outputs,
+    require_inputs_kept,
+    require_output_dir,
+    unique_names,
+    write_json,
+)
 from semcorr.core.ranges import Range
-from semcorr.core.terminal import Stage, Terminal, print_line
+from semcorr.core.terminal import Stage, print_line
 from semcorr.core.text_files import JsonObject
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
@@ -95,7 +102,7 @@ def match_pictures(
             write_matches(folder / "matches.json", source, model, summaries)
     for summary in summaries if len(summaries) == 1 else ():
         print_matches(summary)
-    Terminal().print(f"{len(summaries)} picture{'s'[: len(summaries) > 1]} matched: {out}")
+    print_line(f"Wrote {out}: {', '.join(list_outputs(out))}")
 
 
 def draw_targets(

@@ -337,3 +337,19 @@ def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)
         chosen.append(next(name for name in chain(names, numbered) if not files(name) & taken))
         taken |= files(chosen[-1])
     return chosen
+
+
+def list_outputs(folder: Path, most: int = 8) -> list[str]:
+    """List what lies in a folder, without hidden files: folders have a slash, and of many the rest is counted.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     folder = Path(name)
+    ...     (folder / "checkpoints").mkdir()
+    ...     _ = [(folder / f"{i}.png").touch() for i in range(4)]
+    ...     list_outputs(folder, most=3)
+    ['0.png', '1.png', '2.png', '2 more']
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
+    return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
-from semcorr.core.files import write_text
+from semcorr.core.files import list_outputs, write_text
 from semcorr.core.interfaces import Backbone
 from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import JsonObject
@@ -424,16 +424,6 @@ def score_and_save(
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     print_line(f"Wrote {run_dir}: {', '.join(list_outputs(run_dir))}")
     return metrics
-
-
-def list_outputs(folder: Path) -> list[str]:
-    """List what lies in a folder, folders with a slash, without hidden files.
-
-    >>> list_outputs(Path(__file__).parents[3] / "examples")[0]
-    'my_backbone/'
-    """
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [f"{path.name}/" if path.is_dir() else path.name for path in paths]
 
 
 def count_trained(module: nn.Module) -> int:
