@@ -28,6 +28,9 @@ BROUGHT = (
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
 
+TAPVID, PROTOCOL_READOUT = "semcorr.data.tapvid.TapVid", "semcorr.matching.readouts.ProtocolReadout"
+
+
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
 
 
@@ -126,6 +129,9 @@ def merge_checkpoint_config(
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
     available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
     inherited = [key for key in available if key not in typed_keys and "experiment" not in typed_keys]
+    if "protocol" not in typed_keys and cfg.data.get("_target_") == TAPVID:  # which has its own
+        own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
+        inherited = [key for key in inherited if key not in ("protocol", *own_readout)]
     if "protocol" in typed_keys:  # it has its own read-out, and the pixels it is defined on
         inherited = [key for key in inherited if key != "localise"]
         saved_cfg.data.resize = cfg.data.resize
