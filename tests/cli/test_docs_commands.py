@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import pytest
+import torch
 import typer
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from pages import PAGES, TypedLine, blocks, name_of, typed_lines
+from pages import PAGES, blocks, name_of, typed_lines
 from repository import ROOT
 
 from semcorr.__main__ import HYDRA_VERBS, VERBS, _load_app
@@ -78,8 +79,8 @@ def test_every_job_of_a_line_of_settings_is_one_that_begins(config, tmp_path, mo
     settings = [word for word in check_line(words, verb, conf_dir()) if "=" in word and not word.startswith("-")]
     if WRITTEN_BY_READERS.search(" ".join(words)):
         return
-    for file in ("FILE", "sam_vit_h_4b8939.pth"):  # of weights; they are not read before the data
-        (tmp_path / file).touch()
+    for file in ("FILE", "sam_vit_h_4b8939.pth"):  # of weights; they are read after the data
+        torch.save({"weight": torch.zeros(1)}, tmp_path / file)
     monkeypatch.chdir(tmp_path)
     register_readouts(settings)
 
