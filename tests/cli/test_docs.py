@@ -1,30 +1,29 @@
 """The pages say what there is, and lead to each other."""
 
+import inspect
 import re
 import runpy
 import subprocess
 import sys
 from html import unescape
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.utils import get_object
+from pages import DOCS, PAGES, name_of, prose
 from repository import ROOT
 
 from semcorr.engine.known_targets import conf_dir
 
-DOCS = ROOT / "docs"
-WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-
-
-PAGES = {
+PAGE_OF_GROUP = {
     "backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads", "loss": "losses",
     "pairs": "losses", "pose": "pose", "protocol": "protocols",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("group", "page"), PAGES.items())
+@pytest.mark.parametrize(("group", "page"), PAGE_OF_GROUP.items())
 def test_every_choice_is_on_its_page(group, page):
     text = (DOCS / f"{page}.md").read_text()
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")} - {"common", "tiny"}
@@ -45,11 +44,6 @@ def leaves(nav: object) -> list[str]:
     return [page for child in children for page in leaves(child)]
 
 
-def prose(page: Path) -> str:
-    """A page without its blocks of code."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
-
-
 def anchors(page: Path) -> set[str]:
     """Those of a page's headings, as Python-Markdown makes them."""
     titles = re.findall(r"^#+ +(.+)$", prose(page), re.M)
@@ -60,7 +54,7 @@ def test_every_page_is_in_the_navigation_once(site):
     assert sorted(leaves(site["nav"])) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page):
     lost = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -72,8 +66,17 @@ def test_every_link_leads_somewhere(page):
     assert not lost
 
 
-def test_every_module_of_the_reference_exists_and_every_choice_is_in_it():
-    named = {name for page in DOCS.rglob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_code_has_a_language(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(), re.M)
+
+    assert all(fences[::2])  # the others close one
+    assert not any(fences[1::2])
+
+
+def test_the_reference_shows_public_names_one_by_one_and_every_choice():
+    named = [name for page in DOCS.rglob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    shown = [shown_object(name) for name in named]
     crossed = {name for page in DOCS.rglob("*.md") for name in re.findall(r"\]\[(semcorr[\w.]+)\]", prose(page))}
     targets = {
         target
@@ -81,8 +84,18 @@ def test_every_module_of_the_reference_exists_and_every_choice_is_in_it():
         for target in re.findall(r"_target_: (semcorr[\w.]+)", file.read_text())
     }
 
-    assert not [name for name in sorted(named) if find_spec(name) is None]
-    assert not [name for name in sorted(targets | crossed) if name.rpartition(".")[0] not in named]
+    assert len({*named}) == len(named)
+    assert not [name for name in named if name.rpartition(".")[2].startswith("_")]
+    assert not [name for name, each in zip(named, shown, strict=True) if inspect.ismodule(each)]
+    assert not [name for name, each in zip(named, shown, strict=True) if callable(each) and not inspect.getdoc(each)]
+    assert not [name for name in sorted(targets) if not any(get_object(name) is each for each in shown)]
+    assert crossed <= {*named}
+
+
+def shown_object(name: str) -> object:
+    """What a line of the reference shows; a module may have the name of a function that hides it."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 def test_examples_of_docstrings_become_blocks_of_code():
