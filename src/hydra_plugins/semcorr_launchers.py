@@ -62,9 +62,9 @@ class Here(Launcher):
 
         print_line(f"Checking {len(job_overrides)} job{'s'[: len(job_overrides) != 1]}")
         configs = self.compose(job_overrides)
-        jobs, typed = self.plan(configs, initial_job_idx), OmegaConf.to_yaml(self.config)
-        outcomes = run_jobs(jobs, self.folder_of_jobs, self.map_jobs, self.elsewhere, typed)
-        return [_job_return(outcome) for outcome in self.record(configs, outcomes)]
+        jobs, config = self.plan(configs, initial_job_idx), OmegaConf.to_yaml(self.config)
+        outcomes = run_jobs(distinct_jobs(jobs), self.folder_of_jobs, self.map_jobs, self.elsewhere, config)
+        return [_job_return(outcome) for outcome in self.record(jobs, outcomes)]
 
     def compose(self, job_overrides: Sequence[Sequence[str]]) -> "list[tuple[list[str], DictConfig]]":
         """Compose and check the configuration of every job, and return it with its overrides."""
@@ -75,20 +75,16 @@ class Here(Launcher):
         return [compose_sweep_job(load(self.config, [*overrides]), verb) for overrides in job_overrides]
 
     def plan(self, configs: "Sequence[tuple[list[str], DictConfig]]", first: int) -> "list[SweepJob]":
-        """Plan the jobs of configurations, the first of which has the number `first`."""
+        """Plan the job of each configuration, the first of which has the number `first`; equal ones share a job."""
         from semcorr.cli.sweep.plan import plan_jobs
 
         return plan_jobs(self.config.hydra.job.config_name, configs, self.folder_of_jobs, first)
 
-    def record(
-        self, configs: "Sequence[tuple[list[str], DictConfig]]", outcomes: "Sequence[JobOutcome]"
-    ) -> "list[JobOutcome]":
-        """Record the outcomes for the end of the sweep, and return one per configuration; equal ones share a job."""
-        from semcorr.engine.run_dir import config_hash
-
-        found = {outcome.job.identity: outcome for outcome in outcomes}
-        self.outcomes[:] = ({outcome.job.identity: outcome for outcome in self.outcomes} | found).values()
-        return [found[config_hash(cfg)] for _, cfg in configs]
+    def record(self, jobs: "Sequence[SweepJob]", outcomes: "Sequence[JobOutcome]") -> "list[JobOutcome]":
+        """Record the outcomes for the end of the sweep, and return that of each job."""
+        outcome_by_job = {outcome.job.identity: outcome for outcome in outcomes}
+        self.outcomes[:] = ({outcome.job.identity: outcome for outcome in self.outcomes} | outcome_by_job).values()
+        return [outcome_by_job[job.identity] for job in jobs]
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Apply `function` to every job and the features of the one before, and yield the outcomes."""
@@ -187,6 +183,11 @@ class Slurm(Here):
         return (_get_outcome(partial(_worst_outcome, handle), job) for handle, job in submissions)
 
 
+def distinct_jobs(jobs: "Sequence[SweepJob]") -> "list[SweepJob]":
+    """Return every job once."""
+    return list({job.identity: job for job in jobs}.values())
+
+
 def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
     """Run a job in a new process.
 
@@ -236,8 +237,6 @@ def _get_outcome(get: "Callable[[], JobOutcome]", job: "SweepJob") -> "JobOutcom
 
 def _require_one_device(jobs: "Sequence[SweepJob]") -> None:
     """Raise if a job needs more than the one device of its worker."""
-    from semcorr.core.errors import UserError
-
     if any(str(job.cfg.trainer.devices) != "1" for job in jobs):
         raise UserError(
             "`trainer.devices`: a worker of joblib or Ray is one process with one device. Set trainer.devices=1, or "

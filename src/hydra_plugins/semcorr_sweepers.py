@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.semcorr_launchers import Here, import_package
+from hydra_plugins.semcorr_launchers import Here, distinct_jobs, import_package
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, check_arguments
 
@@ -77,20 +77,23 @@ class Optuna(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the search, and print its best job."""
         from semcorr.cli.sweep.objective import require_objective
+        from semcorr.cli.sweep.plan import MULTIRUN
         from semcorr.cli.sweep.search import Search, warn_of_test_split
         from semcorr.cli.sweep.space import build_space, fill_values, list_corners
+        from semcorr.core.files import write_text
         from semcorr.core.interrupt import advise_on_interrupt
         from semcorr.engine.run_lock import lock_folder
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        settings = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        overrides = list({setting.get_key_element(): setting for setting in settings}.values())  # the last one counts
         space = build_space(overrides)
         configs = [cfg for _, cfg in self.launcher.compose([fill_values(overrides, c) for c in list_corners(space)])]
         for cfg in configs:
             require_objective(cfg)
         search = Search(configs[0].objective, self.direction, self.n_trials, Path(self.config.hydra.sweep.dir))
         with lock_folder(search.folder, "the sweep"):
-            OmegaConf.save(self.config, search.folder / "multirun.yaml")
+            write_text(search.folder / MULTIRUN, OmegaConf.to_yaml(self.config), "run_dir")
             warn_of_test_split(configs[0])
             search.announce(self.sampler, space)
             with advise_on_interrupt(lambda: search.advise(self.launcher.elsewhere)):
@@ -111,8 +114,9 @@ class Optuna(Sweeper):
         for first in range(0, self.n_trials, self.n_jobs):
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - first))]
             configs = self.launcher.compose([fill_values(overrides, trial.params) for trial in trials])
-            jobs = run_missing(self.launcher.plan(configs, first), self.launcher.map_jobs)
-            for trial, outcome in zip(trials, self.launcher.record(configs, jobs), strict=True):
+            jobs = self.launcher.plan(configs, first)
+            outcomes = run_missing(distinct_jobs(jobs), self.launcher.map_jobs)
+            for trial, outcome in zip(trials, self.launcher.record(jobs, outcomes), strict=True):
                 value = read_objective(outcome)
                 study.tell(trial, value, None if value is not None else TrialState.FAIL)
                 search.add(value, outcome, trial.params)

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -34,22 +35,22 @@ ROOT_FLAGS = ("-h", "--help", "--version", "--install-completion", "--show-compl
 COMPLETING = "_SEMCORR_COMPLETE"  # set by the shells that complete a line
 
 
-def build_root(typed: str | None = None) -> typer.Typer:
+def build_root(verb: str | None = None) -> typer.Typer:
     """Build the application of all commands, for help and completion; `main` runs a command by itself.
 
     Args:
-        typed: Command whose flags are completed: only its module is imported, as that takes a second.
+        verb: Command whose flags are completed: only its module is imported, as that takes a second.
     """
     root = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(invoke_without_command=True)(show_version)
-    for verb, summary in VERBS.items():
-        app = _load_app(verb) if verb == typed and verb not in HYDRA_VERBS else None
+    for name, summary in VERBS.items():
+        app = _load_app(name) if name == verb and name not in HYDRA_VERBS else None
         if app is not None and len(app.registered_commands) > 1:
-            root.add_typer(app, name=verb, help=summary)
+            root.add_typer(app, name=name, help=summary)
         elif app is not None and app.registered_commands[0].callback is not None:
-            root.command(verb, help=summary)(app.registered_commands[0].callback)
+            root.command(name, help=summary)(app.registered_commands[0].callback)
         else:
-            root.command(verb, help=summary)(_take_settings(verb))
+            root.command(name, help=summary)(_take_settings(name))
     return root
 
 
@@ -84,9 +85,15 @@ def _take_settings(verb: str) -> Callable[[list[str]], None]:
 
 
 def run_root(words: Sequence[str]) -> None:
-    """Print help, the version or the completion script."""
+    """Print help, the version or the completion script.
+
+    Raises:
+        UserError: Another word stands beside the flag.
+    """
+    if words[1:]:
+        raise UserError(f"`{words[1]}` has no effect beside {words[0]}. Give one of them.")
     command = typer.main.get_command(build_root())
-    command.main([*words], prog_name="semcorr", standalone_mode=False)
+    sys.exit(command.main([*words], prog_name="semcorr", standalone_mode=False) or 0)
 
 
 def main() -> None:
@@ -95,20 +102,20 @@ def main() -> None:
         words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
         build_root(words[1] if len(words) > 1 else None)(prog_name="semcorr")
         return
-    typed = sys.argv[1] if len(sys.argv) > 1 else ""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
     with report_user_errors("evaluate"):
-        if typed in ROOT_FLAGS:
+        if verb in ROOT_FLAGS:
             run_root(sys.argv[1:])
-            return
-        if not typed:
-            run_root(["--help"])
+        if not verb:
+            with suppress(SystemExit):
+                run_root(["--help"])
             raise UserError(f"no command is given. Give semcorr VERB, with VERB one of {', '.join(VERBS)}.")
-        if typed not in VERBS:
-            raise UserError(f"there is no command `{typed}`. {suggest_near(typed, VERBS)}")
+        if verb not in VERBS:
+            raise UserError(f"there is no command `{verb}`. {suggest_near(verb, VERBS)}")
         del sys.argv[1]
-        package = importlib.import_module(f"semcorr.{typed}")
-        verb = package if hasattr(package, "main") else importlib.import_module(f"semcorr.{typed}.__main__")
-        verb.main()
+        package = importlib.import_module(f"semcorr.{verb}")
+        module = package if hasattr(package, "main") else importlib.import_module(f"semcorr.{verb}.__main__")
+        module.main()
 
 
 if __name__ == "__main__":

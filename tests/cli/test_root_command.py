@@ -55,6 +55,14 @@ def test_without_a_verb_help_comes_before_the_error(typed):
     assert err.startswith("Error: no command is given. Give semcorr VERB")
 
 
+@pytest.mark.parametrize("line", ["--version train", "--help --bogus", "--version --version"])
+def test_a_flag_of_the_root_stands_alone(typed, line):
+    code, out, err = typed(line)
+
+    assert (code, out) == (2, "")
+    assert err == f"Error: `{line.split()[1]}` has no effect beside {line.split()[0]}. Give one of them.\n"
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in HYDRA_VERBS])
 def test_the_summary_of_a_verb_is_the_one_of_its_own_help(typed, verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
@@ -101,6 +109,9 @@ def test_the_examples_of_the_help_compose(module):
         (["finetune", "=", "lora"], "finetune.ra", {"finetune.rank="}),
         (["-m", "seed=1,2"], "loss=unif", {"loss=unified"}),
         ([], "no_such", set()),
+        (["trainer.max_epochs=["], "loss=unif", {"loss=unified"}),  # a word that cannot be read, and one with a blank
+        (["run_dir=my runs"], "loss=unif", {"loss=unified"}),
+        ([], "trainer.max_epochs=[", set()),
     ],
 )  # fmt: skip
 def test_words_of_a_hydra_verb_are_completed(words, word, expected):

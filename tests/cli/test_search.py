@@ -108,6 +108,13 @@ def test_what_is_typed_is_what_is_searched():
     ]
 
 
+def test_the_last_value_of_a_range_is_searched_whatever_its_steps_sum_to():
+    pytest.importorskip("optuna")
+    (values,) = build_space(parse("optimizer.backbone_lr=range(0.7,0.9999999990,0.1)")).values()
+
+    assert (values.low, values.high, values.step) == (0.7, 0.9, 0.1)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -118,7 +118,7 @@ def test_large_weights_are_weights():
 
 @pytest.mark.slow
 def test_a_checkpoint_that_is_not_finite_is_refused_by_name(config, tiny, tmp_path):
-    train(config("train", *tiny, *QUICK, f"run_dir={tmp_path / 'run'}"))
+    train(config("train", *tiny, *QUICK, "finetune.norm=true", f"run_dir={tmp_path / 'run'}"))
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["state_dict"]["backbone.model.norm.bias"][0] = NAN
@@ -127,7 +127,12 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(config, tiny, tmp_pa
     with pytest.raises(UserError) as error:
         evaluate(
             config(
-                "evaluate", *tiny, "finetune.blocks=2", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'new'}"
+                "evaluate",
+                *tiny,
+                "finetune.blocks=2",
+                "finetune.norm=true",
+                f"checkpoint={tmp_path / 'run'}",
+                f"run_dir={tmp_path / 'new'}",
             )
         )
 

@@ -130,7 +130,7 @@ def test_gradients_add_up_over_the_batches_of_a_step(config, tiny, monkeypatch):
 @pytest.mark.parametrize(("later", "kept"), [(0.1, True), (0.9, False)])
 def test_a_resumed_run_knows_the_best_score_of_before(config, tiny, tmp_path, monkeypatch, later, kept):
     """Visual-AI starts again from zero, and the first score after resuming overwrites the best weights."""
-    line = [*tiny, *QUICK, "trainer.max_epochs=2"]
+    line = [*tiny, *QUICK, "trainer.max_epochs=2", "trainer.val_check_interval=null", "protocol=semcorr"]
     validated, real, start = [0.5, later, later], evaluator.metrics_dict, CorrespondenceModule.on_train_batch_start
 
     def scores_of(*given):

@@ -40,10 +40,10 @@ def compose_config(name: str, line: Sequence[str]) -> DictConfig:
     overrides = expand_list_overrides(line)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
-    return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + _typed_search_path(line))
+    return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + _read_search_path(line))
 
 
-def _typed_search_path(line: Sequence[str]) -> tuple[str, ...]:
+def _read_search_path(line: Sequence[str]) -> tuple[str, ...]:
     """Return the trees that a line adds by `hydra.searchpath=[pkg://my_package.conf, file:///my/conf]`."""
     texts = [override for override in line if override.startswith("hydra.searchpath=")]
     value = OverridesParser.create().parse_override(texts[-1]).value() if texts else None
@@ -123,33 +123,33 @@ def merge_checkpoint_config(
             f"`checkpoint`: {cfg.checkpoint} was exported for sharing, without the state of the optimiser, so its "
             "training cannot go on. Give the run_dir it was exported from, or train anew without `checkpoint`."
         )
-    typed_keys = _typed(overrides)
+    line_keys = override_keys(overrides)
     added_keys = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
     allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
     available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
-    inherited = [key for key in available if key not in typed_keys and "experiment" not in typed_keys]
-    if "protocol" not in typed_keys and cfg.data.get("_target_") == TAPVID:  # which has its own
+    inherited = [key for key in available if key not in line_keys and "experiment" not in line_keys]
+    if "protocol" not in line_keys and cfg.data.get("_target_") == TAPVID:  # which has its own
         own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
         inherited = [key for key in inherited if key not in ("protocol", *own_readout)]
-    if "protocol" in typed_keys:  # it has its own read-out, and the pixels it is defined on
+    if "protocol" in line_keys:  # it has its own read-out, and the pixels it is defined on
         inherited = [key for key in inherited if key != "localise"]
         saved_cfg.data.resize = cfg.data.resize
-    elif "data" in typed_keys and not {"data.resize", "experiment"} & {*typed_keys}:
+    elif "data" in line_keys and not {"data.resize", "experiment"} & {*line_keys}:
         cfg.data.resize = saved_cfg.data.resize  # another benchmark, in the geometry that the weights were trained on
     with open_dict(cfg):
         for key in inherited:
-            typed_values = {k: OmegaConf.select(cfg, k) for k in typed_keys if k.startswith(f"{key}.")}
+            line_values = {k: OmegaConf.select(cfg, k) for k in line_keys if k.startswith(f"{key}.")}
             cfg[key] = saved_cfg[key]
             OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
-            for option, value in typed_values.items():
+            for option, value in line_values.items():
                 OmegaConf.update(cfg, option, value, force_add=option in added_keys)
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
 
 
-def _typed(overrides: Sequence[str]) -> list[str]:
+def override_keys(overrides: Sequence[str]) -> list[str]:
     """Return the keys of overrides, without the sign before them."""
     return [override.lstrip("+").partition("=")[0] for override in overrides]
 

@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from semcorr.cli.compose import (
-    _typed,
     expand_list_overrides,
     merge_checkpoint_config,
+    override_keys,
     register_readouts,
 )
 from semcorr.cli.errors import report_user_errors
@@ -35,9 +35,9 @@ from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_generating
 
-DESCRIBED = ("experiment", "data", "backbone", "finetune", "head", "protocol")  # in the first line of a run
+HEADLINE_GROUPS = ("experiment", "data", "backbone", "finetune", "head", "protocol")  # in the first line of a run
 # To build, to see that it works.
-CHEAP = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose")
+QUICK_SECTIONS = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose")
 
 
 def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, ex
 def _describe_choices(context: DictConfig) -> str:
     """Describe what a line chose of the groups that decide what a run does."""
     choices = context.runtime.choices
-    return ", ".join(f"{group}={choices[group]}" for group in DESCRIBED if choices.get(group) is not None)
+    return ", ".join(f"{group}={choices[group]}" for group in HEADLINE_GROUPS if choices.get(group) is not None)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -120,7 +120,7 @@ def check_run(cfg: DictConfig) -> None:
     check_config(copy)
     check_objective(copy.objective)
     check_trainer(copy)
-    for key in CHEAP:
+    for key in QUICK_SECTIONS:
         if key in copy:
             instantiate(copy[key])
 
@@ -198,7 +198,7 @@ def compose_sweep_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig
 def _complete_config(cfg: DictConfig, overrides: Sequence[str], sources: Sequence[Mapping[str, str]]) -> DictConfig:
     """Merge the configuration of `checkpoint`; refuse to draw a benchmark that only the saved configuration names."""
     complete = merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir()), sources))
-    if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*_typed(overrides)}:
+    if cfg.checkpoint is not None and not {"data", "data.root", "experiment"} & {*override_keys(overrides)}:
         refuse_generating(complete.data)
     return complete
 

@@ -7,8 +7,11 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from rich.table import Table
 
+from semcorr.core.errors import UserError
 from semcorr.core.terminal import Terminal
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
 from semcorr.engine.packages import list_choices
@@ -55,10 +58,21 @@ def complete_override(verb: str, words: Sequence[str], word: str) -> list[str]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        line = [text for text in settings if "=" in text and not text.startswith("-")]
-        typed = prefix + word.removeprefix("=")
-        completions = BashCompletion(hydra.config_loader)._query(verb, " ".join([*line, typed]))
+        line = " ".join([*filter(_is_setting, settings), prefix + word.removeprefix("=")])
+        try:
+            completions = BashCompletion(hydra.config_loader)._query(verb, line)
+        except (HydraException, UserError, ValueError):  # half a word may be none of Hydra's grammar
+            return []
     return sorted(text.removeprefix(prefix) for text in completions if not text.startswith("hydra"))
+
+
+def _is_setting(word: str) -> bool:
+    """Tell whether Hydra can read a complete word; those with blanks would fall into several."""
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):
+        return False
+    return not any(map(str.isspace, word))
 
 
 def _join_settings(words: Sequence[str]) -> list[str]:

@@ -58,14 +58,14 @@ def _distribution_name(point: EntryPoint) -> str:
 def _find_folder(point: EntryPoint) -> Path:
     """Return the folder of an entry point's tree, without importing the package that it is in."""
     package, *parts = point.value.split(".")
-    where = f'the installed package {_distribution_name(point)} (entry point {GROUP}: {point.name} = "{point.value}")'
+    entry = f'the installed package {_distribution_name(point)} (entry point {GROUP}: {point.name} = "{point.value}")'
     remedy = f"Correct the entry point and install it again, or pip uninstall {_distribution_name(point)}."
     spec = find_spec(package) if package else None
     for location in (spec.submodule_search_locations if spec is not None else None) or ():
         folder = Path(location, *parts)
         if folder.is_dir():
             return folder
-    raise UserError(f"{where} has no such folder. {remedy}")
+    raise UserError(f"{entry} has no such folder. {remedy}")
 
 
 def _refuse_collisions(trees: Iterable[ConfigTree]) -> None:

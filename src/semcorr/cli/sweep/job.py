@@ -15,6 +15,7 @@ from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.ranks import is_first_process
+from semcorr.core.terminal import print_line
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
@@ -32,12 +33,12 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
     from semcorr.engine.run_name import name_run
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
-    _print(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
+    print_line(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
     cfg = job.cfg.copy()
     cfg.run_dir = str(job.folder)
     for logger in (cfg.logger, *(node for node in cfg.logger.values() if isinstance(node, DictConfig))):
-        if "group" in logger and logger.group is None:  # W&B's
-            logger.group = job.folder.parent.name
+        if "group" in logger:  # W&B's
+            logger.group = logger.group or job.folder.parent.name
             logger.name = f"{logger.name or name_run(cfg)} {job.folder.name}"
     is_half_done = (job.folder / "checkpoints").is_dir()
     if is_half_done:
@@ -53,7 +54,7 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         if guard is not None and guard.number is not None:  # a library has made another error of the signal
             raise interrupt.Interrupted(guard.number) from cause
         message = user_message(cause, job.verb)
-        _print(f"Job {job.folder.name} failed: {message or repr(cause)}")
+        print_line(f"Job {job.folder.name} failed: {message or repr(cause)}")
         if is_first_process():
             with suppress(UserError):  # the disk is full: the outcome says it as well
                 write_text(error_file, message or "".join(traceback.format_exception(cause)))
@@ -112,9 +113,3 @@ def _finish_wandb() -> None:
     # A job that did not fail has finished it. A folder of that name where the command was typed has no `run`.
     if client is not None and getattr(client, "run", None) is not None:
         client.finish(exit_code=1)
-
-
-def _print(text: str) -> None:
-    """Print on the first process only."""
-    if is_first_process():
-        print(text, flush=True)

@@ -56,13 +56,16 @@ def plan_jobs(
         composed: Overrides and configuration of each job.
         folder: Directory of the sweep.
         first: Number of the first job; a search plans its jobs a few at a time.
+
+    Returns:
+        The job of each configuration; equal ones share one.
     """
     claims, damaged = read_job_folders(folder)
     folder_by_job = {identity: folders[0] for identity, folders in claims.items()}
     taken = {path.parent for path in folder.glob("*/*") if not path.name.startswith(".")}
     jobs: dict[str, SweepJob] = {}
-    for number, (overrides, cfg) in enumerate(composed, first):
-        identity = config_hash(cfg)
+    identities = [config_hash(cfg) for _, cfg in composed]
+    for number, (identity, (overrides, cfg)) in enumerate(zip(identities, composed, strict=True), first):
         if identity in jobs:
             continue
         if identity not in folder_by_job and (problem := damaged.pop(folder / str(number), None)):
@@ -76,7 +79,7 @@ def plan_jobs(
     if is_first_process():
         for problem in damaged.values():
             log.warning("%s", problem)
-    return list(jobs.values())
+    return [jobs[identity] for identity in identities]
 
 
 def read_job_folders(folder: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:

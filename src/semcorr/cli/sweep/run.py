@@ -11,6 +11,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
+from semcorr.core.terminal import print_line
 from semcorr.engine.run_dir import METRICS, POST_FEATURE_KEYS, config_hash
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
@@ -45,12 +46,10 @@ def run_jobs(
         waiting = [job for job in jobs if not is_done(job) and not job.problem]
         half_done = sum((job.folder / "checkpoints").is_dir() for job in waiting)
         done = sum(is_done(job) and not job.problem for job in jobs)
-        if is_first_process():
-            print(
-                f"Sweep of {len(jobs)} jobs in {folder}: {done} done before, {half_done} half done, "
-                f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on.",
-                flush=True,
-            )
+        print_line(
+            f"Sweep of {len(jobs)} jobs in {folder}: {done} done before, {half_done} half done, "
+            f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on."
+        )
         try:
             with advise_on_interrupt(lambda: _advice(jobs, folder, remote_note)):
                 return run_missing(jobs, launch)

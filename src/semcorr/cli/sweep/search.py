@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from semcorr.cli.sweep.plan import JobOutcome
+from semcorr.core.terminal import print_line
 
 log = logging.getLogger(__name__)
 
@@ -21,59 +22,58 @@ class Search:
         direction: `maximize` or `minimize`.
         n_trials: Number of jobs.
         folder: Directory of the sweep.
-        reached: The number of each job so far, None where it has none, with the job and what was chosen for it.
+        trials: The number of each job so far, None where it has none, with the job and the values it was given.
     """
 
     objective: str
     direction: str
     n_trials: int
     folder: Path
-    reached: list[tuple[float | None, JobOutcome, Mapping[str, object]]] = field(default_factory=list)
+    trials: list[tuple[float | None, JobOutcome, Mapping[str, object]]] = field(default_factory=list)
 
     def announce(self, sampler: str, keys: Mapping[str, object]) -> None:
         """Print what is searched for, and how to go on with it."""
-        print(
+        print_line(
             f"Search for the {'largest' if self.direction == 'maximize' else 'smallest'} {self.objective} in "
             f"{self.n_trials} jobs in {self.folder}, by {sampler} over {', '.join(keys)}. Once interrupted, the same "
-            f"line with run_dir={self.folder} goes on.",
-            flush=True,
+            f"line with run_dir={self.folder} goes on."
         )
 
-    def add(self, value: float | None, outcome: JobOutcome, chosen: Mapping[str, object]) -> None:
-        """Add what a job has reached, and print it."""
-        self.reached.append((value, outcome, chosen))
-        number, name = f"Trial {len(self.reached)} of {self.n_trials}", outcome.job.folder.name
+    def add(self, value: float | None, outcome: JobOutcome, values: Mapping[str, object]) -> None:
+        """Add the number of a job, and print it."""
+        self.trials.append((value, outcome, values))
+        number, name = f"Trial {len(self.trials)} of {self.n_trials}", outcome.job.folder.name
         if value is not None:
-            print(f"{number}, job {name}: {self.objective} = {value:.6g}", flush=True)
+            print_line(f"{number}, job {name}: {self.objective} = {value:.6g}")
         elif outcome.fault:
-            print(f"{number}, job {name}: failed; the search goes on without it", flush=True)
+            print_line(f"{number}, job {name}: failed; the search goes on without it")
         else:
-            print(f"{number}, job {name}: {self.objective} is null; the search goes on without it", flush=True)
+            print_line(f"{number}, job {name}: {self.objective} is null; the search goes on without it")
 
     def advise(self, elsewhere: str = "") -> str:
         """Say how far an interrupted search is, and how to continue."""
         return (
-            f"{len(self.reached)} of {self.n_trials} trials are done. {elsewhere}"
+            f"{len(self.trials)} of {self.n_trials} trials are done. {elsewhere}"
             f"The same line with run_dir={self.folder} goes on"
         )
 
     def print_best(self) -> None:
-        """Print the best job with what was chosen for it, and how many have reached nothing."""
-        known = [(value, outcome, chosen) for value, outcome, chosen in self.reached if value is not None]
-        lost = f", {len(self.reached) - len(known)} of them without a number" if len(known) < len(self.reached) else ""
-        if not known:
-            print(f"None of {len(self.reached)} trials has reached {self.objective}.", flush=True)
+        """Print the best job with its values, and how many have no number."""
+        trials = [(value, outcome, values) for value, outcome, values in self.trials if value is not None]
+        without = len(self.trials) - len(trials)
+        note = f", {without} of them without a number" if without else ""
+        if not trials:
+            print_line(f"None of {len(self.trials)} trials has reached {self.objective}.")
             return
         choose = max if self.direction == "maximize" else min
-        value, outcome, chosen = choose(known, key=lambda entry: entry[0])
-        overrides = " ".join(f"{key}={text}" for key, text in chosen.items())
-        print(
-            f"Best of {len(self.reached)} trials{lost}: job {outcome.job.folder.name} with {self.objective} = "
-            f"{value:.6g}, by {overrides}",
-            flush=True,
+        value, outcome, values = choose(trials, key=lambda entry: entry[0])
+        overrides = " ".join(f"{key}={text}" for key, text in values.items())
+        print_line(
+            f"Best of {len(self.trials)} trials{note}: job {outcome.job.folder.name} with {self.objective} = "
+            f"{value:.6g}, by {overrides}"
         )
-        if len(known) > 1 and len({value for value, _, _ in known}) == 1:
-            print("All have reached the same: what was searched has no effect on it.", flush=True)
+        if len(trials) > 1 and len({value for value, _, _ in trials}) == 1:
+            print_line("All have reached the same: what was searched has no effect on it.")
 
 
 def warn_of_test_split(cfg: DictConfig) -> None:

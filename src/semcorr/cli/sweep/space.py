@@ -46,7 +46,8 @@ def build_distribution(override: Override) -> "BaseDistribution":
             values = sorted(value for value in override.sweep_iterator() if isinstance(value, int | float))
             if all(isinstance(value, int) for value in values):
                 return IntDistribution(int(values[0]), int(values[-1]), step=int(abs(sweep.step)))
-            return FloatDistribution(values[0], values[-1], step=abs(sweep.step))
+            low, high, step = (float(f"{value:.12g}") for value in (values[0], values[-1], abs(sweep.step)))
+            return FloatDistribution(low, high, step=step)  # sums of steps are rounded, or Optuna drops the last value
         return CategoricalDistribution([*override.sweep_string_iterator()])
     except (ValueError, IndexError) as error:
         raise UserError(f"`{override.input_line}` cannot be searched: {error}") from None
@@ -63,8 +64,8 @@ def list_corners(space: "Mapping[str, BaseDistribution]") -> Iterator[dict[str, 
 
 def fill_values(overrides: Sequence[Override], values: Mapping[str, Value]) -> list[str]:
     """Return the overrides of a job, with the values that are chosen for it in their places."""
-    filled = {}
-    for override in overrides:
-        key = override.get_key_element()
-        filled[key] = f"{key}={values[key]}" if key in values else str(override.input_line)
-    return [*filled.values()]
+    keys = [override.get_key_element() for override in overrides]
+    return [
+        f"{key}={values[key]}" if key in values else str(override.input_line)
+        for key, override in zip(keys, overrides, strict=True)
+    ]
