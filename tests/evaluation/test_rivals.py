@@ -105,7 +105,7 @@ def test_a_preset_predicts_and_decides_as_its_authors_code(view):
             for alpha, rounded in zip(ALPHAS, protocol.tolerance.round_alphas(ALPHAS), strict=True):
                 if compare(error, rounded) != compare(ours["error"], rounded):
                     differing.append((row["pair"], row["keypoint"], alpha, error, ours["error"]))
-        assert sum(distance >= 0.02 for distance in away) == TIES.get(name, 0), (name, max(away))
+        assert sum(distance >= 0.02 for distance in away) <= TIES.get(name, 0), (name, max(away))
         assert not differing, name
 
 
