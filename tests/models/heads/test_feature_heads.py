@@ -107,7 +107,14 @@ def test_a_head_alone_trains_from_stored_features_and_evaluates_to_the_same(
     assert all(key.startswith("head.") for key in after)
     assert any(not torch.equal(value, before[key]) for key, value in after.items())
     again = evaluate(
-        config("evaluate", *line, "finetune=frozen", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'again'}")
+        config(
+            "evaluate",
+            *line,
+            "protocol=unified",
+            "finetune=frozen",
+            f"checkpoint={tmp_path / 'run'}",
+            f"run_dir={tmp_path / 'again'}",
+        )
     )
     assert again["pck"] == trained["pck"]
 
