@@ -276,7 +276,7 @@ DEEPLABCUT_MISTAKES = {
     "several scorers": ("scorer,,,me", "scorer,,,you"),
     "line of bodyparts": ("bodyparts,,,nose", "parts,,,nose"),
     "has 8 cells": (",30.25,20.5", ",30.25"),
-    "are the same file": ("cats,2.jpg", "cats,1.jpg"),
+    "has two rows": ("cats,2.jpg", "cats,1.jpg"),
     "two lines of coords": ("coords,,,x,y,x,y,x,y\n", "coords,,,x,y,x,y,x,y\n" * 2),
     "be x, y or likelihood": ("coords,,,x,y", "coords,,,x,z"),
 }
@@ -291,10 +291,10 @@ def test_a_mistake_in_a_table_of_deeplabcut_is_a_sentence(tmp_path, told, change
 
 
 def test_a_table_in_hdf5_names_the_extra_where_it_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr("semcorr.inference.transfer.formats.deeplabcut_h5.find_spec", lambda name: None)
+    monkeypatch.setattr("semcorr.core.extras.find_spec", lambda name: None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
 
-    with pytest.raises(UserError, match=r"needs h5py: pip install 'semcorr\[deeplabcut\]'"):
+    with pytest.raises(UserError, match=r"needs h5py, .*: pip install 'semcorr\[deeplabcut\]'"):
         read_annotations(tmp_path / "a.h5", write_images(tmp_path))
 
 

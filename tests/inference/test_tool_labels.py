@@ -82,7 +82,7 @@ def test_cvat_is_given_the_place_of_what_was_not_found_and_scores_as_attributes(
 
     root = ElementTree.parse(tmp_path / "o.xml").getroot()
     (image,) = root.iter("image")
-    assert image.attrib == {"id": "1", "name": "cats/2.jpg", "width": "40", "height": "30"}
+    assert image.attrib == {"id": "0", "name": "cats/2.jpg", "width": "40", "height": "30"}
     (skeleton,) = image.iter("skeleton")
     elements = skeleton.findall("points")
     assert [(each.get("label"), each.get("outside"), each.get("points")) for each in elements] == [
@@ -166,7 +166,7 @@ def test_a_table_of_deeplabcut_has_no_place_for_several_categories(tmp_path, cre
         write(tmp_path, coco(creatures, ("cat", "dog"))), creatures / "JPEGImages", category="cat"
     )
 
-    with pytest.raises(UserError, match="is of one category, and the labels are of 'cat', 'dog'"):
+    with pytest.raises(UserError, match="is of one category, and 'cat', 'dog' are to be labelled"):
         write_labels(tmp_path / "o.csv", "deeplabcut", annotations, make_labels(annotations))
     assert not (tmp_path / "o.csv").exists()
 
