@@ -98,11 +98,11 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
     if any(column.coord == "likelihood" for column in columns):
         log.warning("%s has likelihoods, as labels of a network: they are read as annotations, however likely", path)
     warn_notes(path, notes)
-    names = DeepLabCutNames(
+    tool = DeepLabCutNames(
         {number: name for name, number in row_numbers.items()},
         {individual: ids[individual] for individual in places if individual is not None},
     )
-    return AnnotationFile(build_categories(keypoints), images, objects, {item.photo.id for item in objects}, names)
+    return AnnotationFile(build_categories(keypoints), images, objects, {item.photo.id for item in objects}, tool)
 
 
 def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, dict[str, tuple[int, int]]]:

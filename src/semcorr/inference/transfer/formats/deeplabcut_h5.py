@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import h5py
 
 KEY = "df_with_missing"  # as DeepLabCut calls the table
-CELLS, BYTES = 16_000_000, 128_000_000  # of an array, at most
+ROWS, BYTES = 1_000_000, 128_000_000  # of an array, at most: rows are annotated by hand
 AS_CSV = "Give the .csv beside it."
 
 
@@ -70,7 +70,7 @@ def _read_fixed(group: "h5py.Group") -> Table:
     names = [_decode(_get_dataset(group, f"axis0_level{i}").attrs["name"]) for i in range(depth)]
     columns = _read_levels(group, "axis0")
     index = ["/".join(levels) for levels in _read_levels(group, "axis1")]
-    if len(index) * len(columns) > CELLS:
+    if len(index) * len(columns) * 8 > BYTES:
         raise ValueError(f"{len(index)} rows of {len(columns)} columns are not read")
     values = np.full((len(index), len(columns)), np.nan)
     places = {column: i for i, column in enumerate(columns)}
@@ -134,8 +134,8 @@ def _get_dataset(group: "h5py.Group", key: str) -> "h5py.Dataset":
     dataset = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise ValueError(f"{key} is no array of this file")
-    if dataset.size > CELLS or dataset.size * dataset.dtype.itemsize > BYTES:
-        raise ValueError(f"{key} has more than the {CELLS} entries or {BYTES} bytes that are read of an array")
+    if len(dataset) > ROWS or dataset.size * dataset.dtype.itemsize > BYTES:
+        raise ValueError(f"{key} has more than the {ROWS} rows or {BYTES} bytes that are read of an array")
     return dataset
 
 
