@@ -213,7 +213,7 @@ LABEL_STUDIO_MISTAKES = {
     "has 2 annotations": lambda c: c[0]["annotations"].append(c[0]["annotations"][0]),
     "cannot be told which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
     "there is no `data`": lambda c: c[0].pop("data"),
-    "no annotated keypoint": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
+    r"no annotated keypoint\. Annotate": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
     "in 0 of 2 boxes": lambda c: (
         results(c).append({**results(c)[0], "id": "r2"}), results(c)[2]["value"].update(x=99, y=99),
     ),
@@ -360,13 +360,16 @@ def test_points_are_floats_of_the_file(tmp_path):
 def test_an_image_of_another_folder_is_noted(tmp_path, caplog):
     folder, path = write_images(tmp_path), write_tool_files(tmp_path)["deeplabcut"]
     read_objects(path, folder / "cats")
-    assert "2 images are called otherwise in the folder ('labeled-data/cats/1.jpg' is 1.jpg" in caplog.text
+    assert "2 names of images are read as their files are called ('labeled-data/cats/1.jpg' as '1.jpg'" in caplog.text
     caplog.clear()
     folder.rename(tmp_path / "labeled-data")
 
     read_objects(path, tmp_path / "labeled-data" / "cats")
 
     assert not caplog.text
+
+    read_objects(write_tool_files(tmp_path)["label-studio"], tmp_path / "labeled-data")
+    assert "('data/upload/3/0a1b2c3d-1.jpg' as 'cats/1.jpg', 'store/cats/2.jpg' as 'cats/2.jpg')" in caplog.text
 
 
 @pytest.fixture

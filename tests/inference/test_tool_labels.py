@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -228,6 +229,12 @@ def test_a_table_in_hdf5_of_pandas_format_table_is_read_and_runs_nothing(tmp_pat
 
     assert points_of(read_objects(path, folder)) == {"cats/1.jpg": {"nose": (9, 4), "tail": (30.25, 20.5)}}
 
+    for names in ([("me", "nose", "x"), ("me", "nose")], [("me", "nose", "x"), ("me", "nose", "y")]):
+        with h5py.File(path, "a") as file:
+            file["df_with_missing/table"].attrs["values_block_0_kind"] = pickle.dumps(names, protocol=0)
+        with pytest.raises(UserError, match="cannot be read as a table of DeepLabCut"):
+            read_objects(path, folder)
+
     with h5py.File(path, "a") as file:
         file["df_with_missing/table"].attrs["values_block_0_kind"] = b"cos\nsystem\n(S'touch ran'\ntR."
     with pytest.raises(UserError, match=r"names os\.system, which is not read"):
@@ -334,6 +341,12 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(tmp_path, creature
     with pytest.raises(UserError, match=r"The keypoint 'a\\x01b' of 'cat' holds the character"):
         require_writer(tmp_path / "o.xml", "cvat", annotations)
     with pytest.raises(UserError, match="is of one category"):
+        require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
+
+    content = coco(creatures)
+    content["categories"][0]["keypoints"][0] = "a\ud800"
+    annotations = read_annotations(write(tmp_path, content), creatures / "JPEGImages", category="cat")
+    with pytest.raises(UserError, match=r"The keypoint 'a\\ud800' of 'cat' .* a table of DeepLabCut cannot hold"):
         require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
 
     folder = write_images(tmp_path)

@@ -1,17 +1,12 @@
 """Labels written as CVAT for images 1.1, which CVAT imports as annotations whose source is `auto`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from semcorr.core.errors import UserError
-from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonMapping
 from semcorr.inference.transfer.labels import KeypointLabel, group_labels, skeleton_edges
 from semcorr.inference.transfer.objects import Annotations, CvatNames, category_name
-
-UNFIT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML can hold
 
 
 def format_cvat(annotations: Annotations, labels: Sequence[KeypointLabel]) -> str:
@@ -42,22 +37,6 @@ def format_cvat(annotations: Annotations, labels: Sequence[KeypointLabel]) -> st
                 _add_skeleton(image, label, category, tool.boxes.get(name), group)
     indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{tostring(root, encoding="unicode")}\n'
-
-
-def require_xml_names(annotations: Annotations) -> None:
-    """Refuse names of categories, keypoints and images to be labelled that XML cannot hold."""
-    names = [(f"The image {quote_value(target.photo.name)}", target.photo.name) for target in annotations.targets]
-    for category in annotations.categories:
-        name = category_name(category)
-        names.append((f"The category {quote_value(name)}", name))
-        for keypoint in category.get("keypoints") or ():
-            names.append((f"The keypoint {quote_value(keypoint)} of {quote_value(name)}", str(keypoint)))
-    for description, name in names:
-        if fault := UNFIT.search(name):
-            raise UserError(
-                f"{description} holds the character {fault.group()!r}, which XML cannot hold, so CVAT's format cannot "
-                "be written. Rename it, or choose another --format"
-            )
 
 
 def _declare_skeleton(labels: Element, category: JsonMapping) -> None:

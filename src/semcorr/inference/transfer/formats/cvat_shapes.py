@@ -37,10 +37,10 @@ def read_image_shapes(
     element: Element,
     path: Path,
     folder: ImageFolder,
-    plain: dict[str, list[str]],
+    point_labels: dict[str, list[str]],
     notes: Notes,
 ) -> ImageShapes:
-    """Read an image; note in `plain` the keypoints of labels of points alone, and in `notes` what is left out."""
+    """Read an image; add its labels of points to `point_labels`, and to `notes` what is left out."""
     name = str(element.get("name") or "")
     location = f"{path}, image {quote_value(name)}"
     find_inside(folder.folder, name, location, FOLDER_OPTION)  # refuses a name that leads out of the folder
@@ -67,7 +67,7 @@ def read_image_shapes(
         elif child.tag == "box":
             shapes.boxes.append(MarkedBox(label, _read_box(child, where), group))
         else:
-            shapes.points.extend(_read_points(child, label, plain, where))
+            shapes.points.extend(_read_points(child, label, point_labels, where))
     return shapes
 
 
@@ -93,14 +93,16 @@ def _read_skeleton(skeleton: Element, location: str) -> dict[str, XY]:
     return points
 
 
-def _read_points(element: Element, label: str, plain: dict[str, list[str]], location: str) -> Iterator[MarkedPoint]:
+def _read_points(
+    element: Element, label: str, point_labels: dict[str, list[str]], location: str
+) -> Iterator[MarkedPoint]:
     """Yield the keypoints of `points` that stand by themselves."""
     pairs = _read_pairs(element, location)
     names = [label] if len(pairs) == 1 else [f"{label} {i}" for i in range(1, len(pairs) + 1)]
-    if plain.setdefault(label, names) != names:
+    if point_labels.setdefault(label, names) != names:
         raise UserError(
-            f"{location} has {len(pairs)} points, and {len(plain[label])} before, so it cannot be told which is which. "
-            "Give each keypoint a label of its own."
+            f"{location} has {len(pairs)} points, and {len(point_labels[label])} before, so it cannot be told which is "
+            "which. Give each keypoint a label of its own."
         )
     if not _read_flag(element, "outside", location):
         group = element.get("group_id")

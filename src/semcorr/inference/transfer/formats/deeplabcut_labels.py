@@ -45,15 +45,16 @@ def _list_individuals(annotations: Annotations, categories: Mapping[Id, JsonMapp
     """Return names of individuals and their categories; the name is None if no image has several objects."""
     if isinstance(annotations.tool, DeepLabCutNames) and annotations.tool.individuals:
         return list(annotations.tool.individuals.items())
-    category, *others = dict.fromkeys(target.category for target in annotations.targets)
-    if others:
-        names = ", ".join(quote_value(category_name(categories[i])) for i in (category, *others))
+    category_ids = list(dict.fromkeys(target.category for target in annotations.targets))
+    if len(category_ids) > 1:
+        names = ", ".join(quote_value(category_name(categories[i])) for i in category_ids)
         raise UserError(
             f"A table of DeepLabCut is of one category, and {names} are to be labelled. Label one at a time, or "
             "choose another --format"
         )
     most = max(Counter(target.photo.name for target in annotations.targets).values())
-    return [(f"individual{i}", category) for i in range(1, most + 1)] if most > 1 else [(None, category)]
+    individuals: list[str | None] = [f"individual{i}" for i in range(1, most + 1)] if most > 1 else [None]
+    return [(name, category) for name in individuals for category in category_ids]
 
 
 def _name_rows(annotations: Annotations) -> dict[str, str]:

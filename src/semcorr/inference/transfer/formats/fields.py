@@ -81,9 +81,10 @@ class ImageFolder:
                 f"{quote_value(path)} for both. Give the folder of all images, with the names they have in the file."
             )
         place = Path(os.path.abspath(self.folder), path).as_posix()
-        if not any(place.endswith("/" + "/".join(parts)) for spelling in spellings for parts in _split_path(spelling)):
-            note = "images are called otherwise in the folder"
-            self.notes.setdefault(note, []).append(f"{quote_value(spellings[0])} is {path}")
+        full_paths = ["/".join(parts) for spelling in spellings for parts in _split_path(spelling)]
+        if not any(f"/{place}".endswith(f"/{full}") and f"/{full}".endswith(f"/{path}") for full in full_paths):
+            note = "names of images are read as their files are called"
+            self.notes.setdefault(note, []).append(f"{quote_value(spellings[0])} as {quote_value(path)}")
         return path
 
     def _find_path(self, spellings: Sequence[str], location: str) -> str:

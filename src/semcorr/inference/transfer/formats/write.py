@@ -1,19 +1,27 @@
 """Writing labels in the format of an annotation tool."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from semcorr.core.errors import UserError
 from semcorr.core.extras import require_extra
 from semcorr.core.files import replace_file, write_text
+from semcorr.core.paths import quote_value
 from semcorr.inference.transfer.formats.coco import labels_to_coco
-from semcorr.inference.transfer.formats.cvat_labels import format_cvat, require_xml_names
+from semcorr.inference.transfer.formats.cvat_labels import format_cvat
 from semcorr.inference.transfer.formats.deeplabcut_h5 import write_hdf5_table
 from semcorr.inference.transfer.formats.deeplabcut_labels import format_deeplabcut, label_table
 from semcorr.inference.transfer.formats.kinds import Format
 from semcorr.inference.transfer.formats.label_studio_labels import format_label_studio
 from semcorr.inference.transfer.labels import KeypointLabel
-from semcorr.inference.transfer.objects import Annotations
+from semcorr.inference.transfer.objects import Annotations, category_name
+
+UNFIT: dict[Format, tuple[re.Pattern[str], str]] = {  # characters that a format has no place for
+    "cvat": (re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"), "CVAT's XML"),
+    "deeplabcut": (re.compile("[\0\ud800-\udfff]"), "a table of DeepLabCut"),
+}
 
 
 def write_labels(
@@ -66,5 +74,21 @@ def require_writer(out: Path, kind: Format, annotations: Annotations) -> None:
         if out.suffix.lower() == ".h5":
             require_extra(f"Writing {out}", "deeplabcut", "pandas", "tables")
         label_table(annotations, ())
-    elif kind == "cvat":
-        require_xml_names(annotations)
+    if kind in UNFIT:
+        _require_names(annotations, *UNFIT[kind])
+
+
+def _require_names(annotations: Annotations, unfit: re.Pattern[str], content: str) -> None:
+    """Refuse names of categories, keypoints and images to be labelled that hold a character of a pattern."""
+    names = [(f"The image {quote_value(target.photo.name)}", target.photo.name) for target in annotations.targets]
+    for category in annotations.categories:
+        name = category_name(category)
+        names.append((f"The category {quote_value(name)}", name))
+        for keypoint in category.get("keypoints") or ():
+            names.append((f"The keypoint {quote_value(keypoint)} of {quote_value(name)}", str(keypoint)))
+    for description, name in names:
+        if fault := unfit.search(name):
+            raise UserError(
+                f"{description} holds the character {fault.group()!r}, which {content} cannot hold. Rename it, or "
+                "choose another --format"
+            )
