@@ -165,6 +165,7 @@ CVAT_MISTAKES = {
     "give this skeleton no keypoint 'paw'": ('<points label="tail"', '<points label="paw"'),
     "has tracks": ("<version>", '<track id="0" label="cat"></track><version>'),
     "document type": ("<annotations>", '<!DOCTYPE a [<!ENTITY e "x">]><annotations>'),
+    "is there twice, as of two tasks": ("cats/2.jpg", "cats/1.jpg"),
     "leads to a folder above": ("cats/2.jpg", "../2.jpg"),
     "contains no skeleton, and a skeleton": ('xtl="5.00"', 'xtl="12.00"'),
     "no shape with a `label`": ("<box ", "<bax "),
@@ -178,9 +179,9 @@ def test_a_mistake_in_a_file_of_cvat_is_a_sentence(tmp_path, told, change):
     old, new = change
     assert old in CVAT
     text = CVAT.replace(old, new).replace("</box" if new == "<bax " else "\0", "</bax")
-    if told.startswith("contains"):  # a further image pairs the labels
-        image = CVAT[CVAT.index("  <image id") : CVAT.index('  <image id="1"')]
-        text = text.replace("</annotations>", image.replace("1.jpg", "2.jpg") + "</annotations>")
+    if told.startswith("contains"):  # the other image pairs the labels
+        image = CVAT[CVAT.index("  <image id") : CVAT.index('  <image id="1"')].replace("1.jpg", "2.jpg")
+        text = text[: text.index('  <image id="1"')] + image + "</annotations>"
 
     with pytest.raises(UserError, match=told) as error:
         read_annotations(edited(tmp_path, text, "annotations.xml"), write_images(tmp_path))

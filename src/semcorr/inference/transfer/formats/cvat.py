@@ -55,7 +55,11 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
         read_image_shapes(i, element, path, finder, point_labels, notes)
         for i, element in enumerate(root.iter("image"), 1)
     ]
+    names: set[str] = set()
     for image in images:
+        if image.name in names:
+            raise UserError(f"{image.location} is there twice, as of two tasks. Give a file for each, or drop one.")
+        names.add(image.name)
         for label, points, _ in image.skeletons:
             _add_names(
                 keypoints.setdefault(label, []), points, label in skeletons, f"{image.location}, {quote_value(label)}"
@@ -76,7 +80,7 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     point_categories = dict.fromkeys(label for _, label, _ in labels_of_points)
     if clash := next((label for label in point_categories if label in keypoints), None):
         raise UserError(f"{path}: {quote_value(clash)} is a skeleton, and has points beside it. {GROUP}")
-    point_names = [name for names in point_labels.values() for name in names]
+    point_names = [name for part_names in point_labels.values() for name in part_names]
     categories = build_categories(keypoints | dict.fromkeys(point_categories, point_names))
     warn_notes(path, notes)
     return AnnotationFile(

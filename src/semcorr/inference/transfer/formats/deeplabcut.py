@@ -148,10 +148,10 @@ def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
     """Read a CSV table, whose rows are named in one column, or in three: labeled-data, video, image."""
     reader = csv.reader(io.StringIO(read_text(path, REMEDY)), strict=True)
     try:
-        numbered = [(reader.line_num, line) for line in reader if any(line)]
+        numbered_lines = [(reader.line_num, line) for line in reader if any(line)]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num} is no CSV ({error}). {REMEDY}") from None
-    lines = [line for _, line in numbered]
+    lines = [line for _, line in numbered_lines]
     headers: dict[str, list[str]] = {}
     while len(headers) < len(lines) and (first := lines[len(headers)][0]) in HEADERS:
         if first in headers:
@@ -160,7 +160,7 @@ def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
     if missing := [name for name in ("scorer", "bodyparts", "coords") if name not in headers]:
         raise UserError(f"{path} begins without a line of {' and of '.join(missing)}. {REMEDY}")
     width = len(headers["scorer"])
-    for number, line in numbered:
+    for number, line in numbered_lines:
         if len(line) != width:
             raise UserError(f"{path}, line {number} has {len(line)} cells, and the first has {width}. Correct it.")
     start = 3 if headers["coords"][1:3] == ["", ""] else 1
