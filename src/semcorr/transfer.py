@@ -37,7 +37,7 @@ def transfer_labels(
     out: Annotated[
         Path | None, typer.Option("--out", readable=False, help="Keypoints of the others; labels.json, .xml or .csv.")
     ] = None,
-    written: Annotated[
+    output_format: Annotated[
         str | None,
         OneOf(("coco", "cvat", "label-studio", "deeplabcut")),
         typer.Option("--format", help="Of --out: coco, cvat, label-studio, deeplabcut; that of ANNOTATIONS."),
@@ -72,7 +72,7 @@ def transfer_labels(
         check_transfer_options(use, min_score, place)
         from semcorr.inference.transfer.formats.kinds import resolve_output
 
-        out, kind = resolve_output(out, written, annotations)
+        out, kind = resolve_output(out, output_format, annotations)
         check_output(out, annotations)
         if draw is not None:
             check_draw_folder(draw, out, images)
@@ -88,8 +88,8 @@ def transfer_labels(
         from semcorr.inference.transfer.objects import list_objects
         from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
-        require_writer(out, kind)
         content = read_annotations(annotations, images, box, category)
+        require_writer(out, kind, content)
         input_files = [item.photo.path for item in list_objects(content)]
         require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tool_files import CVAT, DEEPLABCUT, LABEL_STUDIO, NAMES, POINTS, SEVERAL, write_images, write_tool_files
@@ -128,6 +129,28 @@ def test_several_objects_of_cvat_are_told_apart_by_group_or_by_box(tmp_path):
     }
 
 
+def test_two_names_of_cvat_are_never_one_file(tmp_path):
+    text = PLAIN.format('<points label="nose" points="9.5,4.5"/>').replace("cats/2.jpg", "dogs/1.jpg")
+
+    with pytest.raises(UserError, match=r"'dogs/1\.jpg' and 'cats/1\.jpg' are two images.* 'cats/1\.jpg' for both"):
+        read_objects(edited(tmp_path, text, "a.xml"), write_images(tmp_path))
+
+
+def test_an_image_with_a_shape_that_is_left_out_is_annotated(tmp_path):
+    path, folder = tmp_path / "a.xml", write_images(tmp_path)
+    for shape, annotated in (
+        ('<box label="car" xtl="0" ytl="20" xbr="10" ybr="30"/>', {1, 2}),
+        ('<polygon label="car" points="1,2;3,4;5,6"/>', {1, 2}),
+        ('<tag label="cat"/>', {1}),
+    ):
+        path.write_text(CVAT[: CVAT.index("    <box", CVAT.index('<image id="1"'))] + shape + "</image></annotations>")
+
+        content = read_objects(path, folder)
+
+        assert content.annotated == annotated
+        assert [item.photo.name for item in content.objects] == ["cats/1.jpg"]
+
+
 CVAT_MISTAKES = {
     "twice": ('label="nose" source="manual"', 'label="tail" source="manual"'),
     "`outside` is 'maybe'": ('outside="1"', 'outside="maybe"'),
@@ -142,6 +165,7 @@ CVAT_MISTAKES = {
     "give this skeleton no keypoint 'paw'": ('<points label="tail"', '<points label="paw"'),
     "has tracks": ("<version>", '<track id="0" label="cat"></track><version>'),
     "document type": ("<annotations>", '<!DOCTYPE a [<!ENTITY e "x">]><annotations>'),
+    "is there twice, as of two tasks": ("cats/2.jpg", "cats/1.jpg"),
     "leads to a folder above": ("cats/2.jpg", "../2.jpg"),
     "contains no skeleton, and a skeleton": ('xtl="5.00"', 'xtl="12.00"'),
     "no shape with a `label`": ("<box ", "<bax "),
@@ -155,9 +179,9 @@ def test_a_mistake_in_a_file_of_cvat_is_a_sentence(tmp_path, told, change):
     old, new = change
     assert old in CVAT
     text = CVAT.replace(old, new).replace("</box" if new == "<bax " else "\0", "</bax")
-    if told.startswith("contains"):  # a further image pairs the labels
-        image = CVAT[CVAT.index("  <image id") : CVAT.index('  <image id="1"')]
-        text = text.replace("</annotations>", image.replace("1.jpg", "2.jpg") + "</annotations>")
+    if told.startswith("contains"):  # the other image pairs the labels
+        image = CVAT[CVAT.index("  <image id") : CVAT.index('  <image id="1"')].replace("1.jpg", "2.jpg")
+        text = text[: text.index('  <image id="1"')] + image + "</annotations>"
 
     with pytest.raises(UserError, match=told) as error:
         read_annotations(edited(tmp_path, text, "annotations.xml"), write_images(tmp_path))
@@ -190,10 +214,12 @@ LABEL_STUDIO_MISTAKES = {
     "has 2 annotations": lambda c: c[0]["annotations"].append(c[0]["annotations"][0]),
     "cannot be told which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
     "there is no `data`": lambda c: c[0].pop("data"),
-    "no annotated keypoint": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
+    r"no annotated keypoint\. Annotate": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
     "in 0 of 2 boxes": lambda c: (
         results(c).append({**results(c)[0], "id": "r2"}), results(c)[2]["value"].update(x=99, y=99),
     ),
+    "data` holds NaN": lambda c: c[1]["data"].update(depth=float("nan")),
+    "`from_name` is None, and no name": lambda c: results(c)[2].pop("from_name"),
     "of several|Use one control": lambda c: results(c)[2].update(from_name="other"),
 }  # fmt: skip
 
@@ -256,6 +282,33 @@ def test_a_name_that_several_subfolders_have_is_refused(tmp_path):
         read_annotations(write_tool_files(tmp_path)["label-studio"], folder)
 
 
+def test_what_has_no_id_is_under_nothing(tmp_path):
+    def change(content: list) -> None:
+        results(content)[0].pop("id")
+        results(content)[1].pop("parentID")
+
+    (item,) = read_objects(edited(tmp_path, changed(change), "p.json"), write_images(tmp_path)).objects
+
+    assert item.box == pytest.approx((5, 2, 30, 23))
+    assert int(item.keypoint_mask.sum()) == 2
+
+
+def test_a_task_with_a_region_that_is_left_out_is_annotated(tmp_path):
+    path, folder = tmp_path / "p.json", write_images(tmp_path)
+    region = {**results(LABEL_STUDIO)[0], "value": {**results(LABEL_STUDIO)[0]["value"], "rectanglelabels": ["car"]}}
+    for result, annotated in (
+        (region, {1, 2}),
+        ({**region, "type": "polygonlabels"}, {1, 2}),
+        ({"type": "choices", "value": {"choices": ["good"]}}, {1}),
+    ):
+        path.write_text(changed(lambda c, result=result: c[1].update(annotations=[{"result": [result]}])))
+
+        content = read_objects(path, folder)
+
+        assert content.annotated == annotated
+        assert [item.photo.name for item in content.objects] == ["cats/1.jpg"]
+
+
 # -- DeepLabCut --
 
 
@@ -276,8 +329,9 @@ DEEPLABCUT_MISTAKES = {
     "several scorers": ("scorer,,,me", "scorer,,,you"),
     "line of bodyparts": ("bodyparts,,,nose", "parts,,,nose"),
     "has 8 cells": (",30.25,20.5", ",30.25"),
-    "are the same file": ("cats,2.jpg", "cats,1.jpg"),
+    "has two rows": ("cats,2.jpg", "cats,1.jpg"),
     "two lines of coords": ("coords,,,x,y,x,y,x,y\n", "coords,,,x,y,x,y,x,y\n" * 2),
+    "line 6 has 8 cells": ("labeled-data,cats,2.jpg,,,,,,", "\nlabeled-data,cats,2.jpg,,,,,"),
     "be x, y or likelihood": ("coords,,,x,y", "coords,,,x,z"),
 }
 
@@ -291,10 +345,10 @@ def test_a_mistake_in_a_table_of_deeplabcut_is_a_sentence(tmp_path, told, change
 
 
 def test_a_table_in_hdf5_names_the_extra_where_it_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr("semcorr.inference.transfer.formats.deeplabcut_h5.find_spec", lambda name: None)
+    monkeypatch.setattr("semcorr.core.extras.find_spec", lambda name: None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
 
-    with pytest.raises(UserError, match=r"needs h5py: pip install 'semcorr\[deeplabcut\]'"):
+    with pytest.raises(UserError, match=r"needs h5py, .*: pip install 'semcorr\[deeplabcut\]'"):
         read_annotations(tmp_path / "a.h5", write_images(tmp_path))
 
 
@@ -302,3 +356,92 @@ def test_points_are_floats_of_the_file(tmp_path):
     content = read_annotations(write_tool_files(tmp_path)["deeplabcut"], write_images(tmp_path))
 
     assert torch.equal(content.sources[1][0].points[2], torch.tensor([30.25, 20.5]))
+
+
+def test_an_image_of_another_folder_is_noted(tmp_path, caplog):
+    folder, path = write_images(tmp_path), write_tool_files(tmp_path)["deeplabcut"]
+    read_objects(path, folder / "cats")
+    assert "2 names of images are read as their files are called ('labeled-data/cats/1.jpg' as '1.jpg'" in caplog.text
+    caplog.clear()
+    folder.rename(tmp_path / "labeled-data")
+
+    read_objects(path, tmp_path / "labeled-data" / "cats")
+
+    assert not caplog.text
+
+    read_objects(write_tool_files(tmp_path)["label-studio"], tmp_path / "labeled-data")
+    assert "('data/upload/3/0a1b2c3d-1.jpg' as 'cats/1.jpg', 'store/cats/2.jpg' as 'cats/2.jpg')" in caplog.text
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table in HDF5 of pandas' format `fixed`."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("tables")
+    pytest.importorskip("h5py")
+    columns = pandas.MultiIndex.from_product([["me"], ["nose"], ["x", "y"]], names=["scorer", "bodyparts", "coords"])
+    index = [f"labeled-data/cats/{i}.jpg" for i in (1, 2)]
+    path = tmp_path / "a.h5"
+    pandas.DataFrame([[9.0, 4.0], [1, 2]], index=index, columns=columns).to_hdf(path, key="df_with_missing", mode="w")
+    return path
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (1, 2), (2,)])
+def test_values_of_hdf5_that_do_not_fit_its_names_are_refused(tmp_path, table, shape):
+    import h5py
+
+    with h5py.File(table, "a") as file:
+        group = file["df_with_missing"]
+        del group["block0_values"]
+        group["block0_values"] = np.zeros(shape)
+
+    with pytest.raises(UserError, match="2 rows of 2 columns have values"):
+        read_objects(table, write_images(tmp_path))
+
+
+def test_an_array_of_hdf5_is_bounded_and_lies_in_the_file(tmp_path, table):
+    import h5py
+
+    folder = write_images(tmp_path)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["values"] = np.zeros((2, 2))
+    layout = h5py.VirtualLayout((2, 2), float)
+    layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "values", (2, 2))
+    raw = [(str(tmp_path / "other.h5"), 0, 32)]
+    for make, told in (
+        (lambda group: group.create_dataset("block0_values", (10**6, 100), float, chunks=(10, 10)), "more than"),
+        (lambda group: group.create_dataset("block0_values", (2, 2), float, external=raw), "no array of this file"),
+        (lambda group: group.create_virtual_dataset("block0_values", layout), "no array of this file"),
+        (
+            lambda group: group.__setitem__("block0_values", h5py.ExternalLink("other.h5", "values")),
+            "no array of this file",
+        ),
+        (lambda group: group.__setitem__("block0_values", h5py.SoftLink("/nowhere")), "no array of this file"),
+    ):
+        with h5py.File(table, "a") as file:
+            del file["df_with_missing/block0_values"]
+            make(file["df_with_missing"])
+
+        with pytest.raises(UserError, match=told):
+            read_objects(table, folder)
+
+
+def test_a_table_of_hdf5_that_would_not_fit_into_memory_is_refused(tmp_path, table):
+    import h5py
+
+    with h5py.File(table, "a") as file:
+        group = file["df_with_missing"]
+        del group["axis1"], group["axis0_label1"], group["axis0_label0"], group["axis0_label2"]
+        group.create_dataset("axis1", (50_000,), "S1")
+        for i in range(3):
+            group[f"axis0_label{i}"] = np.zeros(400, int)
+
+    with pytest.raises(UserError, match="50000 rows of 400 columns are not read"):
+        read_objects(table, write_images(tmp_path))
+
+    with h5py.File(table, "a") as file:
+        del file["df_with_missing/axis1"]
+        file.create_dataset("df_with_missing/axis1", (10**9,), "S1", chunks=(10**6,))
+
+    with pytest.raises(UserError, match="axis1 has more than"):
+        read_objects(table, write_images(tmp_path))

@@ -2,19 +2,20 @@
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from partly_labelled import coco, typed, write
-from tool_files import SEVERAL, write_images, write_tool_files
+from tool_files import CVAT, SEVERAL, write_images, write_tool_files
 from written_labels import accept, make_labels
 
 from semcorr.core.errors import UserError
 from semcorr.inference.transfer.annotations import read_annotations, read_objects
 from semcorr.inference.transfer.formats.kinds import FORMATS, SUFFIXES, resolve_output
-from semcorr.inference.transfer.formats.write import write_labels
+from semcorr.inference.transfer.formats.write import require_writer, write_labels
 from semcorr.inference.transfer.objects import AnnotationFile
 
 TOOLS = ("cvat", "label-studio", "deeplabcut")
@@ -82,7 +83,7 @@ def test_cvat_is_given_the_place_of_what_was_not_found_and_scores_as_attributes(
 
     root = ElementTree.parse(tmp_path / "o.xml").getroot()
     (image,) = root.iter("image")
-    assert image.attrib == {"id": "1", "name": "cats/2.jpg", "width": "40", "height": "30"}
+    assert image.attrib == {"id": "0", "name": "cats/2.jpg", "width": "40", "height": "30"}
     (skeleton,) = image.iter("skeleton")
     elements = skeleton.findall("points")
     assert [(each.get("label"), each.get("outside"), each.get("points")) for each in elements] == [
@@ -166,7 +167,7 @@ def test_a_table_of_deeplabcut_has_no_place_for_several_categories(tmp_path, cre
         write(tmp_path, coco(creatures, ("cat", "dog"))), creatures / "JPEGImages", category="cat"
     )
 
-    with pytest.raises(UserError, match="is of one category, and the labels are of 'cat', 'dog'"):
+    with pytest.raises(UserError, match="is of one category, and 'cat', 'dog' are to be labelled"):
         write_labels(tmp_path / "o.csv", "deeplabcut", annotations, make_labels(annotations))
     assert not (tmp_path / "o.csv").exists()
 
@@ -228,10 +229,141 @@ def test_a_table_in_hdf5_of_pandas_format_table_is_read_and_runs_nothing(tmp_pat
 
     assert points_of(read_objects(path, folder)) == {"cats/1.jpg": {"nose": (9, 4), "tail": (30.25, 20.5)}}
 
+    for names in ([("me", "nose", "x"), ("me", "nose")], [("me", "nose", "x"), ("me", "nose", "y")]):
+        with h5py.File(path, "a") as file:
+            file["df_with_missing/table"].attrs["values_block_0_kind"] = pickle.dumps(names, protocol=0)
+        with pytest.raises(UserError, match="cannot be read as a table of DeepLabCut"):
+            read_objects(path, folder)
+
     with h5py.File(path, "a") as file:
         file["df_with_missing/table"].attrs["values_block_0_kind"] = b"cos\nsystem\n(S'touch ran'\ntR."
     with pytest.raises(UserError, match=r"names os\.system, which is not read"):
         read_objects(path, folder)
+
+
+# -- from one tool to another --
+
+
+def read_rows(path: Path) -> list[str]:
+    """Names of the rows of a table of one animal."""
+    return ["/".join(line[:3]) for line in csv.reader(path.read_text().splitlines())][3:]
+
+
+def test_a_name_of_one_tool_is_none_of_another(tmp_path):
+    folder = write_images(tmp_path)
+    annotations = read_annotations(write_tool_files(tmp_path)["deeplabcut"], folder)
+    write_labels(tmp_path / "o.xml", "cvat", annotations, make_labels(annotations))
+    (image,) = ElementTree.parse(tmp_path / "o.xml").getroot().iter("image")
+    assert image.get("name") == "cats/2.jpg"
+
+    write_labels(tmp_path / "o.json", "label-studio", annotations, make_labels(annotations))
+    assert json.loads((tmp_path / "o.json").read_text())[0]["data"] == {"image": "/data/local-files/?d=cats/2.jpg"}
+
+    (tmp_path / "a.xml").write_text(CVAT.replace("cats/", "store/old/cats/"))
+    annotations = read_annotations(tmp_path / "a.xml", folder)
+    write_labels(tmp_path / "o.csv", "deeplabcut", annotations, make_labels(annotations))
+    assert read_rows(tmp_path / "o.csv") == ["labeled-data/cats/2.jpg"]
+    write_labels(tmp_path / "o.xml", "cvat", annotations, make_labels(annotations))
+    (image,) = ElementTree.parse(tmp_path / "o.xml").getroot().iter("image")
+    assert image.get("name") == "store/old/cats/2.jpg"
+
+
+def test_any_name_of_a_file_comes_back_from_label_studio(tmp_path):
+    folder = write_images(tmp_path)
+    names = ["a&b.jpg", "a+b.jpg", "a#b.jpg", "a%20b.jpg", "a b;c?.jpg", "\u00e9.jpg"]
+    for name in names:
+        (folder / name).write_bytes((folder / "cats/2.jpg").read_bytes())
+    annotations = read_annotations(write_tool_files(tmp_path)["deeplabcut"], folder)
+    write_labels(tmp_path / "o.json", "label-studio", annotations, make_labels(annotations))
+
+    content = read_objects(accept(tmp_path / "o.json"), folder)
+
+    assert {item.photo.name for item in content.objects} == {"cats/2.jpg", *names}
+
+
+def test_a_box_that_is_called_object_comes_back_with_its_points(tmp_path):
+    points = '<points label="nose" points="9.5,4.5"/>'
+    box = '<box label="object" xtl="1" ytl="2" xbr="30" ybr="20"/>'
+    image = '<image id="1" name="cats/{}.jpg" width="40" height="30">{}</image>'  # two of one id, as of two tasks
+    (tmp_path / "a.xml").write_text(f"<annotations>{image.format(1, points + box)}{image.format(2, box)}</annotations>")
+    annotations = read_annotations(tmp_path / "a.xml", write_images(tmp_path))
+    write_labels(tmp_path / "o.xml", "cvat", annotations, make_labels(annotations))
+
+    (item,) = read_objects(tmp_path / "o.xml", tmp_path / "images").objects
+
+    assert item.box == (1, 2, 29, 18)
+    assert item.points.tolist() == [[3.25, 2.5]]
+
+
+def test_images_and_groups_of_cvat_have_numbers_of_their_own(tmp_path):
+    """Objects with skeletons beside objects with points, in two images of one id."""
+    shapes = (
+        '<points label="wheel" points="1.5,2.5"/>'
+        '<box label="car" xtl="0" ytl="0" xbr="5" ybr="5"/><box label="car" xtl="20" ytl="0" xbr="25" ybr="5"/>'
+    )
+    text = CVAT.replace("</skeleton>", f"</skeleton>{shapes}").replace('<image id="1"', '<image id="0"')
+    free = shapes[shapes.index("<box") :]
+    (tmp_path / "a.xml").write_text(text.replace("</image>\n</annotations>", f"{free}</image></annotations>"))
+    annotations = read_annotations(tmp_path / "a.xml", write_images(tmp_path))
+    write_labels(tmp_path / "o.xml", "cvat", annotations, make_labels(annotations))
+
+    images = ElementTree.parse(tmp_path / "o.xml").getroot().findall("image")
+    assert [image.get("id") for image in images] == ["0", "1"]
+    for image in images:
+        groups = [shape.get("group_id") for shape in image if shape.tag != "points"]
+        skeletons = [shape.get("group_id") for shape in image if shape.tag == "skeleton"]
+        assert len(set(groups)) == len(groups) - len(skeletons)
+        assert None not in groups
+
+
+def test_a_table_without_a_label_is_one_without_rows(tmp_path):
+    folder = write_images(tmp_path)
+    annotations = read_annotations(write_tool_files(tmp_path)["cvat"], folder)
+
+    write_labels(tmp_path / "o.csv", "deeplabcut", annotations, [])
+
+    content = read_objects(tmp_path / "o.csv", folder)
+    assert content.categories[1]["keypoints"] == ["nose", "ear", "tail"]
+    assert not content.images
+
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("tables")
+    write_labels(tmp_path / "o.h5", "deeplabcut", annotations, [])
+    assert pandas.read_hdf(tmp_path / "o.h5").shape == (0, 9)
+
+
+def test_what_a_format_cannot_hold_is_refused_before_any_work(tmp_path, creatures):
+    content = coco(creatures, ("cat", "dog"))
+    content["categories"][0]["keypoints"][0] = "a\x01b"
+    annotations = read_annotations(write(tmp_path, content), creatures / "JPEGImages", category="cat")
+
+    require_writer(tmp_path / "o.json", "coco", annotations)
+    with pytest.raises(UserError, match=r"The keypoint 'a\\x01b' of 'cat' holds the character"):
+        require_writer(tmp_path / "o.xml", "cvat", annotations)
+    with pytest.raises(UserError, match="is of one category"):
+        require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
+
+    content = coco(creatures)
+    content["categories"][0]["keypoints"][0] = "a\ud800"
+    annotations = read_annotations(write(tmp_path, content), creatures / "JPEGImages", category="cat")
+    with pytest.raises(UserError, match=r"The keypoint 'a\\ud800' of 'cat' .* a table of DeepLabCut cannot hold"):
+        require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
+
+    folder = write_images(tmp_path)
+    for parent in ("a", "b"):
+        (folder / parent / "cats").mkdir(parents=True)
+        (folder / parent / "cats/3.jpg").write_bytes((folder / "cats/2.jpg").read_bytes())
+    annotations = read_annotations(write_tool_files(tmp_path)["cvat"], folder, category="cat")
+    with pytest.raises(UserError, match=r"'a/cats/3\.jpg' and 'b/cats/3\.jpg' would both be"):
+        require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
+
+
+def test_nan_in_what_is_written_as_it_is_read_is_refused(tmp_path, creatures):
+    content = coco(creatures)
+    content["categories"][0]["size"] = float("nan")
+
+    with pytest.raises(UserError, match=r"category 1 holds NaN"):
+        read_objects(write(tmp_path, content), creatures / "JPEGImages")
 
 
 # -- the command --

@@ -41,21 +41,23 @@ def read_xml(path: Path, remedy: str, limit: int = SIZE) -> Element:
 
 
 def _parse(content: bytes) -> Element:
-    builder, opened = TreeBuilder(), [0, 0]  # depth, elements so far
+    builder, depth, count = TreeBuilder(), 0, 0
     parser = expat.ParserCreate()
     parser.buffer_text = True
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        opened[0] += 1
-        opened[1] += 1
-        if opened[0] > DEPTH:
+        nonlocal depth, count
+        depth += 1
+        count += 1
+        if depth > DEPTH:
             raise _RefusedError(f"has more than {DEPTH} elements within each other")
-        if opened[1] > ELEMENTS:
+        if count > ELEMENTS:
             raise _RefusedError(f"has more than the {ELEMENTS} elements that are read of such a file")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
-        opened[0] -= 1
+        nonlocal depth
+        depth -= 1
         builder.end(tag)
 
     def refuse(*_: object) -> None:

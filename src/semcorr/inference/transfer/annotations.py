@@ -52,7 +52,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
         if bool(item.keypoint_mask.any()):
             sources.setdefault(item.category, []).append(item)
     if not sources:
-        raise UserError(f"{path} has no annotated keypoint (v > 0). Annotate one image of each category, at least")
+        raise UserError(f"{path} has no annotated keypoint. Annotate one image of each category, at least")
     targets = [item for item in objects if not bool(item.keypoint_mask.any())]
     unannotated = _unannotated_images(content.images, content.annotated, folder)
     targets += _whole_image_objects(unannotated, categories, sources, category, path)
@@ -115,7 +115,7 @@ def _whole_image_objects(
     if category is None and len(sources) > 1 and images:
         raise UserError(
             f"{len(images)} images, such as {images[0].name}, have no annotation, and {path} has {len(sources)} "
-            "annotated categories. Name theirs with --category, or give each an annotation with its category_id"
+            "annotated categories. Name theirs with --category, or give each an annotation of its category"
         )
     category_ids = [i for i, entry in categories.items() if entry.get("name") == category]
     if category is not None and not category_ids:

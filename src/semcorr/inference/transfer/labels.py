@@ -33,6 +33,14 @@ class KeypointLabel(NamedTuple):
         return round(float(self.scores.mean()), 4)
 
 
+def group_labels(labels: Sequence[KeypointLabel]) -> list[list[KeypointLabel]]:
+    """Return the labels of each image, which may have several entries in a file."""
+    groups: dict[str, list[KeypointLabel]] = {}
+    for label in labels:
+        groups.setdefault(label.target.photo.name, []).append(label)
+    return list(groups.values())
+
+
 def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"]) -> list[JsonObject]:
     """List the sources with their share of the weight of all keypoints, largest first, without shares of 0."""
     shares = (weights.sum(1) / weights.sum().clamp_min(1e-12)).tolist()

@@ -1,8 +1,7 @@
 """What an annotation file holds, whatever its format: images, categories, and objects with their keypoints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,6 @@ from semcorr.data.coco_fields import Id
 from semcorr.data.record import Point
 from semcorr.inference.transfer.crop import Box
 
-NOTHING: JsonMapping = MappingProxyType({})
-
 
 class TransferImage(NamedTuple):
     """An image of the annotation file or of the folder."""
@@ -24,7 +21,34 @@ class TransferImage(NamedTuple):
     name: str  # path below the folder
     path: Path
     size: tuple[int, int] | None  # width and height, if the file has them
-    entry: JsonMapping = NOTHING  # what its tool needs to find it again; never changed
+
+
+class CvatNames(NamedTuple):
+    """What a file of CVAT calls images and boxes, and which labels are points without a skeleton."""
+
+    images: Mapping[Id, str]
+    boxes: Mapping[str, str]  # labels of the boxes around skeletons, by category
+    points: Mapping[str, Mapping[str, Sequence[str]]]  # keypoints of each label of points, by category
+
+
+class LabelStudioNames(NamedTuple):
+    """The data of Label Studio's tasks by image, and what the labelling interface calls its controls."""
+
+    data: Mapping[Id, JsonMapping]
+    url: str | None = None  # key of the image's URL in the data
+    image: str | None = None
+    keypoints: str | None = None
+    rectangles: str | None = None
+
+
+class DeepLabCutNames(NamedTuple):
+    """What a table of DeepLabCut calls images, and its individuals with their categories."""
+
+    rows: Mapping[Id, str]
+    individuals: Mapping[str, Id]
+
+
+ToolNames = CvatNames | LabelStudioNames | DeepLabCutNames
 
 
 class AnnotatedObject(NamedTuple):
@@ -45,7 +69,7 @@ class AnnotationFile(NamedTuple):
     images: dict[Id, TransferImage]
     objects: list[AnnotatedObject]
     annotated: set[Id]  # images that have an annotation, if only one that is left out
-    tool: JsonMapping = NOTHING  # names that the tool wants to see again; never changed
+    tool: ToolNames | None = None  # names that the tool wants to see again
 
 
 class Annotations(NamedTuple):
@@ -54,21 +78,21 @@ class Annotations(NamedTuple):
     categories: list[JsonMapping]  # as in the file
     sources: dict[Id, list[AnnotatedObject]]  # by category id
     targets: list[AnnotatedObject]  # category by category
-    tool: JsonMapping = NOTHING  # names that the tool of the file wants to see again
+    tool: ToolNames | None = None  # names that the tool of the file wants to see again
 
 
 def build_object(
     object_id: Id | None, photo: TransferImage, category: Id, box: Box | None, points: Iterable[Point]
 ) -> AnnotatedObject:
     """Return an object of points, which are None where a keypoint is not annotated."""
-    listed = list(points)
+    places = list(points)
     return AnnotatedObject(
         object_id,
         photo,
         category,
         box,
-        torch.tensor([point or (0.0, 0.0) for point in listed]).reshape(-1, 2),
-        torch.tensor([point is not None for point in listed], dtype=torch.bool),
+        torch.tensor([point or (0.0, 0.0) for point in places]).reshape(-1, 2),
+        torch.tensor([point is not None for point in places], dtype=torch.bool),
     )
 
 

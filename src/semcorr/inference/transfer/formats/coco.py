@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonObject
 from semcorr.data.coco_fields import Id, quote_json
 from semcorr.data.coco_file import CocoAnnotation, CocoImage, read_coco
+from semcorr.inference.transfer.formats.fields import FOLDER_OPTION, require_json_value
 from semcorr.inference.transfer.labels import KeypointLabel, free_ids
 from semcorr.inference.transfer.objects import (
     AnnotatedObject,
@@ -18,12 +20,14 @@ from semcorr.inference.transfer.objects import (
     build_object,
 )
 
-FOUND = 2  # COCO's v: labelled and visible
+VISIBLE = 2  # COCO's v: labelled and visible
 
 
 def read_coco_objects(path: Path, folder: Path, layout: str) -> AnnotationFile:
     """Read a COCO file, whose pixel centres are at integers; boxes are of `layout`, `xywh` or `xyxy`."""
-    content = read_coco(path, folder, "the folder of images", layout, "--box")
+    content = read_coco(path, folder, FOLDER_OPTION, layout, "--box")
+    for category in content.categories:
+        require_json_value(category.entry, f"{path}, category {quote_value(category.id)}")  # it is written as it is
     images = {key: _to_transfer_image(image, path, folder) for key, image in content.images.items()}
     return AnnotationFile(
         {category.id: category.entry for category in content.categories},
@@ -86,7 +90,7 @@ def _annotation_entry(label: KeypointLabel, annotation_id: Id) -> JsonObject:
     """Return a label's entry of the COCO file."""
     rows = zip(label.points.tolist(), label.valid.tolist(), strict=True)
     flat = [
-        value for (x, y), is_valid in rows for value in ((round(x, 2), round(y, 2), FOUND) if is_valid else (0, 0, 0))
+        value for (x, y), is_valid in rows for value in ((round(x, 2), round(y, 2), VISIBLE) if is_valid else (0, 0, 0))
     ]
     x, y, w, h = label.target.box or _enclosing_box(label)
     return {

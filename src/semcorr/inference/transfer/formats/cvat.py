@@ -19,9 +19,10 @@ from semcorr.inference.transfer.formats.grouping import (
     assign_boxes,
     group_points,
     label_objects,
+    note_boxes,
     to_objects,
 )
-from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories
+from semcorr.inference.transfer.objects import AnnotationFile, CvatNames, TransferImage, build_categories
 
 REMEDY = "Export the task from CVAT as `CVAT for images 1.1`, and give its annotations.xml."
 GROUP = "Group what is of one object in CVAT (G), or annotate skeletons."
@@ -49,39 +50,49 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     notes: Notes = {}
     finder = ImageFolder(folder, notes)
     keypoints, edges = read_labels(root)
-    declared, plain = set(keypoints), dict[str, list[str]]()
-    images = [read_image_shapes(i, each, path, finder, plain, notes) for i, each in enumerate(root.iter("image"), 1)]
+    skeletons, point_labels = set(keypoints), dict[str, list[str]]()  # that the file declares; of points alone
+    images = [
+        read_image_shapes(i, element, path, finder, point_labels, notes)
+        for i, element in enumerate(root.iter("image"), 1)
+    ]
+    names: set[str] = set()
     for image in images:
+        if image.name in names:
+            raise UserError(f"{image.location} is there twice, as of two tasks. Give a file for each, or drop one.")
+        names.add(image.name)
         for label, points, _ in image.skeletons:
             _add_names(
-                keypoints.setdefault(label, []), points, label in declared, f"{image.location}, {quote_value(label)}"
+                keypoints.setdefault(label, []), points, label in skeletons, f"{image.location}, {quote_value(label)}"
             )
-    boxed = [(image, *_with_boxes(image)) for image in images]
-    box_labels = _pair_labels([pair for _, pairs, _ in boxed for pair in pairs], path)
-    found = [(image.photo, label, marked) for image, pairs, _ in boxed for label, marked in pairs]
-    loose: list[tuple[TransferImage, MarkedObject]] = []
-    for image, pairs, others in boxed:
-        found += _free_boxes(image, [box for box in others if box.label in box_labels], pairs, box_labels)
-        others = [box for box in others if box.label not in box_labels]
-        if plain:
-            loose += [(image.photo, each) for each in group_points(image.points, others, image.location, GROUP)]
-        elif others:
-            names = [f"{image.photo.name}: {quote_value(box.label)}" for box in others]
-            notes.setdefault("boxes are of labels that are around no keypoints, and are left out", []).extend(names)
-    plain_objects = label_objects(loose, path, GROUP, notes)
-    plain_labels = dict.fromkeys(label for _, label, _ in plain_objects)
-    if clash := next((label for label in plain_labels if label in keypoints), None):
+    assignments = [(image, *_with_boxes(image)) for image in images]
+    box_labels = _pair_labels([pair for _, pairs, _ in assignments for pair in pairs], path)
+    objects = [(image.photo, label, marked) for image, pairs, _ in assignments for label, marked in pairs]
+    point_objects: list[tuple[TransferImage, MarkedObject]] = []
+    for image, pairs, free in assignments:
+        objects += _free_boxes(image, [box for box in free if box.label in box_labels], pairs, box_labels)
+        boxes = [box for box in free if box.label not in box_labels]
+        if point_labels:
+            groups = group_points(image.points, boxes, image.location, GROUP)
+            point_objects += [(image.photo, marked) for marked in groups]
+        elif boxes:
+            note_boxes(image.photo, boxes, notes)
+    labels_of_points = label_objects(point_objects, path, GROUP, notes)
+    point_categories = dict.fromkeys(label for _, label, _ in labels_of_points)
+    if clash := next((label for label in point_categories if label in keypoints), None):
         raise UserError(f"{path}: {quote_value(clash)} is a skeleton, and has points beside it. {GROUP}")
-    plain_names = [name for names in plain.values() for name in names]
-    categories = build_categories(keypoints | dict.fromkeys(plain_labels, plain_names))
-    objects = to_objects(found + plain_objects, categories)
+    point_names = [name for part_names in point_labels.values() for name in part_names]
+    categories = build_categories(keypoints | dict.fromkeys(point_categories, point_names))
     warn_notes(path, notes)
     return AnnotationFile(
         {i: {**entry, "skeleton": edges.get(str(entry["name"]), [])} for i, entry in categories.items()},
         {image.photo.id: image.photo for image in images},
-        objects,
-        {item.photo.id for item in objects},
-        {"plain points": dict.fromkeys(plain_labels, plain), "boxes": {v: k for k, v in box_labels.items()}},
+        to_objects(objects + labels_of_points, categories),
+        {image.photo.id for image in images if image.is_annotated},
+        CvatNames(
+            {image.photo.id: image.name for image in images},
+            {category: label for label, category in box_labels.items()},
+            dict.fromkeys(point_categories, point_labels),
+        ),
     )
 
 
@@ -89,21 +100,20 @@ def _with_boxes(image: ImageShapes) -> tuple[list[tuple[str, MarkedObject]], lis
     """Return the skeletons of an image with their labels and boxes, and the boxes that are around none."""
     of_skeletons = [(points, group) for _, points, group in image.skeletons]
     marked = assign_boxes(of_skeletons, image.boxes if of_skeletons else [], image.location, GROUP)
-    pairs = [(label, each) for (label, _, _), each in zip(image.skeletons, marked, strict=False)]
-    used = [each.box for _, each in pairs]
-    return pairs, [box for box in image.boxes if not any(box is each for each in used)]
+    pairs = [(label, skeleton) for (label, _, _), skeleton in zip(image.skeletons, marked, strict=False)]
+    return pairs, [box for box in image.boxes if not any(box is skeleton.box for _, skeleton in pairs)]
 
 
 def _pair_labels(pairs: Sequence[tuple[str, MarkedObject]], path: Path) -> dict[str, str]:
     """Return the skeleton's label that goes with the label of each box that is around one."""
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for label, marked in pairs:
-        if marked.box and found.setdefault(marked.box.label, label) != label:
+        if marked.box and labels.setdefault(marked.box.label, label) != label:
             raise UserError(
                 f"{path}: boxes of the label {quote_value(marked.box.label)} are around {quote_value(label)} and "
-                f"around {quote_value(found[marked.box.label])}. Give each a label of its own."
+                f"around {quote_value(labels[marked.box.label])}. Give each a label of its own."
             )
-    return found
+    return labels
 
 
 def _free_boxes(
@@ -119,11 +129,11 @@ def _free_boxes(
     return [(image.photo, labels[box.label], MarkedObject(box, {})) for box in boxes]
 
 
-def _add_names(names: list[str], points: Mapping[str, XY], declared: bool, location: str) -> None:
+def _add_names(names: list[str], points: Mapping[str, XY], is_complete: bool, location: str) -> None:
     """Add a skeleton's keypoints to those of its label, or refuse them if the file says which it has."""
     for name in points:
         if name not in names:
-            if declared:
+            if is_complete:
                 raise UserError(
                     f"{location}: the labels of the file give this skeleton no keypoint {quote_value(name)}. "
                     "Correct one of them."

@@ -1,17 +1,12 @@
 """Labels written as CVAT for images 1.1, which CVAT imports as annotations whose source is `auto`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.inference.transfer.formats.grouping import OBJECT
-from semcorr.inference.transfer.labels import KeypointLabel, skeleton_edges
-from semcorr.inference.transfer.objects import Annotations, TransferImage, category_name
-
-UNFIT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML can hold
+from semcorr.inference.transfer.labels import KeypointLabel, group_labels, skeleton_edges
+from semcorr.inference.transfer.objects import Annotations, CvatNames, category_name
 
 
 def format_cvat(annotations: Annotations, labels: Sequence[KeypointLabel]) -> str:
@@ -20,43 +15,28 @@ def format_cvat(annotations: Annotations, labels: Sequence[KeypointLabel]) -> st
     Keypoints that were not found are `outside`, at the place that was predicted. Scores are attributes called `score`,
     which CVAT keeps if the label has such an attribute, and drops otherwise.
     """
+    tool = annotations.tool if isinstance(annotations.tool, CvatNames) else CvatNames({}, {}, {})
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
-    plain: Mapping[str, Mapping[str, list[str]]] = annotations.tool.get("plain points", {})
     categories = {category["id"]: category for category in annotations.categories}
-    declared = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
+    label_list = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
     for category in categories.values():
-        if category.get("keypoints") and category_name(category) not in plain:
-            _declare_skeleton(declared, category)
-    by_photo: dict[str, list[KeypointLabel]] = {}
-    for label in labels:
-        by_photo.setdefault(label.target.photo.name, []).append(label)
-    for number, own in enumerate(by_photo.values()):
-        image = SubElement(root, "image", _image_attributes(own[0].target.photo, own[0].size, number))
-        for group, label in enumerate(own, 1):
+        if category.get("keypoints") and category_name(category) not in tool.points:
+            _declare_skeleton(label_list, category)
+    for number, image_labels in enumerate(group_labels(labels)):
+        photo, (width, height) = image_labels[0].target.photo, image_labels[0].size
+        name = tool.images.get(photo.id, photo.name)  # by which CVAT finds the image: it asks for ids in videos alone
+        sizes = {"width": str(width), "height": str(height)}
+        image = SubElement(root, "image", {"id": str(number), "name": name, **sizes})
+        for group, label in enumerate(image_labels, 1):
             category = categories[label.target.category]
-            if (parts := plain.get(category_name(category))) is not None:
-                _add_points(image, label, category, parts, group)
+            name = category_name(category)
+            if name in tool.points:
+                _add_points(image, label, category, tool.points[name], group)
             else:
-                _add_skeleton(image, label, category, annotations.tool.get("boxes", {}).get(category_name(category)))
+                _add_skeleton(image, label, category, tool.boxes.get(name), group)
     indent(root)
-    text = tostring(root, encoding="unicode")
-    if fault := UNFIT.search(text):
-        raise UserError(
-            f"A name holds the character {fault.group()!r}, which XML cannot hold, so CVAT's format cannot be written. "
-            "Rename it, or choose another --format"
-        )
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
-
-
-def _image_attributes(photo: TransferImage, size: tuple[int, int], number: int) -> dict[str, str]:
-    """Return what identifies an image: CVAT finds it by its name."""
-    return {
-        "id": str(photo.entry.get("id") or number),
-        "name": str(photo.entry.get("name") or photo.name),
-        "width": str(size[0]),
-        "height": str(size[1]),
-    }
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{tostring(root, encoding="unicode")}\n'
 
 
 def _declare_skeleton(labels: Element, category: JsonMapping) -> None:
@@ -76,11 +56,13 @@ def _declare_skeleton(labels: Element, category: JsonMapping) -> None:
             SubElement(part, field).text = text
 
 
-def _add_skeleton(image: Element, label: KeypointLabel, category: JsonMapping, box_label: str | None) -> None:
+def _add_skeleton(
+    image: Element, label: KeypointLabel, category: JsonMapping, box_label: str | None, group: int
+) -> None:
     """Add a skeleton with all its keypoints, and the box of the object, if the file that was read has such boxes."""
     name = category_name(category)
-    group = {"group_id": str(1 + len(image))} if label.target.box and box_label else {}
-    skeleton = SubElement(image, "skeleton", {"label": name, "source": "auto", "z_order": "0", **group})
+    attributes = {"group_id": str(group)} if label.target.box and box_label else {}
+    skeleton = SubElement(image, "skeleton", {"label": name, "source": "auto", "z_order": "0", **attributes})
     SubElement(skeleton, "attribute", {"name": "score"}).text = f"{label.score:.4f}"
     for keypoint, place, score, valid in zip(
         category["keypoints"], _format_places(label), label.scores.tolist(), label.valid.tolist(), strict=True
@@ -89,24 +71,23 @@ def _add_skeleton(image: Element, label: KeypointLabel, category: JsonMapping, b
         element = SubElement(skeleton, "points", {"label": keypoint, "source": "auto", **flags, "points": place})
         SubElement(element, "attribute", {"name": "score"}).text = f"{score:.4f}"
     if box_label:
-        _add_box(image, label, box_label, group)
+        _add_box(image, label, box_label, attributes)
 
 
 def _add_points(
-    image: Element, label: KeypointLabel, category: JsonMapping, parts: Mapping[str, list[str]], group: int
+    image: Element, label: KeypointLabel, category: JsonMapping, parts: Mapping[str, Sequence[str]], group: int
 ) -> None:
-    """Add points of each label, all keypoints of which were found, in one group."""
+    """Add points of each label, all keypoints of which were found, in one group with the box of the object."""
     names, places, valid = category["keypoints"], _format_places(label), label.valid.tolist()
     attributes = {"group_id": str(group)}
     for part, part_names in parts.items():
-        chosen = [names.index(each) for each in part_names]
-        if all(valid[i] for i in chosen):
-            shape = {"label": part, "source": "auto", "occluded": "0", "points": ";".join(places[i] for i in chosen)}
+        numbers = [names.index(name) for name in part_names]
+        if all(valid[i] for i in numbers):
+            shape = {"label": part, "source": "auto", "occluded": "0", "points": ";".join(places[i] for i in numbers)}
             element = SubElement(image, "points", {**shape, "z_order": "0", **attributes})
-            score = sum(float(label.scores[i]) for i in chosen) / len(chosen)
+            score = sum(float(label.scores[i]) for i in numbers) / len(numbers)
             SubElement(element, "attribute", {"name": "score"}).text = f"{score:.4f}"
-    if category_name(category) != OBJECT:
-        _add_box(image, label, category_name(category), attributes)
+    _add_box(image, label, category_name(category), attributes)
 
 
 def _add_box(image: Element, label: KeypointLabel, name: str, group: dict[str, str]) -> None:

@@ -16,17 +16,20 @@ from semcorr.inference.transfer.formats.grouping import XY, MarkedBox, MarkedPoi
 from semcorr.inference.transfer.objects import TransferImage
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
-OTHER_SHAPES = ("polygon", "polyline", "mask", "ellipse", "cuboid", "tag")  # which hold no keypoint
+TAG = "tag"  # is of an image, and no object in it
+OTHER_SHAPES = ("polygon", "polyline", "mask", "ellipse", "cuboid", TAG)  # which hold no keypoint
 
 
 class ImageShapes(NamedTuple):
     """What an image has."""
 
     photo: TransferImage
+    name: str  # as in the file
     location: str
     skeletons: list[tuple[str, dict[str, XY], str | None]]  # label, annotated keypoints, group
     points: list[MarkedPoint]
     boxes: list[MarkedBox]
+    is_annotated: bool  # if only by a shape that is left out
 
 
 def read_image_shapes(
@@ -34,30 +37,26 @@ def read_image_shapes(
     element: Element,
     path: Path,
     folder: ImageFolder,
-    plain: dict[str, list[str]],
+    point_labels: dict[str, list[str]],
     notes: Notes,
 ) -> ImageShapes:
-    """Read an image; note in `plain` the keypoints of labels of plain points, and in `notes` what is left out."""
-    given = element.get("name")
-    location = f"{path}, image {quote_value(given)}"
-    name = find_inside(folder.folder, given, location, FOLDER_OPTION)
-    if not (folder.folder / name).is_file():
-        name = folder.find([name], location)
-    elif name != given:
-        notes.setdefault("names of images are read as their files are called", []).append(
-            f"{quote_value(given)} as {quote_value(name)}"
-        )
+    """Read an image; add its labels of points to `point_labels`, and to `notes` what is left out."""
+    name = str(element.get("name") or "")
+    location = f"{path}, image {quote_value(name)}"
+    find_inside(folder.folder, name, location, FOLDER_OPTION)  # refuses a name that leads out of the folder
+    file = folder.find(name, location)
     size = (
         read_side(element.get("width"), "width", location),
         read_side(element.get("height"), "height", location),
     )
-    entry = {"id": element.get("id"), "name": given}
-    shapes = ImageShapes(TransferImage(number, name, folder.folder / name, size, entry), location, [], [], [])
+    photo = TransferImage(number, file, folder.folder / file, size)
+    is_annotated = any(child.tag != TAG for child in element)
+    shapes = ImageShapes(photo, name, location, [], [], [], is_annotated)
     for child in element:
         label, group = child.get("label"), child.get("group_id")
         if child.tag in OTHER_SHAPES:
             notes.setdefault("shapes are no points, skeletons or boxes, and are left out", []).append(
-                f"{name}: {quote_value(label)}"
+                f"{file}: {quote_value(label)}"
             )
             continue
         if child.tag not in ("skeleton", "points", "box") or not label:
@@ -68,7 +67,7 @@ def read_image_shapes(
         elif child.tag == "box":
             shapes.boxes.append(MarkedBox(label, _read_box(child, where), group))
         else:
-            shapes.points.extend(_read_points(child, label, plain, where))
+            shapes.points.extend(_read_points(child, label, point_labels, where))
     return shapes
 
 
@@ -94,14 +93,16 @@ def _read_skeleton(skeleton: Element, location: str) -> dict[str, XY]:
     return points
 
 
-def _read_points(element: Element, label: str, plain: dict[str, list[str]], location: str) -> Iterator[MarkedPoint]:
+def _read_points(
+    element: Element, label: str, point_labels: dict[str, list[str]], location: str
+) -> Iterator[MarkedPoint]:
     """Yield the keypoints of `points` that stand by themselves."""
     pairs = _read_pairs(element, location)
     names = [label] if len(pairs) == 1 else [f"{label} {i}" for i in range(1, len(pairs) + 1)]
-    if plain.setdefault(label, names) != names:
+    if point_labels.setdefault(label, names) != names:
         raise UserError(
-            f"{location} has {len(pairs)} points, and {len(plain[label])} before, so it cannot be told which is which. "
-            "Give each keypoint a label of its own."
+            f"{location} has {len(pairs)} points, and {len(point_labels[label])} before, so it cannot be told which is "
+            "which. Give each keypoint a label of its own."
         )
     if not _read_flag(element, "outside", location):
         group = element.get("group_id")
@@ -136,13 +137,15 @@ def _read_box(element: Element, location: str) -> Corners:
 def read_labels(root: Element) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
     """Return the keypoints of each skeleton that the file declares, and its edges, counted from 1."""
     labels = [label for label in root.iter("label") if label.findtext("name")]
+    parts: dict[str, list[str]] = {}  # names of labels, by that of their parent
+    for label in labels:
+        parts.setdefault(label.findtext("parent") or "", []).append(label.findtext("name") or "")
     keypoints: dict[str, list[str]] = {}
     edges: dict[str, list[list[int]]] = {}
     for label in labels:
         name = label.findtext("name") or ""
-        parts = [each.findtext("name") or "" for each in labels if each.findtext("parent") == name]
-        if (label.findtext("type") or "").strip() == "skeleton" and parts:
-            keypoints[name] = list(dict.fromkeys(parts))
+        if (label.findtext("type") or "").strip() == "skeleton" and name in parts:
+            keypoints[name] = list(dict.fromkeys(parts[name]))
             edges[name] = _read_edges(label.findtext("svg") or "", keypoints[name])
     return keypoints, edges
 

@@ -17,10 +17,12 @@ from semcorr.data.coco_fields import Id
 from semcorr.data.coco_file import Notes, warn_notes
 from semcorr.data.record import Point
 from semcorr.inference.transfer.formats.fields import ImageFolder, read_number
-from semcorr.inference.transfer.formats.kinds import HDF5
+from semcorr.inference.transfer.formats.grouping import OBJECT
+from semcorr.inference.transfer.formats.kinds import HDF5, read_head
 from semcorr.inference.transfer.objects import (
     AnnotatedObject,
     AnnotationFile,
+    DeepLabCutNames,
     TransferImage,
     build_categories,
     build_object,
@@ -29,7 +31,6 @@ from semcorr.inference.transfer.objects import (
 log = logging.getLogger(__name__)
 
 REMEDY = "Give the CollectedData_*.csv or .h5 that DeepLabCut wrote into a folder of labeled-data."
-OBJECT = "object"  # the category, unless individuals have other body parts
 HEADERS = ("scorer", "individuals", "bodyparts", "coords")
 COORDS = ("x", "y", "likelihood")
 Individual = str | None  # None: of a project with one animal
@@ -64,9 +65,7 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
     Raises:
         UserError: The file is no such table, or contradicts itself or the folder.
     """
-    with path.open("rb") as file:
-        is_hdf5 = file.read(len(HDF5)) == HDF5
-    if is_hdf5:
+    if read_head(path).startswith(HDF5):
         from semcorr.inference.transfer.formats.deeplabcut_h5 import read_hdf5_table
 
         columns, rows = read_hdf5_table(path)
@@ -78,19 +77,18 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
     for individual, names in parts.items():
         groups.setdefault(tuple(sorted(names)), []).append(individual)
     keypoints = {OBJECT if len(groups) == 1 else str(group[0]): parts[group[0]] for group in groups.values()}
-    ids: dict[Individual, Id] = {each: i for i, group in enumerate(groups.values(), 1) for each in group}
+    ids: dict[Individual, Id] = {member: i for i, group in enumerate(groups.values(), 1) for member in group}
     images: dict[Id, TransferImage] = {}
     objects: list[AnnotatedObject] = []
-    files: dict[str, str] = {}
     notes: Notes = {}
     finder = ImageFolder(folder, notes)
+    row_numbers: dict[str, Id] = {}
     for number, row in enumerate(rows, 1):
         location = f"{path}, image {quote_value(row.name)}"
-        name = finder.find([row.name], location)
-        if name in files:
-            raise UserError(f"{location} and {quote_value(files[name])} are the same file, {name}. Drop one.")
-        files[name] = row.name
-        images[number] = TransferImage(number, name, folder / name, None, {"name": row.name})
+        if row_numbers.setdefault(row.name, number) != number:
+            raise UserError(f"{location} has two rows. Drop one.")
+        name = finder.find(row.name, location)
+        images[number] = TransferImage(number, name, folder / name, None)
         for individual, by_part in places.items():
             where = location if individual is None else f"{location}, {quote_value(individual)}"
             order = parts[groups[tuple(sorted(by_part))][0]]  # of the category
@@ -100,10 +98,11 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
     if any(column.coord == "likelihood" for column in columns):
         log.warning("%s has likelihoods, as labels of a network: they are read as annotations, however likely", path)
     warn_notes(path, notes)
-    individuals = [[str(each), ids[each]] for each in places if each is not None]
-    return AnnotationFile(
-        build_categories(keypoints), images, objects, {item.photo.id for item in objects}, {"individuals": individuals}
+    tool = DeepLabCutNames(
+        {number: name for name, number in row_numbers.items()},
+        {individual: ids[individual] for individual in places if individual is not None},
     )
+    return AnnotationFile(build_categories(keypoints), images, objects, {item.photo.id for item in objects}, tool)
 
 
 def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, dict[str, tuple[int, int]]]:
@@ -112,24 +111,27 @@ def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, di
         raise UserError(
             f"{path} has labels of several scorers, {', '.join(map(quote_value, sorted(scorers)))}. Keep those of one."
         )
-    found: dict[Individual, dict[str, dict[str, int]]] = {}
+    places: dict[Individual, dict[str, dict[str, int]]] = {}
     for i, column in enumerate(columns):
-        place = f"{path}, column {i + 1}, {quote_value(column.bodypart)}"
+        location = f"{path}, column {i + 1}, {quote_value(column.bodypart)}"
         if column.coord not in COORDS or not column.bodypart or column.individual == "":
-            raise UserError(f"{place}: it must have a body part and be x, y or likelihood. {REMEDY}")
-        coords = found.setdefault(column.individual, {}).setdefault(column.bodypart, {})
+            raise UserError(f"{location}: it must have a body part and be x, y or likelihood. {REMEDY}")
+        coords = places.setdefault(column.individual, {}).setdefault(column.bodypart, {})
         if column.coord in coords:
-            raise UserError(f"{place}: there are two columns of its {column.coord}. Drop one.")
+            raise UserError(f"{location}: there are two columns of its {column.coord}. Drop one.")
         coords[column.coord] = i
-    for parts in found.values():
+    for parts in places.values():
         for part, coords in parts.items():
             if "x" not in coords or "y" not in coords:
                 raise UserError(
                     f"{path}: {quote_value(part)} has no column of its {'y' if 'x' in coords else 'x'}. {REMEDY}"
                 )
-    if not found:
+    if not places:
         raise UserError(f"{path} has no columns of body parts. {REMEDY}")
-    return {who: {part: (each["x"], each["y"]) for part, each in parts.items()} for who, parts in found.items()}
+    return {
+        individual: {part: (coords["x"], coords["y"]) for part, coords in parts.items()}
+        for individual, parts in places.items()
+    }
 
 
 def _read_point(cells: Sequence[object], place: tuple[int, int], location: str) -> Point:
@@ -144,10 +146,12 @@ def _read_point(cells: Sequence[object], place: tuple[int, int], location: str) 
 
 def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
     """Read a CSV table, whose rows are named in one column, or in three: labeled-data, video, image."""
+    reader = csv.reader(io.StringIO(read_text(path, REMEDY)), strict=True)
     try:
-        lines = [line for line in csv.reader(io.StringIO(read_text(path, REMEDY)), strict=True) if any(line)]
+        numbered_lines = [(reader.line_num, line) for line in reader if any(line)]
     except csv.Error as error:
-        raise UserError(f"{path} is no CSV ({error}). {REMEDY}") from None
+        raise UserError(f"{path}, line {reader.line_num} is no CSV ({error}). {REMEDY}") from None
+    lines = [line for _, line in numbered_lines]
     headers: dict[str, list[str]] = {}
     while len(headers) < len(lines) and (first := lines[len(headers)][0]) in HEADERS:
         if first in headers:
@@ -156,14 +160,14 @@ def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
     if missing := [name for name in ("scorer", "bodyparts", "coords") if name not in headers]:
         raise UserError(f"{path} begins without a line of {' and of '.join(missing)}. {REMEDY}")
     width = len(headers["scorer"])
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered_lines:
         if len(line) != width:
             raise UserError(f"{path}, line {number} has {len(line)} cells, and the first has {width}. Correct it.")
     start = 3 if headers["coords"][1:3] == ["", ""] else 1
     individuals: Sequence[Individual] = headers.get("individuals", [None] * width)
     columns = [
-        Column(*each)
-        for each in zip(headers["scorer"], individuals, headers["bodyparts"], headers["coords"], strict=True)
+        Column(*cells)
+        for cells in zip(headers["scorer"], individuals, headers["bodyparts"], headers["coords"], strict=True)
     ]
     rows = [
         Row("/".join(line[:start]), [None if cell.strip().lower() in ("", "nan") else cell for cell in line[start:]])

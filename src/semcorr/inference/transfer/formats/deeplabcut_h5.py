@@ -3,13 +3,14 @@
 import io
 import pickle
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semcorr.core.errors import UserError
+from semcorr.core.extras import require_extra
 from semcorr.core.paths import quote_value
 from semcorr.core.pickles import DAMAGE, require_bounded_pickle
 from semcorr.inference.transfer.formats.deeplabcut import HEADERS, REMEDY, Column, Row
@@ -18,15 +19,8 @@ if TYPE_CHECKING:
     import h5py
 
 KEY = "df_with_missing"  # as DeepLabCut calls the table
-CELLS = 50_000_000  # of an array, at most
-EXTRA = "pip install 'semcorr[deeplabcut]', or give the .csv beside it"
+ROWS, BYTES = 1_000_000, 128_000_000  # of an array, at most: rows are annotated by hand
 AS_CSV = "Give the .csv beside it."
-
-
-def require_extra(path: Path, modules: Sequence[str]) -> None:
-    """Refuse HDF5 where what reads and writes it is not installed."""
-    if missing := [name for name in modules if find_spec(name) is None]:
-        raise UserError(f"{path} is HDF5, which needs {' and '.join(missing)}: {EXTRA}")
 
 
 def read_hdf5_table(path: Path) -> tuple[list[Column], list[Row]]:
@@ -35,31 +29,32 @@ def read_hdf5_table(path: Path) -> tuple[list[Column], list[Row]]:
     Raises:
         UserError: h5py is not installed; or the file is damaged, or has no such table.
     """
-    require_extra(path, ["h5py"])
+    require_extra(f"Reading {path}, and not the .csv beside it,", "deeplabcut", "h5py")
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            keys = [key for key in file if isinstance(file[key], h5py.Group)]
+            keys = [key for key in file if isinstance(file.get(key, getlink=True), h5py.HardLink)]
+            keys = [key for key in keys if isinstance(file[key], h5py.Group)]
             key = KEY if KEY in keys else keys[0] if len(keys) == 1 else None
             if key is None:
                 raise UserError(f"{path} has no table `{KEY}`. {REMEDY}")
             group = file[key]
             names, tuples, index, values = _read_table(group) if "table" in group else _read_fixed(group)
+        if len(names) == len(set(names)) and {"scorer", "bodyparts", "coords"} <= set(names) <= set(HEADERS):
+            columns = [_to_column(dict(zip(names, levels, strict=True))) for levels in tuples]
+            if values.shape != (len(index), len(columns)):
+                raise ValueError(f"{len(index)} rows of {len(columns)} columns have values of {values.shape}")
+            rows = zip(index, values.tolist(), strict=True)
+            return columns, [Row(name, [None if isnan(cell) else cell for cell in cells]) for name, cells in rows]
     except UserError:
         raise
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read as a table of DeepLabCut ({quote_value(reason)}). {AS_CSV}") from None
-    if len(names) != len(set(names)) or not {"scorer", "bodyparts", "coords"} <= set(names) <= set(HEADERS):
-        raise UserError(
-            f"{path} has columns of {quote_value(', '.join(names))}, and not of scorer, bodyparts and coords. {REMEDY}"
-        )
-    columns = [_to_column(dict(zip(names, each, strict=True))) for each in tuples]
-    return columns, [
-        Row(name, [None if np.isnan(cell) else float(cell) for cell in cells])
-        for name, cells in zip(index, values, strict=True)
-    ]
+    raise UserError(
+        f"{path} has columns of {quote_value(', '.join(names))}, and not of scorer, bodyparts and coords. {REMEDY}"
+    )
 
 
 def _to_column(levels: Mapping[str, str]) -> Column:
@@ -71,26 +66,32 @@ Table = tuple[list[str], list[tuple[str, ...]], list[str], np.ndarray]  # levels
 
 def _read_fixed(group: "h5py.Group") -> Table:
     """Read pandas' format `fixed`: axes, and blocks of columns of one type."""
-    names = [_decode(group[f"axis0_level{i}"].attrs["name"]) for i in range(int(group.attrs["axis0_nlevels"]))]
+    depth = _read_depth(group, "axis0")
+    names = [_decode(_get_dataset(group, f"axis0_level{i}").attrs["name"]) for i in range(depth)]
     columns = _read_levels(group, "axis0")
-    index = ["/".join(each) for each in _read_levels(group, "axis1")]
+    index = ["/".join(levels) for levels in _read_levels(group, "axis1")]
+    if len(index) * len(columns) * 8 > BYTES:
+        raise ValueError(f"{len(index)} rows of {len(columns)} columns are not read")
     values = np.full((len(index), len(columns)), np.nan)
     places = {column: i for i, column in enumerate(columns)}
     for block in range(int(group.attrs["nblocks"])):
-        items = [places[each] for each in _read_levels(group, f"block{block}_items")]
-        values[:, items] = _read_numbers(group[f"block{block}_values"])
+        items = [places[column] for column in _read_levels(group, f"block{block}_items")]
+        numbers = _require_numbers(_get_dataset(group, f"block{block}_values")[:])
+        if numbers.shape != (len(index), len(items)):
+            raise ValueError(f"{len(index)} rows of {len(items)} columns have values of {numbers.shape}")
+        values[:, items] = numbers
     return names, columns, index, values
 
 
 def _read_table(group: "h5py.Group") -> Table:
     """Read pandas' format `table`: rows with a name and an array, whose columns a pickled list names."""
-    table = group["table"]
+    table = _get_dataset(group, "table")
     blocks = [name for name in table.dtype.names if name.startswith("values_block_")]
-    if table.size > CELLS or len(blocks) != 1 or "index" not in table.dtype.names:
+    if len(blocks) != 1 or "index" not in table.dtype.names:
         raise ValueError("its rows are not of a name and numbers")
     columns = _unpickle(table.attrs[f"{blocks[0]}_kind"])
     if not isinstance(columns, list) or not all(
-        isinstance(each, tuple) and all(isinstance(name, str) for name in each) for each in columns
+        isinstance(levels, tuple) and all(isinstance(name, str) for name in levels) for levels in columns
     ):
         raise ValueError("its columns have no names")
     names = list(HEADERS) if len(columns[0]) == 4 else ["scorer", "bodyparts", "coords"]
@@ -101,29 +102,41 @@ def _read_table(group: "h5py.Group") -> Table:
 def _read_levels(group: "h5py.Group", axis: str) -> list[tuple[str, ...]]:
     """Return the entries of an axis: names, or tuples of them."""
     if _decode(group.attrs[f"{axis}_variety"]) == "regular":
-        return [(name,) for name in _read_names(group[axis])]
-    depth = int(group.attrs[f"{axis}_nlevels"])
-    if not 1 <= depth <= len(HEADERS):
-        raise ValueError(f"an axis has {depth} levels")
+        return [(name,) for name in _read_names(group, axis)]
     levels = []
-    for i in range(depth):
-        names, codes = _read_names(group[f"{axis}_level{i}"]), _read_numbers(group[f"{axis}_label{i}"]).astype(int)
+    for i in range(_read_depth(group, axis)):
+        names = _read_names(group, f"{axis}_level{i}")
+        codes = _require_numbers(_get_dataset(group, f"{axis}_label{i}")[:]).astype(int)
         if codes.min(initial=0) < 0:
             raise ValueError("an entry of an axis has no name")
         levels.append([names[code] for code in codes])
     return list(zip(*levels, strict=True))
 
 
-def _read_names(dataset: "h5py.Dataset") -> list[str]:
-    if dataset.size * dataset.dtype.itemsize > CELLS or dataset.dtype.kind != "S" or dataset.ndim != 1:
+def _read_depth(group: "h5py.Group", axis: str) -> int:
+    depth = int(group.attrs[f"{axis}_nlevels"])
+    if not 1 <= depth <= len(HEADERS):
+        raise ValueError(f"an axis has {depth} levels")
+    return depth
+
+
+def _read_names(group: "h5py.Group", key: str) -> list[str]:
+    dataset = _get_dataset(group, key)
+    if dataset.dtype.kind != "S" or dataset.ndim != 1:
         raise ValueError("its names are no plain texts, as an old pandas writes them")
     return [_decode(name) for name in dataset[:]]
 
 
-def _read_numbers(dataset: "h5py.Dataset") -> np.ndarray:
-    if dataset.size > CELLS:
-        raise ValueError(f"an array of {dataset.size} numbers is not read")
-    return _require_numbers(dataset[:])
+def _get_dataset(group: "h5py.Group", key: str) -> "h5py.Dataset":
+    """Return an array whose values lie in this file, and that fits into memory, whatever the file says of its size."""
+    import h5py
+
+    dataset = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{key} is no array of this file")
+    if len(dataset) > ROWS or dataset.size * dataset.dtype.itemsize > BYTES:
+        raise ValueError(f"{key} has more than the {ROWS} rows or {BYTES} bytes that are read of an array")
+    return dataset
 
 
 def _require_numbers(values: np.ndarray) -> np.ndarray:
@@ -159,15 +172,14 @@ def write_hdf5_table(path: Path, columns: Sequence[Column], rows: Sequence[Row])
         columns: Columns, all with an individual or none.
         rows: Rows whose names have three parts: labeled-data, video, image.
     """
-    require_extra(path, ["pandas", "tables"])
     import pandas
 
-    several = columns[0].individual is not None
+    several = any(column.individual is not None for column in columns)
     names = [name for name in HEADERS if several or name != "individuals"]
     tuples = [tuple(part for part in column if part is not None) for column in columns]
     table = pandas.DataFrame(
         [[np.nan if cell is None else cell for cell in row.cells] for row in rows],
-        index=pandas.MultiIndex.from_tuples([tuple(row.name.split("/")) for row in rows]),
+        index=pandas.MultiIndex.from_arrays([[row.name.split("/")[i] for row in rows] for i in range(3)]),
         columns=pandas.MultiIndex.from_tuples(tuples, names=names),
         dtype=float,
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from semcorr.core.errors import UserError
@@ -9,8 +10,8 @@ from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.coco_fields import Id
 from semcorr.inference.transfer.formats.deeplabcut import COORDS, HEADERS, Column, Row
-from semcorr.inference.transfer.labels import KeypointLabel
-from semcorr.inference.transfer.objects import Annotations, TransferImage, category_name
+from semcorr.inference.transfer.labels import KeypointLabel, group_labels
+from semcorr.inference.transfer.objects import Annotations, DeepLabCutNames, ToolNames, TransferImage, category_name
 
 SCORER = "semcorr"
 FOLDER = "labeled-data"
@@ -22,39 +23,51 @@ def label_table(annotations: Annotations, labels: Sequence[KeypointLabel]) -> tu
     Individuals are those of the table that was read, otherwise they are numbered, if an image has several objects.
 
     Raises:
-        UserError: Labels are of several categories, of which a table has no place; or two images have one name.
+        UserError: Targets are of several categories, of which a table has no place; or two images have one name.
     """
     categories = {category["id"]: category for category in annotations.categories}
-    by_photo: dict[object, list[KeypointLabel]] = {}
-    for label in labels:
-        by_photo.setdefault(label.target.photo.id, []).append(label)
-    individuals: list[tuple[str | None, Id]] = [(str(name), i) for name, i in annotations.tool.get("individuals", [])]
-    if not individuals:
-        used = list(dict.fromkeys(label.target.category for label in labels))
-        if len(used) > 1:
-            names = ", ".join(quote_value(category_name(categories[i])) for i in used)
-            raise UserError(
-                f"A table of DeepLabCut is of one category, and the labels are of {names}. Label one at a time, or "
-                "choose another --format"
-            )
-        most = max((len(own) for own in by_photo.values()), default=1)
-        numbered: list[str | None] = [f"individual{i}" for i in range(1, most + 1)] if most > 1 else [None]
-        individuals = [(name, category) for name in numbered for category in used]
+    individuals = _list_individuals(annotations, categories)
+    names = _name_rows(annotations)
     columns = [
         Column(SCORER, name, str(part), coord)
         for name, category in individuals
         for part in categories[category]["keypoints"]
         for coord in COORDS
     ]
-    rows: dict[str, Row] = {}
-    for own in by_photo.values():
-        name = _row_name(own[0].target.photo)
-        if name in rows:
+    rows = [
+        Row(names[image_labels[0].target.photo.name], _row_cells(image_labels, individuals, categories))
+        for image_labels in group_labels(labels)
+    ]
+    return columns, sorted(rows, key=lambda row: row.name)
+
+
+def _list_individuals(annotations: Annotations, categories: Mapping[Id, JsonMapping]) -> list[tuple[str | None, Id]]:
+    """Return names of individuals and their categories; the name is None if no image has several objects."""
+    if isinstance(annotations.tool, DeepLabCutNames) and annotations.tool.individuals:
+        return list(annotations.tool.individuals.items())
+    category_ids = list(dict.fromkeys(target.category for target in annotations.targets))
+    if len(category_ids) > 1:
+        names = ", ".join(quote_value(category_name(categories[i])) for i in category_ids)
+        raise UserError(
+            f"A table of DeepLabCut is of one category, and {names} are to be labelled. Label one at a time, or "
+            "choose another --format"
+        )
+    most = max(Counter(target.photo.name for target in annotations.targets).values())
+    individuals: list[str | None] = [f"individual{i}" for i in range(1, most + 1)] if most > 1 else [None]
+    return [(name, category) for name in individuals for category in category_ids]
+
+
+def _name_rows(annotations: Annotations) -> dict[str, str]:
+    """Return the names of rows, by the names of the images that are to be labelled."""
+    images: dict[str, str] = {}  # by names of rows
+    for photo in (target.photo for target in annotations.targets):
+        row = _row_name(photo, annotations.tool)
+        if (other := images.setdefault(row, photo.name)) != photo.name:
             raise UserError(
-                f"Two images would be {quote_value(name)} in DeepLabCut, which knows one level of folders. Rename one"
+                f"{quote_value(other)} and {quote_value(photo.name)} would both be {quote_value(row)} in DeepLabCut, "
+                "which knows one level of folders. Rename one"
             )
-        rows[name] = Row(name, _row_cells(own, individuals, categories))
-    return columns, [rows[name] for name in sorted(rows)]
+    return {image: row for row, image in images.items()}
 
 
 def _row_cells(
@@ -66,7 +79,7 @@ def _row_cells(
     waiting = list(labels)
     cells: list[object] = []
     for _, category in individuals:
-        label = next((each for each in waiting if each.target.category == category), None)
+        label = next((label for label in waiting if label.target.category == category), None)
         if label is None:
             cells += [None] * len(COORDS) * len(categories[category]["keypoints"])
             continue
@@ -78,14 +91,15 @@ def _row_cells(
     return cells
 
 
-def _row_name(photo: TransferImage) -> str:
+def _row_name(photo: TransferImage, tool: ToolNames | None) -> str:
     """Return labeled-data/video/image: as in the table that was read, otherwise of the image's folder.
 
     >>> from pathlib import Path
-    >>> _row_name(TransferImage(1, "img1.png", Path("a/labeled-data/cats/img1.png"), None))
+    >>> _row_name(TransferImage(1, "img1.png", Path("a/labeled-data/cats/img1.png"), None), None)
     'labeled-data/cats/img1.png'
     """
-    parts = str(photo.entry.get("name") or "").replace("\\", "/").split("/")
+    row = tool.rows.get(photo.id, "") if isinstance(tool, DeepLabCutNames) else ""
+    parts = row.replace("\\", "/").split("/")
     if len(parts) < 3:
         parts = [FOLDER, photo.path.resolve().parent.name, photo.path.name]
     return "/".join(parts[-3:])
@@ -93,7 +107,7 @@ def _row_name(photo: TransferImage) -> str:
 
 def format_deeplabcut(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Return a table as CSV, with rows named in three columns."""
-    several = columns[0].individual is not None
+    several = any(column.individual is not None for column in columns)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     fields = {"scorer": 0, "individuals": 1, "bodyparts": 2, "coords": 3}

@@ -1,5 +1,6 @@
 """Numbers and names of images in annotation files, each read or refused."""
 
+import json
 import math
 import os
 import re
@@ -44,7 +45,7 @@ def read_side(value: object, field: str, location: str) -> int:
 
 
 class ImageFolder:
-    """The images of a folder, found by names that other places gave them.
+    """The images of a folder, found by names that other places gave them: no two names are one file.
 
     Args:
         folder: The folder, with its subfolders.
@@ -53,26 +54,44 @@ class ImageFolder:
 
     def __init__(self, folder: Path, notes: Notes) -> None:
         self.folder, self.notes = folder, notes
+        self._names: dict[str, str] = {}  # of the files so far
         self._paths_by_name: dict[str, list[str]] | None = None
 
-    def find(self, names: Sequence[str], location: str) -> str:
+    def find(self, name: str, location: str, spellings: Sequence[str] = ()) -> str:
         """Return the path below the folder of an image that a file names by a path or a URL.
 
-        Of each name the longest ending counts that is a file of the folder: of `project/labeled-data/a/img1.png` first
-        all, then `labeled-data/a/img1.png`, and `img1.png` at last. If none is, it is the only file of the name in a
-        subfolder.
+        Of each spelling the longest ending counts that is a file of the folder: of `project/labeled-data/a/img1.png`
+        first all, then `labeled-data/a/img1.png`, and `img1.png` at last. If none is, it is the only file of the name
+        in a subfolder. A path that is not that of the file is noted.
 
         Args:
-            names: Names that the image may have; the first that is found counts.
+            name: The name as in the file.
             location: File and place in it, for messages.
+            spellings: Paths that the name may mean, the first that is there counts; the name itself, if there are none.
 
         Raises:
-            UserError: There is no such file, or there are several, or a link leads out of the folder.
+            UserError: There is no such file, or there are several; a link leads out of the folder; or another name
+                was found to be the same file.
         """
-        endings = [ending for name in names for ending in _endings(name)]
+        spellings = spellings or [name]
+        path = self._find_path(spellings, location)
+        if (other := self._names.setdefault(path, name)) != name:
+            raise UserError(
+                f"{location}: {quote_value(name)} and {quote_value(other)} are two images, and there is only "
+                f"{quote_value(path)} for both. Give the folder of all images, with the names they have in the file."
+            )
+        place = Path(os.path.abspath(self.folder), path).as_posix()
+        full_paths = ["/".join(parts) for spelling in spellings for parts in _split_path(spelling)]
+        if not any(f"/{place}".endswith(f"/{full}") and f"/{full}".endswith(f"/{path}") for full in full_paths):
+            note = "names of images are read as their files are called"
+            self.notes.setdefault(note, []).append(f"{quote_value(spellings[0])} as {quote_value(path)}")
+        return path
+
+    def _find_path(self, spellings: Sequence[str], location: str) -> str:
+        endings = [ending for spelling in spellings for ending in _endings(spelling)]
         for ending in endings:
-            if (found := self._find_file(ending, location)) is not None:
-                return found
+            if (path := self._find_file(ending, location)) is not None:
+                return path
         for base in dict.fromkeys(ending for ending in endings if "/" not in ending):
             paths = self._list_names().get(base, [])
             if len(paths) > 1:
@@ -80,18 +99,16 @@ class ImageFolder:
                     f"{location} names the image {quote_value(base)}, and {self.folder} has {len(paths)} of that name, "
                     f"such as {paths[0]} and {paths[1]}. Rename them, or give the folder of one."
                 )
-            if paths and (found := self._find_file(paths[0], location)) is not None:
-                note = "images are the only files of their names in the subfolders"
-                self.notes.setdefault(note, []).append(f"{base} is {found}")
-                return found
+            if paths and (path := self._find_file(paths[0], location)) is not None:
+                return path
         raise UserError(
-            f"{location} names the image {quote_value(names[0])}, which is not in {self.folder}. Restore it, or "
+            f"{location} names the image {quote_value(spellings[0])}, which is not in {self.folder}. Restore it, or "
             "drop the entry."
         )
 
     def _find_file(self, name: str, location: str) -> str | None:
-        found = find_inside(self.folder, name, location, FOLDER_OPTION)
-        return found if resolve_inside(self.folder, found, location, FOLDER_OPTION).is_file() else None
+        path = find_inside(self.folder, name, location, FOLDER_OPTION)
+        return path if resolve_inside(self.folder, path, location, FOLDER_OPTION).is_file() else None
 
     def _list_names(self) -> dict[str, list[str]]:
         """Return the paths of all files by their names."""
@@ -110,9 +127,24 @@ def _endings(name: str) -> Iterator[str]:
     >>> list(_endings("../a/b.jpg"))
     ['a/b.jpg', 'b.jpg']
     """
-    for spelling in dict.fromkeys((name, unquote(name))):
-        parts = [part for part in spelling.replace("\\", "/").split("/") if part not in ("", ".")]
+    for parts in _split_path(name):
         for start in range(len(parts)):
             ending = "/".join(parts[start:])
             if name_fault(ending, folders=True) is None:
                 yield ending
+
+
+def _split_path(name: str) -> list[list[str]]:
+    """Return the parts of a path as it is, and as it is unescaped."""
+    spellings = dict.fromkeys((name, unquote(name)))
+    return [
+        [part for part in spelling.replace("\\", "/").split("/") if part not in ("", ".")] for spelling in spellings
+    ]
+
+
+def require_json_value(value: object, location: str) -> None:
+    """Refuse what is handed on as it is, if it holds NaN, for which JSON has no word, or is nested too deeply."""
+    try:
+        json.dumps([[[value]]], indent=1, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise UserError(f"{location} holds NaN or Infinity, or is nested too deeply. Correct it.") from None

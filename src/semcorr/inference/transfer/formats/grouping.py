@@ -74,10 +74,10 @@ def group_points(
                     f"cannot be told of which object it is. {remedy}"
                 )
             key = choices[0]
-        known = objects.setdefault(key, MarkedObject(None, {})).points
-        if name in known:
+        marked = objects.setdefault(key, MarkedObject(None, {}))
+        if name in marked.points:
             raise UserError(f"{location}: one object has the keypoint {quote_value(name)} twice. {remedy}")
-        known[name] = point
+        marked.points[name] = point
     return list(objects.values())
 
 
@@ -103,12 +103,12 @@ def assign_boxes(
             raise UserError(f"{location}: it cannot be told which box is of which object. {remedy}")
         owners.update((i, number) for i in choices)
     by_object = {number: boxes[i] for i, number in owners.items()}
-    found = [MarkedObject(by_object.get(number), dict(points)) for number, (points, _) in enumerate(objects)]
-    return found + [MarkedObject(box, {}) for i, box in enumerate(boxes) if i not in owners]
+    marked = [MarkedObject(by_object.get(number), dict(points)) for number, (points, _) in enumerate(objects)]
+    return marked + [MarkedObject(box, {}) for i, box in enumerate(boxes) if i not in owners]
 
 
 def label_objects(
-    found: Sequence[tuple[TransferImage, MarkedObject]], path: Path, remedy: str, notes: Notes
+    objects: Sequence[tuple[TransferImage, MarkedObject]], path: Path, remedy: str, notes: Notes
 ) -> list[tuple[TransferImage, str, MarkedObject]]:
     """Return objects with their categories: the labels of their boxes.
 
@@ -118,23 +118,28 @@ def label_objects(
     Raises:
         UserError: There are several categories, and objects without a box.
     """
-    labels = dict.fromkeys(each.box.label for _, each in found if each.box and each.points)
-    labels = labels or dict.fromkeys(each.box.label for _, each in found if each.box)
-    loose = [photo.name for photo, each in found if each.box is None]
-    if loose and len(labels) > 1:
+    labels = dict.fromkeys(marked.box.label for _, marked in objects if marked.box and marked.points)
+    labels = labels or dict.fromkeys(marked.box.label for _, marked in objects if marked.box)
+    unboxed = [photo.name for photo, marked in objects if marked.box is None]
+    if unboxed and len(labels) > 1:
         raise UserError(
-            f"{path}: there are boxes of {', '.join(map(quote_value, labels))}, and keypoints of {len(loose)} images, "
-            f"such as {loose[0]}, are in no box, so it cannot be told what they are. {remedy}"
+            f"{path}: there are boxes of {', '.join(map(quote_value, labels))}, and keypoints of "
+            f"{len(unboxed)} images, such as {unboxed[0]}, are in no box, so it cannot be told what they are. {remedy}"
         )
-    labelled = []
-    for photo, each in found:
-        label = each.box.label if each.box else next(iter(labels), OBJECT)
-        if each.box and label not in labels:
-            note = "boxes are of labels that are around no keypoints, and are left out"
-            notes.setdefault(note, []).append(f"{photo.name}: {quote_value(label)}")
+    pairs = []
+    for photo, marked in objects:
+        label = marked.box.label if marked.box else next(iter(labels), OBJECT)
+        if marked.box and label not in labels:
+            note_boxes(photo, [marked.box], notes)
         else:
-            labelled.append((photo, label, each))
-    return labelled
+            pairs.append((photo, label, marked))
+    return pairs
+
+
+def note_boxes(photo: TransferImage, boxes: Sequence[MarkedBox], notes: Notes) -> None:
+    """Note boxes that are left out."""
+    note = "boxes are of labels that are around no keypoints, and are left out"
+    notes.setdefault(note, []).extend(f"{photo.name}: {quote_value(box.label)}" for box in boxes)
 
 
 def contains(corners: Corners, points: Sequence[XY]) -> bool:
@@ -154,18 +159,18 @@ def rotated_corners(corners: Corners, degrees: float, pivot: XY) -> Corners:
     x1, y1, x2, y2 = corners
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turned = (np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot) @ turn.T + pivot
-    (left, upper), (right, lower) = turned.min(0).round(6).tolist(), turned.max(0).round(6).tolist()
+    ends = (np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot) @ turn.T + pivot
+    (left, upper), (right, lower) = ends.min(0).round(6).tolist(), ends.max(0).round(6).tolist()
     return left, upper, right, lower
 
 
 def to_objects(
-    found: Sequence[tuple[TransferImage, str, MarkedObject]], categories: Mapping[Id, JsonMapping]
+    marked_objects: Sequence[tuple[TransferImage, str, MarkedObject]], categories: Mapping[Id, JsonMapping]
 ) -> list[AnnotatedObject]:
     """Return objects of the categories of their labels, numbered from 1; pixel centres are at integers."""
     ids = {str(entry["name"]): key for key, entry in categories.items()}
     objects = []
-    for number, (photo, label, marked) in enumerate(found, 1):
+    for number, (photo, label, marked) in enumerate(marked_objects, 1):
         places = [marked.points.get(name) for name in categories[ids[label]]["keypoints"]]
         centres = [None if place is None else (place[0] - 0.5, place[1] - 0.5) for place in places]
         box = None

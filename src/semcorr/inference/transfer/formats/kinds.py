@@ -17,7 +17,7 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {  # of files that are written
 }
 HDF5 = b"\x89HDF\r\n\x1a\n"
 HEAD = 4096  # bytes that tell
-KNOWN = "Give COCO or Label Studio (JSON), CVAT for images 1.1 (XML), or DeepLabCut's CollectedData (CSV, H5)."
+REMEDY = "Give COCO or Label Studio (JSON), CVAT for images 1.1 (XML), or DeepLabCut's CollectedData (CSV, H5)."
 
 
 def detect_format(path: Path) -> Format:
@@ -26,13 +26,7 @@ def detect_format(path: Path) -> Format:
     Raises:
         UserError: It is absent, or begins as none of them does.
     """
-    try:
-        with open_plain(path) as file:
-            head = file.read(HEAD)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. {KNOWN}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). {KNOWN}") from None
+    head = read_head(path)
     if head.startswith(HDF5):
         return "deeplabcut"
     if head.startswith(b"PK\3\4"):
@@ -48,32 +42,43 @@ def detect_format(path: Path) -> Format:
     if text.startswith("{") or not text:  # of an empty file, its reader says so
         return "coco"
     if path.suffix.lower() == ".csv":
-        raise UserError(f"{path} is no table of DeepLabCut: its first line does not begin with `scorer`. {KNOWN}")
-    raise UserError(f"{path} begins as no known annotation file. {KNOWN}")
+        raise UserError(f"{path} is no table of DeepLabCut: its first line does not begin with `scorer`. {REMEDY}")
+    raise UserError(f"{path} begins as no known annotation file. {REMEDY}")
 
 
-def resolve_output(out: Path | None, chosen: str | None, annotations: Path) -> tuple[Path, Format]:
-    """Return the file to write and its format: the chosen one, otherwise that of the annotations.
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, which tell its format."""
+    try:
+        with open_plain(path) as file:
+            return file.read(HEAD)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from None
+
+
+def resolve_output(out: Path | None, name: str | None, annotations: Path) -> tuple[Path, Format]:
+    """Return the file to write and its format: the one of that name, otherwise that of the annotations.
 
     Args:
         out: The file; None: `labels` with the ending of its format.
-        chosen: One of FORMATS, or None.
+        name: One of FORMATS, or None.
         annotations: The annotation file.
 
     Raises:
         UserError: There is no such format, or the name ends as that of a file in another one.
     """
-    if chosen is not None and chosen not in FORMATS:
-        raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {chosen!r}")
-    written = next((name for name in FORMATS if name == chosen), None) or detect_format(annotations)
-    endings = SUFFIXES[written]
+    if name is not None and name not in FORMATS:
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}")
+    kind = next((kind for kind in FORMATS if kind == name), None) or detect_format(annotations)
+    suffixes = SUFFIXES[kind]
     if out is None:
-        return Path(f"labels{endings[0]}"), written
-    others = {suffix for name in FORMATS for suffix in SUFFIXES[name]} - set(endings)
-    if (suffix := out.suffix.lower()) in others or (written == "deeplabcut" and suffix not in endings):
-        reason = "" if chosen else ", the format of the annotations"
+        return Path(f"labels{suffixes[0]}"), kind
+    foreign = {suffix for other in FORMATS for suffix in SUFFIXES[other]} - set(suffixes)
+    if (suffix := out.suffix.lower()) in foreign or (kind == "deeplabcut" and suffix not in suffixes):
+        reason = "" if name else ", the format of the annotations"
         raise UserError(
-            f"--out: {out} would be written as {written}{reason}, and its name must end in {' or '.join(endings)}. "
+            f"--out: {out} would be written as {kind}{reason}, and its name must end in {' or '.join(suffixes)}. "
             f"Change it, or choose another --format: {', '.join(FORMATS)}"
         )
-    return out, written
+    return out, kind

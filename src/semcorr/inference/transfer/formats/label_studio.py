@@ -15,7 +15,7 @@ from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonMapping, read_json
 from semcorr.data.coco_file import Notes, warn_notes
 from semcorr.data.pictures import SUFFIXES
-from semcorr.inference.transfer.formats.fields import ImageFolder, read_number, read_side
+from semcorr.inference.transfer.formats.fields import ImageFolder, read_number, read_side, require_json_value
 from semcorr.inference.transfer.formats.grouping import (
     MarkedBox,
     MarkedObject,
@@ -25,10 +25,11 @@ from semcorr.inference.transfer.formats.grouping import (
     rotated_corners,
     to_objects,
 )
-from semcorr.inference.transfer.objects import AnnotationFile, TransferImage, build_categories
+from semcorr.inference.transfer.objects import AnnotationFile, LabelStudioNames, TransferImage, build_categories
 
 REMEDY = "Export the project from Label Studio as JSON (not JSON-MIN), and give that file."
 GROUP = "Draw a rectangle around each object, and drag its keypoints onto it in the list of regions."
+REGIONS = {"keypointlabels": "keypoints", "rectanglelabels": "rectangles"}  # regions that are read, and their controls
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # what Label Studio calls a file that was uploaded
 IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
@@ -37,7 +38,9 @@ class _Task(NamedTuple):
     """A task with what is annotated in it."""
 
     photo: TransferImage
+    data: JsonMapping
     objects: list[MarkedObject]  # in pixels from the image's corner
+    is_annotated: bool  # if only by a region that is left out
 
 
 def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
@@ -58,84 +61,81 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
     if not isinstance(entries, list):
         raise UserError(f"{path} holds a {type(entries).__name__} and no list of tasks. {REMEDY}")
     notes: Notes = {}
-    tool: dict[str, str] = {}
-    files: dict[str, str] = {}
+    controls: dict[str, str] = {}
     finder = ImageFolder(folder, notes)
-    tasks = [_read_task(i, entry, path, finder, files, tool, notes) for i, entry in enumerate(entries)]
-    found = label_objects([(task.photo, each) for task in tasks for each in task.objects], path, GROUP, notes)
+    tasks = [_read_task(i, entry, path, finder, controls, notes) for i, entry in enumerate(entries)]
+    objects = label_objects([(task.photo, marked) for task in tasks for marked in task.objects], path, GROUP, notes)
     keypoints: dict[str, list[str]] = {}
-    for _, label, marked in found:
+    for _, label, marked in objects:
         names = keypoints.setdefault(label, [])
         names += [name for name in marked.points if name not in names]
     categories = build_categories(keypoints)
-    objects = to_objects(found, categories)
     warn_notes(path, notes)
     return AnnotationFile(
         categories,
         {task.photo.id: task.photo for task in tasks},
-        objects,
-        {item.photo.id for item in objects},
-        tool,
+        to_objects(objects, categories),
+        {task.photo.id for task in tasks if task.is_annotated},
+        LabelStudioNames({task.photo.id: task.data for task in tasks}, **controls),
     )
 
 
 def _read_task(
-    number: int,
-    task: object,
-    path: Path,
-    folder: ImageFolder,
-    files: dict[str, str],
-    tool: dict[str, str],
-    notes: Notes,
+    number: int, task: object, path: Path, folder: ImageFolder, controls: dict[str, str], notes: Notes
 ) -> _Task:
-    """Read a task; `files` are the URLs of the images so far, and `tool` names the parts of the labelling interface."""
+    """Read a task; `controls` are names of LabelStudioNames so far."""
     if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
         raise UserError(f"{path}, task {number}: there is no `data` in it. {REMEDY}")
     location = f"{path}, task {quote_value(task.get('id', number))}"
-    url = _find_url(task["data"], tool, location)
-    name = folder.find(_name_candidates(url), location)
-    if files.setdefault(name, url) != url:
-        raise UserError(
-            f"{location} and another task show {quote_value(url)} and {quote_value(files[name])}, and there is only "
-            f"{quote_value(name)} for both. Give the folder of uploads, with the names it has there."
-        )
+    require_json_value(task["data"], f"{location}: `data`")
+    url = _find_url(task["data"], controls, location)
+    name = folder.find(url, location, _name_candidates(url))
     results = _choose_results(task, location, notes)
     size = _read_size(results, location)
-    photo = TransferImage(number + 1, name, folder.folder / name, size, {"data": task["data"], "id": task.get("id")})
+    photo = TransferImage(number + 1, name, folder.folder / name, size)
     points: list[MarkedPoint] = []
     boxes: list[MarkedBox] = []
-    ids = {str(result.get("id")) for result in results if result.get("type") == "rectanglelabels"}
+    is_annotated = False
+    ids = {_read_group(result, "id") for result in results if result.get("type") == "rectanglelabels"}
     for result in results:
-        kind, where = result.get("type"), f"{location}, region {quote_value(result.get('id'))}"
-        if kind not in ("keypointlabels", "rectanglelabels"):
+        kind, where = str(result.get("type")), f"{location}, region {quote_value(result.get('id'))}"
+        is_annotated = is_annotated or kind in REGIONS or "original_width" in result  # else it is of the whole image
+        if kind not in REGIONS:
             names = notes.setdefault("regions are no keypoints or rectangles with a label, and are left out", [])
             names.append(f"{name}: {quote_value(kind)}")
             continue
         assert size is not None  # each of these has one
-        label, x, y = _read_region(result, str(kind), size, where)
-        _note_names(result, str(kind), tool, where)
+        label, x, y = _read_region(result, kind, size, where)
+        _note_controls(result, REGIONS[kind], controls, where)
         if kind == "keypointlabels":
-            parent = str(result.get("parentID"))
+            parent = _read_group(result, "parentID")
             points.append(MarkedPoint(label, (x, y), parent if parent in ids else None))
         else:
-            group = None if result.get("id") is None else str(result["id"])
-            boxes.append(MarkedBox(label, _read_corners(result["value"], x, y, size, where), group))
-    return _Task(photo, group_points(points, boxes, location, GROUP))
+            corners = _read_corners(result["value"], x, y, size, where)
+            boxes.append(MarkedBox(label, corners, _read_group(result, "id")))
+    return _Task(photo, task["data"], group_points(points, boxes, location, GROUP), is_annotated)
 
 
-def _find_url(data: JsonMapping, tool: dict[str, str], location: str) -> str:
+def _read_group(result: JsonMapping, field: str) -> str | None:
+    return None if result.get(field) is None else str(result[field])
+
+
+def _find_url(data: JsonMapping, controls: dict[str, str], location: str) -> str:
     """Return the image's URL: that under the key of the tasks before, under `image`, or the only one there is."""
     urls = [
         key
         for key, value in data.items()
         if isinstance(value, str) and _name_candidates(value)[0].lower().endswith(IMAGE_SUFFIXES)
     ]
-    known = tool.get("data key", "image")
-    key = known if isinstance(data.get(known), str) else urls[0] if len(urls) == 1 else None
-    if key is None:
-        listed = ", ".join(quote_value(each) for each in data) or "nothing"
-        raise UserError(f"{location}: `data` has {listed}, and it cannot be told which is the image. Call it `image`.")
-    tool.setdefault("data key", key)
+    key = controls.get("url", "image")
+    if not isinstance(data.get(key), str):
+        if len(urls) != 1:
+            keys = ", ".join(map(quote_value, data)) or "nothing"
+            raise UserError(
+                f"{location}: `data` has {keys}, and it cannot be told which is the image. Call it `image`."
+            )
+        key = urls[0]
+    controls.setdefault("url", key)
     return str(data[key])
 
 
@@ -151,8 +151,8 @@ def _name_candidates(url: str) -> list[str]:
         parts = urlsplit(url)
     except ValueError:  # no URL, if it begins as one
         return [url]
-    named = parse_qs(parts.query).get("d", [])
-    path = named[0] if named else f"{parts.netloc}/{parts.path}" if parts.netloc else parts.path or url
+    files = parse_qs(parts.query).get("d", [])
+    path = files[0] if files else f"{parts.netloc}/{parts.path}" if parts.netloc else parts.path or url
     path = path.strip("/").replace("//", "/")
     match = UPLOAD.fullmatch(path.rpartition("/")[2])
     return [path, match[1]] if match and "upload" in path.split("/") else [path]
@@ -163,23 +163,22 @@ def _choose_results(task: JsonMapping, location: str, notes: Notes) -> list[Json
     annotations = task.get("annotations", task.get("completions"))
     if annotations is None:
         annotations = []
-    if not isinstance(annotations, list) or not all(isinstance(each, Mapping) for each in annotations):
+    if not isinstance(annotations, list) or not all(isinstance(entry, Mapping) for entry in annotations):
         raise UserError(f"{location}: `annotations` must be a list of objects. {REMEDY}")
-    valid = [each for each in annotations if not each.get("was_cancelled")]
+    valid = [entry for entry in annotations if not entry.get("was_cancelled")]
+    number = location.rpartition(" ")[2]
     if len(valid) < len(annotations):
-        notes.setdefault("annotations were cancelled, and are left out", []).append(location.rpartition(" ")[2])
+        notes.setdefault("annotations were cancelled, and are left out", []).append(number)
     if not valid and task.get("predictions"):
-        notes.setdefault("tasks have predictions alone, which are no annotations", []).append(
-            location.rpartition(" ")[2]
-        )
-    chosen = [each for each in valid if each.get("ground_truth")] if len(valid) > 1 else valid
-    if len(valid) > 1 and len(chosen) != 1:
+        notes.setdefault("tasks have predictions alone, which are no annotations", []).append(number)
+    truths = [entry for entry in valid if entry.get("ground_truth")] if len(valid) > 1 else valid
+    if len(valid) > 1 and len(truths) != 1:
         raise UserError(
             f"{location} has {len(valid)} annotations, and it cannot be told which of them counts. Mark one as the "
             "ground truth in Label Studio, or delete the others."
         )
-    results = chosen[0].get("result", []) if chosen else []
-    if not isinstance(results, list) or not all(isinstance(each, Mapping) for each in results):
+    results = truths[0].get("result", []) if truths else []
+    if not isinstance(results, list) or not all(isinstance(entry, Mapping) for entry in results):
         raise UserError(f"{location}: `result` must be a list of objects. {REMEDY}")
     return results
 
@@ -188,7 +187,7 @@ def _read_size(results: Sequence[JsonMapping], location: str) -> tuple[int, int]
     """Return the size of the image that all regions give; None without regions."""
     sizes = set()
     for result in results:
-        if result.get("type") in ("keypointlabels", "rectanglelabels"):
+        if str(result.get("type")) in REGIONS:
             sides = ("original_width", "original_height")
             width, height = (read_side(result.get(side), side, location) for side in sides)
             sizes.add((width, height))
@@ -217,7 +216,7 @@ def _read_corners(
     value: JsonMapping, x: float, y: float, size: tuple[int, int], location: str
 ) -> tuple[float, float, float, float]:
     """Return the corners of a rectangle; of one turned about its left upper corner, of what is around it."""
-    w, h = (_to_pixels(value, *each, location) for each in zip(("width", "height"), size, strict=True))
+    w, h = _to_pixels(value, "width", size[0], location), _to_pixels(value, "height", size[1], location)
     if w <= 0 or h <= 0:
         raise UserError(f"{location} is {w:g} x {h:g} pixels, which is no area. Drop or correct it.")
     return rotated_corners((x, y, x + w, y + h), read_number(value.get("rotation", 0), "rotation", location), (x, y))
@@ -227,11 +226,14 @@ def _to_pixels(value: JsonMapping, field: str, side: int, location: str) -> floa
     return read_number(value.get(field), field, location) * side / 100
 
 
-def _note_names(result: JsonMapping, kind: str, tool: dict[str, str], location: str) -> None:
+def _note_controls(result: JsonMapping, control: str, controls: dict[str, str], location: str) -> None:
     """Note the names that the labelling interface gives its controls, which predictions must name."""
-    for key, name in ((kind, result.get("from_name")), ("image", result.get("to_name"))):
-        if not isinstance(name, str) or tool.setdefault(key, name) != name:
+    for key, field in ((control, "from_name"), ("image", "to_name")):
+        name = result.get(field)
+        if not isinstance(name, str):
+            raise UserError(f"{location}: `{field}` is {quote_value(name)}, and no name of a control. {REMEDY}")
+        if controls.setdefault(key, name) != name:
             raise UserError(
                 f"{location} is of {quote_value(name)} in the labelling interface, and those before of "
-                f"{quote_value(tool.get(key))}. Use one control for each kind of region."
+                f"{quote_value(controls[key])}. Use one control for each kind of region."
             )
