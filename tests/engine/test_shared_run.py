@@ -21,17 +21,19 @@ from fake_hub import COMMIT, TOKEN
 from fake_hub import hub as hub
 from hostile_configs import CODE, MARKER
 from omegaconf import OmegaConf
+from PIL import Image
 from repository import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semcorr import Matcher, train
+from semcorr import Matcher, match, train
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import weight_settings
 from semcorr.engine.model_card import format_model_card
 from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
+from semcorr.inference.load import restore_model
 
 pytestmark = pytest.mark.integration
 LINE = ("head=bottleneck",)
@@ -102,6 +104,20 @@ def test_a_hub_gives_the_same_model(shared, hub):
     for address in ("hf://someone/cats", "hf://someone/cats@v1", f"hf://someone/more@{COMMIT}"):
         assert torch.equal(answers(Matcher.load(address, device="cpu")), here)
     assert not [asked for asked in hub.asked if "evil.py" in asked or CARD in asked]
+
+
+def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_path, monkeypatch):
+    hub.add("someone/cats", shared)
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "a.png")
+    line = ["a.png", "a.png", "--points", "20,30", "--model", "hf://someone/cats@v1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["semcorr.match", *line])
+    with pytest.raises(SystemExit) as stop:
+        match.main()
+
+    assert stop.value.code == 0
+    assert json.loads((tmp_path / "matches/matches.json").read_text())["model"] == "checkpoint=hf://someone/cats@v1"
+    assert len([asked for asked in hub.asked if asked.startswith("GET /api/models/someone/cats/revision")]) == 1
+    assert restore_model("hf://someone/cats").config_line == "checkpoint=hf://someone/cats"
 
 
 def test_what_is_pushed_is_what_is_loaded(run, shared, typed, hub, monkeypatch, capfd):
