@@ -182,8 +182,8 @@ def wandb(
     is_offline = options["mode"] in ("offline", "dryrun")
     options |= {} if is_offline else {"id": _read_or_create_id(Path(save_dir)), "resume": "allow"}
     # Its address is all that W&B is to print: online by itself, unless $WANDB_SILENT; offline in `finish_loggers`.
-    silent = {"silent": True} if is_offline else {}
-    options.setdefault("settings", client.Settings(quiet=True, **silent))
+    settings = client.Settings(quiet=True, silent=True) if is_offline else client.Settings(quiet=True)
+    options.setdefault("settings", settings)
     logger = WandbSideLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
     logger._wandb_init.pop("anonymous", None)  # Lightning's, of which W&B warns that it has no effect
     return logger
@@ -191,8 +191,8 @@ def wandb(
 
 def require_tags(tags: object) -> None:
     """Refuse tags that W&B would refuse once the run has begun."""
-    is_list = isinstance(tags, Sequence) and not isinstance(tags, str)
-    for tag in tags if is_list else [] if tags is None else [tags]:
+    given = [tags] if isinstance(tags, str) else tags
+    for tag in given if isinstance(given, Sequence) else ():
         if not isinstance(tag, str) or not 1 <= len(tag) <= LONGEST_TAG:
             raise UserError(f"`logger.tags` must be texts of 1 to {LONGEST_TAG} characters, got {tag!r:.100}")
 

@@ -35,7 +35,7 @@ def log_categories(board: WandbLogger, stage: str, categories: JsonMapping, step
     import wandb
 
     columns, rows = tabulate_categories(categories)
-    board.experiment.log({f"{stage}/categories": wandb.Table(columns=columns, data=rows), STEP: step})
+    board.experiment.log({f"{stage}/categories": wandb.Table(columns=[*columns], data=rows), STEP: step})
 
 
 def tabulate_categories(categories: JsonMapping) -> tuple[list[str], list[list[object]]]:

@@ -139,8 +139,12 @@ class SegmentAnything(SequentialBackbone):
     ) -> None:
         if name not in ENCODERS:
             raise UserError(f"`backbone.name` must be one of {', '.join(ENCODERS)}, got {name!r}")
-        sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        sizes["global_attn_indexes"] = global_attn_indexes
+        sizes: JsonObject = {
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "global_attn_indexes": global_attn_indexes,
+        }
         config = ENCODERS[name] | {key: value for key, value in sizes.items() if value is not None}
         super().__init__(f"sam_{name}", size, grid, CellGrid(patch_size, patch_size), (MEAN, STD))
         self.layers, self.neck = normalise_layer_indices(layers, config["depth"]), neck
