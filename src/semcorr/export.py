@@ -49,6 +49,7 @@ class ExportOptions(NamedTuple):
     force: bool = False
     push: str | None = None
     license: str = "other"
+    private: bool = False
 
 
 @app.command()
@@ -64,7 +65,10 @@ def export_backbone(
     ] = None,
     weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="hf: upload it, too, with HF_TOKEN.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="hf: upload it for all to see, with HF_TOKEN.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="hf: with --push, for those you let see it.")] = False,
     license: Annotated[
         str | None, LICENSE, typer.Option(help="hf: the licence on the model card, as apache-2.0; or other.")
     ] = None,
@@ -83,9 +87,12 @@ def export_backbone(
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
         out = out or run / "export" / FORMATS[format]
-        if format != "hf" and (push, license) != (None, None):
-            raise UserError("--push and --license go with --format hf")
-        _run_export(ExportOptions(run, format, out, which, size, weights, force, push, license or "other"))
+        given = [name for name, value in (("push", push), ("private", private), ("license", license)) if value]
+        if format != "hf" and given:
+            raise UserError(f"--{given[0]} goes with --format hf, got --format {format}. Give that, or leave it out")
+        if private and not push:
+            raise UserError("--private goes with --push. Give --push USER/NAME, or leave it out")
+        _run_export(ExportOptions(run, format, out, which, size, weights, force, push, license or "other", private))
 
 
 def _run_export(options: ExportOptions) -> None:
@@ -99,6 +106,8 @@ def _run_export(options: ExportOptions) -> None:
     ending = Path(FORMATS[options.format]).suffix
     if ending and options.out.suffix != ending:  # readers recognise the format by it
         raise UserError(f"--out must end with {ending} for --format {options.format}, got {options.out}")
+    if options.format == "hf" and options.out.resolve() == options.run.resolve():
+        raise UserError(f"--out: {options.out} is the run itself, whose config.yaml would be replaced. Give another")
     from semcorr.engine.rebuild import load_trained_module, read_trained_config
 
     cfg = read_trained_config(options.run, options.weights)
@@ -126,7 +135,7 @@ def _run_export(options: ExportOptions) -> None:
     _print_summary(options, provenance, [final.with_name(name) for name in names], difference)
     if options.push:
         print_line(f"Uploading to {options.push}")
-        print_line(f"Uploaded: {push_run(options.out, options.push, token)}")
+        print_line(f"Uploaded: {push_run(options.out, options.push, token, options.private)}")
 
 
 def _require_weights(options: ExportOptions) -> None:

@@ -95,11 +95,12 @@ def match_pictures(
         output_files = [f"{name}{ending}.png" for name in output_stems.values() for ending in options.endings]
         require_inputs_kept(out, [*output_files, "matches.json"], [a, *targets])
         require_output_dir(out)
-        print_line(f"Loading {' '.join(format_overrides(model))}")
+        config_line = " ".join(format_overrides(model))
+        print_line(f"Loading {config_line}")
         matcher = Matcher.load(model, device=device, precision=precision)
         with atomic_output_dir(out) as folder, warn_about_frames(b):
             summaries = [*draw_targets(matcher, source, output_stems, options, folder)]
-            write_matches(folder / "matches.json", source, model, summaries)
+            write_matches(folder / "matches.json", source, config_line, summaries)
     for summary in summaries if len(summaries) == 1 else ():
         print_matches(summary)
     print_line(f"Wrote {out}: {', '.join(list_outputs(out))}")
@@ -162,7 +163,8 @@ def draw_outputs(
 
 def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
     """Return the entry of a target in the JSON file."""
-    rows = zip(*(x.tolist() for x in match[:4]), strict=True)
+    columns = (match.source, match.points, match.scores, match.consistent)
+    rows = zip(*(values.tolist() for values in columns), strict=True)
     return {
         "target": target.name,
         "size": list(target.size),
@@ -180,12 +182,10 @@ def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
     }
 
 
-def write_matches(path: Path, source: "Picture", model: str | None, summaries: Sequence[JsonObject]) -> None:
-    """Write the matches of all targets to a JSON file."""
-    from semcorr.inference.load import format_overrides
-
+def write_matches(path: Path, source: "Picture", config_line: str, summaries: Sequence[JsonObject]) -> None:
+    """Write the matches of all targets to a JSON file, with the model's overrides for the record."""
     content = {
-        "model": " ".join(format_overrides(model)),
+        "model": config_line,
         "source": source.name,
         "size": list(source.size),
         "points": "x, y in original pixels, upright; pixel centres at integers",

@@ -81,7 +81,7 @@ def transfer_labels(
         from semcorr.inference import Matcher
         from semcorr.inference.load import format_overrides, resolve_device
 
-        format_overrides(model)
+        config_line = " ".join(format_overrides(model))
         resolve_device(device)
         from semcorr.inference.transfer.annotations import read_annotations
         from semcorr.inference.transfer.formats.write import require_writer, write_labels
@@ -94,12 +94,12 @@ def transfer_labels(
         require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:
             require_inputs_kept(draw, label_picture_names(content.targets), input_files, "--draw")
-        print_line(f"Loading {' '.join(format_overrides(model))}")
+        print_line(f"Loading {config_line}")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
             labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
-        write_labels(out, kind, content, labels, skipped_images or [], " ".join(format_overrides(model)))
+        write_labels(out, kind, content, labels, skipped_images or [], config_line)
     print_transfer_summary(content, labels, skipped_images or [], flip, f"{out} ({kind})")
 
 

@@ -15,6 +15,7 @@ from semcorr.app.choices import list_backbones
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.packages import list_choices, list_config_trees
+from semcorr.engine.run_name import name_choice
 from semcorr.engine.saved_config import read_run_config
 from semcorr.inference import Matcher
 
@@ -83,6 +84,7 @@ def test_its_names_are_taken_wherever_a_name_is(installed):
     assert compose_config("evaluate", ["data=my_data"]).data.root.endswith("my_data")
     assert type(Matcher.load("my_backbone").module.backbone).__name__ == "MyBackbone"
     assert "my_backbone" in list_backbones()  # of the page
+    assert name_choice("data", compose_config("evaluate", ["data=my_data"]).data) == "my_data"  # in a dashboard
     assert prepare.compose_benchmark("my_data").data._target_ == "semcorr.data.coco_keypoints.COCOKeypoints"
 
 

@@ -183,6 +183,9 @@ def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(config, tiny, tmp_pa
     trainer = made(config, tmp_path, *tiny, "+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar")
 
     assert isinstance(trainer.progress_bar_callback, TQDMProgressBar)
+    bar = "+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar"
+    with pytest.raises(UserError, match=r"`trainer\.enable_progress_bar` is false, and one of `callbacks`"):
+        made(config, tmp_path, *tiny, bar, "trainer.enable_progress_bar=false")
 
 
 class Counted(Callback):

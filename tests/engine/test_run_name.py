@@ -3,8 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
+from semcorr.core.errors import UserError
 from semcorr.engine.known_targets import conf_dir
-from semcorr.engine.run_name import label_run, name_choice, name_run, tag_run
+from semcorr.engine.loggers import wandb
+from semcorr.engine.run_name import WANDB, label_run, name_choice, name_run, tag_run
 
 PARTS = {"common", "timm", "transformers", "last_blocks", "last_blocks_norm"}  # of others, or named by their options
 
@@ -40,4 +42,22 @@ def test_labels_fill_in_what_is_null_and_leave_what_was_given(config):
         "tags": ["dinov2", "lora", "spair", "cosine", "semcorr", "paper"],
     }
     assert label_run(cfg, {**node, "name": "x", "job_type": "y", "tags": ["a"]}) == {"tags": [*tag_run(cfg), "a"]}
-    assert label_run(cfg, {"_target_": "a"}) == {}
+    assert label_run(cfg, {"_target_": WANDB}) == {}
+    assert label_run(cfg, {**node, "_target_": "my.Logger"}) == {}
+
+
+def test_tags_are_no_longer_than_wandb_takes(config, tmp_path):
+    assert tag_run(config("train", f"name={'x' * 70}"))[-1] == "x" * 64
+    with pytest.raises(UserError, match=r"`logger\.tags` must be texts of 1 to 64 characters, got 'y"):
+        wandb(tmp_path, tags=["a", "y" * 65])
+
+
+def test_tuning_of_blocks_says_whether_the_norm_is_in_it(config):
+    for name, expected in (("last_blocks_norm", "blocks_2_norm"), ("last_blocks", "blocks_2"), ("frozen", "frozen")):
+        assert name_choice("finetune", config("train", f"finetune={name}").finetune) == expected
+
+
+@pytest.mark.parametrize(("mode", "said"), [("online", set()), ("offline", {"silent"})])
+def test_online_it_is_the_user_who_makes_wandb_silent(tmp_path, mode, said):
+    settings = wandb(tmp_path, mode=mode)._wandb_init["settings"]
+    assert settings.model_fields_set & {"silent"} == said  # what is set here replaces $WANDB_SILENT

@@ -1,6 +1,8 @@
 """A run as a folder for others: the same model to the bit, from a disk or a hub; mistakes in one sentence."""
 
+import errno
 import json
+import os
 import re
 import runpy
 import sys
@@ -18,14 +20,20 @@ from exported_runs import typed as typed
 from fake_hub import COMMIT, TOKEN
 from fake_hub import hub as hub
 from hostile_configs import CODE, MARKER
+from omegaconf import OmegaConf
+from PIL import Image
 from repository import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semcorr import Matcher, train
+from semcorr import Matcher, match, train
 from semcorr.core.errors import UserError
-from semcorr.engine.shared_run import CARD, WEIGHTS
+from semcorr.core.text_files import JsonObject
+from semcorr.engine.checkpoints import weight_settings
+from semcorr.engine.model_card import format_model_card
+from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
+from semcorr.inference.load import restore_model
 
 pytestmark = pytest.mark.integration
 LINE = ("head=bottleneck",)
@@ -71,9 +79,9 @@ def test_the_card_says_what_the_model_is_and_what_it_scores(run, shared):
 
     assert (card["license"], card["library_name"]) == ("apache-2.0", "semcorr")
     (result,) = card["model-index"][0]["results"]
-    found = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    listed = {metric["name"]: metric["value"] for metric in result["metrics"]}
     expected = {f"PCK@0.1 per image, {name}": round(100 * scores[name]["image"]["0.1"], 2) for name in scores}
-    assert found == expected
+    assert listed == expected
     assert config["provenance"]["weights_sha256"] in text
     assert 'Matcher.load("hf://USER/last_blocks")' in text
     assert f"torch {torch.__version__.partition('+')[0]}" in text
@@ -98,10 +106,24 @@ def test_a_hub_gives_the_same_model(shared, hub):
     assert not [asked for asked in hub.asked if "evil.py" in asked or CARD in asked]
 
 
+def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_path, monkeypatch):
+    hub.add("someone/cats", shared)
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "a.png")
+    line = ["a.png", "a.png", "--points", "20,30", "--model", "hf://someone/cats@v1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["semcorr.match", *line])
+    with pytest.raises(SystemExit) as stop:
+        match.main()
+
+    assert stop.value.code == 0
+    assert json.loads((tmp_path / "matches/matches.json").read_text())["model"] == "checkpoint=hf://someone/cats@v1"
+    assert len([asked for asked in hub.asked if asked.startswith("GET /api/models/someone/cats/revision")]) == 1
+    assert restore_model("hf://someone/cats").config_line == "checkpoint=hf://someone/cats"
+
+
 def test_what_is_pushed_is_what_is_loaded(run, shared, typed, hub, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert typed(run("last_blocks"), "--format", "hf", "--out", "pushed", "--push", "someone/cats") == 0
-    assert f"Uploaded: {hub.address}/someone/cats/commit/{COMMIT}" in capfd.readouterr().out
+    assert f"Uploaded: {hub.address}/someone/cats/commit/{COMMIT} (public)" in capfd.readouterr().out
     assert sorted(hub.repos["someone/cats"]) == [CARD, "config.yaml", WEIGHTS]
     assert 'Matcher.load("hf://someone/cats")' in hub.repos["someone/cats"][CARD].decode()
 
@@ -116,8 +138,12 @@ def test_pushing_without_a_token_is_refused_before_any_work(run, typed, hub, tmp
     assert "--push needs a token that may write: set HF_TOKEN" in capfd.readouterr().err
     assert typed(*line, "cats") == 2
     assert "--push must be USER/NAME" in capfd.readouterr().err
+    assert typed(*line, "someone/a--b") == 2
+    assert "--push must be USER/NAME on the Hugging Face Hub, got 'someone/a--b'" in capfd.readouterr().err
     assert typed(run("last_blocks"), "--push", "someone/cats") == 2
-    assert "--push and --license go with --format hf" in capfd.readouterr().err
+    assert "--push goes with --format hf, got --format merged. Give that" in capfd.readouterr().err
+    assert typed(*line[:-1], "--private") == 2
+    assert "--private goes with --push" in capfd.readouterr().err
     assert not (tmp_path / "pushed").exists()
     assert not hub.asked
 
@@ -133,15 +159,100 @@ def test_a_hub_that_cannot_give_a_model_says_why(shared, hub, monkeypatch):
     hub.repos["someone/empty"] = {"README.md": b"nothing"}
     hub.private.add("someone/private")
 
-    assert "no address on the Hugging Face Hub. Give hf://USER/NAME or" in told("hf://cats")
+    for address in ("hf://cats", "hf://user/a--b", "hf://user/name.", "hf://user/name.git@v1"):
+        assert f"{address} is no address on the Hugging Face Hub. Give hf://USER/NAME or" in told(address)
     for repo in ("nobody/nothing", "someone/private"):
         assert told(f"hf://{repo}").startswith(f"`model`: There is no {hub.address}/{repo} that you may see. Correct")
     assert f"{hub.address}/someone/cats has no revision v9" in told("hf://someone/cats@v9")
     assert "hf://someone/empty has no config.yaml and no model.safetensors: it is no model" in told(
         "hf://someone/empty"
     )
+    hub.broken = 429
+    assert f"{hub.address}/someone/other answered 429 (" in told("hf://someone/other")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     assert "http://127.0.0.1:9/someone/other could not be reached (" in told("hf://someone/other")
+
+
+def test_a_full_disk_is_no_missing_network(hub, monkeypatch):
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", fill)
+    said = told("hf://someone/cats")
+    assert "`HF_HUB_CACHE`: " in said
+    assert "cannot be written (No space left on device). Free some space" in said
+
+
+def test_a_hub_that_refuses_what_is_pushed_says_why_and_holds_nothing(run, typed, hub, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    line = (run("last_blocks", *LINE), "--format", "hf", "--out", "pushed", "--force", "--push", "someone/cats")
+
+    assert typed(*line, "--license", "banana") == 2
+    error = capfd.readouterr().err
+    assert 'refuses the model card ("license" must be one of [apache-2.0, mit]). Give another --license' in error
+    hub.broken = 413
+    assert typed(*line) == 2
+    assert f"--push: {hub.address}/someone/cats answered 413 (" in capfd.readouterr().err
+    hub.broken = 0
+    assert "someone/cats" not in hub.repos
+
+    assert typed(*line, "--private") == 0
+    assert hub.private == {"someone/cats"}
+    assert f"{COMMIT} (private)" in capfd.readouterr().out
+    hub.private.clear()
+    assert typed(*line, "--private") == 2
+    assert f"--private: {hub.address}/someone/cats is public. Make it private there" in capfd.readouterr().err
+
+
+def test_the_weights_say_no_more_of_places_than_the_configuration_and_agree_with_it(run, typed, monkeypatch):
+    cfg = OmegaConf.create(
+        {
+            "seed": 1,
+            "data": {"annotations": "/home/me/a.json", "train": "/home/me/t.csv", "images": "/home/me/images"},
+            "backbone": {"dino_weights": "/home/me/f.pth", "weights": "w.pth"},
+            "finetune": {"init_weights": "bat"},
+        }
+    )
+    before: JsonObject = weight_settings(yaml.safe_load(OmegaConf.to_yaml(cfg)))
+
+    facts = shared_facts({"base": {}, "trained_as": before})
+    settings = weight_settings(yaml.safe_load(shared_config_text(cfg)))
+
+    assert facts["trained_as"] == settings
+    assert "/home" not in json.dumps(facts)
+    assert (settings["finetune.init_weights"], settings["data.train"]) == ("bat", "t.csv")
+    assert settings["backbone.dino_weights"] is None
+
+    monkeypatch.setattr("semcorr.engine.export.shared_config_text", lambda cfg: OmegaConf.to_yaml({**cfg, "seed": 9}))
+    with pytest.raises(RuntimeError, match="is not what"):
+        typed(run("last_blocks", *LINE), "--format", "hf", "--out", "shared")
+
+
+def test_the_last_checkpoint_has_no_scores_and_a_run_is_not_replaced_by_its_own_export(run, typed, tmp_path, capfd):
+    trained = run("last_blocks", *LINE)
+    before = (trained / "config.yaml").read_bytes()
+
+    assert typed(trained, "--format", "hf", "--out", "last", "--which", "last") == 0
+    assert "No scores were recorded" in (tmp_path / "last" / CARD).read_text()
+    assert typed(trained, "--format", "hf", "--out", trained, "--force") == 2
+    assert "is the run itself, whose config.yaml would be replaced" in capfd.readouterr().err
+    assert (trained / "config.yaml").read_bytes() == before
+
+
+def test_a_benchmark_without_geometry_aware_keypoints_has_no_score_of_them(run):
+    folder = run("last_blocks", *LINE)
+    facts = {"trained": "1", "checkpoint": "best"}
+    scores = json.loads((folder / "metrics.json").read_text())
+    scores["pck"]["geo"]["image"]["0.1"] = None
+    cfg = OmegaConf.load(folder / "config.yaml")
+
+    (folder.parent / "metrics.json").write_text(json.dumps(scores))
+    card = format_model_card(cfg, folder.parent, "hf://a/b", "other", facts)
+
+    front = yaml.safe_load(card.split("---\n", 2)[1])
+    names = [metric["name"] for metric in front["model-index"][0]["results"][0]["metrics"]]
+    assert names == ["PCK@0.1 per image, all", "PCK@0.1 per image, std"]
+    assert "| geo | - |" in card
 
 
 @pytest.mark.parametrize(

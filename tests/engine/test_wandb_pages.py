@@ -170,6 +170,14 @@ def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_
     assert read.exits == [0]
 
 
+def test_a_disabled_wandb_is_not_warned_of(typed, tmp_path, tiny, caplog):
+    quick = [word for word in QUICK if not word.startswith("trainer.max_epochs")]
+    assert typed(*quick, *tiny, "trainer.max_epochs=1", "logger=wandb", "+logger.mode=disabled", "run_dir=RUN") == 0
+
+    assert "lacks entries" not in caplog.text
+    assert not [*(tmp_path / "RUN").rglob("*.wandb")]
+
+
 @pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_finished_runs_of_one_group(typed, tmp_path, tiny):
     """Also the one that fails, which does not swallow the next."""

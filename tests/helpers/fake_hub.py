@@ -25,6 +25,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.asked: list[str] = []
+        self.broken = 0  # status of all answers, if the hub is out of order
 
     @property
     def address(self) -> str:
@@ -62,7 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = path.removeprefix("/api/models/").strip("/").split("/")
         repo, rest = "/".join(parts[:2]), parts[2:]
         files = self.server.repos.get(repo)
-        if repo in self.server.private:
+        if self.server.broken:
+            return self.answer(self.server.broken, {"error": "Slow down"})
+        if repo in self.server.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.refused(401, "RepoNotFound", "Invalid username or password.")
         if files is None:
             return self.refused(404, "RepoNotFound", "Repository not found")
@@ -76,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, tree, Content_Type="application/json")
         if path.startswith("/api/"):
             siblings = [{"rfilename": name} for name in files]
-            return self.answer(200, {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False},
+            private = repo in self.server.private
+            return self.answer(200, {"id": repo, "sha": COMMIT, "siblings": siblings, "private": private},
                                Content_Type="application/json")  # fmt: skip
         if rest[:1] == ["resolve"] and rest[2] in files:
             content = files[rest[2]]
@@ -88,14 +92,21 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append(f"POST {self.path}")
+        if self.server.broken:
+            return self.answer(self.server.broken, {"error": "Slow down"})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.refused(401, "", "Invalid credentials in Authorization header")
         if self.path == "/api/repos/create":
             given = json.loads(body)
             repo = f"{given['organization']}/{given['name']}" if given.get("organization") else given["name"]
-            self.server.repos.setdefault(repo, {})
+            if repo in self.server.repos:
+                return self.answer(409, {"error": "It exists", "url": f"{self.server.address}/{repo}"})
+            self.server.repos[repo] = {}
+            self.server.private |= {repo} if given.get("visibility") == "private" else set()
             return self.answer(200, {"url": f"{self.server.address}/{repo}", "id": repo})
         if self.path == "/api/validate-yaml":
+            if "license: banana" in json.loads(body)["content"]:
+                return self.answer(400, {"errors": [{"message": '"license" must be one of [apache-2.0, mit]'}]})
             return self.answer(200, {"errors": [], "warnings": []})
         repo = "/".join(self.path.removeprefix("/api/models/").split("/")[:2])
         if "/preupload/" in self.path:

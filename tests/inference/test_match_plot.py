@@ -81,12 +81,16 @@ def test_a_path_is_found_again_from_another_folder(matcher, files, tmp_path, mon
     match.plot()
 
 
-def test_a_file_that_is_gone_or_another_is_said(matcher, files):
+def test_a_file_that_is_gone_or_another_is_said(matcher, files, caplog):
     match = matcher.match(*files, [(20, 30)])
     Image.new("RGB", (40, 30)).save(files[1])
 
     with pytest.raises(UserError, match=r"b\.png is 40 x 30 pixels now, and was 200 x 150"):
         match.plot()
+    assert match._repr_png_() is None  # a notebook shows the text, and no traceback
+    (record,) = caplog.records
+    assert "The match is not drawn: " in record.getMessage()
+    assert "b.png is 40 x 30 pixels now" in record.getMessage()
 
 
 def test_a_match_made_by_hand_says_how_it_is_drawn():
@@ -98,15 +102,17 @@ def test_a_match_made_by_hand_says_how_it_is_drawn():
 
 
 def test_show_displays_in_a_notebook_in_a_viewer_or_says_that_there_is_none(matcher, files, monkeypatch):
-    match, shown = matcher.match(*files, [(20, 30)]), []
-    notebook = SimpleNamespace(get_ipython=lambda: object(), display=SimpleNamespace(display=shown.append))
-    monkeypatch.setitem(sys.modules, "IPython", notebook)
-    match.show()
+    match, shown, viewed = matcher.match(*files, [(20, 30)]), [], []
+    monkeypatch.setattr(ImageShow, "show", lambda image: viewed.append(image) or True)
+    for shell in (SimpleNamespace(kernel=object()), object()):  # a notebook's; IPython's in a terminal
+        ipython = SimpleNamespace(get_ipython=lambda shell=shell: shell, display=SimpleNamespace(display=shown.append))
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        match.show()
     monkeypatch.delitem(sys.modules, "IPython")
-    monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(image) or True)
     match.show()
 
-    assert [image.size for image in shown] == [match.plot().size] * 2
+    assert [image.size for image in shown] == [match.plot().size]
+    assert [image.size for image in viewed] == [match.plot().size] * 2
     monkeypatch.setattr(ImageShow, "show", lambda image: False)
     with pytest.raises(UserError, match=r"match\.plot\(\)\.save"):
         match.show()

@@ -168,7 +168,8 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
     assert session.a is not None
     assert session.b is not None
     match, result = answer.match, score_points(session, answer.match, of)
-    rows = [] if match is None else list(zip(*(values.tolist() for values in match[:5]), strict=True))
+    columns = [] if match is None else [match.source, match.points, match.scores, match.consistent, match.returned]
+    rows = list(zip(*(values.tolist() for values in columns), strict=True))
     return {
         "model": " ".join(format_overrides(session.model or None)),
         "read_out": answer.rule,

@@ -34,7 +34,7 @@ DROP = """() => {
     event.preventDefault();
     mark(event, false);
     const picture = side(event), files = event.dataTransfer.files;
-    if (!picture || !files.length) return;
+    if (!picture || !files.length) { alert('Drop a picture file on the left or right picture.'); return; }
     if (files.length > 1) { alert('Drop one picture at a time.'); return; }
     let input = document.getElementById('open-' + picture.id);
     while (!input.matches('input[type=file]')) input = input.previousElementSibling;

@@ -113,7 +113,9 @@ def format_point_table(session: Session, answer: Answer) -> str:
 def _format_rows(session: Session, match: Match) -> list[str]:
     """Format the rows of the table."""
     rows = []
-    points = zip(*(x.tolist() for x in match[:5]), session.marks.truths, point_colours(len(match[0])), strict=True)
+    columns = (match.source, match.points, match.scores, match.consistent, match.returned)
+    colours = point_colours(len(match.points))
+    points = zip(*(values.tolist() for values in columns), session.marks.truths, colours, strict=True)
     for i, (source, target, score, consistent, returned, truth, colour) in enumerate(points):
         distance = math.dist(source, returned)
         error = f"{math.dist(target, truth):.0f} px" if truth else ""

@@ -330,20 +330,25 @@ def build_trainer(
         remove_logs(run_dir)
     user_callbacks = build_user_callbacks(cfg)
     callbacks = [PagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
-    own_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
-    typed_bar = cfg.trainer.get("enable_progress_bar")
-    has_bar = own_bar or (Terminal().is_terminal if typed_bar is None else typed_bar)
+    has_user_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
+    wants_bar = cfg.trainer.get("enable_progress_bar")
+    if has_user_bar and wants_bar is False:
+        raise UserError(
+            "`trainer.enable_progress_bar` is false, and one of `callbacks` is a progress bar. Leave out either."
+        )
+    has_bar = has_user_bar or (Terminal().is_terminal if wants_bar is None else wants_bar)
     callbacks.insert(0, StageLines(has_bar))
-    if has_bar and not own_bar:
+    if has_bar and not has_user_bar:
         callbacks.insert(0, TrainingProgressBar())
     options.setdefault("enable_progress_bar", has_bar)
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
+    loggers = build_loggers(cfg, run_dir)
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,
             callbacks=callbacks,
-            logger=build_loggers(cfg, run_dir),
+            logger=loggers,
             default_root_dir=str(run_dir),
             **options,
         )

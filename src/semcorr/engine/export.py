@@ -29,9 +29,10 @@ from semcorr.core.extras import is_installed, require_extra
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.build import build_backbone
-from semcorr.engine.checkpoints import load_checkpoint, read_checkpoint
+from semcorr.engine.checkpoints import find_changed_setting, load_checkpoint, read_checkpoint, weight_settings
+from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.saved_config import CONFIG, read_run_config
-from semcorr.engine.shared_run import CARD, FACTS, WEIGHTS, shared_config_text, shared_metadata
+from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
 from semcorr.models.finetune.merge import merge_adapters
 
 
@@ -106,13 +107,15 @@ def export_shared_run(cfg: DictConfig, folder: Path, run: Path, which: str, card
     """
     content = read_checkpoint(run, which)
     weights = {name: value for name, value in content["state_dict"].items() if not name.startswith("loss.")}
-    _save(weights, folder / WEIGHTS, shared_metadata(content))
+    facts = shared_facts(content)
+    _save(weights, folder / WEIGHTS, {key: json.dumps(value) for key, value in facts.items()})
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / CONFIG).write_text(shared_config_text(cfg), encoding="utf-8")
     read_run_config(folder)
     written = load_checkpoint(folder / WEIGHTS)
-    facts = [name for name in FACTS if written.get(name) != content.get(name)]
-    if facts or not all(torch.equal(value, written["state_dict"][name]) for name, value in weights.items()):
+    changed = find_changed_setting(written, weight_settings(read_plain_config(folder / CONFIG)))
+    differs = changed is not None or any(written[name] != value for name, value in facts.items())
+    if differs or not all(torch.equal(value, written["state_dict"][name]) for name, value in weights.items()):
         raise RuntimeError(f"What was written to {folder} is not what {run} holds")
     return 0.0
 

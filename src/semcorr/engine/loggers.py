@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from semcorr.core.ranges import OptionsOf, Pattern, check_arguments
 from semcorr.core.tables import read_table
 from semcorr.core.terminal import escape_controls
 from semcorr.core.text_files import JsonMapping, JsonObject
+from semcorr.engine.run_name import LONGEST_TAG
 
 log = logging.getLogger(__name__)
 
@@ -177,13 +178,23 @@ def wandb(
     options.setdefault("mode", os.environ.get("WANDB_MODE") or None)
     if options["mode"] is None and not client.login(prompt=False):
         options["mode"] = "offline"
+    require_tags(options.get("tags"))
     is_offline = options["mode"] in ("offline", "dryrun")
     options |= {} if is_offline else {"id": _read_or_create_id(Path(save_dir)), "resume": "allow"}
-    # Its address is all that W&B is to print: online by itself, offline in `finish_loggers`.
-    options.setdefault("settings", client.Settings(silent=is_offline, quiet=True))
+    # Its address is all that W&B is to print: online by itself, unless $WANDB_SILENT; offline in `finish_loggers`.
+    settings = client.Settings(quiet=True, silent=True) if is_offline else client.Settings(quiet=True)
+    options.setdefault("settings", settings)
     logger = WandbSideLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
     logger._wandb_init.pop("anonymous", None)  # Lightning's, of which W&B warns that it has no effect
     return logger
+
+
+def require_tags(tags: object) -> None:
+    """Refuse tags that W&B would refuse once the run has begun."""
+    given = [tags] if isinstance(tags, str) else tags
+    for tag in given if isinstance(given, Sequence) else ():
+        if not isinstance(tag, str) or not 1 <= len(tag) <= LONGEST_TAG:
+            raise UserError(f"`logger.tags` must be texts of 1 to {LONGEST_TAG} characters, got {tag!r:.100}")
 
 
 def _read_or_create_id(run_dir: Path) -> str:

@@ -1,7 +1,7 @@
 """The model card of a shared run: what the Hugging Face Hub reads, and what a reader wants to know."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -22,7 +22,7 @@ def format_model_card(cfg: DictConfig, run: Path, name: str, license: str, facts
 
     Args:
         cfg: Configuration of the run, with its provenance.
-        run: Directory of the run, whose metrics.json holds the scores.
+        run: Directory of the run, whose metrics.json holds the scores of its best checkpoint.
         name: What the model is loaded by.
         license: Identifier of the trained weights' licence.
         facts: Number of trained weights and the checkpoint they are of.
@@ -31,16 +31,16 @@ def format_model_card(cfg: DictConfig, run: Path, name: str, license: str, facts
         Markdown below a YAML front matter.
     """
     section = cfg.test if "test" in cfg else cfg.data
-    scored = benchmark_name(section) or str(section._target_).rpartition(".")[2]
-    scores = read_scores(run)
+    benchmark = benchmark_name(section) or str(section._target_).rpartition(".")[2]
+    scores = read_scores(run) if facts["checkpoint"] == "best" else {}
     data = ModelCardData(
         license=license,
         library_name="semcorr",
         tags=TAGS,
         model_name=name.rpartition("/")[2],
-        eval_results=_list_results(scores, scored) or None,
+        eval_results=_list_results(scores, benchmark) or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_format_text(cfg, name, scored, scores, facts)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_format_text(cfg, name, benchmark, scores, facts)}"
 
 
 def read_scores(run: Path) -> JsonObject:
@@ -50,34 +50,39 @@ def read_scores(run: Path) -> JsonObject:
         return {}
     try:
         scores: object = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(scores, dict) or not all(isinstance(_pck(scores, subset), float) for subset in SUBSETS):
+        if not isinstance(scores, dict) or not all(
+            isinstance(_pck(scores, subset), float | None) for subset in SUBSETS
+        ):
             raise ValueError("it holds no scores")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Score the run again, or remove the file.") from None
     return scores
 
 
-def _pck(scores: JsonMapping, subset: str) -> object:
-    return scores["pck"][subset]["image"][ALPHA]
+def _pck(scores: JsonMapping, subset: str) -> float | None:
+    """Return the PCK of a subset of keypoints; None where the benchmark has none of them."""
+    value: float | None = scores["pck"][subset]["image"][ALPHA]
+    return value
 
 
-def _list_results(scores: JsonMapping, scored: str) -> list[EvalResult]:
+def _list_results(scores: JsonMapping, benchmark: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="keypoint-matching",
             task_name="Semantic correspondence",
-            dataset_type=scored,
-            dataset_name=scored,
+            dataset_type=benchmark,
+            dataset_name=benchmark,
             dataset_split=str(scores.get("split", "test")).rpartition(" ")[2],
             metric_type="pck",
             metric_name=f"PCK@{ALPHA} per image, {subset}",
-            metric_value=round(100 * float(str(_pck(scores, subset))), 2),
+            metric_value=round(100 * value, 2),
         )
         for subset in (SUBSETS if scores else ())
+        if (value := _pck(scores, subset)) is not None
     ]
 
 
-def _format_text(cfg: DictConfig, name: str, scored: str, scores: JsonMapping, facts: JsonMapping) -> str:
+def _format_text(cfg: DictConfig, name: str, benchmark: str, scores: JsonMapping, facts: JsonMapping) -> str:
     provenance = cfg.provenance
     versions = ", ".join(f"{package} {version}" for package, version in provenance.get("packages", {}).items())
     rows = {
@@ -107,7 +112,7 @@ def _format_text(cfg: DictConfig, name: str, scored: str, scores: JsonMapping, f
             'given as `Matcher.load(..., "backbone.weights=FILE")`; any other than those below are refused.',
             "",
             *_format_table(("", ""), rows.items()),
-            *_format_scores(scores, scored),
+            *_format_scores(scores, benchmark),
             "",
             "The base weights and the data keep their own licences, which may forbid uses that this one allows.",
             "",
@@ -119,15 +124,15 @@ def _name_target(section: DictConfig) -> str:
     return str(section._target_).rpartition(".")[2]
 
 
-def _format_scores(scores: JsonMapping, scored: str) -> list[str]:
+def _format_scores(scores: JsonMapping, benchmark: str) -> list[str]:
     if not scores:
         return ["", "No scores were recorded."]
-    rows = [(subset, f"{100 * float(str(_pck(scores, subset))):.1f}") for subset in SUBSETS]
-    title = f"{scores.get('split', scored)}, {scores.get('pairs')} pairs, protocol {scores.get('protocol')}"
+    values = [(subset, _pck(scores, subset)) for subset in SUBSETS]
+    rows = [(subset, "-" if value is None else f"{100 * value:.1f}") for subset, value in values]
+    title = f"{scores.get('split', benchmark)}, {scores.get('pairs')} pairs, protocol {scores.get('protocol')}"
     return ["", *_format_table((title, f"PCK@{ALPHA} per image, percent"), rows)]
 
 
-def _format_table(head: Sequence[str], rows: object) -> list[str]:
-    assert hasattr(rows, "__iter__")
+def _format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ("---",) * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

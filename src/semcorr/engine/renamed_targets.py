@@ -59,17 +59,25 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
     "semcorr.read_outs.named": "semcorr.matching.readouts.parse_readout",
 }
 
+RENAMED_OPTIONS = {  # by the target, under today's name
+    "semcorr.models.backbones.segment_anything.SegmentAnything": {"out_chans": "neck_chans"},
+}
+
 
 def update_targets(value: object) -> object:
-    """Return a configuration whose `_target_` values have today's names.
+    """Return a configuration whose `_target_` values, and the options of the targets, have today's names.
 
     >>> update_targets({"head": {"_target_": "semcorr.heads.cosine.Cosine"}})
     {'head': {'_target_': 'semcorr.models.heads.cosine.Cosine'}}
+    >>> update_targets({"_target_": "semcorr.backbones.segment_anything.SegmentAnything", "out_chans": 64})
+    {'_target_': 'semcorr.models.backbones.segment_anything.SegmentAnything', 'neck_chans': 64}
     """
     if isinstance(value, list):
         return [update_targets(item) for item in value]
     if not isinstance(value, dict):
         return value
     target = value.get("_target_")
-    renamed = {"_target_": RENAMED_TARGETS[target]} if isinstance(target, str) and target in RENAMED_TARGETS else {}
-    return {key: update_targets(item) for key, item in value.items()} | renamed
+    new_target = RENAMED_TARGETS.get(target, target) if isinstance(target, str) else None
+    renamed = {} if new_target is None else {"_target_": new_target}
+    options = RENAMED_OPTIONS.get(new_target or "", {})
+    return {options.get(key, key): update_targets(item) for key, item in value.items()} | renamed

@@ -1,16 +1,19 @@
 """Names of runs in dashboards: which backbone, how it is tuned, on which benchmark, as dinov2-blocks_2-spair."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import yaml
-from omegaconf import DictConfig
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import ConfigDefault
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
 
-NAMED = ("backbone", "finetune", "data")  # groups that a name is made of
+NAME_GROUPS = ("backbone", "finetune", "data")  # that a name is made of
 DEFAULT_NAMES = ("train", "evaluate")  # of `name`, which says nothing then
+LONGEST_TAG = 64  # of W&B, in characters
+WANDB = "semcorr.engine.loggers.wandb"
 
 
 def name_run(cfg: DictConfig) -> str:
@@ -19,28 +22,33 @@ def name_run(cfg: DictConfig) -> str:
     Args:
         cfg: Configuration of a run; one that is inherited by `checkpoint` knows its choices by their content alone.
     """
-    return "-".join(name_choice(group, cfg[group]) for group in NAMED)
+    return "-".join(name_choice(group, cfg[group]) for group in NAME_GROUPS)
 
 
 def tag_run(cfg: DictConfig) -> list[str]:
-    """List the tags of a run: the parts of its name, its head, its protocol, and its own `name` where it has one."""
+    """List the tags of a run: the parts of its name, its head, its protocol, and its own `name` where it has one.
+
+    A tag that is longer than W&B takes is cut; the configuration beside it has the whole.
+    """
     protocol = cfg.get("protocol") or {}
     protocols = protocol.get("names") or [protocol.get("name")]  # the first is that of metrics.json
-    tags = [*(name_choice(group, cfg[group]) for group in (*NAMED, "head")), str(protocols[0] or "")]
-    return [*dict.fromkeys(tag for tag in (*tags, *({cfg.name} - {*DEFAULT_NAMES})) if tag)]
+    tags = [*(name_choice(group, cfg[group]) for group in (*NAME_GROUPS, "head")), str(protocols[0] or "")]
+    return [*dict.fromkeys(tag[:LONGEST_TAG] for tag in (*tags, *({cfg.name} - {*DEFAULT_NAMES})) if tag)]
 
 
 def label_run(cfg: DictConfig, node: Mapping[str, object]) -> JsonObject:
-    """Return the labels of a run that its logger shows: what is null in the logger's section, and more tags.
+    """Return the labels of a run that W&B shows: what is null in the logger's section, and more tags.
 
     Args:
         cfg: Configuration of the run.
-        node: Section of the logger.
+        node: Section of a logger; one of another package is left as it is.
     """
+    if node["_target_"] != WANDB:
+        return {}
     labels: JsonObject = {"name": name_run, "job_type": lambda cfg: "train" if "loss" in cfg else "evaluate"}
-    found = {key: label(cfg) for key, label in labels.items() if key in node and node[key] is None}
+    missing = {key: label(cfg) for key, label in labels.items() if key in node and node[key] is None}
     tags = node.get("tags")
-    return found | ({"tags": [*dict.fromkeys((*tag_run(cfg), *tags))]} if isinstance(tags, list) else {})
+    return missing | ({"tags": [*dict.fromkeys((*tag_run(cfg), *tags))]} if isinstance(tags, list) else {})
 
 
 def name_choice(group: str, section: Mapping[str, object]) -> str:
@@ -50,25 +58,48 @@ def name_choice(group: str, section: Mapping[str, object]) -> str:
     """
     target = str(section["_target_"])
     if target.endswith(".last_blocks"):
-        return f"blocks_{section['blocks']}" if section["blocks"] else "frozen"
-    likeness = {
-        path.stem: sum(section.get(key) == value for key, value in choice.items())
-        for path in sorted((conf_dir() / group).glob("*.yaml"))
-        if (choice := read_choice(path)).get("_target_") == target
-        and choice.get("name", "???") in ("???", section.get("name", "???"))
+        norm = "_norm" if section["blocks"] and section.get("norm") else ""
+        return f"blocks_{section['blocks']}{norm}" if section["blocks"] else "frozen"
+    repository = read_known_targets(config_search_path(str(conf_dir()))).repository
+    files = {
+        name: read_choice(repository, group, name)
+        for name in sorted({*repository.get_group_options(group, ObjectType.CONFIG)})
     }
-    if likeness:
-        stem = max(likeness, key=lambda name: likeness[name])
-        choice = read_choice(conf_dir() / group / f"{stem}.yaml")
-        return str(section["name"]).rpartition("/")[2] if choice.get("name") == "???" else stem
-    return str(section.get("name") or target.rpartition(".")[2]).rpartition("/")[2]
+    choices = {
+        name: choice
+        for name, choice in files.items()
+        if choice.get("_target_") == target and choice.get("name", "???") in ("???", section.get("name", "???"))
+    }
+    if not choices:
+        return str(section.get("name") or target.rpartition(".")[2]).rpartition("/")[2]
+    likeness = {
+        name: sum(_is_as_in(value, section.get(key)) for key, value in choice.items())
+        for name, choice in choices.items()
+    }
+    name = max(likeness, key=lambda name: likeness[name])
+    return str(section["name"]).rpartition("/")[2] if choices[name].get("name") == "???" else name
 
 
-def read_choice(path: Path) -> JsonObject:
-    """Read a file of a group with those of the same folder that it extends; interpolations stay as they are."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+def _is_as_in(written: object, value: object) -> bool:
+    """Tell whether a value is as a file has it; of `${data_root}/spair` the end counts, as it may be resolved."""
+    if isinstance(written, str) and "}" in written:
+        return str(value).endswith(written.rpartition("}")[2])
+    return value == written
+
+
+def read_choice(repository: IConfigRepository, group: str, name: str) -> JsonObject:
+    """Read a file of a group with those of the same group that it extends; interpolations stay as they are.
+
+    Args:
+        repository: The installed files, of packages as well.
+        group: Name of the group, such as `backbone`.
+        name: Name of the file, without its ending.
+    """
+    loaded = repository.load_config(f"{group}/{name}")
+    assert loaded is not None, "the repository has listed it"
+    content: object = OmegaConf.to_container(loaded.config)
     options: JsonObject = {}
-    for default in content.pop("defaults", []):
-        if isinstance(default, str) and default != "_self_":
-            options |= read_choice(path.with_name(f"{default}.yaml"))
-    return options | content
+    for default in loaded.defaults_list or ():
+        if not default.is_self() and isinstance(default, ConfigDefault):
+            options |= read_choice(repository, group, str(default.path))
+    return options | (content if isinstance(content, dict) else {})

@@ -5,6 +5,7 @@ trained, and the hash of the base that it belongs to.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds, which the commands that only name thes
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FACTS = ("base", "trained_as")  # what a checkpoint says of its weights, here JSON in the file's metadata
+FILES = re.compile(r"(backbone|head)\.(.+[._])?weights")  # options that are files of weights
 
 
 def is_shared(run: Path) -> bool:
@@ -43,21 +45,26 @@ def shared_config_text(cfg: DictConfig) -> str:
 def remove_places(value: object, key: str = "") -> object:
     """Return values of a configuration without this machine's folders: names stay, and files of weights are left out.
 
+    Args:
+        value: A configuration, or its leaves by their dotted keys.
+        key: Dotted key of the value.
+
     >>> remove_places({"data": {"root": "/home/me/spair"}, "backbone": {"weights": "w.pth"}, "name": "a/b"})
     {'data': {'root': 'spair'}, 'backbone': {'weights': None}, 'name': 'a/b'}
     """
     if isinstance(value, Mapping):
-        return {name: remove_places(child, str(name)) for name, child in value.items()}
+        return {name: remove_places(child, f"{key}.{name}".lstrip(".")) for name, child in value.items()}
     if isinstance(value, list):
         return [remove_places(child, key) for child in value]
-    if isinstance(value, str) and key.endswith("weights") and key != "sam_weights":
+    if isinstance(value, str) and FILES.fullmatch(key):
         return None
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def shared_metadata(content: JsonMapping) -> dict[str, str]:
-    """Return the metadata of the file of weights: what a checkpoint says of them, as text."""
-    return {key: json.dumps(content[key]) for key in FACTS if key in content}
+def shared_facts(content: JsonMapping) -> JsonObject:
+    """Return what a checkpoint says of its weights, without this machine's folders, as its configuration is shared."""
+    facts = {key: content[key] for key in FACTS if key in content}
+    return facts | ({"trained_as": remove_places(facts["trained_as"])} if "trained_as" in facts else {})
 
 
 def read_shared_weights(path: Path) -> JsonObject:

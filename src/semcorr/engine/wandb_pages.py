@@ -35,10 +35,10 @@ def log_categories(board: WandbLogger, stage: str, categories: JsonMapping, step
     import wandb
 
     columns, rows = tabulate_categories(categories)
-    board.experiment.log({f"{stage}/categories": wandb.Table(columns=columns, data=rows), STEP: step})
+    board.experiment.log({f"{stage}/categories": wandb.Table(columns=[*columns], data=rows), STEP: step})
 
 
-def tabulate_categories(categories: JsonMapping) -> tuple[list[str | int], list[list[object]]]:
+def tabulate_categories(categories: JsonMapping) -> tuple[list[str], list[list[object]]]:
     """Tabulate PCK per image by category, subset and alpha, in percent; None where a category has no such keypoints.
 
     >>> columns, rows = tabulate_categories({"cat": {s: {"image": {"0.1": 0.5}} for s in ("all", "geo", "std")}})
@@ -79,5 +79,7 @@ def log_scores(board: WandbLogger, metrics: JsonMapping, run_dir: Path, step: in
     log_categories(board, "test", metrics["category"], step)
     numbers = flatten_config(metrics)
     board.experiment.summary.update({f"scores/{name.replace('.', '/')}": numbers[name] for name in SUMMARY})
-    copy = shutil.copy(run_dir / "metrics.json", board.experiment.dir)  # else W&B makes a link, and says so
-    board.experiment.save(copy, base_path=board.experiment.dir, policy="now")
+    folder = Path(board.experiment.dir)
+    if folder.is_dir():  # none where W&B is disabled
+        copy = shutil.copy(run_dir / "metrics.json", folder)  # else W&B makes a link, and says so
+        board.experiment.save(copy, base_path=str(folder), policy="now")

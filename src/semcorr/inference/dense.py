@@ -219,17 +219,17 @@ def smooth_flow(flow: Flow, tolerance: float, size: tuple[int, int] | None = Non
     shape = max(1, round(h * share)), max(1, round(w * share))
     confidence = adaptive_avg_pool2d(flow.confidence[None, None].double(), shape)
     weight = confidence + LEAST_WEIGHT
-    full = flow.flow.permute(2, 0, 1)[None].double() * (flow.confidence + LEAST_WEIGHT)
-    displacement = adaptive_avg_pool2d(full, shape) / weight
+    weighted_flow = flow.flow.permute(2, 0, 1)[None].double() * (flow.confidence + LEAST_WEIGHT)
+    displacement = adaptive_avg_pool2d(weighted_flow, shape) / weight
     agreement, mean = torch.ones_like(weight), displacement
     for sigma in (side * max(shape) for side in SMOOTH):
         mean = _blur(displacement * weight * agreement, sigma) / _blur(weight * agreement, sigma)
         reach = max(1.0, sigma / share) * tolerance
         agreement = torch.exp(-0.5 * (displacement - mean).square().sum(1, keepdim=True) / reach**2) + LEAST_WEIGHT
     finest = SMOOTH[-1] * max(shape)
-    kept = _blur(confidence * agreement, finest) / _blur(torch.ones_like(confidence), finest)
+    smooth_confidence = _blur(confidence * agreement, finest) / _blur(torch.ones_like(confidence), finest)
     shape = (h, w) if size is None else size[::-1]
-    smooth = interpolate(torch.cat((mean, kept), dim=1), shape, mode="bicubic", align_corners=False)[0]
+    smooth = interpolate(torch.cat((mean, smooth_confidence), dim=1), shape, mode="bicubic", align_corners=False)[0]
     return Flow(smooth[:2].permute(1, 2, 0).to(flow.flow), smooth[2].clamp(0, 1).to(flow.confidence))
 
 

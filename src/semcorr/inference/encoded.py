@@ -1,6 +1,7 @@
 """Pictures encoded for matching, and what a matcher answers."""
 
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_image
 from semcorr.inference.displayed import DisplayedPicture
 
+log = logging.getLogger(__name__)
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
 
 
@@ -202,17 +204,21 @@ class Match(NamedTuple):
             UserError: This machine has no viewer; and see `plot`.
         """
         image, notebook = self.plot(), sys.modules.get("IPython")
-        if notebook is not None and notebook.get_ipython() is not None:
+        if notebook is not None and hasattr(notebook.get_ipython(), "kernel"):  # IPython in a terminal has none
             notebook.display.display(image)
         elif not ImageShow.show(image):
             raise UserError('No viewer for pictures was found on this machine. Save it: match.plot().save("match.png")')
 
     def _repr_png_(self) -> bytes | None:
-        """Return the plot as PNG, for notebooks; None if the match knows no pictures: its text is shown then."""
+        """Return the plot as PNG, for notebooks; None if there are no pictures to draw on: the text is shown then."""
         if self.pictures is None:
             return None
         buffer = io.BytesIO()
-        self.plot().save(buffer, format="PNG")
+        try:
+            self.plot().save(buffer, format="PNG")
+        except UserError as error:  # a file that is gone: the notebook would print a traceback above the text
+            log.warning("The match is not drawn: %s", error)
+            return None
         return buffer.getvalue()
 
 

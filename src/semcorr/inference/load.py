@@ -17,7 +17,7 @@ from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module, check_config
 from semcorr.engine.checkpoints import load_trained
-from semcorr.engine.hub import SCHEME, download_run
+from semcorr.engine.hub import SCHEME, download_run, parse_address
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
 from semcorr.engine.saved_config import is_run, read_run_config
@@ -31,7 +31,7 @@ class RestoredModel(NamedTuple):
 
     module: CorrespondenceModule
     resize: str
-    config_line: str  # the overrides that it was loaded from
+    config_line: str  # the overrides that it was loaded from; a hub's address stays one
 
 
 def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()) -> RestoredModel:
@@ -48,7 +48,7 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
     line = format_overrides(model, overrides)
     try:
         with _preserve_random_state():
-            return RestoredModel(*_build_model(line), " ".join(line))
+            return RestoredModel(*_build_model([_fetch_checkpoint(word) for word in line]), " ".join(line))
     except UserError:
         raise
     except Exception as error:  # Hydra's errors; a user's mistake becomes a sentence
@@ -72,12 +72,14 @@ def _preserve_random_state() -> Iterator[None]:
 
 
 def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
-    """Return the overrides of a config line as a list.
+    """Return the overrides of a config line as a list; nothing is downloaded yet.
 
     >>> format_overrides("dinov2", ["localise=argmax"])
     ['backbone=dinov2', 'localise=argmax']
     >>> format_overrides("backbone=dinov2 localise.window=9")
     ['backbone=dinov2', 'localise.window=9']
+    >>> format_overrides("hf://user/cats@v1")
+    ['checkpoint=hf://user/cats@v1']
     """
     words = [str(model)] if model and Path(model).is_dir() else _split_words(model or "")  # directories may have spaces
     line = [_word_to_override(word) if "=" not in word or Path(word).is_dir() else word for word in words]
@@ -102,7 +104,8 @@ def _split_words(model: str | Path) -> list[str]:
 def _word_to_override(word: str) -> str:
     """Return the override of a single word: a backbone, a directory, or an address on the Hugging Face Hub."""
     if word.startswith(SCHEME):
-        return f"checkpoint={_quote_value(str(download_run(word)))}"
+        parse_address(word)
+        return f"checkpoint={word}"
     names = list_choices("backbone")
     if word in names:
         return f"backbone={word}"
@@ -117,6 +120,13 @@ def _word_to_override(word: str) -> str:
     is_place = os.sep in word or Path(word).exists()
     hint = "Give the run_dir of a run, or a backbone." if is_place else suggest_near(word, names)
     raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
+
+
+def _fetch_checkpoint(override: str) -> str:
+    """Return an override with the folder of a downloaded run in place of its address on the Hugging Face Hub."""
+    key, _, value = override.partition("=")
+    is_address = key == "checkpoint" and value.startswith(SCHEME)
+    return f"{key}={_quote_value(str(download_run(value)))}" if is_address else override
 
 
 def _quote_value(word: str) -> str:

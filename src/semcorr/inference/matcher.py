@@ -278,8 +278,8 @@ class Matcher:
         matches = self._match_with_cycle(source_map, target_map, b.placement, query_points, subcell)
         target_points, cycle_points = b.placement.from_view(matches.points), a.placement.from_view(matches.cycle_points)
         pictures = (a.displayed, b.displayed) if a.displayed is not None and b.displayed is not None else None
-        found, scores = target_points.cpu(), matches.scores.cpu()
-        return Match(points, found, scores, matches.consistent.cpu(), cycle_points.cpu(), pictures)
+        matched_points, scores = target_points.cpu(), matches.scores.cpu()
+        return Match(points, matched_points, scores, matches.consistent.cpu(), cycle_points.cpu(), pictures)
 
     @torch.no_grad()
     def _match_with_cycle(

@@ -86,13 +86,13 @@ def draw_point_label(
 
 def _add_legend(plot: Image.Image) -> Image.Image:
     """Place what the marks mean below a plot, smaller where it is narrow."""
-    words = ("comes back when matched back", "does not: do not trust it")
+    captions = ("comes back when matched back", "does not: do not trust it")
     size = 14.0
-    needed = [24 + text_width(text, size) + 24 for text in words]
+    needed = [24 + text_width(text, size) + 24 for text in captions]
     shrink = min(1.0, plot.width / sum(needed))
     legend = Image.new("RGB", (ZOOM * plot.width, ZOOM * LEGEND), PAPER)
     draw, x = ImageDraw.Draw(legend), 0.0
-    for text, width, filled in zip(words, needed, (True, False), strict=True):
+    for text, width, filled in zip(captions, needed, (True, False), strict=True):
         place = (ZOOM * shrink * (x + 10), ZOOM * LEGEND / 2)
         if filled:
             draw_disc(draw, place, ZOOM * shrink * 8, point_colour(0))
@@ -143,8 +143,8 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     square = to_view(coordinates.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
     unit = to_unit(square, SIDE).view_as(coordinates)
     left = a.image.resize(displayed_size(a.size))
-    sampled = left if a.image.width > left.width else a.image  # reduced, or a large picture's warp is grainy
-    colours = torch.from_numpy(np.array(sampled)).permute(2, 0, 1)[None].float()
+    source = left if a.image.width > left.width else a.image  # reduced, or a large picture's warp is grainy
+    colours = torch.from_numpy(np.array(source)).permute(2, 0, 1)[None].float()
     warped = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
     opacity = (smooth.confidence / SURE).clamp(0, 1)
     grey = torch.from_numpy(np.array(b.image.resize(size).convert("L"))).float()

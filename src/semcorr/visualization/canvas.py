@@ -95,11 +95,11 @@ def write_text(
 
 def shorten_text(text: str, size: float, width: float) -> str:
     """Shorten a text to a width in pixels, by leaving out its middle."""
-    font, kept = ImageFont.load_default(size=size), len(text)
+    font, length = ImageFont.load_default(size=size), len(text)
     shortened = text
-    while kept > 2 and font.getlength(shortened) > width:
-        kept -= 1
-        shortened = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+    while length > 2 and font.getlength(shortened) > width:
+        length -= 1
+        shortened = f"{text[: (length + 1) // 2]}...{text[len(text) - length // 2 :]}"
     return shortened
 
 
@@ -125,8 +125,8 @@ def overlay_map(
     share = (values - low) / (high - low) if high > low else np.zeros_like(values)
     middle = Image.new("RGB", image.size, MIDDLE)
     pale = Image.blend(middle, image.convert("L").convert("RGB"), CONTRAST)  # or its lights look like high values
-    laid = Image.blend(pale, Image.fromarray(colour_values(share)), opacity)
-    return laid, draw_colour_bar(image.height, low, high, opacity)
+    overlay = Image.blend(pale, Image.fromarray(colour_values(share)), opacity)
+    return overlay, draw_colour_bar(image.height, low, high, opacity)
 
 
 def draw_colour_bar(height: int, low: float, high: float, opacity: float = 1.0) -> Image.Image:

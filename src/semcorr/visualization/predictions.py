@@ -100,14 +100,14 @@ def plot_pair(
         )
         for row in rows
     ]
-    for row, (start, found, truth, correct) in zip(rows, ends, strict=True):
+    for row, (start, predicted, truth, correct) in zip(rows, ends, strict=True):
         colour = RIGHT if correct else WRONG
-        draw.line((*start, *found), fill=(*colour, round(255 * LINE)), width=ZOOM)
+        draw.line((*start, *predicted), fill=(*colour, round(255 * LINE)), width=ZOOM)
         draw_ring(draw, truth, ZOOM * alpha * row["extent"] * scales[1], colour, 2 * ZOOM)
         if not correct:
-            draw_dashes(draw, truth, found, colour, 2 * ZOOM)
-    for start, found, _, correct in ends:
-        for point in (start, found):
+            draw_dashes(draw, truth, predicted, colour, 2 * ZOOM)
+    for start, predicted, _, correct in ends:
+        for point in (start, predicted):
             (draw_disc if correct else draw_cross)(draw, point, MARK * ZOOM, RIGHT if correct else WRONG)
     return canvas.reduce(ZOOM)
 

@@ -34,7 +34,7 @@ EACH = 2  # maps of either kind
 SIDE = 360  # longer side of a picture, in pixels
 GAP = 12  # between pictures
 OPACITY = 0.7  # of a map over its target
-QUERY, TRUTH, FOUND = POINT_COLOURS[3], PAPER, POINT_COLOURS[0]
+QUERY, TRUTH, PREDICTION = POINT_COLOURS[3], PAPER, POINT_COLOURS[0]
 SIMILARITY_LEGEND = (
     "left the source with the query (yellow ring), right the target, lighter where its features are more similar to "
     "the query's; the colour bar has the least and the greatest similarity of each map. White ring: where the keypoint "
@@ -90,7 +90,7 @@ def plot_similarity(
     right, bar = overlay_map(right, values, OPACITY)
     _mark(left, pair.source.keypoints[keypoint].tolist(), pair.source.size, QUERY)
     _mark(right, pair.target.keypoints[keypoint].tolist(), pair.target.size, TRUTH)
-    _mark(right, predicted.tolist(), pair.target.size, FOUND, cross=True)
+    _mark(right, predicted.tolist(), pair.target.size, PREDICTION, cross=True)
     place = Image.new("RGB", (SIDE, max(left.height, right.height)), PAPER)
     halves = []
     for image in (left, right):

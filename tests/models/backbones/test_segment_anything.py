@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
+from semcorr.engine.options import check_options
 from semcorr.models.backbones import segment_anything
 from semcorr.models.backbones.segment_anything import (
     FILES,
@@ -127,6 +128,14 @@ def test_an_option_out_of_range_is_told_its_range(options, message):
         sam(**options)
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["qk_norm", "pre_norm", "num_classes", "use_rel_pos", "out_chans"])
+def test_an_option_that_would_have_no_effect_is_refused(option):
+    node = {"_target_": f"{SegmentAnything.__module__}.SegmentAnything", "name": "vit_b", "depth": 3, option: 1}
+
+    with pytest.raises(UserError, match=f"backbone.{option}"):
+        check_options({"backbone": node})
 
 
 def test_without_a_network_there_are_three_ways_out(monkeypatch, tmp_path):

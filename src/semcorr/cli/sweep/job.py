@@ -30,14 +30,14 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         cache: Cache of the features of the last job that this process has run.
     """
     from semcorr.cli.errors import user_message
-    from semcorr.engine.run_name import name_run
+    from semcorr.engine.run_name import WANDB, name_run
 
     task = getattr(importlib.import_module(f"semcorr.{job.verb}"), job.verb)
     print_line(f"Job {job.folder.name}: {' '.join(job.overrides)} -> {job.folder}")
     cfg = job.cfg.copy()
     cfg.run_dir = str(job.folder)
     for logger in (cfg.logger, *(node for node in cfg.logger.values() if isinstance(node, DictConfig))):
-        if "group" in logger:  # W&B's
+        if logger.get("_target_") == WANDB:
             logger.group = logger.group or job.folder.parent.name
             logger.name = f"{logger.name or name_run(cfg)} {job.folder.name}"
     is_half_done = (job.folder / "checkpoints").is_dir()

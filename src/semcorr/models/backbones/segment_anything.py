@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import OptionsOf, check_arguments
+from semcorr.core.ranges import Count, Positive, Whole, check_arguments
 from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.features import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone
@@ -24,7 +23,6 @@ from semcorr.models.weights.networks import recognise_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 123.675 116.28 103.53, 58.395 57.12 57.375 of 255
 ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
-SHARED = {"mlp_ratio": 4, "patch_size": 16, "img_size": 1024, "window_size": 14, "neck_chans": 256}
 ENCODERS: dict[str, JsonObject] = {
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": (5, 11, 17, 23)},
@@ -107,7 +105,15 @@ class SegmentAnything(SequentialBackbone):
         weights: Local file to read instead, official or of the encoder alone.
         layers: Blocks whose outputs are read; negative numbers count from the end.
         neck: Read the 256 channels that the mask decoder sees, instead of the last block's tokens.
-        options: Further options of timm's `VisionTransformerSAM`: `embed_dim`, `depth`, ...
+        embed_dim: Channels of the tokens, if not those of `name`; likewise the three that follow.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        global_attn_indexes: Blocks whose attention is global; that of the others is in windows.
+        patch_size: Side of a patch, in pixels.
+        img_size: Side of the image that the stored positions are of, in pixels.
+        window_size: Side of a window, in patches.
+        mlp_ratio: Channels inside the MLP of a block, relative to `embed_dim`.
+        neck_chans: Channels after the neck.
     """
 
     @check_arguments("backbone")
@@ -120,20 +126,45 @@ class SegmentAnything(SequentialBackbone):
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
         neck: bool = False,
-        **options: Annotated[Any, OptionsOf(VisionTransformerSAM)],
+        *,
+        embed_dim: Count | None = None,
+        depth: Count | None = None,
+        num_heads: Count | None = None,
+        global_attn_indexes: Sequence[Whole] | None = None,
+        patch_size: Count = 16,
+        img_size: Count = 1024,
+        window_size: Count = 14,
+        mlp_ratio: Positive = 4.0,
+        neck_chans: Count = 256,
     ) -> None:
         if name not in ENCODERS:
             raise UserError(f"`backbone.name` must be one of {', '.join(ENCODERS)}, got {name!r}")
-        config = SHARED | ENCODERS[name] | options
-        patch = config["patch_size"]
-        super().__init__(f"sam_{name}", size, grid, CellGrid(patch, patch), (MEAN, STD))
+        sizes: JsonObject = {
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "global_attn_indexes": global_attn_indexes,
+        }
+        config = ENCODERS[name] | {key: value for key, value in sizes.items() if value is not None}
+        super().__init__(f"sam_{name}", size, grid, CellGrid(patch_size, patch_size), (MEAN, STD))
         self.layers, self.neck = normalise_layer_indices(layers, config["depth"]), neck
         if neck and self.layers != [config["depth"] - 1]:
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
         source = weights or (_download(name) if pretrained else None)
         state = None if source is None else read_weights(source)
         # Without a norm_layer it is LayerNorm with the authors' epsilon, 1e-6.
-        encoder = VisionTransformerSAM(num_classes=0, norm_layer=None, mlp_layer=MLP, use_rel_pos=True, **config)
+        encoder = VisionTransformerSAM(
+            img_size=img_size,
+            patch_size=patch_size,
+            window_size=window_size,
+            mlp_ratio=mlp_ratio,
+            neck_chans=neck_chans,
+            num_classes=0,
+            norm_layer=None,
+            mlp_layer=MLP,
+            use_rel_pos=True,
+            **config,
+        )
         full = encoder.state_dict()
         encoder.blocks = encoder.blocks[: self.layers[-1] + 1]
         encoder.neck = encoder.neck if neck else nn.Sequential()
@@ -145,7 +176,7 @@ class SegmentAnything(SequentialBackbone):
                 encoder, image_encoder_state(state), source, spare=full.keys(), diagnosis=recognise_weights(state, full)
             )
         self.model = encoder
-        self.widths = [config["neck_chans"]] if neck else [config["embed_dim"]] * len(self.layers)
+        self.widths = [neck_chans] if neck else [config["embed_dim"]] * len(self.layers)
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(encoder)
 
