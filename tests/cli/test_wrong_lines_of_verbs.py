@@ -139,7 +139,7 @@ WRONG = {
         "'ä, (1)=[x].png' nowhere -> nowhere does not exist", "a.png b.png --out a.png/x -> is a file",
     ],
     "transfer": [
-        "coco.json -> IMAGES is missing", "images coco.json -> is no folder",
+        "coco.json -> IMAGES is missing", "images coco.json -> images is a folder",
         "coco.json images --use vot -> mean vote?",
         "coco.json images --min-score 80 -> at least 0 and below 1", "coco.json images --min-score nan -> got nan",
         "coco.json images --place 1e30 -> at most 1000000", "coco.json images --box xyhw -> Did you mean xywh",
