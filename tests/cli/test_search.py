@@ -207,7 +207,7 @@ def test_a_mistake_is_told_before_the_first_job(typed, tmp_path, tiny, capfd, li
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (["-m", SEARCH, RATE], "`hydra/sweeper`: optuna is not installed. pip install 'semcorr[sweep]'"),
+        (["-m", SEARCH, RATE], "`hydra/sweeper` needs optuna, which is not installed: pip install 'semcorr[sweep]'"),
         ([SEARCH], "Add -m, or leave it out"),
         (["-m", RATE], "an interval is searched, by hydra/sweeper=optuna"),
         (["objective=pck"], "`objective`: metrics.json has no number pck. There are pck.SUBSET"),

@@ -14,7 +14,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord, build_image_record
 from semcorr.data.views import fit_to_square
 from semcorr.metrics.predictions import Predictions, load_predictions
-from semcorr.visualization.similarity import FOUND, GAP, QUERY, SIDE, TRUTH, crop_to_image, plot_similarity_page
+from semcorr.visualization.similarity import GAP, PREDICTION, QUERY, SIDE, TRUTH, crop_to_image, plot_similarity_page
 
 SIZE = (100, 50)
 COLOURS = {"one": (0, 0, 150), "two": (0, 150, 0)}  # of the sources
@@ -84,7 +84,7 @@ def test_a_page_shows_each_query_its_map_its_truth_and_its_match(pairs):
         tile = sheet[GAP + place * (height + GAP) :][:height, GAP:]
         left, right, bar = tile[:, :SIDE], tile[:, SIDE + GAP :][:, :SIDE], tile[:, 2 * (SIDE + GAP) :]
         assert tuple(left[-1, -1]) == COLOURS[["one", "two"][i]]
-        for half, colour, point in ((left, QUERY, SOURCES), (right, TRUTH, TARGETS), (right, FOUND, PREDICTED)):
+        for half, colour, point in ((left, QUERY, SOURCES), (right, TRUTH, TARGETS), (right, PREDICTION, PREDICTED)):
             at = middle((half == colour).all(-1))
             np.testing.assert_allclose(at, (np.array(point[i][k]) + 0.5) * zoom, atol=1.5)
         hottest = middle(np.abs(right - bar[:2, :8].mean((0, 1))).max(-1) < 12)  # the colour of the greatest value

@@ -162,5 +162,5 @@ def test_a_gated_model_is_said_to_be_gated(monkeypatch):
 def test_without_diffusers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
 
-    with pytest.raises(UserError, match=r"pip install semcorr\[sd\]"):
+    with pytest.raises(UserError, match=r"pip install 'semcorr\[sd\]"):
         StableDiffusion("some/model")
