@@ -34,7 +34,7 @@ def test_a_merged_run_is_a_file_of_weights_that_scores_as_the_run_does(typed, ru
     assert typed(trained, "--format", "merged", "--out", "w.safetensors") == 0
 
     plain = [*tiny, "backbone.layers=[1]", f"backbone.weights={tmp_path / 'w.safetensors'}"]
-    found = evaluate(config("evaluate", *plain, "finetune.blocks=0"))
+    found = evaluate(config("evaluate", *plain, "protocol=unified", "finetune.blocks=0"))
     assert found["pck"] == json.loads((trained / "metrics.json").read_text())["pck"]
     untuned = tiny_of(config("evaluate", *tiny, "backbone.layers=[1]"))
     assert relative_difference(features(untuned), features(of_run(trained))) > 1e-3
