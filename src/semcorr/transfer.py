@@ -19,7 +19,7 @@ from semcorr.core.files import (
     require_writable_file,
 )
 from semcorr.core.ranges import Range
-from semcorr.core.terminal import Terminal, escape_controls, print_line
+from semcorr.core.terminal import escape_controls, print_line
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from semcorr.inference.transfer.labels import KeypointLabel
@@ -160,7 +160,7 @@ def print_transfer_summary(
             )
     for entry in skipped_images:
         print(escape_controls(f"left out: {entry['file_name']}: {entry['reason']}"))
-    Terminal().print(f"{len(labels)} objects labelled: {out}", soft_wrap=True)
+    print_line(f"Wrote {out}: {len(labels)} object{'s'[: len(labels) != 1]}")
 
 
 def main() -> None:

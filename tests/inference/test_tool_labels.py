@@ -379,7 +379,7 @@ def test_the_command_gives_back_what_it_was_given(tmp_path, kind, monkeypatch):
 
     assert code == 0, said
     out = Path(f"labels{SUFFIXES[kind][0]}")
-    assert f"1 objects labelled: {out}" in said
+    assert f"Wrote {out}" in said
     found = points_of(read_objects(accept(out), folder))
     assert set(found) == {"cats/2.jpg"}
     assert typed(path, folder, "--format", "coco", "--out", "coco.json")[0] == 0
