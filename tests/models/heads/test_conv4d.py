@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from semcorr.benchmark.command import app
@@ -42,10 +43,20 @@ def drawn(case: tuple, **options) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=chance, **options) for shape in shapes]
 
 
-@pytest.mark.parametrize("cached", [1, 2**12])  # one cell at a time; all of a row
+@pytest.fixture
+def by_volumes(monkeypatch):
+    """Convolve as on a GPU."""
+    monkeypatch.setattr(module, "add_by_cells", module.add_by_volumes)
+    monkeypatch.setattr(module, "weight_gradient_by_cells", module.weight_gradient_by_volumes)
+
+
+@pytest.mark.parametrize("way", [1, 2**20, "volumes"])  # one cell at a time; all of a row; the whole volume
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_the_sum_over_all_neighbours_and_so_are_its_gradients(case, cached, monkeypatch):
-    monkeypatch.setattr(module, "CACHED", cached)
+def test_it_is_the_sum_over_all_neighbours_and_so_are_its_gradients(case, way, monkeypatch, request):
+    if way == "volumes":
+        request.getfixturevalue("by_volumes")
+    else:
+        monkeypatch.setattr(module, "CACHED", way)
     ours, theirs = ([one.clone().requires_grad_() for one in drawn(case)] for _ in range(2))
 
     found, expected = conv4d(*ours), slow(*theirs)
@@ -61,15 +72,43 @@ def test_it_is_the_sum_over_all_neighbours_and_so_are_its_gradients(case, cached
 
 def test_chunks_that_do_not_divide_a_row_are_put_together(monkeypatch):
     x, weight, bias = drawn((2, 3, 2, (3, 7, 4, 4), (3, 3, 3, 3)))
-    monkeypatch.setattr(module, "CACHED", 3 * 16)  # of seven cells: three, three and one
+    monkeypatch.setattr(module, "CACHED", 3 * 9 * 2 * 16)  # of seven cells: three, three and one
 
+    assert [cells[3].stop - cells[3].start for cells in module._iterate_cells(x[:1, :, :1], 9 * 2)] == [3, 3, 1]
     assert_close(conv4d(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
 
 
-def test_its_gradients_are_those_of_finite_differences():
-    inputs = [one.requires_grad_() for one in drawn((1, 2, 2, (2, 3, 2, 2), (3, 3, 1, 3)), dtype=torch.double)]
+@pytest.mark.parametrize("outputs", [2, 3])  # taps as output channels; as input channels
+def test_its_gradients_are_those_of_finite_differences(outputs):
+    inputs = [one.requires_grad_() for one in drawn((1, 2, outputs, (2, 3, 2, 2), (3, 3, 1, 3)), dtype=torch.double)]
 
     assert torch.autograd.gradcheck(conv4d, inputs)
+
+
+class CountedCalls(TorchDispatchMode):
+    """The operations that launch a kernel: not views, nor requests for memory."""
+
+    VIEWS = ("view", "slice", "select", "transpose", "permute", "expand", "alias", "detach", "empty", "unsqueeze")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not name.startswith(self.VIEWS) and name != "_unsafe_view":
+            self.launches.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_layer_on_a_gpu_is_at_most_twenty_launches(kernel, by_volumes):
+    x, weight, bias = drawn((2, 8, 8, (6,) * 4, (kernel,) * 4))
+    with CountedCalls() as calls:
+        conv4d(x, weight, bias)
+
+    assert len(calls.launches) <= 20, calls.launches
+    assert sum("conv" in name for name in calls.launches) == kernel
 
 
 def test_over_one_pair_of_axes_it_is_a_2d_convolution():
@@ -92,7 +131,7 @@ def test_there_need_be_no_bias_and_input_may_lie_in_memory_in_any_order():
 
 def test_a_gradient_that_nobody_asks_for_is_not_computed(monkeypatch):
     x, weight, bias = drawn(CASES[0])
-    monkeypatch.setattr(module, "_weight_gradient", None)
+    monkeypatch.setattr(module, "weight_gradient_by_cells", None)
 
     conv4d(x.requires_grad_(), weight, bias).sum().backward()
 

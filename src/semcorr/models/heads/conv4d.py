@@ -1,9 +1,9 @@
-"""A 4-D convolution of correlations by matrix products accumulated in the output, with an equally frugal backward.
+"""A 4-D convolution of correlations by PyTorch's 2-D and 3-D convolutions, with an equally frugal backward.
 
-Over the last two axes (the target's) the input is unfolded, a few cells of the first two (the source's) at a
-time; every tap of the kernel over the first two axes is then one product with the unfolded chunk, added to the
-output cells at that offset. No operation is spent on padded channels, and the only memory besides input and output
-is one chunk, of the size of a processor's cache.
+A kernel's taps over the first two axes (the source's) are convolutions over the last two (the target's), whose results
+are shifted and added. On a CPU all of these are channels of one 2-D convolution of a few source cells, which fits a
+processor's cache. Elsewhere there is one 3-D convolution for each tap over the first axis, on the whole volume:
+few launches, and memory for one more volume.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.nn.functional import conv2d, conv3d
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from semcorr.core.errors import UserError
 
-CACHED = 2**12  # cells of a chunk on a CPU: they fit into a core's cache
-MANY = 2**18  # cells of a chunk elsewhere: enough to keep the device busy
+CACHED = 2**20  # values of a chunk of shifted results on a CPU: 4 MiB, in the caches of two cores
 
 
 def conv4d(
@@ -59,7 +60,7 @@ class Conv4d(nn.Module):
 
 
 class _Conv4d(torch.autograd.Function):
-    """The convolution as an autograd function, which saves its input for backward and nothing unfolded."""
+    """The convolution as an autograd function, which saves its input for backward and nothing else."""
 
     @staticmethod
     def forward(ctx: BackwardCFunction, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,63 +82,122 @@ class _Conv4d(torch.autograd.Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute the convolution, without checks and without autograd."""
+    """Compute the convolution in the type of `x`, without checks and without autograd."""
     b, _, *grid = x.shape
-    o, _, *kernel = weight.shape
-    start = x.new_zeros(o) if bias is None else bias.to(x.dtype)
-    out = start.view(-1, 1, 1, 1, 1).expand(b, o, *grid).contiguous()
-    taps = weight.to(x.dtype).permute(2, 3, 0, 1, 4, 5).flatten(3)  # (kh kw o c*kk*kl)
-    cells = out.flatten(3)
-    for tap, (image, row, span), columns in _iterate_taps(x, kernel):
-        cells[image, :, row, span].addmm_(taps[tap], columns)
+    start = x.new_zeros(len(weight)) if bias is None else bias.to(x.dtype)
+    out = start.view(-1, 1, 1, 1, 1).expand(b, len(weight), *grid).contiguous()
+    add = add_by_cells if x.device.type == "cpu" else add_by_volumes
+    with torch.autocast(x.device.type, enabled=False):
+        add(out, x, weight.to(x.dtype))
     return out
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
     """Compute the gradient of the kernel from the input and the gradient of the output."""
-    kh, kw, kk, kl = kernel
-    taps = x.new_zeros(kh, kw, gradient.shape[1], x.shape[1] * kk * kl)
-    cells = gradient.flatten(3)
-    for tap, (image, row, span), columns in _iterate_taps(x, kernel):
-        taps[tap].addmm_(cells[image, :, row, span], columns.T)
-    return taps.unflatten(3, (-1, kk, kl)).permute(2, 3, 0, 1, 4, 5)
+    by = weight_gradient_by_cells if x.device.type == "cpu" else weight_gradient_by_volumes
+    with torch.autocast(x.device.type, enabled=False):
+        return by(x, gradient.to(x.dtype), kernel)
 
 
-def _iterate_taps(
-    x: Tensor, kernel: Sequence[int]
-) -> Iterator[tuple[tuple[int, int], tuple[int, int, slice], Float[Tensor, "unfolded cells"]]]:
-    """Yield taps over the first two axes, the output cells (image, row, span) that each adds to, and its factor."""
-    (h, w, *inner), (kh, kw, *_) = x.shape[2:], kernel
-    size = prod(inner)
-    for image, row, first, columns in _unfold_chunks(x, kernel):
-        last = first + columns.shape[1] // size
-        for i, j in product(range(kh), range(kw)):
-            target_row, shift = row + kh // 2 - i, kw // 2 - j
-            low, high = max(0, first + shift), min(w, last + shift)
-            if 0 <= target_row < h and low < high:
-                start = low - shift - first
-                factor = columns[:, start * size : (start + high - low) * size]
-                yield (i, j), (image, target_row, slice(low * size, high * size)), factor
+def add_by_volumes(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add the convolution of `x` to `out` by one 3-D convolution of the whole volume for each tap over the first axis."""
+    rows, padding = weight.shape[2], [size // 2 for size in weight.shape[3:]]
+    for i in range(rows):
+        to, of = _overlap(x.shape[2], i - rows // 2)
+        if to.start < to.stop:
+            volumes = conv3d(x[:, :, of].transpose(1, 2).flatten(0, 1), weight[:, :, i], padding=padding)
+            out[:, :, to].add_(volumes.unflatten(0, (len(x), -1)).transpose(1, 2))
 
 
-def _unfold_chunks(x: Tensor, kernel: Sequence[int]) -> Iterator[tuple[int, int, int, Float[Tensor, "unfolded cells"]]]:
-    """Yield image, row, first cell and a chunk of neighbourhoods over the last two axes, as columns.
+def weight_gradient_by_volumes(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Compute the gradient of the kernel by one 3-D convolution for each tap over the first axis."""
+    rows, *inner = kernel
+    shape, padding = (gradient.shape[1], x.shape[1], *inner), [size // 2 for size in inner]
+    taps = []
+    for i in range(rows):
+        to, of = _overlap(x.shape[2], i - rows // 2)
+        volumes, results = (part.transpose(1, 2).flatten(0, 1) for part in (x[:, :, of], gradient[:, :, to]))
+        taps.append(
+            conv3d_weight(volumes, shape, results, padding=padding) if len(volumes) else volumes.new_zeros(shape)
+        )
+    return torch.stack(taps, dim=2)
 
-    The same memory is used for all chunks: fresh memory would have to be requested from the system each time.
+
+def add_by_cells(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add the convolution of `x` to `out`: for a few source cells at a time, one 2-D convolution for all their taps.
+
+    The taps are input channels, read from the neighbours of each cell, or output channels, added to its neighbours:
+    whichever are fewer.
     """
-    (b, c, h, w, k, l), (*_, kk, kl) = x.shape, kernel  # noqa: E741
-    limit = max(1, (CACHED if x.device.type == "cpu" else MANY) // (k * l))
+    o, c, kh, kw, *inner = weight.shape
+    padding = [size // 2 for size in inner]
+    if c < o:
+        filters = weight.permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
+        for cells in _iterate_cells(x, kh * kw * c):
+            results = conv2d(_gather_neighbours(x, cells, (kh, kw)), filters, padding=padding)
+            out[cells].add_(results.transpose(0, 1))
+        return
+    filters = weight.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+    for cells in _iterate_cells(x, kh * kw * o):
+        results = conv2d(x[cells].transpose(0, 1), filters, padding=padding).unflatten(1, (kh, kw, o))
+        for i, j, neighbours, span in _iterate_neighbours(cells, (kh, kw), x.shape):
+            out[neighbours].add_(results[span, kh - 1 - i, kw - 1 - j].transpose(0, 1))
+
+
+def weight_gradient_by_cells(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Compute the gradient of the kernel by one 2-D convolution for all taps of a few source cells at a time."""
+    kh, kw, *inner = kernel
+    o, c, padding = gradient.shape[1], x.shape[1], [size // 2 for size in inner]
+    if c < o:
+        filters = x.new_zeros(o, kh * kw * c, *inner)
+        for cells in _iterate_cells(x, kh * kw * c):
+            neighbours = _gather_neighbours(x, cells, (kh, kw))
+            filters += conv2d_weight(neighbours, filters.shape, gradient[cells].transpose(0, 1), padding=padding)
+        return filters.unflatten(1, (kh, kw, c)).permute(0, 3, 1, 2, 4, 5)
+    filters = x.new_zeros(kh * kw * o, c, *inner)
+    for cells in _iterate_cells(x, kh * kw * o):
+        neighbours = _gather_neighbours(gradient, cells, (kh, kw))
+        filters += conv2d_weight(x[cells].transpose(0, 1), filters.shape, neighbours, padding=padding)
+    return filters.unflatten(0, (kh, kw, o)).flip(0, 1).permute(2, 3, 0, 1, 4, 5)
+
+
+Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
+
+
+def _iterate_cells(x: Tensor, channels: int) -> Iterator[Cells]:
+    """Yield the source cells of all rows, as many at a time as fit a cache with `channels` for each target cell."""
+    b, _, h, w, *inner = x.shape
+    limit = max(1, CACHED // (channels * prod(inner)))
     at_once = -(-w // -(-w // limit))  # chunks of about the same size
-    padded = x.new_zeros(c, at_once, k + kk - 1, l + kl - 1)
-    inner = padded[..., kk // 2 : kk // 2 + k, kl // 2 : kl // 2 + l]
-    windows = padded.unfold(2, kk, 1).unfold(3, kl, 1).permute(0, 4, 5, 1, 2, 3)
-    columns = x.new_empty(c * kk * kl * at_once * k * l)
-    for image, row, first in product(range(b), range(h), range(0, w, at_once)):
-        n = min(at_once, w - first)
-        inner[:, :n] = x[image, :, row, first : first + n]
-        chunk = columns[: c * kk * kl * n * k * l].view(c, kk, kl, n, k, l)
-        chunk.copy_(windows[:, :, :, :n])
-        yield image, row, first, chunk.view(c * kk * kl, -1)
+    for volume, row, first in product(range(b), range(h), range(0, w, at_once)):
+        yield volume, slice(None), row, slice(first, min(first + at_once, w))
+
+
+def _iterate_neighbours(
+    cells: Cells, kernel: tuple[int, int], shape: Sequence[int]
+) -> Iterator[tuple[int, int, Cells, slice]]:
+    """Yield each tap, the neighbours of the cells at that tap, and which of the cells have one within the volume."""
+    volume, channels, row, span = cells
+    for i, j in product(*map(range, kernel)):
+        down, shift = row + i - kernel[0] // 2, span.start + j - kernel[1] // 2
+        low, high = max(0, shift), min(shape[3], shift + span.stop - span.start)
+        if 0 <= down < shape[2] and low < high:
+            yield i, j, (volume, channels, down, slice(low, high)), slice(low - shift, high - shift)
+
+
+def _gather_neighbours(x: Tensor, cells: Cells, kernel: tuple[int, int]) -> Float[Tensor, "cells stacked k l"]:
+    """Stack the neighbours of some cells, zeros outside the volume."""
+    span = cells[3]
+    stack = x.new_zeros(span.stop - span.start, *kernel, x.shape[1], *x.shape[4:])
+    for i, j, neighbours, with_neighbour in _iterate_neighbours(cells, kernel, x.shape):
+        stack[with_neighbour, i, j] = x[neighbours].transpose(0, 1)
+    return stack.flatten(1, 3)
+
+
+def _overlap(length: int, shift: int) -> tuple[slice, slice]:
+    """Return the positions of an axis from which `shift` leads to another one, and those that it leads to."""
+    low, high = max(0, -shift), min(length, length - shift)
+    return slice(low, high), slice(low + shift, high + shift)
 
 
 def _check_odd(sizes: Sequence[int]) -> None:
