@@ -100,7 +100,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tens
 
 
 def add_by_volumes(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add the convolution of `x` to `out` by one 3-D convolution of the whole volume for each tap over the first axis."""
+    """Add the convolution of `x` to `out` by a 3-D convolution of the whole volume for each tap over the first axis."""
     rows, padding = weight.shape[2], [size // 2 for size in weight.shape[3:]]
     for i in range(rows):
         to, of = _overlap(x.shape[2], i - rows // 2)
