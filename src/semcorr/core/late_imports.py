@@ -97,6 +97,10 @@ def disable(function: Callable | None = None, recursive: bool = True, **options:
     return call
 
 
+def break_graph(message: str = "") -> None:
+    """Do nothing: the stand-in of `graph_break`, which ends what is being compiled."""
+
+
 def is_compile_supported(device: object) -> bool:
     """Tell whether the compiler works on a device, by the compiler's own function."""
     return load_compiler(COMPILER_FUNCTIONS).is_compile_supported(device)
@@ -133,7 +137,8 @@ def postpone_compiler() -> Iterator[None]:
         yield
         return
     package, functions = _CompilerModule(COMPILER), _CompilerModule(COMPILER_FUNCTIONS)
-    vars(package).update(__path__=[], OptimizedModule=OptimizedModule, disable=disable, utils=functions)
+    vars(package).update(__path__=[], utils=functions)
+    vars(package).update(OptimizedModule=OptimizedModule, disable=disable, graph_break=break_graph)
     vars(functions).update(is_compile_supported=is_compile_supported)
     sys.modules |= {COMPILER: package, COMPILER_FUNCTIONS: functions}
     sys.meta_path.insert(0, _CompilerFinder())
