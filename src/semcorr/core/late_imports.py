@@ -39,8 +39,10 @@ class _MetricsPackage(ModuleType):
 
             return logging.getLogger(METRICS)
         self.__class__ = ModuleType  # type: ignore[assignment] # from here on the package itself
-        assert self.__spec__ is not None and self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
+        spec = self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(self)
         return getattr(self, name)
 
 
