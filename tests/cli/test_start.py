@@ -11,7 +11,7 @@ pytestmark = pytest.mark.integration
 
 UNUSED = (
     "torch._dynamo", "torch._inductor", "sympy", "torchvision", "timm", "transformers", "peft", "scipy.stats",
-    "torchmetrics.functional", "pandas", "matplotlib", "wandb", "PIL.PdfImagePlugin",
+    "torchmetrics.functional", "matplotlib", "wandb", "PIL.PdfImagePlugin",
 )  # fmt: skip
 PROGRAM = f"""
 import json, sys

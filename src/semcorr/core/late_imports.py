@@ -59,6 +59,8 @@ class _CompilerModule(ModuleType):
     """A stand-in of a module of the compiler, which is loaded for what the stand-in does not hold."""
 
     def __getattr__(self, name: str) -> object:
+        if name == "__path__":  # which `from` asks of every module; those that have one have it set
+            raise AttributeError(name)
         return getattr(load_compiler(self.__name__), name)
 
 
@@ -115,15 +117,17 @@ class _CompilerFinder(MetaPathFinder):
         if not name.startswith(f"{COMPILER}."):
             return None
         load_compiler()
-        return spec_from_loader(name, _Loaded()) if name in sys.modules else find_spec(name)
+        return spec_from_loader(name, _Loaded(sys.modules[name])) if name in sys.modules else find_spec(name)
 
 
 class _Loaded(Loader):
     """A loader of a module that was loaded while it was looked for."""
 
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+        module.__spec__ = None  # with its own, Python would run it a second time
+
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        self.module = sys.modules[spec.name]
-        self.spec = self.module.__spec__
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
