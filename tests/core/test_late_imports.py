@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from semcorr.core.late_imports import OptimizedModule, disable, is_compile_supported, postpone_compiler
 

@@ -2,6 +2,7 @@
 
 import time
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,3 +220,13 @@ def test_plain_weights_would_not_cover(naive):
         covered.append(low <= 0 <= high)
 
     assert np.mean(covered) < 0.8 if naive == "sum" else np.mean(covered) > 0.985
+
+
+@pytest.mark.parametrize("images", [2, 3, 10, 500])
+def test_the_factor_of_few_images_is_that_of_the_two_distributions(images):
+    from scipy.stats import norm, t
+
+    from semcorr.metrics.confidence import _student_factor
+
+    shared = SimpleNamespace(stratum=np.zeros(images, dtype=int))
+    assert _student_factor(shared) == pytest.approx(t.ppf(0.975, images - 1) / norm.ppf(0.975), rel=1e-12)

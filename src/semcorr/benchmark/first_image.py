@@ -54,7 +54,7 @@ class TimedPatches(Backbone):
         if not self.is_started:
             self.is_started = True
             print_line(f"{MARK} {time.monotonic():.3f}")
-        return BackboneState({"0": pixel_unshuffle(image - 0.5, self.stride)}, image.shape[-2:])
+        return BackboneState({"0": pixel_unshuffle(image - 0.5, self.stride)}, (image.shape[-2], image.shape[-1]))
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Scale the patches."""

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
@@ -76,14 +76,14 @@ class OptimizedModule(metaclass=_CompiledType):
     """The stand-in of the class of compiled modules, to test against."""
 
 
-def disable(function: Callable | None = None, recursive: bool = True, **options: object) -> Callable:
+def disable(function: Callable | None = None, recursive: bool = True, **options: str | bool | None) -> Callable:
     """Return a function that is not compiled: the stand-in of the decorator `torch.compiler.disable`.
 
     >>> disable(lambda x: x + 1)(1)
     2
     """
     if function is None:
-        return partial(disable, recursive=recursive, **options)
+        return lambda function: disable(function, recursive, **options)
     if not isfunction(function):
         return load_compiler().disable(function, recursive, **options)
     disabled: list[Callable] = []
