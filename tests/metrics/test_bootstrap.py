@@ -2,7 +2,6 @@
 
 import time
 from itertools import permutations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,7 +225,7 @@ def test_plain_weights_would_not_cover(naive):
 def test_the_factor_of_few_images_is_that_of_the_two_distributions(images):
     from scipy.stats import norm, t
 
-    from semcorr.metrics.confidence import _student_factor
+    from semcorr.metrics.confidence import ImageOverlap, _student_factor
 
-    shared = SimpleNamespace(stratum=np.zeros(images, dtype=int))
+    shared = ImageOverlap(np.arange(images), np.arange(images), np.zeros(images, dtype=int))
     assert _student_factor(shared) == pytest.approx(t.ppf(0.975, images - 1) / norm.ppf(0.975), rel=1e-12)
