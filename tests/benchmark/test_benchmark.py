@@ -270,9 +270,19 @@ def test_startup_from_end_to_end(typed, monkeypatch):
     from semcorr.benchmark import startup
 
     monkeypatch.setattr(startup, "LINES", dict.fromkeys(startup.LINES, ("-c", "pass")))
+    monkeypatch.setattr(startup, "VERBS", {"evaluate": ()})
     found = typed("startup", "--tries=1")
-    assert len(found["seconds"]) == len(found["peak"]) == 3
+    assert len(found["seconds"]) == len(found["peak"]) == 4
     assert found["ratio"] > 0
+    assert found["seconds"][startup.FIRST_IMAGE.format(verb="evaluate")] > found["seconds"][startup.TORCH]
+
+
+def test_a_process_that_encodes_is_timed_until_its_first_image():
+    from semcorr.benchmark.startup import MARK, time_process
+
+    line = f"import time; print('{MARK}', time.monotonic(), flush=True); time.sleep(0.5); print('{MARK}', 1e9)"
+    whole = time_process(("-c", "import time; time.sleep(0.5)"))
+    assert time_process(("-c", line)).seconds < 0.5 < whole.seconds
 
 
 @pytest.mark.parametrize(

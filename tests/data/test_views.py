@@ -9,8 +9,9 @@ from torch.testing import assert_close
 from semcorr.core.coords import from_view
 from semcorr.core.errors import UserError
 from semcorr.data.dataset import make_view
+from semcorr.data.open_image import FORMATS, list_decoders
 from semcorr.data.record import ImageRecord
-from semcorr.data.views import fit_to_square, load_image, render_image
+from semcorr.data.views import fit_to_square, load_image, render_image, render_square
 
 SIZES = [(400, 200), (150, 310), (97, 101), (60, 40)]  # wide, tall, odd, enlarged
 
@@ -132,3 +133,17 @@ def test_a_margin_surrounds_what_the_square_would_be_without_it(size):
 def test_a_margin_that_cannot_be_is_refused(resize):
     with pytest.raises(UserError, match=r"`data\.resize`"):
         fit_to_square((40, 30), 112, resize)
+
+
+def test_pixels_are_those_of_torchvision():
+    from torchvision.transforms.functional import pil_to_tensor
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8))
+    fit = fit_to_square(image.size, 14, "squash")
+    expected = pil_to_tensor(image.resize((14, 14), Image.Resampling.BICUBIC))
+    assert_close(render_square(image, 14, fit), expected, rtol=0, atol=0)
+
+
+def test_the_decoders_are_those_that_pillow_knows():
+    Image.init()
+    assert list_decoders() == [name for name in FORMATS if name in Image.OPEN]

@@ -219,3 +219,13 @@ def test_plain_weights_would_not_cover(naive):
         covered.append(low <= 0 <= high)
 
     assert np.mean(covered) < 0.8 if naive == "sum" else np.mean(covered) > 0.985
+
+
+@pytest.mark.parametrize("images", [2, 3, 10, 500])
+def test_the_factor_of_few_images_is_that_of_the_two_distributions(images):
+    from scipy.stats import norm, t
+
+    from semcorr.metrics.confidence import ImageOverlap, _student_factor
+
+    shared = ImageOverlap(np.arange(images), np.arange(images), np.zeros(images, dtype=int))
+    assert _student_factor(shared) == pytest.approx(t.ppf(0.975, images - 1) / norm.ppf(0.975), rel=1e-12)

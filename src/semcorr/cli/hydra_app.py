@@ -28,10 +28,12 @@ from semcorr.cli.typed_line import check_line, find_run_place, list_absent_folde
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, write_error, write_text
+from semcorr.core.late_imports import postpone_compiler
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranks import ProcessWatch
 from semcorr.core.terminal import print_line
 from semcorr.engine.known_targets import conf_dir, config_search_path
+from semcorr.engine.lean_lightning import import_lightning
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
 from semcorr.engine.saved_config import refuse_generating
 
@@ -58,6 +60,7 @@ def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, ex
         """Check a configuration, lock its run directory and run the task."""
         nonlocal has_dir
         has_dir = True
+        import_lightning()
         context = cast("DictConfig", HydraConfig.get())  # Hydra declares the dataclass of its schema
         output_dir = Path(context.runtime.output_dir)
         cfg.run_dir = str(output_dir)
@@ -117,7 +120,8 @@ def check_run(cfg: DictConfig) -> None:
     from semcorr.engine.trainer_options import check_trainer
 
     copy = cfg.copy()
-    check_config(copy)
+    with postpone_compiler():  # backbones are imported to see what options they take
+        check_config(copy)
     check_objective(copy.objective)
     check_trainer(copy)
     for key in QUICK_SECTIONS:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.random import Generator
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, require_fields
@@ -94,6 +93,8 @@ def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> F
 
     Letterbox bars count as image: less contrast lifts them above black.
     """
+    from torchvision.transforms.v2 import functional  # takes as long as PyTorch itself, and only training needs it
+
     steps = (
         (functional.adjust_brightness, colours.brightness, 1.0),
         (functional.adjust_contrast, colours.contrast, 1.0),

@@ -4,6 +4,7 @@ Pillow knows fifty formats. Some it has decoded by other programs (EPS: Ghostscr
 people and tested by fewer. Which one a file is follows from its bytes; its name may say anything.
 """
 
+import importlib
 import logging
 import struct
 import warnings
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 REPLACE, RESTORE = "Replace the file.", "Restore the image, or drop the pairs that name it."
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+PLUGINS = ("Jpeg", "Png", "WebP", "Tiff", "Bmp", "Gif", "Ppm", "Avif")  # Pillow's modules that read them
 MAX_JPEG_PIXELS = 178_956_970  # pixels of a JPEG: twice Pillow's own limit, above which it refuses, too
 MAX_PIXELS = MAX_JPEG_PIXELS // 2  # pixels of any other image: only a JPEG can be decoded at a fraction of its sides
 MAX_SCANS = 5_000_000_000  # pixels times scans of a progressive JPEG: each scan costs a pass over all pixels
@@ -113,10 +115,16 @@ def open_image(path: Path, remedy: str = REPLACE, missing_remedy: str = RESTORE)
             _warn(path, str(warning.message))
 
 
+def list_decoders() -> list[str]:
+    """List those of FORMATS that the installed Pillow can read: one by one, as its `init` loads fifty."""
+    for name in PLUGINS:
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
-    Image.init()
     try:
-        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(file, formats=list_decoders())
     except Image.UnidentifiedImageError:
         kind = _guess_kind(file)
         if kind in IMAGES:

@@ -19,7 +19,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
 from semcorr.data.colours import image_from_array, is_converted, to_channels_last, to_rgb
-from semcorr.data.open_image import DAMAGE_ERRORS, open_image
+from semcorr.data.open_image import DAMAGE_ERRORS, list_decoders, open_image
 
 log = logging.getLogger(__name__)
 
@@ -209,8 +209,8 @@ def list_pictures(folder: Path) -> list[Path]:
 
 def readable_suffixes() -> tuple[str, ...]:
     """Return the endings of image files that the installed Pillow can read."""
-    Image.init()
-    return tuple(ending for kind, endings in SUFFIXES.items() if kind in Image.OPEN for ending in endings)
+    kinds = list_decoders()
+    return tuple(ending for kind, endings in SUFFIXES.items() if kind in kinds for ending in endings)
 
 
 def list_image_files(folder: Path, recursive: bool = False, known: Collection[Path] = ()) -> list[Path]:

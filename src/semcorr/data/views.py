@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from semcorr.core.coords import to_view
 from semcorr.core.errors import UserError
@@ -91,7 +91,7 @@ def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
     x, y = fit.offset
     resized = image.resize(fit.size, Image.Resampling.BICUBIC)
-    pixels[:, y : y + fit.size[1], x : x + fit.size[0]] = pil_to_tensor(resized)
+    pixels[:, y : y + fit.size[1], x : x + fit.size[0]] = torch.from_numpy(np.array(resized)).movedim(-1, 0)
     return pixels
 
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest, norm, t
 
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.predictions import Predictions, correct_per_pair, subset_masks
@@ -143,8 +142,10 @@ def _variance(residual: Float[np.ndarray, "k p"], shared: ImageOverlap) -> Float
 
 def _student_factor(shared: ImageOverlap) -> float:
     """Return by how much Student's t is wider than the normal: a spread from few images is uncertain itself."""
+    from scipy.special import ndtri, stdtrit  # it takes a second to import, and only the end of a run needs it
+
     free = len(shared.stratum) - len(np.unique(shared.stratum))
-    return float(t.ppf(0.975, free) / norm.ppf(0.975))
+    return float(stdtrit(free, 0.975) / ndtri(0.975))
 
 
 def _sum_group_squares(values: Float[np.ndarray, "k n"], group: Int[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
@@ -248,6 +249,8 @@ def mcnemar(first: Bool[np.ndarray, " m"], second: Bool[np.ndarray, " m"]) -> Mc
     >>> mcnemar(np.array([True] * 5 + [False] * 3), np.array([False] * 4 + [True] * 4))  # 4 against 3
     McNemarResult(only_first=4, only_second=3, p=1.0)
     """
+    from scipy.stats import binomtest  # it takes seconds to import, and only a comparison needs it
+
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
     return McNemarResult(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
 

@@ -1,0 +1,115 @@
+"""Packages that wait: nothing is loaded before it is asked for, and then it is the real one, once."""
+
+import subprocess
+import sys
+
+import pytest
+
+from semcorr.core.late_imports import OptimizedModule, disable, is_compile_supported, postpone_compiler
+
+pytestmark = pytest.mark.integration
+
+METRICS = """
+import sys
+from semcorr.core.late_imports import postpone_metrics
+postpone_metrics()
+import torchmetrics
+from torchmetrics import Metric, MetricCollection
+first = torchmetrics
+assert "torchmetrics.functional" not in sys.modules
+assert torchmetrics.__version__[0].isdigit() and type(torchmetrics) is not type(sys)
+
+from torchmetrics import MeanMetric  # the whole
+assert sys.modules["torchmetrics"] is first and type(first) is type(sys)
+assert "torchmetrics.functional" in sys.modules
+assert first.Metric is Metric and first.MetricCollection is MetricCollection and issubclass(MeanMetric, Metric)
+assert first.metric is sys.modules["torchmetrics.metric"]
+mean = MeanMetric(); mean.update(1.0); mean.update(3.0)
+assert mean.compute() == 2
+"""
+
+COMPILER = """
+import sys
+import torch
+from torch import nn
+from semcorr.core.late_imports import postpone_compiler
+
+names = lambda: {name for name in sys.modules if name.startswith("torch._dynamo")}
+with postpone_compiler():
+    from torch._dynamo import OptimizedModule
+    from torch._dynamo.utils import is_compile_supported
+    @torch.compiler.disable
+    def twice(x):
+        return 2 * x
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    optimizer.zero_grad(); optimizer.step()
+    assert names() == {"torch._dynamo", "torch._dynamo.utils"}
+    assert twice(3) == 6 and not isinstance(nn.Identity(), OptimizedModule)
+assert not names() and not any("late_imports" in type(finder).__module__ for finder in sys.meta_path)
+assert twice(3) == 6 and not isinstance(nn.Identity(), OptimizedModule) and not names()
+
+compiled = torch.compile(nn.Linear(2, 2), backend="eager")  # the compiler itself
+assert isinstance(compiled, OptimizedModule) and not isinstance(nn.Identity(), OptimizedModule)
+assert isinstance(compiled, torch._dynamo.OptimizedModule)
+assert torch.equal(torch.compile(lambda x: twice(x) + 1, backend="eager")(torch.ones(2)), torch.full((2,), 3.0))
+optimizer.zero_grad(); optimizer.step()
+assert is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("cpu")
+"""
+
+ASKED_FOR = """
+import sys
+import torch
+from semcorr.core.late_imports import postpone_compiler
+with postpone_compiler():
+    import torch._dynamo
+    {line}
+    package = sys.modules["torch._dynamo"]
+    assert package.__file__ and package is torch._dynamo and package.config.__name__ == "torch._dynamo.config"
+assert sys.modules["torch._dynamo"] is package is torch._dynamo
+for name in ("eval_frame", "utils", "backends.registry"):
+    module = sys.modules[f"torch._dynamo.{{name}}"]
+    assert module.__spec__.loader is not None and "semcorr" not in type(module.__spec__.loader).__module__, name
+from torch._dynamo import eval_frame, utils
+assert eval_frame is sys.modules["torch._dynamo.eval_frame"] and utils is sys.modules["torch._dynamo.utils"]
+assert eval_frame.OptimizedModule is package.OptimizedModule
+"""
+
+
+@pytest.mark.parametrize("script", [METRICS, COMPILER], ids=["metrics", "compiler"])
+def test_what_waits_is_loaded_when_it_is_asked_for(script):
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch._dynamo.config.verbose",
+        "import torch._dynamo.eval_frame",
+        "from torch._dynamo.backends.registry import lookup_backend",
+        "from torch._dynamo.utils import counters",
+        "from torch._dynamo import list_backends",
+    ],
+)
+def test_whatever_else_is_asked_of_the_compiler_loads_it_in_its_place(line):
+    subprocess.run([sys.executable, "-c", ASKED_FOR.format(line=line)], check=True)
+
+
+def test_a_compiler_that_is_loaded_stays(monkeypatch):
+    import torch._dynamo
+
+    with postpone_compiler():
+        assert sys.modules["torch._dynamo"] is torch._dynamo
+    compiled = torch.compile(torch.nn.Identity(), backend="eager")
+    assert isinstance(compiled, OptimizedModule)
+    assert not isinstance(torch.nn.Identity(), OptimizedModule)
+    assert is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("cpu")
+
+
+def test_a_function_without_the_compiler_is_called_as_it_is():
+    @disable
+    def divide(a: float, b: float) -> float:
+        """Divide."""
+        return a / b
+
+    assert (divide(6, b=3), divide.__name__, divide.__doc__) == (2, "divide", "Divide.")
+    assert disable(recursive=False)(divide)(6, 3) == 2
