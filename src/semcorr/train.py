@@ -40,7 +40,6 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     Returns:
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
-    from semcorr.core.late_imports import postpone_compiler
     from semcorr.engine.build import begin_run, build_trainer, score_and_save
     from semcorr.engine.callbacks import checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
@@ -67,8 +66,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if cache is not None:
         cache.clear()  # training needs the memory
     with advise_on_interrupt(lambda: resume_advice(run_dir, trainer)):
-        with postpone_compiler():  # PyTorch's optimisers import it at their first step, to tell it to stay away
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
             # Default names contain the time, and may differ between processes.

@@ -10,14 +10,15 @@ from repository import SMALL
 pytestmark = pytest.mark.integration
 
 UNUSED = (
-    "torch._dynamo", "torch._inductor", "sympy", "torchvision", "timm", "transformers", "peft", "scipy.stats",
-    "torchmetrics.functional", "matplotlib", "wandb", "PIL.PdfImagePlugin",
+    "torchvision", "timm", "transformers", "peft", "scipy.stats", "torchmetrics.functional", "matplotlib", "wandb",
+    "PIL.PdfImagePlugin",
 )  # fmt: skip
+COMPILER = ("torch._dynamo", "torch._inductor", "sympy")  # PyTorch's optimisers import it
 PROGRAM = f"""
 import json, sys
 from semcorr.{{verb}} import main
 main()
-print(json.dumps([name for name in {UNUSED} if name in sys.modules]))
+print(json.dumps([name for name in {UNUSED + COMPILER} if name in sys.modules]))
 """
 
 
@@ -31,6 +32,7 @@ def test_a_run_imports_no_library_that_it_does_not_use(verb, options, creatures,
     program = [sys.executable, "-c", PROGRAM.format(verb=verb), *line]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    imported = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name in imported if verb == "evaluate" or name not in COMPILER] == []
     assert "First image at" in done.stdout
     assert (tmp_path / "run" / "metrics.json").is_file()
