@@ -32,13 +32,14 @@ class Peak(NamedTuple):
     x: Int[Tensor, "b n"]  # column
     y: Int[Tensor, "b n"]  # row
     score: Float[Tensor, "b n"]  # similarity
+    buffer: Float[Tensor, "b n h w"] | None = None  # what a rule may write into; None where there is nothing to reuse
 
 
 def find_peak(similarity: Float[Tensor, "b n h w"]) -> Peak:
     """Return the most similar cell, the first of equals.
 
     >>> find_peak(torch.tensor([[[[0.1, 0.9], [0.9, 0.2]]]]))
-    Peak(x=tensor([[1]]), y=tensor([[0]]), score=tensor([[0.9000]]))
+    Peak(x=tensor([[1]]), y=tensor([[0]]), score=tensor([[0.9000]]), buffer=None)
     """
     flat, w = similarity.flatten(2), similarity.shape[-1]
     if similarity.device.type == "cpu" and similarity.dtype in (torch.float32, torch.float64):
@@ -56,7 +57,7 @@ def argmax(similarity: Float[Tensor, "b n h w"], best: Peak | None = None) -> Fl
     tensor([[[1., 0.]]])
     """
     similarity = _to_single(similarity)
-    x, y, _ = best or find_peak(similarity)
+    x, y, *_ = best or find_peak(similarity)
     return torch.stack((x, y), dim=-1).to(similarity.dtype)
 
 
@@ -87,9 +88,7 @@ def soft_argmax(
     similarity = _to_single(similarity)
     if not _allows_in_place(similarity):
         return _expectation(similarity / temperature)
-    peak, factor = best or find_peak(similarity), 1 / (temperature * math.log(2))
-    powers = torch.add((peak.score * -factor)[..., None, None], similarity, alpha=factor)
-    return _mean_cell(powers.exp2_())
+    return _mean_cell(_powers(similarity, temperature, best or find_peak(similarity)))
 
 
 @check_arguments("localise")
@@ -108,16 +107,22 @@ def window_soft_argmax(
     if outside not in ("none", "zero"):
         raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
     h, w = similarity.shape[-2:]
-    x, y, _ = best or find_peak(similarity)
+    peak = best or find_peak(similarity)
     columns, rows = (
-        _window_positions(best, window // 2, length) for best, length in ((x, w), (y, h))
+        _window_positions(best, window // 2, length) for best, length in ((peak.x, w), (peak.y, h))
     )  # (b n k), (b n l)
     column, row = columns.clamp(0, w - 1), rows.clamp(0, h - 1)
     cells = (row * w)[..., None] + column[..., None, :]
-    values = similarity.flatten(2).gather(-1, cells.flatten(2)).view(cells.shape)
+    values = _to_single(similarity.flatten(2).gather(-1, cells.flatten(2))).view(cells.shape)
+    corner = torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    if outside == "none" and _allows_in_place(values):
+        powers = _powers(values, temperature, peak._replace(score=_to_single(peak.score), buffer=values))
+        for axis, is_inside in ((-1, row == rows), (-2, column == columns)):
+            powers.mul_(is_inside.to(powers.dtype).unsqueeze(axis))
+        return _mean_cell(powers).add_(corner)
     inside = (row == rows)[..., None] & (column == columns)[..., None, :]
-    logits = torch.where(inside, _to_single(values) / temperature, -torch.inf)
-    expected = _expectation(logits) + torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    logits = torch.where(inside, values / temperature, -torch.inf)
+    expected = _expectation(logits) + corner
     return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, columns, rows, (w, h))
 
 
@@ -167,7 +172,7 @@ def kernel_soft_argmax(
         return _expectation((similarity * across[..., None, :]).mul_((down / temperature)[..., None]))
     # Where the peak is not negative, it stays the largest: every other value is multiplied by less than 1.
     factor = 1 / (temperature * math.log(2))
-    powers = (similarity * across[..., None, :]).mul_((down * factor)[..., None])
+    powers = torch.mul(similarity, across[..., None, :], out=peak.buffer).mul_((down * factor)[..., None])
     found = _mean_cell(powers.sub_((peak.score * factor)[..., None, None]).exp2_())
     negative = peak.score < 0
     if bool(negative.any()):
@@ -196,6 +201,8 @@ def apply_readouts(
         cells, scores = zip(*(apply_readouts(block, rules) for block in blocks), strict=True)
         return [torch.cat(parts, dim=1) for parts in zip(*cells, strict=True)], torch.cat(scores, dim=1)
     peak = find_peak(similarity)
+    if _allows_in_place(similarity) and similarity.dtype == _to_single(peak.score).dtype:
+        peak = peak._replace(buffer=torch.empty_like(similarity))
     takes_best = [(rule.func if isinstance(rule, partial) else rule) in PEAK_READOUTS for rule in rules]
     return [
         rule(similarity, best=peak) if with_best else rule(similarity)
@@ -218,6 +225,15 @@ def _expectation(logits: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
 def _allows_in_place(similarity: Float[Tensor, "b n h w"]) -> bool:
     """Tell whether exponentials may replace logits: on a CPU, where no gradient is needed."""
     return similarity.device.type == "cpu" and not (torch.is_grad_enabled() and similarity.requires_grad)
+
+
+def _powers(
+    values: Float[Tensor, "b n h w"], temperature: float, peak: Peak
+) -> Float[Tensor, "b n h w"]:
+    """Return exp((values - peak) / temperature), in the peak's buffer, where it has one."""
+    factor = 1 / (temperature * math.log(2))
+    shift = (peak.score * -factor)[..., None, None]
+    return torch.add(shift, values, alpha=factor, out=peak.buffer).exp2_()
 
 
 def _mean_cell(weights: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
