@@ -227,9 +227,7 @@ def _allows_in_place(similarity: Float[Tensor, "b n h w"]) -> bool:
     return similarity.device.type == "cpu" and not (torch.is_grad_enabled() and similarity.requires_grad)
 
 
-def _powers(
-    values: Float[Tensor, "b n h w"], temperature: float, peak: Peak
-) -> Float[Tensor, "b n h w"]:
+def _powers(values: Float[Tensor, "b n h w"], temperature: float, peak: Peak) -> Float[Tensor, "b n h w"]:
     """Return exp((values - peak) / temperature), in the peak's buffer, where it has one."""
     factor = 1 / (temperature * math.log(2))
     shift = (peak.score * -factor)[..., None, None]

@@ -58,7 +58,7 @@ def sample_from_each(
     index, counts = cells.flatten(), [4 * len(each) for each in points]
     values = maps[0].new_empty(len(index), c)
     for features, cells_of_map, rows in zip(maps, index.split(counts), values.split(counts), strict=True):
-        torch.index_select(features[0].flatten(1).T, 0, cells_of_map, out=rows)
+        torch.index_select(features.view(c, -1).t(), 0, cells_of_map, out=rows)
     return values.view(-1, 4, c).float().mul_(weights[0, ..., None]).sum(1)
 
 
@@ -86,7 +86,7 @@ def cosine_similarity(
 
 def multiply_batches(a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
     """Multiply matrices; a batch of one as two matrices, which MKL multiplies in up to a third less time."""
-    return (a[0] @ b[0])[None] if len(a) == len(b) == 1 else a @ b
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def product_similarity(
