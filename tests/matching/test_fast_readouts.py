@@ -186,13 +186,23 @@ def test_sources_described_together_are_those_described_one_by_one(head, layout,
     assert_close(head.describe_sources(sources, points), one_by_one, atol=0, rtol=0)  # where gradients are kept
 
 
+@pytest.mark.parametrize("other", [torch.randn(1, 5, 3, 3), torch.randn(1, 5, 4, 6).half()], ids=["size", "precision"])
 @torch.no_grad()
-def test_sources_of_different_sizes_are_described_one_by_one():
+def test_sources_of_different_kinds_are_described_one_by_one(other):
     sources, points = build_maps(2, torch.channels_last), build_points(4)
-    sources[1] = FeatureMap(torch.randn(1, 5, 3, 3), 11)
+    sources[1] = FeatureMap(other, 11)
     expected = [Cosine().describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
 
     assert_close(Cosine().describe_sources(sources, points), torch.cat(expected), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_a_part_of_a_map_is_described_as_its_copy():
+    part, (points, *_) = torch.randn(1, 5, 9, 9)[:, :, 2:6, 1:7], build_points(7)
+
+    found = Cosine().describe_sources([FeatureMap(part, 8)], [points])
+
+    assert_close(found, Cosine().describe(FeatureMap(part.contiguous(), 8), points[None])[0], atol=1e-6, rtol=1e-6)
 
 
 def test_descriptors_of_several_sources_have_gradients():

@@ -58,7 +58,7 @@ def sample_from_each(
     index, counts = cells.flatten(), [4 * len(each) for each in points]
     values = maps[0].new_empty(len(index), c)
     for features, cells_of_map, rows in zip(maps, index.split(counts), values.split(counts), strict=True):
-        torch.index_select(features.view(c, -1).t(), 0, cells_of_map, out=rows)
+        torch.index_select(features.reshape(c, -1).t(), 0, cells_of_map, out=rows)
     return values.view(-1, 4, c).float().mul_(weights[0, ..., None]).sum(1)
 
 

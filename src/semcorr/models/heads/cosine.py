@@ -33,17 +33,14 @@ class Cosine(nn.Module):
         """Sample the descriptors of the points of several sources, of one image each, in one go.
 
         A subclass with a `describe` of its own has its `describe` called source by source, and so are sources of
-        different sizes and those that need a gradient.
+        different sizes or precisions, and those that need a gradient.
         """
-        values, (first, *others) = [source.values for source in sources], sources
-        if (
-            getattr(self.describe, "__func__", None) is not Cosine.describe
-            or any(one.stride != first.stride or one.values.shape != first.values.shape for one in others)
-            or torch.is_grad_enabled()
-        ):
+        kinds = {(source.stride, source.values.shape, source.values.dtype) for source in sources}
+        has_own_description = getattr(self.describe, "__func__", None) is not Cosine.describe
+        if has_own_description or len(kinds) > 1 or torch.is_grad_enabled():
             chunks = [self.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
             return torch.cat(chunks)
-        return sample_from_each(values, points, first.stride)
+        return sample_from_each([source.values for source in sources], points, sources[0].stride)
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
         """Compute the cosine of every descriptor with every target cell."""
