@@ -11,7 +11,7 @@ from torch import Tensor
 from semcorr.benchmark.measurement import Machine, Measurement, measure, measure_machine, synchronised_time
 from semcorr.benchmark.naive import KERNEL, LOOPS, SIGMA, SOFT
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
-from semcorr.core.coords import to_grid, to_image
+from semcorr.core.coords import to_image
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap
@@ -121,8 +121,9 @@ def _match_by_target(task: MatchingTask) -> list[list[Float[Tensor, "n 2"]]]:
     for target, members in groups.items():
         sources = [FeatureMap(task.maps[task.pairs[i][0], None], STRIDE) for i in members]
         query_points = [task.points[i] for i in members]
-        cells = match_to_target(head, FeatureMap(task.maps[target, None], STRIDE), sources, query_points, RULES).points
-        parts = [to_grid(rule, STRIDE).split([len(pair_points) for pair_points in query_points]) for rule in cells]
+        cells = match_to_target(head, FeatureMap(task.maps[target, None], STRIDE), sources, query_points, RULES).cells
+        counts = [len(pair_points) for pair_points in query_points]
+        parts = [rule_cells.split(counts) for rule_cells in cells]
         cells_by_pair |= {i: [part[position] for part in parts] for position, i in enumerate(members)}
     return [cells_by_pair[i] for i in range(len(task.pairs))]
 

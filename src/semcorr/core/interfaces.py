@@ -36,6 +36,16 @@ class SiameseHead(Protocol):
         """Compute the similarity of descriptors to every target cell; `target` is adapted."""
 
 
+@runtime_checkable
+class MultiSourceHead(SiameseHead, Protocol):
+    """A Siamese head that describes the points of all sources of a target in one go: optional, for speed."""
+
+    def describe_sources(
+        self, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]]
+    ) -> Float[Tensor, "q c"]:
+        """Compute what `describe` gives for the points of each source, of one image each, in their order."""
+
+
 class Backbone(nn.Module):
     """A dense feature extractor: images to a feature map, with its weights in blocks.
 

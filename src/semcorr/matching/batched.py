@@ -4,6 +4,7 @@ Both give what the head gives when it is called pair by pair.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import normalize
 
 from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
-from semcorr.core.interfaces import SiameseHead
+from semcorr.core.interfaces import MultiSourceHead, SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
 from semcorr.matching.similarity import (
@@ -51,7 +52,7 @@ class TargetMatches(NamedTuple):
     @property
     def points(self) -> list[Float[Tensor, "q 2"]]:
         """Positions in pixels of the target."""
-        return [to_image(cells, self.stride) for cells in self.cells]
+        return list(to_image(torch.stack(self.cells), self.stride)) if self.cells else []
 
 
 def match_to_target(
@@ -83,9 +84,7 @@ def match_to_target(
     for similarity in query_similarities(head, target, sources, points, chunk_size, options):
         stride = cell_stride(target, similarity)
         chunks.append(apply_readouts(similarity.float(), [rule for rule in rules if not needs_four_queries(rule)]))
-    direct = iter(
-        [torch.cat(cells) for cells in zip(*([cells[0] for cells in chunk[0]] for chunk in chunks), strict=True)]
-    )
+    direct = iter([_join([cells[0] for cells in parts]) for parts in zip(*(chunk[0] for chunk in chunks), strict=True)])
     bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
     bilinear = iter(
         match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4), options)
@@ -93,7 +92,12 @@ def match_to_target(
         else []
     )
     matches = [next(bilinear if needs_four_queries(rule) else direct) for rule in rules]
-    return TargetMatches(matches, torch.cat([chunk[1][0] for chunk in chunks]), stride)
+    return TargetMatches(matches, _join([chunk[1][0] for chunk in chunks]), stride)
+
+
+def _join(chunks: Sequence[Tensor]) -> Tensor:
+    """Concatenate chunks; a single one, which is the rule, is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
 
 
 def match_bilinear(
@@ -135,9 +139,7 @@ def match_at_full_resolution(
 
     For heads that compare by cosine, and images that fill the view.
     """
-    descriptors = torch.cat(
-        [head.describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)]
-    )
+    descriptors = _describe_queries(head, sources, points, unit_cells=False)
     others = [rule for rule in rules if rule is not argmax]
     with torch.autocast(descriptors.device.type, enabled=False):
         pixel, score = upsampled_argmax(descriptors, target.values, size, values)
@@ -160,13 +162,7 @@ def query_similarities(
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
     if isinstance(head, SiameseHead):
-        descriptors = [
-            describe_unit_cells(head, source, chunk[None])[0]
-            if options.unit_cells
-            else head.describe(source, chunk[None])[0]
-            for source, chunk in zip(sources, points, strict=True)
-        ]
-        for queries in torch.cat(descriptors).split(chunk_size):
+        for queries in _describe_queries(head, sources, points, options.unit_cells).split(chunk_size):
             yield (
                 product_similarity(queries[None], target.values)
                 if options.products
@@ -176,6 +172,16 @@ def query_similarities(
     for source, source_points in zip(sources, points, strict=True):
         for chunk in source_points.split(chunk_size):
             yield head(source, target, chunk[None])
+
+
+def _describe_queries(
+    head: SiameseHead, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], unit_cells: bool
+) -> Float[Tensor, "q c"]:
+    """Compute the descriptors of the points of all sources."""
+    if isinstance(head, MultiSourceHead) and not unit_cells:
+        return head.describe_sources(sources, points)
+    describe = partial(describe_unit_cells, head) if unit_cells else head.describe
+    return torch.cat([describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)])
 
 
 def describe_unit_cells(

@@ -4,6 +4,8 @@ Maps may come in half precision. What is computed from them is in single: bfloat
 cosine of 0.997 from 1, nor a coordinate of 419.6 pixels from 420.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,20 +33,33 @@ def neighbouring_cells(
 ) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
     """Return the four cells around each point, numbered row by row in a map of h x w, and their bilinear weights."""
     x, y = to_grid(points.float(), stride).unbind(-1)
-    columns, across = _axis_neighbours(x, w)
-    rows, down = _axis_neighbours(y, h)
-    cells = (rows[..., None] * w + columns[..., None, :]).flatten(2)
-    return cells, (down[..., None] * across[..., None, :]).flatten(2)
+    place = torch.stack((x.clamp(0, w - 1), y.clamp(0, h - 1)), dim=-1)
+    low = place.floor()
+    columns, rows = torch.stack((low, place.ceil()), dim=-1).long().unbind(-2)
+    share = place - low
+    across, down = torch.stack((1 - share, share), dim=-1).unbind(-2)
+    cells = (rows * w)[..., None] + columns[..., None, :]
+    return cells.flatten(2), (down[..., None] * across[..., None, :]).flatten(2)
 
 
-def _axis_neighbours(
-    coordinate: Float[Tensor, "b n"], length: int
-) -> tuple[Int[Tensor, "b n 2"], Float[Tensor, "b n 2"]]:
-    """Return the cells on both sides of a coordinate along an axis, and their weights."""
-    coordinate = coordinate.clamp(0, length - 1)
-    low = coordinate.floor()
-    cells = torch.stack((low, (low + 1).clamp(max=length - 1)), dim=-1).long()
-    return cells, torch.stack((low + 1 - coordinate, coordinate - low), dim=-1)
+def sample_from_each(
+    maps: Sequence[Float[Tensor, "1 c h w"]], points: Sequence[Float[Tensor, "_ 2"]], stride: float
+) -> Float[Tensor, "q c"]:
+    """Sample descriptors in each of several maps of one size, as `sample_descriptors` does; without gradients.
+
+    >>> maps = [torch.full((1, 1, 2, 2), value) for value in (3.0, 5.0)]
+    >>> sample_from_each(maps, [torch.zeros(1, 2), torch.zeros(2, 2)], stride=14)
+    tensor([[3.],
+            [5.],
+            [5.]])
+    """
+    _, c, h, w = maps[0].shape
+    cells, weights = neighbouring_cells(torch.cat(list(points))[None], stride, h, w)
+    index, counts = cells.flatten(), [4 * len(each) for each in points]
+    values = maps[0].new_empty(len(index), c)
+    for features, cells_of_map, rows in zip(maps, index.split(counts), values.split(counts), strict=True):
+        torch.index_select(features.reshape(c, -1).t(), 0, cells_of_map, out=rows)
+    return values.view(-1, 4, c).float().mul_(weights[0, ..., None]).sum(1)
 
 
 def cosine_similarity(
@@ -61,10 +76,17 @@ def cosine_similarity(
     """
     h, w = features.shape[-2:]
     with torch.autocast(features.device.type, enabled=False):
-        cells = features.flatten(2).float()
+        cells, queries = features.flatten(2).float(), descriptors.float()
         lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
-        similarity = normalize(descriptors.float(), dim=-1) @ cells / lengths
+        queries = queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
+        similarity = multiply_batches(queries, cells)
+        similarity = torch.div(similarity, lengths, out=None if similarity.requires_grad else similarity)
     return similarity.unflatten(-1, (h, w))
+
+
+def multiply_batches(a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
+    """Multiply matrices; a batch of one as two matrices, which MKL multiplies in up to a third less time."""
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def product_similarity(
@@ -77,7 +99,7 @@ def product_similarity(
     tensor([[[[3., 0.]]]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        similarity = descriptors.float() @ features.flatten(2).float()
+        similarity = multiply_batches(descriptors.float(), features.flatten(2).float())
     return similarity.unflatten(-1, features.shape[-2:])
 
 

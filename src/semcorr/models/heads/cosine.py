@@ -1,10 +1,13 @@
 """The head without parameters: cosine similarity of unchanged features."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.types import FeatureMap
-from semcorr.matching.similarity import cosine_similarity, sample_descriptors
+from semcorr.matching.similarity import cosine_similarity, sample_descriptors, sample_from_each
 
 
 class Cosine(nn.Module):
@@ -23,6 +26,21 @@ class Cosine(nn.Module):
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
         """Sample the descriptors of points bilinearly."""
         return sample_descriptors(source.values, points, source.stride)
+
+    def describe_sources(
+        self, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]]
+    ) -> Float[Tensor, "q c"]:
+        """Sample the descriptors of the points of several sources, of one image each, in one go.
+
+        A subclass with a `describe` of its own has its `describe` called source by source, and so are sources of
+        different sizes or precisions, and those that need a gradient.
+        """
+        kinds = {(source.stride, source.values.shape, source.values.dtype) for source in sources}
+        has_own_description = getattr(self.describe, "__func__", None) is not Cosine.describe
+        if has_own_description or len(kinds) > 1 or torch.is_grad_enabled():
+            chunks = [self.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
+            return torch.cat(chunks)
+        return sample_from_each([source.values for source in sources], points, sources[0].stride)
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
         """Compute the cosine of every descriptor with every target cell."""

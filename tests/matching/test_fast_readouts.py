@@ -1,0 +1,255 @@
+"""Read-outs in place, all sources at once: each against a slow twin in double precision."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from semcorr.core.interfaces import MultiSourceHead
+from semcorr.core.types import FeatureMap
+from semcorr.matching import readouts
+from semcorr.matching.batched import match_to_target, query_similarities
+from semcorr.matching.readouts import (
+    apply_readouts,
+    argmax,
+    find_peak,
+    kernel_soft_argmax,
+    soft_argmax,
+    window_soft_argmax,
+)
+from semcorr.matching.similarity import multiply_batches, neighbouring_cells, sample_descriptors, sample_from_each
+from semcorr.models.heads.cosine import Cosine
+
+RULES = [
+    argmax,
+    soft_argmax,
+    partial(soft_argmax, temperature=1e-4),
+    kernel_soft_argmax,
+    partial(kernel_soft_argmax, sigma=1.5, temperature=0.2),
+    partial(kernel_soft_argmax, sigma=0.4, temperature=1e-3),
+    window_soft_argmax,
+    partial(window_soft_argmax, window=5, temperature=0.1),
+    partial(window_soft_argmax, window=5, outside="zero"),
+]
+SHAPES = [(1, 5, 8, 8), (3, 4, 6, 9), (1, 3, 1, 17), (2, 3, 13, 1), (1, 2, 1, 1), (1, 0, 5, 5), (1, 9, 60, 60)]
+
+
+def slow_cell(rule, rows: np.ndarray) -> list[float]:
+    """Read one map out in double precision: a weight for every cell, then their mean."""
+    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    h, w = rows.shape
+    top, left = divmod(int(rows.argmax()), w)
+    y, x = np.mgrid[:h, :w]
+    if function is argmax:
+        return [left, top]
+    temperature = options.get("temperature", 0.03 if function is kernel_soft_argmax else 0.02)
+    logits = rows / temperature
+    if function is kernel_soft_argmax:
+        logits = logits * np.exp(-((x - left) ** 2 + (y - top) ** 2) / (2 * options.get("sigma", 7.0) ** 2))
+    if function is window_soft_argmax:
+        reach = options.get("window", 15) // 2
+        far = (abs(x - left) > reach) | (abs(y - top) > reach)
+        logits = np.where(far, 0.0 if options.get("outside") == "zero" else -math.inf, logits)
+    weights = np.exp(logits - logits.max())
+    return [float((weights * x).sum() / weights.sum()), float((weights * y).sum() / weights.sum())]
+
+
+def slow_cells(rule, similarity: torch.Tensor) -> torch.Tensor:
+    cells = [slow_cell(rule, rows.double().numpy()) for rows in similarity.flatten(0, 1)]
+    return torch.tensor(cells).reshape(*similarity.shape[:2], 2).float()
+
+
+def random_similarity(shape: tuple[int, ...], low: float, high: float) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(3)) * (high - low) + low
+
+
+@pytest.mark.parametrize("span", [(-0.3, 0.9), (-1.0, -0.2), (-0.5, 0.0), (20.0, 30.0)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_read_outs_agree_with_a_slow_twin_together_and_alone(shape, span):
+    """Maps that are negative everywhere too: a Gaussian then lifts far cells above the best one."""
+    similarity = random_similarity(shape, *span)
+    before = similarity.clone()
+
+    together, score = apply_readouts(similarity, RULES)
+
+    for rule, cells in zip(RULES, together, strict=True):
+        assert_close(cells, slow_cells(rule, similarity), atol=1e-4, rtol=0)
+        assert_close(rule(similarity), cells, atol=1e-6, rtol=0)
+    assert score.tolist() == similarity.flatten(2).amax(-1).tolist()
+    assert_close(similarity, before, atol=0, rtol=0)  # nothing was written into it
+
+
+@pytest.mark.parametrize("block", [1, 100, 54 * 3, 54 * 7, 10**9])
+def test_blocks_of_any_size_give_the_same(block, monkeypatch):
+    """Best cells and scores to the bit. Exponentials at the end of a block may differ in the last one."""
+    similarity = random_similarity((2, 11, 6, 9), -0.6, 0.4)
+    similarity[0, 2] -= 1  # a negative map among others
+    whole, score = apply_readouts(similarity, RULES)
+    monkeypatch.setattr(readouts, "BLOCK", block)
+
+    cells, block_score = apply_readouts(similarity, RULES)
+
+    for part, expected in zip(cells, whole, strict=True):
+        assert_close(part, expected, atol=2e-6, rtol=0)
+    assert cells[0].tolist() == whole[0].tolist()
+    assert block_score.tolist() == score.tolist()
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
+@pytest.mark.parametrize("low", [-0.3, -1.0])
+def test_with_a_gradient_and_without_the_cells_are_the_same(rule, low):
+    similarity = random_similarity((2, 3, 7, 9), low, low + 0.9)
+    differentiable = similarity.clone().requires_grad_()
+
+    found = rule(differentiable)
+
+    assert found.requires_grad
+    assert_close(found.detach(), rule(similarity), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        assert_close(rule(differentiable), rule(similarity), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES[1:] if getattr(rule, "keywords", {}).get("temperature", 1) > 0.01]
+)
+def test_gradients_are_those_of_finite_differences(rule):
+    similarity = random_similarity((1, 2, 4, 5), -0.3, 0.3).double().requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda values: rule(values), (similarity,), eps=1e-6, atol=1e-3, rtol=1e-3)
+    apply_readouts(similarity, [rule])[0][0].sum().backward()
+    assert similarity.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_first_of_equals_is_the_peak(precision):
+    similarity = torch.zeros(1, 4, 5, 6, dtype=precision)
+    similarity[0, 0, 3, 2] = similarity[0, 0, 3, 5] = similarity[0, 0, 4, 0] = 1
+    similarity[0, 1] = -1
+    similarity[0, 2, 4, 5] = 0.5
+    similarity[0, 3, 2, 1] = math.nan  # found, so that it can be refused
+
+    x, y, score, _ = find_peak(similarity)
+
+    assert list(zip(x[0].tolist(), y[0].tolist(), strict=True)) == [(2, 3), (0, 0), (5, 4), (1, 2)]
+    assert score[0, :3].tolist() == [1, -1, 0.5]
+    assert score[0, 3].isnan()
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
+def test_what_is_not_a_number_stays_so_and_harms_no_other_query(rule):
+    similarity = random_similarity((1, 3, 5, 6), -0.3, 0.9)
+    clean = rule(similarity[:, ::2].contiguous())
+    similarity[0, 1, 2, 3] = math.nan
+
+    (cells,), _ = apply_readouts(similarity, [rule])
+
+    assert cells[0, 1].isnan().all()
+    assert_close(cells[:, ::2], clean, atol=1e-6, rtol=0)
+
+
+class Doubled(Cosine):
+    """A head with a description of its own, which must be asked for it."""
+
+    def describe(self, source, points):
+        return super().describe(source, points) * torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0])
+
+
+def build_maps(count: int, layout: torch.memory_format, precision: torch.dtype = torch.float32) -> list[FeatureMap]:
+    values = torch.randn(count, 5, 4, 6, generator=torch.Generator().manual_seed(1)).to(precision, memory_format=layout)
+    return [FeatureMap(values[i : i + 1], 8) for i in range(count)]
+
+
+def build_points(*counts: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    border = torch.tensor([[-0.5, -0.5], [3.5, 27.5], [-9.0, 99.0], [43.5, 27.5], [47.5, 31.5]])
+    points = [torch.rand(n, 2, generator=generator) * torch.tensor([48.0, 32.0]) - 0.5 for n in counts]
+    return [*points, border]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("head", [Cosine(), Doubled()], ids=["cosine", "a description of its own"])
+def test_sources_described_together_are_those_described_one_by_one(head, layout, precision):
+    """Any layout and precision; points on cells, on the border and beyond; a source without points."""
+    assert isinstance(head, MultiSourceHead)
+    sources, points = build_maps(4, layout, precision), build_points(3, 0, 6)
+    one_by_one = torch.cat([head.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)])
+
+    with torch.no_grad():
+        together = head.describe_sources(sources, points)
+
+    assert together.dtype == torch.float32
+    assert_close(together, one_by_one, atol=1e-6, rtol=1e-6)
+    assert_close(head.describe_sources(sources, points), one_by_one, atol=0, rtol=0)  # where gradients are kept
+
+
+@pytest.mark.parametrize("other", [torch.randn(1, 5, 3, 3), torch.randn(1, 5, 4, 6).half()], ids=["size", "precision"])
+@torch.no_grad()
+def test_sources_of_different_kinds_are_described_one_by_one(other):
+    sources, points = build_maps(2, torch.channels_last), build_points(4)
+    sources[1] = FeatureMap(other, 11)
+    expected = [Cosine().describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
+
+    assert_close(Cosine().describe_sources(sources, points), torch.cat(expected), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_a_part_of_a_map_is_described_as_its_copy():
+    part, (points, *_) = torch.randn(1, 5, 9, 9)[:, :, 2:6, 1:7], build_points(7)
+
+    found = Cosine().describe_sources([FeatureMap(part, 8)], [points])
+
+    assert_close(found, Cosine().describe(FeatureMap(part.contiguous(), 8), points[None])[0], atol=1e-6, rtol=1e-6)
+
+
+def test_descriptors_of_several_sources_have_gradients():
+    sources, points = build_maps(2, torch.channels_last), build_points(4)
+    values = [source.values.clone().requires_grad_() for source in sources]
+    sources = [FeatureMap(one, 8) for one in values]
+
+    next(query_similarities(Cosine(), sources[0], sources, points, 99)).sum().backward()
+
+    assert all(one.grad.abs().sum() > 0 for one in values)
+
+
+def test_a_point_on_a_cell_is_that_cell():
+    values = torch.full((1, 1, 3, 3), math.inf)
+    values[0, 0, 1, 1] = 7.0
+
+    cells, weights = neighbouring_cells(torch.tensor([[[11.5, 11.5]]]), 8, 3, 3)
+
+    assert cells.tolist() == [[[4, 4, 4, 4]]]
+    assert weights.tolist() == [[[1.0, 0.0, 0.0, 0.0]]]
+    assert sample_descriptors(values, torch.tensor([[[11.5, 11.5]]]), 8).tolist() == [[[7.0]]]
+    assert sample_from_each([values], [torch.tensor([[11.5, 11.5]])], 8).tolist() == [[7.0]]
+
+
+@pytest.mark.parametrize("values", [1, 24 * 5, 10**6])
+@torch.no_grad()
+def test_a_target_is_matched_as_each_pair_alone_in_double_precision(values):
+    """From features to cells, by all read-outs, in chunks of any size."""
+    head = Cosine()
+    target, *sources = build_maps(5, torch.channels_last)
+    points = build_points(3, 0, 6)
+
+    found = match_to_target(head, target, sources, points, RULES, values)
+
+    cells = target.values[0].double().flatten(1)
+    queries = torch.cat(
+        [sample_descriptors(one.values, some[None], 8)[0].double() for one, some in zip(sources, points, strict=True)]
+    )
+    similarity = (queries / queries.norm(dim=-1, keepdim=True)) @ (cells / cells.norm(dim=0))
+    similarity = similarity.unflatten(-1, (4, 6))[None]
+    for rule, expected in zip(RULES, found.cells, strict=True):
+        assert_close(expected, slow_cells(rule, similarity)[0], atol=1e-3 if rule in RULES[2::3] else 1e-4, rtol=0)
+    assert_close(found.score, similarity[0].flatten(1).amax(-1).float())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_products_of_batches_are_batched_products(batch):
+    a, b = torch.randn(batch, 4, 5), torch.randn(batch, 5, 6)
+
+    assert_close(multiply_batches(a, b), torch.einsum("bnc,bcm->bnm", a, b))
