@@ -102,7 +102,7 @@ class ImageFeatures:
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
-            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.size, self._origin
+            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.local, self._origin
         )
         encode_images(cache, images, self.data, compute, self.group)
         return cache
@@ -125,7 +125,7 @@ class ImageFeatures:
                     yield chunk, to_channels_last(self.adapted(frozen.features(chunk, size, device)))
 
         cache = FeatureCache(
-            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.size, self._origin
+            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.local, self._origin
         )
         for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
             cache.add(chunk, values)

@@ -112,8 +112,9 @@ class FrozenPrefix:
         """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
         if self.cache is None:
             self.cache = FeatureCache(
-                len(images), group.device, self.cache_config.storage, self.cache_config.type, group.size, self.origin
+                len(images), group.device, self.cache_config.storage, self.cache_config.type, group.local, self.origin
             )
+        self.cache.expect(image.name for image in images)
 
         def compute(image: Tensor) -> Values:
             with context():
