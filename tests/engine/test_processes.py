@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, ProcessWatch
-from semcorr.core.ranks import count_local_processes
+from semcorr.core.ranks import LostProcessError, ProcessWatch, count_local_processes
 from semcorr.data.loaders import BatchSize, LoaderPlan, count_cores, plan_loading, require_workers
 from semcorr.engine.trainer_options import PROCESSES, check_processes
 from semcorr.evaluate import evaluate
@@ -70,8 +69,8 @@ def test_fewer_loader_processes_are_used_where_their_number_was_not_typed(monkey
     for _ in range(2):
         assert plan_loading(size, 16, typed=False) == LoaderPlan(2, 1)
     assert caplog.messages == [
-        "2 of 16 loader processes load: 0.07 GB of shared memory are free (/dev/shm) for batches of 0.017 GB. Enlarge it "
-        "(docker run --shm-size), or lower data.encode_batch or data.batch_size"
+        "2 of 16 loader processes load: 0.07 GB of shared memory are free (/dev/shm) for batches of 0.017 GB. Enlarge "
+        "it (docker run --shm-size), or lower data.encode_batch or data.batch_size"
     ]
     assert plan_loading(size, 16, typed=False, processes=2) == LoaderPlan(0, None)
     assert plan_loading(size._replace(value_bytes=4), 16, typed=False) == LoaderPlan(0, None)

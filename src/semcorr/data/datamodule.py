@@ -10,8 +10,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranks import count_local_processes
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.ranks import count_local_processes
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips

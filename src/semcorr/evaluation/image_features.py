@@ -112,10 +112,11 @@ class ImageFeatures:
         frozen = self.module.frozen
         frozen.fill(images, self.data, self.group, self.context)
         size, device = (self.module.backbone.size,) * 2, self.group.device
-        first = frozen.features([images[0].name], size, device) if frozen.is_whole_backbone else None
-        if first is not None and self.adapted(first) is first:  # nothing is left to do
-            assert frozen.cache is not None
-            return frozen.cache
+        if frozen.has_features(images[0].name):
+            first = frozen.features([images[0].name], size, device)
+            if self.adapted(first) is first:  # nothing is left to do
+                assert frozen.cache is not None
+                return frozen.cache
         chunks = split_into_chunks([image.name for image in images], self.data.encoding_batch)
 
         def compute_chunks() -> Iterator[tuple[list[str], Values]]:
