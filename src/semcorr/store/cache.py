@@ -80,7 +80,7 @@ class FeatureCache:
         self.watch = FiniteWatch(origin)
         self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
         self.entries: dict[str, dict[str, Tensor]] = {}
-        self._places = PLACES[1:] if place == "auto" else (place,)  # left to choose from
+        self._places: tuple[str, ...] = PLACES[1:] if place == "auto" else (place,)  # left to choose from
         self._disk: FeatureStore | None = None
         self._pinned: PinnedMemory | None = None
 
