@@ -4,16 +4,31 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
+from backbone_cases import lite0
+from backbone_cases import tiny as tiny_vit
 
 from semcorr.train import train
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.integration
 
 STEPS = ["data.batch_size=2", "data.steps=6", "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
          "+trainer.limit_val_batches=0", "finetune.blocks=2"]  # fmt: skip
 BACKBONES = {"tiny": [], "lite0": ["backbone=efficientnet_lite0", "backbone.size=128"]}
 
 
+@pytest.mark.parametrize(("build", "dtype"), [(tiny_vit, torch.float32), (lite0, torch.bfloat16)])
+def test_under_autocast_a_transformers_stream_is_single_precision_and_convolutions_are_not(build, dtype):
+    """What `store.dtype=null` keeps, as computed: half precision where it is computed, and nothing is lost."""
+    backbone = build().eval()
+    image = torch.rand(1, 3, backbone.size, backbone.size)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values = backbone.prefix(image, 2).values
+
+    assert {value.dtype for value in values.values()} == {dtype}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_losses_of_float16_agree_to_a_thousandth_and_better_than_those_of_bfloat16(config, tiny, tmp_path, backbone):
     def losses(dtype: str) -> list[float]:

@@ -20,8 +20,7 @@ from semcorr.core.types import View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 
-STILL = 1.0  # seconds without growth after which the loader processes are taken to have stopped
-PATIENCE = 120.0  # seconds to wait for that
+PATIENCE = 300.0  # seconds that the loader processes have to make what they make ahead
 
 
 class LoadedBatches(NamedTuple):
@@ -71,27 +70,31 @@ def run_loading(run: RunSpec, spec: LoadedBatches, as_floats: bool) -> JsonObjec
             [(start * spec.images + i) % len(variants) for i in range(spec.images)] for start in range(spec.batches)
         ]
         loaders = {"encode": data.encoding(variants, chunks), "train": data.train_dataloader()}
-        return {name: _measure_loader(loader, spec, as_floats) for name, loader in loaders.items()}
+        counts = {"encode": spec.images, "train": 2 * spec.pairs}
+        pixels = {name: count * 3 * data.size**2 * (4 if as_floats else 1) for name, count in counts.items()}
+        return {name: _measure_loader(loaders[name], spec, as_floats, pixels[name]) for name in loaders}
 
 
-def _measure_loader(loader: Iterable[object], spec: LoadedBatches, as_floats: bool) -> JsonObject:
-    """Load batches when as many as possible are made ahead; measure the peaks and the bytes of a batch."""
+def _measure_loader(loader: Iterable[object], spec: LoadedBatches, as_floats: bool, pixels: int) -> JsonObject:
+    """Load batches, of so many bytes of pixels, when all are made ahead; measure the peaks and the bytes of a batch."""
+    assert isinstance(loader, DataLoader)
     if as_floats:
         loader = _convert_loader(loader)
     sizes = []
     with MemoryWatch() as watch:
         stream: Iterator[object] = iter(loader)
-        if spec.workers:
-            _wait_until_still(watch)
+        ahead = min(spec.batches, loader.num_workers * (loader.prefetch_factor or 0))
+        start = time.monotonic()
+        while watch.shared < ahead * pixels and time.monotonic() - start < PATIENCE:
+            time.sleep(0.02)
         for batch in islice(stream, spec.batches):
             sizes.append(count_bytes(batch))
         del stream
     return {"shared": watch.shared, "memory": watch.memory, "bytes": sum(sizes) / len(sizes)}
 
 
-def _convert_loader(loader: Iterable[object]) -> DataLoader[object]:
+def _convert_loader(loader: DataLoader[object]) -> DataLoader[object]:
     """Return the same loader of pixels in single precision."""
-    assert isinstance(loader, DataLoader)
     whole = {"batch_size": None, "sampler": loader.sampler}
     return DataLoader(
         FloatViews(loader.dataset),
@@ -99,16 +102,6 @@ def _convert_loader(loader: Iterable[object]) -> DataLoader[object]:
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor,
     )
-
-
-def _wait_until_still(watch: MemoryWatch) -> None:
-    """Wait until shared memory has grown, and then has not for a while."""
-    start = since = time.monotonic()
-    peak = 0
-    while time.monotonic() - start < PATIENCE and (not peak or time.monotonic() - since < STILL):
-        if watch.shared > peak:
-            since, peak = time.monotonic(), watch.shared
-        time.sleep(0.02)
 
 
 def convert_pixels(item: object) -> object:
