@@ -106,8 +106,7 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
     """
     if not workers or not SHARED.is_dir():
         return LoaderPlan(workers, PREFETCH[0] if workers else None)
-    free = shutil.disk_usage(SHARED).free // processes
-    room = free // max(1, batch.bytes) - 1
+    free, room = _shared_room(batch, processes)
     for prefetch in PREFETCH:
         if workers * prefetch <= room:
             return LoaderPlan(workers, prefetch)
@@ -118,22 +117,28 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
             f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
             "--shm-size)"
         )
-    fewer = max(0, room)
-    _warn_fewer_workers(workers, fewer, f"{free / 1e9:.2f} GB", f"{batch.bytes / 1e9:.3f} GB")
-    return LoaderPlan(fewer, PREFETCH[-1] if fewer else None)
+    _warn_fewer_workers(batch, workers, processes)
+    return LoaderPlan(room, PREFETCH[-1] if room else None)
 
 
-@lru_cache
-def _warn_fewer_workers(workers: int, fewer: int, free: str, batch: str) -> None:
-    """Warn once of each case that shared memory has no room for all loader processes."""
+def _shared_room(batch: BatchSize, processes: int) -> tuple[int, int]:
+    """Return the free bytes of shared memory of each process, and the batches that fit beside the one in use."""
+    free = shutil.disk_usage(SHARED).free // processes
+    return free, max(0, free // max(1, batch.bytes) - 1)
+
+
+@lru_cache  # a validation makes its loaders anew, and would repeat it
+def _warn_fewer_workers(batch: BatchSize, workers: int, processes: int) -> None:
+    """Warn once that shared memory has no room for the batches of all loader processes."""
+    free, room = _shared_room(batch, processes)
     log.warning(
-        "%s of %d loader processes load: %s of shared memory are free (%s) for batches of %s. Enlarge it (docker run "
-        "--shm-size), or lower data.encode_batch or data.batch_size",
-        fewer or "none",
+        "%s of %d loader processes load: %.2f GB of shared memory are free (%s) for batches of %.3f GB. Enlarge it "
+        "(docker run --shm-size), or lower data.encode_batch or data.batch_size",
+        room or "none",
         workers,
-        free,
+        free / 1e9,
         SHARED,
-        batch,
+        batch.bytes / 1e9,
     )
 
 
