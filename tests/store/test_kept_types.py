@@ -13,7 +13,7 @@ from semcorr.train import train
 pytestmark = pytest.mark.integration
 
 STEPS = ["data.batch_size=2", "data.steps=6", "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
-         "+trainer.limit_val_batches=0", "finetune.blocks=2"]  # fmt: skip
+         "finetune.blocks=2"]  # fmt: skip
 BACKBONES = {"tiny": [], "lite0": ["backbone=efficientnet_lite0", "backbone.size=128"]}
 
 
