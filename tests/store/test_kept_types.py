@@ -30,7 +30,7 @@ def test_under_autocast_a_transformers_stream_is_single_precision_and_convolutio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_losses_of_float16_agree_to_a_thousandth_and_better_than_those_of_bfloat16(config, tiny, tmp_path, backbone):
+def test_losses_from_half_precision_agree_to_a_thousandth(config, tiny, tmp_path, backbone):
     def losses(dtype: str) -> list[float]:
         run = tmp_path / dtype
         train(config("train", *tiny, *STEPS, *BACKBONES[backbone], f"store.dtype={dtype}", f"run_dir={run}"))
@@ -40,8 +40,6 @@ def test_losses_of_float16_agree_to_a_thousandth_and_better_than_those_of_bfloat
     expected = losses("null")
     apart = {dtype: max(abs(a - b) / a for a, b in zip(expected, losses(dtype), strict=True))
              for dtype in ("float16", "bfloat16")}  # fmt: skip
-    print(backbone, apart)
 
     assert len(expected) == 6
-    assert 0 < apart["float16"] <= 1e-3
-    assert apart["float16"] < apart["bfloat16"]
+    assert all(0 < difference <= 1e-3 for difference in apart.values())

@@ -18,7 +18,6 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import View
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.image_variants import unique_images
 
 PATIENCE = 300.0  # seconds that the loader processes have to make what they make ahead
 
@@ -65,7 +64,7 @@ def run_loading(run: RunSpec, spec: LoadedBatches, as_floats: bool) -> JsonObjec
     with compose_run("train", run) as cfg:
         data = build_datamodule(cfg, "data", ("fit",))
         assert isinstance(data, PairDataModule)
-        variants = [*data.images_to_train_on(1)] or unique_images(data.pairs("train"))
+        variants = data.images_to_train_on(1)
         chunks = [
             [(start * spec.images + i) % len(variants) for i in range(spec.images)] for start in range(spec.batches)
         ]
