@@ -311,3 +311,25 @@ def test_bad_input_ends_in_a_sentence_and_exit_code_2(line, told, tmp_path, monk
     assert told in result.stderr
     assert result.stderr.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_loading_from_end_to_end(typed, creatures):
+    """Two processes, each with two batches ahead: of 2 images to encode, of 3 pairs to train on."""
+    line = ["--size=56", "--workers=2", "--images=2", "--pairs=3", "--batches=4", "--together", f"--root={creatures}"]
+    found = typed("loading", *line)
+
+    pixels = 3 * 56 * 56
+    for key, images in (("encode", 2), ("train", 6)):
+        floats, ours = found["floats"][key], found["bytes"][key]
+        assert floats["bytes"] - ours["bytes"] == 3 * images * pixels  # all else of a batch is the same
+        assert ours["bytes"] > images * pixels
+        assert ours["memory"] > 0
+        if sys.platform == "linux":
+            assert 4 * images * pixels <= ours["shared"] < floats["shared"]
+
+
+def test_memory_of_other_processes_counts_shared_pages_once():
+    hoard = torch.zeros(50_000_000, dtype=torch.uint8).share_memory_()
+    with measure.MemoryWatch() as watch:
+        hoard.fill_(1)
+    assert watch.memory > 50_000_000

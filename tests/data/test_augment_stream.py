@@ -1,12 +1,14 @@
 """Augmented training: a sample follows from the seed and its number."""
 
+import numpy as np
 import pytest
 import torch
 from augmented_pairs import equal
 
 from semcorr.core.types import PairBatch
+from semcorr.data import datamodule
 from semcorr.data.dataset import PairDataset, TrainingPairs
-from semcorr.data.loaders import SampleIndex
+from semcorr.data.loaders import BatchSize, SampleIndex
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train
@@ -28,6 +30,51 @@ def test_augment_none_leaves_the_pairs_as_they_are(config, tiny):
     plain = PairDataset(data.pairs("train"), data.size, data.resize)
 
     assert all(equal(dataset[SampleIndex(pair=i, number=7)], plain[i]) for i in range(4))
+
+
+def in_floats(pair: PairBatch) -> PairBatch:
+    """The pair as loaders handed it on before they left pixels in bytes."""
+    return pair._replace(source=pair.source._replace(image=pair.source.image.float() / 255),
+                         target=pair.target._replace(image=pair.target.image.float() / 255))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "dtype"),
+    [("none", torch.uint8), ("flip", torch.uint8), ("colour", torch.float32), ("geometric", torch.float32),
+     ("standard", torch.float32)],
+)  # fmt: skip
+def test_pixels_are_those_of_floats_bit_for_bit_and_bytes_where_nothing_is_lost(config, tiny, choice, dtype):
+    data = fit_data(config, tiny, f"augment={choice}")
+    pairs, dataset = PairDataset(data.pairs("train"), data.size, data.resize), data.train_dataloader().dataset
+
+    for number in range(4):
+        draw = SampleIndex(number, number)
+        found, before = dataset[draw], in_floats(pairs[draw.pair])
+        if data.augment is not None:
+            rng = np.random.default_rng([data.seed, draw.number])
+            before = data.augment(before, data.pairs("train")[draw.pair], rng)
+        assert found.source.image.dtype == found.target.image.dtype == dtype
+        assert equal(in_floats(found) if dtype == torch.uint8 else found, before)
+
+
+def test_batches_of_images_are_bytes_too(config, tiny):
+    plain, recoloured = (fit_data(config, tiny, "data.all_pairs=3", f"augment={name}") for name in ("flip", "colour"))
+
+    assert next(iter(plain.train_dataloader())).view.image.dtype == torch.uint8
+    assert next(iter(recoloured.train_dataloader())).view.image.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("choice", "value_bytes"), [("none", 1), ("flip", 1), ("standard", 4)])
+def test_what_a_loader_needs_is_known(config, tiny, monkeypatch, choice, value_bytes):
+    data, plans = fit_data(config, tiny, f"augment={choice}"), []
+    real = datamodule.plan_loading
+    monkeypatch.setattr(datamodule, "plan_loading", lambda batch, *rest: plans.append(batch) or real(batch, *rest))
+
+    data.train_dataloader()
+    data.encode_batch = 5
+    data.encoding([], [])
+
+    assert plans == [BatchSize(6, data.size, value_bytes), BatchSize(5, data.size, 1)]
 
 
 @pytest.mark.sampled(4)

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, ProcessWatch
-from semcorr.data.loaders import count_cores, require_shared_memory, require_workers
+from semcorr.core.ranks import LostProcessError, ProcessWatch, count_local_processes
+from semcorr.data.loaders import BatchSize, LoaderPlan, count_cores, plan_loading, require_workers
 from semcorr.engine.trainer_options import PROCESSES, check_processes
 from semcorr.evaluate import evaluate
 
@@ -37,16 +37,51 @@ def test_workers_are_refused_before_anything_is_read(config, tiny):
         evaluate(config("evaluate", *tiny, "data.workers=-1", "data.root=nowhere"))
 
 
-def test_loader_processes_need_room_in_shared_memory(monkeypatch):
-    """Two batches ahead of each of 4, of 8 images of 100 pixels a side in single precision: 7.68 MB."""
+def of_shared_memory(monkeypatch, free: int) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(7_680_000))
-    require_shared_memory(4, 8, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(free))
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(7_679_999))
-    with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes hand on 0.01 GB .*data.workers=0: none"):
-        require_shared_memory(4, 8, 100)
-    require_shared_memory(0, 8, 100)
+
+BYTES = 8 * 3 * 100 * 100  # of 8 images of 100 pixels a side
+
+
+@pytest.mark.parametrize("value_bytes", [1, 4])  # as decoded, and floats
+def test_loader_processes_need_room_in_shared_memory(monkeypatch, value_bytes):
+    """Two batches ahead of each of 4, or one, and the one in use."""
+    size, batch = BatchSize(8, 100, value_bytes), BYTES * value_bytes
+
+    for typed in (True, False):
+        for batches, expected in ((9, 2), (8, 1), (5, 1)):
+            of_shared_memory(monkeypatch, batches * batch)
+            assert plan_loading(size, 4, typed) == LoaderPlan(4, expected)
+
+    of_shared_memory(monkeypatch, 5 * batch - 1)
+    with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes hand on 0.00 GB .*data.workers=0: none"):
+        plan_loading(size, 4, typed=True)
+    assert plan_loading(size, 0, typed=True) == LoaderPlan(0, None)
+
+
+def test_fewer_loader_processes_are_used_where_their_number_was_not_typed(monkeypatch, caplog):
+    """What Docker gives, 64 MiB, holds four batches of 8 images at 840 pixels: one in use, three ahead."""
+    of_shared_memory(monkeypatch, 64 * 2**20)
+    size = BatchSize(8, 840)
+
+    for _ in range(2):
+        assert plan_loading(size, 16, typed=False) == LoaderPlan(2, 1)
+    assert caplog.messages == [
+        "2 of 16 loader processes load: 0.07 GB of shared memory are free (/dev/shm) for batches of 0.017 GB. Enlarge "
+        "it (docker run --shm-size), or lower data.encode_batch or data.batch_size"
+    ]
+    assert plan_loading(size, 16, typed=False, processes=2) == LoaderPlan(0, None)
+    assert plan_loading(size._replace(value_bytes=4), 16, typed=False) == LoaderPlan(0, None)
+    assert caplog.messages[-1].startswith("none of 16 loader processes load")
+
+
+def test_processes_of_other_machines_take_nothing_of_this_one(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert count_local_processes(16) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # torchrun's
+    assert (count_local_processes(16), count_local_processes(1)) == (8, 1)
 
 
 MOST = max(PROCESSES, os.cpu_count() or 1)

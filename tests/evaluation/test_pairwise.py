@@ -47,7 +47,7 @@ def test_training_gives_both_images_to_the_pair(config, tiny):
 
     similarity = module(batch.source, batch.target)
 
-    a, b = module.backbone.pair(batch.source.image, batch.target.image)
+    a, b = module.backbone.pair(batch.source.image.float() / 255, batch.target.image.float() / 255)
     assert torch.equal(similarity, module.head(a, b, batch.source.keypoints))
     assert not torch.equal(similarity, module.head(b, a, batch.source.keypoints))
 

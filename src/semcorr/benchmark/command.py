@@ -173,6 +173,32 @@ def benchmark_train(
     _run_benchmark("train", work, out, locals())
 
 
+@app.command("loading")
+def benchmark_loaders(
+    size: Annotated[Count, typer.Option(help="Side of the square images are resized to, in pixels.")] = 840,
+    workers: Annotated[Whole, typer.Option(help="Loader processes.")] = 16,
+    images: Annotated[Count, typer.Option(help="Encoded at once.")] = 8,
+    pairs: Annotated[Count, typer.Option(help="Of a training step.")] = 8,
+    batches: Annotated[Count, typer.Option(help="Of each kind.")] = 40,
+    root: Root = None,
+    scale: Scale = "demo",
+    folder: Folder = None,
+    part: Part = 1.0,
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Measure shared and other memory of loading, and the bytes that are copied to the device."""
+
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.loading import LoadedBatches, benchmark_loading
+        from semcorr.benchmark.runs import build_run_spec
+
+        run = build_run_spec(root, scale, folder, "cpu", "efficientnet_lite0", size, False, part)
+        return benchmark_loading(run, LoadedBatches(workers, images, pairs, batches), not together)
+
+    _run_benchmark("loading", work, out, locals())
+
+
 @app.command("store")
 def benchmark_feature_store(
     entries: Annotated[Count, typer.Option(help="How many images' features.")] = 32,

@@ -3,9 +3,12 @@
 import multiprocessing
 import platform
 import resource
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 
+SHARED = Path("/dev/shm")
 DEVICES = ("auto", "cpu", "cuda")
 T = TypeVar("T")
 
@@ -36,6 +40,55 @@ class Measurement(Generic[T]):
         """The peak memory in MB, as in a table."""
         gpu = "" if self.gpu is None else f" + {self.gpu / 1e6:,.0f} on the GPU"
         return f"{self.memory / 1e6:,.0f}{gpu}"
+
+
+class MemoryWatch(threading.Thread):
+    """Watch over the memory of this process and its loader processes while a `with` block runs.
+
+    Attributes:
+        shared: Peak of the shared memory in use (/dev/shm) beyond what was in use at first, in bytes.
+        memory: Peak of the proportional memory of the processes together, in bytes: shared pages count once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="memory", daemon=True)
+        self.shared, self.memory = 0, 0
+        self._first, self._over = used_shared_bytes(), threading.Event()
+
+    def run(self) -> None:
+        """Look at shared memory every few milliseconds, and at the processes' tables of pages when it has grown."""
+        seen = -1
+        while not self._over.wait(0.005):
+            self.shared = max(self.shared, used_shared_bytes() - self._first)
+            if self.shared > seen:
+                seen, self.memory = self.shared, max(self.memory, proportional_bytes())
+
+    def __enter__(self) -> "MemoryWatch":
+        self.memory = proportional_bytes()
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+        self.memory = max(self.memory, proportional_bytes())
+
+
+def used_shared_bytes() -> int:
+    """Return the bytes of shared memory in use; 0 where there is no such file system."""
+    return shutil.disk_usage(SHARED).used if SHARED.is_dir() else 0
+
+
+def proportional_bytes() -> int:
+    """Return the memory of this process and its children in bytes; a page of several processes is shared out."""
+    import psutil
+
+    total = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.Error):  # it has just ended
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)  # without pss elsewhere than on Linux
+    return total
 
 
 class Machine(NamedTuple):

@@ -1,6 +1,6 @@
 """Interfaces of backbones, heads and benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -95,6 +95,17 @@ class Backbone(nn.Module):
 
         def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
             """Compute the features of a batch of images, by `forward`."""
+
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Compute the maps that the features are made of, each on its own grid: `join_maps(read_maps(x)) == self(x)`.
+
+        Coarse ones are smaller to cache than what they are enlarged to.
+        """
+        return {"map": self(image).values}
+
+    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+        """Make the features of the maps of `read_maps`, without any weights."""
+        return FeatureMap(maps["map"], self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks: if frozen, they need not be computed twice."""

@@ -150,3 +150,12 @@ def is_first_process() -> bool:
     """Tell whether this process prints and writes for all processes of a run."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
     return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))
+
+
+def count_local_processes(world: int) -> int:
+    """Return how many of the `world` processes of a run are on this machine.
+
+    torchrun says so; without it all are taken to be here, which asks for no more memory or cores than there is.
+    """
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(world, int(local)) if local.isdecimal() and int(local) > 0 else world

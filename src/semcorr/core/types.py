@@ -7,19 +7,20 @@ nested ones as they are.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
 class View(NamedTuple):
     """One image of a pair, in the pixels of the backbone's input.
 
-    ``image`` holds RGB in [0, 1]; a backbone applies its own mean and standard deviation. Where images
-    are encoded once, ahead of the pairs, pairs travel without pixels: with an image of zero height and
-    its true width.
+    ``image`` holds RGB: bytes, as loaders hand them on, or floating point in [0, 1], as augmentation leaves them;
+    ``data.views.to_unit`` converts them for the backbone, which applies its own mean and standard deviation. Where
+    images are encoded once, ahead of the pairs, pairs travel without pixels: with an image of zero height and its true
+    width.
     """
 
-    image: Float[Tensor, "*b 3 h w"]
+    image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]
     keypoints: Float[Tensor, "*b n 2"]  # (x, y), one row per ORIGINAL keypoint id, never compressed
     visible: Bool[Tensor, "*b n"]
     box: Float[Tensor, "*b 4"]  # x1 y1 x2 y2

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 from numpy.random import Generator
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from semcorr.core.types import PairBatch, View
 from semcorr.data.image_variants import mirrored_name
 from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.record import PairRecord
+from semcorr.data.views import to_unit
 from semcorr.data.warp import (
     CONTROLS,
     ImageWarp,
@@ -82,14 +83,14 @@ def transform_annotations(view: View, geometry: GeometricChange, permutation: Se
     return view._replace(keypoints=keypoints, visible=view.visible & inside, box=box)
 
 
-def transform_pixels(image: Float[Tensor, "3 h s"], geometry: GeometricChange) -> Float[Tensor, "3 h s"]:
+def transform_pixels(image: Shaped[Tensor, "3 h s"], geometry: GeometricChange) -> Shaped[Tensor, "3 h s"]:
     """Mirror exactly and warp by one interpolation. An image without pixels stays without if mirrored."""
     image = image.flip(-1) if geometry.mirrored else image
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
 
-def transform_colours(image: Float[Tensor, "3 h w"], colours: ColourChange) -> Float[Tensor, "3 h w"]:
-    """Change colours, RGB in [0, 1] to RGB in [0, 1].
+def transform_colours(image: Shaped[Tensor, "3 h w"], colours: ColourChange) -> Shaped[Tensor, "3 h w"]:
+    """Change colours, RGB in [0, 1] to RGB in [0, 1]; an image of any type if nothing is to change.
 
     Letterbox bars count as image: less contrast lifts them above black.
     """
@@ -166,7 +167,12 @@ class Augmentation:
         return pair._replace(source=source, target=target, ambiguous=twins)
 
     def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
-        """Augment images of one category, each by its own draw; some keypoint stays visible in two of them."""
+        """Augment images of one category, each by its own draw; some keypoint stays visible in two of them.
+
+        Mirror images of bytes are bytes. Whatever else is drawn, all are floating point in [0, 1]: rounded to bytes,
+        what is warped or recoloured would lose its last bits.
+        """
+        views = views if self.only_flips else [view._replace(image=to_unit(view.image)) for view in views]
         colours = [self.colours(rng) for _ in views]
         geometries, transformed = self._draw_geometries(views, permutation, rng)
         return [

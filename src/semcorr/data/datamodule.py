@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.ranks import count_local_processes
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
@@ -18,12 +19,13 @@ from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, Trainin
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
+    BatchSize,
     TrainingStream,
     batches_by_target,
     encoding_batch_size,
     num_loader_workers,
+    plan_loading,
     require_enough_batches,
-    require_shared_memory,
     require_workers,
     shard,
 )
@@ -166,7 +168,10 @@ class PairDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[PairBatch] | DataLoader[ImageBatch]:
         """Return the loader of the training stream: seeded, endless, sliced into epochs."""
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
-        stream, workers = self.stream(), self._num_workers() if self.train_pixels else 0  # the rest takes 3 ms
+        stream = self.stream()
+        recoloured = self.augment is not None and not self.augment.only_flips  # or warped: floats, not bytes
+        count = 2 * self.batch_size if self.all_pairs is None else self.all_pairs
+        size = BatchSize(count, self.size, 4 if recoloured else 1) if self.train_pixels else None  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
                 self.category_images(),
@@ -178,10 +183,10 @@ class PairDataModule(LightningDataModule, ABC):
                 self.cache_gb,
                 self.pose_variant,
             )
-            return self._loader(images, batch_size=None, sampler=stream, workers=workers, persistent=workers > 0)
+            return self._loader(images, size, batch_size=None, sampler=stream, persistent=True)
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
         training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
-        return self._loader(training_pairs, batch_sampler=stream, workers=workers, persistent=workers > 0)
+        return self._loader(training_pairs, size, batch_sampler=stream, persistent=True)
 
     def stream(self) -> TrainingStream | ImageStream:
         """Return the order of training; its length is the steps of an epoch."""
@@ -224,7 +229,8 @@ class PairDataModule(LightningDataModule, ABC):
 
     def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
-        return self._loader(ImageDataset(images, self.size, self.resize), batch_sampler=chunks)
+        size = BatchSize(self.encoding_batch, self.size)
+        return self._loader(ImageDataset(images, self.size, self.resize), size, batch_sampler=chunks)
 
     def categories(self, split: str) -> list[str]:
         """Return the names of the categories of a split, sorted."""
@@ -240,9 +246,11 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)
+        batches = self._sharded_batches(split)
         if self.pixels:
-            return self._loader(dataset, batch_sampler=self._sharded_batches(split))
-        return self._loader(PairBatches(dataset), batch_size=None, sampler=self._sharded_batches(split), workers=0)
+            size = BatchSize(2 * max(map(len, batches)), self.size)
+            return self._loader(dataset, size, batch_sampler=batches)
+        return self._loader(PairBatches(dataset), None, batch_size=None, sampler=batches)
 
     def _sharded_batches(self, split: str) -> list[list[int]]:
         batches, (rank, world) = batches_by_target(self.pairs(split), self._target_batch_size()), self._place()
@@ -263,26 +271,26 @@ class PairDataModule(LightningDataModule, ABC):
     def _loader(
         self,
         dataset: Dataset,
+        size: BatchSize | None,
         batch_size: int | None = 1,
         sampler: Iterable | None = None,
         batch_sampler: Iterable | None = None,
-        workers: int | None = None,
         persistent: bool = False,
     ) -> DataLoader:
-        num_workers = self._num_workers() if workers is None else workers
-        require_shared_memory(num_workers, self.encoding_batch, self.size)
+        """Load by as many processes as there is room for batches of `size`; in this one, what has no pixels (None)."""
+        local = count_local_processes(self._place()[1])
+        workers = num_loader_workers(self.workers, self._on_gpu(), local) if size is not None else 0
+        plan = plan_loading(size or BatchSize(0, 0), workers, self.workers is not None, local)
         return DataLoader(
             dataset,
             batch_size,
             sampler=sampler,
             batch_sampler=batch_sampler,
-            num_workers=num_workers,
+            num_workers=plan.workers,
+            prefetch_factor=plan.prefetch,
             pin_memory=self._on_gpu(),
-            persistent_workers=persistent,
+            persistent_workers=persistent and plan.workers > 0,
         )
-
-    def _num_workers(self) -> int:
-        return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,5 +1,6 @@
 """Loading: sizes of batches and numbers of processes, and the order of batches as pure functions of seed and place."""
 
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -14,8 +15,10 @@ from torch.utils.data import Sampler
 from semcorr.core.errors import UserError
 from semcorr.data.record import PairRecord
 
+log = logging.getLogger(__name__)
+
 SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
-PREFETCHED_BATCHES = 2  # batches that a loader process makes before they are requested
+PREFETCH = (2, 1)  # batches that a loader process makes before they are requested, where shared memory has room
 MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
 
 
@@ -61,26 +64,82 @@ def require_workers(workers: object) -> None:
     )
 
 
-def require_shared_memory(workers: int, images: int, side: int) -> None:
-    """Refuse loader processes that would end by a bus error: their batches exceed the shared memory.
+class BatchSize(NamedTuple):
+    """What a batch of images takes.
 
     Args:
-        workers: Loader processes.
-        images: Images of a batch.
+        images: Images of the largest batch.
         side: Side of their squares, in pixels.
+        value_bytes: Bytes of a pixel's colour: 1 as decoded, 4 if augmentation has made floats of them.
+    """
+
+    images: int
+    side: int
+    value_bytes: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the pixels of all images."""
+        return self.images * 3 * self.side * self.side * self.value_bytes
+
+
+class LoaderPlan(NamedTuple):
+    """The number of loader processes, and the batches that each makes ahead; None without any."""
+
+    workers: int
+    prefetch: int | None
+
+
+def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1) -> LoaderPlan:
+    """Choose how many batches loader processes make ahead, and how many processes: what shared memory has room for.
+
+    With more they would end by a bus error. One batch more is there than is made ahead: the one in use.
+
+    Args:
+        batch: Size of a batch.
+        workers: Loader processes, typed or chosen by the machine.
+        typed: Whether a person has typed their number, which is then used or refused.
+        processes: Processes of the run on this machine, each with as many loader processes.
 
     Raises:
-        UserError: The batches made ahead need more memory than is free.
+        UserError: The batches of so many loader processes as were typed need more memory than is free.
     """
     if not workers or not SHARED.is_dir():
-        return
-    needed, free = workers * PREFETCHED_BATCHES * images * 3 * side * side * 4, shutil.disk_usage(SHARED).free
-    if needed > free:
+        return LoaderPlan(workers, PREFETCH[0] if workers else None)
+    free, room = _shared_room(batch, processes)
+    for prefetch in PREFETCH:
+        if workers * prefetch <= room:
+            return LoaderPlan(workers, prefetch)
+    if typed:
+        needed = (workers * PREFETCH[-1] + 1) * batch.bytes
         raise UserError(
             f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
             f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
             "--shm-size)"
         )
+    _warn_fewer_workers(batch, workers, processes)
+    return LoaderPlan(room, PREFETCH[-1] if room else None)
+
+
+def _shared_room(batch: BatchSize, processes: int) -> tuple[int, int]:
+    """Return the free bytes of shared memory of each process, and the batches that fit beside the one in use."""
+    free = shutil.disk_usage(SHARED).free // processes
+    return free, max(0, free // max(1, batch.bytes) - 1)
+
+
+@lru_cache  # a validation makes its loaders anew, and would repeat it
+def _warn_fewer_workers(batch: BatchSize, workers: int, processes: int) -> None:
+    """Warn once that shared memory has no room for the batches of all loader processes."""
+    free, room = _shared_room(batch, processes)
+    log.warning(
+        "%s of %d loader processes load: %.2f GB of shared memory are free (%s) for batches of %.3f GB. Enlarge it "
+        "(docker run --shm-size), or lower data.encode_batch or data.batch_size",
+        room or "none",
+        workers,
+        free / 1e9,
+        SHARED,
+        batch.bytes / 1e9,
+    )
 
 
 class SampleIndex(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
@@ -20,19 +20,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
+from semcorr.core.ranks import count_local_processes
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.loaders import (
+    BatchSize,
     encoding_batch_size,
     num_loader_workers,
+    plan_loading,
     require_enough_batches,
-    require_shared_memory,
     require_workers,
     shard,
 )
 from semcorr.data.record import require_root
 from semcorr.data.safe_pickle import load_arrays
-from semcorr.data.views import RESIZES, fit_to_square, render_image
+from semcorr.data.views import RESIZES, fit_to_square, render_square
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +89,11 @@ class FrameDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index: int) -> Float[Tensor, "3 size size"]:
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 size size"]:
         image = Image.fromarray(self.frames[index])
         if self.side:  # Lanczos, as the official reader
             image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
-        return render_image(image, self.size, fit_to_square(image.size, self.size, self.resize))
+        return render_square(image, self.size, fit_to_square(image.size, self.size, self.resize))
 
 
 def _read_video(entry: object, name: str, path: Path) -> TapVidVideo:
@@ -265,9 +267,13 @@ class TapVid(LightningDataModule):
         """Return a video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        at_once, workers = encoding_batch_size(self.encode_batch, on_gpu), num_loader_workers(self.workers, on_gpu)
-        require_shared_memory(workers, at_once, self.size)
-        return DataLoader(dataset, at_once, num_workers=workers, pin_memory=on_gpu)
+        local = count_local_processes(self.trainer.world_size if self.trainer else 1)
+        batch = BatchSize(encoding_batch_size(self.encode_batch, on_gpu), self.size)
+        workers = num_loader_workers(self.workers, on_gpu, local)
+        plan = plan_loading(batch, workers, self.workers is not None, local)
+        return DataLoader(
+            dataset, batch.images, num_workers=plan.workers, prefetch_factor=plan.prefetch, pin_memory=on_gpu
+        )
 
     def _read(self) -> dict[str, TapVidVideo]:
         require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
@@ -24,7 +24,7 @@ class FeatureExtractor(Protocol):
 
     backbone: Backbone
 
-    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+    def features(self, names: Sequence[str], image: Shaped[Tensor, "b 3 h w"]) -> FeatureMap:
         """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
 
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
@@ -63,8 +63,8 @@ def batch_features(module: FeatureExtractor, batch: PairBatch | ImageBatch) -> F
     return FeatureMap(torch.cat((a.values, b.values)), a.stride)
 
 
-def batch_views(batch: PairBatch | ImageBatch) -> tuple[list[str], Float[Tensor, "k 3 h w"]]:
-    """Return names and pixels of all images of a batch, and then of their mirror images."""
+def batch_views(batch: PairBatch | ImageBatch) -> tuple[list[str], Shaped[Tensor, "k 3 h w"]]:
+    """Return names and pixels, bytes or floats, of all images of a batch, and then of their mirror images."""
     views = [batch.view] if isinstance(batch, ImageBatch) else [batch.source, batch.target]
     names = [name for view in (*views, *batch.mirrored) for name in view.name]
     flipped = [view.image.flip(-1) for view in views[: len(batch.mirrored)]]  # of a pair, possibly the source alone

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
+from semcorr.data.views import to_unit
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
     batch_features,
@@ -130,15 +131,15 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of both images of each pair, from their pixels."""
         if self.backbone.pairwise:
-            return self.backbone.pair(source.image, target.image)
+            return self.backbone.pair(to_unit(source.image), to_unit(target.image))
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)
 
-    def features(self, names: Sequence[str], image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+    def features(self, names: Sequence[str], image: Shaped[Tensor, "b 3 h w"]) -> FeatureMap:
         """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
         if image.shape[-2]:
-            return self.backbone(image)
+            return self.backbone(to_unit(image))
         return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
 
     # -- training --

@@ -21,6 +21,7 @@ from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
+from semcorr.data.views import to_unit
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.results import write_picture
 from semcorr.matching.batched import cell_stride
@@ -94,7 +95,7 @@ class TrackingModule(LightningModule):
         """Encode a video's frames once, track its queries, and store the rows."""
         start = time.perf_counter()
         images = self._data.images(batch.video)
-        maps = torch.cat([self.backbone(image.to(self.device, non_blocking=True)).values for image in images])
+        maps = torch.cat([self.backbone(to_unit(image.to(self.device, non_blocking=True))).values for image in images])
         frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
         require_finite(feature_origin(self.backbone), frames, {"maps": maps})
         encoded = time.perf_counter()

@@ -102,7 +102,7 @@ class ImageFeatures:
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
-            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.size, self._origin
+            len(images), self.group.device, cache_config.storage, cache_config.type, self.group.local, self._origin
         )
         encode_images(cache, images, self.data, compute, self.group)
         return cache
@@ -112,10 +112,11 @@ class ImageFeatures:
         frozen = self.module.frozen
         frozen.fill(images, self.data, self.group, self.context)
         size, device = (self.module.backbone.size,) * 2, self.group.device
-        first = frozen.features([images[0].name], size, device) if frozen.is_whole_backbone else None
-        if first is not None and self.adapted(first) is first:  # nothing is left to do
-            assert frozen.cache is not None
-            return frozen.cache
+        if frozen.has_features(images[0].name):
+            first = frozen.features([images[0].name], size, device)
+            if self.adapted(first) is first:  # nothing is left to do
+                assert frozen.cache is not None
+                return frozen.cache
         chunks = split_into_chunks([image.name for image in images], self.data.encoding_batch)
 
         def compute_chunks() -> Iterator[tuple[list[str], Values]]:
@@ -125,7 +126,7 @@ class ImageFeatures:
                     yield chunk, to_channels_last(self.adapted(frozen.features(chunk, size, device)))
 
         cache = FeatureCache(
-            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.size, self._origin
+            len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.local, self._origin
         )
         for chunk, values in broadcast_chunks(compute_chunks(), len(chunks), self.group):
             cache.add(chunk, values)

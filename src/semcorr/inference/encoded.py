@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageShow
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
-from semcorr.data.views import fit_to_square, render_image
+from semcorr.data.views import fit_to_square, render_square
 from semcorr.inference.displayed import DisplayedPicture
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class EncodedPicture(NamedTuple):
 
 def place_picture(
     picture: Picture, side: int, resize: str, trim: bool = True
-) -> tuple[Float[Tensor, "3 s s"], PicturePlacement]:
-    """Render the network's square, RGB in [0, 1], and return the placement of the picture in it.
+) -> tuple[UInt8[Tensor, "3 s s"], PicturePlacement]:
+    """Render the network's square, in bytes, and return the placement of the picture in it.
 
     Args:
         picture: The upright picture.
@@ -104,7 +104,7 @@ def place_picture(
     corner = torch.tensor(box[:2])
     reduced = torch.tensor([image.width / width, image.height / height])  # below 1 for a huge JPEG only
     inside = torch.cat((offset, offset + torch.tensor(fit.size))) - 0.5
-    return render_image(visible, side, fit), PicturePlacement(
+    return render_square(visible, side, fit), PicturePlacement(
         (width, height), scale * reduced, offset - corner * scale, inside
     )
 

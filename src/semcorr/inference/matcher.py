@@ -21,6 +21,7 @@ from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
+from semcorr.data.views import to_unit
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import adapted_feature_origin
 from semcorr.inference.dense import (
@@ -150,11 +151,11 @@ class Matcher:
         displayed = [remember_picture(image, picture) for image, picture in zip(images, pictures, strict=True)]
         if backbone.pairwise:
             return [
-                EncodedPicture(None, square[None].to(self.device), *rest)
+                EncodedPicture(None, to_unit(square[None].to(self.device)), *rest)
                 for square, *rest in zip(squares, placements, names, displayed, strict=True)
             ]
         with self.autocast():
-            maps = self._adapt_features(backbone(torch.stack(squares).to(self.device)))
+            maps = self._adapt_features(backbone(to_unit(torch.stack(squares).to(self.device))))
         require_finite(adapted_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
         features = (FeatureMap(values[None], maps.stride) for values in maps.values)
         return [

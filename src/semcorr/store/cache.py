@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,14 +21,43 @@ from semcorr.store import FeatureStore
 log = logging.getLogger(__name__)
 
 PLACES = ("auto", "gpu", "memory", "disk")
+PIECE = 2**28  # bytes of page-locked memory allocated at once
+ALIGNMENT = 64  # bytes
 SHARE = 0.5  # of the free memory that may be taken: the rest is for activations and loaders
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def allocate_pinned(size: int) -> Tensor:
+    """Allocate bytes of page-locked memory, from which a GPU copies while the process goes on."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+class PinnedMemory:
+    """Page-locked memory for many tensors, taken in large pieces: PyTorch rounds each one up to a power of two.
+
+    Args:
+        total: Bytes expected in the end.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.piece = min(PIECE, 1 << max(0, total - 1).bit_length())
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def store(self, value: Tensor) -> Tensor:
+        """Copy a tensor, in its own memory layout."""
+        size = -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+        if size > len(self._free):
+            self._free = allocate_pinned(max(size, self.piece))
+        part, self._free = self._free[: value.nbytes], self._free[size:]
+        layout = torch.empty_like(value, device="meta").stride()  # of a dense tensor, its own
+        return part.view(value.dtype).as_strided(value.shape, layout).copy_(value)
 
 
 class FeatureCache:
     """Features of images, as one dictionary of tensors per image.
 
-    The place is decided at the first values, from the memory that all images will need.
+    The place is decided at the first values, from the memory that all images will need; and again, for those to come,
+    when there are more of them than expected. What is cached stays where it is.
 
     Args:
         count: Number of images in the end.
@@ -51,7 +80,9 @@ class FeatureCache:
         self.watch = FiniteWatch(origin)
         self.count, self.device, self.place, self.dtype, self.processes = count, device, place, dtype, processes
         self.entries: dict[str, dict[str, Tensor]] = {}
+        self._places: tuple[str, ...] = PLACES[1:] if place == "auto" else (place,)  # left to choose from
         self._disk: FeatureStore | None = None
+        self._pinned: PinnedMemory | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -63,9 +94,16 @@ class FeatureCache:
         """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
         cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
         self.watch.record(names, cast)
+        size = sum(value[0].nbytes for value in cast.values())
         if self.place == "auto":
-            self.place = self._choose_place(sum(value[0].nbytes for value in cast.values()))
-        cast = {key: value.to(self.device if self.place == "gpu" else "cpu") for key, value in cast.items()}
+            self.place = self._choose_place(size)
+        if self.place == "memory" and self.device.type == "cuda":
+            self._pinned = self._pinned or PinnedMemory(self._remaining * size)
+            for i, name in enumerate(names):
+                self.entries[name] = {key: self._pinned.store(value[i]) for key, value in cast.items()}
+            return
+        device = self.device if self.place == "gpu" else torch.device("cpu")
+        cast = {key: copy_to_device(value, device) for key, value in cast.items()}
         for i, name in enumerate(names):
             image_values = {key: value[i] for key, value in cast.items()}
             self.entries[name] = self._map_to_disk(name, image_values) if self.place == "disk" else image_values
@@ -75,19 +113,39 @@ class FeatureCache:
         if self.place == "auto" and self.device.type == "cuda":
             self.place = self._choose_place(sum(value.nbytes for value in values.values()))
         device = self.device if self.place == "gpu" else torch.device("cpu")
-        self.entries[name] = {key: value.to(device) for key, value in values.items()}
+        self.entries[name] = {key: copy_to_device(value, device) for key, value in values.items()}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Expect these images beside those that are cached; if they are more than planned, choose their place anew.
+
+        The place then is the present one or a later one of `PLACES`: there may be no room left where the first went.
+        """
+        count = len(self.entries.keys() | set(names))
+        if count > self.count:
+            self.count = count
+            if self.place in self._places and len(self._places) > 1:
+                self._places, self.place = self._places[self._places.index(self.place) :], "auto"
 
     def stack(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Stack the values of a batch of images."""
+        """Stack the values of a batch of images on the device: each is copied by itself, from where it is."""
         entries = [self.entries[name] for name in names]
-        return {key: torch.stack([entry[key] for entry in entries]).to(device, non_blocking=True) for key in entries[0]}
+        return {key: torch.stack([entry[key].to(device, non_blocking=True) for entry in entries]) for key in entries[0]}
+
+    @property
+    def _remaining(self) -> int:
+        """Number of images to come."""
+        return max(1, self.count - len(self.entries))
 
     def _choose_place(self, size: int) -> str:
-        """Return the first place with room for all images."""
-        needed = self.count * size
-        if self.device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
-            return "gpu"
-        return "memory" if needed * self.processes <= SHARE * free_memory() else "disk"
+        """Return the first place with room for all images to come, of `size` bytes each."""
+        needed = self._remaining * size
+        for place in self._places:
+            if place == "gpu" and self.device.type == "cuda":
+                if needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
+                    return place
+            elif place == "memory" and needed * self.processes <= SHARE * free_memory():
+                return place
+        return "disk"
 
     def _map_to_disk(self, name: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Write values to a folder that is removed with this object, and map them from there."""
@@ -111,6 +169,11 @@ def warn_spilling_to_disk(parent: Path) -> None:
         "store.dtype=float16 halves them, store.root=DIR keeps them for other runs",
         parent,
     )
+
+
+def copy_to_device(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; return it as it is if it is there."""
+    return value.to(device)
 
 
 def cast_floating(value: Tensor, dtype: torch.dtype | None) -> Tensor:

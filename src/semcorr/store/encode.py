@@ -8,9 +8,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semcorr.core.finite import require_finite
+from semcorr.core.ranks import count_local_processes
 from semcorr.core.terminal import Stage
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant, content_hash
+from semcorr.data.views import to_unit
 from semcorr.store import FeatureStore
 from semcorr.store.cache import FeatureCache, cast_floating
 
@@ -25,6 +27,11 @@ class ProcessGroup(NamedTuple):
     rank: int
     size: int
     device: torch.device
+
+    @property
+    def local(self) -> int:
+        """Number of these processes on this machine, which share its memory."""
+        return count_local_processes(self.size)
 
 
 def encode_images(
@@ -55,7 +62,7 @@ def encode_images(
     def computed() -> Iterator[tuple[Sequence[str], Values]]:
         """Yield the names and values of this process's chunks."""
         for view in data.encoding(missing, local_chunks):
-            yield view.name, compute(view.image.to(group.device, non_blocking=True))
+            yield view.name, compute(to_unit(view.image.to(group.device, non_blocking=True)))
 
     with Stage(f"Encoding {len(missing):,} images on {group.device}", len(missing)) as stage:
         work = broadcast_chunks(computed(), len(chunks), group)
@@ -119,7 +126,7 @@ def _compute_missing(
             claims = ([index[entry] for entry in chunk] for chunk in store.claims(chunks))
             for view in data.encoding(images, claims):
                 busy = True
-                values = compute(view.image.to(group.device, non_blocking=True))
+                values = compute(to_unit(view.image.to(group.device, non_blocking=True)))
                 _put(cache, store, view.name, [entry_by_name[name] for name in view.name], values)
                 stage.advance(len(view.name))
 

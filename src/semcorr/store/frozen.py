@@ -1,6 +1,6 @@
 """Frozen blocks of a backbone: where they end, and their features of images, cached as long as they are needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from semcorr.store import FeatureStore
 from semcorr.store.cache import PLACES, FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, encode_images, encode_through_store
 
+CELLS = "cells"  # key of features in the cache
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -81,6 +82,10 @@ class FrozenPrefix:
         """Whether there is anything to cache: frozen blocks, of one image at a time."""
         return self.depth != 0 and not self.backbone.pairwise
 
+    def has_features(self, name: str) -> bool:
+        """Tell whether what is cached of an image are its features; otherwise they are still to be made of it."""
+        return self.depth is None and self.cache is not None and CELLS in self.cache[name]
+
     @property
     def origin(self) -> str:
         """Origin of the values, for messages."""
@@ -89,17 +94,19 @@ class FrozenPrefix:
     def compute(self, image: Tensor) -> Values:
         """Compute the values to cache of a batch of images."""
         if self.depth is None:
-            return to_channels_last(self.backbone(image))
+            return lay_out_maps(self.backbone, self.backbone.read_maps(image))
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
         """Compute the backbone's output for cached images, in the order of their names."""
         assert self.cache is not None
         values = self.cache.stack(names, device)
-        if self.depth is None:
+        if self.depth is None and CELLS in values:
             return from_channels_last(values, self.backbone.stride)
         if self.cache_config.dtype is not None:
             values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
+        if self.depth is None:
+            return join_laid_out_maps(self.backbone, values)
         return self.backbone.suffix(BackboneState(values, size), self.depth)
 
     def fill(
@@ -112,8 +119,9 @@ class FrozenPrefix:
         """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
         if self.cache is None:
             self.cache = FeatureCache(
-                len(images), group.device, self.cache_config.storage, self.cache_config.type, group.size, self.origin
+                len(images), group.device, self.cache_config.storage, self.cache_config.type, group.local, self.origin
             )
+        self.cache.expect(image.name for image in images)
 
         def compute(image: Tensor) -> Values:
             with context():
@@ -132,9 +140,16 @@ class FrozenPrefix:
         """Free the cached values."""
         self.cache = None
 
+    @property
+    def _has_several_maps(self) -> bool:
+        """Whether the cached features are several maps, which may be on grids of their own."""
+        reads = type(self.backbone).read_maps is not Backbone.read_maps
+        return self.depth is None and reads and len(self.backbone.widths) > 1
+
     def _key(self, data: PairDataModule) -> JsonObject:
         depth = "all" if self.depth is None else self.depth
-        geometry = {"size": self.backbone.size, "resize": data.resize}
+        geometry: JsonObject = {"size": self.backbone.size, "resize": data.resize}
+        geometry |= {"maps": "own grids"} if self._has_several_maps else {}
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
         return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **geometry, **self.key}
 
@@ -150,12 +165,33 @@ def feature_origin(backbone: Backbone, head: nn.Module | None = None) -> str:
 
 def to_channels_last(maps: FeatureMap) -> Values:
     """Lay out features for the cache: a cell's channels side by side, so that a point reads four runs of memory."""
-    return {"cells": maps.values.permute(0, 2, 3, 1).contiguous()}
+    return {CELLS: maps.values.permute(0, 2, 3, 1).contiguous()}
 
 
 def from_channels_last(values: Values, stride: float) -> FeatureMap:
     """Convert cached features to a feature map, without copying."""
-    return FeatureMap(values["cells"].permute(0, 3, 1, 2), stride)
+    return FeatureMap(values[CELLS].permute(0, 3, 1, 2), stride)
+
+
+def lay_out_maps(backbone: Backbone, maps: Mapping[str, Tensor]) -> Values:
+    """Lay out what features are made of for the cache: the features, or maps that are smaller on grids of their own.
+
+    Maps keep their memory layout, because the last bit of what is made of them depends on it: channels side by side,
+    which their key says, or plain.
+    """
+    if len({values.shape[-2:] for values in maps.values()}) == 1:
+        return to_channels_last(backbone.join_maps(maps))
+    return {
+        **{f"{CELLS}/{key}": value.movedim(1, -1).contiguous() for key, value in maps.items() if value.stride(1) == 1},
+        **{f"plain/{key}": value.contiguous() for key, value in maps.items() if value.stride(1) != 1},
+    }
+
+
+def join_laid_out_maps(backbone: Backbone, values: Values) -> FeatureMap:
+    """Make the features of maps that `lay_out_maps` has left apart, to the last bit those of the backbone."""
+    split = {key.partition("/")[::2]: value for key, value in values.items()}
+    maps = {key: value.movedim(-1, 1) if kind == CELLS else value for (kind, key), value in split.items()}
+    return from_channels_last(to_channels_last(backbone.join_maps(maps)), backbone.stride)
 
 
 def frozen_depth(backbone: Backbone) -> int | None:

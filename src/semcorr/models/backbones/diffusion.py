@@ -1,6 +1,6 @@
 """Stable Diffusion as a backbone: features of its UNet for an image with a little noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -142,6 +142,15 @@ class StableDiffusion(Backbone):
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
         return self.suffix(self.prefix(image, 0), 0)
+
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Compute the maps of all layers, each on its own grid."""
+        return self.prefix(image, len(self.units)).values
+
+    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+        """Concatenate the maps of all layers."""
+        layers = [maps[f"map.{layer}"] for layer in self.layers]
+        return FeatureMap(concatenate_layers(layers, self.unit_layers), self.stride)
 
     def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images that are seen together."""

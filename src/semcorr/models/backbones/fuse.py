@@ -1,7 +1,7 @@
 """Several backbones as one: each sees the image at its own size, and their features are concatenated."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import lcm
 from typing import Annotated, Any, Literal, cast
@@ -103,6 +103,16 @@ class FusedBackbone(Backbone):
             [part(resize_image(image, size)) for part, size in zip(self._parts, sizes, strict=True)]
         )
 
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Compute the maps of all parts, each on its own grid."""
+        sizes = self._part_sizes((image.shape[-2], image.shape[-1]))
+        maps = [part.read_maps(resize_image(image, size)) for part, size in zip(self._parts, sizes, strict=True)]
+        return {f"{i}/{key}": values for i, part_maps in enumerate(maps) for key, values in part_maps.items()}
+
+    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+        """Concatenate the maps of the parts, those of each part first."""
+        return self._concatenate_maps([part.join_maps(select_part(maps, i)) for i, part in enumerate(self._parts)])
+
     def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images, seen together by the parts that need both."""
         a, b = list[FeatureMap](), list[FeatureMap]()
@@ -132,9 +142,7 @@ class FusedBackbone(Backbone):
         for i, (part, part_size, part_depth) in enumerate(
             zip(self._parts, self._part_sizes(state.size), self._part_depths(depth), strict=True)
         ):
-            prefix = f"{i}/"
-            values = {key.removeprefix(prefix): v for key, v in state.values.items() if key.startswith(prefix)}
-            maps.append(part.suffix(BackboneState(values, part_size), part_depth))
+            maps.append(part.suffix(BackboneState(select_part(state.values, i), part_size), part_depth))
         return self._concatenate_maps(maps)
 
     @property
@@ -166,6 +174,12 @@ class FusedBackbone(Backbone):
             return FeatureMap(torch.cat(resized, dim=1), self.stride)
         weighted = [share * normalize(values, dim=1) for share, values in zip(self.shares, resized, strict=True)]
         return FeatureMap(torch.cat(weighted, dim=1), self.stride)
+
+
+def select_part(values: Mapping[str, Tensor], part: int) -> dict[str, Tensor]:
+    """Select the values of one part, whose keys begin with its number, by the part's own keys."""
+    prefix = f"{part}/"
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
 def resize_image(image: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 i j"]:

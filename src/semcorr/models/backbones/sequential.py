@@ -1,7 +1,7 @@
 """Backbones that are a chain of blocks, and can be cut after any of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -109,8 +109,15 @@ class SequentialBackbone(Backbone, ABC):
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
-        maps = self.read((image - self.mean) / self.std)
-        return FeatureMap(concatenate_layers(maps, self.unit_layers), self.stride)
+        return self.join_maps(self.read_maps(image))
+
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Compute the maps of all layers, each on its own grid."""
+        return {str(i): values for i, values in enumerate(self.read((image - self.mean) / self.std))}
+
+    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+        """Concatenate the maps of all layers."""
+        return FeatureMap(concatenate_layers([maps[str(i)] for i in range(len(maps))], self.unit_layers), self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks."""

@@ -1,6 +1,6 @@
 """SqueezeNet 1.1 (torchvision): 1.2 million parameters, features at stride 16."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.error import URLError
 
 import torch
@@ -90,6 +90,15 @@ class SqueezeNet(Backbone):
         """Compute the features of RGB images in [0, 1]."""
         return self.suffix(self.prefix(image, 0), 0)
 
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Compute the maps of all layers, each on its own grid."""
+        values = self.prefix(image, len(FIRE)).values
+        return {f"layer{i}": values[f"layer{i}"] for i in self.layers}
+
+    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+        """Concatenate the maps of all layers."""
+        return FeatureMap(concatenate_layers([maps[f"layer{i}"] for i in self.layers], self.unit_layers), self.stride)
+
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the stem and the first `depth` fire modules, of each pass."""
         values: dict[str, Tensor] = {}
@@ -103,8 +112,7 @@ class SqueezeNet(Backbone):
         values = dict(state.values)
         for stride in self.strides:
             values |= self._run(values[f"stride{stride}"], stride, self._next_module(depth), len(self.features))
-        maps = [values[f"layer{i}"] for i in self.layers]
-        return FeatureMap(concatenate_layers(maps, self.unit_layers), self.stride)
+        return self.join_maps(values)
 
     def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
         """Run the modules from `start` to before `end` in the pass for one stride, and record the layers among them."""
