@@ -12,7 +12,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store import FeatureStore
@@ -51,6 +51,12 @@ class FeatureCacheConfig:
         """Type that values are converted to, if any."""
         return DTYPES[self.dtype] if self.dtype else None
 
+    def restore(self, values: Values) -> Values:
+        """Return values that a network goes on with, in single precision if they are cached in another type."""
+        if self.dtype is None:
+            return values
+        return {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
+
     @property
     def storage(self) -> str:
         """Place of what is cached in any case."""
@@ -79,7 +85,7 @@ class FrozenPrefix:
     @property
     def is_cacheable(self) -> bool:
         """Whether there is anything to cache: frozen blocks, of one image at a time."""
-        return self.depth != 0 and not self.backbone.pairwise
+        return self.depth != 0 and not self.backbone.needs_pixels
 
     @property
     def origin(self) -> str:
@@ -89,7 +95,7 @@ class FrozenPrefix:
     def compute(self, image: Tensor) -> Values:
         """Compute the values to cache of a batch of images."""
         if self.depth is None:
-            return to_channels_last(self.backbone(image))
+            return encode_images_alone(self.backbone, image)
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
@@ -98,9 +104,15 @@ class FrozenPrefix:
         values = self.cache.stack(names, device)
         if self.depth is None:
             return from_channels_last(values, self.backbone.stride)
-        if self.cache_config.dtype is not None:
-            values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
-        return self.backbone.suffix(BackboneState(values, size), self.depth)
+        return self.backbone.suffix(BackboneState(self.cache_config.restore(values), size), self.depth)
+
+    def unjoined(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> UnjoinedMaps:
+        """Compute what a joint backbone joins, for cached images, in the order of their names."""
+        assert self.cache is not None
+        values = self.cache_config.restore(self.cache.stack(names, device))
+        if self.depth is None:
+            return UnjoinedMaps(values)
+        return self.backbone.compute_unjoined(BackboneState(values, size), self.depth)
 
     def fill(
         self,
@@ -146,6 +158,13 @@ def feature_origin(backbone: Backbone, head: nn.Module | None = None) -> str:
     return f"`backbone`: {backbone.name}{layer_text}" + (
         f", through head {type(head).__name__}" if head is not None else ""
     )
+
+
+def encode_images_alone(backbone: Backbone, image: Tensor) -> Values:
+    """Compute the values to cache of a batch of images: their features, or what a joint backbone joins."""
+    if backbone.joint:
+        return backbone.compute_unjoined(backbone.prefix(image, 0), 0).values
+    return to_channels_last(backbone(image))
 
 
 def to_channels_last(maps: FeatureMap) -> Values:

@@ -181,11 +181,11 @@ def test_where_one_part_needs_both_images_the_whole_does():
         sd = backbone.parts[0].pair(IMAGE, IMAGE[..., :128])
         dino = fused(layers=[5])(IMAGE[..., :128]).values[:, -48:]
 
-    assert backbone.pairwise
+    assert (backbone.joint, backbone.pairwise) == (True, False)
     assert (a.values.shape, b.values.shape) == ((2, 54, 8, 16), (2, 54, 8, 8))
     assert_close(a.values[:, :6], normalize(sd[0].values, dim=1) * 0.5**0.5)
     assert_close(b.values[:, 6:], dino)
-    for attempt in (backbone, lambda image: backbone.prefix(image, 0)):
+    for attempt in (backbone, lambda image: backbone.suffix(backbone.prefix(image, 0), 0)):
         with pytest.raises(UserError, match="depend on both images"):
             attempt(IMAGE)
 

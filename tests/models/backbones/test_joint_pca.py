@@ -32,7 +32,7 @@ def test_all_components_keep_every_distance_and_some_keep_most():
         a, b = backbone.pair(IMAGE[:1], IMAGE[1:])
         plain = tiny_sd(layers=[5])(IMAGE).values
 
-    assert backbone.pairwise
+    assert (backbone.joint, backbone.pairwise) == (True, False)
     distances = torch.cdist(a.values.flatten(2).mT, b.values.flatten(2).mT)
     assert_close(distances, torch.cdist(*(p[None].flatten(2).mT for p in plain)), atol=1e-3, rtol=1e-3)
 
