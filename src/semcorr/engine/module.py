@@ -53,8 +53,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     """A backbone, a head and a read-out, evaluated and trained.
 
     Evaluation encodes every image once and matches the pairs from the features; where a backbone must see both images,
-    they are joined pair by pair from what it computes of each alone. Training computes frozen blocks once per image where their features are
-    cached.
+    they are joined pair by pair from what it computes of each alone. Training computes frozen blocks once per image
+    where their features are cached.
 
     Args:
         backbone: Backbone, from images to features.

@@ -157,7 +157,7 @@ class Evaluator:
             else:
                 table = with_predictions(table, predicted=predicted, **columns)
             self.tables.append(table)
-        if self.kap:
+        if self.kap and self.aligner:  # keypoints are detected in the batch as it is
             for pairs, features, sources in self._group_by_target(batch):
                 self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
@@ -206,7 +206,7 @@ class Evaluator:
     def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
         """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
         if self.aligner is None:
-            return self._match(batch, annotations)
+            return self._match(batch, annotations, detects=self.kap)
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
@@ -217,8 +217,10 @@ class Evaluator:
                 merged.score[pairs] += part_predictions.score
         return predictions
 
-    def _match(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
-        """Match the batch as it is, in one pass per set of query points."""
+    def _match(
+        self, batch: PairBatch, annotations: GroundTruth | None, detects: bool = False
+    ) -> list[BatchPredictions]:
+        """Match the batch as it is, in one pass per set of query points; detect keypoints in the same maps, if asked."""
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
@@ -236,6 +238,8 @@ class Evaluator:
                 points = [points_by_query[protocol.query][i] for i in pairs]
                 matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
                 self._write_matches(predictions, indices, matches, shared, pairs)
+            if detects:
+                self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
         return predictions
 
     def _write_matches(

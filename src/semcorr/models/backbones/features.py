@@ -116,10 +116,10 @@ def joint_pca(
     a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
     a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
 
-    Products are in single precision, their decomposition is in double. On features with spectra that decay, repeat or
-    are dominated by two directions, cosines are within 1e-4 of those that are computed in double precision throughout. A
-    decomposition in single precision takes half the time, and is off by up to 2e-3: it rounds by the largest
-    variance, and directions next to the last one kept vary a million times less.
+    Products are in single precision, their decomposition is in double. On features whose spectra decay, repeat or are
+    dominated by two directions, cosines are within 1e-4 of those that are computed in double precision throughout. A
+    decomposition in single precision takes half the time, and is off by up to 2e-3: it rounds by the largest variance,
+    and directions next to the last one kept may vary a million times less.
 
     Args:
         source: Maps of the sources.
