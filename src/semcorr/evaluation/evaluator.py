@@ -220,7 +220,7 @@ class Evaluator:
     def _match(
         self, batch: PairBatch, annotations: GroundTruth | None, detects: bool = False
     ) -> list[BatchPredictions]:
-        """Match the batch as it is, in one pass per set of query points; detect keypoints in the same maps, if asked."""
+        """Match the batch as it is, in one pass per set of query points; and detect keypoints in the same maps."""
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
