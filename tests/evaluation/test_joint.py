@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 PCA = ["backbone.components=6"]
 CPM = ["finetune=cpm", "finetune.dino=vit_tiny_patch16_224", "finetune.pretrained=false", "+finetune.depth=1"]
-CPM += ["finetune.scale=0.5"]
+CPM += ["+finetune.scale=0.5"]
 
 
 @pytest.fixture(scope="module")

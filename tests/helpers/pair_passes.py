@@ -38,11 +38,17 @@ def count_passes(module: nn.Module) -> Iterator[Passes]:
 
 
 def slow_joint_pca(source: Tensor, target: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Principal components of the cells of one pair, side by side and in double precision."""
+    """Principal components of the cells of one pair, side by side and in double precision.
+
+    Their sign is that with which the largest entry of their direction is positive.
+    """
     (first, second), split = (maps[0].flatten(1).T.double() for maps in (source, target)), source[0, 0].numel()
     cells = torch.cat((first, second))
     cells = cells - cells.mean(0)
     directions = torch.linalg.eigh(cells.T @ cells).eigenvectors.flip(-1)[:, :components]
+    for column in range(components):
+        if directions[directions[:, column].abs().argmax(), column] < 0:
+            directions[:, column] *= -1
     reduced = (cells @ directions).float()
     a, b = reduced[:split].T.reshape(1, -1, *source.shape[2:]), reduced[split:].T.reshape(1, -1, *target.shape[2:])
     return a, b

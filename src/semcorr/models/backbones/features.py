@@ -114,7 +114,7 @@ def joint_pca(
 
     As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean; there by
     a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
-    a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
+    a constant to gradients, and its largest entry in each direction is positive. Where there are fewer directions than `components`, the rest is zero.
 
     Products are in single precision, their decomposition is in double. On features whose spectra decay, repeat or are
     dominated by two directions, cosines are within 1e-4 of those that are computed in double precision throughout. A
@@ -138,6 +138,7 @@ def joint_pca(
                 moments = cell_moments(source), target_moments or cell_moments(target)
                 scatter = _joint_scatter(moments, (a.shape[2], b.shape[2]))
                 basis = _first_directions(scatter, components).float()
+            basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
         a, b = basis.mT @ a, basis.mT @ b
     return a.unflatten(2, source.shape[2:]).to(source), b.unflatten(2, target.shape[2:]).to(target)
 
