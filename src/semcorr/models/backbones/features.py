@@ -114,7 +114,8 @@ def joint_pca(
 
     As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean; there by
     a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
-    a constant to gradients, and its largest entry in each direction is positive. Where there are fewer directions than `components`, the rest is zero.
+    a constant to gradients, and the largest entry of each direction is positive. Where there are fewer directions
+    than `components`, the rest is zero.
 
     Products are in single precision, their decomposition is in double. On features whose spectra decay, repeat or are
     dominated by two directions, cosines are within 1e-4 of those that are computed in double precision throughout. A
