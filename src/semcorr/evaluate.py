@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     module.kap = cfg.kap
     module.pose.check(module.backbone, data)
     trainer = build_trainer(cfg, Path(cfg.run_dir))
-    if isinstance(data, TapVid) and module.backbone.pairwise:
+    if isinstance(data, TapVid) and module.backbone.needs_pair:
         raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
     if isinstance(data, TapVid) and (len(module.specs) > 1 or module.specs[0].protocol.name != "semcorr"):
         raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")

@@ -64,8 +64,7 @@ class LoadedModel:
 def _entry_bytes(cached: tuple[Image.Image, EncodedPicture]) -> int:
     """Count the bytes of a picture and its features."""
     image, encoded = cached
-    tensors = (encoded.maps.values if encoded.maps is not None else None, encoded.pixels)
-    return picture_bytes(image) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return picture_bytes(image) + encoded.nbytes
 
 
 class Answer(NamedTuple):

@@ -85,7 +85,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
         assert isinstance(data, PairDataModule)
-        data.size, data.pixels = module.backbone.size, module.backbone.pairwise
+        data.size, data.pixels = module.backbone.size, module.backbone.needs_pixels
         pairs = _select_pairs(data, part)
         after_reading = synchronised_time(run.device)
         data.pairs = cache(lambda split: pairs)
@@ -125,7 +125,7 @@ def _select_pairs(data: PairDataModule, part: SplitPart) -> Sequence[PairRecord]
 
 
 def _require_single_image(backbone: Backbone) -> None:
-    if backbone.pairwise:
+    if backbone.needs_pair:
         raise UserError(
             f"--backbone: {backbone.name} sees images in pairs; there is nothing to encode once. Choose another"
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
 
 
 class Head(Protocol):
@@ -62,7 +62,10 @@ class Backbone(nn.Module):
         norm: Layer after the last block; None where there is none.
         sha256: Hash of the weights that it was built with.
         lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
-        pairwise: Whether an image's features depend on the other image of its pair; such a backbone has `pair`.
+        pairwise: Whether the network itself runs once for each pair, because it is conditioned on both images; such a
+            backbone has `pair`.
+        joint: Whether what is computed of each image alone is joined to the features of a pair, by `join`: projected
+            onto common components, or, if the backbone is also `pairwise`, run through the network.
         unit_layers: Whether each of several maps is brought to unit length before they are concatenated. Backbones
             that are fused set it to false in their parts, unless theirs are to be normalised by layer.
     """
@@ -91,7 +94,7 @@ class Backbone(nn.Module):
 
         @property
         def pairwise(self) -> bool:
-            """Whether an image's features depend on the other image of its pair."""
+            """Whether the network itself runs once for each pair."""
 
         def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
             """Compute the features of a batch of images, by `forward`."""
@@ -115,8 +118,36 @@ class Backbone(nn.Module):
         """Compute the remaining blocks: `suffix(prefix(x, d), d) == backbone(x)`."""
         raise NotImplementedError(f"{type(self).__name__} has no suffix")
 
-    def pair(
-        self, source: Float[Tensor, "b 3 height width"], target: Float[Tensor, "b 3 height width"]
-    ) -> tuple[FeatureMap, FeatureMap]:
+    @property
+    def joint(self) -> bool:
+        """Whether what is computed of each image alone is joined to the features of a pair."""
+        return False
+
+    @property
+    def needs_pair(self) -> bool:
+        """Whether one image alone has no features."""
+        return self.pairwise or self.joint
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether nothing is computed of an image alone, so that pairs come with their pixels."""
+        return self.pairwise and not self.joint
+
+    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
+        """Compute, from the state after `depth` blocks, all that `join` takes of an image; if the backbone is joint."""
+        raise NotImplementedError(f"{type(self).__name__} joins nothing")
+
+    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
+        """Add what the joins of one target with many sources have in common; it may be as large as the maps."""
+        return target
+
+    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of pairs; a single target is that of all sources, and comes back once for each."""
+        raise NotImplementedError(f"{type(self).__name__} joins nothing")
+
+    def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images that are seen together."""
-        raise NotImplementedError(f"{type(self).__name__} sees one image at a time")
+        if not self.joint:
+            raise NotImplementedError(f"{type(self).__name__} sees one image at a time")
+        a, b = (self.compute_unjoined(self.prefix(image, 0), 0) for image in (source, target))
+        return self.join(a, b)

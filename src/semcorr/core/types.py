@@ -65,6 +65,12 @@ class FeatureMap(NamedTuple):
     stride: float  # image pixels per cell
 
 
+class UnjoinedMaps(NamedTuple):
+    """What a joint backbone computes of each image alone, before `join` makes it the features of a pair."""
+
+    values: dict[str, Tensor]  # each batch first, and each map on its own grid, so that they can be stored compactly
+
+
 class BackboneState(NamedTuple):
     """Backbone values up to a depth: all that the remaining blocks need."""
 

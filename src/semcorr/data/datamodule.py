@@ -97,7 +97,7 @@ class PairDataModule(LightningDataModule, ABC):
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
         pose_variant: Training pairs come with mirror images for these variants of them; None: without. Set before
             `setup`.
-        pixels: Evaluation pairs come with their pixels, for a backbone that must see both images at once.
+        pixels: Evaluation pairs come with their pixels, for a backbone that computes nothing of an image alone.
         train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
     """
 

@@ -109,7 +109,7 @@ def build_datamodule_and_module(
         compile_blocks(module.backbone, cfg.compile)
     data.size = module.backbone.size
     if isinstance(data, PairDataModule):
-        data.pixels = module.backbone.pairwise
+        data.pixels = module.backbone.needs_pixels
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given; written to config.yaml
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None

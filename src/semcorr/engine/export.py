@@ -139,7 +139,7 @@ def compute_features(backbone: Backbone, image: Float[Tensor, "b 3 h w"] | None 
     """Compute the features of images, by default of an image of noise."""
     if image is None:
         image = noise_image((backbone.size, backbone.size))
-    if backbone.pairwise:
+    if backbone.needs_pair:
         return backbone.pair(image, image.flip(-1))[0].values
     return backbone(image).values
 
@@ -176,7 +176,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
     Returns:
         Relative difference of the features that onnxruntime computes from it; None where there is no onnxruntime.
     """
-    if backbone.pairwise:
+    if backbone.needs_pair:
         raise UserError(
             f"The features of {backbone.name} depend on both images of a pair, and a graph takes one. "
             "Evaluate the run itself by checkpoint=RUN."

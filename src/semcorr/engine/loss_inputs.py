@@ -28,7 +28,7 @@ class FeatureExtractor(Protocol):
         """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
 
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the features of two batches of images, from their pixels."""
+        """Compute the features of two batches of images; without pixels, from the cache of the frozen blocks."""
 
 
 def validate_training_options(
@@ -46,7 +46,7 @@ def validate_training_options(
             f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
             "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
         )
-    if variants and backbone.pairwise:
+    if variants and backbone.needs_pair:
         raise UserError(
             f"`pairs`: {backbone.name} sees images in pairs, and variants of a pair are made from features of one "
             "image each. Set pairs=plain."
@@ -55,7 +55,7 @@ def validate_training_options(
 
 def batch_features(module: FeatureExtractor, batch: PairBatch | ImageBatch) -> FeatureMap:
     """Compute the features of all images of a batch, then of their mirror images."""
-    if not module.backbone.pairwise:
+    if not module.backbone.needs_pair:
         return module.features(*batch_views(batch))
     if isinstance(batch, ImageBatch):
         raise UserError(f"`data.all_pairs`: {module.backbone.name} sees images in pairs. Set data.all_pairs=null.")

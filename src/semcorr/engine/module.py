@@ -53,9 +53,9 @@ from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
 class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtractor):
     """A backbone, a head and a read-out, evaluated and trained.
 
-    Evaluation encodes every image once and matches the pairs from the features; or pair by pair, where
-    a backbone must see both images at once. Training computes frozen blocks once per image where their features are
-    cached.
+    Evaluation encodes every image once and matches the pairs from the features; where a backbone must see both images,
+    they are joined pair by pair from what it computes of each alone. Training computes frozen blocks once per image
+    where their features are cached.
 
     Args:
         backbone: Backbone, from images to features.
@@ -129,9 +129,14 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         return self.head(*self.pair_features(source, target), source.keypoints)
 
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the features of both images of each pair, from their pixels."""
-        if self.backbone.pairwise:
+        """Compute the features of both images of each pair, from their pixels or the cache of the frozen blocks."""
+        if self.backbone.needs_pair and source.image.shape[-2]:
             return self.backbone.pair(to_unit(source.image), to_unit(target.image))
+        if self.backbone.joint:
+            size = (source.image.shape[-1],) * 2
+            return self.backbone.join(
+                *(self.frozen.unjoined(view.name, size, self.device) for view in (source, target))
+            )
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)
         return FeatureMap(a, maps.stride), FeatureMap(b, maps.stride)

@@ -15,7 +15,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.text_files import JsonObject
-from semcorr.core.types import FeatureMap, PairBatch
+from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
@@ -27,7 +27,7 @@ from semcorr.matching.batched import QueryOptions, TargetMatches, match_at_full_
 from semcorr.matching.readouts import Readout
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
-from semcorr.store.encode import ProcessGroup
+from semcorr.store.encode import ProcessGroup, split_into_chunks
 
 
 class BatchPredictions(NamedTuple):
@@ -106,14 +106,14 @@ class Evaluator:
 
     @torch.no_grad()
     def encode(self, batches: int, use_cached_features: bool) -> None:
-        """Encode every image of the pairs once; none where the backbone takes pairs.
+        """Encode every image of the pairs once; none where the backbone takes pairs of pixels.
 
         Args:
             batches: Number of the split's batches on each process.
             use_cached_features: Start from the cached features of the frozen blocks, and cache them for the next time.
         """
         start = time.perf_counter()
-        if not self.module.backbone.pairwise:
+        if not self.module.backbone.needs_pixels:
             images = self.data.images_to_evaluate(self.split, batches)
             self.image_features.encode(
                 self.aligner.add_variants(images) if self.aligner else images, use_cached_features
@@ -157,7 +157,7 @@ class Evaluator:
             else:
                 table = with_predictions(table, predicted=predicted, **columns)
             self.tables.append(table)
-        if self.kap:
+        if self.kap and self.aligner:  # keypoints are detected in the batch as it is
             for pairs, features, sources in self._group_by_target(batch):
                 self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
         self.seconds["match"] += time.perf_counter() - start
@@ -206,7 +206,7 @@ class Evaluator:
     def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
         """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
         if self.aligner is None:
-            return self._match(batch, annotations)
+            return self._match(batch, annotations, detects=self.kap)
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
@@ -217,8 +217,10 @@ class Evaluator:
                 merged.score[pairs] += part_predictions.score
         return predictions
 
-    def _match(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
-        """Match the batch as it is, in one pass per set of query points."""
+    def _match(
+        self, batch: PairBatch, annotations: GroundTruth | None, detects: bool = False
+    ) -> list[BatchPredictions]:
+        """Match the batch as it is, in one pass per set of query points; and detect keypoints in the same maps."""
         shared = batch.shared
         counts = shared.sum(-1).tolist()
         empty = torch.zeros_like(batch.source.keypoints)
@@ -236,6 +238,8 @@ class Evaluator:
                 points = [points_by_query[protocol.query][i] for i in pairs]
                 matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
                 self._write_matches(predictions, indices, matches, shared, pairs)
+            if detects:
+                self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
         return predictions
 
     def _write_matches(
@@ -295,18 +299,43 @@ class Evaluator:
 
     def _group_by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
         """Yield the pairs of each target, the target's features, and the features of their sources."""
-        if self.module.backbone.pairwise:
-            sources, targets = map(self.image_features.adapted, self.module.pair_features(batch.source, batch.target))
-            for view, maps in ((batch.source, sources), (batch.target, targets)):
-                require_finite(adapted_feature_origin(self.module), view.name, {"maps": maps.values})
-            for i in range(len(batch.pair)):
-                yield [i], _select_image(targets, i), [_select_image(sources, i)]
+        if self.module.backbone.needs_pair:
+            for pairs, *maps in self._pair_features(batch):
+                sources, targets = map(self.image_features.adapted, maps)
+                for view, adapted in ((batch.source, sources), (batch.target, targets)):
+                    names = [view.name[i] for i in pairs]
+                    require_finite(adapted_feature_origin(self.module), names, {"maps": adapted.values})
+                for row, i in enumerate(pairs):
+                    yield [i], _select_image(targets, row), [_select_image(sources, row)]
             return
-        groups: dict[str, list[int]] = {}
-        for i, name in enumerate(batch.target.name):
-            groups.setdefault(name, []).append(i)
-        for name, pairs in groups.items():
+        for name, pairs in _pairs_by_target(batch).items():
             yield pairs, self.image_features(name), [self.image_features(batch.source.name[i]) for i in pairs]
+
+    def _pair_features(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, FeatureMap]]:
+        """Yield a few pairs, and the features of their sources and targets, as the backbone computes them of pairs.
+
+        As many pairs at once as images are encoded at once: each target of a network that runs once for each pair goes
+        through it as often as it has sources.
+        """
+        backbone, most = self.module.backbone, self.data.encoding_batch
+        if backbone.needs_pixels:
+            for pairs in split_into_chunks(range(len(batch.pair)), most):
+                views = (_select_images(view, pairs) for view in batch[:2])
+                yield pairs, *self.module.pair_features(*views)
+            return
+        for name, of_target in _pairs_by_target(batch).items():
+            target = backbone.prepare_target(self.image_features.unjoined([name]))
+            for pairs in split_into_chunks(of_target, most):
+                sources = self.image_features.unjoined([batch.source.name[i] for i in pairs])
+                yield pairs, *backbone.join(sources, target)
+
+
+def _pairs_by_target(batch: PairBatch) -> dict[str, list[int]]:
+    """Group the pairs of a batch by their target."""
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(batch.target.name):
+        groups.setdefault(name, []).append(i)
+    return groups
 
 
 def require_finite_predictions(
@@ -330,6 +359,11 @@ def require_finite_predictions(
             f"`localise`: {localise} finds no finite place for keypoint {keypoint} of pair {batch.pair[pair]} (its "
             f"similarity is {score[pair, keypoint]:g}). Check the weights of the head, and `localise`'s options"
         )
+
+
+def _select_images(view: View, rows: list[int]) -> View:
+    """Return a view of some images alone."""
+    return View._make(adaptive.select_rows(column, rows) for column in view)
 
 
 def _select_image(maps: FeatureMap, i: int) -> FeatureMap:

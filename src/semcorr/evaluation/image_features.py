@@ -1,18 +1,24 @@
 """Features of all images of a split, encoded once, adapted by the head, and available on every process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from semcorr.core.interfaces import Backbone, SiameseHead
-from semcorr.core.types import FeatureMap, View
+from semcorr.core.types import FeatureMap, UnjoinedMaps, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
-from semcorr.store.frozen import FrozenPrefix, feature_origin, from_channels_last, to_channels_last
+from semcorr.store.frozen import (
+    FrozenPrefix,
+    encode_images_alone,
+    feature_origin,
+    from_channels_last,
+    to_channels_last,
+)
 
 
 @runtime_checkable
@@ -68,6 +74,10 @@ class ImageFeatures:
         values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.cache[name].items()}
         return from_channels_last(values, self.module.backbone.size / values["cells"].shape[2])
 
+    def unjoined(self, names: Sequence[str]) -> UnjoinedMaps:
+        """Return what a joint backbone joins, of several images."""
+        return UnjoinedMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
+
     def adapted(self, maps: FeatureMap) -> FeatureMap:
         """Adapt the features of images by the head, if it is a `SiameseHead`."""
         return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
@@ -98,6 +108,8 @@ class ImageFeatures:
         def compute(image: Tensor) -> Values:
             """Encode a batch of images and adapt its features."""
             with self.context():
+                if self.module.backbone.joint:  # the head adapts what is joined
+                    return encode_images_alone(self.module.backbone, image)
                 return to_channels_last(self.adapted(self.module.backbone(image)))
 
         cache_config = self.module.frozen.cache_config
@@ -112,18 +124,16 @@ class ImageFeatures:
         frozen = self.module.frozen
         frozen.fill(images, self.data, self.group, self.context)
         size, device = (self.module.backbone.size,) * 2, self.group.device
-        if frozen.has_features(images[0].name):
-            first = frozen.features([images[0].name], size, device)
-            if self.adapted(first) is first:  # nothing is left to do
-                assert frozen.cache is not None
-                return frozen.cache
+        assert frozen.cache is not None
+        if frozen.is_whole_backbone and self._is_final(images[0].name):
+            return frozen.cache
         chunks = split_into_chunks([image.name for image in images], self.data.encoding_batch)
 
         def compute_chunks() -> Iterator[tuple[list[str], Values]]:
             """Yield the names and features of this process's chunks."""
             for chunk in chunks[self.group.rank :: self.group.size]:
                 with self.context():
-                    yield chunk, to_channels_last(self.adapted(frozen.features(chunk, size, device)))
+                    yield chunk, self._finish(chunk, size)
 
         cache = FeatureCache(
             len(images), device, frozen.cache_config.storage, frozen.cache_config.type, self.group.local, self._origin
@@ -132,3 +142,19 @@ class ImageFeatures:
             cache.add(chunk, values)
         cache.watch.check()
         return cache
+
+    def _is_final(self, name: str) -> bool:
+        """Tell whether what is cached of the whole backbone is what pairs are matched from."""
+        if self.module.backbone.joint:
+            return True
+        if not self.module.frozen.has_features(name):
+            return False
+        maps = self.module.frozen.features([name], (self.module.backbone.size,) * 2, self.group.device)
+        return self.adapted(maps) is maps
+
+    def _finish(self, names: Sequence[str], size: tuple[int, int]) -> Values:
+        """Compute what pairs are matched from, from the cached features of the frozen blocks."""
+        frozen, device = self.module.frozen, self.group.device
+        if self.module.backbone.joint:
+            return frozen.unjoined(names, size, device).values
+        return to_channels_last(self.adapted(frozen.features(names, size, device)))

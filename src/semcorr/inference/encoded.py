@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
-from semcorr.core.types import FeatureMap
+from semcorr.core.types import FeatureMap, UnjoinedMaps
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_square
 from semcorr.inference.displayed import DisplayedPicture
@@ -70,7 +70,8 @@ class PicturePlacement(NamedTuple):
 class EncodedPicture(NamedTuple):
     """A picture's features, which can be matched repeatedly.
 
-    For a backbone that must see both pictures of a pair (`pairwise`) it holds pixels, and no features.
+    For a backbone that must see both pictures of a pair it holds no features, but what the backbone computes of one
+    (`joint`), or else pixels.
     """
 
     maps: FeatureMap | None  # features of one image, adapted by the head
@@ -78,6 +79,14 @@ class EncodedPicture(NamedTuple):
     placement: PicturePlacement
     name: str
     displayed: DisplayedPicture | None = None  # what matches are drawn on
+    unjoined: UnjoinedMaps | None = None  # what a joint backbone joins with that of another picture
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held of the picture for the network."""
+        tensors = [*(self.unjoined.values.values() if self.unjoined is not None else ())]
+        tensors += [tensor for tensor in (self.maps and self.maps.values, self.pixels) if tensor is not None]
+        return sum(tensor.nbytes for tensor in tensors)
 
     @property
     def size(self) -> tuple[int, int]:

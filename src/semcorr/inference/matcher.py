@@ -18,7 +18,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import Count, Positive, require
-from semcorr.core.types import FeatureMap
+from semcorr.core.types import FeatureMap, UnjoinedMaps
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
 from semcorr.data.views import to_unit
@@ -45,6 +45,7 @@ from semcorr.inference.encoded import (
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
 from semcorr.matching.readouts import argmax, list_readouts
+from semcorr.store.frozen import encode_images_alone
 
 REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels
@@ -149,10 +150,20 @@ class Matcher:
         )
         names = [picture.name for picture in pictures]
         displayed = [remember_picture(image, picture) for image, picture in zip(images, pictures, strict=True)]
-        if backbone.pairwise:
+        if backbone.needs_pixels:
             return [
                 EncodedPicture(None, to_unit(square[None].to(self.device)), *rest)
                 for square, *rest in zip(squares, placements, names, displayed, strict=True)
+            ]
+        if backbone.joint:
+            with self.autocast():
+                values = encode_images_alone(backbone, torch.stack(squares).to(self.device))
+            require_finite(adapted_feature_origin(self.module), names, values, REMEDY)
+            return [
+                EncodedPicture(
+                    None, None, *rest, UnjoinedMaps({key: value[i : i + 1] for key, value in values.items()})
+                )
+                for i, rest in enumerate(zip(placements, names, displayed, strict=True))
             ]
         with self.autocast():
             maps = self._adapt_features(backbone(to_unit(torch.stack(squares).to(self.device))))
@@ -308,14 +319,17 @@ class Matcher:
 
     @torch.no_grad()
     def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
-        """Return the features of both pictures, adapted by the head; a pairwise backbone computes them now."""
+        """Return the features of both pictures, adapted by the head; what depends on both is computed now."""
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
-        assert source.pixels is not None
-        assert target.pixels is not None
         with self.autocast():
-            first, second = self.module.backbone.pair(source.pixels, target.pixels)
+            if source.unjoined is not None and target.unjoined is not None:
+                first, second = self.module.backbone.join(source.unjoined, target.unjoined)
+            else:
+                assert source.pixels is not None
+                assert target.pixels is not None
+                first, second = self.module.backbone.pair(source.pixels, target.pixels)
             maps = self._adapt_features(first), self._adapt_features(second)
         for image, features in ((source, maps[0]), (target, maps[1])):
             require_finite(adapted_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)

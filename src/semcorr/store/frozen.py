@@ -12,7 +12,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store import FeatureStore
@@ -52,6 +52,12 @@ class FeatureCacheConfig:
         """Type that values are converted to, if any."""
         return DTYPES[self.dtype] if self.dtype else None
 
+    def restore(self, values: Values) -> Values:
+        """Return values that a network goes on with, in single precision if they are cached in another type."""
+        if self.dtype is None:
+            return values
+        return {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
+
     @property
     def storage(self) -> str:
         """Place of what is cached in any case."""
@@ -80,7 +86,7 @@ class FrozenPrefix:
     @property
     def is_cacheable(self) -> bool:
         """Whether there is anything to cache: frozen blocks, of one image at a time."""
-        return self.depth != 0 and not self.backbone.pairwise
+        return self.depth != 0 and not self.backbone.needs_pixels
 
     def has_features(self, name: str) -> bool:
         """Tell whether what is cached of an image are its features; otherwise they are still to be made of it."""
@@ -94,6 +100,8 @@ class FrozenPrefix:
     def compute(self, image: Tensor) -> Values:
         """Compute the values to cache of a batch of images."""
         if self.depth is None:
+            if self.backbone.joint:
+                return encode_images_alone(self.backbone, image)
             return lay_out_maps(self.backbone, self.backbone.read_maps(image))
         return self.backbone.prefix(image, self.depth).values
 
@@ -103,11 +111,18 @@ class FrozenPrefix:
         values = self.cache.stack(names, device)
         if self.depth is None and CELLS in values:
             return from_channels_last(values, self.backbone.stride)
-        if self.cache_config.dtype is not None:
-            values = {key: value.float() if value.is_floating_point() else value for key, value in values.items()}
+        values = self.cache_config.restore(values)
         if self.depth is None:
             return join_laid_out_maps(self.backbone, values)
         return self.backbone.suffix(BackboneState(values, size), self.depth)
+
+    def unjoined(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> UnjoinedMaps:
+        """Compute what a joint backbone joins, for cached images, in the order of their names."""
+        assert self.cache is not None
+        values = self.cache_config.restore(self.cache.stack(names, device))
+        if self.depth is None:
+            return UnjoinedMaps(values)
+        return self.backbone.compute_unjoined(BackboneState(values, size), self.depth)
 
     def fill(
         self,
@@ -161,6 +176,13 @@ def feature_origin(backbone: Backbone, head: nn.Module | None = None) -> str:
     return f"`backbone`: {backbone.name}{layer_text}" + (
         f", through head {type(head).__name__}" if head is not None else ""
     )
+
+
+def encode_images_alone(backbone: Backbone, image: Tensor) -> Values:
+    """Compute the values to cache of a batch of images: their features, or what a joint backbone joins."""
+    if backbone.joint:
+        return backbone.compute_unjoined(backbone.prefix(image, 0), 0).values
+    return to_channels_last(backbone(image))
 
 
 def to_channels_last(maps: FeatureMap) -> Values:

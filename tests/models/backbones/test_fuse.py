@@ -181,11 +181,11 @@ def test_where_one_part_needs_both_images_the_whole_does():
         sd = backbone.parts[0].pair(IMAGE, IMAGE[..., :128])
         dino = fused(layers=[5])(IMAGE[..., :128]).values[:, -48:]
 
-    assert backbone.pairwise
+    assert (backbone.joint, backbone.pairwise) == (True, False)
     assert (a.values.shape, b.values.shape) == ((2, 54, 8, 16), (2, 54, 8, 8))
     assert_close(a.values[:, :6], normalize(sd[0].values, dim=1) * 0.5**0.5)
     assert_close(b.values[:, 6:], dino)
-    for attempt in (backbone, lambda image: backbone.prefix(image, 0)):
+    for attempt in (backbone, lambda image: backbone.suffix(backbone.prefix(image, 0), 0)):
         with pytest.raises(UserError, match="depend on both images"):
             attempt(IMAGE)
 
@@ -245,3 +245,43 @@ def test_geo_aware_experiments_normalise_as_their_code(config, experiment, norma
     assert [part.unit_layers for part in backbone.parts] == [normalise == "layer"] * 2
     factors = [backbone.parts[0].factors[layer] for layer in (1, 4, 7)]
     assert factors == ([1, 1, 1] if experiment == "sd_dino" else [1.2, 1.2, 1.4])
+
+
+@pytest.mark.parametrize("depth", [0, 3, 9, 15, 17])
+def test_what_is_computed_of_each_image_can_be_cut_after_any_block_and_joined(depth):
+    backbone = fused(layers=(1, 4, 7), components=6)
+
+    with torch.no_grad():
+        whole = backbone.pair(IMAGE, IMAGE.flip(0))
+        alone = [backbone.compute_unjoined(backbone.prefix(image, depth), depth) for image in (IMAGE, IMAGE.flip(0))]
+        joined = backbone.join(*alone)
+
+    assert all(torch.equal(*(m.values for m in maps)) for maps in zip(whole, joined, strict=True))
+
+
+def test_one_target_is_joined_with_many_sources_as_with_each():
+    backbone = fused(layers=(1, 4, 7), components=6)
+
+    with torch.no_grad():
+        sources, target = (
+            backbone.compute_unjoined(backbone.prefix(image, 0), 0) for image in (IMAGE, IMAGE[:1].flip(-1))
+        )
+        prepared = backbone.prepare_target(target)
+        together = backbone.join(sources, prepared)
+        alone = [backbone.pair(IMAGE[i, None], IMAGE[:1].flip(-1)) for i in (0, 1)]
+
+    assert prepared.values.keys() > target.values.keys()
+    for i, pair in enumerate(alone):
+        for found, expected in zip(together, pair, strict=True):
+            assert found.stride == expected.stride == 16
+            assert_close(found.values[i, None], expected.values, atol=1e-4, rtol=0)
+
+
+def test_layers_are_kept_on_their_own_grids():
+    """Layer 1 on 2 x 4 cells, layer 4 on 4 x 8, layer 7 on 8 x 16, as the transformer: nothing is kept twice."""
+    backbone = fused(layers=(1, 4, 7), components=6)
+
+    with torch.no_grad():
+        alone = backbone.compute_unjoined(backbone.prefix(IMAGE[:1], 0), 0).values
+
+    assert sum(value.numel() for value in alone.values()) == 24 * 8 + 24 * 32 + 16 * 128 + 48 * 128

@@ -158,7 +158,7 @@ def test_both_images_of_a_pair_get_the_prompt_made_of_source_then_target():
     module = backbone.prompt
 
     with torch.no_grad():
-        looks = [module.encode_cells(image[:1]) for image in (SOURCE, TARGET)]
+        looks = [module.view(image[:1]) for image in (SOURCE, TARGET)]
         words = torch.cat((module.words, module.conditional(torch.cat(looks, dim=2))), dim=1)
         fixed.prompt = FixedPrompt(module.text.encode(words))
         a, b = backbone.pair(SOURCE, TARGET)

@@ -147,7 +147,7 @@ class AdaptivePose:
         if not isinstance(data, PairDataModule):
             name = getattr(data, "name", "the benchmark")
             raise UserError(f"`pose`: {name} has no pairs, so there is nothing to align. Set pose=none")
-        if backbone.pairwise:
+        if backbone.needs_pair:
             raise UserError(f"`pose`: {backbone.name} sees both images at once and none alone. Set pose=none")
         if self.mirror:
             require_flips(data.pairs(data.split), data.name, "pose.mirror", "pose=none")
@@ -299,14 +299,14 @@ def _pad_flip(flip: Sequence[int], rows: int) -> list[int]:
 def _select_matched(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart:
     """Select those pairs that have a keypoint to match."""
     pairs = batch.shared.any(-1).nonzero().flatten().tolist()
-    selected = PairBatch._make([*(_select_rows(column, pairs) for column in batch[:-1]), ()])
+    selected = PairBatch._make([*(select_rows(column, pairs) for column in batch[:-1]), ()])
     return PosePart(pairs, selected, [records[i] for i in pairs])
 
 
-def _select_rows(column: object, index: list[int]) -> object:
+def select_rows(column: object, index: list[int]) -> object:
     """Select rows of a tensor, a list of names or a view."""
     if isinstance(column, View):
-        return View._make(_select_rows(values, index) for values in column)
+        return View._make(select_rows(values, index) for values in column)
     if isinstance(column, Tensor):
         return column[index]
     assert isinstance(column, Sequence)

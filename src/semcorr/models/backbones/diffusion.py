@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
 from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
-from semcorr.models.backbones.features import concatenate_layers, joint_pca, normalise_layer_indices
+from semcorr.models.backbones.features import (
+    CellMoments,
+    cell_moments,
+    concatenate_layers,
+    is_wide,
+    joint_pca,
+    normalise_layer_indices,
+)
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.unet import (
     STAGES,
@@ -25,10 +32,22 @@ from semcorr.models.backbones.unet import (
 from semcorr.models.weights.loading import weights_sha256
 
 
-class FixedPrompt(nn.Module):
-    """The hidden states of one text, used for every image."""
+class Prompt(nn.Module):
+    """A prompt: the hidden states of the text encoder, the same for every image or, if `pairwise`, made of each pair.
+
+    A pairwise one is called with what `view` returns for the sources and for the targets, any other without arguments.
+    """
 
     pairwise = False
+
+    def view(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+        """Compute what a pairwise prompt is made of, of each image alone."""
+        raise NotImplementedError(f"{type(self).__name__} is not made of images")
+
+
+class FixedPrompt(Prompt):
+    """The hidden states of one text, used for every image."""
+
     hidden: Tensor
 
     def __init__(self, hidden: Float[Tensor, "1 l d"]) -> None:
@@ -122,7 +141,7 @@ class StableDiffusion(Backbone):
         self.keeps_first = self.layers[-1] == len(decoder) - 1  # the last step reads the first skip
         self.text = parts.text  # not a module: loaded again only if a prompt is to be learned
         with torch.no_grad():
-            self.prompt: nn.Module = FixedPrompt(text(prompt))
+            self.prompt: Prompt = FixedPrompt(text(prompt))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -136,11 +155,17 @@ class StableDiffusion(Backbone):
 
     @property
     def pairwise(self) -> bool:
+        """Whether the prompt is made of both images, so that the UNet runs for each pair."""
+        return bool(self.prompt.pairwise)
+
+    @property
+    def joint(self) -> bool:
         """Whether the prompt or the principal components are made of both images."""
-        return bool(self.prompt.pairwise) or self.components is not None
+        return self.pairwise or self.components is not None
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
+        self._require_features_of_one()
         return self.suffix(self.prefix(image, 0), 0)
 
     def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
@@ -152,25 +177,55 @@ class StableDiffusion(Backbone):
         layers = [maps[f"map.{layer}"] for layer in self.layers]
         return FeatureMap(concatenate_layers(layers, self.unit_layers), self.stride)
 
-    def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the features of two images that are seen together."""
-        text = self.prompt(source, target) if self.prompt.pairwise else self.prompt()
-        a, b = (self._read(self.encode(image), text) for image in (source, target))
-        unit = self.unit_layers and self.components is None
+    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
+        """Compute the map of each layer; or return the latent and the prompt's view, for a prompt made of both images.
+
+        Layers stay on their own grids: at 960 pixels sd-dino's three have 3.7 million values, and 11.5 side by side.
+        """
+        if self.pairwise:
+            return UnjoinedMaps(state.values)
+        return UnjoinedMaps({f"map.{layer}": values for layer, values in self._layer_maps(state, depth).items()})
+
+    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
+        """Add the moments of the cells of each layer, where they are what is decomposed."""
+        values = dict(target.values)
+        for layer in () if self.pairwise or self.components is None else self.layers:
+            maps = values[f"map.{layer}"]
+            if not is_wide(maps.shape[1], 2 * maps.shape[2] * maps.shape[3]):
+                values[f"mean.{layer}"], values[f"scatter.{layer}"] = cell_moments(maps)
+        return UnjoinedMaps(values)
+
+    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of pairs: their layers by a prompt made of both images, their principal components."""
+        a, b = self._layers_of_pair(source, target)
         if self.components is not None:
-            reduced = [joint_pca(x, y, self.components) for x, y in zip(a, b, strict=True)]
+            reduced = [
+                joint_pca(x, y, self.components, _moments(target, layer))
+                for x, y, layer in zip(a, b, self.layers, strict=True)
+            ]
             a, b = ([pair[i] for pair in reduced] for i in (0, 1))
+        unit = self.unit_layers and self.components is None
         source_map, target_map = (FeatureMap(concatenate_layers(maps, unit), self.stride) for maps in (a, b))
         return source_map, target_map
 
+    def _layers_of_pair(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the layers of both images of each pair, computed now if the prompt is made of both."""
+        if not self.pairwise:
+            a, b = ([maps.values[f"map.{layer}"] for layer in self.layers] for maps in (source, target))
+            return a, b
+        latents = source.values["latent"], target.values["latent"].expand(len(source.values["latent"]), -1, -1, -1)
+        text = self.prompt(source.values["view"], target.values["view"])
+        return self._read(latents[0], text), self._read(latents[1], text)
+
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the latent, if `depth` is 0, or else the state after the first `depth` blocks, for every noise."""
-        if self.pairwise:
-            raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+        if self.pairwise and depth:
+            self._require_features_of_one()
         _require_range("depth", depth, 0, len(self.units), "")
         latent, size = self.encode(image), (image.shape[-2], image.shape[-1])
         if depth == 0:
-            return BackboneState({"latent": latent}, size)
+            view = {"view": self.prompt.view(image)} if self.pairwise else {}
+            return BackboneState({"latent": latent} | view, size)
         text, maps = self.prompt(), dict[int, Tensor]()
         state = self._walk(self._initial_state(latent), text, maps, 0, depth)
         values = {f"map.{layer}": values for layer, values in maps.items()}
@@ -181,17 +236,27 @@ class StableDiffusion(Backbone):
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
+        self._require_features_of_one()
+        maps = self._layer_maps(state, depth)
+        return FeatureMap(concatenate_layers([*maps.values()], self.unit_layers), self.stride)
+
+    def _require_features_of_one(self) -> None:
+        """Refuse to compute features of an image without the other."""
+        if self.joint:
+            raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+
+    def _layer_maps(self, state: BackboneState, depth: int) -> dict[int, Tensor]:
+        """Compute the maps of all layers, in their order, from the state after `depth` blocks."""
         text = self.prompt()
         if depth == 0:
-            maps_read = self._read(state.values["latent"], text)
-            return FeatureMap(concatenate_layers(maps_read, self.unit_layers), self.stride)
+            return dict(zip(self.layers, self._read(state.values["latent"], text), strict=True))
         split = [(*key.partition("."), value) for key, value in state.values.items()]
         maps = {int(number): value for kind, _, number, value in split if kind == "map"}
         if depth < len(self.units):
             skips = {int(number): value.flatten(0, 1) for kind, _, number, value in split if kind == "skip"}
             unet_state = UNetState(state.values["hidden"].flatten(0, 1), skips)
             self._walk(unet_state, text, maps, depth, len(self.units))
-        return FeatureMap(concatenate_layers([maps[layer] for layer in self.layers], self.unit_layers), self.stride)
+        return {layer: maps[layer] for layer in self.layers}
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
@@ -223,6 +288,12 @@ class StableDiffusion(Backbone):
                 mean = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
                 maps[i - first] = scale_first_half(mean, self.factors[i - first])
         return state
+
+
+def _moments(target: UnjoinedMaps, layer: int) -> CellMoments | None:
+    """Return the moments of a layer, where `prepare_target` has computed them."""
+    mean, scatter = (target.values.get(f"{kind}.{layer}") for kind in ("mean", "scatter"))
+    return CellMoments(mean, scatter) if mean is not None and scatter is not None else None
 
 
 def _require_range(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:

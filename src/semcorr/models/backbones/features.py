@@ -1,11 +1,12 @@
 """Feature maps of a network: the facet of a block that is read, several maps as one, components of two images."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, normalize
+from torch.nn.functional import interpolate, linear, normalize, pad
 
 from semcorr.core.errors import UserError
 
@@ -86,20 +87,89 @@ def normalise_layer_indices(layers: Sequence[int], count: int) -> list[int]:
     return sorted({layer % count for layer in layers})
 
 
+class CellMoments(NamedTuple):
+    """Moments of the cells of each map: all that their principal directions with the cells of another depend on."""
+
+    mean: Float[Tensor, "b c"]
+    scatter: Float[Tensor, "b c c"]  # sum over the cells, of the outer products of their differences from the mean
+
+
+@torch.no_grad()
+def cell_moments(maps: Float[Tensor, "b c h w"]) -> CellMoments:
+    """Compute the moments of the cells of each map."""
+    with torch.autocast(maps.device.type, enabled=False):
+        cells = maps.flatten(2).float()
+        mean = cells.mean(dim=2)
+        centred = cells - mean[..., None]
+        return CellMoments(mean, centred @ centred.mT)
+
+
 def joint_pca(
-    source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c i j"], components: int
+    source: Float[Tensor, "b c h w"],
+    target: Float[Tensor, "#b c i j"],
+    components: int,
+    target_moments: CellMoments | None = None,
 ) -> tuple[Float[Tensor, "b {components} h w"], Float[Tensor, "b {components} i j"]]:
     """Project both maps of each pair onto the first `components` principal directions of the two together.
 
     As sd-dino (Zhang et al. 2023) reduces each layer of Stable Diffusion, centred by the common mean; there by
     a randomised decomposition, here by an exact one, so that a pair always gives the same result. The basis is
-    a constant to gradients. Where there are fewer directions than `components`, the rest is zero.
+    a constant to gradients, and the largest entry of each direction is positive. Where there are fewer directions
+    than `components`, the rest is zero.
+
+    Products are in single precision, their decomposition is in double. On features whose spectra decay, repeat or are
+    dominated by two directions, cosines are within 1e-4 of those that are computed in double precision throughout. A
+    decomposition in single precision takes half the time, and is off by up to 2e-3: it rounds by the largest variance,
+    and directions next to the last one kept may vary a million times less.
+
+    Args:
+        source: Maps of the sources.
+        target: Maps of their targets; a single one is the target of all sources.
+        components: Number of directions.
+        target_moments: `cell_moments(target)`, for a target that many calls have in common; computed if left out.
     """
-    cells = torch.cat((source.flatten(2), target.flatten(2)), dim=2).float()
-    centred = cells - cells.mean(dim=2, keepdim=True)
-    with torch.no_grad(), torch.autocast(cells.device.type, enabled=False):
-        covariance = centred.double() @ centred.double().mT
-        basis = torch.linalg.eigh(covariance).eigenvectors[..., -components:].flip(-1)  # ascending, in columns
-    reduced = basis.mT.to(centred) @ centred
-    a, b = reduced.split((source[0, 0].numel(), target[0, 0].numel()), dim=2)
+    with torch.autocast(source.device.type, enabled=False):
+        a, b = source.flatten(2).float(), target.flatten(2).float()
+        mean = (a.sum(2) + b.sum(2))[..., None] / (a.shape[2] + b.shape[2])
+        a, b = a - mean, b - mean
+        with torch.no_grad():
+            if is_wide(a.shape[1], a.shape[2] + b.shape[2]):
+                basis = _directions_of_cells(a, b, components)
+            else:
+                moments = cell_moments(source), target_moments or cell_moments(target)
+                scatter = _joint_scatter(moments, (a.shape[2], b.shape[2]))
+                basis = _first_directions(scatter, components).float()
+            basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+        a, b = basis.mT @ a, basis.mT @ b
     return a.unflatten(2, source.shape[2:]).to(source), b.unflatten(2, target.shape[2:]).to(target)
+
+
+def is_wide(channels: int, cells: int) -> bool:
+    """Tell whether there are fewer cells than channels: their products are then the smaller matrix to decompose."""
+    return cells < channels
+
+
+def _joint_scatter(moments: tuple[CellMoments, CellMoments], counts: tuple[int, int]) -> Float[Tensor, "b c c"]:
+    """Compute the scatter of the cells of two maps around their common mean (Chan et al. 1979)."""
+    (a_mean, a_scatter), (b_mean, b_scatter) = moments
+    apart = (a_mean - b_mean) * (counts[0] * counts[1] / sum(counts)) ** 0.5
+    return a_scatter + b_scatter + apart[..., None] * apart[:, None]
+
+
+def _directions_of_cells(
+    a: Float[Tensor, "b c n"], b: Float[Tensor, "b c m"], components: int
+) -> Float[Tensor, "b c {components}"]:
+    """Compute principal directions from the products of cells, centred by their common mean; zero where there are none.
+
+    Combinations of the cells by an eigenvector are a multiple of a direction. Where that is close to zero, rounding
+    turns it towards the first ones, from which the QR decomposition turns it away.
+    """
+    cells = torch.cat((a, b), dim=2)
+    combinations = _first_directions(cells.mT @ cells, components)
+    directions = torch.linalg.qr(cells.double() @ combinations).Q.float()
+    return pad(directions, (0, components - directions.shape[-1]))
+
+
+def _first_directions(products: Float[Tensor, "b n n"], count: int) -> Float[Tensor, "b n _"]:
+    """Decompose symmetric matrices, and return their first eigenvectors, largest eigenvalue first, in columns."""
+    return torch.linalg.eigh(products.double()).eigenvectors[..., -count:].flip(-1)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, normalize
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.timm_model import TimmModel
@@ -93,11 +93,18 @@ class FusedBackbone(Backbone):
 
     @property
     def pairwise(self) -> bool:
-        """Whether any part needs both images."""
+        """Whether the network of any part runs for each pair."""
         return any(part.pairwise for part in self._parts)
+
+    @property
+    def joint(self) -> bool:
+        """Whether any part needs both images, and each that does is joint."""
+        needing = [part for part in self._parts if part.needs_pair]
+        return bool(needing) and all(part.joint for part in needing)
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
+        self._require_features_of_one()
         sizes = self._part_sizes((image.shape[-2], image.shape[-1]))
         return self._concatenate_maps(
             [part(resize_image(image, size)) for part, size in zip(self._parts, sizes, strict=True)]
@@ -119,15 +126,15 @@ class FusedBackbone(Backbone):
         sizes = [self._part_sizes((image.shape[-2], image.shape[-1])) for image in (source, target)]
         for part, source_size, target_size in zip(self._parts, *sizes, strict=True):
             images = resize_image(source, source_size), resize_image(target, target_size)
-            maps = part.pair(*images) if part.pairwise else [part(image) for image in images]
+            maps = part.pair(*images) if part.needs_pair else [part(image) for image in images]
             a.append(maps[0])
             b.append(maps[1])
         return self._concatenate_maps(a), self._concatenate_maps(b)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the first `depth` blocks: those of whole parts and of one more part, and embeddings of the rest."""
-        if self.pairwise:
-            raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+        if self.needs_pixels:
+            self._require_features_of_one()
         size, values = (image.shape[-2], image.shape[-1]), dict[str, Tensor]()
         for i, (part, part_size, part_depth) in enumerate(
             zip(self._parts, self._part_sizes(size), self._part_depths(depth), strict=True)
@@ -138,12 +145,57 @@ class FusedBackbone(Backbone):
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
-        maps = []
-        for i, (part, part_size, part_depth) in enumerate(
-            zip(self._parts, self._part_sizes(state.size), self._part_depths(depth), strict=True)
-        ):
-            maps.append(part.suffix(BackboneState(select_part(state.values, i), part_size), part_depth))
-        return self._concatenate_maps(maps)
+        self._require_features_of_one()
+        return self._concatenate_maps(
+            [part.suffix(part_state, part_depth) for part, part_state, part_depth in self._split_state(state, depth)]
+        )
+
+    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
+        """Compute what joint parts join, and the features of the others, each on its own grid."""
+        values = dict[str, Tensor]()
+        for i, (part, part_state, part_depth) in enumerate(self._split_state(state, depth)):
+            part_values = (
+                part.compute_unjoined(part_state, part_depth).values
+                if part.joint
+                else {"features": part.suffix(part_state, part_depth).values}
+            )
+            values |= {f"{i}/{key}": value for key, value in part_values.items()}
+        return UnjoinedMaps(values)
+
+    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
+        """Add what the joins of the parts have in common."""
+        values = dict[str, Tensor]()
+        for i, part in enumerate(self._parts):
+            prepared = part.prepare_target(UnjoinedMaps(select_part(target.values, i)))
+            values |= {f"{i}/{key}": value for key, value in prepared.values.items()}
+        return UnjoinedMaps(values)
+
+    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
+        """Join the maps of the parts that are joint, and concatenate them with those of the others."""
+        a, b = list[FeatureMap](), list[FeatureMap]()
+        for i, part in enumerate(self._parts):
+            values = [select_part(maps.values, i) for maps in (source, target)]
+            if part.joint:
+                maps = part.join(*map(UnjoinedMaps, values))
+            else:
+                first, second = (part_values["features"] for part_values in values)
+                maps = FeatureMap(first, part.stride), FeatureMap(second.expand(len(first), -1, -1, -1), part.stride)
+            a.append(maps[0])
+            b.append(maps[1])
+        return self._concatenate_maps(a), self._concatenate_maps(b)
+
+    def _require_features_of_one(self) -> None:
+        """Refuse to compute features of an image without the other."""
+        if self.needs_pair:
+            raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+
+    def _split_state(self, state: BackboneState, depth: int) -> list[tuple[Backbone, BackboneState, int]]:
+        """Return the parts, with the state and the depth of each."""
+        split = zip(self._parts, self._part_sizes(state.size), self._part_depths(depth), strict=True)
+        return [
+            (part, BackboneState(select_part(state.values, i), size), part_depth)
+            for i, (part, size, part_depth) in enumerate(split)
+        ]
 
     @property
     def _parts(self) -> list[Backbone]:

@@ -236,7 +236,7 @@ def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int
         side = min(backbone.size, 4 * getattr(backbone, "multiple", backbone.size))
         image = next(backbone.parameters()).new_zeros(1, 3, side, side)
         with torch.no_grad():
-            backbone.pair(image, image) if backbone.pairwise else backbone(image)
+            backbone.pair(image, image) if backbone.needs_pair else backbone(image)
     finally:
         for hook in hooks:
             hook.remove()

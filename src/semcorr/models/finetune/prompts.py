@@ -11,13 +11,13 @@ from torch.nn.functional import adaptive_max_pool1d
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, Positive, check_arguments
-from semcorr.models.backbones.diffusion import StableDiffusion
+from semcorr.models.backbones.diffusion import Prompt, StableDiffusion
 from semcorr.models.backbones.fuse import resize_image
 from semcorr.models.backbones.text_encoder import TextEncoder
 from semcorr.models.backbones.timm_model import TimmModel
 
 
-class LearnedPrompt(nn.Module):
+class LearnedPrompt(Prompt):
     """One learned prompt for all images, of word embeddings that belong to no vocabulary.
 
     They go through the frozen text encoder, between its start and end tokens.
@@ -27,8 +27,6 @@ class LearnedPrompt(nn.Module):
         tokens: Number of words.
         scale: Initial standard deviation of the words.
     """
-
-    pairwise = False
 
     def __init__(self, text: TextEncoder, tokens: int, scale: float) -> None:
         super().__init__()
@@ -69,7 +67,7 @@ def reload_text_encoder(part: StableDiffusion, tokens: int) -> TextEncoder:
     return text
 
 
-class ConditionalPrompt(nn.Module):
+class ConditionalPrompt(Prompt):
     """A prompt for each pair: words shared by all pairs, then words computed from the pair (Li et al. 2024).
 
     Both images go through a frozen DINOv2. Its cells, source and target side by side, are projected to the
@@ -99,14 +97,14 @@ class ConditionalPrompt(nn.Module):
             nn.init.zeros_(layer.bias)
         self.text, self.vision = text.requires_grad_(False), vision.requires_grad_(False).eval()
 
-    def forward(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> Float[Tensor, "b l d"]:
-        """Return the text encoder's hidden states for a pair, the same for both images."""
-        cells = torch.cat([self.encode_cells(image) for image in (source, target)], dim=2)
+    def forward(self, source: Float[Tensor, "b n c"], target: Float[Tensor, "#b n c"]) -> Float[Tensor, "b l d"]:
+        """Return the text encoder's hidden states for pairs, from the cells of their images; both get the same."""
+        cells = torch.cat((source, target.expand_as(source)), dim=2)
         words = self.words.expand(len(cells), -1, -1)
         return self.text.encode(torch.cat((words, self.conditional(cells)), dim=1))
 
     @torch.no_grad()
-    def encode_cells(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+    def view(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         """Encode the cells of an image, resized to a square; SD4Match crops its centre instead."""
         side = self.vision.size
         return self.vision(resize_image(image, (side, side))).values.flatten(2).mT
