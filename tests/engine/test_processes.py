@@ -47,6 +47,9 @@ def test_loader_processes_need_room_in_shared_memory(monkeypatch):
     with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes hand on 0.01 GB .*data.workers=0: none"):
         require_shared_memory(4, 8, 100)
     require_shared_memory(0, 8, 100)
+    require_shared_memory(2, 8, 100, processes=1)
+    with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes hand on 0.01 GB"):
+        require_shared_memory(2, 8, 100, processes=2)
 
 
 MOST = max(PROCESSES, os.cpu_count() or 1)

@@ -18,6 +18,7 @@ from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, Trainin
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
+    DividedStream,
     TrainingStream,
     batches_by_target,
     encoding_batch_size,
@@ -31,6 +32,7 @@ from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.views import fit_to_square
 
+BATCH_SIZE = 8  # training pairs of a step on each process, where nothing else is given
 PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
@@ -62,7 +64,8 @@ class PairOptions(TypedDict, total=False):
     size: Required[int]
     split: str
     resize: str
-    batch_size: int
+    batch_size: int | None
+    global_batch_size: int | None
     steps: int | None
     encode_batch: int | None
     workers: int | None
@@ -83,12 +86,13 @@ class PairDataModule(LightningDataModule, ABC):
         size: Side of the square that images are resized to, in pixels; the backbone's.
         split: The split that `evaluate` scores: one of `splits`.
         resize: `squash`, `letterbox` or `corner`.
-        batch_size: Training pairs per process and step.
+        batch_size: Training pairs per process and step; `BATCH_SIZE` if left out, unless `global_batch_size` is given.
         all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once; as in `loading` if left out.
         workers: Loader processes that decode; as in `loading` if left out.
         seed: Seed of the training order and the augmentation.
+        global_batch_size: Training pairs per step, divided among the processes, instead of `batch_size`.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
     Attributes:
@@ -111,21 +115,25 @@ class PairDataModule(LightningDataModule, ABC):
         size: int,
         split: str = "test",
         resize: str = "squash",
-        batch_size: Count = 8,
+        batch_size: Count | None = None,
         steps: Count | None = None,
         encode_batch: Count | None = None,
         workers: Whole | None = None,
         seed: Seed = 42,
         all_pairs: int | None = None,
         cache_gb: Weight = 0.0,
+        global_batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
         require_workers(workers)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
+        if global_batch_size is not None:
+            _require_alone(batch_size, all_pairs, global_batch_size)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
-        self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
+        self.batch_size, self.global_batch_size = batch_size or BATCH_SIZE, global_batch_size
+        self.steps, self.encode_batch = steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
@@ -188,6 +196,8 @@ class PairDataModule(LightningDataModule, ABC):
         stream_options = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
             return ImageStream(self.category_images(), self.all_pairs, *stream_options)
+        if self.global_batch_size is not None:
+            return DividedStream(len(self.pairs("train")), self.global_batch_size, *stream_options)
         return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
@@ -256,6 +266,10 @@ class PairDataModule(LightningDataModule, ABC):
         """Return this process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _local_processes(self) -> int:
+        """Return the number of processes on this machine, which share its cores and its memory."""
+        return self.trainer.num_devices if self.trainer else 1
+
     def _epoch(self) -> int:
         """Return the epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
         return int(self.trainer.fit_loop.epoch_progress.current.state_dict()["processed"]) if self.trainer else 0
@@ -270,7 +284,7 @@ class PairDataModule(LightningDataModule, ABC):
         persistent: bool = False,
     ) -> DataLoader:
         num_workers = self._num_workers() if workers is None else workers
-        require_shared_memory(num_workers, self.encoding_batch, self.size)
+        require_shared_memory(num_workers, self.encoding_batch, self.size, self._local_processes())
         return DataLoader(
             dataset,
             batch_size,
@@ -282,7 +296,20 @@ class PairDataModule(LightningDataModule, ABC):
         )
 
     def _num_workers(self) -> int:
-        return num_loader_workers(self.workers, self._on_gpu(), self._place()[1])
+        return num_loader_workers(self.workers, self._on_gpu(), self._local_processes())
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _require_alone(batch_size: int | None, all_pairs: int | None, global_batch_size: int) -> None:
+    """Refuse another option that says what a step consists of, beside `global_batch_size`."""
+    for key, value, meaning in (
+        ("batch_size", batch_size, "the pairs of a step on each process"),
+        ("all_pairs", all_pairs, "the images of a step on each process"),
+    ):
+        if value is not None:
+            raise UserError(
+                f"`data.global_batch_size` is {global_batch_size}, the pairs of a step in all, and data.{key} is "
+                f"{value}, {meaning}. Give one of them; data.{key}=null leaves it out"
+            )

@@ -265,8 +265,10 @@ class TapVid(LightningDataModule):
         """Return a video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        at_once, workers = encoding_batch_size(self.encode_batch, on_gpu), num_loader_workers(self.workers, on_gpu)
-        require_shared_memory(workers, at_once, self.size)
+        local_processes = self.trainer.num_devices if self.trainer else 1
+        at_once = encoding_batch_size(self.encode_batch, on_gpu)
+        workers = num_loader_workers(self.workers, on_gpu, local_processes)
+        require_shared_memory(workers, at_once, self.size, local_processes)
         return DataLoader(dataset, at_once, num_workers=workers, pin_memory=on_gpu)
 
     def _read(self) -> dict[str, TapVidVideo]:
