@@ -89,7 +89,7 @@ def count_step_pairs(trainer: Trainer, data: PairDataModule) -> int:
 
 
 @check_arguments("scheduler")
-def one_cycle(optimizer: AdamW, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Make a schedule that rises for the `warmup` share of all `steps`, then falls along a cosine.
 
     It is the schedule of GeoAware-SC on SPair-71k.
@@ -102,7 +102,7 @@ def one_cycle(optimizer: AdamW, steps: int, epoch_steps: int, warmup: Share = 0.
 
 @check_arguments("scheduler")
 def step_decay(
-    optimizer: AdamW, steps: int, epoch_steps: int, milestones: Sequence[Count] = (1, 2), factor: Share = 0.5
+    optimizer: Optimizer, steps: int, epoch_steps: int, milestones: Sequence[Count] = (1, 2), factor: Share = 0.5
 ) -> LRScheduler:
     """Make a schedule that multiplies the rate by `factor` after each of the epochs in `milestones`.
 
@@ -120,7 +120,7 @@ def step_decay(
     return LambdaLR(optimizer, lambda step: factor ** sum(step >= fall for fall in falls))
 
 
-def constant_rate(optimizer: AdamW, steps: int, epoch_steps: int) -> LRScheduler:
+def constant_rate(optimizer: Optimizer, steps: int, epoch_steps: int) -> LRScheduler:
     """Make a schedule of a constant rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
