@@ -5,7 +5,6 @@ as many times the pairs. Training is that of `semcorr.benchmark train` without a
 each, every one with its own batch.
 """
 
-import itertools
 import math
 import os
 import socket
@@ -150,12 +149,12 @@ def _build_result(
     one = rates[shape.processes[0]] / expected_speedup(shape.processes[0], cores)
     speedups = {count: rate / one for count, rate in rates.items()}
     rows = [
-        *_growth_rows("evaluate, seconds", found, seconds, work),
-        BenchmarkRow("  seconds ~ (images + pairs) to the power of", "", f"{exponent:.2f}", "", "1"),
+        *_time_rows(found, seconds, work),
+        BenchmarkRow("  slope over images + pairs, log-log", "", f"{exponent:.2f}", "", "1"),
         *_memory_rows(found, peaks, features),
         *[
             BenchmarkRow(
-                f"train, pairs/s by {count} processes" if count > 1 else "train, pairs/s by 1 process",
+                f"train, processes: {count}, pairs/s",
                 format_rate(rates[shape.processes[0]]) if count != shape.processes[0] else "",
                 format_rate(rate),
                 format_ratio(speedups[count]),
@@ -163,13 +162,14 @@ def _build_result(
             )
             for count, rate in rates.items()
         ],
-        BenchmarkRow(
-            "  peak memory of a process, MB", "", " / ".join(f"{_most(each):,.0f}" for each in trained.values())
-        ),
+        *[
+            BenchmarkRow(f"  MB of each of {count}", "", f"{largest_peak(measurements):,.0f}")
+            for count, measurements in trained.items()
+        ],
     ]
     caption = (
-        f"{cores} cores. Evaluation: best of {shape.tries} runs, from files to scores, all threads. Expected: time grows "
-        "as images and pairs, memory by the features in single precision. Training: median of "
+        f"{cores} cores. Evaluation: best of {shape.tries} runs, from files to scores, all threads. Expected: time "
+        "grows as images and pairs, memory by the features in single precision. Training: median of "
         f"{shape.steps - WARM} steps, {shape.pairs} pairs and one thread for each process. Expected: as many times the "
         "pairs of one process as there are processes, or cores where these are fewer."
     )
@@ -188,7 +188,11 @@ def _build_result(
             for results, peak, size in zip(found, peaks, features, strict=True)
         ],
         "train": {
-            str(count): {"pairs_per_second": rate, "speedup": speedups[count], "memory_mb": _most(trained[count])}
+            str(count): {
+                "pairs_per_second": rate,
+                "speedup": speedups[count],
+                "memory_mb": largest_peak(trained[count]),
+            }
             for count, rate in rates.items()
         },
         "peak": {f"evaluate x{size}": measurement.peak for size, measurement in evaluated.items()},
@@ -197,36 +201,26 @@ def _build_result(
     return BenchmarkResult(title, rows, caption, content, HEADERS)
 
 
-def _growth_rows(
-    what: str, found: Sequence[JsonObject], values: Sequence[float], work: Sequence[float]
-) -> list[BenchmarkRow]:
-    """Return a row for each size, with its growth from the one before."""
+def _time_rows(found: Sequence[JsonObject], seconds: Sequence[float], work: Sequence[float]) -> list[BenchmarkRow]:
+    """Return the seconds of each size, and how many times those of the size before they are."""
     rows = []
     for i, results in enumerate(found):
-        name = f"{what}: {results['images']:,} images, {results['pairs']:,} pairs"
-        growth = (format_ratio(values[i] / values[i - 1]), format_ratio(work[i] / work[i - 1])) if i else ("", "")
-        rows.append(BenchmarkRow(name, format_rate(values[i - 1]) if i else "", format_rate(values[i]), *growth))
+        name = f"evaluate, images: {results['images']:,}, pairs: {results['pairs']:,}, s"
+        growth = (format_ratio(seconds[i] / seconds[i - 1]), format_ratio(work[i] / work[i - 1])) if i else ("", "")
+        rows.append(BenchmarkRow(name, format_rate(seconds[i - 1]) if i else "", format_rate(seconds[i]), *growth))
     return rows
 
 
 def _memory_rows(found: Sequence[JsonObject], peaks: Sequence[int], features: Sequence[int]) -> list[BenchmarkRow]:
-    """Return the peak of the smallest size, and how much each further one adds to that of the size before."""
-    rows = [BenchmarkRow(f"evaluate, peak memory in MB: {found[0]['images']:,} images", "", f"{peaks[0] / 1e6:,.0f}")]
-    for results, (before, peak), (fewer, more) in zip(
-        found[1:], itertools.pairwise(peaks), itertools.pairwise(features), strict=True
-    ):
-        rows.append(
-            BenchmarkRow(
-                f"evaluate, peak memory in MB: {results['images']:,} images",
-                f"{before / 1e6:,.0f}",
-                f"{peak / 1e6:,.0f}",
-                f"{(peak - before) / 1e6:+,.0f}",
-                f"{(more - fewer) / 1e6:+,.0f}",
-            )
-        )
+    """Return the peak memory of each size, and how much it adds to that of the size before."""
+    rows = []
+    for i, results in enumerate(found):
+        added = [f"{(each[i] - each[i - 1]) / 1e6:+,.0f}" if i else "" for each in (peaks, features)]
+        before = f"{peaks[i - 1] / 1e6:,.0f}" if i else ""
+        rows.append(BenchmarkRow(f"  MB, images: {results['images']:,}", before, f"{peaks[i] / 1e6:,.0f}", *added))
     return rows
 
 
-def _most(measurements: Sequence[Measurement[JsonObject]]) -> float:
+def largest_peak(measurements: Sequence[Measurement[JsonObject]]) -> float:
     """Return the largest peak memory of some processes, in MB."""
     return max(measurement.memory for measurement in measurements) / 1e6

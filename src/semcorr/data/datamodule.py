@@ -185,9 +185,11 @@ class PairDataModule(LightningDataModule, ABC):
                 self.train_pixels,
                 self.cache_gb,
                 self.pose_variant,
+                self._local_processes(),
             )
             return self._loader(images, batch_size=None, sampler=stream, workers=workers, persistent=workers > 0)
-        pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
+        options = (self.train_pixels, self.cache_gb, self._local_processes())
+        pairs = PairDataset(self.pairs("train"), self.size, self.resize, *options)
         training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
         return self._loader(training_pairs, batch_sampler=stream, workers=workers, persistent=workers > 0)
 
