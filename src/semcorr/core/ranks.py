@@ -133,9 +133,8 @@ def is_of_collective(error: BaseException) -> bool:
 
 def is_on_several_machines() -> bool:
     """Tell whether torchrun has started processes of this run on other machines, which nobody sees from here."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > int(
-        os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1))
-    )
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return world > int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 def process_number() -> int:
