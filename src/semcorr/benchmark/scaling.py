@@ -65,9 +65,19 @@ def benchmark_scaling(shape: ScalingShape, folder: Path | None = None, isolated:
 
 
 def run_fastest_evaluation(warm: RunSpec, run: RunSpec, tries: int) -> JsonObject:
-    """Evaluate a few times, after a run that does not count, and return the results of the fastest."""
-    run_evaluation(warm, TEST)
-    return min((run_evaluation(run, TEST) for _ in range(tries)), key=lambda results: results["seconds"]["all"])
+    """Evaluate a few times by one thread, after a run that does not count, and return the results of the fastest.
+
+    Several threads wait for each other, on a machine that others use for longer than they compute.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_evaluation(warm, TEST)
+        return min((run_evaluation(run, TEST) for _ in range(tries)), key=lambda results: results["seconds"]["all"])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure_processes(run: RunSpec, shape: ScalingShape, count: int) -> list[Measurement[JsonObject]]:
@@ -168,7 +178,7 @@ def _build_result(
         ],
     ]
     caption = (
-        f"{cores} cores. Evaluation: best of {shape.tries} runs, from files to scores, all threads. Expected: time "
+        f"{cores} cores. Evaluation: best of {shape.tries} runs, from files to scores, one thread. Expected: time "
         "grows as images and pairs, memory by the features in single precision. Training: median of "
         f"{shape.steps - WARM} steps, {shape.pairs} pairs and one thread for each process. Expected: as many times the "
         "pairs of one process as there are processes, or cores where these are fewer."
