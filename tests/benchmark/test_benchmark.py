@@ -357,7 +357,7 @@ def test_startup_from_end_to_end(typed, monkeypatch):
         ("store --dtype int4", "--dtype must be one of float16, bfloat16, float32"),
         ("store --entries 0", "--entries, --tokens and --channels must be at least 1"),
         ("store --encode-ms 0", "--encode-ms must be more than 0"),
-        ("scaling --images 1", "--images must be between 2 and 100, got 1"),
+        ("scaling --images 1", "--images must be at least 2, --tries and --pairs"),
         ("scaling --size 4", "--size: growth is seen from two numbers on"),
         ("startup --tries 0", "--tries must be at least 1"),
     ],
