@@ -40,6 +40,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     Returns:
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
+    from semcorr.data.loaders import divide_batch
     from semcorr.engine.build import begin_run, build_trainer, score_and_save
     from semcorr.engine.callbacks import checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
@@ -57,6 +58,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
     trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0)))
+    if data.global_batch_size is not None:
+        divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)

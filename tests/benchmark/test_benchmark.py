@@ -1,7 +1,9 @@
 """The benchmark: its loops answer what ours does, its made-up tree is what it says, its figures are written."""
 
 import json
+import math
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,17 +12,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from semcorr.benchmark import match, naive, train
+from semcorr.benchmark import match, naive, scaling, train
 from semcorr.benchmark import measurement as measure
 from semcorr.benchmark import synthetic_spair as spair_scale
 from semcorr.benchmark.command import app
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, publish_result, read_benchmark_file
+from semcorr.benchmark.runs import RunSpec
 from semcorr.benchmark.synthetic_spair import make_pair_lists, official_counts, shrink_counts
 from semcorr.core.coords import to_image
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.download.verify import verify_benchmark
 from semcorr.data.keypoints import benchmark_metadata
+from semcorr.data.loaders import count_cores
 from semcorr.data.spair import SPair
 from semcorr.matching.similarity import cosine_similarity, sample_descriptors
 from semcorr.models.heads.cosine import Cosine
@@ -266,6 +270,68 @@ def test_store_from_end_to_end(typed, tmp_path):
     assert not list((tmp_path / "disk").iterdir())
 
 
+def test_scaling_from_end_to_end(typed, tmp_path, monkeypatch):
+    """At its smallest, with processes of training that are only asked for: two that train are below."""
+    asked: list[tuple] = []
+
+    def together(work, arguments):
+        asked.append((work, *arguments))
+        return [measure.Measurement({"pairs": 2, "step": 0.5}, 10**9, None) for _ in arguments]
+
+    monkeypatch.setattr(scaling, "measure_together", together)
+    line = [
+        "--images=2",
+        "--size=1",
+        "--size=2",
+        "--tries=1",
+        "--processes=1",
+        "--processes=3",
+        "--steps=3",
+        "--side=32",
+    ]
+    found = typed("scaling", *line, "--together", f"--folder={tmp_path / 'trees'}")
+
+    small, large = found["evaluate"]
+    assert (small["images"], small["pairs"]) == (36, 36)
+    assert (large["images"], large["pairs"]) == (72, 72)
+    assert large["features_mb"] == 2 * small["features_mb"] == pytest.approx(72 * 4 * 4 * 48 * 4 / 1e6)
+    slope = math.log(large["seconds"]["all"] / small["seconds"]["all"]) / math.log(2)
+    assert found["ratio"] == pytest.approx(slope)
+    assert {count: part["speedup"] for count, part in found["train"].items()} == {"1": 1.0, "3": 3.0}
+    assert found["floor"]["speedups"] == {"1": 1, "3": min(3, count_cores())}
+    assert [len(each) - 1 for each in asked] == [1, 3]
+
+
+@pytest.mark.slow
+def test_processes_that_are_measured_together_train_together(tmp_path):
+    tree = spair_scale.write_spair_counts(tmp_path / "tree", 2, 1)
+    run = RunSpec("spair", str(tree), "cpu", ("backbone=tiny", "backbone.size=32", "data.workers=0"))
+    shape = scaling.ScalingShape(2, [1, 2], 1, [1, 2], 3, 2, 32)
+
+    (alone,), pair = (scaling.measure_processes(run, shape, count) for count in (1, 2))
+
+    first, second = (each.value["losses"] for each in pair)
+    assert alone.value["losses"][0] == pytest.approx(first[0])  # of the same first batch
+    assert first != second
+    assert alone.value["losses"][1] != pytest.approx(first[1])  # whose second batch another process has
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_one_that_has_failed_are_ended():
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        measure.measure_together(exec, [("import os; os._exit(3)",), ("import time; time.sleep(600)",)])
+    assert time.monotonic() - began < 300
+
+
+def test_a_growth_of_one_size_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--size: growth is seen from two numbers on"):
+        scaling.benchmark_scaling(scaling.ScalingShape(2, [4], 1, [1, 2], 3, 2, 32), tmp_path)
+    with pytest.raises(UserError, match=r"--processes: growth .* got 2 1"):
+        scaling.benchmark_scaling(scaling.ScalingShape(2, [1, 4], 1, [2, 1], 3, 2, 32), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_startup_from_end_to_end(typed, monkeypatch):
     from semcorr.benchmark import startup
 
@@ -301,6 +367,8 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
         ("store --dtype int4", "--dtype must be one of float16, bfloat16, float32"),
         ("store --entries 0", "--entries, --tokens and --channels must be at least 1"),
         ("store --encode-ms 0", "--encode-ms must be more than 0"),
+        ("scaling --images 1", "--images must be at least 2, --tries and --pairs"),
+        ("scaling --size 4", "--size: growth is seen from two numbers on"),
         ("startup --tries 0", "--tries must be at least 1"),
     ],
 )

@@ -119,7 +119,7 @@ def test_the_unified_benchmark_is_trained_by_the_default_recipe(config, name):
     default, found = config("train"), config("train", f"experiment={name}")
 
     assert {key: found[key] for key in RECIPE} == {key: default[key] for key in RECIPE}
-    assert found.data.batch_size == default.data.batch_size == 8
+    assert found.data.batch_size == default.data.batch_size is None  # 8, see `resolve_batch_size`
     assert found.finetune.get("norm") is False
 
 

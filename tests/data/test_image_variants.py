@@ -1,9 +1,11 @@
 """Images apart from pairs: which will be looked at, what identifies them, and pairs that travel without them."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from semcorr.core.errors import UserError
@@ -257,6 +259,19 @@ def test_who_decodes_follows_from_who_encodes(monkeypatch, on_gpu, processes, ex
     assert loading.num_loader_workers(None, on_gpu, processes) == expected
     assert loading.num_loader_workers(3, on_gpu, processes) == 3
     assert loading.encoding_batch_size(None, on_gpu) == (8 if on_gpu else 1)
+
+
+def test_loader_processes_are_shared_out_by_machine(monkeypatch, creatures):
+    """Four processes on two machines of 8 cores: two share a machine, and its shared memory."""
+    data = benchmark(creatures, workers=None)
+    data.trainer = Mock(spec=Trainer, world_size=4, num_devices=2)
+    plans: list[tuple[object, ...]] = []
+    monkeypatch.setattr(loading, "count_cores", lambda: 8)
+    plan = loading.plan_loading
+    monkeypatch.setattr("semcorr.data.datamodule.plan_loading", lambda *args: plans.append(args) or plan(*args))
+
+    assert data.encoding(list_variants(unique_images(data.pairs("val"))), [[0]]).num_workers == 1
+    assert plans == [(loading.BatchSize(1, 32), 1, False, 2)]
 
 
 def test_a_pair_of_other_numbers_of_keypoints_is_refused_by_name(creatures):

@@ -120,6 +120,9 @@ def test_more_than_the_shared_memory_is_refused_before_it_ends_the_process(monke
     PixelCache(6, 1000, 1.0)  # 18 MB
     with pytest.raises(UserError, match=r"`data\.cache_gb`: 0\.02 GB of images do not fit .* Give less, or enlarge"):
         PixelCache(7, 1000, 1.0)
+    PixelCache(3, 1000, 1.0, processes=2)
+    with pytest.raises(UserError, match=r"`data\.cache_gb`: 0\.02 GB of images"):  # of both processes
+        PixelCache(4, 1000, 1.0, processes=2)
 
 
 @pytest.mark.parametrize("budget", [-1, float("nan")])

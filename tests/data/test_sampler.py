@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcorr.data.loaders import SampleIndex, TrainingStream, batches_by_target, shard
+from semcorr.core.errors import UserError
+from semcorr.data.loaders import DividedStream, SampleIndex, TrainingStream, batches_by_target, shard
 from semcorr.data.record import ImageRecord, PairRecord
 
 
@@ -103,6 +104,42 @@ def test_without_steps_an_epoch_is_a_whole_pass_shared_by_all_ranks():
 
 def test_fewer_pairs_than_a_batch_make_a_smaller_batch():
     assert [sorted(batch) for batch in stream(length=2)] == [[0, 1], [0, 1]]
+
+
+def divided(rank: int = 0, world: int = 1, epoch: int = 0, **options: int | None) -> DividedStream:
+    given = {"length": 13, "batch_size": 6, "steps": 5, "seed": 0} | options
+    return DividedStream(**given, rank=rank, world=world, epoch=lambda: epoch)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_a_global_batch_holds_the_same_draws_over_any_number_of_processes(world):
+    """13 pairs make two batches of 6 a pass: batches of 3, of each of two processes, would make four passes of five."""
+    alone = draws(epoch=1, length=13, batch_size=6, steps=5)
+    parts = [list(divided(rank, world, epoch=1)) for rank in range(world)]
+
+    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == alone
+    assert {len(part) for batches in parts for part in batches} == {6 // world}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_pass_of_global_batches_has_the_same_steps_over_any_number_of_processes(world):
+    stream = divided(world - 1, world, steps=None)
+
+    assert len(stream) == 2
+    assert list(chain(*stream.batches_ahead(epochs=2))) == list(chain(*draws(length=13, batch_size=6, steps=4)))
+
+
+@pytest.mark.parametrize(
+    ("size", "world", "told"),
+    [
+        (8, 3, "must be a multiple of 3, the number of processes, got 8: .* Give 6 or 9, or other trainer.devices"),
+        (2, 4, "must be a multiple of 4, the number of processes, got 2: .* Give 4, or other trainer.devices"),
+        (14, 2, "must be at most 13, the number of training pairs, got 14"),
+    ],
+)
+def test_a_global_batch_that_cannot_be_divided_is_refused(size, world, told):
+    with pytest.raises(UserError, match=f"^`data.global_batch_size` {told}"):
+        divided(world=world, batch_size=size)
 
 
 @pytest.mark.parametrize("at_most", [1, 4, 100])

@@ -129,7 +129,17 @@ def test_absent_weights_are_named(tmp_path):
             "`data.resize` must be one of squash, letterbox, corner or corner+PIXELS, "
             "a margin on all sides, got 'stretch'",
         ),
-        (lambda: SPair(root=".", size=32, batch_size=0), "`data.batch_size` must be at least 1, got 0"),
+        (lambda: SPair(root=".", size=32, batch_size=0), "`data.batch_size` must be at least 1 or null, got 0"),
+        (
+            lambda: SPair(root=".", size=32, batch_size=4, global_batch_size=8),
+            "`data.global_batch_size` is 8, the pairs of a step in all, and data.batch_size is 4, the pairs of a step "
+            "on each process. Give one of them; data.batch_size=null leaves it out",
+        ),
+        (
+            lambda: SPair(root=".", size=32, all_pairs=4, global_batch_size=8),
+            "`data.global_batch_size` is 8, the pairs of a step in all, and data.all_pairs is 4, the images of a step "
+            "on each process. Give one of them; data.all_pairs=null leaves it out",
+        ),
         (lambda: COCOKeypoints(root=".", size=32, box="cxcywh"), "`data.box` must be one of xywh, xyxy, got 'cxcywh'"),
     ],
 )

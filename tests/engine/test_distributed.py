@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
-from repository import SMALL
+from repository import ROOT, SMALL
 
 from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.evaluate import evaluate
+from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
+HELPERS = ROOT / "tests" / "helpers"
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
 
 
@@ -27,10 +30,16 @@ def _run(verb: str, creatures: Path, run: Path, *line: str) -> dict:
     return json.loads((run / "metrics.json").read_text())
 
 
+def _trained(run: Path) -> dict[str, torch.Tensor]:
+    """The weights after the last step."""
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
 def _started(verb: str, run: Path, *line: str) -> subprocess.CompletedProcess:
     """To its end. Processes that wait for each other for ever are killed: PyTorch would ask them politely."""
     command = [sys.executable, "-m", f"semcorr.{verb}", "data.workers=0", "backbone=tiny", f"run_dir={run}", *line]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+    environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{HELPERS}"}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True, env=environment) as process:
         try:
             out, err = process.communicate(timeout=180)
         except subprocess.TimeoutExpired:
@@ -124,3 +133,36 @@ def test_two_processes_fill_one_store_and_a_third_run_takes_it_from_there(creatu
     assert two["pck"] == plain["pck"] == again["pck"]
     assert len(entries) == 15
     assert entries == {path: path.stat().st_ino for path in (tmp_path / "store").glob("*/*.safetensors")}
+
+
+@pytest.mark.slow
+def test_two_processes_that_divide_a_batch_train_the_weights_of_one(creatures, tmp_path, config):
+    """Six steps of 8 pairs over 30: what each process takes of them does not matter, the number of their points either.
+
+    By plain descent, which keeps a difference of rounding as small as it is. Batches of 4 for each process, whose
+    passes end elsewhere, give other weights.
+    """
+    steps = ["data.steps=6", "trainer.max_epochs=1", "finetune.blocks=1", "+trainer.limit_val_batches=1"]
+    steps += ["optimizer._target_=plain_sgd.sgd", "optimizer.backbone_lr=0.1"]
+    line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", *steps]
+
+    train(config("train", *line, "trainer=cpu", "data.batch_size=8", f"run_dir={tmp_path / 'one'}"))
+    _run("train", creatures, tmp_path / "two", *steps, *TWO, "data.global_batch_size=8")
+    _run("train", creatures, tmp_path / "other", *steps, *TWO, "data.batch_size=4")
+
+    one, two, other = (_trained(tmp_path / name) for name in ("one", "two", "other"))
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-6
+    assert max(float((one[key] - other[key]).abs().max()) for key in one) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_ends_in_one_sentence(creatures, tmp_path):
+    line = ["data=synthetic", f"data.root={creatures}", *SMALL, "finetune.blocks=1", "data.global_batch_size=5"]
+
+    done = _started("train", tmp_path / "run", *line, *TWO)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "Error: `data.global_batch_size` must be a multiple of 2, the number of processes, got"
+    )
+    assert done.stderr.count("\n") == 1

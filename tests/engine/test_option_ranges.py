@@ -216,8 +216,11 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
         ("feature_dropout=nan", "`feature_dropout` must be at least 0, which is off, and less than 1, got nan"),
         ("seed=-1", "`seed` must be between 0 and 4294967295, got -1"),
         ("seed=18446744073709551616", "`seed` must be between 0 and 4294967295, got a number of 65 bits"),
-        ("data.batch_size=1.5", "`data.batch_size` must be a whole number, at least 1, got 1.5"),
-        ("data.batch_size=x", "`data.batch_size` must be a whole number, at least 1, got 'x'"),
+        ("data.batch_size=1.5", "`data.batch_size` must be a whole number, at least 1, or null, got 1.5"),
+        ("data.batch_size=x", "`data.batch_size` must be a whole number, at least 1, or null, got 'x'"),
+        ("data.global_batch_size=0", "`data.global_batch_size` must be at least 1 or null, got 0"),
+        ("optimizer.lr_scaling=cubic", "`optimizer.lr_scaling` must be one of linear, sqrt or null, got 'cubic'"),
+        ("optimizer.lr_batch_size=0", "`optimizer.lr_batch_size` must be at least 1 or null, got 0"),
         ("data.cache_gb=nan", "`data.cache_gb` must be 0, which is off, or more, got nan"),
         ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
         ("backbone.layers=3", "`backbone.layers` must be a list, got 3"),
@@ -240,7 +243,7 @@ def test_a_read_out_of_a_list_and_a_second_benchmark_are_named_by_their_whole_ke
 
     with pytest.raises(UserError, match=r"^`localise\.rules\.2\.temperature` must be between"):
         evaluate(listed)
-    with pytest.raises(UserError, match=r"^`test\.batch_size` must be at least 1, got 0$"):
+    with pytest.raises(UserError, match=r"^`test\.batch_size` must be at least 1 or null, got 0$"):
         train(second)
 
 

@@ -52,7 +52,7 @@ def built(cfg) -> CorrespondenceModule:
 
 def trained(module: CorrespondenceModule, batch, steps: int, epoch_steps: int) -> list[tuple[float, float]]:
     """Loss and length of the gradient of three steps of the program."""
-    optimizer, schedule = module.make_optimizer(steps, epoch_steps)
+    optimizer, schedule = module.make_optimizer(steps, epoch_steps, step_pairs=8)
     found = []
     for _ in range(3):
         optimizer.zero_grad()

@@ -1,11 +1,16 @@
 """Learning rates step by step, and of a run that is broken off and gone on with."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
+from lightning import Trainer
 from torch.optim import AdamW
 
 from semcorr.core.errors import UserError
-from semcorr.engine.optim import adamw, step_decay
+from semcorr.data.spair import SPair
+from semcorr.engine.build import check_config
+from semcorr.engine.optim import adamw, count_step_pairs, scale_rates, step_decay
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration
@@ -53,6 +58,58 @@ def test_a_resumed_schedule_has_the_rates_of_one_that_was_never_broken_off():
 def test_a_milestone_before_the_first_epoch_is_refused():
     with pytest.raises(UserError, match=r"`scheduler\.milestones"):
         step_decay(optimizer(), steps=8, epoch_steps=2, milestones=[0])
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0)])
+def test_rates_grow_with_the_pairs_of_a_step_and_so_does_the_schedule(rule, factor):
+    head, backbone = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    scaled = adamw([head], [backbone], lr=0.1, backbone_lr=0.01, lr_scaling=rule, lr_batch_size=8)
+    scale_rates(scaled, step_pairs=32)
+
+    found = rates(step_decay(scaled, steps=2, epoch_steps=1), 2)
+
+    assert found[0] == pytest.approx([0.1 * factor, 0.01 * factor])
+    assert found[1] == pytest.approx([0.05 * factor, 0.005 * factor])
+
+
+def test_without_a_scaling_rates_are_as_given_for_any_step():
+    given = optimizer()
+    scale_rates(given, step_pairs=32)
+    assert [group["lr"] for group in given.param_groups] == [1.0, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [({"batch_size": 4}, 4 * 3 * 2), ({"global_batch_size": 12}, 12 * 2), ({"batch_size": 1000}, 15 * 3 * 2)],
+)
+def test_the_pairs_of_an_optimiser_step_are_those_of_all_processes_and_accumulated_batches(creatures, options, pairs):
+    data = SPair(str(creatures), 32, **options)
+    data.pairs = lambda split: range(15)
+
+    assert count_step_pairs(Mock(spec=Trainer, world_size=3, accumulate_grad_batches=2), data) == pairs
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["optimizer.lr_scaling=sqrt"], "`optimizer.lr_scaling` is sqrt, and optimizer.lr_batch_size is null"),
+        (["optimizer.lr_batch_size=8"], "`optimizer.lr_batch_size` is 8, and optimizer.lr_scaling is null"),
+        (["optimizer.lr_scaling=linear", "optimizer.lr_batch_size=8", "data.all_pairs=4"], "goes by the pairs of a"),
+    ],
+)
+def test_a_scaling_that_is_not_said_in_full_is_refused(config, tiny, line, told):
+    with pytest.raises(UserError, match=told):
+        check_config(config("train", *tiny, *line))
+
+
+@pytest.mark.parametrize(
+    ("line", "each", "in_all"),
+    [([], 8, None), (["data.batch_size=3"], 3, None), (["data.global_batch_size=6"], None, 6)],
+)
+def test_a_step_has_8_pairs_on_each_process_where_nothing_is_given(config, tiny, line, each, in_all):
+    cfg = config("train", *tiny, *line)
+    check_config(cfg)
+    assert (cfg.data.batch_size, cfg.data.global_batch_size) == (each, in_all)
 
 
 @pytest.mark.slow

@@ -259,6 +259,48 @@ def benchmark_convolution(
     _run_benchmark("conv4d", work, out, locals())
 
 
+@app.command("scaling")
+def benchmark_growth(
+    images: Annotated[
+        int, Range(least=2, most=100), typer.Option(help="Of each of 18 categories at size 1; pairs: all of them.")
+    ] = 4,
+    size: Annotated[
+        list[int], Range(least=1, most=1000), typer.Option(help="Times as many images and pairs; given several times.")
+    ] = [  # noqa: B006
+        1,
+        4,
+        16,
+    ],
+    tries: Annotated[Count, typer.Option(help="Of each size; the best counts.")] = 2,
+    processes: Annotated[
+        list[int], Range(least=1, most=64), typer.Option(help="That train together; given several times.")
+    ] = [  # noqa: B006
+        1,
+        2,
+        4,
+    ],
+    steps: Annotated[int, Range(least=3), typer.Option(help="Of each training.")] = 10,
+    pairs: Annotated[Count, typer.Option(help="Of a training step on each process.")] = 4,
+    side: Annotated[
+        int, Range(least=32, most=1024), typer.Option(help="Of the square images are resized to, in pixels.")
+    ] = 160,
+    folder: Annotated[
+        Path | None, typer.Option(readable=False, help="Where the trees go, if not to a temporary folder.")
+    ] = None,
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Measure how time and memory of evaluation grow with images and pairs, and training with processes; on the CPU."""
+
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.scaling import ScalingShape, benchmark_scaling
+
+        shape = ScalingShape(images, size, tries, processes, steps, pairs, side)
+        return benchmark_scaling(shape, folder, not together)
+
+    _run_benchmark("scaling", work, out, locals())
+
+
 @app.command("startup")
 def benchmark_start(
     tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,

@@ -7,10 +7,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -174,17 +175,40 @@ def measure(work: Callable[..., T], *args: object, isolated: bool = True) -> Mea
     """
     if not isolated:
         return Measurement(work(*args), *_peak_memory())
+    return measure_together(work, [args])[0]
+
+
+def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, ...]]) -> list[Measurement[T]]:
+    """Run `work` once for each tuple of arguments, side by side in fresh processes, which may wait for each other.
+
+    All must be picklable, and the results should be small.
+    """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, work, args, multiprocessing.get_start_method()))
-    process.start()
-    sender.close()
+    method, processes, receivers = multiprocessing.get_start_method(), [], []
+    for args in arguments:
+        receiver, sender = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_send_result, args=(sender, work, args, method)))
+        processes[-1].start()
+        sender.close()
+        receivers.append(receiver)
+    try:
+        measurements = [_receive_result(*each) for each in zip(receivers, processes, strict=True)]
+    except BaseException:
+        for process in processes:  # those that wait for one that has ended
+            process.terminate()
+        raise
+    finally:
+        for process in processes:
+            process.join()
+    return measurements
+
+
+def _receive_result(receiver: Connection, process: SpawnProcess) -> Measurement:
     try:
         message = receiver.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"the process that measures ended with exit code {process.exitcode}") from None
-    process.join()
     if isinstance(message, BaseException):
         raise message
     return Measurement(*message)

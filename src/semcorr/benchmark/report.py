@@ -29,13 +29,15 @@ class BenchmarkRow(NamedTuple):
 class BenchmarkResult(NamedTuple):
     """The result of a benchmark.
 
-    `content` is its part of benchmark.json, with `ratio`, `floor` and `peak` among other keys.
+    `content` is its part of benchmark.json, with `ratio`, `floor` and `peak` among other keys. `headers` are those of
+    the five columns of the table.
     """
 
     title: str
     rows: Sequence[BenchmarkRow]
     caption: str
     content: JsonMapping
+    headers: Sequence[str] = HEADERS
 
 
 def format_ratio(ratio: float) -> str:
@@ -75,7 +77,7 @@ def read_benchmark_file(out: Path) -> JsonObject:
 def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonMapping) -> None:
     """Print the table, and write the rest to `out` in place of an earlier result of the same name."""
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
-    for header in HEADERS:
+    for header in outcome.headers:
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*row)

@@ -127,13 +127,32 @@ def write_spair_scale(root: Path, part: float = 1.0) -> Path:
     """
     if not 0 < part <= 1:
         raise UserError(f"a part of SPair-71k's images is more than 0 and at most 1, got {part}")
-    manifest = {"format": FORMAT, "part": part}
+    counts = official_counts() if part == 1 else shrink_counts(official_counts(), part)
+    return _write_tree_once(root, counts, {"format": FORMAT, "part": part})
+
+
+def write_spair_counts(root: Path, test_images: int, per_image: int) -> Path:
+    """Write a tree with the same images and pairs in every category, unless `root` is it already, and return `root`.
+
+    Args:
+        root: The folder of the tree.
+        test_images: Images of a category's test split; training and validation have four and two.
+        per_image: Test pairs of a category for each of its test images.
+    """
+    images = {"trn": 4, "val": 2, "test": test_images}
+    counts = SplitCounts(images, {"trn": 12, "val": 2, "test": test_images * per_image})
+    manifest = {"format": FORMAT, "test_images": test_images, "per_image": per_image}
+    return _write_tree_once(root, dict.fromkeys(official_counts(), counts), manifest)
+
+
+def _write_tree_once(root: Path, counts: Mapping[str, SplitCounts], manifest: JsonObject) -> Path:
+    """Write a tree unless `root` is it already, and return `root`. It appears whole or not at all."""
     if _is_written(root, manifest):
         return root
     require_writable(root, "--folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(root.parent, root.name) as staging:
-        _write_tree(staging, official_counts() if part == 1 else shrink_counts(official_counts(), part))
+        _write_tree(staging, counts)
         (staging / MANIFEST).write_text(json.dumps(manifest) + "\n")
         try:
             staging.rename(root)

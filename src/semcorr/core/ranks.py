@@ -15,6 +15,10 @@ from contextlib import suppress
 
 EVERY = 0.5  # seconds between two checks
 PATIENCE = 3.0  # seconds the main thread has, after another process is lost, to end by itself
+OTHER_MACHINE = (
+    "the connection to a process of this run on another machine was lost: it has ended, and its output there says why, "
+    "or the network has failed; the others were ended."
+)
 FAREWELL = 30.0  # seconds the others have to end once all work is done
 
 
@@ -86,7 +90,7 @@ class ProcessWatch(threading.Thread):
         deadline = time.monotonic() + seconds
         while (lost := self.lost()) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return lost
+        return lost or (LostProcessError(OTHER_MACHINE) if is_on_several_machines() else None)
 
     def interrupt(self, number: int) -> None:
         """Send a signal on to the other processes, which then end as this one does."""
@@ -125,6 +129,12 @@ def is_of_collective(error: BaseException) -> bool:
         return False
     text = str(error).lower()
     return any(word in text for word in ("gloo", "nccl", "connection", "broken pipe", "socket", "process group"))
+
+
+def is_on_several_machines() -> bool:
+    """Tell whether torchrun has started processes of this run on other machines, which nobody sees from here."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return world > int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 def process_number() -> int:

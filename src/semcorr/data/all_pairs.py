@@ -132,12 +132,13 @@ class TrainingImages(Dataset[ImageBatch]):
         pixels: bool = True,
         cache_gb: float = 0.0,
         variants: PoseVariant | None = None,
+        processes: int = 1,
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
         self.variants = variants or PoseVariant()
         self.first_view = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each category
         images = [image for gallery in categories for image in gallery.images]
-        self.views = ViewCache(images, side, resize, pixels, cache_gb)
+        self.views = ViewCache(images, side, resize, pixels, cache_gb, processes)
 
     def __getitem__(self, draw: ImageSampleIndex) -> ImageBatch:
         gallery = self.categories[draw.category_index]

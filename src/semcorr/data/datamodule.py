@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
-from semcorr.core.ranks import count_local_processes
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
@@ -20,8 +19,10 @@ from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
+    DividedStream,
     TrainingStream,
     batches_by_target,
+    divide_batch,
     encoding_batch_size,
     num_loader_workers,
     plan_loading,
@@ -33,6 +34,7 @@ from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
 from semcorr.data.views import fit_to_square
 
+BATCH_SIZE = 8  # training pairs of a step on each process, where nothing else is given
 PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
 SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pair has an image more to encode
 
@@ -64,7 +66,8 @@ class PairOptions(TypedDict, total=False):
     size: Required[int]
     split: str
     resize: str
-    batch_size: int
+    batch_size: int | None
+    global_batch_size: int | None
     steps: int | None
     encode_batch: int | None
     workers: int | None
@@ -85,12 +88,13 @@ class PairDataModule(LightningDataModule, ABC):
         size: Side of the square that images are resized to, in pixels; the backbone's.
         split: The split that `evaluate` scores: one of `splits`.
         resize: `squash`, `letterbox` or `corner`.
-        batch_size: Training pairs per process and step.
+        batch_size: Training pairs per process and step; `BATCH_SIZE` if left out, unless `global_batch_size` is given.
         all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
         steps: Training steps per epoch; a whole pass if left out.
         encode_batch: Images encoded at once; as in `loading` if left out.
         workers: Loader processes that decode; as in `loading` if left out.
         seed: Seed of the training order and the augmentation.
+        global_batch_size: Training pairs per step, divided among the processes, instead of `batch_size`.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
 
     Attributes:
@@ -113,21 +117,25 @@ class PairDataModule(LightningDataModule, ABC):
         size: int,
         split: str = "test",
         resize: str = "squash",
-        batch_size: Count = 8,
+        batch_size: Count | None = None,
         steps: Count | None = None,
         encode_batch: Count | None = None,
         workers: Whole | None = None,
         seed: Seed = 42,
         all_pairs: int | None = None,
         cache_gb: Weight = 0.0,
+        global_batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
         require_workers(workers)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
+        if global_batch_size is not None:
+            _require_alone(batch_size, all_pairs, global_batch_size)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
-        self.batch_size, self.steps, self.encode_batch = batch_size, steps, encode_batch
+        self.batch_size, self.global_batch_size = batch_size or BATCH_SIZE, global_batch_size
+        self.steps, self.encode_batch = steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
@@ -170,7 +178,7 @@ class PairDataModule(LightningDataModule, ABC):
         assert self.train_pixels or self.augment is None or self.augment.only_flips, "nothing to warp or recolour"
         stream = self.stream()
         recoloured = self.augment is not None and not self.augment.only_flips  # or warped: floats, not bytes
-        count = 2 * self.batch_size if self.all_pairs is None else self.all_pairs
+        count = 2 * self._local_batch_size() if self.all_pairs is None else self.all_pairs
         size = BatchSize(count, self.size, 4 if recoloured else 1) if self.train_pixels else None  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
@@ -182,9 +190,11 @@ class PairDataModule(LightningDataModule, ABC):
                 self.train_pixels,
                 self.cache_gb,
                 self.pose_variant,
+                self._local_processes(),
             )
             return self._loader(images, size, batch_size=None, sampler=stream, persistent=True)
-        pairs = PairDataset(self.pairs("train"), self.size, self.resize, self.train_pixels, self.cache_gb)
+        options = (self.train_pixels, self.cache_gb, self._local_processes())
+        pairs = PairDataset(self.pairs("train"), self.size, self.resize, *options)
         training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
         return self._loader(training_pairs, size, batch_sampler=stream, persistent=True)
 
@@ -193,6 +203,8 @@ class PairDataModule(LightningDataModule, ABC):
         stream_options = (self.steps, self.seed, *self._place(), self._epoch)
         if self.all_pairs is not None:
             return ImageStream(self.category_images(), self.all_pairs, *stream_options)
+        if self.global_batch_size is not None:
+            return DividedStream(len(self.pairs("train")), self.global_batch_size, *stream_options)
         return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
@@ -264,6 +276,14 @@ class PairDataModule(LightningDataModule, ABC):
         """Return this process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _local_processes(self) -> int:
+        """Return the number of processes on this machine, which share its cores and its memory."""
+        return self.trainer.num_devices if self.trainer else 1
+
+    def _local_batch_size(self) -> int:
+        """Return the training pairs of a step of this process."""
+        return divide_batch(self.global_batch_size, self._place()[1]) if self.global_batch_size else self.batch_size
+
     def _epoch(self) -> int:
         """Return the epochs trained. `current_epoch` lags by one when a resumed run starts its loader."""
         return int(self.trainer.fit_loop.epoch_progress.current.state_dict()["processed"]) if self.trainer else 0
@@ -278,7 +298,7 @@ class PairDataModule(LightningDataModule, ABC):
         persistent: bool = False,
     ) -> DataLoader:
         """Load by as many processes as there is room for batches of `size`; in this one, what has no pixels (None)."""
-        local = count_local_processes(self._place()[1])
+        local = self._local_processes()
         workers = num_loader_workers(self.workers, self._on_gpu(), local) if size is not None else 0
         plan = plan_loading(size or BatchSize(0, 0), workers, self.workers is not None, local)
         return DataLoader(
@@ -294,3 +314,16 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _require_alone(batch_size: int | None, all_pairs: int | None, global_batch_size: int) -> None:
+    """Refuse another option that says what a step consists of, beside `global_batch_size`."""
+    for key, value, meaning in (
+        ("batch_size", batch_size, "the pairs of a step on each process"),
+        ("all_pairs", all_pairs, "the images of a step on each process"),
+    ):
+        if value is not None:
+            raise UserError(
+                f"`data.global_batch_size` is {global_batch_size}, the pairs of a step in all, and data.{key} is "
+                f"{value}, {meaning}. Give one of them; data.{key}=null leaves it out"
+            )

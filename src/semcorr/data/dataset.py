@@ -21,14 +21,21 @@ class PairDataset(Dataset[PairBatch]):
     """Pairs, with their pixels or (once their images are encoded) without."""
 
     def __init__(
-        self, pairs: Sequence[PairRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
+        self,
+        pairs: Sequence[PairRecord],
+        side: int,
+        resize: str,
+        pixels: bool = True,
+        cache_gb: float = 0.0,
+        processes: int = 1,
     ) -> None:
         self.pairs = pairs
         indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image differently in every pair
         ends = [[indices.setdefault(id(image), len(indices)) for image in (p.source, p.target)] for p in pairs]
         records = {indices[id(image)]: image for p in pairs for image in (p.source, p.target)}
         self.view_indices = torch.tensor(ends)  # of each pair, indices of the views
-        self.views = ViewCache([records[index] for index in range(len(records))], side, resize, pixels, cache_gb)
+        images = [records[index] for index in range(len(records))]
+        self.views = ViewCache(images, side, resize, pixels, cache_gb, processes)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -36,7 +36,7 @@ def encoding_batch_size(batch_size: int | None, on_gpu: bool) -> int:
 
 
 def num_loader_workers(workers: int | None, on_gpu: bool, processes: int = 1) -> int:
-    """Return the number of loader processes for each of `processes` on a machine.
+    """Return the number of loader processes for each of `processes` on this machine.
 
     A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
     cores away from who encodes: a quarter, which of 2 cores is none.
@@ -220,6 +220,55 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
 @lru_cache(maxsize=2)  # a pass is requested batch by batch
 def _shuffled_indices(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+class DividedStream(TrainingStream):
+    """Batches of pairs that do not depend on the number of processes, each of which takes its part of every batch.
+
+    >>> streams = [DividedStream(length=6, batch_size=4, steps=1, seed=0, rank=rank, world=2) for rank in range(2)]
+    >>> [[draw.number for batch in stream for draw in batch] for stream in streams]
+    [[0, 1], [2, 3]]
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        steps: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        part = divide_batch(batch_size, world)
+        if batch_size > length:
+            raise UserError(
+                f"`data.global_batch_size` must be at most {length}, the number of training pairs, got {batch_size}"
+            )
+        super().__init__(length, batch_size, steps, seed, epoch=epoch)
+        self.part = slice(rank * part, (rank + 1) * part)
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return (batch[self.part] for batch in super().__iter__())
+
+
+def divide_batch(batch_size: int, processes: int) -> int:
+    """Return each process's pairs of a step of `batch_size` pairs.
+
+    Raises:
+        UserError: A remainder is left: gradients are averaged over processes, whose pairs would not count alike.
+
+    >>> divide_batch(8, processes=2)
+    4
+    """
+    part, remainder = divmod(batch_size, processes)
+    if remainder:
+        near = sorted({max(part, 1) * processes, (part + 1) * processes})
+        raise UserError(
+            f"`data.global_batch_size` must be a multiple of {processes}, the number of processes, got {batch_size}: "
+            f"each takes as many pairs of a step. Give {' or '.join(map(str, near))}, or other trainer.devices"
+        )
+    return part
 
 
 def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[int]]:

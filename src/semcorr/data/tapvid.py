@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
-from semcorr.core.ranks import count_local_processes
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.loaders import (
@@ -267,7 +266,7 @@ class TapVid(LightningDataModule):
         """Return a video's frames as the backbone sees them, in batches of `encode_batch`."""
         dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        local = count_local_processes(self.trainer.world_size if self.trainer else 1)
+        local = self.trainer.num_devices if self.trainer else 1
         batch = BatchSize(encoding_batch_size(self.encode_batch, on_gpu), self.size)
         workers = num_loader_workers(self.workers, on_gpu, local)
         plan = plan_loading(batch, workers, self.workers is not None, local)

@@ -105,11 +105,17 @@ class PixelCache:
 
     No lock: two processes that render the same square at once write the same bytes, and a square counts
     as present only after its last byte.
+
+    Args:
+        images: Images that there are.
+        side: Side of their squares, in pixels.
+        gigabytes: Largest size of the cache.
+        processes: Processes of the run on this machine, each of which makes a cache of its own.
     """
 
-    def __init__(self, images: int, side: int, gigabytes: float) -> None:
+    def __init__(self, images: int, side: int, gigabytes: float, processes: int = 1) -> None:
         slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
-        _require_memory(slots * 3 * side * side)
+        _require_memory(slots * 3 * side * side * processes)
         self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
         self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
@@ -163,13 +169,19 @@ class ViewCache:
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], side: int, resize: str, pixels: bool = True, cache_gb: float = 0.0
+        self,
+        records: Sequence[ImageRecord],
+        side: int,
+        resize: str,
+        pixels: bool = True,
+        cache_gb: float = 0.0,
+        processes: int = 1,
     ) -> None:
         self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
         self.geometries: dict[int, View] = {}
         slots: dict[str, int] = {}  # an image may have many records
         self.slots = [slots.setdefault(record.name, len(slots)) for record in records]
-        self.cache = PixelCache(len(slots), side, cache_gb) if pixels and cache_gb else None
+        self.cache = PixelCache(len(slots), side, cache_gb, processes) if pixels and cache_gb else None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -27,7 +27,7 @@ from semcorr.core.files import list_outputs, write_text
 from semcorr.core.interfaces import Backbone
 from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import JsonObject
-from semcorr.data.datamodule import PairDataModule
+from semcorr.data.datamodule import BATCH_SIZE, PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.tapvid import TapVid
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
@@ -35,6 +35,7 @@ from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes, require_logger_packages
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.optim import check_rates
 from semcorr.engine.options import accepted_options, check_options
 from semcorr.engine.pages import PagesCallback, log_summary
 from semcorr.engine.run_dir import (
@@ -119,13 +120,15 @@ def build_datamodule_and_module(
 def check_config(cfg: DictConfig) -> None:
     """Refuse what is missing, of another type or out of range, before anything is read or built; resolve the rest.
 
-    What a run fills in, the image geometry of its protocols and the precision of its device, is written to config.yaml.
+    What a run fills in, the image geometry of its protocols, the pairs of a step and the precision of its device, is
+    written to config.yaml.
 
     Raises:
         UserError: The message names the first such key.
     """
     try:
         resolve_protocol_resize(cfg)
+        resolve_batch_size(cfg)
         content = to_plain_types(cfg)
     except (MissingMandatoryValue, InterpolationToMissingValueError):
         if not (missing := sorted(OmegaConf.missing_keys(cfg))):
@@ -137,6 +140,7 @@ def check_config(cfg: DictConfig) -> None:
         content["trainer"]["precision"] = cfg.trainer.precision = device_precision(content["trainer"])
     require_logger_packages(content.get("logger") or {})
     check_options(content)
+    check_rates(content)
     if content.get("compile") is not None:
         require_compile_backend(content["compile"])
     for part in ("backbone", "head", "finetune"):
@@ -189,6 +193,15 @@ def resolve_protocol_resize(cfg: DictConfig) -> None:
                 cfg[key].resize = shared_resize(names, benchmark_name(cfg[key]))
     if "names" in cfg.protocol or cfg.protocol.resize is None:
         cfg.protocol.resize = cfg.data.resize
+
+
+def resolve_batch_size(cfg: DictConfig) -> None:
+    """Fill in the pairs of a step on each process, if nothing says what a step consists of, also for config.yaml."""
+    for section in (cfg.get("data"), cfg.get("test")):
+        if section is None or "batch_size" not in section:
+            continue
+        if section.batch_size is None and section.get("global_batch_size") is None:
+            section.batch_size = BATCH_SIZE
 
 
 def benchmark_name(section: DictConfig) -> str | None:

@@ -27,7 +27,7 @@ from semcorr.engine.loss_inputs import (
     feature_dropout,
     validate_training_options,
 )
-from semcorr.engine.optim import count_epoch_steps, count_steps
+from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, scale_rates
 from semcorr.engine.step_watch import StepWatch
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.image_features import CorrespondenceModel
@@ -205,16 +205,17 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
                 "Nothing to train: the backbone is frozen and the head has no weights. Set finetune.blocks=2."
             )
         steps = count_steps(self.trainer, self._data), count_epoch_steps(self.trainer, self._data)
-        optimizer, schedule = self.make_optimizer(*steps)
+        optimizer, schedule = self.make_optimizer(*steps, count_step_pairs(self.trainer, self._data))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self, steps: int, epoch_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """Make the optimiser of the trainable parameters, and its schedule over `steps` steps."""
+    def make_optimizer(self, steps: int, epoch_steps: int, step_pairs: int) -> tuple[Optimizer, LRScheduler]:
+        """Make the optimiser of the trainable parameters, and its schedule over `steps` steps of `step_pairs` pairs."""
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         assert self.optimizer is not None, "only training makes an optimiser"
         assert self.scheduler is not None, "only training makes a schedule"
         optimizer = self.optimizer([*head, *loss], backbone)
+        scale_rates(optimizer, step_pairs)
         return optimizer, self.scheduler(optimizer, steps, epoch_steps)
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

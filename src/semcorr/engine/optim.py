@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from lightning import Trainer
 from torch.nn import Parameter
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from semcorr.core.errors import UserError
@@ -22,20 +22,74 @@ def adamw(
     lr: Rate = 1e-4,
     backbone_lr: Rate = 1e-4,
     weight_decay: Annotated[float, Range(least=0, most=100)] = 0.05,
+    lr_scaling: Literal["linear", "sqrt"] | None = None,
+    lr_batch_size: Count | None = None,
 ) -> AdamW:
     """Make AdamW with one learning rate for the head and another for the trainable weights of the backbone.
 
-    The rates and the decay are those of the unified benchmark's code.
+    The rates and the decay are those of the unified benchmark's code. Their scaling stands in the groups, from where
+    `scale_rates` takes it: how many pairs a step has is known to the trainer.
+
+    Args:
+        head: Trainable parameters of the head.
+        backbone: Trainable parameters of the backbone.
+        lr: Rate of the head.
+        backbone_lr: Rate of the backbone.
+        weight_decay: Decay of both.
+        lr_scaling: Growth of the rates with the pairs of a step; None: the rates are as given.
+        lr_batch_size: Pairs of the step that the rates are for.
     """
+    scaling = {"lr_scaling": lr_scaling, "lr_batch_size": lr_batch_size} if lr_scaling else {}
     groups = [
-        {"params": list(head), "lr": lr, "name": "head"},
-        {"params": list(backbone), "lr": backbone_lr, "name": "backbone"},
+        {"params": list(head), "lr": lr, "name": "head", **scaling},
+        {"params": list(backbone), "lr": backbone_lr, "name": "backbone", **scaling},
     ]
     return AdamW([group for group in groups if group["params"]], weight_decay=weight_decay)
 
 
+def check_rates(content: JsonMapping) -> None:
+    """Refuse a scaling of the rates that is not said in full, or that has no number of pairs to go by.
+
+    Args:
+        content: Resolved configuration of a command.
+    """
+    optimizer, data = content.get("optimizer") or {}, content.get("data") or {}
+    rule, base = optimizer.get("lr_scaling"), optimizer.get("lr_batch_size")
+    if (rule is None) != (base is None):
+        missing, given = ("lr_batch_size", "lr_scaling") if base is None else ("lr_scaling", "lr_batch_size")
+        raise UserError(
+            f"`optimizer.{given}` is {optimizer[given]}, and optimizer.{missing} is null. Give both: the rates are "
+            "for steps of lr_batch_size pairs, and lr_scaling is linear or sqrt"
+        )
+    if rule is not None and data.get("all_pairs") is not None:
+        raise UserError(
+            "`optimizer.lr_scaling` goes by the pairs of a step, and with data.all_pairs these are as many as its "
+            "images happen to share. Give the rates themselves and optimizer.lr_scaling=null"
+        )
+
+
+def scale_rates(optimizer: Optimizer, step_pairs: int) -> None:
+    """Scale the rates of an optimiser from the pairs of a step that they are for to those that a step has.
+
+    >>> optimizer = adamw([Parameter()], [], lr=0.1, lr_scaling="sqrt", lr_batch_size=8)
+    >>> scale_rates(optimizer, step_pairs=32)
+    >>> optimizer.param_groups[0]["lr"]
+    0.2
+    """
+    for group in optimizer.param_groups:
+        if rule := group.get("lr_scaling"):
+            ratio = step_pairs / group["lr_batch_size"]
+            group["lr"] *= math.sqrt(ratio) if rule == "sqrt" else ratio
+
+
+def count_step_pairs(trainer: Trainer, data: PairDataModule) -> int:
+    """Return the training pairs of an optimiser step, of all processes and accumulated batches."""
+    batch = data.global_batch_size or min(data.batch_size, len(data.pairs("train"))) * trainer.world_size
+    return batch * trainer.accumulate_grad_batches
+
+
 @check_arguments("scheduler")
-def one_cycle(optimizer: AdamW, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
     """Make a schedule that rises for the `warmup` share of all `steps`, then falls along a cosine.
 
     It is the schedule of GeoAware-SC on SPair-71k.
@@ -48,7 +102,7 @@ def one_cycle(optimizer: AdamW, steps: int, epoch_steps: int, warmup: Share = 0.
 
 @check_arguments("scheduler")
 def step_decay(
-    optimizer: AdamW, steps: int, epoch_steps: int, milestones: Sequence[Count] = (1, 2), factor: Share = 0.5
+    optimizer: Optimizer, steps: int, epoch_steps: int, milestones: Sequence[Count] = (1, 2), factor: Share = 0.5
 ) -> LRScheduler:
     """Make a schedule that multiplies the rate by `factor` after each of the epochs in `milestones`.
 
@@ -66,7 +120,7 @@ def step_decay(
     return LambdaLR(optimizer, lambda step: factor ** sum(step >= fall for fall in falls))
 
 
-def constant_rate(optimizer: AdamW, steps: int, epoch_steps: int) -> LRScheduler:
+def constant_rate(optimizer: Optimizer, steps: int, epoch_steps: int) -> LRScheduler:
     """Make a schedule of a constant rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
 

@@ -24,7 +24,7 @@ from semcorr.engine.checkpoints import (
 )
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.engine.optim import count_epoch_steps, count_steps, refuse_longer
+from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
 
 
 def resume_training(
@@ -46,7 +46,8 @@ def resume_training(
     steps = count_steps(trainer, data)
     require_state(content, trainer, path)
     refuse_longer(content, steps)
-    require_optimizer(content, module, (steps, count_epoch_steps(trainer, data)), path)
+    made_for = (steps, count_epoch_steps(trainer, data), count_step_pairs(trainer, data))
+    require_optimizer(content, module, made_for, path)
     for logger in trainer.loggers:
         if isinstance(logger, CSVScalarLogger):
             logger.resume(content["global_step"])
@@ -109,7 +110,9 @@ def find_state_difference(expected: object, actual: object, name: str) -> str | 
     return f"{name} is {actual!r:.40}"
 
 
-def require_optimizer(content: JsonMapping, module: CorrespondenceModule, steps: tuple[int, int], path: Path) -> None:
+def require_optimizer(
+    content: JsonMapping, module: CorrespondenceModule, steps: tuple[int, int, int], path: Path
+) -> None:
     """Refuse a state of the optimiser or of its schedule, over `steps`, that does not fit this run's weights."""
     optimizer, schedule = module.make_optimizer(*steps)
     try:

@@ -31,7 +31,10 @@ RESULTS = (
 )
 EARLIER_RESULTS = ".before"  # folder of the earlier results, inside that of the new ones
 # Options that a run fills in from others.
-FILLED_OPTIONS = ("backbone.size", "backbone.grid", "data.resize", "test.resize", "protocol.resize")
+FILLED_OPTIONS = (
+    *("backbone.size", "backbone.grid", "data.resize", "test.resize", "protocol.resize"),
+    *("data.batch_size", "test.batch_size"),
+)
 UNSCORED_SECTIONS = (
     *("run_dir", "name", "data_root", "objective", "logger", "callbacks", "store", "trainer", "compile", "provenance"),
 )

@@ -146,7 +146,7 @@ APART = (
 )
 # The same for the keys of a benchmark; its resize is compared separately.
 OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
-OF_STEPS = ("batch_size", "all_pairs", "steps")  # change no number where nothing is trained
+OF_STEPS = ("batch_size", "global_batch_size", "all_pairs", "steps")  # change no number where nothing is trained
 
 
 def run_settings(cfg: DictConfig) -> dict[str, Setting]:

@@ -49,6 +49,36 @@ def whole(loss):
     return loss.double() if isinstance(loss, torch.nn.Module) else loss
 
 
+def unmirrored_step(mask: torch.Tensor) -> LossInputs:
+    """A step without variants of its pairs."""
+    step, _ = made_step(mask)
+    return step._replace(descriptors=step.descriptors._replace(original=torch.ones(len(mask), dtype=torch.bool)))
+
+
+def halves(step: LossInputs) -> list[LossInputs]:
+    """The first and the last pairs of a step, as two processes have them."""
+    middle, described = len(step.mask) // 2, step.descriptors
+    found = []
+    for part in (slice(None, middle), slice(middle, None)):
+        inner = Descriptors(*(value[part] for value in described)) if described else None
+        tensors = {key: getattr(step, key)[part] for key in ("similarity", "cells", "mask", "starts", "extent")}
+        found.append(step._replace(**tensors, descriptors=inner))
+    return found
+
+
+@every_loss
+def test_the_mean_of_two_processes_is_the_loss_of_all_their_pairs(make):
+    """However many points the pairs have; but a process all of whose pairs have none counts as much as another."""
+    points = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [False, True, True]])
+    loss, step = whole(make()), unmirrored_step(points)
+    together = [evaluate_loss(loss, part) for part in halves(step)]
+    torch.testing.assert_close(sum(together) / 2, evaluate_loss(loss, step))
+
+    step = unmirrored_step(points & torch.tensor([True, True, True, False])[:, None])
+    first, second = (evaluate_loss(loss, part) for part in halves(step))
+    torch.testing.assert_close((2 * first + second) / 3, evaluate_loss(loss, step))
+
+
 @pytest.mark.sampled(4)
 @every_loss
 def test_every_gradient_is_that_of_finite_differences(make):
