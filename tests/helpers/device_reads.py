@@ -29,8 +29,8 @@ from semcorr.engine.build import build_trainer  # noqa: E402
 from semcorr.engine.known_targets import conf_dir  # noqa: E402
 from semcorr.train import build_training  # noqa: E402
 
-QUICK = ["data=synthetic", "backbone=tiny", "trainer=cpu", "data.workers=0", "data.steps=3", "data.batch_size=2",
-         "trainer.val_check_interval=null", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2",
+QUICK = ["data=synthetic", "backbone=tiny", "trainer=cpu", "data.workers=0", "data.steps=2", "data.batch_size=2",
+         "trainer.val_check_interval=null", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1",
          "optimizer.lr=1e-3", "+trainer.enable_progress_bar=false"]  # fmt: skip
 
 
@@ -101,9 +101,9 @@ def compose_config(run_dir: Path, root: str, case: str) -> DictConfig:
 def run_case(root: str, case: str) -> dict:
     """Train and score; the waits of whole steps, the last of which ends with the epoch and is left out."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = compose_config(Path(folder), root, case)
         recorder = StepRecorder()
         try:
+            cfg = compose_config(Path(folder), root, case)
             module, data, scored = build_training(cfg)
             strategy = SingleDeviceStrategy(DEVICE, accelerator=StandinAccelerator())
             options = {"strategy": strategy, "accelerator": "auto", "precision": None}

@@ -7,6 +7,7 @@ device knows, and copies to the device from memory that is not pinned. What CUDA
 devices, products of two floating-point types.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ class DeviceTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return run_operation(func, *args, **(kwargs or {}))
+        parts = func.decompose(*args, **(kwargs or {}))  # in inference mode PyTorch leaves it to us
+        return run_operation(func, *args, **(kwargs or {})) if parts is NotImplemented else parts
 
 
 def run_operation(func, *args, **kwargs):
@@ -341,3 +343,63 @@ def register_device() -> torch.device:
     LIBRARIES.extend((fallback, operations))
     torch.tensor = _tensor_through_host(torch.tensor)
     return torch.device(NAME, 0)
+
+
+def probe_device() -> dict[str, list[str]]:
+    """Return what is recorded, or refused, of operations whose behaviour on a GPU is known."""
+    device = register_device()
+    values, weight = torch.arange(6.0).view(2, 3).to(device), torch.ones(3, 4).to(device).requires_grad_()
+
+    def product() -> Tensor:
+        with torch.autocast(NAME, dtype=torch.bfloat16):
+            output = values @ weight
+            return [output, output.softmax(-1), output.sum(), torch.cat((output, values), dim=-1)]
+
+    def train() -> None:
+        optimizer = torch.optim.AdamW([weight])
+        (product()[1].square().sum() * 2).backward()
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+
+    probes: dict[str, Callable[[], object]] = {
+        "item": lambda: values.sum().item(),
+        "bool": lambda: bool((values > 2).any()),
+        "tolist": values.tolist,
+        "cpu": values.cpu,
+        "nonzero": values.nonzero,
+        "mask": lambda: values[values > 2],
+        "write by a mask": lambda: values.clone().index_put_((values > 2,), values.new_zeros(3)),
+        "list": lambda: values[[0, 1]],
+        "unique": values.unique,
+        "equal": lambda: torch.equal(values, values),
+        "repeat": lambda: values[0].repeat_interleave(values[0].long()),
+        "upload": lambda: torch.tensor([1.0], device=device),
+        "waiting upload": lambda: torch.ones(2).to(device),
+        "upload behind the program's back": lambda: torch.ones(2).to(device, non_blocking=True),
+        "factories": lambda: torch.zeros(2, device=device) + torch.arange(2, device=device),
+        "masked fill": lambda: values.masked_fill(values > 2, 0.0),
+        "index on the device": lambda: values[torch.ones(2, dtype=torch.long, device=device)],
+        "number of the host": lambda: values * torch.tensor(2.0),
+        "training": train,
+        "two devices": lambda: values + torch.ones(3),
+        "two types": lambda: values @ weight.bfloat16(),
+        "numpy": values.numpy,
+    }
+    answers = {}
+    for inference in (False, True):
+        for name, probe in probes.items():
+            if inference and name == "training":
+                continue
+            with torch.inference_mode(inference), record_waits() as waits:
+                try:
+                    probe()
+                    refused = []
+                except (RuntimeError, TypeError) as error:
+                    refused = [f"refused: {type(error).__name__}"]
+            answers[f"{name}, inference" if inference else name] = [wait.operation for wait in waits] + refused
+    answers["types under autocast"] = [str(value.dtype) for value in product()]
+    return answers
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe_device()))

@@ -16,6 +16,7 @@ from semcorr.core.types import ImageBatch, PairBatch
 from semcorr.engine.plain_yaml import read_plain_config
 
 MONITOR = "val/all/pck@0.1"
+LOSS = "train/loss"
 
 
 def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0) -> list[Callback]:
@@ -94,7 +95,10 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
 
 
 class TrainingProgressBar(RichProgressBar):
-    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it."""
+    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it.
+
+    The module does not log it with `prog_bar`: Lightning would then read it at every step, whatever the bar does.
+    """
 
     def __init__(self) -> None:
         super().__init__(leave=False)
@@ -105,7 +109,8 @@ class TrainingProgressBar(RichProgressBar):
         interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
         if trainer.global_step % interval == 0 or not self._read:
             read = super().get_metrics(trainer, pl_module)
-            self._read = {name: value for name, value in read.items() if name != "v_num"}  # of W&B, a random one
+            loss = {LOSS: float(trainer.callback_metrics[LOSS])} if LOSS in trainer.callback_metrics else {}
+            self._read = {name: value for name, value in (read | loss).items() if name != "v_num"}  # of W&B, random
         return self._read
 
 

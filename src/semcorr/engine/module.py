@@ -18,6 +18,7 @@ from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
+from semcorr.engine.callbacks import LOSS, TrainingProgressBar
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
     batch_features,
@@ -151,7 +152,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         terms = loss_terms(self.loss, inputs)
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs.mask))
+        bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
+        prog_bar = bar is not None and not isinstance(bar, TrainingProgressBar)
+        self.log(LOSS, loss, prog_bar=prog_bar, batch_size=len(inputs.mask))
         return loss
 
     def on_train_start(self) -> None:
@@ -218,6 +221,15 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         return head, backbone
 
     # -- evaluation --
+
+    def transfer_batch_to_device(
+        self, batch: PairBatch | ImageBatch, device: torch.device, dataloader_idx: int
+    ) -> PairBatch | ImageBatch:
+        """Move a batch to train on; one to score stays, as the evaluator moves what the device has to know of it."""
+        if not self.trainer.training:
+            return batch
+        moved: PairBatch | ImageBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""

@@ -109,7 +109,8 @@ def upsampled_argmax(
         _upsample_cosine(chunk.float(), single, size)[0] for chunk in products.split(max(1, values // (w * h)), dim=1)
     )
     index = torch.cat([chunk.flatten(1).argmax(-1) for chunk in chunks])
-    shifts = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).to(index.device)  # row by row
+    steps = torch.arange(-1, 2, device=index.device)
+    shifts = torch.cartesian_prod(steps, steps)  # row by row
     y, x = (index // w)[:, None] + shifts[:, 0], (index % w)[:, None] + shifts[:, 1]
     y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
     (left, right, across), (above, below, down) = (
