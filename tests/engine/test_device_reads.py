@@ -17,7 +17,17 @@ from semcorr.engine.known_targets import conf_dir
 pytestmark = pytest.mark.integration
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-DEPTH = {"adaptformer_marco": " finetune.blocks=2"}  # of the tiny backbone, which has four blocks
+OPTIONS = {  # by head and by way
+    "adaptformer_marco": "finetune.blocks=2",  # the tiny backbone has four blocks
+    "consensus": "backbone.size=32",  # 4-D convolutions on a CPU
+    "consensus_original": "backbone.size=32",
+}
+EXTRA = {  # what else steps and batches can be made of, by head
+    "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
+    "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
+    "self_attention": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
+    "upsample": "protocol=all localise=published",
+}
 DIFFUSION = {"cpm", "prompt"}  # ways that are for Stable Diffusion alone
 COPY = [["copy to the host", "semcorr/core/device.py"]]
 
@@ -31,7 +41,7 @@ PAIRED = [*zip(cycle(HEADS), WAYS, strict=False)]  # every head and every way on
 
 
 def line(head: str, way: str) -> str:
-    return f"head={head} finetune={way}{DEPTH.get(way, '')}"
+    return " ".join([f"head={head}", f"finetune={way}", *(OPTIONS[key] for key in (head, way) if key in OPTIONS)])
 
 
 def run_program(name: str, *arguments: object) -> str:
@@ -58,14 +68,7 @@ def assert_waits(creatures: Path, folder: Path, cases: list[str]) -> None:
 
 def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
     """Every head and every way of tuning, and what else a step or a batch can be made of."""
-    others = [
-        "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
-        "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
-        "protocol=all localise=published",
-        "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
-    ]
-
-    assert_waits(creatures, tmp_path, [*(line(head, way) for head, way in PAIRED), *others])
+    assert_waits(creatures, tmp_path, [f"{line(head, way)} {EXTRA.get(head, '')}".strip() for head, way in PAIRED])
 
 
 @pytest.mark.slow
@@ -95,7 +98,7 @@ def test_the_stand_in_notices_what_a_gpu_would_wait_for_or_refuse():
         "numpy": ["refused: TypeError"],
     }
     free = ("upload behind the program's back", "factories", "masked fill", "index on the device", "number of the host")
-    expected = waits | dict.fromkeys(free, [])
+    expected = waits | {name: [] for name in free}
     assert answers == {
         **expected,
         **{f"{name}, inference": operations for name, operations in expected.items()},

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from semcorr.cli.compose import expand_list_overrides  # noqa: E402
 from semcorr.engine.build import build_trainer  # noqa: E402
 from semcorr.engine.known_targets import conf_dir  # noqa: E402
 from semcorr.train import build_training  # noqa: E402
@@ -95,7 +96,8 @@ class StepRecorder(Callback):
 
 def compose_config(run_dir: Path, root: str, case: str) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", [*QUICK, *SMALL, f"data.root={root}", f"run_dir={run_dir}", *case.split()])
+        overrides = expand_list_overrides(case.split())
+        return compose("train", [*QUICK, *SMALL, f"data.root={root}", f"run_dir={run_dir}", *overrides])
 
 
 def run_case(root: str, case: str) -> dict:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
 
 NAME = "standin"
 PACKAGE = str(Path(__file__).parents[2] / "src")
@@ -42,6 +41,23 @@ PRODUCTS = {
     "mm", "bmm", "addmm", "addmm_", "baddbmm", "addmv", "mv", "dot", "addbmm", "convolution", "convolution_backward",
     "_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention_for_cpu", "linear", "matmul",
 }  # fmt: skip
+
+
+def map_nested(change: Callable[[object], object], value: object) -> object:
+    """Change the leaves of lists, tuples and dictionaries; PyTorch's own takes as long as the operations."""
+    if isinstance(value, list | tuple):
+        return type(value)([map_nested(change, part) for part in value])
+    if isinstance(value, dict):
+        return {key: map_nested(change, part) for key, part in value.items()}
+    return change(value)
+
+
+def list_tensors(value: object) -> list[Tensor]:
+    """List the tensors in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in list_tensors(part)]
 
 
 class Wait(NamedTuple):
@@ -111,14 +127,14 @@ class DeviceTensor(torch.Tensor):
 
 def run_operation(func, *args, **kwargs):
     """Run an operation on the payloads, after the checks that a GPU would make."""
-    operands = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    operands = list_tensors([args, kwargs])
     on_device = [value for value in operands if isinstance(value, DeviceTensor)]
     target = kwargs.get("device")
     is_device = torch.device(target).type == NAME if target is not None else bool(on_device)
     _record_wait(func, args, kwargs, operands, is_device)
     _refuse_mixtures(func, operands)
     wrappers = {id(value.payload): value for value in on_device}
-    args, kwargs = tree_map(_unwrap, (args, kwargs))
+    args, kwargs = map_nested(_unwrap, args), map_nested(_unwrap, kwargs)
     if target is not None:
         kwargs["device"] = torch.device("cpu")
     kwargs.pop("pin_memory", None)
@@ -126,7 +142,9 @@ def run_operation(func, *args, **kwargs):
         return _wrap_results(func, func(*args, **kwargs), wrappers, is_device, operands)
 
 
-def _wrap_results(func, results: object, wrappers: dict[int, DeviceTensor], is_device: bool, operands: Sequence[Tensor]):
+def _wrap_results(
+    func, results: object, wrappers: dict[int, DeviceTensor], is_device: bool, operands: Sequence[Tensor]
+):
     if func in COPIES and func is not aten._to_copy.default:
         is_device = isinstance(operands[0], DeviceTensor)
 
@@ -140,7 +158,7 @@ def _wrap_results(func, results: object, wrappers: dict[int, DeviceTensor], is_d
             raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         return made
 
-    return tree_map(wrap, results)
+    return map_nested(wrap, results)
 
 
 def _unwrap(value: object) -> object:
@@ -277,10 +295,10 @@ def _register_autocast(library: torch.library.Library) -> None:
             eligible = isinstance(value, DeviceTensor) and value.is_floating_point() and value.dtype != torch.double
             return value.to(dtype) if eligible and value.dtype != dtype else value
 
-        return tree_map(change, values)
+        return map_nested(change, values)
 
     def widest(values: object) -> torch.dtype:
-        types = {value.dtype for value in tree_iter(values) if isinstance(value, Tensor) and value.is_floating_point()}
+        types = {value.dtype for value in list_tensors(values) if value.is_floating_point()}
         return torch.float32 if torch.float32 in types else torch.get_autocast_dtype(NAME)
 
     for names, choose in (

@@ -84,6 +84,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     """
 
     result: EvaluationResult
+    scores_on_cpu = True  # pairs to score stay there: the evaluator moves what the device has to know of them
 
     def __init__(
         self,
@@ -221,15 +222,6 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         return head, backbone
 
     # -- evaluation --
-
-    def transfer_batch_to_device(
-        self, batch: PairBatch | ImageBatch, device: torch.device, dataloader_idx: int
-    ) -> PairBatch | ImageBatch:
-        """Move a batch to train on; one to score stays, as the evaluator moves what the device has to know of it."""
-        if not self.trainer.training:
-            return batch
-        moved: PairBatch | ImageBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved
 
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""

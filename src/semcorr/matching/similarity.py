@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from semcorr.core.coords import to_grid
+from semcorr.core.device import full_float32
 
 
 def sample_descriptors(
@@ -60,7 +61,7 @@ def cosine_similarity(
     tensor([[[[1., 0.]]]])
     """
     h, w = features.shape[-2:]
-    with torch.autocast(features.device.type, enabled=False):
+    with full_float32(features.device.type):
         cells = features.flatten(2).float()
         lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
         similarity = normalize(descriptors.float(), dim=-1) @ cells / lengths
@@ -76,7 +77,7 @@ def product_similarity(
     >>> product_similarity(torch.tensor([[[3.0, 0.0]]]), features)
     tensor([[[[3., 0.]]]])
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_float32(features.device.type):
         similarity = descriptors.float() @ features.flatten(2).float()
     return similarity.unflatten(-1, features.shape[-2:])
 

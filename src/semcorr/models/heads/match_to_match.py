@@ -219,9 +219,7 @@ class MatchToMatch(nn.Module):
         return linear_over_second_axis(self.out, norm_over_second_axis(self.norm, values))
 
 
-def rotary_angles(
-    h: int, w: int, speeds: int, device: torch.device | None = None
-) -> Float[Tensor, "speeds 2 cells"]:
+def rotary_angles(h: int, w: int, speeds: int, device: torch.device | None = None) -> Float[Tensor, "speeds 2 cells"]:
     """Return rotation angles by x and by y, row by row. The image spans [-1, 1]; the slowest is half a turn per unit.
 
     >>> rotary_angles(1, 2, 1)[0] / math.pi
