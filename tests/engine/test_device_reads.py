@@ -23,10 +23,12 @@ OPTIONS = {  # by head and by way
     "consensus_original": "backbone.size=32",
 }
 EXTRA = {  # what else steps and batches can be made of, by head
+    "aggregation": "protocol=all localise=published",
     "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
     "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
-    "self_attention": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
-    "upsample": "protocol=all localise=published",
+    "self_attention": "backbone=sam backbone.size=64 backbone.pretrained=false +backbone.embed_dim=48 "
+    "+backbone.depth=2 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1] +backbone.img_size=128",
+    "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
 }
 DIFFUSION = {"cpm", "prompt"}  # ways that are for Stable Diffusion alone
 COPY = [["copy to the host", "semcorr/core/device.py"]]

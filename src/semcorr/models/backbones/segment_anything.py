@@ -10,7 +10,6 @@ from timm.models.vision_transformer_sam import (
     Attention,
     VisionTransformerSAM,
     get_decomposed_rel_pos_bias,
-    get_rel_pos,
 )
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
@@ -66,7 +65,7 @@ class HeadwiseAttention(Attention):
         """Compute all heads at once; relative positions are channels of queries and keys (`positions_as_channels`)."""
         b, h, w, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        rows, columns = get_rel_pos(h, h, self.rel_pos_h), get_rel_pos(w, w, self.rel_pos_w)
+        rows, columns = relative_positions(self.rel_pos_h, h), relative_positions(self.rel_pos_w, w)
         queries, keys = positions_as_channels(q, k, rows, columns)
         values = pad(v, (0, h + w))  # the kernels that need no matrix want as many channels as queries have
         heads = scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., : v.shape[-1]]
@@ -76,6 +75,17 @@ class HeadwiseAttention(Attention):
         """Compute the attention of one head, with its relative positions."""
         bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, grid, grid) if self.use_rel_pos else None
         return scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def relative_positions(positions: Float[Tensor, "stored c"], length: int) -> Float[Tensor, "{length} {length} c"]:
+    """Return the relative position of every two cells along an axis, resized to its length, as timm's `get_rel_pos`.
+
+    The index is made on the device: timm copies one to it in each block, and waits.
+    """
+    if len(positions) != 2 * length - 1:
+        positions = interpolate(positions.T[None], size=2 * length - 1, mode="linear")[0].T
+    cells = torch.arange(length, device=positions.device)
+    return positions[cells[:, None] - cells + length - 1]
 
 
 def positions_as_channels(
