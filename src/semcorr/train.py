@@ -46,7 +46,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
     from semcorr.engine.resume import resume_training
     from semcorr.engine.run_dir import refuse_other_run
-    from semcorr.engine.trainer_options import check_processes
+    from semcorr.engine.trainer_options import check_processes, run_products
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
@@ -69,7 +69,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if cache is not None:
         cache.clear()  # training needs the memory
     with advise_on_interrupt(lambda: resume_advice(run_dir, trainer)):
-        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        with run_products(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
             # Default names contain the time, and may differ between processes.

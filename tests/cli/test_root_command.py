@@ -161,7 +161,7 @@ def test_a_piped_run_says_its_stages_and_ends_with_what_it_wrote(tmp_path, monke
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train: data=synthetic, backbone=tiny, finetune=last_blocks, head=cosine, protocol=unified"
-    begins = ["Drawing 40 creatures", "Reading ", "Encoding ", "Training ", "Testing on cpu: "]
+    begins = ["Drawing 40 creatures", "Reading ", "Encoding ", "Training ", "Testing on cpu, 32-true: "]
     assert [text for text in begins if not any(line.startswith(text) for line in lines)] == []
     assert lines[-1].startswith(f"Wrote {tmp_path / 'run'}: checkpoints/, config.yaml, ")
     assert all(name in lines[-1] for name in ("metrics.json", "predictions.parquet"))

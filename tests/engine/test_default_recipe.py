@@ -1,14 +1,21 @@
 """The recipe of a plain `train`: precision of the device, validations inside the epoch, protocols side by side."""
 
 import json
+import types
 
 import pytest
 import torch
+from lightning import Trainer
 from omegaconf import OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.engine.callbacks import MONITOR, ModelCheckpoint, checkpoint_callbacks, is_counted
-from semcorr.engine.trainer_options import device_precision, resolve_precision
+from semcorr.engine.trainer_options import (
+    describe_precision,
+    device_precision,
+    resolve_precision,
+    run_products,
+)
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration
@@ -40,6 +47,28 @@ def test_the_device_is_the_one_that_the_run_is_on(monkeypatch, accelerator, expe
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
 
     assert device_precision({"accelerator": accelerator, "precision": "auto"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "inside", "text"),
+    [
+        ("cuda:0", "bf16-mixed", ("high", True), "bf16-mixed, TF32 products"),
+        ("cuda:0", "16-mixed", ("high", True), "16-mixed, TF32 products"),
+        ("cuda:0", "32-true", ("highest", False), "32-true"),
+        ("cpu", "bf16-mixed", ("highest", True), "bf16-mixed"),
+    ],
+)
+def test_products_are_in_tf32_on_a_gpu_unless_single_precision_was_typed(device, precision, inside, text):
+    facts = {"precision": precision, "strategy": types.SimpleNamespace(root_device=torch.device(device))}
+    trainer = object.__new__(type("RunningTrainer", (Trainer,), facts))
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with run_products(trainer):
+        found = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    assert (before, found) == (("highest", True), inside)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert describe_precision(trainer) == text
 
 
 def test_validations_count_from_a_share_of_the_first_epoch_on_and_its_last_one_always():

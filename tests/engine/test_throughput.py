@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from semcorr.engine import callbacks
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.pages import PagesCallback
 from semcorr.train import train
@@ -21,7 +20,7 @@ def test_images_per_second_are_those_of_training_alone(config, tiny, tmp_path, m
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(CorrespondenceModule, "training_step", lambda self, batch: (wait(1), step(self, batch))[1])
     monkeypatch.setattr(
         CorrespondenceModule, "validation_step", lambda self, batch: (wait(3600), score(self, batch))[1]

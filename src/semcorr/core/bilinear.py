@@ -15,6 +15,7 @@ def bilinear_neighbours(
     """
     low = cells.floor().clamp(max=max(grid - 2, 0))
     share = cells - low
-    corners = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(cells)  # (0 0), (0 1), (1 0), (1 1)
+    bits = torch.arange(2, device=cells.device)
+    corners = torch.cartesian_prod(bits, bits).to(cells.dtype)  # (0 0), (0 1), (1 0), (1 1)
     weights = torch.where(corners.bool(), share[..., None, :], 1 - share[..., None, :]).prod(-1)
     return (low[..., None, :] + corners).clamp(max=grid - 1), weights

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Required, TypedDict
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -214,6 +215,16 @@ class PairDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[PairBatch]:
         """Return the loader of this process's share of the pairs of `split`."""
         return self._evaluation_loader(self.split)
+
+    def transfer_batch_to_device(
+        self, batch: PairBatch | ImageBatch, device: torch.device, dataloader_idx: int
+    ) -> PairBatch | ImageBatch:
+        """Move a batch to the device; pairs to score stay on the CPU for a module that has `scores_on_cpu`."""
+        assert self.trainer is not None, "Lightning calls it"
+        if not self.trainer.training and getattr(self.trainer.lightning_module, "scores_on_cpu", False):
+            return batch
+        moved: PairBatch | ImageBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def images_to_evaluate(self, split: str, batches: int) -> list[ImageVariant]:
         """Return the images of the first `batches` batches of all processes' shares, by name.

@@ -56,6 +56,7 @@ from semcorr.engine.trainer_options import (
     check_training,
     device_precision,
     refuse_options,
+    run_products,
 )
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
@@ -423,11 +424,12 @@ def score_and_save(
     if cache is not None and isinstance(module, CorrespondenceModule):
         module.sweep_cache = partial(cache, config_hash(cfg, *POST_FEATURE_KEYS) + weights_sha256(module))
     if not trainer.is_global_zero:
-        trainer.test(module, datamodule=data, verbose=False)
+        with run_products(trainer):
+            trainer.test(module, datamodule=data, verbose=False)
         return {}
     run_dir = Path(cfg.run_dir)
     with replace_results(run_dir) as folder:
-        with _redirect_scalars(folder, trainer):
+        with _redirect_scalars(folder, trainer), run_products(trainer):
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module.backbone, folder)
         if isinstance(module, TrackingModule):

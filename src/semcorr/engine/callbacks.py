@@ -1,6 +1,5 @@
 """Callbacks of a training: checkpoints of the trainable weights, progress and throughput; and advice on resuming."""
 
-import time
 from pathlib import Path
 
 import psutil
@@ -9,13 +8,16 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
+from semcorr.core.device import read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch
 from semcorr.engine.plain_yaml import read_plain_config
+from semcorr.engine.trainer_options import describe_precision
 
 MONITOR = "val/all/pck@0.1"
+LOSS = "train/loss"
 
 
 def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0) -> list[Callback]:
@@ -94,7 +96,10 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
 
 
 class TrainingProgressBar(RichProgressBar):
-    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it."""
+    """A progress bar that reads the loss only as often as it is logged: reading a number from a GPU waits for it.
+
+    The module does not log it with `prog_bar`: Lightning would then read it at every step, whatever the bar does.
+    """
 
     def __init__(self) -> None:
         super().__init__(leave=False)
@@ -105,7 +110,8 @@ class TrainingProgressBar(RichProgressBar):
         interval = getattr(trainer, "log_every_n_steps")  # noqa: B009 - Lightning does not declare it
         if trainer.global_step % interval == 0 or not self._read:
             read = super().get_metrics(trainer, pl_module)
-            self._read = {name: value for name, value in read.items() if name != "v_num"}  # of W&B, a random one
+            loss = {LOSS: float(trainer.callback_metrics[LOSS])} if LOSS in trainer.callback_metrics else {}
+            self._read = {name: value for name, value in (read | loss).items() if name != "v_num"}  # of W&B, random
         return self._read
 
 
@@ -124,7 +130,7 @@ class StageLines(Callback):
         weights = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
         steps = trainer.estimated_stepping_batches
         print_line(
-            f"Training {weights:,} weights on {_devices(trainer, pl_module)}, {trainer.precision}: "
+            f"Training {weights:,} weights on {_devices(trainer, pl_module)}, {describe_precision(trainer)}: "
             f"{_count(int(steps), 'step')}, {_count(trainer.max_epochs, 'epoch')}"
         )
 
@@ -135,9 +141,10 @@ class StageLines(Callback):
             print_line(f"Epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}: {MONITOR} {score:.3f}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how much is scored, and where."""
+        """Say how much is scored, where and in which precision."""
         steps = sum(int(batches) for batches in trainer.num_test_batches)
-        print_line(f"Testing on {_devices(trainer, pl_module)}: {_count(steps, 'step')}")
+        where = f"{_devices(trainer, pl_module)}, {describe_precision(trainer)}"
+        print_line(f"Testing on {where}: {_count(steps, 'step')}")
 
 
 def _devices(trainer: Trainer, module: LightningModule) -> str:
@@ -153,11 +160,14 @@ def _count(number: int | None, noun: str) -> str:
 
 
 class ThroughputMonitor(Callback):
-    """Log of images per second, over all processes, and of peak memory, once per epoch."""
+    """Log of images per second, over all processes, and of peak memory, once per epoch.
+
+    Where its clock starts and stops it waits for the device; the steps between are not waited for.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the count of images."""
-        self.start, self.images = time.perf_counter(), 0
+        self.start, self.images = read_clock(pl_module.device), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: PairBatch | ImageBatch, i: int
@@ -167,16 +177,16 @@ class ThroughputMonitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: epochs end with a validation, which is not counted."""
-        self.stopped = time.perf_counter()
+        self.stopped = read_clock(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restart the clock; of the callbacks that work after a validation this is the last."""
         if not trainer.sanity_checking:
-            self.start += time.perf_counter() - self.stopped
+            self.start += read_clock(pl_module.device) - self.stopped
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rate, the memory of the process and the peak memory of the GPU."""
-        seconds = time.perf_counter() - self.start
+        seconds = read_clock(pl_module.device) - self.start
         pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
         pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
         if pl_module.device.type == "cuda":

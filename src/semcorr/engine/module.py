@@ -19,6 +19,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.views import to_unit
+from semcorr.engine.callbacks import LOSS, TrainingProgressBar
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
     batch_features,
@@ -84,6 +85,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     """
 
     result: EvaluationResult
+    scores_on_cpu = True  # pairs to score stay there: the evaluator moves what the device has to know of them
 
     def __init__(
         self,
@@ -157,7 +159,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         terms = loss_terms(self.loss, inputs)
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs.mask))
+        bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
+        prog_bar = bar is not None and not isinstance(bar, TrainingProgressBar)
+        self.log(LOSS, loss, prog_bar=prog_bar, batch_size=len(inputs.mask))
         return loss
 
     def on_train_start(self) -> None:

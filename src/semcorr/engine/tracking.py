@@ -1,6 +1,5 @@
 """Point tracking by matching: every frame is a target of the query frames; and what an evaluation of it writes."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
+from semcorr.core.device import read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.finite import require_finite
@@ -93,16 +93,16 @@ class TrackingModule(LightningModule):
 
     def test_step(self, batch: VideoTracks) -> None:
         """Encode a video's frames once, track its queries, and store the rows."""
-        start = time.perf_counter()
+        start = read_clock(self.device)
         images = self._data.images(batch.video)
         maps = torch.cat([self.backbone(to_unit(image.to(self.device, non_blocking=True))).values for image in images])
         frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
         require_finite(feature_origin(self.backbone), frames, {"maps": maps})
-        encoded = time.perf_counter()
+        encoded = read_clock(self.device)
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
             self.tables.append(self.track_video(maps.float(), batch))
         self.seconds["encode"] += encoded - start
-        self.seconds["match"] += time.perf_counter() - encoded
+        self.seconds["match"] += read_clock(self.device) - encoded
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows, score every video, and log the means over videos."""

@@ -4,18 +4,21 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Literal, TypeGuard
 
 import torch
 from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig
 
+from semcorr.core.device import float32_products
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
 from semcorr.core.text_files import JsonMapping, JsonObject
@@ -210,6 +213,32 @@ def device_precision(trainer: Mapping[str, object]) -> str | int | None:
     assert isinstance(precision, str | int | None), "its type has been checked"
     on_gpu = _is_on_gpu(str(trainer.get("accelerator", "auto")))
     return resolve_precision(precision, on_gpu, on_gpu and torch.cuda.is_bf16_supported())
+
+
+def uses_tf32(precision: str | int | None, on_gpu: bool) -> bool:
+    """Tell whether products of single precision may be in TF32: on a GPU, unless single precision was asked for.
+
+    Where features are in half precision, what is left in single is the head's and the loss's own. Similarities never
+    are: see `core.device.full_float32`.
+
+    >>> uses_tf32("bf16-mixed", on_gpu=True), uses_tf32("32-true", on_gpu=True), uses_tf32("bf16-mixed", on_gpu=False)
+    (True, False, False)
+    """
+    return on_gpu and str(precision) in ("bf16-mixed", "16-mixed", "bf16", "16")
+
+
+@contextmanager
+def run_products(trainer: Trainer) -> Iterator[None]:
+    """Set how the products of a run are computed on its GPU, and restore afterwards what the process had before."""
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    with float32_products(uses_tf32(trainer.precision, on_gpu)) if on_gpu else nullcontext():
+        yield
+
+
+def describe_precision(trainer: Trainer) -> str:
+    """Name the precision of a run, and that of its products."""
+    tf32 = uses_tf32(trainer.precision, trainer.strategy.root_device.type == "cuda")
+    return f"{trainer.precision}{', TF32 products' if tf32 else ''}"
 
 
 def check_training(trainer: DictConfig, keeps_best: bool) -> None:

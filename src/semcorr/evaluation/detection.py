@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.coords import from_view, to_image
+from semcorr.core.device import copy_to_host
 from semcorr.core.errors import UserError
 from semcorr.core.finite import are_finite
 from semcorr.core.interfaces import SiameseHead
@@ -33,13 +34,14 @@ def detect_keypoints(
     tables = []
     for i, source in zip(pairs, sources, strict=True):
         keypoint = batch.source.visible[i].nonzero().flatten()
-        similarity = _similarity(head, source, target, batch.source.keypoints[i, keypoint]).float()
+        points, device = batch.source.keypoints[i, keypoint], source.values.device
+        similarity = _similarity(head, source, target, points.to(device, non_blocking=True)).float()
         if not bool(are_finite(similarity).all()):
             raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
-        fit = batch.target.scale[i][None], batch.target.offset[i][None]
+        fit = [part[i][None].to(device, non_blocking=True) for part in (batch.target.scale, batch.target.offset)]
         centres = _cell_centres(similarity, stride := cell_stride(target, similarity)).flatten(0, 1)
         places = from_view(torch.stack((centres, centres + 0.5 - stride / 2)), *(part.expand(2, -1) for part in fit))
-        truth = from_view(batch.target.keypoints[i, keypoint][None], *fit)[0]
+        truth = from_view(batch.target.keypoints[i, keypoint][None].to(device, non_blocking=True), *fit)[0]
         for alpha in KAP_ALPHAS:
             radius = alpha * float(batch.extent[i])
             scores = [
@@ -53,7 +55,7 @@ def detect_keypoints(
                 "keypoint": keypoint.tolist(),
                 "visible": batch.target.visible[i, keypoint].tolist(),
                 "alpha": [alpha] * len(keypoint),
-                **{name: values.tolist() for name, values in zip(SCHEMA.names[-4:], scores, strict=True)},
+                **{name: values.tolist() for name, values in zip(SCHEMA.names[-4:], copy_to_host(scores), strict=True)},
             }
             tables.append(pa.table(columns, schema=SCHEMA))
     return pa.concat_tables(tables)

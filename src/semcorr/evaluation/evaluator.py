@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.coords import from_view, to_image
+from semcorr.core.device import copy_to_host, read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import SiameseHead
@@ -91,9 +92,7 @@ class Evaluator:
         self.needs_ground_truth = not all(spec.protocol.exact for spec in self.specs)
         keypoints = len(data.pairs(split)[0].source.keypoints)
         self.pck = [
-            PCK(data.categories(split), keypoints, tolerance=spec.protocol.tolerance, pooling=spec.protocol.pooling).to(
-                group.device
-            )
+            PCK(data.categories(split), keypoints, tolerance=spec.protocol.tolerance, pooling=spec.protocol.pooling)
             for spec in self.specs
         ]
         self.image_features = ImageFeatures(module, data, group, context)
@@ -112,21 +111,25 @@ class Evaluator:
             batches: Number of the split's batches on each process.
             use_cached_features: Start from the cached features of the frozen blocks, and cache them for the next time.
         """
-        start = time.perf_counter()
+        start = read_clock(self.group.device)
         if not self.module.backbone.needs_pixels:
             images = self.data.images_to_evaluate(self.split, batches)
             self.image_features.encode(
                 self.aligner.add_variants(images) if self.aligner else images, use_cached_features
             )
-        self.seconds["encode"] += time.perf_counter() - start
+        self.seconds["encode"] += read_clock(self.group.device) - start
 
     def update(self, batch: PairBatch) -> list[BatchPredictions]:
         """Score a batch of pairs, and store the rows of its keypoints.
 
+        Features are matched on the device; all else is computed on the CPU, which has the annotations: a batch costs
+        a GPU one copy.
+
         Returns:
-            The predictions of every specification, in their order.
+            The predictions of every specification, in their order, on the CPU.
         """
         start = time.perf_counter()
+        batch = place_batch(batch, self.group.device)
         source, target = batch[:2]
         annotations = self._ground_truth(batch, [self.records[name] for name in batch.pair])
         truth = from_view(target.keypoints, target.scale, target.offset)
@@ -160,7 +163,7 @@ class Evaluator:
         if self.kap and self.aligner:  # keypoints are detected in the batch as it is
             for pairs, features, sources in self._group_by_target(batch):
                 self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
-        self.seconds["match"] += time.perf_counter() - start
+        self.seconds["match"] += time.perf_counter() - start  # the copy of the matches has waited for the device
         return predictions
 
     def compute(self, with_tables: bool = True) -> EvaluationResult:
@@ -169,7 +172,7 @@ class Evaluator:
         Args:
             with_tables: Gather the rows as well.
         """
-        metrics = [pck.compute() for pck in self.pck]
+        metrics = [pck.to(self.group.device).compute() for pck in self.pck]  # NCCL adds up what GPUs hold
         tables = self.gather_tables() if with_tables else {}
         return EvaluationResult(self.specs, metrics, metrics_dict(self.specs, metrics), tables, self.grid, self.seconds)
 
@@ -185,7 +188,7 @@ class Evaluator:
     def _ground_truth(self, batch: PairBatch, records: Sequence[PairRecord]) -> GroundTruth | None:
         """Return the ground truth of published protocols, or None where the batch itself is enough."""
         side = batch.target.image.shape[-1]
-        return ground_truth(records, side, self.data.resize, batch.extent.device) if self.needs_ground_truth else None
+        return ground_truth(records, side, self.data.resize, torch.device("cpu")) if self.needs_ground_truth else None
 
     def _score(
         self,
@@ -229,33 +232,45 @@ class Evaluator:
         for i, spec in enumerate(self.specs):
             passes.setdefault(spec.source, []).append(i)
         points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
+        matches_by_target: list[tuple[list[int], list[int], TargetMatches]] = []
         for pairs, target, sources in self._group_by_target(batch):
             for indices in passes.values():
                 protocol = self.specs[indices[0]].protocol
                 if protocol.query not in points_by_query:
                     batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
-                    points_by_query[protocol.query] = batch_points[shared].split(counts)
+                    queries = batch_points[shared].to(self.group.device, non_blocking=True)
+                    points_by_query[protocol.query] = queries.split(counts)
                 points = [points_by_query[protocol.query][i] for i in pairs]
                 matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
-                self._write_matches(predictions, indices, matches, shared, pairs)
+                matches_by_target.append((indices, pairs, matches))
             if detects:
                 self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
+        self._write_matches(predictions, matches_by_target, shared)
         return predictions
 
     def _write_matches(
         self,
         predictions: list[BatchPredictions],
-        indices: list[int],
-        matches: TargetMatches,
+        matches_by_target: Sequence[tuple[list[int], list[int], TargetMatches]],
         shared: Bool[Tensor, "b n"],
-        pairs: list[int],
     ) -> None:
-        """Write the matches, in the order of the pairs' shared keypoints, into the predictions."""
-        mask = torch.zeros_like(shared)
-        mask[pairs] = shared[pairs]
-        cells = dict(zip(self._readouts_by_name(indices), matches.cells, strict=True))
-        for i in indices:
-            predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], matches.score
+        """Write matches, each in the order of its pairs' shared keypoints, into the predictions of its specifications.
+
+        Args:
+            predictions: Predictions of every specification.
+            matches_by_target: Specifications, pairs and their matches.
+            shared: Keypoints that both images of a pair show.
+        """
+        values = iter(
+            copy_to_host([tensor for *_, matches in matches_by_target for tensor in (*matches.cells, matches.score)])
+        )
+        for indices, pairs, _ in matches_by_target:
+            mask = torch.zeros_like(shared)
+            mask[pairs] = shared[pairs]
+            cells = {name: next(values) for name in self._readouts_by_name(indices)}
+            score = next(values)
+            for i in indices:
+                predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], score
 
     def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
         """Return the read-outs of specifications, by their names."""
@@ -336,6 +351,23 @@ def _pairs_by_target(batch: PairBatch) -> dict[str, list[int]]:
     for i, name in enumerate(batch.target.name):
         groups.setdefault(name, []).append(i)
     return groups
+
+
+def place_batch(batch: PairBatch, device: torch.device) -> PairBatch:
+    """Return a batch with its pixels, if it has any, on a device, and what is annotated on the CPU."""
+    columns = [_place_view(column, device) if isinstance(column, View) else _to_cpu(column) for column in batch]
+    return PairBatch._make(columns)
+
+
+def _place_view(view: View, device: torch.device) -> View:
+    """Return a view with its pixels, if it has any, on a device, and its annotations on the CPU."""
+    image = view.image.to(device, non_blocking=True) if view.image.shape[-2] else view.image
+    return View._make([image, *map(_to_cpu, view[1:])])
+
+
+def _to_cpu(column: object) -> object:
+    """Return a tensor on the CPU, anything else as it is."""
+    return column.cpu() if isinstance(column, Tensor) else column
 
 
 def require_finite_predictions(

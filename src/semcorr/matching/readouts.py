@@ -143,12 +143,11 @@ def _blend_with_zeros(
     w, h = size
     total = logits.flatten(2).logsumexp(-1)
     window_count = inside.flatten(2).sum(-1)
-    window_sum = torch.stack(
-        [(inside * (columns[..., None, :])).flatten(2).sum(-1), (inside * rows[..., None]).flatten(2).sum(-1)], dim=-1
-    )
-    map_sum = torch.tensor([h * w * (w - 1) / 2, h * w * (h - 1) / 2], device=expected.device)
+    window_sums = [(inside * cells).flatten(2).sum(-1) for cells in (columns[..., None, :], rows[..., None])]
+    map_sums = (h * w * (w - 1) / 2, h * w * (h - 1) / 2)
+    outside_sum = torch.stack([whole - part for whole, part in zip(map_sums, window_sums, strict=True)], dim=-1)
     count = (h * w - window_count).to(expected)
-    outside_mean = (map_sum - window_sum) / count.clamp_min(1)[..., None]  # the mean cell outside
+    outside_mean = outside_sum / count.clamp_min(1)[..., None]  # the mean cell outside
     share = torch.sigmoid(count.log() - total)[..., None].to(expected)  # of the weight that lies outside
     return expected * (1 - share) + outside_mean * share
 
@@ -173,12 +172,12 @@ def kernel_soft_argmax(
     # Where the peak is not negative, it stays the largest: every other value is multiplied by less than 1.
     factor = 1 / (temperature * math.log(2))
     powers = torch.mul(similarity, across[..., None, :], out=peak.buffer).mul_((down * factor)[..., None])
-    found = _mean_cell(powers.sub_((peak.score * factor)[..., None, None]).exp2_())
+    cells = _mean_cell(powers.sub_((peak.score * factor)[..., None, None]).exp2_())
     negative = peak.score < 0
     if bool(negative.any()):
         logits = similarity[negative] * across[negative][..., None, :] * (down[negative] / temperature)[..., None]
-        found[negative] = _expectation(logits[None])[0]
-    return found
+        cells[negative] = _expectation(logits[None])[0]
+    return cells
 
 
 Readout = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from semcorr.core.coords import to_grid
+from semcorr.core.device import full_float32
 
 
 def sample_descriptors(
@@ -75,7 +76,7 @@ def cosine_similarity(
     tensor([[[[1., 0.]]]])
     """
     h, w = features.shape[-2:]
-    with torch.autocast(features.device.type, enabled=False):
+    with full_float32(features.device.type):
         cells, queries = features.flatten(2).float(), descriptors.float()
         lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
         queries = queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
@@ -98,7 +99,7 @@ def product_similarity(
     >>> product_similarity(torch.tensor([[[3.0, 0.0]]]), features)
     tensor([[[[3., 0.]]]])
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_float32(features.device.type):
         similarity = multiply_batches(descriptors.float(), features.flatten(2).float())
     return similarity.unflatten(-1, features.shape[-2:])
 
@@ -131,7 +132,8 @@ def upsampled_argmax(
         _upsample_cosine(chunk.float(), single, size)[0] for chunk in products.split(max(1, values // (w * h)), dim=1)
     )
     index = torch.cat([chunk.flatten(1).argmax(-1) for chunk in chunks])
-    shifts = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).to(index.device)  # row by row
+    steps = torch.arange(-1, 2, device=index.device)
+    shifts = torch.cartesian_prod(steps, steps)  # row by row
     y, x = (index // w)[:, None] + shifts[:, 0], (index % w)[:, None] + shifts[:, 1]
     y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
     (left, right, across), (above, below, down) = (

@@ -193,3 +193,24 @@ def test_global_attention_head_by_head_is_timms_own_gradients_too():
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (128, 128)])
+def test_global_attention_without_matrices_is_timms_own_gradients_too(height, width):
+    """As on a GPU; also where the stored positions are resized to another grid."""
+    attention = sam().model.blocks[1].attn
+    plain = copy.deepcopy(attention)
+    plain.__class__ = Attention
+    x = torch.randn(2, height // 16, width // 16, 48)
+
+    results = []
+    for module, attend in ((attention, attention._attend_without_matrices), (plain, plain.forward)):
+        module.requires_grad_(True)
+        source = x.clone().requires_grad_()
+        values = attend(source)
+        (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum().backward()
+        results.append([values, source.grad, *(parameter.grad for parameter in module.parameters())])
+
+    assert isinstance(attention, HeadwiseAttention)
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from semcorr.core.device import full_float32
 from semcorr.core.types import FeatureMap
 
 VALUES = 2**24  # squared distances in memory at once: 64 MiB
@@ -81,7 +82,7 @@ def nearest_cells(
 ) -> Int[Tensor, " s"]:
     """Find the nearest target cell of each source cell, by one matrix product per chunk."""
     lengths = target_cells.square().sum(-1)
-    with torch.autocast(source_cells.device.type, enabled=False):
+    with full_float32(source_cells.device.type):
         chunks = source_cells.split(max(1, values // len(target_cells)))
         return torch.cat([torch.argmin(lengths - 2 * chunk @ target_cells.T, dim=-1) for chunk in chunks])
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer_sam import Attention, VisionTransformerSAM, get_decomposed_rel_pos_bias
+from timm.models.vision_transformer_sam import (
+    Attention,
+    VisionTransformerSAM,
+    get_decomposed_rel_pos_bias,
+)
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.core.errors import UserError
@@ -37,14 +41,18 @@ FILES = {
 
 
 class HeadwiseAttention(Attention):
-    """Global attention, one head of one image at a time, and recomputed in the backward pass.
+    """Global attention that never holds the matrices of all heads.
 
     With relative positions there is a matrix of 4,096 x 4,096 per head at 1024 pixels, several times over:
-    0.8 GB an image. For a batch of 8 pairs they would take 40 GB in each global block that trains.
+    0.8 GB an image. For a batch of 8 pairs they would take 40 GB in each global block that trains. On a CPU they are
+    made for one head of one image at a time, and again in the backward pass; elsewhere they are not made at all, at
+    about three times the operations, which a CPU takes 1.5 times as long for.
     """
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Compute attention as timm's class does."""
+        if x.device.type != "cpu" and self.use_rel_pos:
+            return self._attend_without_matrices(x)
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
         attend: Callable[..., Tensor] = (
@@ -53,10 +61,58 @@ class HeadwiseAttention(Attention):
         heads = torch.cat([attend(*head, (h, w)) for head in zip(*(part.split(1) for part in qkv), strict=True)])
         return self.proj(heads.view(b, self.num_heads, h, w, -1).permute(0, 2, 3, 1, 4).flatten(3))
 
+    def _attend_without_matrices(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Compute all heads at once; relative positions are channels of queries and keys (`positions_as_channels`)."""
+        b, h, w, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        rows, columns = relative_positions(self.rel_pos_h, h), relative_positions(self.rel_pos_w, w)
+        queries, keys = positions_as_channels(q, k, rows, columns)
+        values = pad(v, (0, h + w))  # the kernels that need no matrix want as many channels as queries have
+        heads = scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., : v.shape[-1]]
+        return self.proj(heads.unflatten(2, (h, w)).permute(0, 2, 3, 1, 4).flatten(3))
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Compute the attention of one head, with its relative positions."""
         bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, grid, grid) if self.use_rel_pos else None
         return scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def relative_positions(positions: Float[Tensor, "stored c"], length: int) -> Float[Tensor, "{length} {length} c"]:
+    """Return the relative position of every two cells along an axis, resized to its length, as timm's `get_rel_pos`.
+
+    The index is made on the device: timm copies one to it in each block, and waits.
+    """
+    if len(positions) != 2 * length - 1:
+        positions = interpolate(positions.T[None], size=2 * length - 1, mode="linear")[0].T
+    cells = torch.arange(length, device=positions.device)
+    return positions[cells[:, None] - cells + length - 1]
+
+
+def positions_as_channels(
+    q: Float[Tensor, "b n cells c"],
+    k: Float[Tensor, "b n cells c"],
+    rows: Float[Tensor, "h h c"],
+    columns: Float[Tensor, "w w c"],
+) -> tuple[Float[Tensor, "b n cells d"], Float[Tensor, "b n cells d"]]:
+    """Return queries and keys whose products are the logits of attention with decomposed relative positions.
+
+    The logit of cell (i, j) for the query at (y, x) is q k / sqrt(c) + q rows[y, i] + q columns[x, j]. The last two
+    are h + w numbers of the query, of which the key chooses one each by a 1 among zeros.
+
+    Args:
+        q: Queries of every head, row by row.
+        k: Keys.
+        rows: Relative positions, by the rows of query and key.
+        columns: Relative positions, by their columns.
+    """
+    h, w = len(rows), len(columns)
+    grid = q.unflatten(2, (h, w))
+    along_y = torch.einsum("bnyxc,yic->bnyxi", grid, rows)
+    along_x = torch.einsum("bnyxc,xjc->bnyxj", grid, columns)
+    queries = torch.cat((grid * q.shape[-1] ** -0.5, along_y.to(q.dtype), along_x.to(q.dtype)), dim=-1)
+    row, column = (torch.eye(length, dtype=k.dtype, device=k.device) for length in (h, w))
+    choice = torch.cat((row[:, None].expand(-1, w, -1), column.expand(h, -1, -1)), dim=-1).flatten(0, 1)
+    return queries.flatten(2, 3), torch.cat((k, choice.expand(*k.shape[:2], -1, -1)), dim=-1)
 
 
 class MLP(nn.Module):

@@ -205,7 +205,8 @@ class MatchToMatch(nn.Module):
     def _embed_matches(self, correlation: Float[Tensor, "b h w k l"]) -> Iterator[MatchTokens]:
         """Yield the tokens of all matches in parts, with the rotary angles of their positions."""
         b, h, w, k, l = correlation.shape  # noqa: E741
-        source, target = (rotary_angles(*size, self.heads // 2).to(correlation.device) for size in ((h, w), (k, l)))
+        device = correlation.device
+        source, target = (rotary_angles(*size, self.heads // 2, device) for size in ((h, w), (k, l)))
         at_once = max(1, TOKENS.get(correlation.device.type, MANY) // (b * k * l))
         matches = correlation.flatten(3).flatten(1, 2)[:, None].split(at_once, dim=2)
         for part, angles in zip(matches, source.split(at_once, dim=2), strict=True):
@@ -218,13 +219,13 @@ class MatchToMatch(nn.Module):
         return linear_over_second_axis(self.out, norm_over_second_axis(self.norm, values))
 
 
-def rotary_angles(h: int, w: int, speeds: int) -> Float[Tensor, "speeds 2 cells"]:
+def rotary_angles(h: int, w: int, speeds: int, device: torch.device | None = None) -> Float[Tensor, "speeds 2 cells"]:
     """Return rotation angles by x and by y, row by row. The image spans [-1, 1]; the slowest is half a turn per unit.
 
     >>> rotary_angles(1, 2, 1)[0] / math.pi
     tensor([[-0.5000,  0.5000],
             [ 0.0000,  0.0000]])
     """
-    y, x = ((2 * torch.arange(length) + 1) / length - 1 for length in (h, w))
+    y, x = ((2 * torch.arange(length, device=device) + 1) / length - 1 for length in (h, w))
     coordinates = torch.stack((x.expand(h, w), y[:, None].expand(h, w))).flatten(1)
-    return coordinates * (math.pi * torch.linspace(1, 5, speeds))[:, None, None]
+    return coordinates * (math.pi * torch.linspace(1, 5, speeds, device=device))[:, None, None]

@@ -1,0 +1,109 @@
+"""A step of training never waits for a GPU, and a batch that is scored waits for it once; shown without one.
+
+On the stand-in of `standin_device`, in processes of its own: it renames a backend of PyTorch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import cycle, product
+from pathlib import Path
+
+import pytest
+
+from semcorr.engine.known_targets import conf_dir
+
+pytestmark = pytest.mark.integration
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+OPTIONS = {  # by head and by way
+    "adaptformer_marco": "finetune.blocks=2",  # the tiny backbone has four blocks
+    "consensus": "backbone.size=32",  # 4-D convolutions on a CPU
+    "consensus_original": "backbone.size=32",
+}
+EXTRA = {  # what else steps and batches can be made of, by head
+    "aggregation": "protocol=all localise=published",
+    "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
+    "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
+    "self_attention": "backbone=sam backbone.size=64 backbone.pretrained=false +backbone.embed_dim=48 "
+    "+backbone.depth=2 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1] +backbone.img_size=128",
+    "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
+}
+DIFFUSION = {"cpm", "prompt"}  # ways that are for Stable Diffusion alone
+COPY = [["copy to the host", "semcorr/core/device.py"]]
+
+
+def names(group: str, without: set[str] = frozenset()) -> list[str]:
+    return sorted({path.stem for path in (conf_dir() / group).glob("*.yaml")} - without)
+
+
+HEADS, WAYS = names("head"), names("finetune", DIFFUSION)
+PAIRED = [*zip(cycle(HEADS), WAYS, strict=False)]  # every head and every way once
+
+
+def line(head: str, way: str) -> str:
+    return " ".join([f"head={head}", f"finetune={way}", *(OPTIONS[key] for key in (head, way) if key in OPTIONS)])
+
+
+def run_program(name: str, *arguments: object) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(conf_dir().parent / "src"), str(HELPERS)])}
+    command = [sys.executable, str(HELPERS / name), *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def assert_waits(creatures: Path, folder: Path, cases: list[str]) -> None:
+    """Train and score every case, and compare what the host waited for, with the file that asked."""
+    run_program("device_reads.py", folder / "answers.json", creatures, *cases)
+    answers = json.loads((folder / "answers.json").read_text())
+
+    assert {case: answer["error"] for case, answer in answers.items() if answer["error"]} == {}
+    for case, answer in answers.items():
+        has_steps = case != line("cosine", "frozen")  # nothing to train
+        assert answer["steps"] == [[]] * has_steps, case
+        for stage in ["validate"] * has_steps + ["test"]:
+            found = [[[operation, place.partition(":")[0]] for operation, place in batch] for batch in answer[stage]]
+            assert found == [COPY], (case, stage)
+
+
+def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
+    """Every head and every way of tuning, and what else a step or a batch can be made of."""
+    assert_waits(creatures, tmp_path, [f"{line(head, way)} {EXTRA.get(head, '')}".strip() for head, way in PAIRED])
+
+
+@pytest.mark.slow
+def test_no_step_waits_whatever_head_is_tuned_in_whatever_way(creatures, tmp_path):
+    assert_waits(creatures, tmp_path, [line(*pair) for pair in product(HEADS, WAYS) if pair not in PAIRED])
+
+
+def test_the_stand_in_notices_what_a_gpu_would_wait_for_or_refuse():
+    answers = json.loads(run_program("standin_device.py"))
+
+    waits = {
+        "item": ["aten._local_scalar_dense.default"],
+        "bool": ["aten._local_scalar_dense.default"],
+        "tolist": ["copy to the host"],
+        "cpu": ["copy to the host"],
+        "nonzero": ["aten.nonzero.default"],
+        "mask": ["aten.index.Tensor by a mask"],
+        "write by a mask": ["aten.index_put_.default by a mask"],
+        "list": ["blocking copy to the device"],
+        "unique": ["aten._unique2.default"],
+        "equal": ["aten.equal.default"],
+        "repeat": ["aten.repeat_interleave.Tensor"],
+        "upload": ["blocking copy to the device"],
+        "waiting upload": ["blocking copy to the device"],
+        "two devices": ["refused: RuntimeError"],
+        "two types": ["refused: RuntimeError"],
+        "numpy": ["refused: TypeError"],
+    }
+    free = ("upload behind the program's back", "factories", "masked fill", "index on the device", "number of the host")
+    expected = waits | {name: [] for name in free}
+    assert answers == {
+        **expected,
+        **{f"{name}, inference": operations for name, operations in expected.items()},
+        "training": [],
+        "types under autocast": ["torch.bfloat16", "torch.float32", "torch.float32", "torch.float32"],
+    }
