@@ -78,16 +78,22 @@ def cosine_similarity(
     h, w = features.shape[-2:]
     with full_float32(features.device.type):
         cells, queries = features.flatten(2).float(), descriptors.float()
-        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
         queries = queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
-        similarity = multiply_batches(queries, cells)
-        similarity = torch.div(similarity, lengths, out=None if similarity.requires_grad else similarity)
-    return similarity.unflatten(-1, (h, w))
+        products = multiply_batches(queries, cells)
+        # After the products, which have brought the map into the cache.
+        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
+        # Without gradients in one pass, from the products' layout to that of maps.
+        out = None if products.requires_grad else torch.empty(products.shape, device=products.device)
+        similarity = torch.div(products, lengths, out=out)
+    return similarity.contiguous().unflatten(-1, (h, w))
 
 
 def multiply_batches(a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
-    """Multiply matrices; a batch of one as two matrices, which MKL multiplies in up to a third less time."""
-    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
+    """Multiply matrices; a batch of one as two matrices, the longer first, as a CPU multiplies them in a third less time.
+
+    The result of such a batch is transposed in memory.
+    """
+    return (b[0].T @ a[0].T).T[None] if len(a) == 1 else a @ b
 
 
 def product_similarity(
@@ -101,7 +107,7 @@ def product_similarity(
     """
     with full_float32(features.device.type):
         similarity = multiply_batches(descriptors.float(), features.flatten(2).float())
-    return similarity.unflatten(-1, features.shape[-2:])
+    return similarity.contiguous().unflatten(-1, features.shape[-2:])
 
 
 def upsampled_cosine(
