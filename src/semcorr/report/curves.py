@@ -113,11 +113,10 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
         for curve in best
         for x, entry in curve.points.items()
     ]
-    columns = ["shared", "cells" if cells else "x", short_key(key), f"α = {INTERVAL}"]
-    table = ReportTable(f"together_{key}", title, caption, columns, rows, words=3)
-    return ReportFigure(
-        title, caption, [draw_panel(title, [*body, *draw_line_ends(frame, line_ends)], width=WIDE)], table
-    )
+    columns = ["shared", *(["cells"] if cells else []), short_key(key), f"α = {INTERVAL}"]
+    table = ReportTable(f"together_{key}", title, caption, columns, rows, words=len(columns) - 1)
+    panel = draw_panel(f"At α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
+    return ReportFigure(title, caption, [panel], table)
 
 
 def _joint_values(curve: Curve) -> dict[float, float]:
