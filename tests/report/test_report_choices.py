@@ -42,10 +42,15 @@ def eight(tmp_path: Path) -> list[Path]:
 def test_heads_are_compared_on_the_frozen_and_on_the_tuned_network(eight):
     groups = find_choice_groups(made(*eight), "head")
 
-    assert [list(group.choices) for group in groups] == [["BottleneckHead", "Consensus", "Cosine"]] * 2
-    found = [[entry.runs[0].folder.name for entry in group.choices.values()] for group in groups]
-    assert sorted(found) == [[f"{head}_{n}" for head in ("bottleneck", "consensus", "cosine")] for n in (0, 1)]
-    assert len({group.name for group in groups}) == 2
+    assert len({group.name for group in groups}) == len(groups) == 2
+    for group in groups:
+        values = [entry.value("all", "0.1").mean for entry in group.choices.values()]
+        assert values == sorted(values, reverse=True)
+        assert len(set(values)) == 3
+    found = [{name: entry.runs[0].folder.name for name, entry in group.choices.items()} for group in groups]
+    kinds = {"BottleneckHead": "bottleneck", "Consensus": "consensus", "Cosine": "cosine"}
+    wanted = [{kind: f"{head}_{blocks}" for kind, head in kinds.items()} for blocks in (0, 1)]
+    assert all(one in found for one in wanted)
 
 
 def test_what_else_differs_keeps_choices_apart(tmp_path):

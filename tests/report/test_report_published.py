@@ -79,12 +79,16 @@ def test_ours_are_sorted_among_the_published_of_the_same_definition(tmp_path, sp
 
 
 def test_the_head_and_the_data_of_a_trained_run_stand_in_their_columns(tmp_path):
-    parts = {name: {"_target_": f"semcorr.{name}.usual"} for name in ("loss", "optimizer", "scheduler")}
-    config = {"head": {"_target_": "semcorr.models.heads.bottleneck.Bottleneck"}, **parts}
+    config = {
+        "head": {"_target_": "semcorr.models.heads.bottleneck.BottleneckHead"},
+        "loss": {"_target_": "semcorr.models.losses.GaussianCrossEntropy"},
+        "optimizer": {"_target_": "semcorr.engine.optim.adamw", "_partial_": True},
+        "scheduler": {"_target_": "semcorr.engine.optim.constant_rate", "_partial_": True},
+    }
     table = build_leaderboard(made(run_dir(tmp_path / "run", config=config, trained_parameters=9))).parts[0]
 
     row = dict(zip(table.columns, table.rows[table.ours[0]], strict=True))
-    assert (row["supervision"], row["head"], row["data"]) == ("trained", "Bottleneck", "SPair")
+    assert (row["supervision"], row["head"], row["data"]) == ("trained", "BottleneckHead", "SPair")
 
 
 def test_recall_over_categories_is_not_put_beside_pck_per_image(tmp_path):

@@ -66,7 +66,7 @@ def write_report(
         pairs = load_benchmark_pairs(configurations[0].runs[0], root)
         if isinstance(pairs, str):
             print(
-                escape_controls(f"Without confusion matrices, difficulties by category and pictures: {pairs}"),
+                escape_controls(f"Without confusion matrices and pictures, and without scores by difficulty: {pairs}"),
                 file=sys.stderr,
             )
             pairs = GONE  # pages hold no path

@@ -143,7 +143,7 @@ def _plot_by_category(
     caption = (
         f"PCK of each category by difficulty. {BARS} Drawn is {entries[0].label}"
         + (f", the best of {len(entries)} configurations; the table has all." if entries[1:] else ".")
-        + " Classes without pairs are left out; where they have few, the bar says little."
+        + " Classes without pairs have no bar; where they have few pairs, it says little."
     )
     panels = []
     for kind in kinds:
@@ -166,7 +166,7 @@ def _plot_by_category(
 def _draw_bars(title: str, groups: Sequence[Sequence[Bar]]) -> str:
     """Draw groups of bars, the fine tolerances over the coarse ones: a finer tolerance never has more."""
     labels = [label for group in groups for label, _ in group]
-    left, right, top = 12 + 6.6 * max(map(len, labels), default=0), 100, 46
+    left, right, top = 12 + 6.6 * max(map(len, labels), default=0), 118, 46
     full, y = WIDTH - left - right, top
     scale = ticks_up_to([value.mean or 0.0 for group in groups for _, values in group for value in values])[1]
     body = []
