@@ -135,3 +135,9 @@ def test_the_command_writes_difficulties(folders, tmp_path):
     text = (tmp_path / "out/report.md").read_text()
     for title in ("PCK by difficulty", "PCK by category and difficulty", "PCK of every keypoint"):
         assert f"### {title}" in text
+
+
+def test_metrics_json_has_the_cells_that_curves_stand_at(folders):
+    """64 pixels, patches of 8."""
+    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    assert (metrics["cells"], made(folders[0])[0].settings["backbone.size"]) == ([8, 8], 64)
