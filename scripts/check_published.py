@@ -23,17 +23,14 @@ from published_claims import (
     GEO,
     JSON,
     JSON_COLUMNS,
-    JSON_ROWS,
-    JSON_UNIFIED,
+    JSON_COMPLETE,
+    JSON_PAPERS,
     PAGE,
     SLIDES,
     UNIFIED,
-    WINDOW_11,
     Cell,
     Figures,
     Line,
-    both,
-    take,
 )  # fmt: skip
 from published_heads import EXPERIMENTS
 from published_tables import Tables, read_captioned_tables, read_unified_tables
@@ -183,44 +180,72 @@ def check_page(text: str, papers: dict[str, Tables], claims: dict[str, Line]) ->
     return checks + [Check(f"docs/reproduce.md, {row}", cells[0].paper, None, "is not there") for row, cells in absent]
 
 
-def read_published(content: dict) -> Tables:
-    """Read published.json as tables, one for each part of a benchmark."""
-    tables: Tables = {}
-    for table in content["tables"]:
-        pooling = f", {table['pooling']}" if "pooling" in table else ""
-        part = tables.setdefault(f"{table['split']}, {table['subset']}{pooling}", {})
-        for row in table["rows"]:
-            part[row["method"]] = dict(zip(table["alphas"], map(str, row["values"]), strict=True))
-    return tables
+def name_part(table: dict) -> str:
+    """Name the part of a benchmark that a table of published.json is of, with its pooling and its box if unusual."""
+    return ", ".join([table["split"], table["subset"], *(table[key] for key in ("pooling", "extent") if key in table)])
+
+
+def read_uncompared(content: dict) -> Tables:
+    """Read the rows of published.json whose papers are not in the folder as tables, one for each part."""
+    return {
+        name_part(table): {
+            row["method"]: dict(zip(table["alphas"], map(str, row["values"]), strict=True))
+            for row in table["rows"]
+            if row["source"] in ELSEWHERE
+        }
+        for table in content["tables"]
+    }
 
 
 def check_json(content: dict, papers: dict[str, Tables]) -> tuple[list[Check], Counter[str]]:
     """Compare the figures of published.json, and count those of each source whose paper is not in the folder."""
     checks: list[Check] = []
-    uncompared = Counter[str]()
-    for (part, rows), table in zip(read_published(content).items(), content["tables"], strict=True):
-        sources = {row["method"]: row["source"] for row in table["rows"]}
-        for method, figures in rows.items():
-            cells = _claim_json(part, method, sources[method], tuple(figures))
-            if cells is None and sources[method] in ELSEWHERE:
-                uncompared[sources[method]] += len(figures)
-            else:
-                checks += _check_group(f"published.json, {part}, {method}", list(figures.values()), cells or [], papers)
-    return checks, uncompared
+    uncompared, claimed = Counter[str](), set[Cell]()
+    for table in content["tables"]:
+        for row in table["rows"]:
+            if row["source"] in ELSEWHERE:
+                uncompared[row["source"]] += sum(value is not None for value in row["values"])
+                continue
+            place = f"published.json, {name_part(table)}, {row['method']}"
+            for alpha, value in zip(table["alphas"], row["values"], strict=True):
+                cells = _claim_json(name_part(table), row, alpha, papers)
+                claimed |= set(cells)
+                checks += _check_json_cell(place, None if value is None else str(value), cells, papers)
+    return checks + list(_list_unclaimed(claimed, papers)), uncompared
 
 
-def _claim_json(part: str, method: str, source: str, alphas: tuple[str, ...]) -> Figures | None:
-    """Return the cells that a row of published.json claims; None where none is known."""
-    if method in JSON_UNIFIED and part == "spair test, all" and source.startswith("the unified benchmark"):
-        return take(UNIFIED, *JSON_UNIFIED[method], "SPair-71k", alphas)
-    if part not in JSON_COLUMNS or not (source.startswith(GEO) or method == "DHF"):
-        return None
-    table, benchmark = JSON_COLUMNS[part]
-    if method == WINDOW_11 and table in ("3", "4") and benchmark == "SPair-71k":
-        half = "Std." if table == "3" else "Geo."
-        figures = take(GEO, "7", "Ours-zero-shot Window Soft Argmax (11)", f"{benchmark} ({half})", alphas)
-        return both(figures, take(SLIDES, table, "Ours-Zero-Shot", benchmark, alphas))
-    return take(GEO, table, JSON_ROWS[method], benchmark, alphas) if method in JSON_ROWS else None
+def _claim_json(part: str, row: dict, alpha: str, papers: dict[str, Tables]) -> list[Cell]:
+    """Return the cells that a figure of published.json claims: those in which something is printed."""
+    cells = []
+    for key, name in row.get("printed", {}).items():
+        paper, number = key.split(" ")
+        columns = [column for column, tables in JSON_COLUMNS.get(part, {}).items() if number in tables.split()]
+        for column in columns:
+            cell = Cell(JSON_PAPERS[paper], number, name, column if column == "All" else f"{column} {alpha}")
+            printed = papers.get(cell.paper, {}).get(number, {}).get(name, {}).get(cell.column, "-")
+            cells += [cell] if printed != "-" else []
+    return cells
+
+
+def _check_json_cell(
+    place: str, stated: str | None, cells: Sequence[Cell], papers: dict[str, Tables]
+) -> Iterator[Check]:
+    """Compare a figure with all cells that it claims; where none is stated, none may be printed."""
+    if stated is not None:
+        yield from _check_group(place, [stated], [tuple(cells)] if cells else [], papers)
+    else:
+        yield from (Check(place, cell.paper, None, f"has no figure, but {cell} is printed") for cell in cells)
+
+
+def _list_unclaimed(claimed: set[Cell], papers: dict[str, Tables]) -> Iterator[Check]:
+    """Yield the figures of the tables that published.json has in whole, but for which it has no row."""
+    for paper, numbers in JSON_COMPLETE.items():
+        for number in [n for n in numbers.split() if n in papers.get(paper, {})]:
+            for row, figures in papers[paper][number].items():
+                for column, figure in figures.items():
+                    cell = Cell(paper, number, row, column)
+                    if column != "gain" and figure != "-" and cell not in claimed:
+                        yield Check("published.json", paper, None, f"has no row with {cell}")
 
 
 def read_papers(folder: Path) -> dict[str, Tables]:
@@ -243,7 +268,7 @@ def read_papers(folder: Path) -> dict[str, Tables]:
 def check_repository(root: Path, folder: Path) -> tuple[list[Check], Counter[str]]:
     """Compare all published figures of a repository with the papers of a folder."""
     content = json.loads((root / "src/semcorr/report/published.json").read_text(encoding="utf-8"))
-    papers = read_papers(folder) | {JSON: read_published(content)}
+    papers = read_papers(folder) | {JSON: read_uncompared(content)}
     checks, uncompared = check_json(content, papers)
     checks += check_page((root / "docs/reproduce.md").read_text(encoding="utf-8"), papers, PAGE)
     return checks + check_experiments(root / "conf/experiment", papers, EXPERIMENTS), uncompared

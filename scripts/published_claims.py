@@ -253,29 +253,22 @@ PAGE: dict[str, Line] = {  # the first column of docs/reproduce.md's tables -> i
     ],
 }
 
-JSON_COLUMNS = {  # a part of published.json -> table and benchmark of its rows by "Telling Left from Right"
-    "spair test, all": ("3", "SPair-71k"),
-    "spair test, geo": ("4", "SPair-71k"),
-    "ap10k test, all": ("3", AP10K[0]),
-    "ap10k test_cross_species, all": ("3", AP10K[1]),
-    "ap10k test_cross_family, all": ("3", AP10K[2]),
+JSON_PAPERS = {"unified": UNIFIED, "preprint": GEO, "slides": SLIDES}  # as the rows of published.json name them
+LISTED = "II III IV X XI"  # tables of several benchmarks
+JSON_COLUMNS = {  # a part of published.json -> its columns in the papers, each with the tables that have it
+    "spair test, all": {"SPair-71k": f"{LISTED} V VI VII VIII IX A1 A2 3 10"},
+    "spair test, geo": {"SPair-71k": "4"},
+    "spair test, all, point": {"All": "2"},
+    "pf_pascal test, all": {"PF-PASCAL": f"{LISTED} 11", "PF-Pascal": "3"},
+    "pf_willow test, all": {"PF-WILLOW": LISTED},
+    "pf_willow test, all, not stated": {"PF-WILLOW (first)": LISTED},
+    "ap10k test, all": {AP10K[0]: "3 10 11", "AP-10K": "XII"},
+    "ap10k test, geo": {AP10K[0]: "4"},
+    "ap10k test_cross_species, all": {AP10K[1]: "3"},
+    "ap10k test_cross_family, all": {AP10K[2]: "3"},
 }
-JSON_ROWS = {
-    "DINOv2+NN": "DINOv2+NN",
-    "DIFT": "DIFT",
-    "SD+DINO": "SD+DINO",
-    "GeoAware zero-shot argmax": "Ours-Zero-Shot",
-    "SD+DINO (S)": "SD+DINO (S)",
-    "GeoAware (S)": "Ours",
-    "GeoAware (S, adapt pose)": METHODS["adapted pose"],
-    "GeoAware (adapt pose)": METHODS["adapted pose"],
-    "GeoAware (S, AP-10K pretrain)": LAST,
-    "DHF": "DHF",  # published.json has it from another paper, which has the same figures
-}
-JSON_UNIFIED = {
-    "DINOv2 zero-shot 840": ("V", "DINOv2 60"),
-    "SD2-1+DINOv2 zero-shot": ("V", "SD2-1+DINOv2 60"),
-    "DINOv2 last 1 block": ("VII", "DINOv2 stage12 60"),
-    "DINOv2 last 2 blocks": ("VII", "DINOv2 stage11 60"),
-}
-WINDOW_11 = "GeoAware zero-shot window 11"  # in Table 7, and in the slides' Tables 3 and 4
+JSON_COMPLETE = {
+    UNIFIED: f"{LISTED} V VI VII VIII IX XII A1 A2",
+    GEO: "3 4 10 11",
+    SLIDES: "3 4",
+}  # every figure is there

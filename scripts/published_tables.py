@@ -21,7 +21,9 @@ UNIFIED_HEADERS = {  # the unified benchmark's text has no captions: its tables 
     "A1": "Backbone, FT., Bottleneck, Reso., SPair-71k",
     "A2": "Backbone, FT., Cost Aggregator, Reso., SPair-71k",
 }
-UNUSED = {"I", "II", "III", "IV"}  # they list literature
+UNUSED = {"I"}  # it lists benchmarks
+LITERATURE = {"II", "III", "IV"}  # their rows lack the cells whose mark is an empty box; PF-WILLOW is there twice
+BOXES = ("SPair-71k", "PF-PASCAL", "PF-WILLOW (first)", "PF-WILLOW")  # the second is that of Tables X and XI
 LABELS = {"Methods", "Backbone", "FT.", "FF.", "Bottleneck", "Cost Aggregator", "Reso."}
 LABELS |= {"Method", "Model Variants", "Method Variants", "Inference Strategy", "Feature", "Setting"}
 FIGURE = re.compile(r"[-\u2013]|[+-]?\d+\.\d")  # a dash: not published
@@ -30,9 +32,10 @@ SIZES = ("60", "32", "16")  # cells a side, in the order of Table A1, whose text
 
 
 def read_unified_tables(text: str) -> Tables:
-    """Read Tables V to XII, A1 and A2 of the unified benchmark's text.
+    """Read Tables II to XII, A1 and A2 of the unified benchmark's text.
 
-    Rows are named by their labels: `DINOv2 60`, `DINOv2 tuned ResNet Bottleneck Block 16`, `Ours(DINOv2) DINOv2 840`.
+    Rows are named by their labels: `DINOv2 60`, `DINOv2 tuned ResNet Bottleneck Block 16`, `Ours(DINOv2) DINOv2 840`;
+    those of Tables II to IV without their marks: `CATs ResNet-101 256`.
 
     Raises:
         ValueError: Tables are not those of UNIFIED_HEADERS; a row has not its header's columns, or a twin.
@@ -58,7 +61,7 @@ def read_unified_tables(text: str) -> Tables:
 def _read_block(number: str, block: list[list[str]]) -> Table:
     """Read one table of the unified benchmark, from its header to its last row."""
     labels = [name for name in block[0] if name in LABELS]
-    benchmarks = block[0][len(labels) :]
+    benchmarks = list(BOXES) if number in LITERATURE else block[0][len(labels) :]
     start = next(i for i, cells in enumerate(block) if THRESHOLD.fullmatch(cells[0]))
     thresholds = [cell for cell in block[start] if THRESHOLD.fullmatch(cell)]
     columns = _name_columns(number, benchmarks, thresholds)
@@ -66,8 +69,11 @@ def _read_block(number: str, block: list[list[str]]) -> Table:
     found: list[tuple[list[str], list[str]]] = []
     for cells in block[start + 1 :]:
         names, figures = cells[: -len(columns)], cells[-len(columns) :]
-        if "FT." in labels:
+        if number in LITERATURE:
+            names, labels = [*names[:2], names[-1]], labels[:3]  # marks are not told apart where a cell is lost
+        elif "FT." in labels:
             names = [names[0], "tuned", *names[2:]] if "✓" in names else [*names[:1], "frozen", *names[1:]]
+        names[-1] = names[-1].removesuffix("1") if names[-1] == "960, 8401" else names[-1]  # the sign of a footnote
         has_size = len(names) == len(labels)
         is_figures = all(FIGURE.fullmatch(figure) for figure in figures)
         if not is_figures or not (has_size or len(names) == len(labels) - 1):

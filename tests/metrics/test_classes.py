@@ -5,8 +5,15 @@ from random_tables import batches, hand_made, table
 from tiny_benchmarks import edit, write_spair
 
 from semcorr.data.spair import SPair
-from semcorr.metrics.breakdown import LABELS, pck_by_class, pck_from_predictions, sensitivity
-from semcorr.metrics.predictions import load_predictions
+from semcorr.metrics.breakdown import (
+    LABELS,
+    pck_by_category_and_class,
+    pck_by_class,
+    pck_by_keypoint,
+    pck_from_predictions,
+    sensitivity,
+)
+from semcorr.metrics.predictions import is_correct, load_predictions
 
 FIVE = LABELS["azimuth_difference"]
 
@@ -61,3 +68,66 @@ def test_sensitivity_says_nothing_where_a_class_is_empty_or_nothing_is_right():
     assert sensitivity(five(0.5, 0.25, 0.5, 0.5, 0.5), FIVE) == {"0.1": 0.5}
     assert sensitivity(five(0.5, None, 0.5, 0.5, 0.5), FIVE) == {"0.1": None}
     assert sensitivity(five(0.0, 0.0, 0.0, 0.0, 0.0), FIVE) == {"0.1": None}
+
+
+def test_a_class_of_a_category_is_scored_as_if_its_pairs_were_all_there_is():
+    """The slow twin: the pairs of one category and class by themselves, with a loop over their keypoints."""
+    parts = batches(40, 40)
+    rows = load_predictions(table(parts))
+    labels = {name: None if i % 5 == 4 else i % 3 for i, name in enumerate(rows.pairs)}
+    alphas = [0.05, 0.2]
+
+    scores = pck_by_category_and_class(rows, labels, ("easy", "medium", "hard"), alphas)
+
+    assert set(scores) == set(rows.categories)
+    for c, category in enumerate(rows.categories):
+        for label, name in enumerate(("easy", "medium", "hard")):
+            pairs = [p for p, pair in enumerate(rows.pairs) if rows.category[p] == c and labels[pair] == label]
+            assert scores[category][name]["pairs"] == len(pairs) > 0
+            for alpha in alphas:
+                right = [[error <= alpha for error in rows.error[rows.pair == p]] for p in pairs]
+                found = scores[category][name]
+                assert found["image"][f"{alpha:g}"] == pytest.approx(sum(sum(r) / len(r) for r in right) / len(right))
+                assert found["point"][f"{alpha:g}"] == pytest.approx(sum(map(sum, right)) / sum(map(len, right)))
+
+
+def test_one_category_has_the_classes_of_all():
+    rows = load_predictions(hand_made([{"pair": "p"}, {"pair": "q", "predicted_x": 50.0}, {"pair": "r"}]))
+    labels = {"p": 1, "q": 1, "r": None}
+
+    by_class = pck_by_class(rows, labels, FIVE, [0.1])
+    assert pck_by_category_and_class(rows, labels, FIVE, [0.1]) == {"cat": {name: by_class[name] for name in FIVE}}
+    assert by_class["1"] == {"pairs": 2, "image": {"0.1": 0.5}, "point": {"0.1": 0.5}}
+
+
+def test_keypoints_are_counted_one_by_one():
+    rows = load_predictions(table(batches(40)))
+    alphas = [0.05, 0.1]
+
+    scores = pck_by_keypoint(rows, is_correct(rows, alphas))
+
+    counted = 0
+    for c, category in enumerate(rows.categories):
+        for i in range(7):
+            errors = [
+                error
+                for pair, keypoint, error in zip(rows.pair, rows.keypoint, rows.error, strict=True)
+                if rows.category[pair] == c and keypoint == i
+            ]
+            asked, shares = scores[category].get(i, (0, None))
+            assert asked == len(errors)
+            counted += asked
+            if asked:
+                assert shares.tolist() == [sum(error <= alpha for error in errors) / asked for alpha in alphas]
+    assert counted == len(rows.pair)
+
+
+def test_ids_that_no_pair_has_are_left_out():
+    rows = load_predictions(hand_made([{"keypoint": 2}, {"keypoint": 9, "predicted_x": 50.0}]))
+
+    scores = pck_by_keypoint(rows, is_correct(rows, [0.1]))
+
+    assert {i: (asked, shares.tolist()) for i, (asked, shares) in scores["cat"].items()} == {
+        2: (1, [1.0]),
+        9: (1, [0.0]),
+    }

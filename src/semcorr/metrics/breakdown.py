@@ -118,6 +118,58 @@ def pck_by_class(
     return classes
 
 
+def pck_by_category_and_class(
+    rows: Predictions,
+    labels: Mapping[str, int | None],
+    names: Sequence[str],
+    alphas: Sequence[float],
+    correct: Bool[np.ndarray, "a m"] | None = None,
+) -> dict[str, JsonObject]:
+    """Compute PCK of each class of pairs within each category, as `pck_by_class` does over all categories.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        labels: Classes of pairs by name; None or absent where unknown.
+        names: Names of the classes 0, 1, 2 ...
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    values = [labels.get(name) for name in rows.pairs]
+    label = np.array([len(names) if value is None else value for value in values])  # the last class is dropped
+    step = len(names) + 1
+    cells = rows._replace(
+        category=rows.category * step + label, categories=[str(i) for i in range(len(rows.categories) * step)]
+    )
+    scores, pairs = pck_from_predictions(cells, alphas, correct)["category"], np.bincount(cells.category)
+    return {
+        category: {
+            name: {"pairs": int(pairs[i]) if (i := k * step + j) < len(pairs) else 0, **scores[str(i)]["all"]}
+            for j, name in enumerate(names)
+        }
+        for k, category in enumerate(rows.categories)
+    }
+
+
+def pck_by_keypoint(
+    rows: Predictions, correct: Bool[np.ndarray, "a m"]
+) -> dict[str, dict[int, tuple[int, Float[np.ndarray, " a"]]]]:
+    """Compute the share of correct keypoints by category and original id, with how many there are.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        correct: Which keypoints are correct at each alpha.
+    """
+    category = rows.category[rows.pair]
+    scores: dict[str, dict[int, tuple[int, Float[np.ndarray, " a"]]]] = {}
+    for k, name in enumerate(rows.categories):
+        in_category = category == k
+        ids = rows.keypoint[in_category]
+        asked = np.bincount(ids)
+        right = np.stack([np.bincount(ids[is_right], minlength=len(asked)) for is_right in correct[:, in_category]])
+        scores[name] = {int(i): (int(asked[i]), right[:, i] / asked[i]) for i in np.flatnonzero(asked)}
+    return scores
+
+
 def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
     """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 

@@ -14,10 +14,12 @@ from semcorr.core.files import atomic_output_dir, require_output_dir
 from semcorr.core.terminal import Terminal, escape_controls, print_line
 from semcorr.data.record import PairRecord
 from semcorr.report.categories import plot_categories
+from semcorr.report.choices import plot_choices
 from semcorr.report.configurations import Configuration, build_configurations
 from semcorr.report.confusion import plot_confusion
 from semcorr.report.cost import plot_cost
 from semcorr.report.curves import plot_curves
+from semcorr.report.difficulty import plot_difficulty
 from semcorr.report.document import ReportSection
 from semcorr.report.examples import plot_examples, plot_similarity_maps
 from semcorr.report.leaderboard import build_leaderboard, build_settings_table
@@ -63,7 +65,10 @@ def write_report(
         configurations = build_configurations(comparable)
         pairs = load_benchmark_pairs(configurations[0].runs[0], root)
         if isinstance(pairs, str):
-            print(escape_controls(f"Without confusion matrices and pictures: {pairs}"), file=sys.stderr)
+            print(
+                escape_controls(f"Without confusion matrices and pictures, and without scores by difficulty: {pairs}"),
+                file=sys.stderr,
+            )
             pairs = GONE  # pages hold no path
         write_formats(out, *build_sections(configurations, pairs, ReportOptions(root, seconds, maps)))
     Terminal().print(
@@ -96,7 +101,9 @@ def build_sections(
     sections = [
         build_leaderboard(entries),
         plot_curves(entries),
+        plot_choices(entries),
         plot_categories(entries),
+        plot_difficulty(entries, benchmark_pairs),
         plot_cost(entries, options.seconds),
         plot_confusion(entries, benchmark_pairs),
         _plot_pairs(entries, benchmark_pairs, options),

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import Configuration, differing_keys, label_configurations, short_key
+from semcorr.report.configurations import FOLLOWS, Configuration, differing_keys, label_configurations, short_key
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_interval, format_spread
 from semcorr.report.svg import (
+    LETTER,
+    MANY,
     RAMP,
+    WIDE,
     PlotFrame,
     draw_axes,
     draw_line_ends,
@@ -39,6 +42,8 @@ def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
     figures = []
     for key in sorted(differing_keys([entry.settings for entry in entries], lambda key: True)):
         curves = find_curve_groups(entries, key)
+        if len(curves) > 1:
+            figures.append(_build_joint_figure(key, curves))
         if curves:
             figures.append(_build_figure(key, curves))
     if not figures:
@@ -57,7 +62,8 @@ def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            rest = {k: str(v) for k, v in entry.settings.items() if k != key}
+            follows = FOLLOWS if key.startswith("backbone.") else ()
+            rest = {k: str(v) for k, v in entry.settings.items() if k != key and k not in follows}
             groups.setdefault(str(sorted(rest.items())), []).append((float(value), entry))
     varying = [group for group in groups.values() if len(group) > 1]
     shared = [{k: v for k, v in group[0][1].settings.items() if k != key} for group in varying]
@@ -65,6 +71,63 @@ def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]
         Curve(key, name, dict(sorted(group, key=lambda point: point[0])))
         for name, group in zip(label_configurations(shared), varying, strict=True)
     ]
+
+
+def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
+    """Draw the curves of one key together, each at one tolerance, over the cells of the maps if these differ."""
+    cells = _read_cells(curves) if key == "backbone.size" else None
+    best = sorted(curves, key=lambda curve: -max(_joint_values(curve).values(), default=0.0))
+    drawn = best[: len(MANY)]
+    unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
+    places = {id(entry): cells[id(entry)] if cells else x for curve in curves for x, entry in curve.points.items()}
+    xs = sorted({places[id(entry)] for curve in drawn for entry in curve.points.values()})
+    pad = (xs[-1] - xs[0]) * 0.04 or 1.0
+    names = max((len(curve.name) for curve in drawn), default=0)
+    frame = PlotFrame(
+        (xs[0] - pad, xs[-1] + pad),
+        ticks_up_to([value for curve in drawn for value in _joint_values(curve).values()]),
+        right=min(24 + LETTER * names, WIDE / 2),
+        width=WIDE,
+    )
+    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
+    for curve, css in zip(drawn, MANY, strict=False):
+        values = _joint_values(curve)
+        points = sorted((places[id(curve.points[x])], value) for x, value in values.items())
+        if points:
+            body += draw_polyline(frame, points, css)
+            line_ends.append((curve.name, points[-1][1], css))
+    title = f"PCK over {'the size of the feature map' if cells else short_key(key)}, together"
+    caption = (
+        f"PCK per image at α = {INTERVAL} of all keypoints over `{key}`{', by the cells it makes' if cells else ''}: a "
+        "line for each group of configurations that differ in it alone. The next figure has each by itself, at every "
+        "tolerance and with intervals."
+        + (f" Drawn are the best {len(MANY)} of {len(curves)} lines; the table has all." if curves[len(MANY) :] else "")
+    )
+    rows = [
+        [
+            curve.name,
+            *([f"{places[id(entry)]:g}"] if cells else []),
+            f"{x:g}",
+            format_spread(entry.value("all", INTERVAL)),
+        ]
+        for curve in best
+        for x, entry in curve.points.items()
+    ]
+    columns = ["shared", *(["cells"] if cells else []), short_key(key), f"α = {INTERVAL}"]
+    table = ReportTable(f"together_{key}", title, caption, columns, rows, words=len(columns) - 1)
+    panel = draw_panel(f"At α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
+    return ReportFigure(title, caption, [panel], table)
+
+
+def _joint_values(curve: Curve) -> dict[float, float]:
+    values = {x: entry.value("all", INTERVAL).mean for x, entry in curve.points.items()}
+    return {x: value for x, value in values.items() if value is not None}
+
+
+def _read_cells(curves: Sequence[Curve]) -> dict[int, float] | None:
+    """Read the cells along a side, by the configuration's identity; None unless all runs say it."""
+    cells = {id(entry): entry.runs[0].metrics.get("cells") for curve in curves for entry in curve.points.values()}
+    return {key: float(value[0]) for key, value in cells.items() if value} if all(cells.values()) else None
 
 
 def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:

@@ -1,48 +1,17 @@
 """The leaderboard: runs beside published figures, and every part of every configuration."""
 
-import json
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import Configuration, format_value
+from semcorr.report.configurations import Configuration, SeedStatistics, format_value
 from semcorr.report.document import NONE, ReportSection, ReportTable, format_interval, format_percent, format_spread
+from semcorr.report.published import CONFIGURATION, PublishedResult, find_published, published_sources
 
 OFFICIAL = {"spair": "spair71k", "ap10k": "ap10k"}
 NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
-
-
-class PublishedResult(NamedTuple):
-    """A row of a published table; its values are fractions."""
-
-    method: str
-    values: Mapping[str, float]
-    protocol: str | None  # the preset that follows the source's code; None if unknown
-    pooling: str
-    source: str
-
-
-def published_sources() -> str:
-    """Return the provenance of the published figures."""
-    return str(_read_published()["provenance"])
-
-
-def find_published(split: str, subset: str, protocol: str) -> list[PublishedResult]:
-    """Find the published rows on a split whose PCK is of the protocol's kind: per image, or category means."""
-    kind = "category" if protocol_by_name(protocol).pooling == "category" else "image"
-    rows = []
-    for table in _read_published()["tables"]:
-        if (table["split"], table["subset"], table.get("pooling", "image")) != (split, subset, kind):
-            continue
-        for row in table["rows"]:
-            values = dict(zip(table["alphas"], (value / 100 for value in row["values"]), strict=True))
-            rows.append(PublishedResult(row["method"], values, row["protocol"], kind, row["source"]))
-    return rows
 
 
 def protocol_axes(protocols: Sequence[str]) -> list[list[str]]:
@@ -101,25 +70,28 @@ def _format_axis(protocol: Protocol, axis: str) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-@cache
-def _read_published() -> JsonObject:
-    content: JsonObject = json.loads((files("semcorr.report") / "published.json").read_text(encoding="utf-8"))
-    return content
-
-
-PUBLISHED_ALPHAS = ("0.01", "0.05", "0.1")  # alphas of the published figures
+BEST = "0.1"  # the alpha that rows are sorted by
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
+POOLINGS = {"image": "per image", "point": "per point", "category": "category means"}
+TITLES = {
+    ("all", "image"): "",
+    ("geo", "image"): ", geometry-aware subset",
+    ("all", "point"): ", per point",
+    ("all", "category"): "",
+}
 
 
 def build_leaderboard(entries: Sequence[Configuration]) -> ReportSection:
-    """Build one table per subset with published figures, and the tables of all numbers of this report's runs."""
+    """Build one table per subset and pooling with published figures, and the tables of all numbers of these runs."""
     first = entries[0].runs[0].metrics
     protocol, split = first["protocol"], first["split"]
-    published = {subset: rows for subset in ("all", "geo") if (rows := find_published(split, subset, protocol))}
+    is_macro = protocol_by_name(protocol).pooling == "category"
+    kinds = [("all", "category")] if is_macro else [("all", "image"), ("geo", "image"), ("all", "point")]
+    published = {kind: rows for kind in kinds if (rows := find_published(split, *kind))}
     if not published:
         text = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
         return ReportSection("Leaderboard", text, [_build_full_table(entries), _build_full_table(entries, "point")])
-    tables = [_build_published_table(entries, subset, rows) for subset, rows in published.items()]
+    tables = [_build_published_table(entries, subset, rows) for (subset, _), rows in published.items()]
     text = (
         f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
         "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "
@@ -130,7 +102,7 @@ def build_leaderboard(entries: Sequence[Configuration]) -> ReportSection:
         text,
         [
             *tables,
-            _build_protocol_table(protocol, [*published["all"]]),
+            _build_protocol_table(protocol, [row for rows in published.values() for row in rows]),
             _build_full_table(entries),
             _build_full_table(entries, "point"),
         ],
@@ -141,33 +113,55 @@ def _build_published_table(
     entries: Sequence[Configuration], subset: str, published: Sequence[PublishedResult]
 ) -> ReportTable:
     first = entries[0].runs[0].metrics
-    part = describe_part(first["split"], first["pairs"])
-    lines: list[tuple[float, bool, list[str]]] = []
+    part, pooling = describe_part(first["split"], first["pairs"]), published[0].pooling
+    alphas = [alpha for alpha in first["pck"]["all"]["image"] if any(alpha in row.values for row in published)]
+    lines: list[tuple[float, bool, str, list[str], dict[str, str], list[str]]] = []
     for entry in entries:
-        statistics = [entry.headline(a) if subset == "all" else entry.value(subset, a) for a in PUBLISHED_ALPHAS]
-        source = f"this report, {part}" if part else "this report"
-        cells = [entry.label, *(format_spread(value) for value in statistics), first["protocol"], source]
-        lines.append((statistics[-1].mean or 0.0, True, cells))
+        statistics = [_pool(entry, subset, alpha, pooling) for alpha in alphas]
+        notes = [first["protocol"], f"this report, {part}" if part else "this report"]
+        best = _pool(entry, subset, BEST, pooling).mean or 0.0
+        lines.append((best, True, entry.label, [*map(format_spread, statistics)], _describe_parts(entry), notes))
     for row in published:
-        values = [row.values.get(alpha) for alpha in PUBLISHED_ALPHAS]
         differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
-        protocol = f"{row.protocol}{differs}" if row.protocol else "not stated"
-        lines.append((values[-1] or 0.0, False, [row.method, *map(format_percent, values), protocol, row.source]))
-    lines.sort(key=lambda line: (-line[0], line[2][0]))
+        notes = [f"{row.protocol}{differs}" if row.protocol else "not stated", row.source]
+        cells = [format_percent(row.values.get(alpha)) for alpha in alphas]
+        lines.append((row.values.get(BEST, 0.0), False, row.method, cells, dict(row.configuration), notes))
+    lines.sort(key=lambda line: (-line[0], line[2], line[-1]))
+    known = [name for name in CONFIGURATION if any(name in row.configuration for row in published)]
     caption = (
-        f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, "
-        f"{'category means' if published[0].pooling == 'category' else 'per image'}; sorted by α = 0.1. Ours (`this "
-        f"report`) are pooled {_describe_pooling(entries, subset)}. "
+        f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, {POOLINGS[pooling]}, ours (`this report`) and "
+        f"the published ones alike; sorted by α = {BEST}. "
         + (f"Ours are of {part}: not comparable with the rest, which are of the whole benchmark. " if part else "")
-        + "≠: measured by a protocol that differs from ours. (S): trained with annotated keypoints. "
-        + f"Sources: {published_sources()}."
+        + "≠: measured by a protocol that differs from ours. (S), and supervision by keypoints: trained with annotated "
+        "keypoints; weak: with class labels, pairs of images or masks; none: as pre-trained. What a source does not "
+        f"state is left empty. Sources: {published_sources()}."
     )
-    title = "Ours and the published figures" + ("" if subset == "all" else ", geometry-aware subset")
-    columns = ["method", *(f"PCK@{alpha}" for alpha in PUBLISHED_ALPHAS), "protocol", "source"]
-    ours = [i for i, (_, is_ours, _) in enumerate(lines) if is_ours]
+    title = "Ours and the published figures" + TITLES[subset, pooling]
+    columns = ["method", *(f"PCK@{alpha}" for alpha in alphas), *known, "protocol", "source"]
     return ReportTable(
-        f"published_{subset}", title, caption, columns, [cells for *_, cells in lines], notes=2, ours=ours
+        f"published_{subset}" + ("_point" if pooling == "point" else ""),
+        title,
+        caption,
+        columns,
+        [[name, *cells, *(parts.get(key, NONE) for key in known), *notes] for _, _, name, cells, parts, notes in lines],
+        notes=2 + len(known),
+        ours=[i for i, (_, is_ours, *_) in enumerate(lines) if is_ours],
     )
+
+
+def _pool(entry: Configuration, subset: str, alpha: str, pooling: str) -> SeedStatistics:
+    """Return the PCK pooled as published figures are; the mean over categories is the headline of its protocol."""
+    return entry.headline(alpha) if pooling == "category" else entry.value(subset, alpha, pooling)
+
+
+def _describe_parts(entry: Configuration) -> dict[str, str]:
+    """Describe a configuration in the columns of the published ones."""
+    is_trained = bool(entry.runs[0].metrics["trained_parameters"])
+    parts = {"backbone": entry.name, "supervision": "trained" if is_trained else "none"}
+    for name, key in (("head", "head._target_"), ("data", "data._target_"), ("resolution", "backbone.size")):
+        if entry.settings.get(key) is not None and (is_trained or name != "data"):
+            parts[name] = format_value(key, entry.settings[key])
+    return parts
 
 
 def _build_protocol_table(ours: str, published: Sequence[PublishedResult]) -> ReportTable:
@@ -182,12 +176,6 @@ def _build_protocol_table(ours: str, published: Sequence[PublishedResult]) -> Re
     )
     rows = protocol_axes(names)
     return ReportTable("protocols", "How the protocols differ", caption, columns, rows, words=len(columns), ours=[0])
-
-
-def _describe_pooling(entries: Sequence[Configuration], subset: str) -> str:
-    pooling = entries[0].runs[0].metrics["pooling"]
-    names = {"image": "per image", "point": "per point", "category": "over categories of their means per point"}
-    return names.get(pooling, "over categories weighted by pairs") if subset == "all" else "per image"
 
 
 def _build_full_table(entries: Sequence[Configuration], by: str = "image") -> ReportTable:

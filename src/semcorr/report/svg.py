@@ -10,6 +10,7 @@ LETTER = 6.4  # approximate width of a letter at the size of labels
 RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
 SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
 SERIES = ("s1", "s2", "s3", "s4")
+MANY = (*SERIES, "s5", "s6", "s7", "s8")
 
 
 class PlotFrame(NamedTuple):
@@ -82,6 +83,24 @@ def draw_axes(frame: PlotFrame, ticks: Mapping[float, str], across: str, upward:
             parts.append(draw_text(x, HEIGHT - frame.bottom + 16, name, "axis", "middle"))
             previous_end = x + half
     parts.append(draw_text((frame.left + frame.width - frame.right) / 2, HEIGHT - 6, across, "axis", "middle"))
+    return parts
+
+
+def draw_bar_axis(left: float, full: float, top: float, bottom: float, scale: float) -> list[str]:
+    """Draw upright rules at round percents for bars that grow to the right, with ticks below them.
+
+    Args:
+        left: Where the bars begin, in pixels.
+        full: Pixels of a bar of `scale`.
+        top: First pixel of the rules.
+        bottom: Last pixel of the rules.
+        scale: The value at the right end.
+    """
+    parts = []
+    for value in round_ticks(0.0, scale):
+        x = round(left + full * value / scale, 1)
+        parts.append(draw_line(x, top - 4, x, bottom, "rule"))
+        parts.append(draw_text(x, bottom + 15, f"{100 * value:.0f}", "axis", "middle"))
     return parts
 
 
