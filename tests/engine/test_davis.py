@@ -20,6 +20,7 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.segmentation import SegmentationModule, labels_of_cells, masks_of_labels
 from semcorr.evaluate import evaluate
 from semcorr.matching.readouts import argmax
+from semcorr.metrics.segmentation import boundary_accuracy, region_similarity
 from semcorr.models.heads.cosine import Cosine
 
 pytestmark = pytest.mark.integration
@@ -67,28 +68,40 @@ def test_labels_of_cells_come_back_as_the_mask_they_were_made_of(resize):
     assert (back != mask).sum() <= 8
 
 
+def enlarged_scores(masks) -> list[tuple[float, float]]:
+    """J and F of each object and frame if all labels of cells were right: what enlarging them to pixels leaves."""
+    fit, cells = fit_to_square((96, 96), 96, "squash"), FeatureMap(torch.zeros(1, 1, 12, 12), 8)
+    scores = []
+    for mask in map(torch.from_numpy, masks[1:-1]):
+        objects = int(masks[0].max())
+        best = masks_of_labels(labels_of_cells(mask, objects, fit, cells), fit, 96, (96, 96))
+        for k in range(1, objects + 1):
+            scores.append(tuple(float(f(best == k, mask == k)) for f in (region_similarity, boundary_accuracy)))
+    return scores
+
+
 def test_what_drifts_whole_cells_is_followed(tmp_path):
-    """Two objects move a cell a frame. With the nearest cell alone labels stay exact; a mask is then only lost where
-    labels of cells are enlarged to pixels, at its corners."""
+    """Two objects move a cell a frame. With the nearest cell alone labels stay exact, until they are enlarged."""
     write_davis(tmp_path, drift=drifting(), still=still())
     result = propagate(tmp_path, neighbours=1).result
     assert {video: list(objects) for video, objects in result.videos.items()} == {"drift": ["1", "2"], "still": ["1"]}
-    assert result.scores["J"] > 0.95
-    assert result.scores["F"] == 1.0
+    expected = [np.mean(enlarged_scores(masks), axis=0) for _, masks in (drifting(), drifting(), still())]
+    assert [result.scores[key] for key in "JF"] == pytest.approx(np.mean(expected, axis=0), abs=1e-12)
+    assert result.scores["J"] > 0.9
     assert result.table.num_rows == 2 * 3 + 1 * 2  # neither the first nor the last frame
 
 
 def test_a_radius_shorter_than_the_motion_loses_the_object(tmp_path):
     write_davis(tmp_path, fast=drifting(frames=4, step=16))
     near, far = (propagate(tmp_path, neighbours=1, radius=radius, previous=1).result.scores["J"] for radius in (1, 2))
-    assert near < 0.6 < 0.95 < far
+    assert near < 0.6 < 0.9 < far
 
 
 def test_labels_come_from_the_first_and_the_previous_frames(tmp_path):
     """With `previous=0` only the first frame is looked at: after two frames the object is 4 cells away."""
     write_davis(tmp_path, drift=drifting(frames=6))
     scores = {p: propagate(tmp_path, neighbours=1, radius=1, previous=p).result.scores["J"] for p in (0, 1)}
-    assert scores[0] < 0.7 < 0.95 < scores[1]
+    assert scores[0] < 0.7 < 0.9 < scores[1]
 
 
 def test_a_run_leaves_config_metrics_table_and_picture(config, tmp_path, capsys):

@@ -15,9 +15,9 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def drifting(frames: int = 5, step: int = 8, size: tuple[int, int] = (96, 96)) -> tuple[np.ndarray, np.ndarray]:
-    """Two textured objects drift one cell of 8 a frame over a still textured background; frames and masks."""
+    """Two textured objects drift one cell of 8 a frame over a plain background; frames and masks."""
     width, height = size
-    video = np.repeat(texture(height, width)[None], frames, 0)
+    video = np.full((frames, height, width, 3), 90, np.uint8)
     masks = np.zeros((frames, height, width), np.uint8)
     for t in range(frames):
         for number, (top, left) in enumerate([(8, 8 + step * t), (56, 64 - step * t)], start=1):

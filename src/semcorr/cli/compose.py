@@ -29,10 +29,12 @@ LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, a
 
 
 PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
-OWN_PROTOCOL = (
+OWN_PROTOCOL = (  # benchmarks that have a protocol of their own
     "semcorr.data.tapvid.TapVid",
     "semcorr.data.davis.DAVIS",
-)  # benchmarks that have a protocol of their own
+    "semcorr.data.tss.TSS",
+    "semcorr.data.caltech101.Caltech101",
+)
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own

@@ -93,21 +93,30 @@ class EvaluationBenchmark(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the loader of this process's share of the cases, one a batch and without pixels."""
+        own = self.own_cases()
+        return DataLoader(cast(Dataset[Any], own), batch_size=None, collate_fn=keep_case)  # any sequence is a data set
+
+    def own_cases(self) -> list[Any]:
+        """Return this process's share of the cases: each is on exactly one process."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         cases = self.cases(self.split)
         numbers = [[i] for i in range(len(cases))]
         require_enough_batches(numbers, world)
-        own = [cases[i] for (i,) in shard(numbers, rank, world)]
-        return DataLoader(cast(Dataset[Any], own), batch_size=None, collate_fn=_keep)  # any sequence is a data set
+        return [cases[i] for (i,) in shard(numbers, rank, world)]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether features are computed on a GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def loader(self, images: Dataset[Tensor]) -> DataLoader[Tensor]:
         """Return a loader of images as the backbone sees them, in batches of `encode_batch`."""
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        on_gpu = self.on_gpu
         at_once, workers = encoding_batch_size(self.encode_batch, on_gpu), num_loader_workers(self.workers, on_gpu)
         require_shared_memory(workers, at_once, self.size)
         return DataLoader(images, at_once, num_workers=workers, pin_memory=on_gpu)
 
 
-def _keep(case: Any) -> Any:
+def keep_case(case: Any) -> Any:
     """Hand on a case as it is: it holds paths, which PyTorch's collation does not know."""
     return case

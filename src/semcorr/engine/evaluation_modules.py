@@ -4,13 +4,16 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import SiameseHead
 from semcorr.data.davis import DAVIS
 from semcorr.data.evaluation_only import EvaluationBenchmark
+from semcorr.data.label_transfer import LabelTransferBenchmark
 from semcorr.data.tapvid import TapVid
+from semcorr.data.tss import TSS
+from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule
 from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.segmentation import SegmentationModule
 from semcorr.engine.tracking import TrackingModule
 
-TITLES = {"tapvid_davis": "TAP-Vid", "davis": "DAVIS"}
+TITLES = {"tapvid_davis": "TAP-Vid", "davis": "DAVIS", "tss": "TSS", "caltech101": "Caltech-101"}
 
 
 def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBenchmark) -> EvaluationModule:
@@ -33,4 +36,8 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
                 "compares two images at once. Choose another, as head=cosine"
             )
         return SegmentationModule(matcher)
+    if isinstance(data, TSS):
+        return FlowModule(matcher)
+    if isinstance(data, LabelTransferBenchmark):
+        return LabelTransferModule(matcher)
     raise UserError(f"`data`: nothing scores {title}. Choose another benchmark")

@@ -27,6 +27,7 @@ RESULTS = (
     "tracks.png",
     "masks.parquet",
     "masks.png",
+    "pairs.parquet",
     "poses.parquet",
     "detections.parquet",
     "audit.json",

@@ -10,4 +10,6 @@ PAIRS = "pck"
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "tracking": ("delta_avg", "OA", "AJ"),
     "segmentation": ("JF", "J", "F"),
+    "flow": ("PCK",),
+    "labels": ("LT_ACC", "IoU"),
 }

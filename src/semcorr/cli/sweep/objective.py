@@ -35,11 +35,20 @@ OF_MASKS = (
     *(f"segmentation.{name}" for name in ("JF", "J", "J_recall", "J_decay", "F", "F_recall", "F_decay")),
     *("objects", "frames", "videos", "seconds.encode", "seconds.propagate", "seconds.score"),
 )
-NAMES = {PAIRS: OF_PAIRS, "tracking": OF_TRACKS, "segmentation": OF_MASKS}  # by the section of the scores
+OF_DENSE = ("pairs", "seconds.encode", "seconds.match")
+NAMES = {  # by the section of the scores
+    PAIRS: OF_PAIRS,
+    "tracking": OF_TRACKS,
+    "segmentation": OF_MASKS,
+    "flow": ("flow.PCK", *OF_DENSE),
+    "labels": ("labels.LT_ACC", "labels.IoU", *OF_DENSE),
+}
 LATER = {  # beginnings of names that depend on the benchmark
     PAIRS: ("category.", "classes.", "protocols.", "read_outs.", "kap.", "pose."),
     "tracking": ("video.",),
     "segmentation": ("video.",),
+    "flow": ("category.",),
+    "labels": ("category.",),
 }
 
 
