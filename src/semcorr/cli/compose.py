@@ -34,6 +34,7 @@ OWN_PROTOCOL = (  # benchmarks that have a protocol of their own
     "semcorr.data.davis.DAVIS",
     "semcorr.data.tss.TSS",
     "semcorr.data.caltech101.Caltech101",
+    "semcorr.data.pascal_parts.PascalParts",
 )
 
 

@@ -13,7 +13,13 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.segmentation import SegmentationModule
 from semcorr.engine.tracking import TrackingModule
 
-TITLES = {"tapvid_davis": "TAP-Vid", "davis": "DAVIS", "tss": "TSS", "caltech101": "Caltech-101"}
+TITLES = {
+    "tapvid_davis": "TAP-Vid",
+    "davis": "DAVIS",
+    "tss": "TSS",
+    "caltech101": "Caltech-101",
+    "pascal_parts": "PASCAL-Part",
+}
 
 
 def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBenchmark) -> EvaluationModule:
