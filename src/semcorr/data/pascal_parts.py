@@ -7,7 +7,7 @@ them are not known to us for certain: a list is yours, and its scores are those 
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def paint_parts(parts: Parts, names: list[str]) -> UInt8[Tensor, "h w"]:
     return torch.from_numpy(labels)
 
 
-def _field(structure: object, name: str) -> object:
+def _field(structure: object, name: str) -> Any:
     """Return a field of a structure of MATLAB; one that is absent is an empty list, as an object without parts has."""
     return getattr(structure, name, [])
 
