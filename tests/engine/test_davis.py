@@ -126,6 +126,15 @@ def test_a_run_leaves_config_metrics_table_and_picture(config, tmp_path, capsys)
     assert "J&F" in capsys.readouterr().out
 
 
+def test_half_precision_agrees_but_for_rounding(config, tmp_path):
+    root = write_davis(tmp_path / "davis", drift=drifting())
+    full, half = (
+        evaluate(config("evaluate", *line(root, f"trainer.precision={precision}", f"run_dir={tmp_path / precision}")))
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert half["segmentation"]["JF"] == pytest.approx(full["segmentation"]["JF"], abs=0.05)
+
+
 @pytest.mark.slow
 def test_two_processes_and_one_give_the_same_metrics(tmp_path):
     root = write_davis(tmp_path / "davis", drift=drifting(), still=still(), more=drifting(4))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_table
-from semcorr.data.datamodule import PairOptions
-from semcorr.data.dense_pairs import DenseImage, DensePair
+from semcorr.data.dense_pairs import DenseImage, DensePair, LabelTransferBenchmark
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
-from semcorr.data.label_transfer import LabelTransferBenchmark
 from semcorr.data.record import image_size, require_root
 
 LIST = "test_pairs_caltech_with_category.csv"
@@ -46,8 +44,7 @@ class Caltech101(LabelTransferBenchmark):
 
     Each pixel of the list's target image takes the label at its match in the list's source image.
 
-    Args:
-        **options: As for every benchmark.
+    Arguments are those of every benchmark.
     """
 
     name = "caltech101"
@@ -63,9 +60,6 @@ class Caltech101(LabelTransferBenchmark):
         ),
         marker_file=FOLDER,
     )
-
-    def __init__(self, **options: Unpack[PairOptions]) -> None:
-        super().__init__(**options)
 
     def read_pairs(self, split: str) -> list[DensePair]:
         """Read all rows of the list."""

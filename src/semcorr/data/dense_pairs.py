@@ -7,15 +7,16 @@ the source take the labels of the target at their matches: that is how published
 from abc import abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
+from semcorr.data.datamodule import PairOptions
 from semcorr.data.evaluation_only import EvaluationBenchmark, keep_case
 from semcorr.data.loaders import num_loader_workers, require_shared_memory
 from semcorr.data.views import SquareFit, fit_to_square, load_image, render_image
@@ -57,8 +58,8 @@ class DenseBatch(NamedTuple):
 class DenseBenchmark(EvaluationBenchmark):
     """A benchmark of dense pairs; a subclass lists them. Arguments are those of every benchmark."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, **options: Unpack[PairOptions]) -> None:
+        super().__init__(**options)
         self.pairs = cache(self._checked_pairs)
 
     @abstractmethod
@@ -90,6 +91,16 @@ class DenseBenchmark(EvaluationBenchmark):
         if not pairs:
             raise UserError(f"{self.root} holds no pair of {self.name}. Check data.root, or its list of pairs.")
         return pairs
+
+
+class LabelTransferBenchmark(DenseBenchmark):
+    """A benchmark whose pairs have a label for each pixel of both images; 0 is background."""
+
+    section = "labels"
+
+    @abstractmethod
+    def labels(self, pair: DensePair) -> tuple[UInt8[Tensor, "h w"], UInt8[Tensor, "height width"]]:
+        """Return the labels of source and target."""
 
 
 class DensePairImages(Dataset[DenseBatch]):

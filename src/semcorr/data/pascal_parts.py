@@ -18,8 +18,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_table
 from semcorr.data.datamodule import PairOptions
-from semcorr.data.dense_pairs import DenseImage, DensePair
-from semcorr.data.label_transfer import LabelTransferBenchmark
+from semcorr.data.dense_pairs import DenseImage, DensePair, LabelTransferBenchmark
 from semcorr.data.mat_file import read_mat_structure
 from semcorr.data.record import image_size, require_root
 

@@ -20,9 +20,8 @@ from semcorr.core.interfaces import SiameseHead
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
-from semcorr.data.dense_pairs import DenseBatch, DenseBenchmark, DensePair
+from semcorr.data.dense_pairs import DenseBatch, DenseBenchmark, DensePair, LabelTransferBenchmark
 from semcorr.data.flow_file import read_flow
-from semcorr.data.label_transfer import LabelTransferBenchmark
 from semcorr.data.tss import REMEDY, TSS, read_foreground
 from semcorr.data.views import SquareFit
 from semcorr.engine.evaluation_only import EvaluationModule

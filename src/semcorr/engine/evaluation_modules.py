@@ -3,8 +3,8 @@
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import SiameseHead
 from semcorr.data.davis import DAVIS
+from semcorr.data.dense_pairs import LabelTransferBenchmark
 from semcorr.data.evaluation_only import EvaluationBenchmark
-from semcorr.data.label_transfer import LabelTransferBenchmark
 from semcorr.data.tapvid import TapVid
 from semcorr.data.tss import TSS
 from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule

@@ -88,7 +88,8 @@ class SegmentationModule(EvaluationModule):
                 predicted = mask
             else:
                 features, labels = (torch.stack(parts) for parts in zip(first, *earlier, strict=True))
-                cell_labels = propagate_labels(cells.values[0], features, labels, rule)
+                with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
+                    cell_labels = propagate_labels(cells.values[0], features, labels, rule)
                 earlier.append((cells.values[0], cell_labels))
                 predicted = masks_of_labels(cell_labels, fit, data.size, batch.size)
             propagated = time.perf_counter()
