@@ -1,5 +1,6 @@
 """DAVIS 2017: masks propagated through small videos, and the whole program on them."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -8,18 +9,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hydra.utils import get_object
 from lightning import Trainer
+from omegaconf import OmegaConf
 from patch_backbone import Patches
 from tiny_davis import drifting, still, write_davis
 
+from semcorr.cli.compose import OWN_PROTOCOL
 from semcorr.cli.errors import user_message
+from semcorr.cli.sweep.objective import NAMES, check_objective, select_number
+from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.davis import DAVIS
+from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.views import fit_to_square
+from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.segmentation import SegmentationModule, labels_of_cells, masks_of_labels
 from semcorr.evaluate import evaluate
 from semcorr.matching.readouts import argmax
+from semcorr.metrics.sections import HEADLINES
 from semcorr.metrics.segmentation import boundary_accuracy, region_similarity
 from semcorr.models.heads.cosine import Cosine
 
@@ -122,6 +131,8 @@ def test_a_run_leaves_config_metrics_table_and_picture(config, tmp_path, capsys)
         by_object.setdefault((row["video"], row["object"]), []).append(row["J"])
     mean = np.mean([np.mean(values) for values in by_object.values()])
     assert metrics["segmentation"]["J"] == pytest.approx(mean, abs=1e-12)
+    for name in NAMES["segmentation"]:  # an objective may be any of them
+        select_number(metrics, name)
     assert "test/JF" in (run / "metrics.csv").read_text()
     assert "J&F" in capsys.readouterr().out
 
@@ -133,6 +144,23 @@ def test_half_precision_agrees_but_for_rounding(config, tmp_path):
         for precision in ("32-true", "bf16-mixed")
     )
     assert half["segmentation"]["JF"] == pytest.approx(full["segmentation"]["JF"], abs=0.05)
+
+
+def test_objectives_of_masks_are_known_before_anything_runs():
+    for name in ("segmentation.JF", "video.drift.J", "labels.IoU", "flow.PCK"):
+        check_objective(name)
+    with pytest.raises(UserError, match=r"no number segmentation\.jf\. Did you mean segmentation\.JF"):
+        check_objective("segmentation.jf")
+
+
+def test_every_benchmark_without_pairs_of_keypoints_has_a_protocol_of_its_own():
+    """A checkpoint's protocol is not brought along to them."""
+    targets = {OmegaConf.load(path).get("_target_") for path in (conf_dir() / "data").glob("*.yaml")} - {None}
+    classes = {target: get_object(target) for target in targets}
+    assert {*OWN_PROTOCOL} == {
+        target for target, each in classes.items() if inspect.isclass(each) and issubclass(each, EvaluationBenchmark)
+    }
+    assert {each.section for target, each in classes.items() if target in OWN_PROTOCOL} == {*HEADLINES}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from patch_backbone import Patches
 from tiny_dense import CELL, write_caltech, write_tss
 
 from semcorr.cli.errors import user_message
+from semcorr.cli.sweep.objective import NAMES, select_number
 from semcorr.data.caltech101 import Caltech101
 from semcorr.data.tss import TSS
 from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule
@@ -95,6 +96,8 @@ def test_a_run_leaves_config_metrics_and_table(config, tmp_path, capsys, name, w
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.json", "metrics.csv", "pairs.parquet"}
     assert json.loads((run / "metrics.json").read_text()) == metrics
     assert (metrics["pairs"], metrics["split"], metrics["protocol"]) == (pairs, f"{name} test", name)
+    for objective in NAMES[section]:
+        select_number(metrics, objective)
     table = pq.read_table(run / "pairs.parquet")
     assert table.num_rows == pairs
     for key, value in metrics[section].items():

@@ -24,6 +24,7 @@ def flow_pck(
     Taniai et al. 2016 evaluate the foreground, and call right an endpoint error below 5 pixels in images resized to a
     longer side of 100: that is `threshold` = 0.05 of the longer side, in any pixels.
 
+    >>> import torch
     >>> predicted, truth = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
     >>> predicted[0, :, 0] = torch.tensor([4.9, 5.0, 0.0])
     >>> flow_pck(predicted, truth, torch.tensor([[True, True, False]]), threshold=5)  # 5 is not below 5
@@ -44,6 +45,7 @@ def label_iou(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> f
     With one label it is the intersection over union of the foreground. Weights are those by which parts are scored on
     PASCAL-Parts.
 
+    >>> import torch
     >>> truth = torch.tensor([[1, 1, 2, 0]], dtype=torch.uint8)
     >>> label_iou(torch.tensor([[1, 0, 2, 2]], dtype=torch.uint8), truth)  # (2 * 1/2 + 1 * 1/2) / 3
     0.5
