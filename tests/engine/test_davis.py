@@ -149,7 +149,7 @@ def test_half_precision_agrees_but_for_rounding(config, tmp_path):
 def test_objectives_of_masks_are_known_before_anything_runs():
     for name in ("segmentation.JF", "video.drift.J", "labels.IoU", "flow.PCK"):
         check_objective(name)
-    with pytest.raises(UserError, match=r"no number segmentation\.jf\. Did you mean segmentation\.JF"):
+    with pytest.raises(UserError, match=r"no number segmentation\.jf\. Did you mean segmentation"):
         check_objective("segmentation.jf")
 
 
