@@ -41,6 +41,28 @@ def test_labels_are_those_of_the_definition(neighbours, radius, values):
     )
 
 
+def released_propagation(target, sources, labels, topk, radius):
+    """The order of DINO's released script: all weights at once, a mask of the neighbourhood, a threshold, a product."""
+    _, h, w = target.shape
+    a, b = normalize(target.flatten(1), dim=0), normalize(sources.flatten(2), dim=1)
+    weights = torch.exp(torch.einsum("cm,tck->tkm", a, b) / 0.1)
+    near = torch.zeros(h, w, h, w)
+    for i in range(h):
+        for j in range(w):
+            near[i, j, max(0, i - radius) : i + radius + 1, max(0, j - radius) : j + radius + 1] = 1
+    weights = (weights * near.reshape(h * w, h * w).T).flatten(0, 1)
+    weights[weights < weights.topk(topk, dim=0).values.amin(0)] = 0
+    weights = weights / weights.sum(0, keepdim=True)
+    return (labels.transpose(0, 1).flatten(1) @ weights).unflatten(1, (h, w))
+
+
+@pytest.mark.parametrize(("topk", "radius"), [(5, 12), (5, 3), (10, 4)])
+def test_labels_are_those_of_the_released_script(topk, radius):
+    target, sources, labels = torch.randn(16, 12, 15), torch.randn(4, 16, 12, 15), torch.rand(4, 3, 12, 15)
+    moved = propagate_labels(target, sources, labels, PropagationRule(topk, radius), values=20_000)
+    assert torch.allclose(moved, released_propagation(target, sources, labels, topk, radius), atol=1e-5)
+
+
 def test_a_label_moves_no_further_than_the_radius():
     """The only cell that resembles the target's lies two cells away."""
     target, sources = torch.full((2, 1, 5), 1.0), torch.full((1, 2, 1, 5), 1.0)
