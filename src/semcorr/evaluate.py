@@ -33,13 +33,12 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     Returns:
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
-    from semcorr.core.errors import UserError
-    from semcorr.data.tapvid import TapVid
+    from semcorr.data.evaluation_only import EvaluationBenchmark
     from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
     from semcorr.engine.callbacks import refuse_to_replace
     from semcorr.engine.checkpoints import load_trained
+    from semcorr.engine.evaluation_modules import build_evaluation_module
     from semcorr.engine.run_dir import refuse_other_run
-    from semcorr.engine.tracking import TrackingModule
     from semcorr.engine.trainer_options import check_processes
 
     check_processes(cfg.trainer)
@@ -53,13 +52,8 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     module.kap = cfg.kap
     module.pose.check(module.backbone, data)
     trainer = build_trainer(cfg, Path(cfg.run_dir))
-    if isinstance(data, TapVid) and module.backbone.needs_pair:
-        raise UserError(f"`data`: {module.backbone.name} sees images in pairs, which a video has not. Choose another")
-    if isinstance(data, TapVid) and (len(module.specs) > 1 or module.specs[0].protocol.name != "semcorr"):
-        raise UserError("`protocol`: TAP-Vid has its own. Leave `protocol` out, and give one read-out, by `localise`.")
-    if isinstance(data, TapVid):
-        cycle = data.cycle_threshold if data.occlusion == "cycle" else None
-        return score_and_save(cfg, trainer, TrackingModule(module, cycle), data)
+    if isinstance(data, EvaluationBenchmark):
+        return score_and_save(cfg, trainer, build_evaluation_module(module, data), data)
     return score_and_save(cfg, trainer, module, data, cache)
 
 

@@ -13,6 +13,10 @@ PCK = {"pck": {subset: {"image": {"0.1": 0.5}} for subset in ("all", "geo", "std
 TRACKS = {"tracking": {"delta_avg": 0.25, "OA": 0.75, "AJ": 0.125}, "split": "tapvid_davis test"}
 
 
+MASKS = {"segmentation": {"JF": 0.625, "J": 0.5, "F": 0.75, "J_recall": 0.375}, "split": "davis val"}
+FLOW = {"flow": {"PCK": 0.875}, "split": "tss test"}
+
+
 def outcome(root: Path, number: int, typed: str, metrics: dict | None, fault: int = 0) -> JobOutcome:
     folder = root / str(number)
     folder.mkdir()
@@ -33,6 +37,17 @@ def test_pairs_and_tracks_have_a_table_each(tmp_path, capfd, order):
     pairs, tracks = said[said.index("spair test") :], said[said.index("tapvid_davis test") :]
     assert "50.0" in pairs.partition("tapvid_davis test")[0]
     assert all(number in tracks for number in ("25.0", "75.0", "12.5"))
+
+
+def test_every_other_kind_of_scores_has_its_table(tmp_path, capfd):
+    jobs = [outcome(tmp_path, 0, "data=davis", MASKS), outcome(tmp_path, 1, "data=tss", FLOW)]
+
+    assert print_summary(jobs) == 0
+
+    masks, _, flow = capfd.readouterr().out.partition("tss")  # of the second title
+    assert all(number in masks for number in ("62.5", "50.0", "75.0"))
+    assert "37.5" not in masks
+    assert "87.5" in flow
 
 
 @pytest.mark.parametrize(("faults", "code"), [((0, 2), 2), ((1, 2), 1), ((0, 0), 0)])

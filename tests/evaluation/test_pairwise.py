@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import open_dict
 from pair_backbones import HalfMixed, Together
+from tiny_dense import write_caltech
+from tiny_tapvid import static, write
 
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_datamodule_and_module, build_trainer, build_training_parts, score_and_save
@@ -52,11 +53,23 @@ def test_training_gives_both_images_to_the_pair(config, tiny):
     assert not torch.equal(similarity, module.head(b, a, batch.source.keypoints))
 
 
-def test_a_video_has_no_pairs(config, tiny, monkeypatch):
-    cfg = config("evaluate", *tiny)
+def test_a_video_has_no_pairs(config, tmp_path):
+    root = write(tmp_path / "davis", still=static())
+    cfg = config("evaluate", "data=tapvid_davis", f"data.root={root}", "backbone=tiny", "trainer=cpu")
     with open_dict(cfg):
         cfg.backbone._target_ = f"{Together.__module__}.Together"
-    monkeypatch.setattr("semcorr.data.tapvid.TapVid", type(instantiate(cfg.data, size=64)))
 
     with pytest.raises(UserError, match="sees images in pairs, which a video has not"):
         evaluate(cfg)
+
+
+def test_pairs_whose_pixels_are_matched_are_seen_together(config, tmp_path):
+    root = write_caltech(tmp_path / "caltech")
+    line = ["data=caltech101", f"data.root={root}", "data.workers=0", "backbone=tiny", "trainer=cpu"]
+    plain = evaluate(config("evaluate", *line))
+    cfg = config("evaluate", *line, f"run_dir={tmp_path / 'together'}")
+    with open_dict(cfg):
+        cfg.backbone._target_ = f"{Together.__module__}.Together"
+    together = evaluate(cfg)
+    assert together["pairs"] == plain["pairs"] == 2
+    assert 0 < together["labels"]["IoU"] <= 1

@@ -28,7 +28,14 @@ BROUGHT = (
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
 
 
-TAPVID, PROTOCOL_READOUT = "semcorr.data.tapvid.TapVid", "semcorr.matching.readouts.ProtocolReadout"
+PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
+OWN_PROTOCOL = (  # benchmarks that have a protocol of their own
+    "semcorr.data.tapvid.TapVid",
+    "semcorr.data.davis.DAVIS",
+    "semcorr.data.tss.TSS",
+    "semcorr.data.caltech101.Caltech101",
+    "semcorr.data.pascal_parts.PascalParts",
+)
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
@@ -129,7 +136,7 @@ def merge_checkpoint_config(
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
     available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
     inherited = [key for key in available if key not in line_keys and "experiment" not in line_keys]
-    if "protocol" not in line_keys and cfg.data.get("_target_") == TAPVID:  # which has its own
+    if "protocol" not in line_keys and cfg.data.get("_target_") in OWN_PROTOCOL:
         own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
         inherited = [key for key in inherited if key not in ("protocol", *own_readout)]
     if "protocol" in line_keys:  # it has its own read-out, and the pixels it is defined on

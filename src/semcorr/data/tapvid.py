@@ -4,16 +4,15 @@ Points stay in the official frame, 256 x 256 with the corner at 0, until they ar
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -22,15 +21,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
-from semcorr.data.loaders import (
-    BatchSize,
-    encoding_batch_size,
-    num_loader_workers,
-    plan_loading,
-    require_enough_batches,
-    require_workers,
-    shard,
-)
+from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.record import require_root
 from semcorr.data.safe_pickle import load_arrays
 from semcorr.data.views import RESIZES, fit_to_square, render_square
@@ -177,7 +168,7 @@ def strided_queries(occluded: Bool[Tensor, "n t"]) -> TrackQueries:
 MODES: Mapping[str, Callable[[Tensor], TrackQueries]] = {"first": first_queries, "strided": strided_queries}
 
 
-class TapVid(LightningDataModule):
+class TapVid(EvaluationBenchmark):
     """The official pickle, `tapvid_davis.pkl`, in `root` or its sub-folder `tapvid_davis`.
 
     Args:
@@ -198,6 +189,7 @@ class TapVid(LightningDataModule):
 
     name = "tapvid_davis"
     splits = ("test",)
+    cases_name, section = "videos", "tracking"
     official: Mapping[str, int] = MappingProxyType({"videos": 30})
     recipe = DownloadRecipe(
         licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",
@@ -220,39 +212,24 @@ class TapVid(LightningDataModule):
         frames: int | str | None = SIDE,
         **training: Annotated[object, OptionsOf(PairDataModule)],
     ) -> None:
-        super().__init__()
-        choices = {"split": self.splits, "resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
-        for (key, allowed), value in zip(choices.items(), (split, resize, query, occlusion), strict=True):
+        super().__init__(root, size, split, resize, encode_batch, workers)
+        choices = {"resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
+        for (key, allowed), value in zip(choices.items(), (resize, query, occlusion), strict=True):
             if value not in allowed:
                 raise UserError(f"`data.{key}` must be one of {', '.join(allowed)}, got {value!r}")
         side = None if frames == "native" else frames
         if isinstance(side, str) or (side is not None and side < 1):
             raise UserError(f"`data.frames` must be a side in pixels or native, got {frames!r}")
-        if encode_batch is not None and encode_batch < 1:
-            raise UserError(f"`data.encode_batch` must be positive, got {encode_batch}")
-        require_workers(workers)
-        self.root, self.size, self.split, self.resize = Path(root), size, split, resize
-        self.encode_batch, self.workers, self.side = encode_batch, workers, side
-        self.query, self.occlusion, self.cycle_threshold = query, occlusion, cycle_threshold
+        self.side, self.query, self.occlusion, self.cycle_threshold = side, query, occlusion, cycle_threshold
         self.videos = cache(self._read)
 
-    def setup(self, stage: str) -> None:
-        """Read the pickle now, so that bad data is reported before anything runs."""
-        if stage != "test":
-            raise UserError(
-                f"`{self.name}` has nothing to train on. Train on another benchmark, for example data=spair, then "
-                f"python -m semcorr.evaluate checkpoint=RUN_DIR data={self.name}."
-            )
-        self.videos()
+    def cases(self, split: str) -> Sequence[VideoTracks]:
+        """Return the queries of every video, without pixels."""
+        return [self.tracks(name) for name in self.videos()]
 
-    def test_dataloader(self) -> DataLoader[VideoTracks]:
-        """Return the loader of this process's share of the videos: their queries, one video a batch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        names = list(self.videos())
-        videos = [[i] for i in range(len(names))]
-        require_enough_batches(videos, world)
-        tracks = [self.tracks(names[i]) for (i,) in shard(videos, rank, world)]
-        return DataLoader(cast(Dataset[VideoTracks], tracks), batch_size=None)  # any sequence serves as a data set
+    def check(self, split: str) -> None:
+        """Read the pickle; the backbone's size, on which the queries' geometry depends, is not known yet."""
+        self.videos()
 
     def tracks(self, name: str) -> VideoTracks:
         """Return a video's queries and their ground truth."""
@@ -264,15 +241,7 @@ class TapVid(LightningDataModule):
 
     def images(self, name: str) -> DataLoader[Tensor]:
         """Return a video's frames as the backbone sees them, in batches of `encode_batch`."""
-        dataset = FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize)
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        local = self.trainer.num_devices if self.trainer else 1
-        batch = BatchSize(encoding_batch_size(self.encode_batch, on_gpu), self.size)
-        workers = num_loader_workers(self.workers, on_gpu, local)
-        plan = plan_loading(batch, workers, self.workers is not None, local)
-        return DataLoader(
-            dataset, batch.images, num_workers=plan.workers, prefetch_factor=plan.prefetch, pin_memory=on_gpu
-        )
+        return self.loader(FrameDataset(self.videos()[name].frames, self.side, self.size, self.resize))
 
     def _read(self) -> dict[str, TapVidVideo]:
         require_root(self.root, "TAP-Vid-DAVIS", "Run `python -m semcorr.prepare tapvid_davis`, or give data.root=DIR.")

@@ -28,10 +28,11 @@ from semcorr.core.interfaces import Backbone
 from semcorr.core.terminal import Terminal, print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import BATCH_SIZE, PairDataModule
+from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.pose_variants import PoseVariant
-from semcorr.data.tapvid import TapVid
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
+from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes, require_logger_packages
 from semcorr.engine.module import CorrespondenceModule
@@ -48,7 +49,6 @@ from semcorr.engine.run_dir import (
 )
 from semcorr.engine.run_name import label_run
 from semcorr.engine.saved_config import CONFIG, escape_interpolations
-from semcorr.engine.tracking import TrackingModule, print_tracks, write_tracks
 from semcorr.engine.trainer_options import (
     LIGHTNING_ERRORS,
     check_numbers,
@@ -72,7 +72,7 @@ PROFILERS: dict[str, Callable[..., object]] = {
 }
 
 
-Benchmark = PairDataModule | TapVid
+Benchmark = PairDataModule | EvaluationBenchmark
 
 
 class TrainingParts(NamedTuple):
@@ -207,8 +207,13 @@ def resolve_batch_size(cfg: DictConfig) -> None:
 
 def benchmark_name(section: DictConfig) -> str | None:
     """Return the name of the benchmark that a section of the configuration builds; None if it cannot be imported."""
+    return getattr(find_benchmark(section), "name", None)
+
+
+def find_benchmark(section: DictConfig) -> object:
+    """Return the class of the benchmark that a section of the configuration builds; None if it cannot be imported."""
     try:
-        return getattr(_locate(section._target_), "name", None)
+        return _locate(section._target_)
     except ImportError:
         return None  # an error when it is built
 
@@ -405,7 +410,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
 def score_and_save(
     cfg: DictConfig,
     trainer: Trainer,
-    module: CorrespondenceModule | TrackingModule,
+    module: CorrespondenceModule | EvaluationModule,
     data: Benchmark,
     cache: SweepFeatureCache | None = None,
 ) -> JsonObject:
@@ -432,15 +437,14 @@ def score_and_save(
         with _redirect_scalars(folder, trainer), run_products(trainer):
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module.backbone, folder)
-        if isinstance(module, TrackingModule):
-            assert isinstance(data, TapVid)
-            metrics = write_tracks(module.result, data, folder)
+        if isinstance(module, EvaluationModule):
+            metrics = module.write_results(folder)
         else:
             assert isinstance(data, PairDataModule)
             metrics = write_results(module.result, data, folder, count_trained(module))
     log_summary(trainer.loggers, metrics, run_dir, trainer.global_step)
     finish_loggers(trainer.loggers)
-    print_table = print_tracks if isinstance(module, TrackingModule) else print_scores
+    print_table = module.print_scores if isinstance(module, EvaluationModule) else print_scores
     print_table(metrics, f"{metrics['split']}, {module.backbone.name}")
     print_line(f"Wrote {run_dir}: {', '.join(list_outputs(run_dir))}")
     return metrics

@@ -17,6 +17,7 @@ from semcorr.core.files import REASONS, part_path, write_error
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.engine.plain_yaml import read_plain_config
+from semcorr.metrics.sections import HEADLINES, PAIRS
 
 METRICS = "metrics.json"  # written last: a run is finished when it exists
 RESULTS = (
@@ -24,6 +25,9 @@ RESULTS = (
     "predictions.parquet",
     "matches.png",
     "tracks.png",
+    "masks.parquet",
+    "masks.png",
+    "pairs.parquet",
     "poses.parquet",
     "detections.parquet",
     "audit.json",
@@ -170,10 +174,10 @@ def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
     """Read a metrics.json; `remedy` ends the message of one that is damaged.
 
     Raises:
-        UserError: The file cannot be read, is no JSON, or holds no scores of pairs or tracks.
+        UserError: The file cannot be read, is no JSON, or holds no scores.
     """
     content = read_mapping(path, remedy)
-    scores = [content.get(key) for key in ("pck", "tracking") if key in content]
+    scores = [content.get(key) for key in (PAIRS, *HEADLINES) if key in content]
     if (
         len(scores) != 1
         or not isinstance(scores[0], dict)

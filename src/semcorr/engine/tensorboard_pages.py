@@ -9,6 +9,7 @@ from PIL import Image
 from semcorr.core.text_files import JsonMapping
 from semcorr.engine.run_dir import UNSCORED_SECTIONS, flatten_config
 from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.sections import HEADLINES
 
 
 def log_pictures(board: TensorBoardLogger, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
@@ -28,7 +29,12 @@ def log_hparams(board: TensorBoardLogger, metrics: JsonMapping, step: int) -> No
     scores = (
         {f"test/{subset}/pck@0.1": metrics["pck"][subset]["image"]["0.1"] for subset in SUBSETS}
         if "pck" in metrics
-        else {f"test/{name}": metrics["tracking"][name] for name in ("delta_avg", "OA", "AJ")}
+        else {
+            f"test/{name}": metrics[section][name]
+            for section, names in HEADLINES.items()
+            if section in metrics
+            for name in names
+        }
     )
     options = flatten_config({key: value for key, value in board.hparams.items() if key not in UNSCORED_SECTIONS})
     known = {name: value for name, value in scores.items() if value is not None}

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule
 from rich.table import Table
 from torch import Tensor
 
@@ -16,12 +15,12 @@ from semcorr.core.device import read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.finite import require_finite
-from semcorr.core.interfaces import Backbone
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
 from semcorr.data.views import to_unit
+from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.results import write_picture
 from semcorr.matching.batched import cell_stride
@@ -61,7 +60,7 @@ class TrackingResult(NamedTuple):
     seconds: dict[str, float]
 
 
-class TrackingModule(LightningModule):
+class TrackingModule(EvaluationModule):
     """A tracker of points, made of the backbone, head and read-out of a `CorrespondenceModule`; a batch is one video.
 
     Frames are matched independently: there is no motion model, and nothing is trained.
@@ -75,15 +74,10 @@ class TrackingModule(LightningModule):
     result: TrackingResult
 
     def __init__(self, matcher: CorrespondenceModule, cycle: float | None = None) -> None:
-        super().__init__()
-        self.matcher, self.cycle = matcher, cycle
+        super().__init__(matcher)
+        self.cycle = cycle
         self.tables: list[pa.Table] = []
         self.seconds = {"encode": 0.0, "match": 0.0}
-
-    @property
-    def backbone(self) -> Backbone:
-        """Backbone of the matcher."""
-        return self.matcher.backbone
 
     @property
     def _data(self) -> TapVid:
@@ -113,6 +107,14 @@ class TrackingModule(LightningModule):
         for key in ("delta_avg", "OA", "AJ"):
             if scores[key] is not None:
                 self.log(f"test/{key}", scores[key])
+
+    def write_results(self, run_dir: Path) -> JsonObject:
+        """Write metrics.json, predictions.parquet and tracks.png, and return the metrics."""
+        return write_tracks(self.result, self._data, run_dir)
+
+    def print_scores(self, metrics: JsonMapping, title: str) -> None:
+        """Print the three scores; see `print_tracks`."""
+        print_tracks(metrics, title)
 
     def track_video(self, maps: Float[Tensor, "t c h w"], batch: VideoTracks) -> pa.Table:
         """Track the queries of a video from its features, and return its rows."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semcorr.core.types import FeatureMap
-from semcorr.inference.dense import cell_centres
 from semcorr.inference.encoded import EncodedPicture
+from semcorr.matching.dense import cell_centres
 
 
 def foreground_cells(maps: FeatureMap, visible: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:

@@ -24,14 +24,7 @@ from semcorr.data.pictures import Picture, Source, load_picture
 from semcorr.data.views import to_unit
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import adapted_feature_origin
-from semcorr.inference.dense import (
-    APART,
-    cell_centres,
-    interpolate_matches,
-    pixel_grid,
-    sample_bilinear,
-    transfer_with_cycle_check,
-)
+from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
 from semcorr.inference.displayed import remember_picture
 from semcorr.inference.encoded import (
     EncodedPicture,
@@ -44,6 +37,7 @@ from semcorr.inference.encoded import (
 )
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
+from semcorr.matching.dense import APART, cell_centres, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts
 from semcorr.store.frozen import encode_images_alone
 

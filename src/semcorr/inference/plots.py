@@ -12,9 +12,10 @@ from torch.nn.functional import grid_sample, interpolate, normalize
 from semcorr.core.coords import to_unit, to_view
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
-from semcorr.inference.dense import pixel_grid, sample_bilinear, smooth_flow
+from semcorr.inference.dense import pixel_grid, smooth_flow
 from semcorr.inference.displayed import displayed_size
 from semcorr.inference.encoded import EncodedPicture, Flow, Match
+from semcorr.matching.dense import sample_bilinear
 from semcorr.models.backbones.features import joint_pca
 from semcorr.visualization.canvas import (
     EDGE,

@@ -89,7 +89,7 @@ def cosine_similarity(
 
 
 def multiply_batches(a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
-    """Multiply matrices; a batch of one as two matrices, the longer first, as a CPU multiplies them in a third less time.
+    """Multiply matrices; a batch of one as two matrices, the longer first, which takes a CPU a third less.
 
     The result of such a batch is transposed in memory.
     """

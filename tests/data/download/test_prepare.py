@@ -11,9 +11,12 @@ import pytest
 from tiny_ap10k import write_ap10k
 from tiny_archives import Server, listing, packed, serving
 from tiny_benchmarks import edit, write_spair, write_willow
+from tiny_davis import still, write_davis
+from tiny_dense import write_caltech, write_tss
 
 from semcorr import prepare
 from semcorr.data.ap10k import AP10K
+from semcorr.data.caltech101 import FOLDER, LIST
 from semcorr.data.download import http as fetch
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.proposal_flow import PFWillow
@@ -68,6 +71,40 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 def only_two(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other benchmarks' archives are not to be had here."""
     monkeypatch.setattr(prepare, "list_obtainable", lambda: {"pf_willow": PFWillow.recipe, "spair": SPair.recipe})
+
+
+@pytest.mark.parametrize("name", ["davis", "tss", "caltech101"])
+def test_benchmarks_without_keypoints_come_from_archives_that_one_has(typed, tmp_path, monkeypatch, capfd, name):
+    made = tmp_path / "made"
+    if name == "davis":
+        write_davis(write_davis(made, split="train", a=still()), split="val", b=still())
+    else:
+        {"tss": write_tss, "caltech101": write_caltech}[name](made)
+    archives = {
+        "davis": {"DAVIS-2017-trainval-480p.zip": lambda: packed_tree(made, "zip", "DAVIS/")},
+        "tss": {"TSS_CVPR2016.zip": lambda: packed_tree(made, "zip", "TSS_CVPR2016/")},
+        "caltech101": {
+            "101_ObjectCategories.tar.gz": lambda: packed_tree(made / FOLDER, "tar.gz", f"{FOLDER}/"),
+            LIST: (made / LIST).read_bytes,
+        },
+    }[name]
+    for file, pack in archives.items():
+        (tmp_path / file).write_bytes(pack())
+    given = " ".join(f"--archive {file}" for file in archives)
+
+    assert typed(f"{name} {given} --root here") == 1  # the counts are not the official ones, and nothing else is wrong
+
+    report = json.loads((tmp_path / "here/verify.json").read_text())
+    assert {check["what"] for check in report["checks"] if check["verdict"] != "ok"} == {
+        "videos" if name == "davis" else "pairs"
+    }
+    assert typed(f"{name} --verify --root here") == 1
+    assert f"{name} at here" in capfd.readouterr().out
+
+
+def test_what_has_no_archive_says_so(typed, capfd):
+    assert typed("pascal_parts") == 2
+    assert "`pascal_parts` has nothing to download" in capfd.readouterr().err
 
 
 # -- what it does --

@@ -2,16 +2,17 @@
 
 import difflib
 import math
+from itertools import chain
 
 from omegaconf import DictConfig
 
 from semcorr.cli.sweep.plan import JobOutcome, is_done, read_job_metrics
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.data.tapvid import TapVid
-from semcorr.engine.build import benchmark_name
+from semcorr.engine.build import find_benchmark
 from semcorr.engine.run_dir import flatten_config
 from semcorr.metrics.pck import ALPHAS, SUBSETS
+from semcorr.metrics.sections import PAIRS
 from semcorr.metrics.tracking import THRESHOLDS
 
 PCK_SECTIONS = ("pck", "category_mean", "dagger", "ceiling")
@@ -30,15 +31,32 @@ OF_TRACKS = (
     *(f"tracking.{name}.{pixels}" for name in ("delta", "jaccard") for pixels in THRESHOLDS),
     *("seconds.encode", "seconds.match"),
 )
-LATER = ("category.", "classes.", "protocols.", "read_outs.", "kap.", "pose.")  # names below depend on the benchmark
-LATER_OF_TRACKS = ("video.",)
+OF_MASKS = (
+    *(f"segmentation.{name}" for name in ("JF", "J", "J_recall", "J_decay", "F", "F_recall", "F_decay")),
+    *("objects", "frames", "videos", "seconds.encode", "seconds.propagate", "seconds.score"),
+)
+OF_DENSE = ("pairs", "seconds.encode", "seconds.match")
+NAMES = {  # by the section of the scores
+    PAIRS: OF_PAIRS,
+    "tracking": OF_TRACKS,
+    "segmentation": OF_MASKS,
+    "flow": ("flow.PCK", *OF_DENSE),
+    "labels": ("labels.LT_ACC", "labels.IoU", *OF_DENSE),
+}
+LATER = {  # beginnings of names that depend on the benchmark
+    PAIRS: ("category.", "classes.", "protocols.", "read_outs.", "kap.", "pose."),
+    "tracking": ("video.",),
+    "segmentation": ("video.",),
+    "flow": ("category.",),
+    "labels": ("category.",),
+}
 
 
 def check_objective(name: str) -> None:
     """Refuse the name of a number that no metrics.json has.
 
     Raises:
-        UserError: There is no such number, of pairs or of tracks.
+        UserError: There is no such number, whatever the benchmark.
 
     >>> check_objective("pck.all.image.0.1")
     >>> check_objective("pck.all.images.0.1")
@@ -46,20 +64,20 @@ def check_objective(name: str) -> None:
     semcorr.core.errors.UserError: `objective`: metrics.json has no number pck.all.images.0.1. Did you mean \
 pck.all.image.0.1 or pck.all.image.0.15?
     """
-    if not (is_name_of(name, tracks=False) or is_name_of(name, tracks=True)):
-        raise UserError(describe_absence(name, tuple(dict.fromkeys((*OF_PAIRS, *OF_TRACKS)))))
+    if not any(is_name_of(name, section) for section in NAMES):
+        raise UserError(describe_absence(name, tuple(dict.fromkeys(chain(*NAMES.values())))))
 
 
 def require_objective(cfg: DictConfig) -> None:
     """Refuse an `objective` that a job of a search will not have, before the first is run."""
-    tracks = benchmark_name(cfg.get("test") or cfg.data) == TapVid.name
-    if not is_name_of(cfg.objective, tracks):
-        raise UserError(describe_absence(cfg.objective, OF_TRACKS if tracks else OF_PAIRS))
+    section = getattr(find_benchmark(cfg.get("test") or cfg.data), "section", PAIRS)
+    if not is_name_of(cfg.objective, section):
+        raise UserError(describe_absence(cfg.objective, NAMES[section]))
 
 
-def is_name_of(name: str, tracks: bool) -> bool:
-    """Tell whether a number of this name may be among the scores of pairs, or of tracks."""
-    return name in (OF_TRACKS if tracks else OF_PAIRS) or name.startswith(LATER_OF_TRACKS if tracks else LATER)
+def is_name_of(name: str, section: str) -> bool:
+    """Tell whether a number of this name may be beside this section of scores."""
+    return name in NAMES[section] or name.startswith(LATER[section])
 
 
 def describe_absence(name: str, names: tuple[str, ...]) -> str:

@@ -12,10 +12,9 @@ from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping
 from semcorr.metrics.pck import SUBSETS
+from semcorr.metrics.sections import HEADLINES, PAIRS
 
 ALPHA = "0.1"
-PAIRS, TRACKING = "pck", "tracking"  # a metrics.json has one of them
-TRACKS = ("delta_avg", "OA", "AJ")
 SEED = "seed"
 
 
@@ -34,7 +33,7 @@ def print_summary(outcomes: Sequence[JobOutcome]) -> int:
         return _exit_code(failed)
     finished = [x for x in outcomes if not x.fault and is_done(x.job)]  # fast_dev_run leaves no scores
     if len(outcomes) > 1:
-        for kind in (PAIRS, TRACKING):
+        for kind in (PAIRS, *HEADLINES):
             if scored := [outcome for outcome in finished if kind in read_job_metrics(outcome.job)]:
                 Terminal().print(build_table(scored))
     for outcome in failed:
@@ -50,7 +49,7 @@ def build_table(outcomes: Sequence[JobOutcome]) -> Table:
     """Build a table of the overrides in which jobs differ, the trained parameters, and the scores in percent.
 
     Args:
-        outcomes: Jobs that are done, all scored on pairs or all on tracks.
+        outcomes: Jobs that are done, all with the same section of scores.
     """
     rows = group_seeds(
         (outcome.job.folder.name, outcome.job.overrides, read_job_metrics(outcome.job)) for outcome in outcomes
@@ -124,5 +123,6 @@ def _exit_code(failed: Sequence[JobOutcome]) -> int:
 def _select_scores(metrics: JsonMapping) -> dict[str, float | None]:
     """Select the scores of a metrics.json that the table shows."""
     if PAIRS not in metrics:
-        return {key: metrics[TRACKING][key] for key in TRACKS}
+        section = next(name for name in HEADLINES if name in metrics)
+        return {key: metrics[section][key] for key in HEADLINES[section]}
     return {subset: metrics[PAIRS][subset]["image"][ALPHA] for subset in SUBSETS}

@@ -18,6 +18,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.terminal import Stage, escape_controls
 from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry
+from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import measure_picture, stored_size
@@ -85,7 +86,7 @@ class VerificationReport(NamedTuple):
         }
 
 
-def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
+def verify_benchmark(data: PairDataModule | EvaluationBenchmark) -> VerificationReport:
     """Read every split of a benchmark and compare it with what was published.
 
     Raises:
@@ -93,6 +94,8 @@ def verify_benchmark(data: PairDataModule | TapVid) -> VerificationReport:
     """
     if isinstance(data, TapVid):
         return VerificationReport(data.name, str(data.root), tuple(check_videos(data.videos().values(), data.official)))
+    if isinstance(data, EvaluationBenchmark):
+        return VerificationReport(data.name, str(data.root), tuple(check_counts(data)))
     checks: list[VerificationCheck] = []
     rows: dict[str, Sequence[PairListEntry]] = {}
     for split in data.splits:
@@ -195,6 +198,19 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
         _note("images that EXIF would turn (it is not applied)", "all", turned),
         _note("images with keypoints outside", "all", outside),
         _note("images with keypoints outside the box", "all", unboxed),
+    ]
+
+
+def check_counts(data: EvaluationBenchmark) -> list[VerificationCheck]:
+    """Check what a benchmark without pairs of keypoints has in each split.
+
+    Raises:
+        UserError: A split cannot be read.
+    """
+    return [
+        _compare_count(what, split, found, data.official.get(f"{what}, {split}"))
+        for split in data.splits
+        for what, found in data.count(split).items()
     ]
 
 

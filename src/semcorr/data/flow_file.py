@@ -1,0 +1,40 @@
+"""Reading of Middlebury's .flo files: two floats for every pixel, the displacement to its match."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.errors import UserError
+from semcorr.core.text_files import read_content
+
+MAGIC = b"PIEH"  # 202021.25 as a float, by which its writers check the order of bytes
+HEADER = struct.Struct("<4sii")  # magic, width, height
+UNKNOWN = 1e9  # values above it are no displacement
+
+
+def read_flow(path: Path, remedy: str) -> tuple[Float[Tensor, "h w 2"], Bool[Tensor, "h w"]]:
+    """Read a flow, and which of its pixels have one; the flow of the others is 0.
+
+    Raises:
+        UserError: The file is absent, no .flo file, or of another length than its size says.
+    """
+    content = read_content(path, remedy)
+    magic, width, height = HEADER.unpack_from(content) if len(content) >= HEADER.size else (b"", 0, 0)
+    if magic != MAGIC:
+        raise UserError(f"{path} is no .flo file: it does not begin with {MAGIC.decode()}. {remedy}")
+    if width < 1 or height < 1 or len(content) != HEADER.size + 8 * width * height:
+        raise UserError(f"{path} says {width} x {height} pixels and has {len(content)} bytes. {remedy}")
+    values = torch.from_numpy(np.frombuffer(content, "<f4", offset=HEADER.size).astype(np.float32))
+    flow = values.view(height, width, 2)
+    known = (flow.abs() <= UNKNOWN).all(-1)  # false for NaN, too
+    return torch.where(known[..., None], flow, 0.0), known
+
+
+def read_flow_size(path: Path, remedy: str) -> tuple[int, int]:
+    """Return the width and height of a flow, read and checked."""
+    flow, _ = read_flow(path, remedy)
+    return flow.shape[1], flow.shape[0]

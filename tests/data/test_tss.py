@@ -1,0 +1,117 @@
+"""TSS: the official tree, the published list, .flo files, and what is refused."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_dense import write_flow, write_tss, write_tss_pair
+
+from semcorr.core.errors import UserError
+from semcorr.data.download.verify import verify_benchmark
+from semcorr.data.flow_file import read_flow
+from semcorr.data.tss import TSS, read_foreground
+
+
+def tss(root, **options) -> TSS:
+    return TSS(root=str(root), size=96, workers=0, **options)
+
+
+@pytest.mark.parametrize("folder", [".", "TSS_CVPR2016"])
+def test_both_directions_of_every_folder_are_pairs(tmp_path, folder):
+    write_tss(tmp_path / folder)
+    pairs = tss(tmp_path).cases("test")
+    assert [(pair.name, pair.category) for pair in pairs] == [
+        ("FG3DCar/car_001/1", "FG3DCar"), ("FG3DCar/car_001/2", "FG3DCar"), ("JODS/horse_1_2/1", "JODS"),
+        ("JODS/horse_1_2/2", "JODS"), ("PASCAL/bus/3/1", "PASCAL"), ("PASCAL/bus/3/2", "PASCAL"),
+    ]  # fmt: skip
+    second = pairs[1]
+    assert (second.source.path.name, second.target.path.name) == ("image2.png", "image1.png")
+    assert (second.truth.flow.name, second.truth.mask.name) == ("flow2.flo", "mask2.png")
+
+
+def test_the_image_that_a_flow_leads_into_is_mirrored_where_the_flag_says_so(tmp_path):
+    pairs = tss(write_tss(tmp_path)).cases("test")
+    assert [pair.target.mirrored for pair in pairs] == [False] * 4 + [True] * 2
+    assert not any(pair.source.mirrored for pair in pairs)
+
+
+def test_the_published_list_names_the_flow_s_image_second(tmp_path):
+    write_tss(tmp_path)
+    rows = [
+        "source_image,target_image,flow_direction,flip_img_A,category",
+        "PASCAL/bus/3/image2.png,PASCAL/bus/3/image1.png,1,1,6",
+        "FG3DCar/car_001/image1.png,FG3DCar/car_001/image2.png,2,0,1",
+    ]
+    (tmp_path / "test_pairs_tss.csv").write_text("\n".join(rows))
+    pairs = tss(tmp_path, pairs="test_pairs_tss.csv").cases("test")
+    assert pairs == [tss(tmp_path).cases("test")[i] for i in (4, 1)]
+
+
+@pytest.mark.parametrize(
+    "row", ["FG3DCar/car_001/image1.png,FG3DCar/car_001/image2.png,1,0,1", "a/image2.png,b/image1.png,1,0,1"]
+)
+def test_a_list_that_says_it_otherwise_is_refused(tmp_path, row):
+    write_tss(tmp_path)
+    (tmp_path / "l.csv").write_text(f"source_image,target_image,flow_direction,flip_img_A,category\n{row}\n")
+    with pytest.raises(UserError, match=r"line 2: a flow of direction 1 begins in image1\.png"):
+        tss(tmp_path, pairs="l.csv").setup("test")
+
+
+def test_a_flow_is_read_row_by_row_and_unknown_above_a_billion(tmp_path):
+    flow = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    flow[0, 0] = [1e10, 1e10]
+    flow[1, 2, 1] = np.nan
+    write_flow(tmp_path / "a.flo", flow)
+    values, known = read_flow(tmp_path / "a.flo", "Mend it.")
+    assert known.tolist() == [[False, True, True], [True, True, False]]
+    assert torch.equal(values[known], torch.from_numpy(flow)[known])
+    assert not values[~known].any()
+
+
+def test_a_foreground_is_what_is_not_black(tmp_path):
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255], [0, 0, 255]]], np.uint8)).save(tmp_path / "colour.png")
+    for name in ("grey", "colour"):
+        assert read_foreground(tmp_path / f"{name}.png", (3, 1)).tolist() == [[False, True, True]]
+
+
+def test_it_is_counted_in_pairs_and_flows(tmp_path):
+    checks = {check.what: check for check in verify_benchmark(tss(write_tss(tmp_path))).checks}
+    assert (checks["pairs"].found, checks["pairs"].official, checks["flows"].found) == (3, 400, 6)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("flow1.flo", b"", r"flow1\.flo is no \.flo file: it does not begin with PIEH"),
+        ("flow1.flo", b"PIEH" + struct.pack("<ii", 96, 96), r"flow1\.flo says 96 x 96 pixels and has 12 bytes"),
+        ("flow1.flo", b"PIEH" + struct.pack("<ii", -1, 2**30), "says -1 x 1073741824 pixels"),
+        ("flow1.flo", b"PIEH" + struct.pack("<ii4f", 2, 1, 0, 0, 0, 0), r"is 2 x 1 pixels, image1\.png 96 x 96"),
+        ("flip_gt.txt", b"2", "must hold 0 or 1, got '2'"),
+        ("flip_gt.txt", None, r"flip_gt\.txt does not exist"),
+        ("mask2.png", None, r"mask2\.png does not exist"),
+        ("image2.png", b"no", r"image2\.png is damaged"),
+    ],
+)
+def test_damage_is_told_before_anything_runs(tmp_path, file, content, told):
+    folder = tmp_path / "FG3DCar" / "a"
+    write_tss_pair(folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        tss(tmp_path).setup("test")
+
+
+def test_another_folder_and_an_empty_one_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds neither FG3DCar nor TSS_CVPR2016/FG3DCar"):
+        tss(tmp_path).setup("test")
+    (tmp_path / "FG3DCar").mkdir()
+    with pytest.raises(UserError, match="holds no pair of tss"):
+        tss(tmp_path).setup("test")
+    with pytest.raises(UserError, match=r"semcorr\.prepare tss"):
+        tss(tmp_path / "nowhere").setup("test")
+    with pytest.raises(UserError, match=r"`data\.extent` must be one of source, target, got 'box'"):
+        tss(tmp_path, extent="box")
