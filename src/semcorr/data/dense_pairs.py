@@ -81,8 +81,15 @@ class DenseBenchmark(EvaluationBenchmark):
     def test_dataloader(self) -> DataLoader[DenseBatch]:
         """Return the loader of this process's share of the pairs, one a batch."""
         images = DensePairImages(self.own_cases(), self.size, self.resize)
-        options = self.loader_options(2)
-        return DataLoader(images, batch_size=None, collate_fn=keep_case, pin_memory=self.on_gpu, **options)
+        plan = self.plan_loading(2)
+        return DataLoader(
+            images,
+            batch_size=None,
+            num_workers=plan.workers,
+            prefetch_factor=plan.prefetch,
+            collate_fn=keep_case,
+            pin_memory=self.on_gpu,
+        )
 
     def _checked_pairs(self, split: str) -> list[DensePair]:
         pairs = self.read_pairs(split)

@@ -15,6 +15,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.loaders import (
     BatchSize,
+    LoaderPlan,
     encoding_batch_size,
     num_loader_workers,
     plan_loading,
@@ -113,14 +114,16 @@ class EvaluationBenchmark(LightningDataModule, ABC):
     def loader(self, images: Dataset[Tensor]) -> DataLoader[Tensor]:
         """Return a loader of images as the backbone sees them, in batches of `encode_batch`."""
         at_once = encoding_batch_size(self.encode_batch, self.on_gpu)
-        return DataLoader(images, at_once, pin_memory=self.on_gpu, **self.loader_options(at_once))
+        plan = self.plan_loading(at_once)
+        return DataLoader(
+            images, at_once, num_workers=plan.workers, prefetch_factor=plan.prefetch, pin_memory=self.on_gpu
+        )
 
-    def loader_options(self, images: int) -> dict[str, int | None]:
-        """Choose the options of a loader of batches of so many images, by what shared memory has room for."""
+    def plan_loading(self, images: int) -> LoaderPlan:
+        """Choose the loader processes for batches of so many images, by what shared memory has room for."""
         local = self.trainer.num_devices if self.trainer else 1
         workers = num_loader_workers(self.workers, self.on_gpu, local)
-        plan = plan_loading(BatchSize(images, self.size), workers, self.workers is not None, local)
-        return {"num_workers": plan.workers, "prefetch_factor": plan.prefetch}
+        return plan_loading(BatchSize(images, self.size), workers, self.workers is not None, local)
 
 
 def keep_case(case: Any) -> Any:
