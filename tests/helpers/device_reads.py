@@ -18,18 +18,18 @@ from standin_device import NAME, WAITS, register_device
 if __name__ == "__main__":  # not where pytest looks here for examples, whose process would have the device for good
     register_device()
 
-import torch  # noqa: E402 - with the device known
-from hydra import compose, initialize_config_dir  # noqa: E402
-from lightning import Callback  # noqa: E402
-from lightning.pytorch.accelerators import Accelerator  # noqa: E402
-from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
-from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+import torch  # with the device known
+from hydra import compose, initialize_config_dir
+from lightning import Callback
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import DictConfig
 
-from semcorr.cli.compose import expand_list_overrides  # noqa: E402
-from semcorr.engine.build import build_trainer  # noqa: E402
-from semcorr.engine.known_targets import conf_dir  # noqa: E402
-from semcorr.train import build_training  # noqa: E402
+from semcorr.cli.compose import expand_list_overrides
+from semcorr.engine.build import build_trainer
+from semcorr.engine.known_targets import conf_dir
+from semcorr.train import build_training
 
 QUICK = ["data=synthetic", "backbone=tiny", "trainer=cpu", "data.workers=0", "data.steps=2", "data.batch_size=2",
          "trainer.val_check_interval=null", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1",
