@@ -29,6 +29,7 @@ assert mean.compute() == 2
 """
 
 COMPILER = """
+import inspect
 import sys
 import torch
 from torch import nn
@@ -45,6 +46,8 @@ with postpone_compiler():
     optimizer.zero_grad(); optimizer.step()
     assert names() == {"torch._dynamo", "torch._dynamo.utils"}
     assert twice(3) == 6 and not isinstance(nn.Identity(), OptimizedModule)
+    inspect.getmodule(sys._getframe())  # it asks all modules for their files, as registering an operation does
+    assert names() == {"torch._dynamo", "torch._dynamo.utils"}
 assert not names() and not any("late_imports" in type(finder).__module__ for finder in sys.meta_path)
 assert twice(3) == 6 and not isinstance(nn.Identity(), OptimizedModule) and not names()
 

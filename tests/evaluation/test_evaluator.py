@@ -111,7 +111,7 @@ def test_each_image_is_encoded_once(config, tiny):
     cfg = config("evaluate", *tiny)
     module, data = build_datamodule_and_module(cfg)
     seen: list[torch.Tensor] = []
-    module.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module.backbone.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 
     _trainer().test(module, datamodule=data, verbose=False)
 

@@ -15,20 +15,21 @@ from pathlib import Path
 from repository import SMALL
 from standin_device import NAME, WAITS, register_device
 
-DEVICE = register_device()
+if __name__ == "__main__":  # not where pytest looks here for examples, whose process would have the device for good
+    register_device()
 
-import torch  # noqa: E402 - with the device known
-from hydra import compose, initialize_config_dir  # noqa: E402
-from lightning import Callback  # noqa: E402
-from lightning.pytorch.accelerators import Accelerator  # noqa: E402
-from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
-from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+import torch  # with the device known
+from hydra import compose, initialize_config_dir
+from lightning import Callback
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import DictConfig
 
-from semcorr.cli.compose import expand_list_overrides  # noqa: E402
-from semcorr.engine.build import build_trainer  # noqa: E402
-from semcorr.engine.known_targets import conf_dir  # noqa: E402
-from semcorr.train import build_training  # noqa: E402
+from semcorr.cli.compose import expand_list_overrides
+from semcorr.engine.build import build_trainer
+from semcorr.engine.known_targets import conf_dir
+from semcorr.train import build_training
 
 QUICK = ["data=synthetic", "backbone=tiny", "trainer=cpu", "data.workers=0", "data.steps=2", "data.batch_size=2",
          "trainer.val_check_interval=null", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1",
@@ -50,7 +51,7 @@ class StandinAccelerator(Accelerator):
 
     @staticmethod
     def get_parallel_devices(devices: object) -> list[torch.device]:
-        return [DEVICE]
+        return [torch.device(NAME, 0)]
 
     @staticmethod
     def auto_device_count() -> int:
@@ -107,7 +108,7 @@ def run_case(root: str, case: str) -> dict:
         try:
             cfg = compose_config(Path(folder), root, case)
             module, data, scored = build_training(cfg)
-            strategy = SingleDeviceStrategy(DEVICE, accelerator=StandinAccelerator())
+            strategy = SingleDeviceStrategy(torch.device(NAME, 0), accelerator=StandinAccelerator())
             options = {"strategy": strategy, "accelerator": "auto", "precision": None}
             trainer = build_trainer(cfg, Path(folder), callbacks=[recorder], **options)
             trainer.strategy.precision_plugin = MixedPrecision("bf16-mixed", NAME)

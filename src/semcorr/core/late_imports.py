@@ -59,7 +59,7 @@ class _CompilerModule(ModuleType):
     """A stand-in of a module of the compiler, which is loaded for what the stand-in does not hold."""
 
     def __getattr__(self, name: str) -> object:
-        if name == "__path__":  # which `from` asks of every module; those that have one have it set
+        if name.startswith("__"):  # `from` asks any module for `__path__`, `inspect` all of them for `__file__`
             raise AttributeError(name)
         return getattr(load_compiler(self.__name__), name)
 

@@ -118,7 +118,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
         self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
-        self.step_watch = StepWatch()
+        self.step_watch, self.shows_each_loss = StepWatch(), False
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Set the mode of the trainable parts; frozen parts stay in eval mode."""
@@ -159,9 +159,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         terms = loss_terms(self.loss, inputs)
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
-        bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
-        prog_bar = bar is not None and not isinstance(bar, TrainingProgressBar)
-        self.log(LOSS, loss, prog_bar=prog_bar, batch_size=len(inputs.mask))
+        self.log(LOSS, loss, prog_bar=self.shows_each_loss, batch_size=len(inputs.mask))
         return loss
 
     def on_train_start(self) -> None:
@@ -182,6 +180,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
         self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
+        bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
+        self.shows_each_loss = bar is not None and not isinstance(bar, TrainingProgressBar)
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         """Record the gradients, which must be finite; with a scaled loss, the scaler skips steps where they are not."""

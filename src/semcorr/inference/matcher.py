@@ -151,7 +151,7 @@ class Matcher:
             ]
         if backbone.joint:
             with self.autocast():
-                values = encode_images_alone(backbone, torch.stack(squares).to(self.device))
+                values = encode_images_alone(backbone, to_unit(torch.stack(squares).to(self.device)))
             require_finite(adapted_feature_origin(self.module), names, values, REMEDY)
             return [
                 EncodedPicture(

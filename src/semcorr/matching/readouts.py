@@ -42,7 +42,8 @@ def find_peak(similarity: Float[Tensor, "b n h w"]) -> Peak:
     Peak(x=tensor([[1]]), y=tensor([[0]]), score=tensor([[0.9000]]), buffer=None)
     """
     flat, w = similarity.flatten(2), similarity.shape[-1]
-    if similarity.device.type == "cpu" and similarity.dtype in (torch.float32, torch.float64):
+    plain = type(similarity) is Tensor  # others may have no values, as where a program is traced
+    if plain and similarity.device.type == "cpu" and similarity.dtype in (torch.float32, torch.float64):
         # PyTorch's `max` and `argmax` compare value by value, nine times as long
         index = torch.from_numpy(np.argmax(flat.detach().numpy(), axis=-1))
     else:
