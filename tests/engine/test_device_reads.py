@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from inspect import isbuiltin
 from itertools import cycle, product
 from pathlib import Path
 
 import pytest
+import torch
 
 from semcorr.engine.known_targets import conf_dir
 
@@ -76,6 +78,13 @@ def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
 @pytest.mark.slow
 def test_no_step_waits_whatever_head_is_tuned_in_whatever_way(creatures, tmp_path):
     assert_waits(creatures, tmp_path, [line(*pair) for pair in product(HEADS, WAYS) if pair not in PAIRED])
+
+
+def test_the_stand_in_stays_out_of_the_process_that_looks_for_examples_in_its_program():
+    """There PyTorch would no longer make tensors on the device of a context, nor transformers its weights."""
+    import device_reads  # noqa: F401 # as pytest's doctests do
+
+    assert isbuiltin(torch.tensor)
 
 
 def test_the_stand_in_notices_what_a_gpu_would_wait_for_or_refuse():
