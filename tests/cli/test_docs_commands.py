@@ -2,19 +2,17 @@
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import pytest
 import torch
 import typer
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from pages import PAGES, blocks, name_of, typed_lines
 from repository import ROOT
+from typed_jobs import list_jobs, split_verb
 
 from semcorr.__main__ import HYDRA_VERBS, VERBS, _load_app
-from semcorr.cli.compose import expand_list_overrides, register_readouts
+from semcorr.cli.compose import register_readouts
 from semcorr.cli.hydra_app import check_run
 from semcorr.cli.typed_line import check_line
 from semcorr.cli.verb_line import check_words
@@ -29,48 +27,15 @@ PYTHON = list(dict.fromkeys((name_of(page), text) for page in PAGES for text in 
 WRITTEN_BY_READERS = re.compile(r"\b(vgg16|linear|(test_)?cub|my_\w+|my\.Head)\b")
 
 
-def split_verb(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The verb of a line and what follows it; None if the line runs another program."""
-    words = [*words[1:]] if words[0] == "time" else [*words]
-    if words[0] == "semcorr":
-        return words[1], words[2:]
-    if words[:2] == ["python", "-m"] and words[2].startswith("semcorr."):
-        return words[2].removeprefix("semcorr."), words[3:]
-    if words[:2] == ["python", "scripts/pose_prediction.py"]:  # takes the settings of evaluate
-        return "evaluate", words[2:]
-    return None
-
-
 VERB_LINES = [(line.page, *found) for line in LINES if (found := split_verb(line.words))]
-SETTINGS = [(page, verb, words) for page, verb, words in VERB_LINES if verb in HYDRA_VERBS]
+COMPOSED = "docs/methods.md"  # test_docs_methods.py composes its lines, every one of them
+SETTINGS = [(page, verb, words) for page, verb, words in VERB_LINES if verb in HYDRA_VERBS and page != COMPOSED]
 FLAGS = [(page, verb, words) for page, verb, words in VERB_LINES if verb not in HYDRA_VERBS]
 OTHERS = [line for line in LINES if split_verb(line.words) is None]
 
 
 def describe(value: object) -> str:
     return " ".join(value) if isinstance(value, list | tuple) else str(value)
-
-
-def swept_values(override: Override) -> list[str]:
-    """The settings that a sweep makes of one: each of its choices, both ends of an interval or a range."""
-    key = override.get_key_element()
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if override.is_choice_sweep():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    ends = override.value()
-    values = (getattr(ends, "start", None), getattr(ends, "end", getattr(ends, "stop", None)))
-    return [f"{key}={value:g}" for value in values]
-
-
-def list_jobs(settings: Sequence[str]) -> Iterator[list[str]]:
-    """The first job of a line, and one more for each other value of a setting."""
-    overrides = OverridesParser.create().parse_overrides(expand_list_overrides(settings))
-    values = [swept_values(override) for override in overrides]
-    first = [each[0] for each in values]
-    yield first
-    for i, each in enumerate(values):
-        yield from ([*first[:i], other, *first[i + 1 :]] for other in each[1:])
 
 
 @pytest.mark.sampled(4)

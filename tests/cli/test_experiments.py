@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from repository import ROOT
+from tiny_training import shrink_training
 
 from semcorr.cli.compose import expand_list_overrides
 from semcorr.engine.known_targets import conf_dir
@@ -22,14 +23,6 @@ NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in F
 TABLES = [name for name in NAMES if name.startswith("tables/")]
 SWEEPS = [name for name in NAMES if name.startswith("sweep_") or (name in TABLES and name != "tables/geo_aware_1")]
 COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`\n]*)"
-SMALLER = {  # where an experiment names what only fits a large backbone
-    "geo_aware/released": ["loss.trained_grid=4"],
-    "marco": ["finetune.blocks=2", "finetune.width=8"],
-    "heads/wide": ["backbone.layers=[2,3]"],
-    "heads/pose_variant": ["backbone.layers=[2,3]"],
-}
-NARROW = ["head.out=32", "head.width=8", "head.groups=4"]  # of GeoAware-SC's head, whoever has it
-
 QUICK_TABLES = {"tables/unified_5", "tables/geo_aware_1", "tables/geo_aware_2", "tables/course_1"}  # the rest is slow
 
 
@@ -179,11 +172,7 @@ def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
 @experiments
 def test_it_trains_on_tiny_parts(config, tiny, name):
     plain = config("train", f"experiment={name}", *tiny)
-    line = [*tiny, *SMALLER.get(name, []), "backbone.size=32", "data.batch_size=2", "trainer.fast_dev_run=true"]
-    line += NARROW if plain.head._target_.endswith("Aggregation") else []
-    line += ["~backbone.components"] if "components" in plain.backbone else []  # tiny has none
-
-    scores = train(config("train", f"experiment={name}", *line))
+    scores = train(config("train", f"experiment={name}", *shrink_training(plain, name, tiny)))
 
     assert scores["pairs"] == 2  # those a fast_dev_run looks at
     trained = plain.finetune.blocks != 0 or not plain.head._target_.endswith("Cosine")
