@@ -64,7 +64,7 @@ def test_a_formulas_file_builds_what_it_is_called_with_the_defaults_of_its_class
     backbone = instantiate(composed(name))
 
     assert backbone.name == name
-    assert (backbone.size, backbone.stride, backbone.window) == (320, 8, 32)
+    assert (backbone.size, backbone.stride, backbone.window) == (320, 8, 96)
     assert backbone.sha256 == type(backbone)(size=320).sha256
     assert instantiate(composed(name, "backbone.grid=30")).size == 240
 

@@ -41,7 +41,7 @@ class HandCrafted(Backbone, ABC):
     pairwise = False
 
     @check_arguments("backbone")
-    def __init__(self, size: int | None, grid: int | None = None, stride: Stride = 8, window: Window = 32) -> None:
+    def __init__(self, size: int | None, grid: int | None = None, stride: Stride = 8, window: Window = 96) -> None:
         super().__init__()
         self.stride, self.window, self.widths = stride, window, [self.channels]
         self.size = CellGrid(stride, stride).side(self.name, size, grid)
