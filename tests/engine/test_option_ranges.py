@@ -55,7 +55,7 @@ def features() -> FeatureMap:
 
 
 def works_backbone(node: dict[str, Any]) -> list[torch.Tensor]:
-    made = instantiate(node, pretrained=False)
+    made = instantiate(node | {"pretrained": False} if "pretrained" in node else node)
     return [made(torch.rand(1, 3, made.size, made.size)).values] if made.size <= 320 else []
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from semcorr.core.interfaces import Backbone
 from semcorr.models.backbones.efficientnet_lite0 import EfficientNetLite0
+from semcorr.models.backbones.handcrafted import DAISY, HOG, SIFT
 from semcorr.models.backbones.segment_anything import SegmentAnything
 from semcorr.models.backbones.squeezenet import SqueezeNet
 from semcorr.models.backbones.timm_model import TimmModel
@@ -109,5 +110,10 @@ PROMISES = {
     "hf_convnext": Promise(
         *(hf_convnext, 32, 16, 3, False), several=(1, 2), whole=lambda: hf_convnext(layers=[-1]).model
     ),
+}
+FORMULAS = {  # without weights: what is asked of files, blocks and tuning does not concern them
+    "sift": Promise(lambda **options: SIFT(**({"size": 64} | options)), channels=128, stride=8, blocks=0, norm=False),
+    "hog": Promise(lambda **options: HOG(**({"size": 64} | options)), channels=324, stride=8, blocks=0, norm=False),
+    "daisy": Promise(lambda **options: DAISY(**({"size": 64} | options)), channels=200, stride=8, blocks=0, norm=False),
 }
 IMAGE = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -125,6 +125,8 @@ def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
     parts = {name: part for name, part in backbone.named_children() if next(part.parameters(), None) is not None}
     for name in [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]:
         parts |= {f"{name}.{i}": part for i, part in parts.pop(name).named_children()}
+    if not parts:
+        raise UserError(f"{backbone.name} has no weights, so no file holds them. Try --format onnx.")
     if len(parts) != 1:
         raise UserError(
             f"{backbone.name} is made of several networks ({', '.join(parts)}), which no one file of weights holds. "

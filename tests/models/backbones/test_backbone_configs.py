@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from backbone_cases import FORMULAS
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from repository import ROOT
@@ -14,7 +15,7 @@ from semcorr.models.backbones.sequential import SequentialBackbone
 FOLDER = ROOT / "conf"
 OTHERS = {"timm", "transformers", "tiny", "squeezenet", "efficientnet_lite0"}  # without a name, or not timm's
 NAMES = sorted(file.stem for file in (FOLDER / "backbone").glob("*.yaml"))
-NAMES = [name for name in NAMES if name not in OTHERS and not name.startswith(("sd", "fuse"))]
+NAMES = [name for name in NAMES if name not in OTHERS | FORMULAS.keys() and not name.startswith(("sd", "fuse"))]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS = {  # of the families that were not trained with ImageNet's
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -56,6 +57,16 @@ def test_a_backbones_file_builds_the_network_it_names_normalising_as_it_was_trai
     assert backbone.blocks
     mean, std = family(name, STATISTICS, IMAGENET)
     assert given[0] == (pytest.approx(mean), pytest.approx(std))
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_a_formulas_file_builds_what_it_is_called_with_the_defaults_of_its_class(name):
+    backbone = instantiate(composed(name))
+
+    assert backbone.name == name
+    assert (backbone.size, backbone.stride, backbone.window) == (320, 8, 96)
+    assert backbone.sha256 == type(backbone)(size=320).sha256
+    assert instantiate(composed(name, "backbone.grid=30")).size == 240
 
 
 def test_the_unified_benchmarks_dino_is_read_after_block_9_without_a_norm():

@@ -1,6 +1,19 @@
 import pytest
 import torch
-from backbone_cases import CONVNEXT, DINOV3, IMAGE, PROMISES, VIT, convnext, dinov3, lite0, resnet, squeezenet, tiny
+from backbone_cases import (
+    CONVNEXT,
+    DINOV3,
+    FORMULAS,
+    IMAGE,
+    PROMISES,
+    VIT,
+    convnext,
+    dinov3,
+    lite0,
+    resnet,
+    squeezenet,
+    tiny,
+)
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import interpolate, normalize
@@ -14,9 +27,11 @@ from semcorr.models.backbones.timm_model import TimmModel, create_timm_model
 pytestmark = pytest.mark.integration
 
 CONTRACT = pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
+ALL = PROMISES | FORMULAS
+EVERY = pytest.mark.parametrize("promise", ALL.values(), ids=ALL)
 
 
-@CONTRACT
+@EVERY
 def test_a_backbone_keeps_its_promises_on_an_image_that_is_not_square(promise):
     backbone = promise.build()
 
@@ -31,7 +46,7 @@ def test_a_backbone_keeps_its_promises_on_an_image_that_is_not_square(promise):
     assert isinstance(backbone.norm, nn.LayerNorm) == promise.norm
 
 
-@CONTRACT
+@EVERY
 def test_the_features_of_an_image_do_not_depend_on_its_batch(promise):
     backbone = promise.build()
 

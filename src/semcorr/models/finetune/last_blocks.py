@@ -3,6 +3,7 @@
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
+from semcorr.models.finetune.targets import require_blocks
 
 
 @check_arguments("finetune")
@@ -19,8 +20,10 @@ def last_blocks(backbone: Backbone, blocks: int = 0, norm: bool = True) -> None:
         norm: Whether the norm after the last block, if it is applied, is trained as well.
 
     Raises:
-        UserError: The backbone has fewer blocks.
+        UserError: The backbone has fewer blocks, or none.
     """
+    if blocks:
+        require_blocks(backbone)
     depth = len(backbone.blocks)
     if not 0 <= blocks <= depth:
         raise UserError(f"`finetune.blocks` must be between 0 and {depth}, the depth of this backbone, got {blocks}")

@@ -14,12 +14,22 @@ Kinds = tuple[type[nn.Module], ...]
 
 def last_blocks_of(backbone: Backbone, blocks: int | None) -> list[nn.Module]:
     """Return the last `blocks` blocks of a backbone, or all if None."""
+    require_blocks(backbone)
     depth = len(backbone.blocks)
     if blocks is not None and not 1 <= blocks <= depth:
         raise UserError(
             f"`finetune.blocks` must be between 1 and {depth}, the depth of this backbone, or null, got {blocks}"
         )
     return list(backbone.blocks)[-(blocks or depth) :]
+
+
+def require_blocks(backbone: Backbone) -> None:
+    """Refuse to tune a backbone that nothing in can be: a hand-crafted descriptor."""
+    if not backbone.blocks:
+        raise UserError(
+            f"`finetune`: {backbone.name} is computed by a formula and has no weights to tune. Give finetune=frozen; "
+            "head=bottleneck, for instance, is trained on top of it."
+        )
 
 
 def target_layers(
