@@ -1,6 +1,6 @@
 """Gromov-Wasserstein transport: its cost against four loops, turned and shuffled points, and the head."""
 
-from itertools import product
+from itertools import pairwise, product
 from math import cos, sin
 
 import pytest
@@ -54,7 +54,7 @@ def test_the_cost_is_that_of_four_loops():
     a, b, p = one.source_distances[0], one.target_distances[0], plan[0]
 
     expected = sum(
-        (a[i, k] - b[j, l]) ** 2 * p[i, j] * p[k, l] for i, k, j, l in product(range(3), range(3), range(4), range(4))
+        (a[i, k] - b[j, m]) ** 2 * p[i, j] * p[k, m] for i, k, j, m in product(range(3), range(3), range(4), range(4))
     )
 
     assert_close(gromov_cost(one, plan)[0], expected, atol=1e-6, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_the_cost_is_that_of_four_loops():
 
 def test_the_linearised_similarity_is_the_gradient_but_for_rows_and_columns():
     one = problem(torch.rand(3, 2).double(), torch.rand(4, 2).double(), structure=0.7, features=1)
-    plan = sinkhorn(torch.rand(1, 3, 4), one.source_weights, one.target_weights, 0.3, 2000).requires_grad_()
+    plan = sinkhorn(torch.rand(1, 3, 4).double(), one.source_weights, one.target_weights, 0.3, 2000).requires_grad_()
     objective = (plan * one.similarity).sum() - 0.7 * gromov_cost(one, plan).sum()
 
     (gradient,) = torch.autograd.grad(objective, plan)
@@ -81,10 +81,11 @@ def test_points_that_are_turned_and_shuffled_find_themselves(seed):
     target = (source @ turn.T + 3)[order]
 
     one = problem(source, target, temperature=2e-3)
-    plan = solve(one, 200, 200)
+    plan = solve(one, 50, 100)
 
     assert plan[0].argmax(-1).tolist() == order.argsort().tolist()
-    assert gromov_cost(one, plan).item() < 1e-3
+    nowhere = one.source_weights[..., None] * one.target_weights[:, None]
+    assert gromov_cost(one, plan) < 0.05 * gromov_cost(one, nowhere)
 
 
 @pytest.mark.parametrize("structure", [0.3, 1.0, 10.0])
@@ -96,10 +97,10 @@ def test_no_step_makes_the_objective_worse(structure):
         entropy = -(plan * plan.log()).sum()
         return ((plan * one.similarity).sum() - structure * gromov_cost(one, plan).sum() + 0.05 * entropy).item()
 
-    first = sinkhorn(one.similarity, one.source_weights, one.target_weights, 0.05, 3000)
-    values = [objective(first)] + [objective(solve(one, steps, 3000)) for steps in (1, 2, 4, 8)]
+    first = sinkhorn(one.similarity, one.source_weights, one.target_weights, 0.05, 1000)
+    values = [objective(first)] + [objective(solve(one, steps, 1000)) for steps in (1, 2, 4, 8)]
 
-    assert all(later >= earlier - 1e-7 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later >= earlier - 1e-7 for earlier, later in pairwise(values))
     assert values[-1] > values[0] + 1e-4
 
 
@@ -172,9 +173,9 @@ def test_averaged_maps_change_the_cosines_smoothly_on_the_whole_grid(h, w):
 
     assert change.shape == (1, 4, w, h)
     assert change.std() > 1e-3
-    middle = change[..., 1:-2, 1:-2]
-    steps = [(middle[..., 1:, :] - middle[..., :-1, :]).abs().max(), (middle[..., 1:] - middle[..., :-1]).abs().max()]
-    assert max(steps) < (change.max() - change.min()) * 0.6
+    steps = [change.diff(dim=axis).abs().max() for axis in (-1, -2)]
+    assert max(steps) < 0.6 * (change.max() - change.min())  # half of that between two averaged cells
+    assert built("gromov_wasserstein", cells=4)(source, target, points(1, 0)).shape == (1, 0, w, h)
 
 
 @pytest.mark.parametrize(

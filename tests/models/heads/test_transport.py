@@ -47,7 +47,8 @@ def test_logarithms_give_what_scaling_the_matrix_gives(iterations):
     plan = sinkhorn(similarity, rows, columns, 0.1, iterations)
 
     for ours, *given in zip(plan, similarity, rows, columns, strict=True):
-        assert_close(ours.numpy(), scale_matrix(*(one.numpy() for one in given), 0.1, iterations), atol=1e-12, rtol=0)
+        expected = scale_matrix(*(one.numpy() for one in given), 0.1, iterations)
+        assert_close(ours, torch.from_numpy(expected), atol=1e-12, rtol=0)
 
 
 def test_a_small_temperature_gives_what_a_linear_program_gives():
@@ -57,10 +58,10 @@ def test_a_small_temperature_gives_what_a_linear_program_gives():
         -similarity.flatten().numpy().astype(float), A_eq=sums[:-1], b_eq=torch.cat((rows, columns), 1)[0, :-1].numpy()
     )
 
-    plan = sinkhorn(similarity.double(), rows, columns, 1e-3, 20_000)[0]
+    plan = sinkhorn(similarity.double(), rows, columns, 2e-3, 5_000)[0]
 
-    assert_close(plan.numpy(), best.x.reshape(5, 5), atol=1e-3, rtol=0)
-    assert (plan * similarity[0]).sum().item() == pytest.approx(-best.fun, abs=2e-3)
+    assert_close(plan, torch.from_numpy(best.x).view(5, 5), atol=2e-3, rtol=0)
+    assert (plan * similarity[0]).sum().item() == pytest.approx(-best.fun, abs=1e-3)
 
 
 def test_a_permutation_is_found_and_so_is_the_identity():
@@ -152,7 +153,7 @@ def test_the_score_decides_who_is_matched():
     matched = sinkhorn(*add_dustbins(similarity, torch.ones(1, 2), torch.ones(1, 2), 0.5), 0.02, 300)[0]
     everybody = sinkhorn(*add_dustbins(similarity, torch.ones(1, 2), torch.ones(1, 2), -1.0), 0.02, 300)[0]
 
-    assert_close(matched[:2, :2], torch.tensor([[1.0, 0], [0, 0]]), atol=1e-3, rtol=0)
+    assert_close(matched[:2, :2], torch.tensor([[1.0, 0], [0, 0]]), atol=1e-2, rtol=0)
     assert_close(everybody[:2, :2], torch.eye(2), atol=1e-2, rtol=0)
 
 
@@ -168,11 +169,11 @@ def test_the_staircase_climbs_at_the_published_steps():
 
 
 def test_cells_with_a_like_in_the_other_image_weigh_more():
-    similarity = torch.tensor([[[0.9, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.1]]])
+    similarity = torch.tensor([[[0.9, 0.0, 0.0], [0.0, 0.45, 0.0], [0.0, 0.0, 0.1]]])
 
     source, target = weigh_cells(similarity, "staircase")
 
-    # The best of each row: 0.9, 0.5 and 0.1, which are 1, 0.5 and 0 of their range; 0.5 is not above the second edge.
+    # The best of each row: 0.9, 0.45 and 0.1, which are 1, 0.44 and 0 of their range.
     assert_close(source, torch.tensor([[1.0, 0.8, 0.5]]) * 3 / 2.3)
     assert_close(target, source)  # the best of each column are the same
     assert all(bool((one == 1).all()) for one in weigh_cells(similarity, "uniform"))

@@ -68,7 +68,7 @@ def match_structures(problem: GromovProblem, steps: int, iterations: int) -> Flo
 
     Each step solves the transport problem that is linear at the last plan (Peyre et al. 2016); the first plan is that
     of the similarity alone. Distances of points, as here, are conditionally negative definite: the cost is concave
-    among plans of the same marginals, so no step makes the objective worse.
+    among plans of the same marginals, so no step makes the objective worse. What it ends in is a local optimum.
 
     Args:
         problem: The problem.
@@ -97,8 +97,8 @@ class GromovWasserstein(nn.Module):
     features, as Vayer et al. (2019). Snelgar et al. (2026, "GWOT") have the idea for semantic correspondence; this is
     no copy of theirs. The structure of an image is here the distance between its cells, over the diagonal.
 
-    A step multiplies matrices of n^3, so maps are averaged until a side has at most `cells`. What comes out for these is
-    enlarged again, and added to the cosines of the full maps, so peaks stay as fine as features make them.
+    A step multiplies n x n matrices, so maps are averaged until a side has at most `cells`. What comes out for these
+    is enlarged again, and added to the cosines of the full maps: peaks stay as fine as features make them.
 
     The scale is that of `Transport`: returned is what `head=cosine` returns, plus structure and price, which are 0 on
     average over the target. Where nothing is averaged, its softmax at `temperature` is the row of the plan.
@@ -172,4 +172,6 @@ def _enlarge(rows: Float[Tensor, "b n k l"], factor: int, size: tuple[int, int])
     if factor == 1:
         return rows
     h, w = size
-    return interpolate(rows, scale_factor=factor, mode="bilinear", align_corners=False)[..., :h, :w]
+    images = rows.flatten(0, 1)[:, None]  # there may be no points, but never no channels
+    large = interpolate(images, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    return large[:, 0, :h, :w].unflatten(0, rows.shape[:2])

@@ -18,7 +18,7 @@ from semcorr.models.heads.correlation import correlation
 
 Marginals = Literal["uniform", "staircase"]
 Iterations = Annotated[int, Range(least=1, most=10_000)]
-Cosine = Annotated[float, Range(least=-1, most=1)]
+BinScore = Annotated[float, Range(least=-1, most=1)]
 STEPS = ((0.4, 0.3), (0.5, 0.1), (0.6, 0.1))  # SCOT's staircase: above 0.4 of the largest activation 0.3 more, ...
 FLOOR = 0.5  # the weight of all other cells
 
@@ -164,7 +164,7 @@ class Transport(nn.Module):
     def __init__(
         self,
         marginals: Marginals = "uniform",
-        dustbin: Cosine | None = None,
+        dustbin: BinScore | None = None,
         temperature: Temperature = 0.05,
         iterations: Iterations = 20,
     ) -> None:
