@@ -116,8 +116,8 @@ class GromovWasserstein(nn.Module):
         self,
         structure: Weight = 1.0,
         temperature: Temperature = 0.05,
-        steps: Iterations = 10,
-        iterations: Iterations = 20,
+        steps: Iterations = 5,
+        iterations: Iterations = 10,
         cells: Count = 30,
     ) -> None:
         super().__init__()
