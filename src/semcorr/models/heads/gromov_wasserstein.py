@@ -136,7 +136,7 @@ class GromovWasserstein(nn.Module):
             )
             change = self.compare_structures(coarse_source, coarse_target)
             rows = sample_correlation(change, points, source.stride * source_factor)
-            return cosines + _enlarge(rows, target_factor, cosines.shape[-2:])
+            return cosines + _enlarge(rows, target_factor, *cosines.shape[-2:])
 
     def compare_structures(
         self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]
@@ -167,11 +167,10 @@ class GromovWasserstein(nn.Module):
         return (avg_pool2d(values.float(), factor, ceil_mode=True), factor) if factor > 1 else (values, 1)
 
 
-def _enlarge(rows: Float[Tensor, "b n k l"], factor: int, size: tuple[int, int]) -> Float[Tensor, "b n h w"]:
+def _enlarge(rows: Float[Tensor, "b n k l"], factor: int, h: int, w: int) -> Float[Tensor, "b n h w"]:
     """Enlarge maps, whose last cells may reach beyond the border."""
     if factor == 1:
         return rows
-    h, w = size
     images = rows.flatten(0, 1)[:, None]  # there may be no points, but never no channels
     large = interpolate(images, scale_factor=float(factor), mode="bilinear", align_corners=False)
     return large[:, 0, :h, :w].unflatten(0, rows.shape[:2])
