@@ -20,7 +20,7 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-HEADS = ["cosine", "bottleneck", "upsample", "self_attention", "cross_attention", "consensus", "cats"]
+HEADS = ["cosine", "bottleneck", "upsample", "self_attention", "cross_attention", "consensus", "cats", "transport"]
 
 
 @pytest.fixture(scope="module")

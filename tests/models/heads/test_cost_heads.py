@@ -20,7 +20,8 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-HEADS = ["consensus", "consensus_original", "cats", "match_to_match"]
+LEARNED = ["consensus", "consensus_original", "cats", "match_to_match"]
+HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)
 
@@ -78,7 +79,7 @@ def test_both_maps_are_needed_at_once(name):
     assert not isinstance(built(name), SiameseHead)
 
 
-@pytest.mark.parametrize("name", ["consensus", "consensus_original", "match_to_match"])
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "cats"])
 def test_maps_may_have_any_grid(name):
     similarity = built(name)(maps(1, 3, 5), maps(1, 4, 2), points(1, 6))
 
@@ -102,7 +103,7 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
 
 
 @pytest.mark.sampled(4)
-@heads
+@pytest.mark.parametrize("name", LEARNED)
 def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path, name):
     overrides = [*tiny, f"head={name}", "backbone.size=32", "protocol=semcorr"]
     quick = ["finetune.blocks=0", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-3"]
