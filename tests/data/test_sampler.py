@@ -143,7 +143,7 @@ def test_a_global_batch_that_cannot_be_divided_is_refused(size, world, told):
 
 
 @pytest.mark.parametrize("at_most", [1, 4, 100])
-def test_batches_by_target_hold_every_pair_once_and_one_target_each(at_most):
+def test_batches_by_target_hold_every_pair_once_and_of_few_pairs_one_target_each(at_most):
     pairs = random_pairs(60)
 
     batches = batches_by_target(pairs, at_most)
@@ -153,6 +153,19 @@ def test_batches_by_target_hold_every_pair_once_and_one_target_each(at_most):
     counts = [sum(pair.target.name == name for pair in pairs) for name in "abcdef"]
     assert len(batches) == sum(-(-count // at_most) for count in counts)  # no more than needed
     assert max(map(len, batches)) <= at_most
+
+
+@pytest.mark.parametrize(("at_most", "size"), [(32, 8), (7, 4), (1, 1)])
+def test_targets_of_few_pairs_share_a_batch_while_64_processes_have_one_each(at_most, size):
+    """640 pairs, 4 of each target: batches of up to 10, a 64th of the pairs, which hold whole targets."""
+    pairs = [PairRecord(f"{i}", "cat", image(f"s{i}"), image(f"t{i // 4:03}"), 4.0) for i in range(640)]
+
+    batches = batches_by_target(pairs, at_most)
+
+    assert sorted(chain(*batches)) == list(range(640))
+    assert {len(batch) for batch in batches} == {size}
+    assert len({pairs[batch[0]].target.name for batch in batches}) == 640 // max(4, size)
+    assert len(batches) >= 64
 
 
 def test_batches_by_target_do_not_depend_on_the_order_of_the_pairs():

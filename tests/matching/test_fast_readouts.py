@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from semcorr.core.interfaces import MultiSourceHead
 from semcorr.core.types import FeatureMap
-from semcorr.matching import readouts
-from semcorr.matching.batched import match_to_target, query_similarities
+from semcorr.matching import batched, readouts
+from semcorr.matching.batched import TargetQueries, match_to_target, match_to_targets, query_similarities
 from semcorr.matching.readouts import (
     apply_readouts,
     argmax,
@@ -248,8 +248,58 @@ def test_a_target_is_matched_as_each_pair_alone_in_double_precision(values):
     assert_close(found.score, similarity[0].flatten(1).amax(-1).float())
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_products_of_batches_are_batched_products(batch):
-    a, b = torch.randn(batch, 4, 5), torch.randn(batch, 5, 6)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("is_cosine", [False, True])
+@pytest.mark.parametrize("layout", ["row by row", "channels last"])
+@pytest.mark.parametrize(("batch", "columns"), [(1, 6), (3, 6), (1, 1000), (1, 1024), (1, 64 * 64 + 1)])
+def test_products_shared_among_threads_are_batched_products(batch, columns, layout, is_cosine, grad):
+    """With columns left over, and of maps of either layout; against double precision."""
+    a, b = torch.randn(batch, 7, 16), torch.randn(batch, 16, columns)
+    b = b if layout == "row by row" else b.transpose(1, 2).contiguous().transpose(1, 2)
 
-    assert_close(multiply_batches(a, b), torch.einsum("bnc,bcm->bnm", a, b))
+    with torch.set_grad_enabled(grad):
+        products = multiply_batches(a.requires_grad_(grad), b, is_cosine=is_cosine)
+
+    expected = torch.einsum("bnc,bcm->bnm", a.double(), b.double())
+    expected = expected / b.double().norm(dim=1, keepdim=True) if is_cosine else expected
+    assert_close(products.double(), expected, atol=1e-5, rtol=1e-5)
+    assert products.requires_grad == grad
+
+
+@torch.no_grad()
+def test_a_map_that_comes_again_is_read_as_often():
+    """In any order, some without points."""
+    first, second, third = (each.values for each in build_maps(3, torch.channels_last))
+    maps = [second, first, second, third, first, second]
+    points = build_points(3, 1, 0, 2, 4)
+
+    descriptors = sample_from_each(maps, points, 8)
+
+    expected = [sample_descriptors(each, some[None], 8)[0] for each, some in zip(maps, points, strict=True)]
+    assert_close(descriptors, torch.cat(expected), atol=1e-6, rtol=1e-6)
+    assert sample_from_each(maps[:1], [torch.zeros(0, 2)], 8).shape == (0, first.shape[1])
+
+
+@pytest.mark.parametrize("joined", [1, 24 * 8, 10**6])
+@pytest.mark.parametrize("values", [24 * 5, 10**6])
+@torch.no_grad()
+def test_several_targets_are_matched_as_each_alone(monkeypatch, values, joined):
+    """Similarities are read out together or not; one target has another grid, and one has no points."""
+    monkeypatch.setattr(batched, "JOINED", joined)
+    first, second, third = build_maps(3, torch.channels_last)
+    other = FeatureMap(torch.randn(1, first.values.shape[1], 5, 3), 8)
+    queries = [
+        TargetQueries(first, [second, third], build_points(3)),
+        TargetQueries(second, [first, third, other], build_points(1, 0)),
+        TargetQueries(third, [first], [torch.zeros(0, 2)]),
+        TargetQueries(other, [second, first], build_points(5)),
+        TargetQueries(first, [third], build_points()),
+    ]
+
+    matches = match_to_targets(Cosine(), queries, RULES, values)
+
+    for target_queries, target_matches in zip(queries, matches, strict=True):
+        alone = match_to_target(Cosine(), *target_queries, RULES)
+        assert_close(target_matches.score, alone.score)
+        for cells, expected in zip(target_matches.cells, alone.cells, strict=True):
+            assert_close(cells, expected, atol=1e-4, rtol=0)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,6 +83,7 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     with compose_run("evaluate", run) as cfg:
         module = build_module(cfg)
         trainer = build_trainer(cfg, Path(cfg.run_dir))
+        pa.array([0])  # imports pandas, where it is installed
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
         assert isinstance(data, PairDataModule)

@@ -6,6 +6,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
 PREFETCH = (2, 1)  # batches that a loader process makes before they are requested, where shared memory has room
+PROCESSES = 64  # that share an evaluation, for each of which a batch is left before small ones are joined
 MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
 
 
@@ -272,18 +274,20 @@ def divide_batch(batch_size: int, processes: int) -> int:
 
 
 def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[int]]:
-    """Group pairs with the same target image into batches, in a fixed order.
+    """Group pairs with the same target image into batches, in a fixed order; targets of few pairs share a batch.
 
-    The batches do not depend on how many processes share them, so neither do their results.
+    The batches do not depend on how many processes share them, so neither do their results: of few pairs there are
+    many batches.
     """
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i].target.name, pairs[i].source.name, i))
+    groups = (list(group) for _, group in groupby(order, key=lambda i: pairs[i].target.name))
+    joined = min(max_pairs, len(pairs) // PROCESSES)
     batches: list[list[int]] = []
-    for i in order:
-        last = batches[-1] if batches else []
-        if last and pairs[last[0]].target.name == pairs[i].target.name and len(last) < max_pairs:
-            last.append(i)
+    for part in (group[start : start + max_pairs] for group in groups for start in range(0, len(group), max_pairs)):
+        if batches and len(batches[-1]) + len(part) <= joined:
+            batches[-1] += part
         else:
-            batches.append([i])
+            batches.append(part)
     return batches
 
 

@@ -24,7 +24,13 @@ from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_poin
 from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import Protocol, ScoringSpec, fit_scoring_specs, metrics_dict
-from semcorr.matching.batched import QueryOptions, TargetMatches, match_at_full_resolution, match_to_target
+from semcorr.matching.batched import (
+    QueryOptions,
+    TargetMatches,
+    TargetQueries,
+    match_at_full_resolution,
+    match_to_targets,
+)
 from semcorr.matching.readouts import Readout
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
@@ -36,6 +42,14 @@ class BatchPredictions(NamedTuple):
 
     cells: Float[Tensor, "b n 2"]
     score: Float[Tensor, "b n"]  # similarity of the best cell
+
+
+class TargetGroup(NamedTuple):
+    """Pairs of a batch with one target, by their positions, and the features of their images."""
+
+    pairs: list[int]
+    target: FeatureMap
+    sources: list[FeatureMap]  # of each pair
 
 
 class EvaluationResult(NamedTuple):
@@ -161,8 +175,8 @@ class Evaluator:
                 table = with_predictions(table, predicted=predicted, **columns)
             self.tables.append(table)
         if self.kap and self.aligner:  # keypoints are detected in the batch as it is
-            for pairs, features, sources in self._group_by_target(batch):
-                self.detections.append(detection.detect_keypoints(self.module.head, features, sources, batch, pairs))
+            for groups in self._group_by_target(batch):
+                self._detect_keypoints(batch, groups)
         self.seconds["match"] += time.perf_counter() - start  # the copy of the matches has waited for the device
         return predictions
 
@@ -233,18 +247,18 @@ class Evaluator:
             passes.setdefault(spec.source, []).append(i)
         points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
         matches_by_target: list[tuple[list[int], list[int], TargetMatches]] = []
-        for pairs, target, sources in self._group_by_target(batch):
+        for groups in self._group_by_target(batch):
             for indices in passes.values():
                 protocol = self.specs[indices[0]].protocol
                 if protocol.query not in points_by_query:
-                    batch_points = self._query_points(batch, annotations, protocol, sources[0].values.shape[-1])
+                    grid = groups[0].sources[0].values.shape[-1]
+                    batch_points = self._query_points(batch, annotations, protocol, grid)
                     queries = batch_points[shared].to(self.group.device, non_blocking=True)
                     points_by_query[protocol.query] = queries.split(counts)
-                points = [points_by_query[protocol.query][i] for i in pairs]
-                matches = self._match_target(batch, protocol, target, sources, points, pairs, indices)
-                matches_by_target.append((indices, pairs, matches))
+                matches = self._match_groups(batch, protocol, groups, points_by_query[protocol.query], indices)
+                matches_by_target += [(indices, group.pairs, each) for group, each in zip(groups, matches, strict=True)]
             if detects:
-                self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
+                self._detect_keypoints(batch, groups)
         self._write_matches(predictions, matches_by_target, shared)
         return predictions
 
@@ -284,47 +298,53 @@ class Evaluator:
             return batch.source.keypoints
         return query_points(annotations, protocol, grid, batch.source.image.shape[-1] / grid)
 
-    def _match_target(
+    def _match_groups(
         self,
         batch: PairBatch,
         protocol: Protocol,
-        target: FeatureMap,
-        sources: list[FeatureMap],
-        points: list[Tensor],
-        pairs: list[int],
+        groups: Sequence[TargetGroup],
+        points: Sequence[Tensor],
         indices: list[int],
-    ) -> TargetMatches:
-        """Match the queries of some pairs to the target that they have in common."""
+    ) -> list[TargetMatches]:
+        """Match the queries of pairs to the targets that they have in common."""
         readouts = list(self._readouts_by_name(indices).values())
+        queries = [TargetQueries(group.target, group.sources, [points[i] for i in group.pairs]) for group in groups]
         if protocol.decode == "native":
-            size, head = self.records[batch.pair[pairs[0]]].target.size, self.module.head
+            head = self.module.head
             assert isinstance(head, SiameseHead), "fit_scoring_specs comes first"
-            return match_at_full_resolution(head, target, sources, points, readouts, size)
-        matches = match_to_target(
-            self.module.head,
-            target,
-            sources,
-            points,
-            readouts,
-            options=QueryOptions(protocol.normalise == "before", protocol.comparison == "product"),
-        )
-        h, w = (round(cells * target.stride / matches.stride) for cells in target.values.shape[-2:])
-        self.stride, self.grid = matches.stride, (w, h)
+            sizes = [self.records[batch.pair[group.pairs[0]]].target.size for group in groups]
+            return [
+                match_at_full_resolution(head, *target_queries, readouts, size)
+                for target_queries, size in zip(queries, sizes, strict=True)
+            ]
+        options = QueryOptions(protocol.normalise == "before", protocol.comparison == "product")
+        matches = match_to_targets(self.module.head, queries, readouts, options=options)
+        self.stride, target = matches[0].stride, groups[0].target
+        h, w = (round(cells * target.stride / self.stride) for cells in target.values.shape[-2:])
+        self.grid = (w, h)
         return matches
 
-    def _group_by_target(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, list[FeatureMap]]]:
-        """Yield the pairs of each target, the target's features, and the features of their sources."""
-        if self.module.backbone.needs_pair:
-            for pairs, *maps in self._pair_features(batch):
-                sources, targets = map(self.image_features.adapted, maps)
-                for view, adapted in ((batch.source, sources), (batch.target, targets)):
-                    names = [view.name[i] for i in pairs]
-                    require_finite(adapted_feature_origin(self.module), names, {"maps": adapted.values})
-                for row, i in enumerate(pairs):
-                    yield [i], _select_image(targets, row), [_select_image(sources, row)]
+    def _detect_keypoints(self, batch: PairBatch, groups: Sequence[TargetGroup]) -> None:
+        for pairs, target, sources in groups:
+            self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
+
+    def _group_by_target(self, batch: PairBatch) -> Iterator[list[TargetGroup]]:
+        """Yield the pairs of each target with the features of their images: all at once, or a few as they come."""
+        if not self.module.backbone.needs_pair:
+            images = {*batch.source.name, *batch.target.name}
+            features = {name: self.image_features(name) for name in images}  # each image goes to the device once
+            yield [
+                TargetGroup(pairs, features[name], [features[batch.source.name[i]] for i in pairs])
+                for name, pairs in _pairs_by_target(batch).items()
+            ]
             return
-        for name, pairs in _pairs_by_target(batch).items():
-            yield pairs, self.image_features(name), [self.image_features(batch.source.name[i]) for i in pairs]
+        for pairs, *maps in self._pair_features(batch):
+            sources, targets = map(self.image_features.adapted, maps)
+            for view, adapted in ((batch.source, sources), (batch.target, targets)):
+                names = [view.name[i] for i in pairs]
+                require_finite(adapted_feature_origin(self.module), names, {"maps": adapted.values})
+            for row, i in enumerate(pairs):
+                yield [TargetGroup([i], _select_image(targets, row), [_select_image(sources, row)])]
 
     def _pair_features(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, FeatureMap]]:
         """Yield a few pairs, and the features of their sources and targets, as the backbone computes them of pairs.

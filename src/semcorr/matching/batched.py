@@ -3,7 +3,7 @@
 Both give what the head gives when it is called pair by pair.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from semcorr.matching.similarity import (
 )
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
+DESCRIBED = 2**20  # numbers of the descriptors that are read at once
+JOINED = 2**20  # similarities of several targets that are read out together: 4 MiB, which a cache holds
 
 
 class QueryOptions(NamedTuple):
@@ -40,6 +42,19 @@ class QueryOptions(NamedTuple):
 
 
 DEFAULT_QUERY = QueryOptions()
+
+
+class TargetQueries(NamedTuple):
+    """Query points of several sources, which are matched to one target."""
+
+    target: FeatureMap  # of one image
+    sources: Sequence[FeatureMap]  # of one image each
+    points: Sequence[Float[Tensor, "_ 2"]]  # of each source, in its pixels
+
+    @property
+    def query_count(self) -> int:
+        """Number of query points."""
+        return sum(map(len, self.points))
 
 
 class TargetMatches(NamedTuple):
@@ -64,40 +79,89 @@ def match_to_target(
     values: int = VALUES,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> TargetMatches:
-    """Match the query points of several sources to one target image.
+    """Match the query points of several sources to one target image, as `match_to_targets` does."""
+    return match_to_targets(head, [TargetQueries(target, sources, points)], rules, values, options)[0]
 
-    A Siamese head compares the queries of all sources in one product, without padding; any other head is called
-    source by source.
+
+def match_to_targets(
+    head: nn.Module,
+    queries: Sequence[TargetQueries],
+    rules: Sequence[Readout],
+    values: int = VALUES,
+    options: QueryOptions = DEFAULT_QUERY,
+) -> list[TargetMatches]:
+    """Match the query points of several sources to each of several target images.
+
+    A Siamese head compares the queries of all sources of a target in one product, without padding; any other head is
+    called source by source. Small similarities of several targets are read out together: each operation costs some
+    microseconds, as much as it takes for thousands of values.
 
     Args:
         head: The head, which turns features and points into similarities.
-        target: Features of the target image; adapted, if the head is a `SiameseHead`.
-        sources: Features of the source images, one image each; adapted as the target.
-        points: Query points of each source, in its pixels. The matches come in this order.
+        queries: Targets with their sources and points; adapted, if the head is a `SiameseHead`.
         rules: Read-outs; all of them are applied to the same similarity.
         values: Largest number of similarities in memory at once.
         options: Reading of the sources and comparison.
+
+    Returns:
+        The matches in each target, in the order of its sources and their points.
     """
-    h, w = target.values.shape[-2:]
+    blocks: list[list[TargetQueries]] = []
+    size = 0
+    for target_queries in queries:
+        shape = target_queries.target.values.shape
+        more = target_queries.query_count * shape[1]
+        if blocks and size + more <= DESCRIBED and blocks[-1][0].target.values.shape == shape:
+            blocks[-1].append(target_queries)
+            size += more
+        else:
+            blocks.append([target_queries])
+            size = more
+    return [matches for block in blocks for matches in _match_block(head, block, rules, values, options)]
+
+
+def _match_block(
+    head: nn.Module, block: Sequence[TargetQueries], rules: Sequence[Readout], values: int, options: QueryOptions
+) -> list[TargetMatches]:
+    """Match to targets with features of one size, whose queries are described together."""
+    h, w = block[0].target.values.shape[-2:]
     chunk_size = max(1, values // (h * w))
-    chunks, stride = [], target.stride
-    for similarity in query_similarities(head, target, sources, points, chunk_size, options):
-        stride = cell_stride(target, similarity)
-        chunks.append(apply_readouts(similarity.float(), [rule for rule in rules if not needs_four_queries(rule)]))
-    direct = iter([_join([cells[0] for cells in parts]) for parts in zip(*(chunk[0] for chunk in chunks), strict=True)])
+    similarities = _block_similarities(head, block, chunk_size, options)
     bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
-    bilinear = iter(
-        match_bilinear(head, target, sources, points, bilinear_rules, max(4, chunk_size // 4 * 4), options)
-        if bilinear_rules
-        else []
-    )
-    matches = [next(bilinear if needs_four_queries(rule) else direct) for rule in rules]
-    return TargetMatches(matches, _join([chunk[1][0] for chunk in chunks]), stride)
+    direct_rules = [rule for rule in rules if not needs_four_queries(rule)]
+    chunks, stride = [], block[0].target.stride
+    for similarity in _join_small(similarities, min(values, JOINED)):
+        stride = cell_stride(block[0].target, similarity)
+        chunks.append(apply_readouts(similarity.float(), direct_rules))
+    counts = [target_queries.query_count for target_queries in block]
+    cells = [_join(parts)[0].split(counts) for parts in zip(*(c for c, _ in chunks), strict=True)]
+    matches = []
+    for i, score in enumerate(_join([score for _, score in chunks])[0].split(counts)):
+        direct = iter([of_rule[i] for of_rule in cells])
+        bilinear = iter(
+            match_bilinear(head, *block[i], bilinear_rules, max(4, chunk_size // 4 * 4), options)
+            if bilinear_rules
+            else []
+        )
+        of_rules = [next(bilinear if needs_four_queries(rule) else direct) for rule in rules]
+        matches.append(TargetMatches(of_rules, score, stride))
+    return matches
+
+
+def _join_small(similarities: Iterable[Float[Tensor, "1 _ h w"]], values: int) -> Iterator[Float[Tensor, "1 _ h w"]]:
+    """Yield similarities, those that follow each other joined to at most `values`."""
+    joined: list[Tensor] = []
+    for similarity in similarities:
+        if joined and sum(part.numel() for part in joined) + similarity.numel() > values:
+            yield _join(joined)
+            joined = []
+        joined.append(similarity)
+    yield _join(joined)
 
 
 def _join(chunks: Sequence[Tensor]) -> Tensor:
-    """Concatenate chunks; a single one, which is the rule, is not copied."""
-    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
+    """Concatenate chunks of queries; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=1)
 
 
 def match_bilinear(
@@ -161,17 +225,29 @@ def query_similarities(
     options: QueryOptions = DEFAULT_QUERY,
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
     """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
-    if isinstance(head, SiameseHead):
-        for queries in _describe_queries(head, sources, points, options.unit_cells).split(chunk_size):
-            yield (
-                product_similarity(queries[None], target.values)
-                if options.products
-                else head.compare(queries[None], target)
-            )
+    yield from _block_similarities(head, [TargetQueries(target, sources, points)], chunk_size, options)
+
+
+def _block_similarities(
+    head: nn.Module, block: Sequence[TargetQueries], chunk_size: int, options: QueryOptions
+) -> Iterator[Float[Tensor, "1 q h w"]]:
+    """Yield the similarities of the queries of several targets, one target after the other."""
+    if not isinstance(head, SiameseHead):
+        for target, sources, points in block:
+            for source, source_points in zip(sources, points, strict=True):
+                for chunk in source_points.split(chunk_size):
+                    yield head(source, target, chunk[None])
         return
-    for source, source_points in zip(sources, points, strict=True):
-        for chunk in source_points.split(chunk_size):
-            yield head(source, target, chunk[None])
+    all_sources = [source for target_queries in block for source in target_queries.sources]
+    all_points = [points for target_queries in block for points in target_queries.points]
+    descriptors = _describe_queries(head, all_sources, all_points, options.unit_cells)
+    for (target, *_), rows in zip(block, descriptors.split([each.query_count for each in block]), strict=True):
+        for chunk in rows.split(chunk_size):
+            yield (
+                product_similarity(chunk[None], target.values)
+                if options.products
+                else head.compare(chunk[None], target)
+            )
 
 
 def _describe_queries(

@@ -9,6 +9,7 @@ On a CPU, where nothing needs a gradient, a softmax is not normalised, but its m
 that of the best cell in one buffer: half the time of PyTorch's softmax.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Sigma, Temperature, Window, check_arguments
 
 BLOCK = 2**21  # similarities read out at a time: 8 MiB, and as much for exponentials
+LOG2_E = 1 / math.log(2)  # powers of 2 take PyTorch less than half the time of those of e
 
 
 class Peak(NamedTuple):
@@ -108,30 +110,28 @@ def window_soft_argmax(
         raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
     h, w = similarity.shape[-2:]
     peak = best or find_peak(similarity)
-    columns, rows = (
-        _window_positions(best, window // 2, length) for best, length in ((peak.x, w), (peak.y, h))
-    )  # (b n k), (b n l)
-    column, row = columns.clamp(0, w - 1), rows.clamp(0, h - 1)
-    cells = (row * w)[..., None] + column[..., None, :]
-    values = _to_single(similarity.flatten(2).gather(-1, cells.flatten(2))).view(cells.shape)
-    corner = torch.stack((columns[..., 0], rows[..., 0]), dim=-1)
+    (left, across), (top, down) = (
+        _place_window(centre, window // 2, length) for centre, length in ((peak.x, w), (peak.y, h))
+    )
+    windows = similarity.unfold(2, down.shape[-1], 1).unfold(3, across.shape[-1], 1)  # (b n y x k l), a view
+    pair, query = (torch.arange(length, device=left.device) for length in left.shape)
+    values = _to_single(windows[pair[:, None], query, top, left])
+    corner = torch.stack((left, top), dim=-1)
     if outside == "none" and _allows_in_place(values):
         powers = _powers(values, temperature, peak._replace(score=_to_single(peak.score), buffer=values))
-        for axis, is_inside in ((-1, row == rows), (-2, column == columns)):
-            powers.mul_(is_inside.to(powers.dtype).unsqueeze(axis))
+        powers.mul_(down.to(powers.dtype)[..., None]).mul_(across.to(powers.dtype)[..., None, :])
         return _mean_cell(powers).add_(corner)
-    inside = (row == rows)[..., None] & (column == columns)[..., None, :]
+    inside = down[..., None] & across[..., None, :]
     logits = torch.where(inside, values / temperature, -torch.inf)
     expected = _expectation(logits) + corner
-    return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, columns, rows, (w, h))
+    return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, corner, (w, h))
 
 
 def _blend_with_zeros(
     expected: Float[Tensor, "b n 2"],
     logits: Float[Tensor, "b n k l"],
     inside: Bool[Tensor, "b n k l"],
-    columns: Int[Tensor, "b n l"],
-    rows: Int[Tensor, "b n k"],
+    corner: Int[Tensor, "b n 2"],
     size: tuple[int, int],
 ) -> Float[Tensor, "b n 2"]:
     """Average the cells of the window with all other cells at a logit of 0.
@@ -143,6 +143,10 @@ def _blend_with_zeros(
     w, h = size
     total = logits.flatten(2).logsumexp(-1)
     window_count = inside.flatten(2).sum(-1)
+    columns, rows = (
+        start[..., None] + torch.arange(length, device=start.device)
+        for start, length in zip(corner.unbind(-1), inside.shape[:1:-1], strict=True)
+    )
     window_sums = [(inside * cells).flatten(2).sum(-1) for cells in (columns[..., None, :], rows[..., None])]
     map_sums = (h * w * (w - 1) / 2, h * w * (h - 1) / 2)
     outside_sum = torch.stack([whole - part for whole, part in zip(map_sums, window_sums, strict=True)], dim=-1)
@@ -170,9 +174,9 @@ def kernel_soft_argmax(
     if not _allows_in_place(similarity):
         return _expectation((similarity * across[..., None, :]).mul_((down / temperature)[..., None]))
     # Where the peak is not negative, it stays the largest: every other value is multiplied by less than 1.
-    factor = 1 / temperature
+    factor = LOG2_E / temperature
     powers = torch.mul(similarity, across[..., None, :], out=peak.buffer).mul_((down * factor)[..., None])
-    cells = _mean_cell(powers.sub_((peak.score * factor)[..., None, None]).exp_())
+    cells = _mean_cell(powers.sub_((peak.score * factor)[..., None, None]).exp2_())
     negative = peak.score < 0
     if bool(negative.any()):
         logits = similarity[negative] * across[negative][..., None, :] * (down[negative] / temperature)[..., None]
@@ -228,31 +232,39 @@ def _allows_in_place(similarity: Float[Tensor, "b n h w"]) -> bool:
 
 def _powers(values: Float[Tensor, "b n h w"], temperature: float, peak: Peak) -> Float[Tensor, "b n h w"]:
     """Return exp((values - peak) / temperature), in the peak's buffer, where it has one."""
-    factor = 1 / temperature
+    factor = LOG2_E / temperature
     shift = (peak.score * -factor)[..., None, None]
-    return torch.add(shift, values, alpha=factor, out=peak.buffer).exp_()
+    return torch.add(shift, values, alpha=factor, out=peak.buffer).exp2_()
 
 
 def _mean_cell(weights: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
     """Return the mean cell under weights of any sum."""
+    h, w = weights.shape[-2:]
     columns, rows = weights.sum(-2), weights.sum(-1)
-    total = columns.sum(-1, keepdim=True)
-    moments = [
-        (sums * torch.arange(sums.shape[-1], dtype=sums.dtype, device=sums.device)).sum(-1) for sums in (columns, rows)
-    ]
-    return torch.stack(moments, dim=-1) / total
+    positions = torch.arange(max(h, w), dtype=weights.dtype, device=weights.device)
+    moments = [sums.flatten(0, 1).mv(positions[: sums.shape[-1]]) for sums in (columns, rows)]
+    return (torch.stack(moments, dim=-1) / columns.sum(-1).view(-1, 1)).view(*weights.shape[:2], 2)
 
 
 def _gaussian(centre: Int[Tensor, "b n"], length: int, sigma: float) -> Float[Tensor, "b n k"]:
     """Return exp(-d^2 / (2 sigma^2)) for the distances d of all positions from each centre."""
-    distance = (torch.arange(length, device=centre.device) - centre[..., None]).float()
-    return distance.square_().mul_(-0.5 / sigma**2).exp_()
+    positions = torch.arange(length, dtype=torch.float32, device=centre.device)
+    distance = positions - positions[:, None]  # of any two positions: there are more centres than these
+    return distance.square_().mul_(-0.5 / sigma**2).exp_()[centre]
 
 
-def _window_positions(best: Int[Tensor, "b n"], reach: int, length: int) -> Int[Tensor, "b n k"]:
-    """Return the positions up to `reach` cells to either side; `reach` is cut to the `length` of the map."""
-    reach = min(reach, length - 1)
-    return best[..., None] + torch.arange(-reach, reach + 1, device=best.device)
+def _place_window(
+    centre: Int[Tensor, "b n"], reach: int, length: int
+) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n k"]]:
+    """Return the first position of a stretch that lies on the map, and which positions of it are within `reach` cells.
+
+    All stretches have one length; those near a border hold positions that are further away.
+    """
+    size = min(2 * reach + 1, length)
+    positions = torch.arange(length, device=centre.device)  # of any centre: there are fewer than centres
+    start = (positions - reach).clamp(0, length - size)
+    distance = start[:, None] + torch.arange(size, device=centre.device) - positions[:, None]
+    return start[centre], (distance.abs() <= reach)[centre]
 
 
 Rule = Readout

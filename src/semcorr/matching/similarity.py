@@ -6,13 +6,17 @@ cosine of 0.997 from 1, nor a coordinate of 419.6 pixels from 420.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import embedding_bag, interpolate, normalize
 
 from semcorr.core.coords import to_grid
 from semcorr.core.device import full_float32
+
+PARTS_PER_THREAD = 2  # of a product that threads share: one alone may be held up
+LEAST_COLUMNS = 64  # of a part
 
 
 def sample_descriptors(
@@ -34,13 +38,13 @@ def neighbouring_cells(
 ) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
     """Return the four cells around each point, numbered row by row in a map of h x w, and their bilinear weights."""
     x, y = to_grid(points.float(), stride).unbind(-1)
-    place = torch.stack((x.clamp(0, w - 1), y.clamp(0, h - 1)), dim=-1)
-    low = place.floor()
-    columns, rows = torch.stack((low, place.ceil()), dim=-1).long().unbind(-2)
-    share = place - low
-    across, down = torch.stack((1 - share, share), dim=-1).unbind(-2)
-    cells = (rows * w)[..., None] + columns[..., None, :]
-    return cells.flatten(2), (down[..., None] * across[..., None, :]).flatten(2)
+    x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
+    left, above = x.floor(), y.floor()
+    east, south = x - left, y - above  # shares of the cells on the right and below
+    west, north = 1 - east, 1 - south
+    columns, rows = (left.long(), x.ceil().long()), (above.long() * w, y.ceil().long() * w)
+    cells = torch.stack([row + column for row in rows for column in columns], dim=-1)
+    return cells, torch.stack([down * across for down in (north, south) for across in (west, east)], dim=-1)
 
 
 def sample_from_each(
@@ -54,13 +58,27 @@ def sample_from_each(
             [5.],
             [5.]])
     """
-    _, c, h, w = maps[0].shape
-    cells, weights = neighbouring_cells(torch.cat(list(points))[None], stride, h, w)
-    index, counts = cells.flatten(), [4 * len(each) for each in points]
-    values = maps[0].new_empty(len(index), c)
-    for features, cells_of_map, rows in zip(maps, index.split(counts), values.split(counts), strict=True):
-        torch.index_select(features.reshape(c, -1).t(), 0, cells_of_map, out=rows)
-    return values.view(-1, 4, c).float().mul_(weights[0, ..., None]).sum(1)
+    h, w = maps[0].shape[-2:]
+    cells, weights = (each[0] for each in neighbouring_cells(torch.cat(list(points))[None], stride, h, w))
+    first = {id(features): i for i, features in reversed(list(enumerate(maps)))}
+    owners = np.repeat([first[id(features)] for features in maps], [len(each) for each in points])
+    order = np.argsort(owners, kind="stable")  # a map that comes again is read once, for all of its points
+    counts = np.bincount(owners, minlength=len(maps)).tolist()
+    rows, place = (torch.from_numpy(index).to(cells.device) for index in (order, np.argsort(order)))
+    parts = (each.index_select(0, rows).split(counts) for each in (cells, weights))
+    blended = [_blend_cells(*part) for part in zip(maps, *parts, strict=True) if len(part[1])]
+    descriptors = torch.cat(blended or [maps[0].new_empty(0, maps[0].shape[1]).float()])
+    return descriptors.index_select(0, place) if len(first) < len(maps) else descriptors
+
+
+def _blend_cells(
+    features: Float[Tensor, "1 c h w"], cells: Int[Tensor, "n 4"], weights: Float[Tensor, "n 4"]
+) -> Float[Tensor, "n c"]:
+    """Return the weighted sums of the features of cells, in single precision."""
+    table = features.flatten(2)[0].t()
+    if table.device.type == "cpu" and table.is_contiguous() and table.dtype == torch.float32:
+        return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")  # reads and adds in one pass
+    return (table[cells].float() * weights[..., None]).sum(1)
 
 
 def cosine_similarity(
@@ -79,20 +97,44 @@ def cosine_similarity(
     with full_float32(features.device.type):
         cells, queries = features.flatten(2).float(), descriptors.float()
         queries = queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
-        products = multiply_batches(queries, cells)
-        # After the products, which have brought the map into the cache.
-        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-12)
-        similarity = torch.div(products, lengths, out=None if products.requires_grad else products)
+        similarity = multiply_batches(queries, cells, is_cosine=True)
     return similarity.unflatten(-1, (h, w))
 
 
-def multiply_batches(a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
-    """Multiply matrices; a batch of one as two matrices, which MKL multiplies in up to a third less time.
+def multiply_batches(
+    a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"], is_cosine: bool = False
+) -> Float[Tensor, "b n m"]:
+    """Multiply matrices, and divide by the lengths of the columns of `b` for cosines.
 
-    The cells by the queries instead, two threads would take a fifth less; but then the last bits of a query's products
-    depend on how many queries there are.
+    On a CPU, the columns of `b` of a batch of one are shared out among the threads here: MKL itself shares a product
+    out so that two threads need up to half as long again as the processor does.
     """
-    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
+    parts = PARTS_PER_THREAD * torch.get_num_threads()
+    width = b.shape[2] // parts
+    plain = type(a) is type(b) is Tensor  # others may have no values, as where a program is traced
+    if len(a) > 1 or a.device.type != "cpu" or torch.is_grad_enabled() or not plain or width < LEAST_COLUMNS:
+        products = (a[0] @ b[0])[None] if len(a) == 1 else a @ b  # MKL multiplies two matrices sooner than a batch
+        # The lengths after the products, here and below, which have brought the map into the cache.
+        if not is_cosine:
+            return products
+        return torch.div(products, _lengths(b)[:, None], out=None if products.requires_grad else products)
+    whole = parts * width
+    products = a.new_empty(1, a.shape[1], b.shape[2])
+    columns, by_part = (matrix[0, :, :whole].unflatten(1, (parts, width)) for matrix in (b, products))
+    products_by_part = torch.bmm(a.expand(parts, -1, -1), columns.transpose(0, 1)).transpose(0, 1)  # (n parts width)
+    rest = a[0] @ b[0, :, whole:]
+    if is_cosine:
+        lengths = _lengths(b)[0]
+        torch.div(products_by_part, lengths[:whole].view(parts, width), out=by_part)
+        products[0, :, whole:] = rest / lengths[whole:]
+    else:
+        by_part.copy_(products_by_part)
+        products[0, :, whole:] = rest
+    return products
+
+
+def _lengths(cells: Float[Tensor, "b c m"]) -> Float[Tensor, "b m"]:
+    return torch.linalg.vector_norm(cells, dim=1).clamp_min(1e-12)
 
 
 def product_similarity(
