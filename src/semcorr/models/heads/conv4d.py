@@ -44,19 +44,40 @@ class Conv4d(nn.Module):
     Args:
         inputs: Input channels.
         outputs: Output channels.
-        kernel: Kernel size, in cells along each of the four axes; odd.
+        kernel: Kernel size, in cells along each of the four axes; or two, along the first two and the last two. Odd.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int | Sequence[int] = 3) -> None:
         super().__init__()
-        _check_odd([kernel])
-        bound = (inputs * kernel**4) ** -0.5
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, *[kernel] * 4).uniform_(-bound, bound))
+        source, target = (kernel, kernel) if isinstance(kernel, int) else kernel
+        sizes = (source, source, target, target)
+        _check_odd(sizes)
+        bound = (inputs * prod(sizes)) ** -0.5
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *sizes).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 
     def forward(self, x: Float[Tensor, "b c h w k l"], swapped: bool = False) -> Float[Tensor, "b o h w k l"]:
         """Convolve; with `swapped`, as if the first two axes of input and output were the last two."""
         return conv4d(x, self.weight.permute(0, 1, 4, 5, 2, 3) if swapped else self.weight, self.bias)
+
+
+class MixedConv4d(nn.Module):
+    """A layer of 4-D convolutions of several kernel sizes side by side: each makes an equal share of the channels.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels of all together.
+        kernels: Two kernel sizes for each: along the first two axes and the last two; odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernels: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        share = outputs // len(kernels)
+        self.branches = nn.ModuleList(Conv4d(inputs, share, kernel) for kernel in kernels)
+
+    def forward(self, x: Float[Tensor, "b c h w k l"], swapped: bool = False) -> Float[Tensor, "b o h w k l"]:
+        """Convolve by each; with `swapped`, as if the first two axes of input and output were the last two."""
+        return torch.cat([branch(x, swapped) for branch in self.branches], dim=1)
 
 
 class _Conv4d(torch.autograd.Function):
