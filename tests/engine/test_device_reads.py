@@ -22,6 +22,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 OPTIONS = {  # by head and by way
     "adaptformer_marco": "finetune.blocks=2",  # the tiny backbone has four blocks
     "consensus": "backbone.size=32",  # 4-D convolutions on a CPU
+    "chm": "backbone.size=32",
     "consensus_adaptive": "backbone.size=32",
     "consensus_original": "backbone.size=32",
 }

@@ -20,7 +20,7 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LEARNED = ["consensus", "consensus_original", "consensus_adaptive", "consensus_dual", "cats", "match_to_match"]
+LEARNED = ["consensus", "consensus_original", "consensus_adaptive", "consensus_dual", "chm", "cats", "match_to_match"]
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)
@@ -95,6 +95,8 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
     scene = torch.eye(GRID**2)[:, :, None].expand(-1, -1, 1).reshape(1, GRID**2, GRID, GRID)
     if name == "cats":
         head = built(name, trained=False, channels=GRID**2)
+    if name == "chm":
+        head = built(name, trained=False, channels=GRID**2, width=GRID**2)
     moved = scene.flatten(2)[..., order].view_as(scene)
 
     similarity = head(FeatureMap(scene, STRIDE), FeatureMap(moved, STRIDE), centres())
