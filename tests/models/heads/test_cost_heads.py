@@ -20,7 +20,7 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LEARNED = ["consensus", "consensus_original", "consensus_adaptive", "consensus_dual", "chm", "cats", "match_to_match"]
+LEARNED = ["consensus", "consensus_original", "consensus_adaptive", "consensus_dual", "chm", "cats", "cats_plus_plus", "match_to_match"]
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)

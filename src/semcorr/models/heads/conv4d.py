@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
-from torch.nn.functional import conv2d, conv3d
+from torch.nn.functional import conv2d, conv3d, max_pool2d
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from semcorr.core.errors import UserError
@@ -78,6 +78,42 @@ class MixedConv4d(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w k l"], swapped: bool = False) -> Float[Tensor, "b o h w k l"]:
         """Convolve by each; with `swapped`, as if the first two axes of input and output were the last two."""
         return torch.cat([branch(x, swapped) for branch in self.branches], dim=1)
+
+
+class PivotConv4d(nn.Module):
+    """A 4-D convolution with those taps alone that keep one of the two cells of a match (centre-pivot, as in HSNet).
+
+    It is one 2-D convolution over the source's axes plus one over the target's. With a stride, the axes that a
+    convolution does not see are reduced by their largest values.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size, in cells along each axis; odd.
+        stride: Cells from one output to the next, along all axes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.source, self.target = (nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2) for _ in range(2))
+
+    def forward(self, x: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b o i j m n"]:
+        """Convolve; sides become ceil(side / stride)."""
+        by_target = self._convolve_last(self.target, x)
+        by_source = self._convolve_last(self.source, x.permute(0, 1, 4, 5, 2, 3)).permute(0, 1, 4, 5, 2, 3)
+        return by_source + by_target
+
+    def _convolve_last(self, convolution: nn.Conv2d, x: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b o i j m n"]:
+        """Convolve over the last two axes, for every cell of the reduced first two."""
+        if self.stride > 1:
+            b, c, h, w, k, l = x.shape  # noqa: E741
+            cells = x.permute(0, 1, 4, 5, 2, 3).reshape(b, c * k * l, h, w)
+            reduced = max_pool2d(cells, self.stride, ceil_mode=True)
+            x = reduced.unflatten(1, (c, k, l)).permute(0, 1, 4, 5, 2, 3)
+        b, _, h, w = x.shape[:4]
+        volumes: Tensor = convolution(x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+        return volumes.unflatten(0, (b, h, w)).permute(0, 3, 1, 2, 4, 5)
 
 
 class _Conv4d(torch.autograd.Function):
