@@ -14,7 +14,7 @@ from semcorr.models.heads.cats_plus_plus import Aggregated, CATsPlusPlus, CrossA
 from semcorr.models.heads.conv4d import PivotConv4d, conv4d
 from semcorr.models.heads.correlation import correlation
 
-SIZES = dict(width=2, features=4, projected=8, mlp=2)
+SIZES = {"width": 2, "features": 4, "projected": 8, "mlp": 2}
 
 
 def drawn_block(integrate: bool) -> EfficientBlock:
@@ -64,8 +64,7 @@ def test_a_block_is_attention_cell_by_cell_and_an_mlp(integrate):
 
     normed = norm(block.norm1, volume)
     convolved, value = (
-        norm(of, layer(normed))
-        for of, layer in ((block.norm_qk, block.convolve), (block.norm_value, block.value))
+        norm(of, layer(normed)) for of, layer in ((block.norm_qk, block.convolve), (block.norm_value, block.value))
     )
     place = interpolate(block.position[None], (2, 3), mode="bilinear", align_corners=False)[0]
     queries, keys = {}, {}

@@ -20,7 +20,16 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LEARNED = ["consensus", "consensus_original", "consensus_adaptive", "consensus_dual", "chm", "cats", "cats_plus_plus", "match_to_match"]
+LEARNED = [
+    "consensus",
+    "consensus_original",
+    "consensus_adaptive",
+    "consensus_dual",
+    "chm",
+    "cats",
+    "cats_plus_plus",
+    "match_to_match",
+]
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)
@@ -93,7 +102,7 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
     if name == "consensus_dual":  # coarse cells move as a whole
         order = torch.arange(GRID**2).view(2, 2, 2, 2)[[1, 0]][:, :, [1, 0]].flatten()
     scene = torch.eye(GRID**2)[:, :, None].expand(-1, -1, 1).reshape(1, GRID**2, GRID, GRID)
-    if name == "cats":
+    if name in ("cats", "cats_plus_plus"):
         head = built(name, trained=False, channels=GRID**2)
     if name == "chm":
         head = built(name, trained=False, channels=GRID**2, width=GRID**2)

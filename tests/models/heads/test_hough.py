@@ -1,4 +1,4 @@
-"""Convolutional Hough matching: its convolution against loops, its shared weights against distances, its votes by hand."""
+"""Convolutional Hough matching: convolution against loops, shared weights against distances, votes by hand."""
 
 from itertools import product
 from math import exp, log1p

@@ -1,4 +1,4 @@
-"""The head of CATs++: convolutions embed the correlation, and attention with few keys aggregates it; IFCAT's variant."""
+"""The head of CATs++: convolutions embed the correlation, attention with short keys aggregates it. IFCAT's variant."""
 
 from typing import NamedTuple
 
@@ -124,9 +124,7 @@ class CATsPlusPlus(nn.Module):
                 raise UserError(f"`head.{option}` must be a multiple of `head.width`, {width}, got {value}")
         self.embed = nn.Sequential(PivotConv4d(1, width, stride=2), nn.GroupNorm(1, width), nn.ReLU())
         self.project = nn.Sequential(nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.ReLU())
-        self.blocks = nn.Sequential(
-            *(EfficientBlock(width, features, projected, mlp, integrate) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(EfficientBlock(width, features, projected, mlp, integrate) for _ in range(depth)))
         self.cross = CrossAggregation(width, features) if integrate else None
         self.out = nn.Parameter(torch.zeros(width + integrate))
 
@@ -137,9 +135,7 @@ class CATsPlusPlus(nn.Module):
         with torch.autocast(source.values.device.type, enabled=False):
             return sample_correlation(self.refine(source.values, target.values), points, source.stride)
 
-    def refine(
-        self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]
-    ) -> Float[Tensor, "b h w k l"]:
+    def refine(self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]) -> Float[Tensor, "b h w k l"]:
         """Compute the cosines of all cells with the update by what is aggregated."""
         cosines = correlation(source, target)
         update = self.aggregate(cosines.to(self.out.dtype).relu(), source, target)

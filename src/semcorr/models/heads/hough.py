@@ -1,4 +1,4 @@
-"""The head of convolutional Hough matching (CHM): matches of a like shift and a like change of scale support a match."""
+"""The head of convolutional Hough matching (CHM): matches of like shift and like change of scale support each other."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -172,11 +172,12 @@ class HoughMatching(nn.Module):
         self.scales = list(scales)
         width = width or max(1, channels // 4)
         projection = nn.init.orthogonal_(torch.empty(width, channels))
-        self.projections = nn.ModuleList(nn.Conv2d(channels, width, 3, padding=1, bias=False) for _ in scales)
-        for convolution in self.projections:
+        convolutions = [nn.Conv2d(channels, width, 3, padding=1, bias=False) for _ in scales]
+        for convolution in convolutions:
             with torch.no_grad():
                 convolution.weight.zero_()
                 convolution.weight[:, :, 1, 1] = projection
+        self.projections = nn.ModuleList(convolutions)
         self.votes = HoughKernel(kernel, scale_kernel, sharing)
         self.shifts = HoughKernel(kernel, 1, sharing)
         self.bias = nn.Parameter(torch.zeros(2))  # of both convolutions
