@@ -87,7 +87,7 @@ class CATsPlusPlus(nn.Module):
     With `integrate` it is a variant in the manner of IFCAT (Hong et al., "Integrative Feature and Cost Aggregation
     with Transformers"): the attention of the blocks aggregates the features as well; the cells of each image then
     attend to those of the other, by their features and by the correlation so far; and the cosines of the features
-    are one more channel of the result. After its abstract and figures; it is not a port.
+    are one more channel of the result. It follows the abstract, not the equations.
 
     Ours, where they differ:
     - One level; theirs are three, from coarse to fine, each with a correlation for each of many layers.
