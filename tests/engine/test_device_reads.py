@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from inspect import isbuiltin
-from itertools import cycle, product
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 OPTIONS = {  # by head and by way
     "adaptformer_marco": "finetune.blocks=2",  # the tiny backbone has four blocks
     "consensus": "backbone.size=32",  # 4-D convolutions on a CPU
+    "chm": "backbone.size=32",
+    "consensus_adaptive": "backbone.size=32",
     "consensus_original": "backbone.size=32",
 }
 EXTRA = {  # what else steps and batches can be made of, by head
@@ -42,7 +44,7 @@ def names(group: str, without: set[str] = frozenset()) -> list[str]:
 
 
 HEADS, WAYS = names("head"), names("finetune", DIFFUSION)
-PAIRED = [*zip(cycle(HEADS), WAYS, strict=False)]  # every head and every way once
+PAIRED = [*islice(zip(cycle(HEADS), cycle(WAYS), strict=False), max(len(HEADS), len(WAYS)))]  # every head and every way
 
 
 def line(head: str, way: str) -> str:

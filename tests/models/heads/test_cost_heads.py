@@ -20,7 +20,16 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LEARNED = ["consensus", "consensus_original", "cats", "match_to_match"]
+LEARNED = [
+    "consensus",
+    "consensus_original",
+    "consensus_adaptive",
+    "consensus_dual",
+    "chm",
+    "cats",
+    "cats_plus_plus",
+    "match_to_match",
+]
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)
@@ -90,9 +99,13 @@ def test_maps_may_have_any_grid(name):
 def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
     """Cells of the source, elsewhere in the target; where a soft-argmax at the usual temperature looks too."""
     head, order = built(name, trained=False), torch.randperm(GRID**2, generator=torch.Generator().manual_seed(1))
+    if name == "consensus_dual":  # coarse cells move as a whole
+        order = torch.arange(GRID**2).view(2, 2, 2, 2)[[1, 0]][:, :, [1, 0]].flatten()
     scene = torch.eye(GRID**2)[:, :, None].expand(-1, -1, 1).reshape(1, GRID**2, GRID, GRID)
-    if name == "cats":
+    if name in ("cats", "cats_plus_plus"):
         head = built(name, trained=False, channels=GRID**2)
+    if name == "chm":
+        head = built(name, trained=False, channels=GRID**2, width=GRID**2)
     moved = scene.flatten(2)[..., order].view_as(scene)
 
     similarity = head(FeatureMap(scene, STRIDE), FeatureMap(moved, STRIDE), centres())
@@ -109,6 +122,8 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
     quick = ["finetune.blocks=0", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-3"]
     if name == "consensus_original":
         overrides += ["head.kernels=[5,3]", "head.widths=[4,1]"]
+    if name == "consensus_adaptive":
+        overrides += ["head.kernels=[[[1,3],[3,3]],3]", "head.widths=[4,1]"]
     cfg = config("train", *overrides, *quick)
     before = {name: value.clone() for name, value in build_datamodule_and_module(cfg)[0].state_dict().items()}
     trained = train(cfg)
@@ -126,6 +141,12 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
         (lambda: Consensus([3, 3], [8, 8, 1]), r"`head.kernels` and `head.widths` must be as many.*\[3, 3\]"),
         (lambda: Consensus([3, 3], [8, 8]), "the last width 1"),
         (lambda: Consensus([3, 4], [8, 1]), "`head.kernels` must be odd and positive, got 4"),
+        (lambda: Consensus([[[3, 4]]], [1]), "`head.kernels` must be odd and positive, got 4"),
+        (lambda: Consensus([[3, 5]], [1]), "each entry a whole number, or a list, each entry a list"),
+        (lambda: Consensus([[[3]]], [1]), r"`head.kernels` must have for each layer a size, or pairs.*\[\[3\]\]"),
+        (lambda: Consensus([[]], [1]), r"`head.kernels` must have for each layer a size, or pairs of sizes, got \[\]"),
+        (lambda: Consensus([[[3, 5], [5, 5]], 3], [3, 1]), "`head.widths` must be a multiple.*got 3 for 2. Give 4"),
+        (lambda: Consensus(coarse=0), "`head.coarse` must be at least 1, got 0"),
         (lambda: CATs(8, 4, depth=0), "`head.depth` must be at least 1"),
         (lambda: CATs(8, 2, heads=200), "`head.heads` between 1 and 132, got 1 and 200"),
         (lambda: MatchToMatch(heads=3), "`head.heads` must be even.*got 3"),

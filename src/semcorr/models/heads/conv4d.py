@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
-from torch.nn.functional import conv2d, conv3d
+from torch.nn.functional import conv2d, conv3d, max_pool2d
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from semcorr.core.errors import UserError
@@ -44,19 +44,76 @@ class Conv4d(nn.Module):
     Args:
         inputs: Input channels.
         outputs: Output channels.
-        kernel: Kernel size, in cells along each of the four axes; odd.
+        kernel: Kernel size, in cells along each of the four axes; or two, along the first two and the last two. Odd.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int | Sequence[int] = 3) -> None:
         super().__init__()
-        _check_odd([kernel])
-        bound = (inputs * kernel**4) ** -0.5
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, *[kernel] * 4).uniform_(-bound, bound))
+        source, target = (kernel, kernel) if isinstance(kernel, int) else kernel
+        sizes = (source, source, target, target)
+        _check_odd(sizes)
+        bound = (inputs * prod(sizes)) ** -0.5
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *sizes).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 
     def forward(self, x: Float[Tensor, "b c h w k l"], swapped: bool = False) -> Float[Tensor, "b o h w k l"]:
         """Convolve; with `swapped`, as if the first two axes of input and output were the last two."""
         return conv4d(x, self.weight.permute(0, 1, 4, 5, 2, 3) if swapped else self.weight, self.bias)
+
+
+class MixedConv4d(nn.Module):
+    """A layer of 4-D convolutions of several kernel sizes side by side: each makes an equal share of the channels.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels of all together.
+        kernels: Two kernel sizes for each: along the first two axes and the last two; odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernels: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        share = outputs // len(kernels)
+        self.branches = nn.ModuleList(Conv4d(inputs, share, kernel) for kernel in kernels)
+
+    def forward(self, x: Float[Tensor, "b c h w k l"], swapped: bool = False) -> Float[Tensor, "b o h w k l"]:
+        """Convolve by each; with `swapped`, as if the first two axes of input and output were the last two."""
+        return torch.cat([branch(x, swapped) for branch in self.branches], dim=1)
+
+
+class PivotConv4d(nn.Module):
+    """A 4-D convolution with those taps alone that keep one of the two cells of a match (centre-pivot, as in HSNet).
+
+    It is one 2-D convolution over the source's axes plus one over the target's. With a stride, the axes that a
+    convolution does not see are reduced by their largest values.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size, in cells along each axis; odd.
+        stride: Cells from one output to the next, along all axes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.source, self.target = (nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2) for _ in range(2))
+
+    def forward(self, x: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b o i j m n"]:
+        """Convolve; sides become ceil(side / stride)."""
+        by_target = self._convolve_last(self.target, x)
+        by_source = self._convolve_last(self.source, x.permute(0, 1, 4, 5, 2, 3)).permute(0, 1, 4, 5, 2, 3)
+        return by_source + by_target
+
+    def _convolve_last(self, convolution: nn.Conv2d, x: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b o i j m n"]:
+        """Convolve over the last two axes, for every cell of the reduced first two."""
+        if self.stride > 1:
+            b, c, h, w, k, l = x.shape  # noqa: E741
+            cells = x.permute(0, 1, 4, 5, 2, 3).reshape(b, c * k * l, h, w)
+            reduced = max_pool2d(cells, self.stride, ceil_mode=True)
+            x = reduced.unflatten(1, (c, k, l)).permute(0, 1, 4, 5, 2, 3)
+        b, _, h, w = x.shape[:4]
+        volumes: Tensor = convolution(x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+        return volumes.unflatten(0, (b, h, w)).permute(0, 3, 1, 2, 4, 5)
 
 
 class _Conv4d(torch.autograd.Function):

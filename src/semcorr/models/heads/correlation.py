@@ -1,7 +1,10 @@
 """The correlation of two feature maps, cell by cell; its soft mutual matching; its rows at query points."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from semcorr.matching.similarity import cosine_similarity, neighbouring_cells
 
@@ -31,6 +34,18 @@ def mutual_matching(correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b
 def transpose_correlation(correlation: Float[Tensor, "b h w k l"]) -> Float[Tensor, "b k l h w"]:
     """Exchange source and target in a correlation."""
     return correlation.permute(0, 3, 4, 1, 2)
+
+
+def resize_correlation(
+    correlation: Float[Tensor, "b h w k l"], source: Sequence[int], target: Sequence[int]
+) -> Float[Tensor, "b i j m n"]:
+    """Resize a correlation bilinearly to other grids, (rows, columns) of source and target; cells keep their places."""
+    for size in (target, source):  # what is resized comes last, and then the other
+        if correlation.shape[3:] != tuple(size):
+            large = interpolate(correlation.flatten(1, 2), tuple(size), mode="bilinear", align_corners=False)
+            correlation = large.unflatten(1, correlation.shape[1:3])
+        correlation = transpose_correlation(correlation)
+    return correlation
 
 
 def sample_correlation(

@@ -1,0 +1,106 @@
+"""Measure what the heads that filter the correlation need: weights, and memory to match a pair and to train on one.
+
+    python scripts/bench_heads.py                          # all of them, at 30 x 30 cells of 768 channels
+    python scripts/bench_heads.py --cells 60 consensus     # one of them, at other sizes
+    python scripts/bench_heads.py chm 'cats_plus_plus integrate=true'
+
+Every head runs in a process of its own, in float32 on the CPU, on random features and 20 points; what counts is the
+peak of resident memory above what there was before the pass: features and weights are not in it, gradients of weights
+are. It is much the same on a busy machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from semcorr.benchmark.measurement import peak_resident_bytes
+from semcorr.core.types import FeatureMap
+from semcorr.engine.known_targets import conf_dir
+from semcorr.models.heads.consensus import Consensus
+
+HEADS = (
+    "consensus",
+    "consensus_dual",
+    "chm",
+    "cats",
+    "cats_plus_plus",
+    "cats_plus_plus integrate=true",
+    "match_to_match",
+    "consensus_adaptive",
+    "consensus_original",
+)
+STRIDE, POINTS = 14, 20
+
+
+def measure_head(name: str, cells: int, channels: int) -> dict[str, float]:
+    """Build a head in this process; return its weights, and the megabytes to match a pair and to train on one."""
+    choice, *options = name.split()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("evaluate", [f"head={choice}", *(f"head.{option}" for option in options)]).head
+    given = {key: value for key, value in {"channels": channels, "grid": cells}.items() if key in cfg}
+    head = instantiate(OmegaConf.merge(cfg, given))
+    source, target = (draw_features(channels, cells) for _ in range(2))
+    points = torch.rand(1, POINTS, 2) * cells * STRIDE
+    small = draw_features(1, 3)
+    Consensus()(small, small, points).sum().backward()  # what PyTorch imports and allocates at the first pass
+
+    def match() -> None:
+        with torch.inference_mode():
+            head(source, target, points)
+
+    def train() -> None:
+        head(source, target, points).square().sum().backward()
+
+    return {
+        "weights": sum(parameter.numel() for parameter in head.parameters()),
+        "match": measure_growth(match),
+        "train": measure_growth(train),
+    }
+
+
+def draw_features(channels: int, cells: int) -> FeatureMap:
+    """Draw the features of one image at random."""
+    return FeatureMap(torch.randn(1, channels, cells, cells), STRIDE)
+
+
+def measure_growth(work: Callable[[], object]) -> float:
+    """Return the megabytes of memory that a call takes at its peak, above what there was."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far becomes what is resident now
+    before = peak_resident_bytes()
+    work()
+    return (peak_resident_bytes() - before) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("heads", nargs="*", default=HEADS, help="names, with options after a space")
+    parser.add_argument("--cells", type=int, default=30, help="cells along a side of both maps")
+    parser.add_argument("--channels", type=int, default=768, help="channels of the features")
+    parser.add_argument("--one", action="store_true", help="measure the first in this process")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure_head(args.heads[0], args.cells, args.channels)))
+        return
+    print(f"| `head=` | weights | MB to match, {args.cells} x {args.cells} cells | MB to train |\n|---|---|---|---|")
+    for name in args.heads:
+        sizes = ["--cells", str(args.cells), "--channels", str(args.channels)]
+        command = [sys.executable, __file__, "--one", name, *sizes]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(f"{name}: {process.stderr.strip().splitlines()[-1]}")
+        row = json.loads(process.stdout.strip().splitlines()[-1])
+        choice, *options = name.split()
+        shown = " ".join([choice, *(f"head.{option}" for option in options)])
+        print(f"| `{shown}` | {row['weights']:,} | {row['match']:.0f} | {row['train']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
