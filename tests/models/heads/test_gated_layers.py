@@ -194,6 +194,10 @@ def test_in_half_precision_it_chooses_the_same_layers_and_all_is_finite(precisio
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
+def test_its_weights_are_as_many_as_the_page_says():
+    assert sum(parameter.numel() for parameter in GatedLayers([768] * 4).parameters()) == 394_496
+
+
 def test_it_sees_both_images_and_adds_to_the_loss():
     assert not isinstance(built(), SiameseHead)
     assert isinstance(built(), PenalisedHead)

@@ -237,7 +237,9 @@ def remove_blocks_after(model: "TimmNetwork", last: int) -> None:
     """Remove the residual blocks of a ResNet after that of a layer, and the classifier."""
     for entry in reversed(model.feature_info[last + 1 :]):
         path, _, index = entry["module"].rpartition(".")
-        del model.get_submodule(path)[int(index)]
+        stage = model.get_submodule(path)
+        assert isinstance(stage, nn.Sequential)
+        del stage[int(index)]
     model.reset_classifier(0, "")
 
 
