@@ -32,7 +32,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback()
 def about() -> None:
-    """Search what no training decides, by the scores of validation pairs."""
+    """Search what no training decides, by the scores of validation pairs: the layers of a backbone."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
@@ -148,7 +148,7 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
         raise UserError("layers are searched by one process. Give trainer.devices=1.")
     data.trainer = trainer
     device = trainer.strategy.root_device
-    module = trainer.precision_plugin.convert_module(module).to(device).eval()
+    trainer.precision_plugin.convert_module(module).to(device).eval()  # all of them change the module itself
     print_line(f"Searching layers of {module.backbone.name} by {data.name} {data.split}, {cfg.objective}")
     with run_products(trainer):
         group, context = ProcessGroup(0, 1, device), trainer.precision_plugin.forward_context

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def search_beam(
     >>> best
     LayerSet(layers=(4,), score=-1)
     """
-    candidates = {(layer,) for layer in choices}
+    candidates: set[Layers] = {(layer,) for layer in choices}
     for _ in range(most):
         if not candidates:
             return
@@ -123,14 +124,14 @@ class LayerScorer:
     def _join_layers(self, images: Sequence[ImageVariant], layers: Layers) -> FeatureCache:
         """Make the features of a backbone that reads some of the layers."""
         keys = [str(self.places[layer]) for layer in layers]
-        backbone, cache = self.module.backbone, self._make_cache(len(images))
+        backbone, joined_maps = self.module.backbone, self._make_cache(len(images))
         for names in split_into_chunks([image.name for image in images], self.data.encoding_batch):
             parts = self.module.frozen.cache_config.restore(self.maps.stack(names, self.group.device, keys))
             with self.context():
                 joined = concatenate_layers([parts[key] for key in keys], backbone.unit_layers)
-            cache.add(names, to_channels_last(FeatureMap(joined, backbone.size / joined.shape[-1])))
-        cache.watch.check()
-        return cache
+            joined_maps.add(names, to_channels_last(FeatureMap(joined, backbone.size / joined.shape[-1])))
+        joined_maps.watch.check()
+        return joined_maps
 
     def _make_cache(self, count: int) -> FeatureCache:
         """Make an empty cache, where the configuration has features be."""
@@ -144,7 +145,7 @@ def keep_pairs(data: PairDataModule, split: str, count: int | None) -> None:
     pairs = data.pairs(split)
     if count is not None and count < len(pairs):
         kept = [pairs[i * len(pairs) // count] for i in range(count)]
-        data.pairs = lambda _: kept
+        data.pairs = cache(lambda _: kept)
 
 
 def has_weights(head: nn.Module) -> bool:
