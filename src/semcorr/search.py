@@ -169,15 +169,13 @@ def _list_layers(backbone: "Backbone") -> list[int]:
 
 def _list_choices(backbone: "Backbone") -> list[int]:
     """List the layers that a backbone reads, if each of its maps is of one of them and of one image alone."""
-    layers = [*getattr(backbone, "layers", ())]
     if backbone.needs_pair:
         raise UserError(
             f"`backbone`: features of {backbone.name} are made of both images of a pair, and not layer by layer. Give "
             "another backbone, or backbone.components=null."
         )
-    if len(layers) != len(backbone.widths):
-        raise UserError(f"`backbone`: {backbone.name} has no layers to choose from. Give another, as backbone=dinov2.")
-    return layers
+    _list_layers(backbone)
+    return [*vars(backbone)["layers"]]
 
 
 def _require_score(score: float | None, cfg: "DictConfig") -> float:
