@@ -22,6 +22,7 @@ VERBS = {
     "transfer": "Label the images of a folder by those that are annotated.",
     "report": "Write one page about finished runs, and report.md, report.csv and report.tex with the same digits.",
     "compare": "Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test.",
+    "search": "Search what no training decides, by the scores of validation pairs: the layers of a backbone.",
     "audit": "Measure how far the scores move from one published convention to the next, and which axis moves them.",
     "export": "Write the backbone that a training run tuned.",
     "store": "Manage features that were computed once and are kept on disk.",
@@ -45,7 +46,7 @@ def build_root(verb: str | None = None) -> typer.Typer:
     root.callback(invoke_without_command=True)(show_version)
     for name, summary in VERBS.items():
         app = _load_app(name) if name == verb and name not in HYDRA_VERBS else None
-        if app is not None and len(app.registered_commands) > 1:
+        if app is not None and (len(app.registered_commands) > 1 or app.registered_callback is not None):
             root.add_typer(app, name=name, help=summary)
         elif app is not None and app.registered_commands[0].callback is not None:
             root.command(name, help=summary)(app.registered_commands[0].callback)

@@ -116,6 +116,7 @@ HELD = {  # a verb, its line, and where it is held up
     "match": ("a.png a.png", "semcorr.inference.Matcher.load"),
     "transfer": ("known.json . --format coco", "semcorr.inference.transfer.annotations.read_annotations"),
     "export": ("RUN", "semcorr.engine.rebuild.read_trained_config"),
+    "search": ("layers backbone=tiny", "semcorr.search.run_search"),
     "audit": ("RUN", "semcorr.audit.audit_run"),
     "compare": ("A B", "semcorr.engine.finished_run.read_evaluated_run"),
     "report": ("A", "semcorr.report.command.find_runs"),

@@ -99,6 +99,15 @@ WRONG = {
         "run other --seed -> has no value", "run other --seed --draws 200 -> `--draws` reads as a flag",
         "-5 run -> unknown flag `-5`",
     ],
+    "search": [
+        "-> no command is given", "layer -> Did you mean layers?", "--beam 2 layers -> stands before the command",
+        "layers --beam 0 -> between 1 and 100", "layers --most 1.5 -> a whole number", "layers --pairs 0 -> at least 1",
+        "layers --layers 3 -> unknown flag `--layers`", "layers --beam 2 --beam 3 -> given twice",
+        "layers backbone=dino2 -> Did you mean dinov2", "layers seed -> has no value",
+        "layers backbone=tiny backbone.layers=[a] data=pf_willow -> `backbone.layers` must be",
+        "layers backbone=tiny objective=pck.all.images.0.1 -> Did you mean pck.all.image",
+        "layers backbone=tiny -m -> is a flag of train and evaluate",
+    ],
     "audit": [
         "-> RUN_DIR is missing", "a.png -> is not a folder", "empty -> is no run_dir", "half -> has not finished",
         "run data.rot=x -> Did you mean data.root?", "run other -> Give key=value", "run data.root= -> has no value",

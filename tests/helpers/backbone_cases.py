@@ -48,6 +48,10 @@ def resnet(seed: int = 0, **options: object) -> TimmModel:
     return TimmModel("resnet18", **({"size": 64, "pretrained": False, "layers": [3]} | options)).eval()
 
 
+def resnet_blocks(seed: int = 0, **options: object) -> TimmModel:
+    return resnet(seed, **({"layers": [6], "each_block": True} | options))
+
+
 def lite0(seed: int = 0, **options: object) -> EfficientNetLite0:
     torch.manual_seed(seed)
     return EfficientNetLite0(**({"size": 64, "pretrained": False} | options)).eval()
@@ -102,6 +106,7 @@ PROMISES = {
     "squeezenet": Promise(squeezenet, channels=512, stride=16, blocks=8, norm=False, several=(3, 6)),
     "efficientnet_lite0": Promise(lite0, channels=112, stride=16, blocks=5, norm=False, several=(2, 3)),
     "resnet18": Promise(resnet, channels=256, stride=16, blocks=3, norm=False, several=(2, 3)),
+    "resnet18_blocks": Promise(resnet_blocks, channels=256, stride=16, blocks=6, norm=False, several=(2, 5)),
     "convnext": Promise(convnext, channels=32, stride=16, blocks=3, norm=False, several=(1, 2)),
     "sam": Promise(sam, channels=48, stride=16, blocks=3, norm=False, whole=lambda: sam(neck=True).model),
     "hf_dinov2": hf_promise("dinov2"),

@@ -7,6 +7,11 @@ from omegaconf import DictConfig
 SMALLER = {  # where an experiment names what only fits a large backbone
     "geo_aware/released": ["loss.trained_grid=4"],
     "marco": ["finetune.blocks=2", "finetune.width=8"],
+    "unified/gated_layers": ["backbone.layers=[1,3]", "backbone.each_block=false"],
+    "unified/hyperfeatures": [
+        *("backbone.layers=[1,3]", "backbone.name=vit_tiny_patch16_224", "~backbone.timestep", "~backbone.ensemble"),
+        "head.steps=1",
+    ],
     "heads/wide": ["backbone.layers=[2,3]"],
     "heads/pose_variant": ["backbone.layers=[2,3]"],
 }

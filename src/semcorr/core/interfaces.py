@@ -37,6 +37,14 @@ class SiameseHead(Protocol):
 
 
 @runtime_checkable
+class PenalisedHead(Protocol):
+    """A head that adds a term of its own to the loss of a training step."""
+
+    def take_penalty(self) -> Float[Tensor, ""]:
+        """Return the term for all calls of the head since the last time."""
+
+
+@runtime_checkable
 class MultiSourceHead(SiameseHead, Protocol):
     """A Siamese head that describes the points of all sources of a target in one go: optional, for speed."""
 
@@ -68,6 +76,7 @@ class Backbone(nn.Module):
             onto common components, or, if the backbone is also `pairwise`, run through the network.
         unit_layers: Whether each of several maps is brought to unit length before they are concatenated. Backbones
             that are fused set it to false in their parts, unless theirs are to be normalised by layer.
+        layer_choices: Every layer that its option `layers` may name, from the first; none where there is no choice.
     """
 
     name: str
@@ -77,6 +86,7 @@ class Backbone(nn.Module):
     stride: int
     sha256: str
     unit_layers: bool = True
+    layer_choices: Sequence[int] = ()
 
     if TYPE_CHECKING:  # attributes or properties
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
-from semcorr.core.interfaces import Backbone
+from semcorr.core.interfaces import Backbone, PenalisedHead
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
@@ -157,6 +157,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
+        if isinstance(self.head, PenalisedHead):
+            terms["head"] = self.head.take_penalty()
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
         self.log(LOSS, loss, prog_bar=self.shows_each_loss, batch_size=len(inputs.mask))

@@ -126,10 +126,13 @@ class FeatureCache:
             if self.place in self._places and len(self._places) > 1:
                 self._places, self.place = self._places[self._places.index(self.place) :], "auto"
 
-    def stack(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Stack the values of a batch of images on the device: each is copied by itself, from where it is."""
+    def stack(self, names: Sequence[str], device: torch.device, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Stack the values of a batch of images, or some of them, on the device: each is copied from where it is."""
         entries = [self.entries[name] for name in names]
-        return {key: torch.stack([entry[key].to(device, non_blocking=True) for entry in entries]) for key in entries[0]}
+        return {
+            key: torch.stack([entry[key].to(device, non_blocking=True) for entry in entries])
+            for key in (entries[0] if keys is None else keys)
+        }
 
     @property
     def _remaining(self) -> int:

@@ -74,6 +74,36 @@ def test_several_layers_are_unit_parts_side_by_side_on_the_finest_grid():
     assert stride == 16
 
 
+@pytest.mark.parametrize("options", [{}, {"ensemble": 2}, {"freeu": "channels", "freeu_in_features": True}], ids=str)
+def test_a_layer_at_several_timesteps_has_the_maps_of_each_side_by_side(options):
+    """Against a backbone of each timestep; cut anywhere it is the same."""
+    backbone = tiny_sd(layers=[4, 7], timestep=[261, 50, 0], **options)
+    ones = [tiny_sd(layers=[4, 7], timestep=timestep, **options) for timestep in (261, 50, 0)]
+
+    with torch.no_grad():
+        whole, found = backbone(IMAGE), backbone.read_maps(IMAGE)
+        each = [one.read_maps(IMAGE) for one in ones]
+        cut = [backbone.suffix(backbone.prefix(IMAGE, depth), depth) for depth in (0, 5, len(backbone.blocks))]
+
+    for key in ("map.4", "map.7"):
+        assert_close(found[key], torch.cat([maps[key] for maps in each], dim=1), atol=1e-5, rtol=1e-4)
+        assert (each[0][key] - each[1][key]).abs().max() > 1e-3
+    assert backbone.widths == [width for width in ones[0].widths for _ in range(3)]
+    assert whole.values.shape[1] == backbone.channels == sum(backbone.widths)
+    for one in cut:
+        assert_close(one.values, whole.values, atol=1e-5, rtol=1e-4)
+
+
+def test_components_are_of_all_timesteps_together():
+    backbone = tiny_sd(layers=[4, 7], timestep=[261, 50], components=6)
+
+    with torch.no_grad():
+        source, target = backbone.pair(IMAGE, IMAGE.flip(-1))
+
+    assert backbone.widths == [6, 6]
+    assert source.values.shape[1] == target.values.shape[1] == 12
+
+
 @pytest.mark.parametrize(
     ("layers", "channels", "stride", "blocks"),
     [([5], 24, 16, 11), ([1, 4, 7], 64, 16, 13), ([0], 24, 64, 6), ([2], 24, 32, 8), ([11], 8, 8, 17)],
@@ -122,6 +152,9 @@ def test_the_projections_of_attention_are_there_for_lora():
     ("options", "told"),
     [
         ({"timestep": 1000}, "`backbone.timestep` must be between 0 and 999, got 1000"),
+        ({"timestep": [50, 50]}, "`backbone.timestep` must be a timestep, or several without repetition, got [50, 50]"),
+        ({"timestep": []}, "`backbone.timestep` must be a timestep, or several without repetition, got []"),
+        ({"timestep": [50, -1]}, "`backbone.timestep` must be between 0 and 999, got -1"),
         ({"ensemble": 0}, "`backbone.ensemble` must be at least 1, got 0"),
         ({"layers": [12]}, "`backbone.layers` must be between -12 and 11 here, got [12]"),
         ({"components": 25}, "`backbone.components` must be between 1 and 24, got 25"),

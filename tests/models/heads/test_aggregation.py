@@ -65,6 +65,53 @@ def test_each_part_goes_through_its_own_block_in_its_share():
     assert_close(head.adapt(x).values, expected)
 
 
+def test_timesteps_of_a_layer_share_its_block_and_each_has_its_share():
+    head = built("aggregation", "steps=2", widths=[16, 16, 8, 8])
+    assert len(head.blocks) == 2
+    x = FeatureMap(torch.randn(2, 48, 4, 3), 8)
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    with torch.no_grad():
+        head.mixing.copy_(shares.log() - 3)
+
+    places = [(0, 16, 0), (16, 32, 0), (32, 40, 1), (40, 48, 1)]
+    parts = [head.blocks[block](x.values[:, low:high]) for low, high, block in places]
+
+    assert_close(head.adapt(x).values, sum(share * part for share, part in zip(shares, parts, strict=True)))
+
+
+def test_diffusion_hyperfeatures_file_gets_each_layer_and_timestep_by_its_share(tmp_path):
+    """Its shares are timestep by timestep, and its blocks the layers'; our maps are layer by layer."""
+    state = published((16, 24), 8, 32)
+    state["mixing_weights"] = torch.randn(6)  # of two layers at three timesteps
+    torch.save(state, tmp_path / "aggregation_network.pt")
+    values = {(t, i): torch.randn(1, (16, 24)[i], 4, 4) for t in range(3) for i in range(2)}
+    widths, path = [16, 16, 16, 24, 24, 24], str(tmp_path / "aggregation_network.pt")
+
+    head = Aggregation(widths, out=32, width=8, groups=4, steps=3, weights=path).eval()
+
+    whole = torch.cat([values[t, i] for i in range(2) for t in range(3)], dim=1)
+    shares = state["mixing_weights"].softmax(0)
+    expected = torch.zeros(1, 32, 4, 4)
+    for number, (t, i) in enumerate((t, i) for t in range(3) for i in range(2)):  # the file's order
+        alone = {"mixing_weights": torch.tensor([0.0])} | {
+            key.replace(f"layers.{i}.", "layers.0."): value for key, value in state.items() if f"layers.{i}." in key
+        }
+        expected += shares[number] * as_published(alone, [values[t, i]], groups=4)
+    assert_close(head.adapt(FeatureMap(whole, 16)).values, expected, atol=1e-4, rtol=1e-4)
+    state = head.state_dict()
+    save_file(state, tmp_path / "head.safetensors")
+    again = Aggregation(widths, 32, 8, 4, steps=3, weights=str(tmp_path / "head.safetensors"))
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    turned = Aggregation([24, 24, 24, 16, 16, 16], 32, 8, 4, steps=3, weights=path, weights_order=[1, 0])
+    assert torch.equal(turned.mixing.data, head.mixing.data[[3, 4, 5, 0, 1, 2]])
+
+
+@pytest.mark.parametrize(("widths", "steps"), [([16, 24], 2), ([16, 16, 16], 2), ([16], 3)])
+def test_maps_that_are_not_so_many_for_each_layer_are_refused(widths, steps):
+    with pytest.raises(UserError, match=r"`head.steps` is .* Give the number of its timesteps"):
+        Aggregation(widths, out=32, width=8, groups=4, steps=steps)
+
+
 def test_all_parts_start_with_equal_shares():
     assert torch.equal(built("aggregation", trained=False).mixing, torch.ones(2))
 

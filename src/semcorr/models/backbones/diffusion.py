@@ -76,7 +76,9 @@ class StableDiffusion(Backbone):
         pretrained: Download the weights by name. If false, and without `weights`, they are random.
         weights: Local directory to read instead, with `unet`, `vae`, `text_encoder` and `tokenizer`.
         layers: Decoder steps whose outputs are read; negative numbers count from the end.
-        timestep: Timestep, of 1000, to which the latent is noised.
+        timestep: Timestep, of 1000, to which the latent is noised; or several, each in a pass of its own. A layer then
+            has its maps of all of them side by side, in their order: what Diffusion Hyperfeatures (Luo et al. 2023)
+            aggregates, there of latents that are inverted and not noised.
         ensemble: Number of noises that the features are averaged over.
         prompt: Text that conditions the UNet. DIFT's "a photo of a {category}" needs the category, which is
             not known in general.
@@ -101,7 +103,7 @@ class StableDiffusion(Backbone):
         pretrained: bool = True,
         weights: str | None = None,
         layers: Sequence[int] = (5,),
-        timestep: int = 261,
+        timestep: int | Sequence[int] = 261,
         ensemble: int = 8,
         prompt: str = "",
         seed: Seed = 42,
@@ -111,7 +113,11 @@ class StableDiffusion(Backbone):
         parts: DiffusionNetworks | None = None,
     ) -> None:
         super().__init__()
-        _require_range("timestep", timestep, 0, TIMESTEPS - 1)
+        self.timesteps = [timestep] if isinstance(timestep, int) else [*timestep]
+        for one in self.timesteps:
+            _require_range("timestep", one, 0, TIMESTEPS - 1)
+        if len({*self.timesteps}) < len(self.timesteps) or not self.timesteps:
+            raise UserError(f"`backbone.timestep` must be a timestep, or several without repetition, got {timestep}")
         _require_range("ensemble", ensemble, 1, None)
         if freeu is not None and freeu not in STAGES:
             raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
@@ -124,16 +130,18 @@ class StableDiffusion(Backbone):
         unet, vae, text = parts.unet, parts.vae, parts.text()
         assert vae.quant_conv is not None, "Stable Diffusion's autoencoder has it"
         decoder = list_decoder_steps(unet)
-        self.layers = normalise_layer_indices(layers, len(decoder))
+        self.layers, self.layer_choices = normalise_layer_indices(layers, len(decoder)), range(len(decoder))
         steps = [decoder[i] for i in self.layers]
         _require_range("components", components, 1, min(step.channels for step in steps))
         pixels = 2 ** (len(vae.config["block_out_channels"]) - 1)  # per latent cell
         self.stride, self.multiple = pixels * min(step.factor for step in steps), pixels * coarsest_stride(unet)
         self.name, self.size = name, CellGrid(self.stride, self.multiple).side(name, size, grid)
-        self.widths = [components or step.channels for step in steps]
+        maps = 1 if components else len(self.timesteps)  # the components are of all timesteps together
+        self.widths = [components or step.channels for step in steps for _ in range(maps)]
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
-        self.timestep, self.ensemble, self.seed, self.components = timestep, ensemble, seed, components
+        self.timestep, self.ensemble, self.passes = timestep, ensemble, ensemble * len(self.timesteps)
+        self.seed, self.components = seed, components
         self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config["scaling_factor"])
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
@@ -231,7 +239,7 @@ class StableDiffusion(Backbone):
         values = {f"map.{layer}": values for layer, values in maps.items()}
         if depth < len(self.units):
             remaining = {"hidden": state.hidden} | {f"skip.{number}": skip for number, skip in state.skips.items()}
-            values |= {key: value.unflatten(0, (-1, self.ensemble)) for key, value in remaining.items()}
+            values |= {key: value.unflatten(0, (-1, self.passes)) for key, value in remaining.items()}
         return BackboneState(values, size)
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
@@ -272,21 +280,25 @@ class StableDiffusion(Backbone):
 
     def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
         """Compute the input of the first unit: the noised latents, through the first convolution."""
-        noisy = add_noise(latent, self.timestep, self.ensemble, self.seed)
+        noisy = torch.cat([add_noise(latent, one, self.ensemble, self.seed) for one in self.timesteps], dim=1)
         hidden = self.conv_in(noisy.flatten(0, 1))
         return UNetState(hidden, {0: hidden} if self.keeps_first else {})
 
     def _walk(self, state: UNetState, text: Tensor, maps: dict[int, Tensor], start: int, stop: int) -> UNetState:
         """Run the units from `start` to before `stop`; layers are recorded in `maps`, averaged over the noises."""
-        count, first = len(state.hidden), len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
-        timesteps = torch.full((count,), self.timestep, device=state.hidden.device)
+        first = len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
+        images, device = len(state.hidden) // self.passes, state.hidden.device
+        of_image = torch.cat([torch.full((self.ensemble,), one, device=device) for one in self.timesteps])
+        timesteps = of_image.repeat(images)
         time = self.time_embedding(self.time_proj(timesteps).to(state.hidden.dtype))
-        text = text.expand(count // self.ensemble, -1, -1).repeat_interleave(self.ensemble, dim=0)
+        text = text.expand(images, -1, -1).repeat_interleave(self.passes, dim=0)
         for i in range(start, stop):
             state = self.units[i](state, time, text)
             if i - first in self.layers:
-                mean = state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1)
-                maps[i - first] = scale_first_half(mean, self.factors[i - first])
+                mean = scale_first_half(
+                    state.hidden.unflatten(0, (-1, self.ensemble)).mean(dim=1), self.factors[i - first]
+                )
+                maps[i - first] = mean.unflatten(0, (images, -1)).flatten(1, 2)
         return state
 
 

@@ -204,6 +204,7 @@ class SegmentAnything(SequentialBackbone):
         config = ENCODERS[name] | {key: value for key, value in sizes.items() if value is not None}
         super().__init__(f"sam_{name}", size, grid, CellGrid(patch_size, patch_size), (MEAN, STD))
         self.layers, self.neck = normalise_layer_indices(layers, config["depth"]), neck
+        self.layer_choices = range(config["depth"])
         if neck and self.layers != [config["depth"] - 1]:
             raise UserError(f"`backbone.neck` follows the last block, so `backbone.layers` must be [-1], got {layers}")
         source = weights or (_download(name) if pretrained else None)

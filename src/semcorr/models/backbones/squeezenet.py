@@ -56,7 +56,7 @@ class SqueezeNet(Backbone):
         layers: Sequence[int] = (-1,),
     ) -> None:
         super().__init__()
-        self.layers = normalise_layer_indices(layers, len(FIRE))
+        self.layers, self.layer_choices = normalise_layer_indices(layers, len(FIRE)), range(len(FIRE))
         self.widths = [CHANNELS[i] for i in self.layers]
         self.channels = sum(self.widths)
         self.strides = sorted({STRIDES[i] for i in self.layers})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
         def forward_intermediates(self, x: Tensor, **options: object) -> list[Tensor]:
             """Compute the outputs of layers."""
+
+        def forward_features(self, x: Tensor) -> Tensor:
+            """Compute the output of the last layer."""
+
+        def reset_classifier(self, num_classes: int, global_pool: str) -> None:
+            """Replace the classifier."""
 
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
@@ -70,6 +77,8 @@ class TimmModel(SequentialBackbone):
         position_embedding: How a transformer's position embeddings are resampled to the image's grid: `timm`, or
             `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
         facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
+        each_block: Of a ResNet, layers are its residual blocks, 1 to 33 of ResNet-101, and not its stages: as
+            Hyperpixel Flow counts them, which reads them before their last ReLU, and not after it.
         options: Further options of timm's constructor.
     """
 
@@ -85,6 +94,7 @@ class TimmModel(SequentialBackbone):
         norm: bool = True,
         facet: str = "token",
         position_embedding: str = "timm",
+        each_block: bool = False,
         **options: Annotated[Any, OptionsOf(list_option_targets, by="name")],
     ) -> None:
         check_facet(facet)
@@ -95,17 +105,25 @@ class TimmModel(SequentialBackbone):
                 require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
         state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
         model = cast("TimmNetwork", create_timm_model(name, pretrained and weights is None, **options))
+        if each_block:
+            split_stages(name, model)
         layers = normalise_layer_indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
         lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
         self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
+        self.each_block = each_block
         neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm treats as a norm
         self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
         self.channels = sum(self.widths)
+        points = _count_blocks_before(model, len(model.feature_info) - 1, facet)
+        self.layer_choices = [i for i, point in enumerate(points) if point >= 1]
         full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
-        model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
+        if each_block:
+            remove_blocks_after(model, layers[-1])
+        else:
+            model.prune_intermediate_layers(layers, prune_norm=not self.apply_norm, prune_head=True)
         use_position_embedding(model, position_embedding)
         self.model = model.to(memory_format=torch.channels_last)  # convolutions: 1.4 times faster on a CPU
         if weights is not None:
@@ -117,16 +135,14 @@ class TimmModel(SequentialBackbone):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks or stages, up to the last layer read."""
-        return list_units(self.model, self.model.feature_info[self.layers[-1]]["module"])
+        """The transformer blocks, stages or residual blocks, up to the last layer read."""
+        return _list_blocks(self.model, self.layers[-1])
 
     @property
     def points(self) -> list[int]:
         """The number of blocks run before each layer is read: with its own for tokens, without it for facets."""
-        blocks = self.blocks
-        modules = [self.model.get_submodule(self.model.feature_info[i]["module"]) for i in self.layers]
-        after = [next((i + 1 for i, block in enumerate(blocks) if block is module), 0) for module in modules]
-        return after if self.facet == "token" else [point - 1 for point in after]
+        before = _count_blocks_before(self.model, self.layers[-1], self.facet)
+        return [before[i] for i in self.layers]
 
     @property
     def norm(self) -> nn.Module | None:
@@ -135,6 +151,8 @@ class TimmModel(SequentialBackbone):
 
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Compute one map per layer from normalised images."""
+        if self.each_block:
+            return self._run_blocks(image)
         if self.facet == "token":
             return self._run(image)
         tokens: dict[int, Tensor] = {}
@@ -159,6 +177,18 @@ class TimmModel(SequentialBackbone):
             stop_early=True,
         )
 
+    def _run_blocks(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Compute the outputs of the residual blocks that are read."""
+        outputs: dict[int, Tensor] = {}
+
+        def record(i: int, block_forward: BlockForward, x: Tensor) -> Tensor:
+            outputs[i] = block_forward(x)
+            return outputs[i]
+
+        with intercept_blocks(self.blocks, record):
+            self.model.forward_features(image)
+        return [outputs[i - 1] for i in self.layers]
+
     def _require_readable_layers(self) -> None:
         """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
         if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
@@ -169,6 +199,48 @@ class TimmModel(SequentialBackbone):
                 f"`backbone.layers`: layer 0 of {self.name} has no block before it to be read after; "
                 f"choose from {first} to {last}"
             )
+
+
+def _list_blocks(model: "TimmNetwork", last: int) -> list[nn.Module]:
+    """List the blocks of a network up to that of its layer `last`: all of a ResNet that `split_stages` has split."""
+    modules = [entry["module"] for entry in model.feature_info[: last + 1]]
+    is_split = isinstance(model, ResNet) and "." in modules[-1]
+    return [model.get_submodule(module) for module in modules[1:]] if is_split else list_units(model, modules[-1])
+
+
+def _count_blocks_before(model: "TimmNetwork", last: int, facet: str) -> list[int]:
+    """Count the blocks that run before each layer up to `last` is read; 0 where it has no cut, or none before it."""
+    modules = [entry["module"] for entry in model.feature_info[: last + 1]]
+    blocks = _list_blocks(model, last)
+    counts = {id(block): i + 1 - (facet != "token") for i, block in enumerate(blocks)}
+    return [counts.get(id(model.get_submodule(module)), 0) for module in modules]
+
+
+def split_stages(name: str, model: "TimmNetwork") -> None:
+    """Let the layers of a ResNet be its residual blocks, behind its stem, which stays layer 0.
+
+    Raises:
+        UserError: The network is no ResNet.
+    """
+    if not isinstance(model, ResNet):
+        raise UserError(f"`backbone.each_block`: {name} is no ResNet, and its layers are what they are. Leave it out.")
+    stem, *stages = model.feature_info
+    blocks = [
+        {**stage, "module": f"{stage['module']}.{i}"}
+        for stage in stages
+        for i in range(len(getattr(model, stage["module"])))
+    ]
+    model.feature_info = [stem, *blocks]
+
+
+def remove_blocks_after(model: "TimmNetwork", last: int) -> None:
+    """Remove the residual blocks of a ResNet after that of a layer, and the classifier."""
+    for entry in reversed(model.feature_info[last + 1 :]):
+        path, _, index = entry["module"].rpartition(".")
+        stage = model.get_submodule(path)
+        assert isinstance(stage, nn.Sequential)
+        del stage[int(index)]
+    model.reset_classifier(0, "")
 
 
 def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Module:

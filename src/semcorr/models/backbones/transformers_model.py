@@ -71,6 +71,7 @@ class TransformersModel(SequentialBackbone):
         super().__init__(name, size, grid, lattice, statistics)
         del units[layer_indices[-1] + 1 :]
         self.layers, self.facet = layer_indices, facet
+        self.layer_choices = range(facet != "token", len(widths))
         self.widths = [widths[i] for i in layer_indices]
         self.channels = sum(self.widths)
         self.final = next((key for key in NORMS if isinstance(getattr(model, key, None), nn.LayerNorm)), "")

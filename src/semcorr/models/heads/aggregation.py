@@ -38,8 +38,8 @@ def load_aggregation_weights(head: "Aggregation", path: str | Path, order: Seque
     Args:
         head: Head to load the weights into.
         path: Path of the file.
-        order: For each of `head.maps`, the number of its block in the file, from 0. None leaves it to the names and
-            the channels of the file's tensors.
+        order: For each block of the head, the number of its block in the file, from 0. None leaves it to the names and
+            the channels of the file's tensors; with several steps, blocks are in the order of the layers.
 
     Raises:
         UserError: The file does not fit, or is of another code's maps, several of which have the same channels, so that
@@ -48,18 +48,19 @@ def load_aggregation_weights(head: "Aggregation", path: str | Path, order: Seque
     content = read_weights(path, "head.weights")
     description = recognise_weights(content)
     network = "" if "head.weights" in description else description  # a head's: its shapes tell which
-    state = rename_head_keys(content)
+    state, maps = rename_head_keys(content), head.maps[:: head.steps]
+    is_own = state.keys() == content.keys()
+    if head.steps > 1 and not is_own and len(state.get("mixing", ())) == len(head.maps):
+        state["mixing"] = state["mixing"].view(head.steps, len(maps)).T.flatten()  # theirs are timestep by timestep
     if order is None:
-        order = list(range(len(head.maps))) if state.keys() == content.keys() else _find_order(state, head.maps, path)
-    if sorted(order) != list(range(len(head.maps))):
-        raise UserError(
-            f"`head.weights_order` must hold each number from 0 to {len(head.maps) - 1} once, got {list(order)}"
-        )
+        order = list(range(len(maps))) if is_own or head.steps > 1 else _find_order(state, maps, path)
+    if sorted(order) != list(range(len(maps))):
+        raise UserError(f"`head.weights_order` must hold each number from 0 to {len(maps) - 1} once, got {list(order)}")
     load_weights(head, reorder_blocks(state, order), path, TEMPERATURES, "head.weights", network)
 
 
 def reorder_blocks(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
-    """Reorder the blocks of a file, and their shares: block `order[i]` becomes block i.
+    """Reorder the blocks of a file, and their shares, one or several for each: block `order[i]` becomes block i.
 
     >>> import torch
     >>> blocks = {"blocks.0.w": torch.tensor(5), "blocks.1.w": torch.tensor(6), "mixing": torch.tensor([0.1, 0.9])}
@@ -72,8 +73,15 @@ def reorder_blocks(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[st
         return f"{match[1]}blocks.{numbers.get(match[2], match[2])}."
 
     renamed = {re.sub(r"(^|\.)blocks\.(\d+)\.", rename, key): value for key, value in state.items()}
-    shares = {key for key, value in state.items() if re.search(r"(^|\.)mixing$", key) and value.shape == (len(order),)}
-    return {key: value[list(order)] if key in shares else value for key, value in renamed.items()}
+    shares = {
+        key
+        for key, value in state.items()
+        if re.search(r"(^|\.)mixing$", key) and value.ndim == 1 and len(value) % len(order) == 0
+    }
+    return {
+        key: value.unflatten(0, (len(order), -1))[list(order)].flatten() if key in shares else value
+        for key, value in renamed.items()
+    }
 
 
 def _find_order(state: Mapping[str, Tensor], maps: Sequence[int], path: str | Path) -> list[int]:
@@ -115,7 +123,9 @@ class Aggregation(Cosine):
     """A bottleneck for each part of the channels, added up with learned shares, then cosine similarity.
 
     "Four bottleneck layers with 5M parameters" (Zhang et al. 2024) are four side by side, not in series: one for
-    each of Stable Diffusion's three maps and one for DINOv2's. With DINOv2's alone it is DIY-SC's adapter.
+    each of Stable Diffusion's three maps and one for DINOv2's. With DINOv2's alone it is DIY-SC's adapter. With several
+    `steps` it is the aggregation of Diffusion Hyperfeatures (Luo et al. 2023): the maps of a layer at all timesteps go
+    through the same bottleneck, and each has a share of its own.
 
     Args:
         maps: Channels of each part, in the order in which the backbone concatenates them.
@@ -123,7 +133,9 @@ class Aggregation(Cosine):
         width: Channels in the middle of every bottleneck.
         groups: Groups of every group norm.
         dropout: Share of the input's elements that is set to zero in a training step.
-        weights: Weight file to start from; those of GeoAware-SC and DIY-SC are understood, too.
+        steps: Timesteps that each layer is read at: so many maps in succession share a bottleneck.
+        weights: Weight file to start from; those of GeoAware-SC and DIY-SC are understood, too, and with several steps
+            those of Diffusion Hyperfeatures, whose timesteps must be in the backbone's order.
         weights_order: For each map, the number of its block in that file, from 0. If left out, the order of maps for
             our own files, and that of GeoAware-SC's code for files of its layout.
     """
@@ -136,6 +148,7 @@ class Aggregation(Cosine):
         width: Count = 192,
         groups: int = 32,
         dropout: Dropout = 0.2,
+        steps: Count = 1,
         weights: str | None = None,
         weights_order: Sequence[Whole] | None = None,
     ) -> None:
@@ -143,10 +156,18 @@ class Aggregation(Cosine):
         self.maps = list(maps)
         if not self.maps:
             raise UserError("`head.maps` must name the channels of at least one map, or be null for the backbone's")
+        self.steps = steps
+        if any({*self.maps[i : i + steps]} != {self.maps[i]} for i in range(0, len(self.maps), steps)) or (
+            len(self.maps) % steps
+        ):
+            raise UserError(
+                f"`head.steps` is {steps}, and the backbone's maps of {', '.join(map(str, self.maps))} channels are "
+                "not so many for each layer. Give the number of its timesteps: backbone.timestep=[50,250] head.steps=2."
+            )
         if weights_order is not None and weights is None:
             raise UserError("`head.weights_order` is that of a file: give `head.weights`, or no order")
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(ResidualBottleneck(channels, out, width, groups) for channels in self.maps)
+        self.blocks = nn.ModuleList(ResidualBottleneck(channels, out, width, groups) for channels in self.maps[::steps])
         self.mixing = nn.Parameter(torch.ones(len(self.maps)))
         if weights is not None:
             load_aggregation_weights(self, weights, weights_order)
@@ -154,6 +175,7 @@ class Aggregation(Cosine):
     def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Return the sum of the bottlenecks' outputs, in shares that add up to one."""
         parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.maps, dim=1)
-        branches = zip(self.mixing.softmax(0), self.blocks, parts, strict=True)
+        blocks = [block for block in self.blocks for _ in range(self.steps)]
+        branches = zip(self.mixing.softmax(0), blocks, parts, strict=True)
         mixed = sum((share * block(part) for share, block, part in branches), start=self.mixing.new_zeros(()))
         return FeatureMap(mixed, maps.stride)
