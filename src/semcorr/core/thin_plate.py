@@ -1,4 +1,4 @@
-"""Thin plates: the smoothest displacement of the square [-1, 1] with given values at its control points (Bookstein 1989).
+"""Thin plates: the smoothest displacement of the square [-1, 1] with given values at control points (Bookstein 1989).
 
 A displacement is `thin_plate_kernel(points, controls) @ coefficients`, with coefficients
 `thin_plate_solver(side) @ values`.

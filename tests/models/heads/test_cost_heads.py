@@ -20,8 +20,8 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LEARNED = ["consensus", "consensus_original", "cats", "match_to_match", "geometric"]
-WARPS = ["geometric"]  # which cannot tell a match from a warp of everything
+LEARNED = ["consensus", "consensus_original", "cats", "match_to_match", "geometric", "local_affine"]
+WARPS = ["geometric", "local_affine"]  # which cannot tell a match from a warp of everything
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 heads = pytest.mark.parametrize("name", HEADS)

@@ -19,7 +19,9 @@ from semcorr.models.heads.correlation import correlation
 Transform = Literal["affine", "tps", "affine_tps"]
 Cells = Annotated[int, Range(least=11, most=60)]  # two convolutions without padding take 10 away
 CONTROLS = 3  # control points of the thin plate, per side
-SLOPE = 0.01  # loss of similarity per squared cell: its softmax at 0.02, our read-outs', is a Gaussian of one cell
+# Loss of similarity per squared cell. Its softmax at our read-outs' 0.02 is a Gaussian of 0.6 cells: wide enough for a
+# mean within 0.01 cells of the place, and narrow, because the border cuts it off and shifts the mean.
+SLOPE = 0.03
 
 
 class Geometric(nn.Module):
@@ -36,7 +38,7 @@ class Geometric(nn.Module):
     - For the second stage features are warped, not the image; both stages are trained together.
     - Numbers are differences from the identity, and the last layer starts at zero: an untrained head leaves every
       point where it is.
-    - Group norms of one group, not batch norms: steps have few pairs, and a pair is not matched by what is in its batch.
+    - Group norms of one group, not batch norms: steps have few pairs, and no pair depends on the others.
 
     Args:
         transform: What is regressed: `affine`, `tps`, or `affine_tps`, one after the other.
@@ -46,6 +48,8 @@ class Geometric(nn.Module):
     @check_arguments("head")
     def __init__(self, transform: Transform = "affine_tps", cells: Cells = 15) -> None:
         super().__init__()
+        self.controls: Tensor
+        self.solver: Tensor
         self.cells = cells
         self.affine = WarpRegression(cells, 6) if transform != "tps" else None
         self.tps = WarpRegression(cells, 2 * CONTROLS**2) if transform != "affine" else None
@@ -139,8 +143,8 @@ def place_similarity(places: Float[Tensor, "b n 2"], height: int, width: int) ->
     from everywhere.
 
     >>> place_similarity(torch.tensor([[[1.0, 0.5]]]), height=2, width=3)
-    tensor([[[[0.9875, 0.9975, 0.9875],
-              [0.9875, 0.9975, 0.9875]]]])
+    tensor([[[[0.9625, 0.9925, 0.9625],
+              [0.9625, 0.9925, 0.9625]]]])
     """
     across, down = (
         (torch.arange(length, device=places.device, dtype=places.dtype) - place[..., None]).square()
