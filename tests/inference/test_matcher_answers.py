@@ -20,7 +20,17 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-HEADS = ["cosine", "bottleneck", "upsample", "self_attention", "cross_attention", "consensus", "cats", "transport"]
+HEADS = [
+    "cosine",
+    "bottleneck",
+    "upsample",
+    "self_attention",
+    "cross_attention",
+    "consensus",
+    "cats",
+    "transport",
+    "geometric",
+]
 
 
 @pytest.fixture(scope="module")
