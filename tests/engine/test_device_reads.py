@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from inspect import isbuiltin
-from itertools import cycle, product
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,8 @@ def names(group: str, without: set[str] = frozenset()) -> list[str]:
 
 
 HEADS, WAYS = names("head"), names("finetune", DIFFUSION)
-PAIRED = [*zip(cycle(HEADS), WAYS, strict=False)]  # every head and every way once
+COUNT = max(len(HEADS), len(WAYS))
+PAIRED = [*islice(zip(cycle(HEADS), cycle(WAYS), strict=False), COUNT)]  # every head and every way
 
 
 def line(head: str, way: str) -> str:
