@@ -48,8 +48,8 @@ class LocalAffine(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
         )
         self.decode = nn.Conv2d(2 * width, 6, 3, padding=1)
-        nn.init.zeros_(self.decode.weight)
-        nn.init.zeros_(self.decode.bias)
+        for parameter in self.decode.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
