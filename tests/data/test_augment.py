@@ -3,17 +3,21 @@
 import pytest
 import torch
 from augmented_pairs import KINDS, PLACES, SIDE, SWAP, away, chance, equal, pair_of, record, seen
+from torch.nn.functional import grid_sample
 from torch.testing import assert_close
 
+from semcorr.core.coords import to_unit
 from semcorr.core.errors import UserError
 from semcorr.data.augment import (
     Augmentation,
     GeometricChange,
     mirror_view,
+    pair_with_itself,
     transform_annotations,
     transform_colours,
     transform_pixels,
 )
+from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.proposal_flow import PFWillow
 
 
@@ -161,6 +165,44 @@ def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
         assert equal(found.source, found.target)
 
 
+# -- without keypoints --
+
+
+def test_a_grid_of_points_takes_the_place_of_keypoints_and_the_source_that_of_the_target():
+    source, target = seen(), seen(image=torch.rand(3, SIDE, SIDE))
+
+    found = pair_with_itself(pair_of(source, target), 4)
+
+    tiles = [tile * SIDE / 4 - 0.5 for tile in (0.5, 1.5, 2.5, 3.5)]  # centres of 4 x 4 tiles
+    assert found.source.keypoints.tolist() == [[x, y] for y in tiles for x in tiles]
+    assert found.source.visible.all()
+    assert equal(found.source, found.target)
+    assert torch.equal(found.source.image, source.image)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_points_of_a_grid_stay_on_the_same_pixels_of_both_images(number):
+    """Colours are the pixel's own coordinates: at the two ends of a match they are the same."""
+    grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy"))
+    image = torch.cat((grid, torch.zeros(1, SIDE, SIDE))) / SIDE
+    augment = Augmentation(grid=6, rotate=15, scale=0.25, shift=0.1, shear=5, thin_plate=0.05)
+
+    found = augment(pair_of(seen(image), seen()), record(), chance(number))
+
+    inside = found.source.visible & found.target.visible
+    for view in (found.source, found.target):  # not half faded to the black beyond the border
+        inside &= ((view.keypoints >= 2) & (view.keypoints <= SIDE - 3)).all(-1)
+    colours = [
+        grid_sample(view.image[None], to_unit(view.keypoints, SIDE)[None, None], align_corners=False)[0, :2, 0].T * SIDE
+        for view in (found.source, found.target)
+    ]
+    clear = inside & ((colours[0] > 2) & (colours[0] < SIDE - 3)).all(-1)
+    assert clear.sum() >= 10
+    assert_close(colours[0][clear], colours[1][clear], atol=0.2, rtol=0)
+    assert (found.source.keypoints - found.target.keypoints)[clear].norm(dim=-1).max() > 4  # warped apart
+    assert not found.ambiguous.any()
+
+
 # -- options --
 
 
@@ -172,6 +214,11 @@ def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
         ({"rotate": -5}, "`augment.rotate` must be between 0, which is off, and 180, got -5"),
         ({"thin_plate": float("nan")}, "`augment.thin_plate` must be between 0, which is off, and 0.2, got nan"),
         ({"hue": 1}, "`augment.hue` must be between 0, which is off, and 0.5, got 1"),
+        ({"grid": 65}, "`augment.grid` must be between 0, which is off, and 64, got 65"),
+        (
+            {"grid": 5, "flip": 0.5},
+            "`augment.grid` has no left and right points that a mirror image could exchange. Set augment.flip=0.",
+        ),
     ],
 )
 def test_an_option_out_of_range_is_told_its_range(options, message):
@@ -195,4 +242,18 @@ def test_mirroring_without_a_permutation_is_refused_as_the_pairs_are_read(monkey
 
     data.augment = Augmentation(flip=0.5)
     with pytest.raises(UserError, match=r"`augment\.flip`: pf_willow does not say .* cat\. Set augment\.flip=0"):
+        data.setup("fit")
+
+
+def test_a_grid_is_refused_where_steps_are_made_of_keypoints(monkeypatch):
+    data = PFWillow(root=".", size=32)
+    monkeypatch.setattr(data, "pairs", lambda split: [record()])
+    data.augment = Augmentation(grid=4)
+    data.setup("fit")
+
+    data.pose_variant = PoseVariant(self_flip=1.0)
+    with pytest.raises(UserError, match=r"`pairs`: with augment\.grid .* Set pairs=plain or augment\.grid=0"):
+        data.setup("fit")
+    data.pose_variant, data.all_pairs = None, 3
+    with pytest.raises(UserError, match=r"`data\.all_pairs`: with augment\.grid .* Set data\.all_pairs=null"):
         data.setup("fit")

@@ -41,7 +41,7 @@ def in_floats(pair: PairBatch) -> PairBatch:
 @pytest.mark.parametrize(
     ("choice", "dtype"),
     [("none", torch.uint8), ("flip", torch.uint8), ("colour", torch.float32), ("geometric", torch.float32),
-     ("standard", torch.float32)],
+     ("standard", torch.float32), ("warps", torch.float32)],
 )  # fmt: skip
 def test_pixels_are_those_of_floats_bit_for_bit_and_bytes_where_nothing_is_lost(config, tiny, choice, dtype):
     data = fit_data(config, tiny, f"augment={choice}")
@@ -78,7 +78,7 @@ def test_what_a_loader_needs_is_known(config, tiny, monkeypatch, choice, value_b
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("choice", ["flip", "colour", "geometric", "standard"])
+@pytest.mark.parametrize("choice", ["flip", "colour", "geometric", "standard", "warps"])
 def test_every_choice_changes_training_pairs_and_no_others(config, tiny, choice):
     plain, data = fit_data(config, tiny), fit_data(config, tiny, f"augment={choice}")
 

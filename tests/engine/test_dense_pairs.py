@@ -17,8 +17,9 @@ from semcorr.data.tss import TSS
 from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluate import evaluate
-from semcorr.matching.readouts import argmax
+from semcorr.matching.readouts import argmax, window_soft_argmax
 from semcorr.models.heads.cosine import Cosine
+from semcorr.models.heads.geometric import Geometric
 
 pytestmark = pytest.mark.integration
 
@@ -27,8 +28,9 @@ def line(name: str, root, *more: str) -> list[str]:
     return [f"data={name}", f"data.root={root}", "data.workers=0", "backbone=tiny", "trainer=cpu", *more]
 
 
-def score(kind, data):
-    module = kind(CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None))
+def score(kind, data, head=None, localise=argmax):
+    module = CorrespondenceModule(Patches(), head or Cosine(), localise=localise, finetune=lambda backbone: None)
+    module = kind(module)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
         use_distributed_sampler=False, enable_model_summary=False,
@@ -43,6 +45,18 @@ def test_objects_that_move_whole_cells_are_followed_in_both_directions_and_mirro
     assert result.table["PCK"].to_pylist() == [1.0] * 6
     assert result.scores == {"PCK": 1.0}
     assert list(result.categories) == ["FG3DCar", "JODS", "PASCAL"]
+
+
+def test_a_flow_between_cells_is_what_a_head_of_warps_says(tmp_path):
+    """Half a cell to the right, 4 pixels: objects that move 8 to the right are missed by 4, the others by more."""
+    head = Geometric("affine")
+    head.affine.linear.bias.data = torch.tensor([0, 0, 2 * 0.5 * CELL / 96, 0, 0, 0])
+    data = [TSS(root=str(write_tss(tmp_path)), size=96, workers=0, alpha=alpha / 96) for alpha in (4.1, 3.9)]
+
+    near, far = (score(FlowModule, one, head, window_soft_argmax).result.table["PCK"].to_pylist() for one in data)
+
+    assert near == [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]  # of the mirrored pair, both ways lead to the right
+    assert far == [0.0] * 6
 
 
 def test_a_pair_whose_flag_is_wrong_is_not(tmp_path):

@@ -44,7 +44,8 @@ def names(group: str, without: set[str] = frozenset()) -> list[str]:
 
 
 HEADS, WAYS = names("head"), names("finetune", DIFFUSION)
-PAIRED = [*islice(zip(cycle(HEADS), cycle(WAYS), strict=False), max(len(HEADS), len(WAYS)))]  # every head and every way
+COUNT = max(len(HEADS), len(WAYS))
+PAIRED = [*islice(zip(cycle(HEADS), cycle(WAYS), strict=False), COUNT)]  # every head and every way
 
 
 def line(head: str, way: str) -> str:

@@ -5,7 +5,7 @@ A cell of a feature map covers `stride` pixels and is read and written at its ce
 """
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, stack
 
 
 def to_grid(points: Float[Tensor, "*b 2"], stride: float) -> Float[Tensor, "*b 2"]:
@@ -68,3 +68,20 @@ def to_unit(points: Float[Tensor, "*b 2"], side: int) -> Float[Tensor, "*b 2"]:
 def from_unit(points: Float[Tensor, "*b 2"], side: int) -> Float[Tensor, "*b 2"]:
     """Convert [-1, 1] to pixels of a square image; the inverse of `to_unit`."""
     return (points + 1) * side / 2 - 0.5
+
+
+def cells_to_unit(cells: Float[Tensor, "*b 2"], width: int, height: int) -> Float[Tensor, "*b 2"]:
+    """Convert cells of a map to [-1, 1] along both axes, corner to corner, as `to_unit` does of a square image.
+
+    >>> import torch
+    >>> cells_to_unit(torch.tensor([-0.5, 0.5]), width=4, height=2)  # on the left edge, in the middle
+    tensor([-1.,  0.])
+    """
+    x, y = cells.unbind(-1)
+    return stack(((x + 0.5) * 2 / width - 1, (y + 0.5) * 2 / height - 1), dim=-1)
+
+
+def unit_to_cells(points: Float[Tensor, "*b 2"], width: int, height: int) -> Float[Tensor, "*b 2"]:
+    """Convert [-1, 1] to cells of a map; the inverse of `cells_to_unit`."""
+    x, y = points.unbind(-1)
+    return stack(((x + 1) * width / 2 - 0.5, (y + 1) * height / 2 - 0.5), dim=-1)

@@ -133,6 +133,8 @@ class Augmentation:
         saturation: Factor of the saturation, from 1 - saturation to 1 + saturation.
         hue: Fraction of the colour circle, either way.
         grey: Probability of losing all colour.
+        grid: Points along a side of a grid that takes the place of keypoints, see `pair_with_itself`; for training
+            without keypoints, from warps that are known (Rocco et al. 2017, "CNNGeo").
     """
 
     flip: UpTo1 = 0.0
@@ -147,9 +149,14 @@ class Augmentation:
     saturation: UpTo1 = 0.0
     hue: UpToHalf = 0.0
     grey: UpTo1 = 0.0
+    grid: Annotated[int, Range(0, 64, off=True)] = 0
 
     def __post_init__(self) -> None:
         require_fields(self, "augment")
+        if self.grid and self.flip:
+            raise UserError(
+                "`augment.grid` has no left and right points that a mirror image could exchange. Set augment.flip=0."
+            )
 
     def __bool__(self) -> bool:
         """Return whether anything is to be changed at all."""
@@ -162,8 +169,10 @@ class Augmentation:
 
     def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
         """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
+        pair = pair_with_itself(pair, self.grid) if self.grid else pair
         source, target = self.augment_views(pair[:2], record.flip, rng)
-        twins = geometry_aware_mask(source.visible & target.visible, target.visible, record.groups)
+        groups = () if self.grid else record.groups
+        twins = geometry_aware_mask(source.visible & target.visible, target.visible, groups)
         return pair._replace(source=source, target=target, ambiguous=twins)
 
     def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
@@ -222,6 +231,18 @@ class Augmentation:
             if share_keypoint(torch.stack([view.visible for view in transformed])):
                 return geometries, transformed
         return [GeometricChange() for _ in views], list(views)
+
+
+def pair_with_itself(pair: PairBatch, count: int) -> PairBatch:
+    """Return the source of a pair twice, with count x count points over the whole square instead of keypoints.
+
+    Each point is the centre of one of as many equal tiles. What is drawn for the two images then warps them apart.
+    """
+    side = pair.source.image.shape[-1]
+    line = (torch.arange(count) + 0.5) * (side / count) - 0.5
+    points = torch.cartesian_prod(line, line).flip(-1)
+    view = pair.source._replace(keypoints=points, visible=torch.ones(len(points), dtype=torch.bool))
+    return pair._replace(source=view, target=view)
 
 
 def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:

@@ -171,6 +171,8 @@ class PairDataModule(LightningDataModule, ABC):
             require_flips(self.pairs("train"), self.name)
         if stage == "fit" and self.pose_variant:
             require_flips(self.pairs("train"), self.name, "pairs", "pairs=plain")
+        if stage == "fit" and self.augment is not None and self.augment.grid:
+            self._require_plain_pairs()
         if stage == "fit" and self.all_pairs is not None:
             self.category_images()
 
@@ -266,6 +268,18 @@ class PairDataModule(LightningDataModule, ABC):
     def _require_split(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"`{self.name}` has no split {split!r}; it has {', '.join(self.splits)}")
+
+    def _require_plain_pairs(self) -> None:
+        """Refuse steps of keypoints where `augment.grid` takes their place."""
+        for used, key, remedy in (
+            (self.all_pairs is not None, "data.all_pairs", "data.all_pairs=null"),
+            (bool(self.pose_variant), "pairs", "pairs=plain"),
+        ):
+            if used:
+                raise UserError(
+                    f"`{key}`: with augment.grid an image is matched with itself, by points that are no keypoints. "
+                    f"Set {remedy} or augment.grid=0."
+                )
 
     def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
         dataset = PairDataset(self.pairs(split), self.size, self.resize, self.pixels)

@@ -5,7 +5,6 @@ original, because that is the direction pixels are sampled in; `original_to_warp
 """
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from semcorr.core.coords import from_unit, to_unit
+from semcorr.core.thin_plate import control_points, thin_plate_kernel, thin_plate_solver
 
 CONTROLS = 4  # control points of the thin plate, per side
 MAX_SLOPE = 0.5  # how much faster than the points themselves their displacement may change
@@ -78,7 +78,7 @@ def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2
 
     It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
     """
-    coefficients = _thin_plate_solver() @ offsets.double()
+    coefficients = thin_plate_solver(CONTROLS) @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
     lattice = thin_plate_displacement(coefficients, torch.cartesian_prod(lines, lines)).unflatten(0, (25, 25))
     along_x, along_y = lattice.diff(dim=0)[:, :-1], lattice.diff(dim=1)[:-1]
@@ -91,9 +91,9 @@ def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Te
 
     Beyond the square it stays what it is at the border, and so is bounded.
     """
-    centres, weights = _control_points().to(points.dtype), coefficients.to(points.dtype)
+    centres, weights = control_points(CONTROLS).to(points.dtype), coefficients.to(points.dtype)
     chunks = [
-        _thin_plate_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)
+        thin_plate_kernel(chunk, centres) @ weights for chunk in points.clamp(-1, 1).split(4096)
     ]  # fits the cache
     return torch.cat(chunks)
 
@@ -135,26 +135,3 @@ def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"
 
 def _apply_affine(matrix: Float[Tensor, "3 3"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
-
-
-@cache
-def _control_points() -> Float[Tensor, "c 2"]:
-    line = torch.linspace(-1, 1, CONTROLS, dtype=torch.float64)
-    return torch.cartesian_prod(line, line)
-
-
-def _thin_plate_kernel(points: Float[Tensor, "n 2"], centres: Float[Tensor, "c 2"]) -> Float[Tensor, "n k"]:
-    """Return r^2 log r^2 to every control point, and the plane: x, y, 1."""
-    squared = (points[:, :1] - centres[:, 0]).square_() + (points[:, 1:] - centres[:, 1]).square_()
-    bending = squared * squared.clamp(min=1e-30).log_()
-    return torch.cat((bending, points, torch.ones_like(points[:, :1])), dim=-1)
-
-
-@cache
-def _thin_plate_solver() -> Float[Tensor, "k c"]:
-    """Return the matrix from values at the control points to coefficients."""
-    kernel = _thin_plate_kernel(_control_points(), _control_points())
-    count = len(kernel)
-    system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
-    system[:count], system[count:, :count] = kernel, kernel[:, count:].T
-    return torch.linalg.inv(system)[:, :count].contiguous()

@@ -145,7 +145,7 @@ def _score_options(cfg: JsonObject) -> JsonObject:
     flat = flatten_config({key: value for key, value in cfg.items() if key not in UNSCORED_SECTIONS})
     options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADER_OPTIONS}
     for key, value in options.items():
-        if key == "checkpoint" or key.endswith((".root", ".weights")):
+        if key == "checkpoint" or key.endswith((".root", ".weights", ".block_weights")):
             options[key] = os.path.abspath(value) if isinstance(value, str) else value
     trainer = cfg.get("trainer") or {}
     precision = str(trainer.get("precision") or "32-true")

@@ -55,6 +55,7 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
             )
         content |= part
     _refuse_run_checkpoint(content, path, option)
+    _refuse_tuned_blocks(content, path, option)
     try:
         tensors = unwrap_checkpoint(content)
     except RecursionError:
@@ -66,11 +67,16 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
             "Give a file that holds the model's state dict."
         )
     _require_single(tensors, path, option)
-    _require_plain_numbers(tensors, path, option)
+    require_plain_tensors(tensors, path, option)
     _refuse_oversized_tensors(tensors, files, option)
     if option != "head.weights":  # weights that a head adds may start as zero
         _refuse_unfinished_download(tensors, files, option)
     return tensors
+
+
+def read_content(path: str | Path, option: str) -> JsonObject:
+    """Read all of one file of weights, in whichever format it is; no code in it is run."""
+    return _read_file(require_weights_file(path, option), option)
 
 
 def require_weights_file(path: str | Path, option: str) -> Path:
@@ -93,6 +99,15 @@ def _refuse_run_checkpoint(content: JsonObject, path: Path, option: str) -> None
         )
 
 
+def _refuse_tuned_blocks(content: JsonObject, path: Path, option: str) -> None:
+    """Refuse a file of the unified benchmark's training, which holds the blocks that it tuned, as a list."""
+    if isinstance(content.get("dino"), list):
+        raise UserError(
+            f"`{option}`: {path} holds tuned blocks alone, as the unified benchmark's training leaves them. Give "
+            "backbone=dinov2 with its own weights, and this file as finetune.block_weights with finetune.blocks=2."
+        )
+
+
 def _require_single(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
     """Refuse a file with several networks of one kind: which of them to evaluate is not known."""
     if len(names := list_prefixes(tensors)) > 1:
@@ -102,7 +117,7 @@ def _require_single(tensors: Mapping[str, Tensor], path: Path, option: str) -> N
         )
 
 
-def _require_plain_numbers(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
+def require_plain_tensors(tensors: Mapping[str, Tensor], path: Path, option: str) -> None:
     """Refuse tensors that are quantised, sparse or complex, or that hold no data."""
     for key, value in tensors.items():
         kind = str(value.dtype).removeprefix("torch.")
@@ -158,7 +173,7 @@ def require_weights_folder(folder: Path, option: str) -> None:
     for file in weights:
         content = _read_file(file, option)
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        _require_plain_numbers(tensors, file, option)
+        require_plain_tensors(tensors, file, option)
         if file.suffix == ".safetensors" and not is_safetensors(file):
             name = file.with_suffix(".bin").name.replace("model", "pytorch_model", int(file.stem == "model"))
             raise UserError(f"`{option}`: {file} is a file of PyTorch. Call it {name}.")
@@ -202,7 +217,7 @@ def _read_content(file: Path, option: str) -> JsonObject:
     require_torch_file(file, crc=True)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *_list_stand_ins(file)]):
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # the file can be read in spite of it
-        warnings.filterwarnings("ignore", "Validating sparse tensor")  # `_require_plain_numbers` refuses it
+        warnings.filterwarnings("ignore", "Validating sparse tensor")  # `require_plain_tensors` refuses it
         with open_plain(file) as stream:  # given a path, PyTorch goes by its suffix
             content = torch.load(stream, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):

@@ -32,7 +32,7 @@ def load_weights(
         option: Option that the path was given as, for messages.
         diagnosis: Sentence on which network the file is of.
     """
-    part = "model" if option == "pose.sam_weights" else option.split(".")[0]
+    part = {"pose.sam_weights": "model", "finetune.block_weights": "backbone"}.get(option, option.split(".")[0])
     module_state = module.state_dict()
     weights = _remove_prefix(weights, module_state)
     missing = [key for key in module_state if key not in weights and not key.endswith("num_batches_tracked")]

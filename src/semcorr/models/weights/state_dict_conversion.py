@@ -141,7 +141,7 @@ def convert_from_hugging_face(state: State) -> dict[str, Tensor]:
         encoder = {"storage_tokens" if key == "register_tokens" else key: v for key, v in encoder.items()}
     for key in {"cls_token", "pos_embed"} & set(encoder):
         encoder[key] = encoder[key].reshape(1, -1, encoder[key].shape[-1])
-    return _fuse_projections(encoder)
+    return fuse_projections(encoder)
 
 
 def _rename_key(key: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -151,7 +151,7 @@ def _rename_key(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     return key
 
 
-def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fuse queries, keys and values in one layer; a bias that only some of them have is zero for the rest."""
     parts = re.compile(r"(blocks\.\d+\.attn)\.[qkv]\.(weight|bias)")
     fused = {key: value for key, value in state.items() if not parts.fullmatch(key)}
