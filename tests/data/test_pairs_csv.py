@@ -49,6 +49,16 @@ def test_category_and_box_may_be_left_out(tmp_path):
     assert pair.extent == 40
 
 
+def test_domains_are_read_where_they_are_given(tmp_path):
+    header = [*HEADER, "source_domain", "target_domain"]
+    root = write(tmp_path, [[*ROWS[0], "photo", " oil painting "], [*ROWS[1], "photo", ""]], header)
+
+    first, second = PairsCSV(root=root, size=32).pairs("test")
+
+    assert first.details == {"source_domain": "photo", "target_domain": "oil painting"}
+    assert second.details == {"source_domain": "photo", "target_domain": None}
+
+
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     assert len(PairsCSV(root=write(tmp_path, encoding="utf-8-sig"), size=32).pairs("test")) == 2
 

@@ -118,6 +118,33 @@ def pck_by_class(
     return classes
 
 
+def pck_by_domains(
+    rows: Predictions,
+    domains: Mapping[str, tuple[str | None, str | None]],
+    alphas: Sequence[float],
+    correct: Bool[np.ndarray, "a m"] | None = None,
+) -> JsonObject:
+    """Compute PCK of each two domains (photo to painting ...), as `pck_by_class` does of each class.
+
+    A class is called "photo to painting" and repeats the two names as `source` and `target`. Pairs with an image of no
+    known domain are the unknown ones.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        domains: Domains of the source and of the target image, by the pair's name.
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    known = {pair: (here, there) for pair, (here, there) in domains.items() if here and there}
+    ways = sorted({known[pair] for pair in rows.pairs if pair in known})
+    labels = {pair: ways.index(known[pair]) for pair in rows.pairs if pair in known}
+    names = [f"{here} to {there}" for here, there in ways]
+    classes = pck_by_class(rows, labels, names, alphas, correct)
+    for name, (here, there) in zip(names, ways, strict=True):
+        classes[name] |= {"source": here, "target": there}
+    return classes
+
+
 def pck_by_category_and_class(
     rows: Predictions,
     labels: Mapping[str, int | None],
