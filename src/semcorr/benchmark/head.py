@@ -1,6 +1,7 @@
 """Run time that a head adds: one pair from pixels to similarities by the head, beside the same pair by cosines.
 
-"Telling Left from Right" (section 1) states 0.32 % for its post-processor, `aggregation`, on Stable Diffusion and DINOv2.
+"Telling Left from Right" (section 1) states 0.32 % for its post-processor, `aggregation`, on Stable Diffusion with
+DINOv2.
 Both images of the pair are encoded; what is kept of an image that is in several pairs makes the share larger.
 """
 
@@ -82,8 +83,8 @@ def _build_result(
         BenchmarkRow("peak memory in MB", "", measurement.description),
     ]
     caption = (
-        f"{limits.description}. One pair, {pair.points} points; the fastest of {pair.tries} runs of each part, in turn. "
-        "Imports, weights and decoding are not counted."
+        f"{limits.description}. One pair, {pair.points} points; the fastest of {pair.tries} runs of each part, in "
+        "turn. Imports, weights and decoding are not counted."
     )
     content = {
         "ratio": whole / plain,

@@ -103,7 +103,7 @@ def build_sections(
         build_leaderboard(entries),
         plot_curves(entries),
         plot_choices(entries),
-        plot_categories(entries),
+        plot_categories(entries, benchmark_pairs),
         plot_difficulty(entries, benchmark_pairs),
         plot_domains(entries),
         plot_cost(entries, options.seconds),
