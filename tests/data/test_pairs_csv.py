@@ -73,6 +73,20 @@ def test_each_split_has_its_file(tmp_path):
         data.pairs("val")
 
 
+def test_pairs_of_training_and_validation_may_be_limited_and_those_of_the_test_are_not(tmp_path):
+    write(tmp_path, ROWS * 3)
+    files = {"train": "pairs.csv", "val": "pairs.csv", "test": "pairs.csv"}
+    data = PairsCSV(root=str(tmp_path), size=32, train_per_category=2, val_per_category=1, **files)
+
+    counts = {split: [pair.category for pair in data.pairs(split)] for split in files}
+
+    assert {split: (names.count("cup"), names.count("shoe")) for split, names in counts.items()} == {
+        "train": (2, 2),
+        "val": (1, 1),
+        "test": (3, 3),
+    }
+
+
 def test_samples_come_out_of_it(tmp_path):
     sample = PairDataset(PairsCSV(root=write(tmp_path), size=32).pairs("test"), 32, "squash")[0]
     assert sample.shared.tolist() == [True, False, False, True]
