@@ -6,7 +6,7 @@ from semcorr.data.record import PairRecord
 from semcorr.report.azimuth import plot_azimuth, plot_sensitivity
 from semcorr.report.configurations import Configuration
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
-from semcorr.report.svg import WIDE, WIDTH, draw_dumbbells, draw_line, draw_panel, draw_text
+from semcorr.report.svg import WIDE, WIDTH, draw_dumbbells, draw_line, draw_panel, draw_text, ticks_up_to
 
 ALPHA = "0.1"
 DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
@@ -42,7 +42,15 @@ def plot_categories(entries: Sequence[Configuration], pairs: Mapping[str, PairRe
         "categories", title, caption.strip(), ["configuration", "category", "all", "geo", "std"], rows, 2
     )
     width = WIDE if len(drawn_entries) == 1 else WIDTH
-    panels = [_draw_bars(entry, names, width) for entry in drawn_entries]
+    scale = ticks_up_to(
+        [
+            entry.value(s, ALPHA, category=n).mean or 0.0
+            for entry in drawn_entries
+            for n in names
+            for s in ("geo", "std")
+        ]
+    )[1]
+    panels = [_draw_bars(entry, names, width, scale) for entry in drawn_entries]
     figure = ReportFigure(title, caption.strip(), panels, table)
     text = "Averages hide which objects are hard, and why."
     azimuth = plot_azimuth(entries)
@@ -107,7 +115,8 @@ def _plot_tolerances(entries: Sequence[Configuration], names: Sequence[str]) -> 
     return ReportFigure(title, caption, panels, ReportTable("tolerances", title, caption, columns, rows, words=2))
 
 
-def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float) -> str:
+def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float, scale: float) -> str:
+    """Draw two bars of each category, as long as the panel is wide where they have the value `scale`."""
     left, right, top = 12 + 6.6 * max(map(len, names)), 62, 42
     full = panel_width - left - right
     body = []
@@ -116,7 +125,7 @@ def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float) -
         body.append(draw_text(left - 6, y + 16, name, "axis", "end"))
         for row, subset in enumerate(("geo", "std")):
             mean = entry.value(subset, ALPHA, category=name).mean
-            bar_top, width = y + row * 13, full * (mean or 0.0)
+            bar_top, width = y + row * 13, full * (mean or 0.0) / scale
             body.append(f'<rect x="{left:g}" y="{bar_top:g}" width="{width:.1f}" height="12" class="bar {subset}"/>')
             body.append(
                 draw_text(
