@@ -137,8 +137,8 @@ def plot_sensitivity(entries: Sequence[Configuration], pairs: Mapping[str, PairR
     caption = (
         "(best − worst) / best of the PCK per image over the azimuth classes of a category, in percent: the larger, "
         "the more a change of viewpoint costs. Geometry-aware keypoints (geo) a disc, the others (std) a ring; from "
-        f"above, in each category: {legend}. Over the classes that have such keypoints; categories with one class are "
-        "left out."
+        f"above, in each category: {legend}. Over the classes that have such keypoints; categories with one class have "
+        "none."
     )
     title = "Sensitivity to the change of viewpoint"
     columns = ["configuration", "category", *(f"{subset}, α = {alpha:g}" for subset in SUBSETS for alpha in ALPHAS)]
