@@ -61,7 +61,7 @@ def test_the_dense_loss_is_the_mean_distance_in_cells():
 @pytest.mark.parametrize("window", [1, 3, 5, 99])
 def test_a_window_is_averaged_by_a_loop_over_its_cells(window):
     step, _ = made_step(torch.tensor([[True, True, False], [True, False, True]]))
-    step = step._replace(similarity=step.similarity.double())
+    step = step._replace(similarity=step.similarity.detach().double(), cells=step.cells.detach())
 
     pairs = []
     for b in range(2):
