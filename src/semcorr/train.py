@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
-    """Train, and score the checkpoint with the best `val/all/pck@0.1` on the test split.
+    """Train, and score the checkpoint with the best score of the validation (`monitor`) on the test split.
 
     With `cfg.checkpoint` the run is resumed from its last epoch. A frozen backbone under a head without
     weights is scored as it is: the baseline of a sweep. With `cfg.test` (`data@test=NAME`) another benchmark
@@ -42,7 +42,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     """
     from semcorr.data.loaders import divide_batch
     from semcorr.engine.build import begin_run, build_trainer, score_and_save
-    from semcorr.engine.callbacks import checkpoint_callbacks, require_new_run_dir, resume_advice
+    from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
     from semcorr.engine.resume import resume_training
     from semcorr.engine.run_dir import refuse_other_run
@@ -57,7 +57,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
-    trainer = build_trainer(cfg, run_dir, resumes, checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0)))
+    kept = checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0), cfg.get("monitor", MONITOR))
+    trainer = build_trainer(cfg, run_dir, resumes, kept)
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise

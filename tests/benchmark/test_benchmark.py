@@ -401,3 +401,24 @@ def test_memory_of_other_processes_counts_shared_pages_once():
     with measure.MemoryWatch() as watch:
         hoard.fill_(1)
     assert watch.memory > 50_000_000
+
+
+# -- a head --
+
+
+def test_what_a_head_adds_is_the_difference_from_cosines(typed):
+    found = typed("head", "--head=aggregation", "--backbone=tiny", "--size=64", "--tries=2", "--points=3", *TOY)
+
+    seconds = found["seconds"]
+    assert set(seconds) == {"encode", "cosine", "head"}
+    assert min(seconds.values()) > 0
+    whole, plain = (seconds["encode"] + seconds[name] for name in ("head", "cosine"))
+    assert found["added"] == pytest.approx((whole - plain) / plain)
+    assert found["parameters"] > 1000
+    assert found["settings"]["head"] == "aggregation"
+
+
+def test_a_head_that_there_is_not_is_told_before_anything_is_built(tmp_path):
+    result = CliRunner().invoke(app, ["head", "--head=none_such", "--out", str(tmp_path / "benchmark.json")])
+    assert result.exit_code == 2
+    assert "none_such" in result.output

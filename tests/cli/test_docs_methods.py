@@ -138,7 +138,13 @@ def test_a_command_of_no_settings_is_of_a_known_program():
     """test_docs_commands.py reads their flags."""
     others = {command for command in LINES if command not in SETTINGS}
 
-    assert {found[0] for command in others if (found := LINES[command])} == {"report", "export", "prepare", "search"}
+    assert {found[0] for command in others if (found := LINES[command])} == {
+        "benchmark",
+        "report",
+        "export",
+        "prepare",
+        "search",
+    }
     assert all(LINES.values())
 
 

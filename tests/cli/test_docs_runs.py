@@ -38,6 +38,7 @@ NOT_RUN = {  # the other pages with such blocks, and why
     "docs/app.md": "it runs until it is stopped: tests/app",
     "docs/backbones.md": "weights by name",
     "docs/data.md": "downloads",
+    "docs/domains.md": "minutes of drawing: tests/report/test_report_domains.py runs a small one",
     "docs/finetuning.md": "AnimalPose, hours; exports: tests/engine/test_export.py",
     "docs/heads.md": "weights by name, hours",
     "docs/losses.md": "weights by name",

@@ -12,7 +12,7 @@ import torch
 from tiny_ap10k import COUNTS, CROWD, NO_IMAGES, edit_coco, species, write_ap10k, write_released
 
 from semcorr.core.errors import UserError
-from semcorr.data.ap10k import AP10K
+from semcorr.data.ap10k import AP10K, HELD_OUT
 from semcorr.data.ap10k_pairs import (
     ANNOTATIONS,
     build_manifest,
@@ -257,13 +257,33 @@ def test_the_built_tree_reads_in_all_seven_splits(tmp_path):
 
     data = AP10K(root=str(root), size=32)
 
-    for split in data.splits:
+    for split in counts:
         assert len(data.records(split)) == counts[split]
     pair = data.pairs("test_cross_species")[0]
     assert pair.extent == 40
     assert pair.groups == ((5, 8), (6, 9, 12, 15), (7, 10, 13, 16), (11, 14))
     assert pair.flip[:2] == (1, 0)
     assert pair.source.path == root / "data" / f"{int(pair.source.name.rpartition('/')[2]):012d}.jpg"
+
+
+def test_the_held_out_species_are_those_of_the_test_that_no_training_image_shows(pairs):
+    assert {label for *_, label in pairs["test"]} - {label for *_, label in pairs["train"]} == {*HELD_OUT}
+
+
+def test_the_held_out_pairs_are_those_of_the_test(tmp_path):
+    root = write_ap10k(tmp_path, usual=4, pictures=True)
+    write_pairs(root)
+    data = AP10K(root=str(root), size=32)
+
+    held_out = data.pairs("test_held_out")
+
+    assert {pair.category for pair in held_out} == {*HELD_OUT}
+    assert [pair.name for pair in held_out] == [pair.name for pair in data.pairs("test") if pair.category in HELD_OUT]
+
+
+def test_a_list_without_those_species_is_told(tmp_path):
+    with pytest.raises(UserError, match="has no pair of argali sheep, black bear, king cheetah"):
+        AP10K(root=str(write_released(tmp_path)), size=32).pairs("test_held_out")
 
 
 def test_without_its_pair_lists_the_official_tree_says_what_makes_them(tmp_path):

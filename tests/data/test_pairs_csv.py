@@ -49,6 +49,16 @@ def test_category_and_box_may_be_left_out(tmp_path):
     assert pair.extent == 40
 
 
+def test_domains_are_read_where_they_are_given(tmp_path):
+    header = [*HEADER, "source_domain", "target_domain"]
+    root = write(tmp_path, [[*ROWS[0], "photo", " oil painting "], [*ROWS[1], "photo", ""]], header)
+
+    first, second = PairsCSV(root=root, size=32).pairs("test")
+
+    assert first.details == {"source_domain": "photo", "target_domain": "oil painting"}
+    assert second.details == {"source_domain": "photo", "target_domain": None}
+
+
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     assert len(PairsCSV(root=write(tmp_path, encoding="utf-8-sig"), size=32).pairs("test")) == 2
 
@@ -61,6 +71,20 @@ def test_each_split_has_its_file(tmp_path):
     assert [len(data.pairs(split)) for split in ("train", "test")] == [1, 2]
     with pytest.raises(UserError, match="no split 'val'; it has train, test"):
         data.pairs("val")
+
+
+def test_pairs_of_training_and_validation_may_be_limited_and_those_of_the_test_are_not(tmp_path):
+    write(tmp_path, ROWS * 3)
+    files = {"train": "pairs.csv", "val": "pairs.csv", "test": "pairs.csv"}
+    data = PairsCSV(root=str(tmp_path), size=32, train_per_category=2, val_per_category=1, **files)
+
+    counts = {split: [pair.category for pair in data.pairs(split)] for split in files}
+
+    assert {split: (names.count("cup"), names.count("shoe")) for split, names in counts.items()} == {
+        "train": (2, 2),
+        "val": (1, 1),
+        "test": (3, 3),
+    }
 
 
 def test_samples_come_out_of_it(tmp_path):

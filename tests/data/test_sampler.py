@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from semcorr.core.errors import UserError
+from semcorr.data.datamodule import choose_pairs
 from semcorr.data.loaders import DividedStream, SampleIndex, TrainingStream, batches_by_target, shard
 from semcorr.data.record import ImageRecord, PairRecord
 
@@ -28,6 +29,20 @@ def random_pairs(count: int) -> list[PairRecord]:
     chance = random.Random(0)
     ends = [chance.sample("abcdef", 2) for _ in range(count)]
     return [PairRecord(f"{i}", "cat", image(a), image(b), 4.0) for i, (a, b) in enumerate(ends)]
+
+
+def test_a_choice_of_pairs_has_so_many_of_each_category_in_their_order():
+    categories = ["cat"] * 20 + ["dog"] * 3
+    pairs = [pair._replace(category=name) for pair, name in zip(random_pairs(23), categories, strict=True)]
+
+    chosen = choose_pairs(pairs, 5, seed=0)
+
+    assert [pair.category for pair in chosen] == ["cat"] * 5 + ["dog"] * 3
+    assert [int(pair.name) for pair in chosen] == sorted(int(pair.name) for pair in chosen)
+    assert {pair.name for pair in chosen} < {pair.name for pair in choose_pairs(pairs, 6, seed=0)}
+    assert choose_pairs(pairs, 5, seed=1) != chosen
+    assert choose_pairs(pairs[::-1], 5, seed=0) == chosen[::-1]  # whatever the order of the list
+    assert choose_pairs(pairs, 99, seed=0) == pairs
 
 
 @pytest.mark.parametrize("turn", [0, 1, 5])

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semcorr.core.errors import UserError
 from semcorr.data import synthetic
 from semcorr.data.creatures.anatomy import CATEGORIES, sample_creature, sample_pose
+from semcorr.data.creatures.photograph import render_photo
 from semcorr.data.creatures.raster import Angles, Camera, Creature, Raster, pose_bones, project_landmarks, rasterise
 from semcorr.data.creatures.scenery import Coat, Light, shade_creature
+from semcorr.data.creatures.styles import STYLES, draw_scene, find_outline
 from semcorr.data.keypoints import flip_permutation, keypoint_names
-from semcorr.data.synthetic import write_synthetic
+from semcorr.data.synthetic import Synthetic, write_synthetic
 
 SHAPE = (160, 200)
 
@@ -244,3 +247,118 @@ def test_someone_else_s_files_in_the_root_are_an_error(tmp_path):
 def test_unknown_splits_and_categories_are_errors(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"train|bird"):
         write_synthetic(tmp_path / "root", **wrong)
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("styled") / "root"
+    return write_synthetic(folder, images={"test": 3}, categories=["cat", "cow"], size=96, styles=STYLES)
+
+
+def test_photographs_are_the_same_whatever_other_styles_there_are(styled, tmp_path):
+    plain = write_synthetic(tmp_path / "plain", images={"test": 3}, categories=["cat", "cow"], size=96)
+
+    assert "styles" not in json.loads((plain / "synthetic.json").read_text())  # found complete as before there were any
+    for path in sorted((plain / "JPEGImages").rglob("*.jpg")):
+        assert path.read_bytes() == (styled / path.relative_to(plain)).read_bytes()
+
+
+def test_a_style_is_the_same_whatever_other_styles_there_are(styled, tmp_path):
+    alone = write_synthetic(tmp_path / "alone", images={"test": 1}, categories=["cow"], size=96, styles=["cartoon"])
+
+    path = "JPEGImages/cow/test_000000_cartoon.jpg"
+    assert (alone / path).read_bytes() == (styled / path).read_bytes()
+
+
+def test_a_style_changes_pixels_and_no_annotation(styled):
+    photos = {path: one for path, one in annotations(styled, "ImageAnnotation").items() if one["domain"] == "photo"}
+    assert len(photos) == 6
+    for path, photo in photos.items():
+        photo_pixels = pixels(styled / path.replace("ImageAnnotation", "JPEGImages").replace(".json", ".jpg"))
+        for style in STYLES[1:]:
+            stem = path.removeprefix("ImageAnnotation/").removesuffix(".json") + f"_{style}"
+            other = json.loads((styled / f"ImageAnnotation/{stem}.json").read_text())
+            assert other == {**photo, "domain": style, "filename": f"{Path(stem).name}.jpg"}
+            image = pixels(styled / f"JPEGImages/{stem}.jpg")
+            assert image.shape == photo_pixels.shape
+            assert np.abs(image.astype(int) - photo_pixels).mean() > 8
+            mask = Path(path).with_suffix(".png").name
+            assert (styled / f"Segmentation/{stem}.png").read_bytes() == (
+                styled / "Segmentation" / Path(path).parent.name / mask
+            ).read_bytes()
+
+
+def test_a_drawing_is_grey_and_a_cartoon_has_few_colours(styled):
+    scene = render_photo("cow", 2, 128, np.random.default_rng(0)).scene
+    drawing, cartoon, photo = (
+        np.asarray(draw_scene(scene, style, np.random.default_rng(0))) for style in ("drawing", "cartoon", "photo")
+    )
+
+    assert (drawing == drawing[..., :1]).all()
+    colours = [len(np.unique(image.reshape(-1, 3), axis=0)) for image in (cartoon, photo)]
+    assert colours[0] < colours[1] / 4
+
+
+def test_each_pair_is_there_from_every_style_to_every_style(styled):
+    ways: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for pair in annotations(styled, "PairAnnotation").values():
+        sides = [Path(pair[f"{side}_imname"]).stem for side in ("src", "trg")]
+        styles = [stem.split("_")[2] if stem.count("_") == 2 else "photo" for stem in sides]
+        assert styles == [pair["src_domain"], pair["trg_domain"]]
+        individuals = tuple(stem[:11] for stem in sides)
+        assert individuals[0] != individuals[1]
+        ways.setdefault((pair["category"], *individuals), set()).add(tuple(styles))
+
+    assert ways
+    assert all(len(styles) == 16 for styles in ways.values())
+
+
+def test_a_cap_counts_pairs_of_creatures_not_of_styles(tmp_path):
+    styles = ["photo", "drawing"]
+    root = write_synthetic(
+        tmp_path / "r", images={"test": 4}, pairs_per_category=5, categories=["cat"], size=96, styles=styles
+    )
+
+    assert len((root / "Layout/large/test.txt").read_text().splitlines()) == 5 * 4
+
+
+def test_the_reader_knows_the_domains(styled):
+    data = Synthetic(root=str(styled), size=32)
+    data.drawing = {"images": {"test": 3}, "size": 96, "styles": STYLES, "categories": ["cat", "cow"]}
+
+    for pair in data.pairs("test"):
+        for side, image in (("source", pair.source), ("target", pair.target)):
+            assert image.name.endswith(
+                "" if pair.details[f"{side}_domain"] == "photo" else pair.details[f"{side}_domain"]
+            )
+    assert {pair.details["target_domain"] for pair in data.pairs("test")} == set(STYLES)
+
+
+def test_other_styles_in_the_root_are_an_error(styled):
+    with pytest.raises(
+        UserError, match=r"styles is \['photo', 'painting', 'drawing', 'cartoon'\], asked for \['photo'\]"
+    ):
+        write_synthetic(styled, images={"test": 3}, categories=["cat", "cow"], size=96)
+
+
+@pytest.mark.parametrize("styles", [[], ["photo", "photo"]])
+def test_styles_that_there_are_not_are_an_error(tmp_path, styles):
+    with pytest.raises(UserError, match=r"`data.styles` must name one or more of photo, painting, drawing, cartoon"):
+        write_synthetic(tmp_path / "root", styles=styles)
+
+
+def test_an_outline_lies_on_jumps_of_depth_alone():
+    depth = np.full((5, 6), -np.inf)
+    depth[1:4, 1:5] = np.linspace(0.0, 0.2, 4)  # a slope is no edge
+    depth[1:4, 4] = 1.0
+
+    wanted = np.zeros((5, 6), bool)
+    for row in range(5):
+        for column in range(6):
+            for i, j in ((row, column + 1), (row + 1, column)):
+                if i < 5 and j < 6:
+                    here, there = (max(depth[place], -1e3) for place in ((row, column), (i, j)))
+                    wanted[row, column] |= abs(here - there) > 0.1
+    assert (find_outline(depth) == wanted).all()
+    assert wanted.any()
+    assert not wanted[2, 2]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.engine.callbacks import MONITOR, ModelCheckpoint, checkpoint_callbacks, is_counted
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.trainer_options import (
     describe_precision,
     device_precision,
@@ -135,6 +136,47 @@ def test_in_later_epochs_every_validation_counts(config, tiny, monkeypatch):
 def test_a_share_beyond_the_epoch_is_refused(config, tiny):
     with pytest.raises(UserError, match="`keep_from` must be"):
         train(config("train", *tiny, *LINE, "keep_from=1.5"))
+
+
+def test_the_best_weights_are_kept_by_the_score_that_was_typed(config, tiny, tmp_path, monkeypatch, capsys):
+    """The validations rise in one score and fall in the other."""
+    log_scores, numbers = CorrespondenceModule._log_scores, iter([0.1, 0.2, 0.3, 0.4])
+
+    def logged(self, stage):
+        log_scores(self, stage)
+        if stage == "val":
+            rising = next(numbers)
+            self.log("val/std/pck@0.05", rising)
+            self.log(MONITOR, 1 - rising)
+
+    monkeypatch.setattr(CorrespondenceModule, "_log_scores", logged)
+    line = ["monitor=val/std/pck@0.05", "keep_from=0", "trainer.num_sanity_val_steps=0"]
+
+    train(config("train", *tiny, *LINE, *line))
+
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 8
+    assert "val/std/pck@0.05 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["val/all/pck", "val/dagger/pck@0.1", "train/loss", "val/all/pck@0.3"])
+def test_a_score_that_is_not_logged_is_refused(config, tiny, name):
+    with pytest.raises(UserError, match="`monitor` must be val/SUBSET/pck@ALPHA"):
+        train(config("train", *tiny, *LINE, f"monitor={name}"))
+
+
+def test_a_score_without_a_value_is_told(config, tiny, monkeypatch):
+    """As where no keypoint of the validation has a twin."""
+    log = CorrespondenceModule.log
+
+    def log_others(self, name, *args, **options):
+        if not name.startswith("val/geo"):
+            log(self, name, *args, **options)
+
+    monkeypatch.setattr(CorrespondenceModule, "log", log_others)
+
+    with pytest.raises(UserError, match=r"`monitor`: val/geo/pck@0\.1 has no value.*such as val/all/pck@0\.1"):
+        train(config("train", *tiny, *LINE, "monitor=val/geo/pck@0.1"))
 
 
 def test_a_state_of_before_belongs_to_the_same_callback(tmp_path):

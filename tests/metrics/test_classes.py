@@ -9,6 +9,7 @@ from semcorr.metrics.breakdown import (
     LABELS,
     pck_by_category_and_class,
     pck_by_class,
+    pck_by_domains,
     pck_by_keypoint,
     pck_from_predictions,
     sensitivity,
@@ -59,6 +60,26 @@ def test_pairs_of_no_known_class_are_counted_and_not_averaged():
 
     assert classes["unknown"] == 2
     assert classes["1"] == {"pairs": 1, "image": {"0.1": 1.0}, "point": {"0.1": 1.0}}
+
+
+def test_two_domains_are_scored_as_if_their_pairs_were_all_there_is():
+    parts = batches(4, 6, 5)
+    ways = [("photo", "drawing"), ("drawing", "photo"), ("photo", None)]
+    domains = {name: way for way, one in zip(ways, parts, strict=True) for name in one["pair"]}
+
+    classes = pck_by_domains(load_predictions(table(parts)), domains, [0.1])
+
+    assert set(classes) == {"unknown", "photo to drawing", "drawing to photo"}
+    assert classes["unknown"] == 5
+    for (source, target), one in zip(ways[:2], parts[:2], strict=True):
+        alone = pck_from_predictions(load_predictions(table([one])), [0.1])["pck"]["all"]
+        wanted = {"pairs": len(one["pair"]), **alone, "source": source, "target": target}
+        assert classes[f"{source} to {target}"] == wanted
+
+
+def test_without_domains_all_pairs_are_unknown():
+    rows = load_predictions(hand_made([{"pair": "p"}, {"pair": "q"}]))
+    assert pck_by_domains(rows, {"p": (None, None)}, [0.1]) == {"unknown": 2}
 
 
 def test_sensitivity_says_nothing_where_a_class_is_empty_or_nothing_is_right():

@@ -1,7 +1,7 @@
 """Benchmarks of speed and memory, as ratios to what others do and to what the machine allows, in one run.
 
-`python -m semcorr.benchmark match|evaluate|read_outs|train|loading|store|conv4d|scaling|startup`; each prints a table
-and writes benchmark.json.
+`python -m semcorr.benchmark match|evaluate|read_outs|head|train|loading|store|conv4d|scaling|startup`; each prints a
+table and writes benchmark.json.
 """
 
 __all__ = ["main"]

@@ -22,6 +22,11 @@ def list_backbone_files() -> list[str]:
     return list_choices("backbone")
 
 
+def list_head_files() -> list[str]:
+    """List the names of heads."""
+    return list_choices("head")
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", readable=False, help="Where the figures go, beside other sub-commands'.")]
@@ -141,6 +146,31 @@ def benchmark_read_outs(
         )
 
     _run_benchmark("read_outs", work, out, locals())
+
+
+@app.command("head")
+def benchmark_head_run_time(
+    head: Annotated[str, OneOf(list_head_files), typer.Option("--head", help="Name of a head.")] = "aggregation",
+    backbone: Backbone = "dinov2",
+    size: Size = None,
+    random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
+    points: Annotated[Count, typer.Option(help="Query points of the pair.")] = 8,
+    tries: Annotated[Count, typer.Option(help="Of each part; the best counts.")] = 5,
+    device: Device = "auto",
+    together: Together = False,
+    out: Out = OUT,
+) -> None:
+    """Measure the run time that a head adds to encoding a pair. As published: --backbone sd_dinov2_geo_aware_raw."""
+
+    def work() -> "BenchmarkResult":
+        from semcorr.benchmark.head import TimedPair, benchmark_head
+        from semcorr.benchmark.measurement import resolve_device_name
+        from semcorr.benchmark.runs import build_run_spec
+
+        run = build_run_spec(None, "demo", None, resolve_device_name(device), backbone, size, random)
+        return benchmark_head(run, TimedPair(head, points, tries), not together)
+
+    _run_benchmark("head", work, out, locals())
 
 
 @app.command("train")

@@ -18,6 +18,7 @@ from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetr
 from semcorr.data.record import ImageRecord, PairRecord, build_image_record, longer_side, read_annotation, require_root
 
 CROSS_SPLITS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
+HELD_OUT = ("argali sheep", "black bear", "king cheetah")  # fewer than 50 images each: none is trained on
 NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
 PREPARE_REMEDY = "Run `python -m semcorr.prepare ap10k`"
 DRIVE_URL = (
@@ -26,10 +27,14 @@ DRIVE_URL = (
 
 
 class AP10K(PairDataModule):
-    """A category is a species in the splits within species, a family across species, `all` across families."""
+    """A category is a species in the splits within species, a family across species, `all` across families.
+
+    `test_held_out` are the pairs of `test` of the three species that no training image shows, a measure of how well a
+    method generalises ("Telling Left from Right", supplement B).
+    """
 
     name = "ap10k"
-    splits = ("train", "val", "test", *CROSS_SPLITS)
+    splits = ("train", "val", "test", "test_held_out", *CROSS_SPLITS)
     official = benchmark_metadata("ap10k")["official"]
     recipe = DownloadRecipe(
         licence="CC-BY-4.0",
@@ -50,6 +55,12 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
         UserError: Neither tree is there, or a list names an image that is not.
     """
     require_root(root, "AP-10K", f"{PREPARE_REMEDY}, or give data.root=DIR.")
+    if split == "test_held_out":
+        if pairs := [pair for pair in read_ap10k_pairs(root, "test") if pair.category in HELD_OUT]:
+            return pairs
+        raise UserError(
+            f"{root}: the list `test` has no pair of {', '.join(HELD_OUT)}. {PREPARE_REMEDY}, or score another split."
+        )
     released = (root / "PairAnnotation").is_dir()
     names = _read_released_pair_names(root, split) if released else _read_pair_names(root, split)
     image = cache(_released_image_reader(root) if released else _image_reader(root))

@@ -1,5 +1,6 @@
 """Splits and data loaders for any benchmark: a subclass only lists its records."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -75,6 +76,8 @@ class PairOptions(TypedDict, total=False):
     seed: int
     all_pairs: int | None
     cache_gb: float
+    train_per_category: int | None
+    val_per_category: int | None
 
 
 class PairDataModule(LightningDataModule, ABC):
@@ -97,6 +100,8 @@ class PairDataModule(LightningDataModule, ABC):
         seed: Seed of the training order and the augmentation.
         global_batch_size: Training pairs per step, divided among the processes, instead of `batch_size`.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
+        train_per_category: Most training pairs of a category, a seeded choice; all of them if left out.
+        val_per_category: The same of the validation pairs.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
@@ -126,6 +131,8 @@ class PairDataModule(LightningDataModule, ABC):
         all_pairs: int | None = None,
         cache_gb: Weight = 0.0,
         global_batch_size: Count | None = None,
+        train_per_category: Count | None = None,
+        val_per_category: Count | None = None,
     ) -> None:
         super().__init__()
         fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
@@ -138,6 +145,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.batch_size, self.global_batch_size = batch_size or BATCH_SIZE, global_batch_size
         self.steps, self.encode_batch = steps, encode_batch
         self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
+        self.most_pairs = {"train": train_per_category, "val": val_per_category}
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
         self.pixels, self.train_pixels = False, True
@@ -263,7 +271,9 @@ class PairDataModule(LightningDataModule, ABC):
 
     def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
         self._require_split(split)
-        return check_pairs(self.records(split), f"{self.name} {split}", self._images)
+        pairs = check_pairs(self.records(split), f"{self.name} {split}", self._images)
+        most = self.most_pairs.get(split)
+        return pairs if most is None else choose_pairs(pairs, most, self.seed)
 
     def _require_split(self, split: str) -> None:
         if split not in self.splits:
@@ -352,3 +362,18 @@ def _require_alone(batch_size: int | None, all_pairs: int | None, global_batch_s
                 f"`data.global_batch_size` is {global_batch_size}, the pairs of a step in all, and data.{key} is "
                 f"{value}, {meaning}. Give one of them; data.{key}=null leaves it out"
             )
+
+
+def choose_pairs(pairs: Sequence[PairRecord], most: int, seed: int) -> list[PairRecord]:
+    """Choose at most so many pairs of each category, in their order.
+
+    Those whose names have the smallest hash with the seed: a pair that is chosen for a number is chosen for any larger.
+    """
+    ranks = {pair.name: hashlib.sha256(f"{seed}/{pair.name}".encode()).digest() for pair in pairs}
+    by_category: dict[str, list[PairRecord]] = {}
+    for pair in pairs:
+        by_category.setdefault(pair.category, []).append(pair)
+    chosen = {
+        pair.name for members in by_category.values() for pair in sorted(members, key=lambda p: ranks[p.name])[:most]
+    }
+    return [pair for pair in pairs if pair.name in chosen]

@@ -1,9 +1,10 @@
 """Pairs of a user's own, from a CSV file: one row for each pair, with its points.
 
 Columns: `source_image`, `target_image` (paths below the root), `XA`, `YA` (the source's points, `;`
-between them), `XB`, `YB` (the target's, in the same order), and if you like `category` and `box`
-(the target's, x1;y1;x2;y2). An empty number, or NaN, is a point not visible there. Pixel centres are at
-integers: the top left pixel is (0, 0).
+between them), `XB`, `YB` (the target's, in the same order), and if you like `category`, `box`
+(the target's, x1;y1;x2;y2), `source_domain` and `target_domain` (photo, painting ...: what the images
+are). An empty number, or NaN, is a point not visible there. Pixel centres are at integers: the top left
+pixel is (0, 0).
 """
 
 import re
@@ -35,7 +36,8 @@ from semcorr.data.record import (
 )
 
 COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
-OPTIONAL = ("category", "box")
+DOMAINS = ("source_domain", "target_domain")
+OPTIONAL = ("category", "box", *DOMAINS)
 EXTENTS = ("image", "box", "keypoints")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
@@ -176,8 +178,9 @@ def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str
         "box": lambda: longer_side(target.box),
         "keypoints": lambda: longer_side(_bounding_box(sides["target"])),
     }
-    category = row.get("category", "").strip() or "object"
-    return PairRecord(f"{line - 1:06d}-{source.name}-{target.name}", category, source, target, lengths[extent]())
+    name, category = f"{line - 1:06d}-{source.name}-{target.name}", row.get("category", "").strip() or "object"
+    details = {column: row.get(column, "").strip() or None for column in DOMAINS}
+    return PairRecord(name, category, source, target, lengths[extent](), details=details)
 
 
 def _bounding_box(points: Sequence[Point]) -> Sequence[float]:

@@ -175,6 +175,9 @@ def _build_pair(
     if (contradiction := _find_contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
     details = {key: entry.get(key) for key in DETAILS}
+    details |= {
+        f"{side}_domain": entry.get(f"{short}_domain") for side, short in (("source", "src"), ("target", "trg"))
+    }
     details["azimuth_difference"] = azimuth_difference(source.azimuth, target.azimuth)
     groups = symmetry_groups(tree.facts, category) if tree.facts else ()
     flip = flip_permutation(tree.facts, category) if tree.facts else None

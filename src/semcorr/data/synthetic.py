@@ -1,11 +1,13 @@
 """The synthetic benchmark: rendered creatures on disk, in SPair-71k's own layout and words.
 
 Every image draws from its own generator, seeded by (seed, category, split, index): it is the same whatever else is
-written, in any order. Views and pairs are named in `semcorr.data.creatures.annotation`.
+written, in any order. Views and pairs are named in `semcorr.data.creatures.annotation`. In other styles than the
+photograph's the same creatures are drawn again, with the same keypoints, and each pair is there in every two styles.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Unpack
@@ -21,6 +23,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.creatures.anatomy import CATEGORIES
 from semcorr.data.creatures.annotation import Annotation, annotate_image, annotate_pair, choose_creature_pairs
 from semcorr.data.creatures.photograph import Photo, render_photo
+from semcorr.data.creatures.styles import STYLES, Style, draw_scene
 from semcorr.data.datamodule import OfficialCounts, PairOptions
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.data.record import PairRecord
@@ -29,6 +32,7 @@ from semcorr.data.spair import FOLDERS, SPair, read_spair_pairs
 FORMAT = 1  # of the rendering and the files; part of the manifest
 MANIFEST = "synthetic.json"
 SPLITS = ("trn", "val", "test")
+PHOTOS: Sequence[Style] = ("photo",)
 IMAGES: Mapping[str, int] = MappingProxyType({"trn": 24, "val": 6, "test": 10})
 
 
@@ -39,9 +43,12 @@ class Synthetic(SPair):
         train: Images per category; a pair is any two that share three keypoints.
         val: Validation images per category.
         test: Test images per category.
-        pairs_per_category: Most pairs of a category in each split, a seeded choice.
+        pairs_per_category: Most pairs of a category in each split, a seeded choice; with several styles, as many in
+            each two of them.
         drawing: Seed of the drawings.
         pixels: Image sides are drawn from 7/8 to 5/4 of it.
+        styles: Styles that every creature is drawn in: `photo`, `painting`, `drawing`, `cartoon`. With other than
+            `photo` alone, each pair is there from every style to every style, and says so.
         **options: As for every benchmark.
     """
 
@@ -59,14 +66,17 @@ class Synthetic(SPair):
         pairs_per_category: Count | None = None,
         drawing: Whole = 0,
         pixels: Annotated[int, Range(least=16, most=4096)] = 256,
+        styles: Sequence[Style] = PHOTOS,
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(**options)
+        _check_styles(styles)
         self.drawing: JsonObject = {
             "seed": drawing,
             "images": {"trn": train, "val": val, "test": test},
             "pairs_per_category": pairs_per_category,
             "size": pixels,
+            "styles": list(styles),
         }
 
     def records(self, split: str) -> Sequence[PairRecord]:
@@ -76,29 +86,45 @@ class Synthetic(SPair):
 
 
 def _write(root: Path, manifest: JsonMapping) -> None:
-    categories, images = sorted(manifest["categories"]), manifest["images"]
+    categories, images, styles = sorted(manifest["categories"]), manifest["images"], manifest.get("styles", PHOTOS)
     jobs = [(split, category, i) for split in images for category in categories for i in range(images[split])]
     for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
         for category in categories:
             (root / folder / category).mkdir(parents=True)
-    annotations: dict[tuple[str, str], list[Annotation]] = {(s, c): [] for s in images for c in categories}
+    drawn: dict[tuple[str, str], list[dict[Style, Annotation]]] = {(s, c): [] for s in images for c in categories}
     with Stage(f"Drawing {len(jobs):,} creatures", len(jobs)) as stage:
         for split, category, index in stage.track(jobs):
-            rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index])
-            photo = render_photo(category, index % 8, manifest["size"], rng)
-            annotations[split, category].append(_write_photo(root, photo, category, f"{split}_{index:06d}", index % 8))
+            seeds = [manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index]
+            photo = render_photo(category, index % 8, manifest["size"], np.random.default_rng(seeds))
+            annotations: dict[Style, Annotation] = {}
+            for style in styles:
+                stem, image = f"{split}_{index:06d}", photo
+                if style != "photo":  # of its own generator: it is the same whichever other styles are drawn
+                    rng = np.random.default_rng([*seeds, STYLES.index(style)])
+                    stem, image = f"{stem}_{style}", photo._replace(image=draw_scene(photo.scene, style, rng))
+                domain = None if tuple(styles) == PHOTOS else style
+                annotations[style] = _write_photo(root, image, category, stem, index % 8, domain)
+            drawn[split, category].append(annotations)
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
         chosen_pairs: list[tuple[Annotation, Annotation]] = []
         for category in categories:
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
-            chosen_pairs += choose_creature_pairs(annotations[split, category], manifest["pairs_per_category"], rng)
+            creatures = drawn[split, category]
+            indices = choose_creature_pairs([one[styles[0]] for one in creatures], manifest["pairs_per_category"], rng)
+            chosen_pairs += [
+                (creatures[source][here], creatures[target][there])
+                for source, target in indices
+                for here, there in product(styles, styles)
+            ]
         _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen_pairs, 1)])
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_photo(root: Path, photo: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
-    annotation = annotate_image(photo, category, stem, azimuth_id)
+def _write_photo(
+    root: Path, photo: Photo, category: str, stem: str, azimuth_id: int, domain: Style | None
+) -> Annotation:
+    annotation = annotate_image(photo, category, stem, azimuth_id, domain)
     voc = benchmark_metadata("spair71k")["categories"][category]["voc_class_id"]
     photo.image.save(root / f"JPEGImages/{category}/{stem}.jpg", quality=92)
     Image.fromarray(np.where(photo.mask, voc, 0).astype(np.uint8)).save(root / f"Segmentation/{category}/{stem}.png")
@@ -114,11 +140,20 @@ def _write_pairs(root: Path, split: str, pairs: Sequence[Annotation]) -> None:
     (root / f"Layout/large/{split}.txt").write_text("".join(f"{pair['filename']}\n" for pair in pairs))
 
 
-def _check(images: Mapping[str, int], categories: Sequence[str]) -> None:
+def _check(images: Mapping[str, int], categories: Sequence[str], styles: Sequence[str]) -> None:
     if unknown := set(images) - set(SPLITS):
         raise UserError(f"`images` may name the splits {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
     if unknown := set(categories) - set(CATEGORIES):
         raise UserError(f"`categories` may be {', '.join(CATEGORIES)}, got {', '.join(sorted(unknown))}")
+    _check_styles(styles)
+
+
+def _check_styles(styles: Sequence[str]) -> None:
+    if not styles or len(set(styles)) < len(styles) or set(styles) - set(STYLES):
+        raise UserError(
+            f"`data.styles` must name one or more of {', '.join(STYLES)}, each once, got [{', '.join(styles)}]. "
+            "Correct it."
+        )
 
 
 def _is_complete(root: Path, manifest: JsonMapping) -> bool:
@@ -129,7 +164,8 @@ def _is_complete(root: Path, manifest: JsonMapping) -> bool:
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
     content = read_mapping(root / MANIFEST, remedy)
-    differences = [f"{k} is {content.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if content.get(k) != v]
+    held, asked = ({"styles": list(PHOTOS), **one} for one in (content, manifest))
+    differences = [f"{k} is {held.get(k)!r}, asked for {v!r}" for k, v in asked.items() if held.get(k) != v]
     if differences:
         raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differences)}): {remedy}")
     return True
@@ -143,6 +179,7 @@ def write_synthetic(
     pairs_per_category: int | None = None,
     categories: Sequence[str] = CATEGORIES,
     size: int = 256,
+    styles: Sequence[Style] = PHOTOS,
 ) -> Path:
     """Write the benchmark unless `root` already holds exactly this one; return `root`.
 
@@ -154,9 +191,10 @@ def write_synthetic(
         pairs_per_category: Keeps this many random pairs per category and split, in order. All
             ordered pairs with at least three shared keypoints if left out.
         size: Image sides are drawn from 7/8 to 5/4 of it.
+        styles: Styles that every creature is drawn in; each pair is written from every style to every style.
     """
     root = Path(root)
-    _check(images, categories)
+    _check(images, categories, styles)
     manifest = {
         "format": FORMAT,
         "seed": seed,
@@ -165,6 +203,8 @@ def write_synthetic(
         "categories": list(categories),
         "size": size,
     }
+    if tuple(styles) != PHOTOS:  # left out, so that benchmarks from before there were styles are found complete
+        manifest["styles"] = list(styles)
     if _is_complete(root, manifest):
         return root
     require_writable(root, "data.root")

@@ -20,8 +20,8 @@ MONITOR = "val/all/pck@0.1"
 LOSS = "train/loss"
 
 
-def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0) -> list[Callback]:
-    """Make the callbacks of `best.ckpt`, by validation PCK@0.1 on all keypoints, and of `last.ckpt`.
+def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0, monitor: str = MONITOR) -> list[Callback]:
+    """Make the callbacks of `best.ckpt`, by a score of the validation, and of `last.ckpt`.
 
     `last.ckpt` is written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a
     run may be killed at any moment. `best.ckpt` is written after a validation, and is never resumed from.
@@ -30,9 +30,10 @@ def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0) -> list[Callback
         run_dir: Directory of the run.
         keep_from: Share of the first epoch before which no validation is counted, as in the unified benchmark's code;
             its last one always is.
+        monitor: The score, as it is logged: `val/<subset>/pck@<alpha>`.
     """
     common: JsonObject = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", save_on_train_epoch_end=False, **common)
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=False, **common)
     best.keep_from = keep_from
     # Lightning's save_last would wait for a better one.
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
@@ -72,6 +73,11 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         batches, interval = trainer.num_training_batches, trainer.val_check_batch
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         first = trainer.current_epoch == 0 and not trainer.sanity_checking
+        if self.monitor is not None and self.monitor not in trainer.callback_metrics and not trainer.sanity_checking:
+            raise UserError(
+                f"`monitor`: {self.monitor} has no value, because no keypoint of the validation is in that subset. "
+                f"Give another score, such as {MONITOR}."
+            )
         if not first or is_counted(done, float("inf") if interval is None else interval, batches, self.keep_from):
             super().on_validation_end(trainer, pl_module)
 
@@ -135,10 +141,11 @@ class StageLines(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the score."""
-        if MONITOR in trainer.callback_metrics and not trainer.sanity_checking and not self.has_bar:
-            score = float(trainer.callback_metrics[MONITOR])
-            print_line(f"Epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}: {MONITOR} {score:.3f}")
+        """Print the score that `best.ckpt` is kept by."""
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None) or MONITOR
+        if monitor in trainer.callback_metrics and not trainer.sanity_checking and not self.has_bar:
+            score = float(trainer.callback_metrics[monitor])
+            print_line(f"Epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}: {monitor} {score:.3f}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how much is scored, where and in which precision."""

@@ -33,6 +33,7 @@ KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no con
     ("kap",): ((bool,), "true or false"),
     ("feature_dropout",): (NUMBER, "a number"),
     ("keep_from",): (NUMBER, "a number"),
+    ("monitor",): (TEXT, "text"),
     ("provenance",): ((dict,), "a section"),
     ("provenance", "backbone"): (TEXT, "text"),
     ("provenance", "weights_sha256"): (TEXT + NOTHING, "text or null"),

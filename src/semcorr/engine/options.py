@@ -11,7 +11,7 @@ from lightning import Callback
 from torch import nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Range, Seed, Share, require, require_kind
+from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Pattern, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS
 
@@ -19,6 +19,13 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "seed": Seed,
     "feature_dropout": Annotated[float, Range(least=0, below=1, off=True)],
     "keep_from": Share,
+    "monitor": Annotated[
+        str,
+        Pattern(
+            r"val/(all|geo|std)/pck@0\.(01|05|1|15|2)",
+            "val/SUBSET/pck@ALPHA, SUBSET one of all, geo, std, ALPHA one of 0.01, 0.05, 0.1, 0.15, 0.2",
+        ),
+    ],
     "kap": bool,
     "compile": str | None,
     "name": NotEmpty,

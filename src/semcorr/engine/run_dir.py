@@ -214,6 +214,7 @@ POST_FEATURE_KEYS = (
     "pairs",
     "feature_dropout",
     "keep_from",
+    "monitor",
     "kap",
 )
 

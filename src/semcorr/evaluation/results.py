@@ -24,6 +24,7 @@ from semcorr.metrics.breakdown import (
     category_mean,
     nearest_centres,
     pck_by_class,
+    pck_by_domains,
     pck_from_predictions,
     sensitivity,
     subset_proportions,
@@ -81,14 +82,16 @@ def quantisation_ceiling(
 def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], tolerance: Tolerance = INCLUSIVE) -> JsonObject:
     """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth."""
     metrics: JsonObject = {}
+    correct = is_correct(rows, [SUMMARY_ALPHA], tolerance)
     for kind, names in LABELS.items():
         labels = {pair.name: pair.details.get(kind) for pair in pairs}
         if any(value is not None for value in labels.values()):
-            metrics[kind] = pck_by_class(
-                rows, labels, names, [SUMMARY_ALPHA], is_correct(rows, [SUMMARY_ALPHA], tolerance)
-            )
+            metrics[kind] = pck_by_class(rows, labels, names, [SUMMARY_ALPHA], correct)
     if "azimuth_difference" in metrics:
         metrics["azimuth_sensitivity"] = sensitivity(metrics["azimuth_difference"], LABELS["azimuth_difference"])
+    domains = {pair.name: (pair.details.get("source_domain"), pair.details.get("target_domain")) for pair in pairs}
+    if any(here and there for here, there in domains.values()):
+        metrics["domains"] = pck_by_domains(rows, domains, [SUMMARY_ALPHA], correct)
     return metrics
 
 
@@ -198,10 +201,25 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
             table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
         table.add_section()
     Terminal().print(table)
+    if "domains" in metrics.get("classes", {}):
+        print_domains(metrics["classes"]["domains"])
     if "protocols" in metrics:
         print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
         print_read_outs(metrics["read_outs"], metrics["pairs"])
+
+
+def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:
+    """Print a row for each domain of sources, a column for each domain of targets."""
+    scores = {(c["source"], c["target"]): c["image"][alpha] for name, c in classes.items() if name != "unknown"}
+    sources, targets = (sorted({ways[side] for ways in scores}) for side in (0, 1))
+    table = Table(title="Across domains", caption=f"PCK@{alpha} per image in percent; rows sources, columns targets")
+    for header in ("", *map(escape_controls, targets)):
+        table.add_column(header, justify="right" if header else "left")
+    for source in sources:
+        values = [scores.get((source, target)) for target in targets]
+        table.add_row(escape_controls(source), *("-" if v is None else f"{100 * v:.1f}" for v in values))
+    Terminal().print(table)
 
 
 def print_protocols(scores: JsonMapping, pairs: int) -> None:

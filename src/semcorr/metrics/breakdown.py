@@ -118,12 +118,40 @@ def pck_by_class(
     return classes
 
 
+def pck_by_domains(
+    rows: Predictions,
+    domains: Mapping[str, tuple[str | None, str | None]],
+    alphas: Sequence[float],
+    correct: Bool[np.ndarray, "a m"] | None = None,
+) -> JsonObject:
+    """Compute PCK of each two domains (photo to painting ...), as `pck_by_class` does of each class.
+
+    A class is called "photo to painting" and repeats the two names as `source` and `target`. Pairs with an image of no
+    known domain are the unknown ones.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        domains: Domains of the source and of the target image, by the pair's name.
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    known = {pair: (here, there) for pair, (here, there) in domains.items() if here and there}
+    ways = sorted({known[pair] for pair in rows.pairs if pair in known})
+    labels = {pair: ways.index(known[pair]) for pair in rows.pairs if pair in known}
+    names = [f"{here} to {there}" for here, there in ways]
+    classes = pck_by_class(rows, labels, names, alphas, correct)
+    for name, (here, there) in zip(names, ways, strict=True):
+        classes[name] |= {"source": here, "target": there}
+    return classes
+
+
 def pck_by_category_and_class(
     rows: Predictions,
     labels: Mapping[str, int | None],
     names: Sequence[str],
     alphas: Sequence[float],
     correct: Bool[np.ndarray, "a m"] | None = None,
+    subset: str = "all",
 ) -> dict[str, JsonObject]:
     """Compute PCK of each class of pairs within each category, as `pck_by_class` does over all categories.
 
@@ -133,6 +161,7 @@ def pck_by_category_and_class(
         names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+        subset: Keypoints that are counted: `all`, `geo` or `std`.
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([len(names) if value is None else value for value in values])  # the last class is dropped
@@ -143,7 +172,7 @@ def pck_by_category_and_class(
     scores, pairs = pck_from_predictions(cells, alphas, correct)["category"], np.bincount(cells.category)
     return {
         category: {
-            name: {"pairs": int(pairs[i]) if (i := k * step + j) < len(pairs) else 0, **scores[str(i)]["all"]}
+            name: {"pairs": int(pairs[i]) if (i := k * step + j) < len(pairs) else 0, **scores[str(i)][subset]}
             for j, name in enumerate(names)
         }
         for k, category in enumerate(rows.categories)
@@ -170,10 +199,19 @@ def pck_by_keypoint(
     return scores
 
 
-def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -> dict[str, float | None]:
+def sensitivity(
+    classes: JsonMapping, names: Sequence[str], by: str = "image", least: int | None = None
+) -> dict[str, float | None]:
     """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 
     None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
+
+    Args:
+        classes: Scores of the classes by name.
+        names: Names of the classes.
+        by: `image` or `point`.
+        least: Fewest classes that must have pairs, where some may have none, as in a single category (Fig. 17 leaves
+            out those with one class); None: all of them.
 
     >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
     >>> sensitivity(five, "01234")
@@ -181,8 +219,9 @@ def sensitivity(classes: JsonMapping, names: Sequence[str], by: str = "image") -
     """
     result: dict[str, float | None] = {}
     for alpha in classes[names[0]][by]:
-        values = [classes[name][by][alpha] for name in names]
-        result[alpha] = None if None in values or not max(values) else (max(values) - min(values)) / max(values)
+        values = [value for name in names if (value := classes[name][by][alpha]) is not None]
+        enough = len(values) >= (len(names) if least is None else least)
+        result[alpha] = (max(values) - min(values)) / max(values) if enough and max(values) else None
     return result
 
 

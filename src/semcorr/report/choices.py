@@ -25,7 +25,18 @@ from semcorr.report.svg import WIDE, WIDTH, draw_bar_axis, draw_panel, draw_text
 ALPHA = "0.1"
 PARTS = ("backbone", "finetune", "head", "loss", "pairs", "augment", "localise", "pose")
 # A run in which nothing was trained does not depend on these, and may have none of them.
-OF_TRAINING = ("augment", "pairs", "loss", "optimizer", "scheduler", "trainer", "keep_from", "feature_dropout", "data")
+OF_TRAINING = (
+    "augment",
+    "pairs",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "keep_from",
+    "monitor",
+    "feature_dropout",
+    "data",
+)
 PANELS = 6  # groups drawn; the table has all
 ROW = 24  # pixels of a choice's bar
 

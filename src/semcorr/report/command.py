@@ -21,6 +21,7 @@ from semcorr.report.cost import plot_cost
 from semcorr.report.curves import plot_curves
 from semcorr.report.difficulty import plot_difficulty
 from semcorr.report.document import ReportSection
+from semcorr.report.domains import plot_domains
 from semcorr.report.examples import plot_examples, plot_similarity_maps
 from semcorr.report.leaderboard import build_leaderboard, build_settings_table
 from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
@@ -102,8 +103,9 @@ def build_sections(
         build_leaderboard(entries),
         plot_curves(entries),
         plot_choices(entries),
-        plot_categories(entries),
+        plot_categories(entries, benchmark_pairs),
         plot_difficulty(entries, benchmark_pairs),
+        plot_domains(entries),
         plot_cost(entries, options.seconds),
         plot_confusion(entries, benchmark_pairs),
         _plot_pairs(entries, benchmark_pairs, options),

@@ -146,7 +146,9 @@ APART = (
 )
 # The same for the keys of a benchmark; its resize is compared separately.
 OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
-OF_STEPS = ("batch_size", "global_batch_size", "all_pairs", "steps")  # change no number where nothing is trained
+OF_STEPS = (  # change no number where nothing is trained
+    *("batch_size", "global_batch_size", "all_pairs", "steps", "train_per_category", "val_per_category"),
+)
 
 
 def run_settings(cfg: DictConfig) -> dict[str, Setting]:

@@ -104,6 +104,33 @@ def draw_bar_axis(left: float, full: float, top: float, bottom: float, scale: fl
     return parts
 
 
+def draw_dumbbells(title: str, groups: Mapping[str, Sequence[tuple[float | None, float | None]]]) -> str:
+    """Draw a panel of two values each, joined by a line: the first a disc, the second a ring; one row per series.
+
+    Args:
+        title: Title of the panel.
+        groups: The two values of each series, by the name of a group of rows.
+    """
+    left, right, top, row = 12 + 6.6 * max(map(len, groups), default=0), 20, 46, 9
+    full, y = WIDTH - left - right, top
+    scale = ticks_up_to([value for rows in groups.values() for ends in rows for value in ends if value is not None])[1]
+    body = []
+    for name, rows in groups.items():
+        body.append(draw_text(left - 8, y + row * len(rows) / 2 + 4, name, "axis", "end"))
+        for ends, css in zip(rows, SERIES, strict=False):
+            first, second = (None if value is None else round(left + full * value / scale, 1) for value in ends)
+            middle = y + row / 2
+            if first is not None and second is not None:
+                body.append(f'<path d="M{first:g} {middle:g}H{second:g}" class="line {css}"/>')
+            if first is not None:
+                body.append(f'<circle cx="{first:g}" cy="{middle:g}" r="3.5" class="dot {css}"/>')
+            if second is not None:
+                body.append(f'<circle cx="{second:g}" cy="{middle:g}" r="3.5" class="ring {css}"/>')
+            y += row
+        y += 8
+    return draw_panel(title, [*draw_bar_axis(left, full, top, y, scale), *body], y + 24)
+
+
 def round_ticks(low: float, high: float) -> list[float]:
     """Return the round percents in a range, in steps of 1, 2, 5, 10 or 20.
 

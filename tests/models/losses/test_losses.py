@@ -35,6 +35,7 @@ LOSSES = {
     "contrastive without flips": lambda: SymmetricContrastive(scale=3.0, flips=False),
     "distance": lambda: partial(soft_argmax_distance, temperature=0.1),
     "dense": lambda: SoftArgmaxDistance(temperature=0.1, noise=0.0),
+    "dense in a window": lambda: SoftArgmaxDistance(temperature=0.1, noise=0.0, window=3),
     "released": lambda: SoftArgmaxDistance(temperature=0.1, noise=0.0, integer_source=True, trained_grid=5),
     "together": lambda: weighted_sum(cross_entropy=0.5, noise=0.0, temperature=0.1),
 }

@@ -56,3 +56,55 @@ def test_the_dense_loss_is_the_mean_distance_in_cells():
     expected = [math.dist(found[0, i].tolist(), step.cells[0, i].tolist()) for i in range(2)]
 
     assert soft_argmax_distance(*step[:3]).item() == pytest.approx(sum(expected) / 2)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 99])
+def test_a_window_is_averaged_by_a_loop_over_its_cells(window):
+    step, _ = made_step(torch.tensor([[True, True, False], [True, False, True]]))
+    step = step._replace(similarity=step.similarity.detach().double(), cells=step.cells.detach())
+
+    pairs = []
+    for b in range(2):
+        distances = []
+        for n in step.mask[b].nonzero().flatten().tolist():
+            similarity = step.similarity[b, n]
+            row, column = divmod(int(similarity.argmax()), similarity.shape[1])
+            near = [
+                (x, y, math.exp(float(similarity[y, x] - similarity.max()) / 0.1))
+                for y in range(similarity.shape[0])
+                for x in range(similarity.shape[1])
+                if max(abs(x - column), abs(y - row)) <= window // 2
+            ]
+            total = sum(weight for *_, weight in near)
+            mean = [sum(cell[axis] * cell[2] for cell in near) / total for axis in range(2)]
+            distances.append(math.dist(mean, step.cells[b, n].tolist()))
+        pairs.append(sum(distances) / len(distances))
+
+    found = SoftArgmaxDistance(temperature=0.1, noise=0.0, window=window)(step)
+
+    assert found.item() == pytest.approx(sum(pairs) / 2, rel=1e-6)
+
+
+def test_a_window_as_wide_as_the_map_is_the_whole_map():
+    step, _ = made_step(torch.ones(1, 3, dtype=torch.bool), torch.float)
+    whole, wide = SoftArgmaxDistance(noise=0.0), SoftArgmaxDistance(noise=0.0, window=2 * SIDE + 1)
+
+    torch.testing.assert_close(whole(step), wide(step))
+
+
+def test_cells_outside_the_window_have_no_gradient():
+    similarity = torch.zeros(1, 1, 7, 7)
+    similarity[0, 0, 1, 1] = 1.0
+    similarity.requires_grad_()
+
+    soft_argmax_distance(similarity, torch.tensor([[[5.0, 5.0]]]), torch.tensor([[True]]), 1.0, 3).backward()
+
+    inside = torch.zeros(7, 7, dtype=torch.bool)
+    inside[:3, :3] = True
+    assert not similarity.grad[0, 0][~inside].any()
+    assert similarity.grad[0, 0][inside].any()
+
+
+def test_a_window_and_a_trained_grid_exclude_each_other():
+    with pytest.raises(UserError, match=r"`loss.window` and `loss.trained_grid` exclude each other, got 7 and 60"):
+        SoftArgmaxDistance(window=7, trained_grid=60)

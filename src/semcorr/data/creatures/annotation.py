@@ -14,14 +14,23 @@ from numpy.random import Generator
 
 from semcorr.core.text_files import JsonObject
 from semcorr.data.creatures.photograph import Photo
+from semcorr.data.creatures.styles import Style
 from semcorr.data.keypoints import keypoint_names
 
 POSES = {0: "Frontal", 2: "Left", 4: "Rear", 6: "Right"}
 Annotation = JsonObject
 
 
-def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> Annotation:
-    """Build the image's annotation: coordinates are 0-based, a pixel's centre at integers."""
+def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int, domain: Style | None = None) -> Annotation:
+    """Build the image's annotation: coordinates are 0-based, a pixel's centre at integers.
+
+    Args:
+        shot: The image and what is seen in it.
+        category: Its category.
+        stem: The file's name without its ending.
+        azimuth_id: Bin of the azimuth.
+        domain: Style of the image, where a benchmark has several; SPair-71k has no such field.
+    """
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
     keypoints = {i: shot.keypoints[ids[i]] if i in ids else None for i in map(str, range(30))}
@@ -41,6 +50,7 @@ def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int) -> An
         "bndbox": [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())],
         "kps": {i: list(xy) if xy else None for i, xy in keypoints.items()},
         "azimuth_id": azimuth_id,
+        **({"domain": domain} if domain else {}),
     }
 
 
@@ -75,17 +85,21 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
         "scale_variation": sum(areas[1] >= times * areas[0] for times in (2, 4)),
         "truncation": source["truncated"] + 2 * target["truncated"],
         "occlusion": source["occluded"] + 2 * target["occluded"],
+        **({"src_domain": source["domain"], "trg_domain": target["domain"]} if "domain" in source else {}),
     }
 
 
 def choose_creature_pairs(
     annotations: Sequence[Annotation], max_pairs: int | None, rng: Generator
-) -> list[tuple[Annotation, Annotation]]:
-    """Choose ordered pairs that share three keypoints, or a random `max_pairs` of them in the same order."""
+) -> list[tuple[int, int]]:
+    """Choose ordered pairs that share three keypoints, or a random `max_pairs` of them in the same order.
+
+    Returns indices into the annotations.
+    """
     pairs = [
         (source, target)
-        for source, target in permutations(annotations, 2)
-        if sum(bool(source["kps"][i] and target["kps"][i]) for i in source["kps"]) >= 3
+        for source, target in permutations(range(len(annotations)), 2)
+        if sum(bool(kps and annotations[target]["kps"][i]) for i, kps in annotations[source]["kps"].items()) >= 3
     ]
     if max_pairs is None or max_pairs >= len(pairs):
         return pairs

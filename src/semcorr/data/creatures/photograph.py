@@ -22,12 +22,12 @@ from semcorr.data.creatures.raster import (
 from semcorr.data.creatures.scenery import (
     Coat,
     Light,
-    apply_camera,
     cast_shadow,
     draw_backdrop,
     draw_occluder,
     shade_creature,
 )
+from semcorr.data.creatures.styles import Scene, draw_scene
 from semcorr.data.keypoints import keypoint_names
 
 
@@ -35,6 +35,7 @@ class Photo(NamedTuple):
     """An image and its annotations."""
 
     image: Image.Image
+    scene: Scene  # what it shows, to be drawn in other styles
     mask: Bool[np.ndarray, "h w"]  # the creature's visible pixels
     keypoints: dict[str, tuple[int, int] | None]  # by name; None: hidden
     truncated: bool
@@ -66,7 +67,9 @@ def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> P
             picture = np.where(raster.mask[..., None], creature_pixels, picture)
             border = np.concatenate([*raster.mask[[0, -1]], *raster.mask.T[[0, -1]]])
             occluded = mask.sum() < 0.95 * raster.mask.sum()
-            return Photo(apply_camera(picture, layer, rng), mask, named_keypoints, bool(border.any()), bool(occluded))
+            scene = Scene(picture, raster.depth, layer)
+            image = draw_scene(scene, "photo", rng)
+            return Photo(image, scene, mask, named_keypoints, bool(border.any()), bool(occluded))
     raise RuntimeError(f"no presentable {category} in 200 draws: `size` {size} is too small")
 
 

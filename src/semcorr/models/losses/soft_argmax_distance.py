@@ -1,28 +1,36 @@
-"""The distance of soft-argmax to the true cell, which has gradients for every cell of the target."""
+"""The distance of soft-argmax to the true cell, which has gradients for every cell of the target, or of a window."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Temperature, Weight, check_arguments
-from semcorr.matching.readouts import soft_argmax
+from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
+from semcorr.matching.readouts import soft_argmax, window_soft_argmax
 from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
 
 
 def soft_argmax_distance(
-    similarity: Float[Tensor, "b n h w"], cells: Float[Tensor, "b n 2"], mask: Counted, temperature: float = 0.02
+    similarity: Float[Tensor, "b n h w"],
+    cells: Float[Tensor, "b n 2"],
+    mask: Counted,
+    temperature: float = 0.02,
+    window: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Compute the mean distance, in cells, of soft-argmax over the whole map to the true cell.
+    """Compute the mean distance, in cells, of soft-argmax to the true cell: over the whole map, or in a window.
 
     "Telling Left from Right", eq. 3, which sums over points; the released code takes the mean, as here, of one pair a
-    step. Here it is over the points of each pair, then over pairs.
+    step. Here it is over the points of each pair, then over pairs. With a `window` (Table 9) soft-argmax is that of
+    `window_soft_argmax`, around the best cell: no other cell of the map has a gradient.
 
     >>> flat = torch.zeros(1, 1, 3, 3)  # soft-argmax is its centre, (1, 1)
     >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
     tensor(5.)
     """
-    return _mean_distance(soft_argmax(mask_values(similarity, mask), temperature), cells, mask)
+    similarity = mask_values(similarity, mask)
+    if window is None:
+        return _mean_distance(soft_argmax(similarity, temperature), cells, mask)
+    return _mean_distance(window_soft_argmax(similarity, window, temperature), cells, mask)
 
 
 def _mean_distance(
@@ -44,6 +52,8 @@ class SoftArgmaxDistance(nn.Module):
             truncated fraction, half a cell at most.
         trained_grid: As released: the coordinates that soft-argmax averages are parameters, trained and decayed;
             this many along a side. The read-outs of evaluation do not use them. None takes the cells' coordinates.
+        window: Cells along a side of the window around the best cell that soft-argmax is taken in (Table 9), an odd
+            number; None takes the whole map, and only this goes with `trained_grid`.
     """
 
     reads_descriptors = False
@@ -55,11 +65,17 @@ class SoftArgmaxDistance(nn.Module):
         noise: Weight = 0.1,
         integer_source: bool = False,
         trained_grid: int | None = None,
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         if trained_grid is not None and trained_grid < 2:
             raise UserError(f"`loss.trained_grid` must be null or at least 2 cells, got {trained_grid}")
-        self.temperature, self.noise = temperature, noise
+        if window is not None and trained_grid is not None:
+            raise UserError(
+                f"`loss.window` and `loss.trained_grid` exclude each other, got {window} and {trained_grid}. "
+                "Set one to null."
+            )
+        self.temperature, self.noise, self.window = temperature, noise, window
         self.lookup = "containing" if integer_source else "centre"
         # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
@@ -73,7 +89,7 @@ class SoftArgmaxDistance(nn.Module):
             corner = step.starts + 0.5  # from the grid's corner: a cell is [k, k + 1]
             cells = cells + 0.5 - (corner - corner.floor())
         if self.grid is None:
-            return soft_argmax_distance(step.similarity, cells, step.mask, self.temperature)
+            return soft_argmax_distance(step.similarity, cells, step.mask, self.temperature, self.window)
         return _mean_distance(
             self._expected_coordinates(mask_values(step.similarity, step.mask), self.grid), cells, step.mask
         )

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Temperature, Weight, check_arguments
+from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
 from semcorr.models.losses.contrastive import SymmetricContrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
 from semcorr.models.losses.inputs import LOOKUPS, Loss, LossInputs, evaluate_loss, point_lookup, reads_descriptors
@@ -78,6 +78,7 @@ def weighted_sum(
     contrastive_flips: bool = True,
     integer_source: bool = False,
     trained_grid: int | None = None,
+    window: Window | None = None,
 ) -> WeightedSum:
     """Build the weighted sum of the losses of this package; a loss with weight 0 is left out.
 
@@ -92,13 +93,14 @@ def weighted_sum(
         contrastive_flips: `flips` of `SymmetricContrastive`.
         integer_source: `integer_source` of `SoftArgmaxDistance`.
         trained_grid: `trained_grid` of `SoftArgmaxDistance`.
+        window: `window` of `SoftArgmaxDistance`.
     """
     weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
     if not any(weights.values()):
         given_weights = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
         raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {given_weights}")
     kinds = {
-        "dense": lambda: SoftArgmaxDistance(temperature, noise, integer_source, trained_grid),
+        "dense": lambda: SoftArgmaxDistance(temperature, noise, integer_source, trained_grid, window),
         "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
         "cross_entropy": GaussianCrossEntropy,
     }
