@@ -27,6 +27,9 @@ OPTIONS = {  # by head and by way
 EXTRA = {  # what else steps and batches can be made of, by head
     "aggregation": "protocol=all localise=published",
     "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
+    "consensus": "loss=image_level",
+    "cats": "loss=pseudo_labels loss.balance=true callbacks=ema_teacher",
+    "cross_attention": "loss=together loss.image_level=1 loss.pseudo_labels=1 loss.contrastive=0 callbacks=ema_teacher",
     "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
     "self_attention": "backbone=sam backbone.size=64 backbone.pretrained=false +backbone.embed_dim=48 "
     "+backbone.depth=2 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1] +backbone.img_size=128",

@@ -18,7 +18,7 @@ def made_pairs(
     leaves = [torch.randn(pairs, CHANNELS, HEIGHT, WIDTH).to(dtype).requires_grad_() for _ in range(2)]
     boxes = torch.tensor([[2.0, 4.0, 27.0, 21.0], [5.0, 1.0, 30.0, 29.0]]).repeat(pairs, 1)
     maps = [FeatureMap(leaf, float(STRIDE)) for leaf in leaves]
-    return PairMaps(head or Cosine(), *maps, boxes[:pairs], boxes[-pairs:], SIDE), leaves
+    return PairMaps(head or Cosine(), *maps, boxes[:pairs], boxes[-pairs:], SIDE, ["cat"] * pairs), leaves
 
 
 def step_of(pairs: PairMaps, **others: object) -> LossInputs:

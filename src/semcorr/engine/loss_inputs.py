@@ -148,7 +148,8 @@ def _pair_inputs(
 def pair_maps(head: nn.Module, maps: Sequence[FeatureMap], batch: PairBatch) -> PairMaps:
     """Return the pairs of a batch, with the maps of sources and targets, as the head compares them."""
     source, target = batch.source, batch.target
-    return PairMaps(head, maps[0], maps[1], source.box, target.box, source.image.shape[-1])
+    categories = [batch.category] if isinstance(batch.category, str) else batch.category
+    return PairMaps(head, maps[0], maps[1], source.box, target.box, source.image.shape[-1], categories)
 
 
 def _compare_terms(

@@ -6,20 +6,23 @@ from posed_pairs import Whole
 from random_pairs import made_pairs, step_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from semcorr.models.losses import ImageLevel, LossInputs, evaluate_loss, weighted_sum
+from semcorr.models.losses import ImageLevel, LossInputs, PseudoLabels, evaluate_loss, weighted_sum
 
 pytestmark = pytest.mark.integration
 
 LOSSES = {
     "image_level": lambda: ImageLevel(temperature=0.2, points=3),
-    "together": lambda: weighted_sum(dense=0, contrastive=0, image_level=1.0),
+    "pseudo_labels": lambda: PseudoLabels(8, threshold=0.0, cycle=None, keep=1.0, student_temperature=0.2),
+    "soft pseudo_labels": lambda: PseudoLabels(8, threshold=0.0, soft=True, balance=True, student_temperature=0.2),
+    "together": lambda: weighted_sum(dense=0, contrastive=0, image_level=1.0, pseudo_labels=0.5),
 }
 every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 
 
 def made_step(dtype: torch.dtype = torch.float32, **options) -> tuple[LossInputs, list[torch.Tensor]]:
+    teacher, _ = made_pairs(dtype=dtype)
     pairs, leaves = made_pairs(dtype=dtype, **options)
-    return step_of(pairs), leaves
+    return step_of(pairs, teacher=teacher), leaves
 
 
 def evaluate(make, step: LossInputs) -> torch.Tensor:

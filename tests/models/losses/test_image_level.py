@@ -45,7 +45,7 @@ def test_pairs_that_match_perfectly_and_strangers_of_no_likeness_have_the_lowest
     maps = FeatureMap(cells, SIDE / 2)
     boxes = torch.zeros(2, 4)
 
-    loss = ImageLevel(temperature=0.01, points=None)(step_of(PairMaps(Cosine(), maps, maps, boxes, boxes, SIDE)))
+    loss = ImageLevel(temperature=0.01, points=None)(step_of(PairMaps(Cosine(), maps, maps, boxes, boxes, SIDE, "ab")))
 
     assert loss.item() == pytest.approx(1 / 4 - 1)
 

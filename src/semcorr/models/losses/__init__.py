@@ -19,6 +19,7 @@ from semcorr.models.losses.inputs import (
     reads_descriptors,
 )
 from semcorr.models.losses.pair_maps import PairMaps
+from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance, soft_argmax_distance
 from semcorr.models.losses.weighted_sum import WeightedSum, add_terms, loss_terms, weighted_sum
 
@@ -29,6 +30,7 @@ __all__ = [
     "Loss",
     "LossInputs",
     "PairMaps",
+    "PseudoLabels",
     "SoftArgmaxDistance",
     "StructuredLoss",
     "SymmetricContrastive",

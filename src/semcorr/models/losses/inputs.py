@@ -33,6 +33,7 @@ class LossInputs(NamedTuple):
     number: int  # optimiser steps before this one
     descriptors: Descriptors | None = None  # if a loss reads them
     pairs: PairMaps | None = None  # the pairs themselves, without mirrored variants, if a loss reads them
+    teacher: PairMaps | None = None  # the same pairs as a teacher sees them, without gradients, if a loss reads it
 
 
 # Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
@@ -42,8 +43,9 @@ LOOKUPS = ("centre", "containing", "aligned")
 
 
 # What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
-# others: also images that are no pair, whose features must not depend on one.
-READS = ("pairs", "others")
+# others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
+# them.
+READS = ("pairs", "others", "teacher")
 
 
 @runtime_checkable

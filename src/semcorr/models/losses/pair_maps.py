@@ -1,5 +1,7 @@
 """Both images of each pair of a training step, which a loss without keypoints compares at points of its own choice."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,8 @@ class PairMaps(NamedTuple):
     source_box: Float[Tensor, "b 4"]  # x1 y1 x2 y2 of the object, in pixels of the image given to the backbone
     target_box: Float[Tensor, "b 4"]
     side: int  # of the images, in pixels
+    categories: Sequence[str]  # of the pairs
+    context: Callable[[], AbstractContextManager[object]] = nullcontext  # in which the head compares: a teacher's
 
     @property
     def swapped(self) -> "PairMaps":
@@ -39,10 +43,17 @@ class PairMaps(NamedTuple):
     def similarity(self, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of points, in pixels of the sources, to every target cell."""
         head = self.head
-        if isinstance(head, SiameseHead):
-            return head.compare(head.describe(self.source, points), self.target).float()
-        similarity: Tensor = head(self.source, self.target, points)
-        return similarity.float()
+        with self.context():
+            if isinstance(head, SiameseHead):
+                return head.compare(head.describe(self.source, points), self.target).float()
+            similarity: Tensor = head(self.source, self.target, points)
+            return similarity.float()
+
+    def draw_points(self, count: int, in_box: bool) -> Float[Tensor, "b n 2"]:
+        """Draw points of the sources, uniformly in the box of the object or in the whole image, in pixels."""
+        low, high = (edge[:, None] for edge in self.source_box.clamp(-0.5, self.side - 0.5).split(2, dim=-1))
+        share = torch.rand(len(low), count, 2, device=low.device)
+        return low + share * (high - low) if in_box else share * self.side - 0.5
 
     def lattice(self, count: int | None) -> Float[Tensor, "b n 2"]:
         """Return the centres of count x count equal squares of each source, or of its cells, in pixels, row by row."""

@@ -20,6 +20,7 @@ from semcorr.models.losses.inputs import (
     point_lookup,
     reads_descriptors,
 )
+from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
 
 
@@ -84,6 +85,7 @@ def weighted_sum(
     contrastive: Weight = 1.0,
     cross_entropy: Weight = 0.0,
     image_level: Weight = 0.0,
+    pseudo_labels: Weight = 0.0,
     temperature: Temperature = 0.02,
     noise: Weight = 0.1,
     contrastive_flips: bool = True,
@@ -99,6 +101,7 @@ def weighted_sum(
         contrastive: Weight of `SymmetricContrastive`.
         cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults, as have the following.
         image_level: Weight of `ImageLevel`.
+        pseudo_labels: Weight of `PseudoLabels`, which needs a teacher.
         temperature: `temperature` of `SoftArgmaxDistance`.
         noise: `noise` of `SoftArgmaxDistance`.
         contrastive_flips: `flips` of `SymmetricContrastive`.
@@ -110,6 +113,7 @@ def weighted_sum(
         "contrastive": contrastive,
         "cross_entropy": cross_entropy,
         "image_level": image_level,
+        "pseudo_labels": pseudo_labels,
     }
     if not any(weights.values()):
         raise UserError(f"`loss`: one of the weights {', '.join(weights)} must be more than 0, and all are 0")
@@ -118,6 +122,7 @@ def weighted_sum(
         "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
         "cross_entropy": GaussianCrossEntropy,
         "image_level": ImageLevel,
+        "pseudo_labels": PseudoLabels,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
     return WeightedSum({name: kinds[name]() for name in weights}, weights)
