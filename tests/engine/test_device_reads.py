@@ -36,7 +36,7 @@ EXTRA = {  # what else steps and batches can be made of, by head
     "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
 }
 WITHOUT_WEIGHTS = ("cosine", "gromov_wasserstein", "transport")
-DIFFUSION = {"cpm", "prompt"}  # ways that are for Stable Diffusion alone
+DIFFUSION = {"combined", "cpm", "prompt"}  # ways that are for Stable Diffusion alone
 COPY = [["copy to the host", "semcorr/core/device.py"]]
 
 
